@@ -1,0 +1,5 @@
+"""`python -m sdbatch` is the `sdbatch` command."""
+
+from sdbatch.cli import main
+
+main()

@@ -1,0 +1,153 @@
+"""The commands, their wiring and exit codes. Nothing here imports torch; what only `serve` needs is imported there."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdbatch import __version__
+from sdbatch.errors import ConfigError, JobError, RootBusy
+from sdbatch.root import Root
+from sdbatch.settings import Settings, load_settings
+
+EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
+EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Drop a job file into DIR/jobs/inbox, find the pictures in DIR/jobs/done and DIR/outputs.",
+)
+RootOption = Annotated[
+    Path, typer.Option("--root", help="The folder that holds jobs/, outputs/, models/ and configs/.")
+]
+FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(*, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"sdbatch {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    root: RootOption = Path(),
+    *,
+    drain: Annotated[bool, typer.Option("--drain", help="Draw what is there, then exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Watch DIR/jobs/inbox and draw, until stopped; with --drain until nothing is left.
+
+    Exit codes: 0 stopped, or all done; 1 drained, but a job failed; 74 the disk failed; 75 another service holds
+    the root; 78 the configuration is wrong.
+    """
+    from sdbatch import daemon, log  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
+
+    log.set_up(verbose=verbose)
+    place, settings = _open(root)
+    raise typer.Exit(daemon.run(place, settings, drain=drain))
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make the root.")],
+    model: Annotated[Path | None, typer.Option(help="A checkpoint to lay where jobs look for it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The checkpoint's yaml, if it is not Stable Diffusion v1's.")
+    ] = None,
+) -> None:
+    """Make a root: folders, configuration, the v1 model config. What is there already stays as it is."""
+    from sdbatch import daemon  # noqa: PLC0415
+
+    place = _root(directory)
+    daemon.prepare(place)
+    data = Path(str(package_files("sdbatch"))) / "data" / "configs"
+    _lay(data / "sdbatch.yaml", place.configs / "sdbatch.yaml")
+    _lay(config or data / "v1-inference.yaml", place.configs / "stable-diffusion" / "v1-inference.yaml")
+    checkpoint = place.models / "ldm" / "stable-diffusion-v1" / "model.ckpt"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if model is not None:
+        _lay(model, checkpoint)
+    typer.echo(f"{place.path} is ready: drop job files into {place.inbox}")
+    if not checkpoint.exists():
+        typer.echo(f"no checkpoint yet: copy or link one to {checkpoint}")
+
+
+@app.command()
+def validate(files: FilesArgument, root: RootOption = Path()) -> None:
+    """Check job files without drawing, and tell how many pictures of which size they ask for.
+
+    Exit codes: 0 all good; 1 a job would fail.
+    """
+    from sdbatch.check import check_file  # noqa: PLC0415
+
+    place, settings = _open(root)
+    is_good = True
+    for path in files:
+        for line, is_ok in check_file(path, place, settings.limits):
+            typer.echo(line, err=not is_ok)
+            is_good &= is_ok
+    raise typer.Exit(0 if is_good else 1)
+
+
+@app.command()
+def submit(files: FilesArgument, root: RootOption = Path()) -> None:
+    """Drop job files into the inbox the right way: under a hidden name, synced, then renamed.
+
+    A name that waits there already is not overwritten: the new file gets a number.
+    """
+    from sdbatch.check import submit_file  # noqa: PLC0415
+
+    place = _root(root)
+    for path in files:
+        typer.echo(submit_file(path, place))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of job files, for editors and other programs."""
+    from sdbatch.schema import job_schema  # noqa: PLC0415
+
+    typer.echo(json.dumps(job_schema(), indent=2, ensure_ascii=False))
+
+
+def _root(path: Path) -> Root:
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
+    return Root(absolute)
+
+
+def _open(path: Path) -> tuple[Root, Settings]:
+    root = _root(path)
+    settings = load_settings(root.configs / "sdbatch.yaml")
+    return replace(root, allowed=settings.allow_paths), settings
+
+
+def _lay(source: Path, target: Path) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+
+
+def main() -> None:
+    """The `sdbatch` command: errors become one plain line and an exit code."""
+    try:
+        app()
+    except ConfigError as error:
+        sys.exit(_say(error, EXIT_CONFIG))
+    except RootBusy as error:
+        sys.exit(_say(error, EXIT_BUSY))
+    except (JobError, OSError) as error:
+        sys.exit(_say(error, 1))
+
+
+def _say(error: Exception, code: int) -> int:
+    typer.echo(f"sdbatch: {error}", err=True)
+    return code

@@ -1,0 +1,147 @@
+"""The service as a process: one per root, listening for events and signals, looping."""
+
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from sdbatch import files, log
+from sdbatch.engine.local import LocalEngine
+from sdbatch.engine.protocol import Engine
+from sdbatch.errors import ConfigError, RootBusy
+from sdbatch.inbox import Inbox
+from sdbatch.root import Root
+from sdbatch.service import Clock, Service, system_clock
+from sdbatch.settings import Settings
+
+NAP_SECONDS = 0.5  # the longest a signal has to wait
+TROUBLE_NAP_SECONDS = 5.0  # between attempts to go on when the disk fails
+TROUBLES_IN_A_DRAIN = 3
+
+
+def run(root: Root, settings: Settings, *, drain: bool) -> int:
+    """Serve until told to stop, or until nothing is left; returns the exit code.
+
+    0: stopped, or drained and all done. 1: drained, and a job failed. 74: drained, and the disk would not have it.
+
+    Raises:
+        RootBusy: another service works on this root.
+        ConfigError: the root can't be written.
+    """
+    prepare(root)
+    with _only_one(root):
+        service = Service(root, settings, make_engine(root, settings))
+        _heed_signals(service)
+        service.spool.recover()
+        service.engine.start()
+        service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
+        try:
+            with _watching(service.inbox, service.log):
+                return _loop(service, system_clock, drain=drain)
+        finally:
+            service.engine.stop()
+            now = system_clock()
+            service.status.tell(now.mono, now.wall, at_once=True, state="stopped", job=None)
+
+
+def prepare(root: Root) -> None:
+    """Make the root's folders.
+
+    Raises:
+        ConfigError: they can't be made.
+    """
+    try:
+        for folder in root.folders():
+            files.make_dir(folder)
+    except OSError as error:
+        raise ConfigError(f"{root.path}: the folders of a root can't be made here: {error.strerror}") from error
+
+
+def make_engine(root: Root, settings: Settings) -> Engine:
+    """The engine that the configuration names."""
+    if settings.engine == "fake":
+        from sdbatch.testing import FakeEngine  # noqa: PLC0415 - not part of a real service
+
+        return FakeEngine()
+    return LocalEngine(settings.device, root.state / "checksums.json")
+
+
+def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
+    troubles = 0
+    while not service.stop_requested:
+        try:
+            worked, troubles = service.run_once(clock), 0
+        except OSError as error:
+            troubles += 1
+            service.log.exception("the disk fails; the job is kept", error=str(error))
+            if drain and troubles == TROUBLES_IN_A_DRAIN:
+                return os.EX_IOERR
+            _nap(service, TROUBLE_NAP_SECONDS)
+            continue
+        if drain and service.is_drained():
+            return 1 if service.failed else 0
+        if not worked:
+            service.inbox.bell.wait(NAP_SECONDS)
+    return 0
+
+
+def _nap(service: Service, seconds: float) -> None:
+    """Wait, but not longer than NAP_SECONDS once asked to stop."""
+    for _ in range(round(seconds / NAP_SECONDS)):
+        if not service.stop_requested:
+            service.inbox.bell.wait(NAP_SECONDS)
+
+
+def _heed_signals(service: Service) -> None:
+    """SIGTERM and SIGINT set a flag and nothing else: anything more could meet a lock that the main thread holds."""
+
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
+        service.stop_requested = True
+
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
+
+
+@contextmanager
+def _only_one(root: Root) -> Iterator[None]:
+    """Hold state/lock; the kernel lets go of it however the process ends."""
+    with _open_lock(root.state / "lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise RootBusy(f"{root.path}: another sdbatch serves this root already (pid {holder})") from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _open_lock(path: Path) -> TextIO:
+    return path.open("a+", encoding="ascii")
+
+
+@contextmanager
+def _watching(inbox: Inbox, logger: log.Log) -> Iterator[None]:
+    """Events for as long as the block runs; without them the rescan finds everything, later."""
+    try:
+        watcher = inbox.watch()
+    except OSError as error:
+        logger.warning("no events for the inbox, looking every few seconds instead", error=str(error))
+        yield
+        return
+    try:
+        yield
+    finally:
+        watcher.stop()
+
+
+def warn(text: str) -> None:
+    """A plain line for the person at the terminal."""
+    sys.stderr.write(text + "\n")

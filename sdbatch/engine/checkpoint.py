@@ -1,0 +1,82 @@
+"""A checkpoint file as named tensors: the content is sniffed, the suffix never believed, and no code in it runs."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sdbatch import files
+from sdbatch.errors import JobError
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped where the format allows.
+
+    Raises:
+        JobError: not such a file, cut short, or it holds more than weights.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise JobError(f"the checkpoint {path.name} can't be read: {error.strerror}") from error
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise JobError(f"the checkpoint {path.name} is a damaged safetensors file: {error}") from error
+    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        return _read_pickle(path, mmap=head[:2] == b"PK")
+    raise JobError(
+        f"the checkpoint {path.name} is neither a .ckpt nor a .safetensors file: copied incompletely, "
+        "or a page saved in its place?"
+    )
+
+
+def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise JobError(
+            f"the checkpoint {path.name} holds more than weights (Python objects or code), so it was not loaded; "
+            "convert it to .safetensors on a machine where you trust it"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise JobError(
+            f"the checkpoint {path.name} is damaged or was copied incompletely "
+            f"({path.stat().st_size:,} bytes lie here); copy it again"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise JobError(f"the checkpoint {path.name} holds no named weights")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def fingerprint(path: Path, cache: Path) -> str:
+    """The sha256 of a checkpoint file, or of all weight files of a folder; each file is read once, ever.
+
+    `cache` is a JSON file of digests by device, inode, size and mtime: a file changed in place is read again.
+    """
+    known: dict[str, str] = {}
+    if cache.exists():
+        try:
+            known = json.loads(cache.read_text())
+        except ValueError:
+            known = {}  # a cache: worth no error
+    parts = sorted(p for p in path.rglob("*") if p.suffix in {".safetensors", ".bin"}) if path.is_dir() else [path]
+    digests = []
+    for part in parts:
+        stat = part.stat()
+        key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+        if key not in known:
+            known[key] = files.sha256(part)
+            files.write_atomically(cache, json.dumps(known, indent=1).encode())
+        digests.append(known[key])
+    return digests[0] if path.is_file() else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,0 +1,114 @@
+"""The local engine: one renderer process, started again whenever it died."""
+
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator
+from pathlib import Path
+from typing import IO
+
+from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Request, Tick
+from sdbatch.errors import RendererDied
+
+TICK_SECONDS = 0.5
+LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
+
+# A library that finds a file missing must fail, not ask the network.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+class LocalEngine:
+    """Talks to `sdbatch.engine.renderer` through its standard input and output."""
+
+    def __init__(self, device: str, checksums: Path) -> None:
+        self.command = [sys.executable, "-m", "sdbatch.engine.renderer", device, str(checksums)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
+        self._unread = b""
+
+    def start(self) -> None:
+        """Start the renderer: its imports take seconds, which pass while the first files settle."""
+        if self._process is None or self._process.poll() is not None:
+            self.stop()
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | OFFLINE,
+                # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
+                start_new_session=True,
+            )
+            self._last_words.clear()
+            self._unread = b""
+            assert self._process.stderr is not None
+            threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True).start()
+
+    def render(self, request: Request) -> Generator[Event]:
+        """Send the request, yield what comes back, with a Tick when nothing does."""
+        self.start()
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        try:
+            process.stdin.write(request.model_dump_json().encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._died() from error
+        open_jobs = len(request.jobs)
+        try:
+            while open_jobs:
+                line = self._read_line(process)
+                event = EVENT.validate_json(line) if line else Tick()
+                open_jobs -= isinstance(event, (Finished, Failed))
+                yield event
+        finally:
+            if open_jobs:
+                self.stop()  # its further answers would be taken for those of the next request
+
+    def stop(self) -> None:
+        """Kill the renderer. Everything it finished is on disk; everything else is drawn again."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._process = None
+
+    def _read_line(self, process: subprocess.Popen[bytes]) -> bytes:
+        """One line, or nothing after TICK_SECONDS of silence."""
+        assert process.stdout is not None
+        while b"\n" not in self._unread:
+            readable, _, _ = select.select([process.stdout], [], [], TICK_SECONDS)
+            if not readable:
+                return b""
+            chunk = os.read(process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                raise self._died()
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _died(self) -> RendererDied:
+        assert self._process is not None
+        code = self._process.wait()
+        self._process = None
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return RendererDied("\n".join([f"the renderer ended with {cause}; its last words:", *self._last_words]))
+
+    def _listen(self, pipe: IO[bytes]) -> None:
+        """Pass the renderer's log on, and keep its end for error.txt."""
+        for line in pipe:
+            text = line.decode(errors="replace").rstrip()
+            self._last_words.append(text)
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - the renderer's own log lines, as they are
+        pipe.close()

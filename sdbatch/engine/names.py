@@ -1,0 +1,83 @@
+"""What the original release calls each weight of the library's networks.
+
+One direction is enough: a network says which weights it needs, and this says under which key a checkpoint in the
+original layout holds them. So a missing weight has a name to report, and the same rule writes checkpoints.
+(diffusers has a converter of its own, but it is private, passes over missing keys and goes one way only.)
+"""
+
+import re
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+TEXT = "cond_stage_model.transformer.text_model."
+
+_UNET_TOP = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_VAE_PARTS = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+    "conv_shortcut": "nin_shortcut",
+    "conv_norm_out": "norm_out",
+}
+_BLOCK = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+
+
+def unet_name(key: str, layers_per_block: int, attention_levels: tuple[bool, ...]) -> str:
+    """The original key of a `UNet2DConditionModel` weight.
+
+    The original numbers input_blocks and output_blocks through all levels; `layers_per_block` is num_res_blocks,
+    `attention_levels` says for each up block, in order, whether it has attention (an upsampler comes behind it).
+    """
+    match = _BLOCK.fullmatch(key)
+    if not match:
+        part, _, kind = key.rpartition(".")
+        return f"{UNET}{_UNET_TOP[part]}.{kind}"
+    side, level, part, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
+    if part == "resnets":
+        name, _, kind = rest.rpartition(".")
+        rest = f"{_UNET_RESNET[name]}.{kind}"
+    stride = layers_per_block + 1
+    if side == "mid":
+        where = f"middle_block.{2 * index if part == 'resnets' else 1}"
+    elif side == "down":
+        number = level * stride + (stride if part == "downsamplers" else 1 + index)
+        where = f"input_blocks.{number}.{1 if part == 'attentions' else 0}"
+        rest = rest.replace("conv.", "op.") if part == "downsamplers" else rest
+    elif part == "upsamplers":
+        where = f"output_blocks.{level * stride + layers_per_block}.{2 if attention_levels[level] else 1}"
+    else:
+        where = f"output_blocks.{level * stride + index}.{1 if part == 'attentions' else 0}"
+    return f"{UNET}{where}.{rest}"
+
+
+def vae_name(key: str, levels: int) -> str:
+    """The original key of an `AutoencoderKL` weight; `levels` is len(ch_mult), since the original counts up blocks down."""
+    for ours, theirs in _VAE_PARTS.items():
+        key = re.sub(rf"(^|\.){re.escape(ours)}\.", rf"\g<1>{theirs}.", key)
+    key = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", key)
+    key = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", key)
+    key = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda m: f"up.{levels - 1 - int(m[1])}.block.", key)
+    key = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f"up.{levels - 1 - int(m[1])}.upsample.", key)
+    key = re.sub(r"mid_block\.resnets\.(\d)\.", lambda m: f"mid.block_{int(m[1]) + 1}.", key)
+    return VAE + key.replace("mid_block.attentions.0.", "mid.attn_1.")
+
+
+def text_name(key: str) -> str:
+    """The original key of a `CLIPTextModel` weight; transformers 5 dropped a prefix that every v1 checkpoint has."""
+    return TEXT + key.removeprefix("text_model.")

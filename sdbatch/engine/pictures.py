@@ -1,0 +1,161 @@
+"""Pictures in and out: init images, samples with their origin written into them, grids."""
+
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from sdbatch import __version__, files
+from sdbatch.errors import JobError
+from sdbatch.job import AnyJob, Img2Img, img2img_size
+
+Pixels = npt.NDArray[np.uint8]
+
+INIT_FORMATS = ("PNG", "JPEG", "WEBP")
+GRID_PADDING = 2  # black pixels around and between, as torchvision's make_grid
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a sample's PNG text says of the model and the machine."""
+
+    model: str  # the checkpoint's stem
+    model_sha256: str
+    rng: str  # "CPU" or "GPU": where the noise was drawn
+
+
+def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """An init image as [3, H, W] in [-1, 1], sides multiples of 64 (`load_img`), and what was done to it beside.
+
+    A picture that a camera marked as turned is turned upright, which the scripts did not do.
+
+    `max_read` bounds the pixels of the file, `max_drawn` those of the picture to draw.
+
+    Raises:
+        JobError: not a picture of an allowed format, damaged, too large, or too small.
+    """
+    notes = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=INIT_FORMATS) as opened:
+                if opened.width * opened.height > max_read:
+                    raise JobError(
+                        f"init_img: {opened.width}x{opened.height} is too large; the limit is {max_read:,} pixels"
+                    )
+                if getattr(opened, "n_frames", 1) > 1:
+                    notes.append("init_img has several frames; the first was used")
+                upright = ImageOps.exif_transpose(opened)
+                if opened.getexif().get(0x0112, 1) != 1:
+                    notes.append("init_img was turned upright, as its EXIF orientation says")
+                picture = upright.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise JobError("init_img: the picture is damaged, copied incompletely, or far too large") from error
+    width, height = img2img_size(*picture.size)
+    if width * height > max_drawn:
+        raise JobError(
+            f"init_img: would be drawn at {width}x{height}; the limit is {max_drawn:,} pixels a picture, so scale it down"
+        )
+    picture = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
+    pixels = np.asarray(picture, dtype=np.float32) / 255.0
+    return (2.0 * pixels - 1.0).transpose(2, 0, 1), notes
+
+
+def to_pixels(decoded: npt.NDArray[np.float32]) -> Pixels:
+    """Decoded pictures [batch, 3, H, W] to [batch, H, W, 3]: truncated to 8 bits, as the scripts do, not rounded."""
+    pixels: Pixels = (255.0 * np.clip((decoded + 1.0) / 2.0, 0.0, 1.0)).astype(np.uint8)
+    return pixels.transpose(0, 2, 3, 1)
+
+
+def write_sample(
+    path: Path, pixels: Pixels, job: AnyJob, origin: Origin, iteration: int, index: int, prompt: str
+) -> str:
+    """Write one sample with its two text chunks, durably; returns its sha256.
+
+    The bytes hang on the job, the model and the versions alone, not on the clock or a job id: drawn again, a
+    sample is the same file.
+    """
+    text = PngImagePlugin.PngInfo()
+    height, width = pixels.shape[:2]
+    text.add_text("parameters", parameters(job, origin, prompt, width, height))
+    exact = {"sdbatch": __version__, "job": job.model_dump(), "iteration": iteration, "index": index}
+    # ASCII, since a tEXt chunk is Latin-1: any reader gets the JSON as it was.
+    text.add_text("sdbatch", json.dumps(exact))
+    return _write_png(path, Image.fromarray(pixels), text)
+
+
+def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int) -> str:
+    """The `parameters` text as stable-diffusion-webui writes it, which every viewer reads."""
+    settings: dict[str, object] = {
+        "Steps": job.ddim_steps,
+        "Sampler": "PLMS" if job.plms else "DDIM",
+        "CFG scale": job.scale,
+        "Seed": job.seed,
+        "Size": f"{width}x{height}",
+        "Model hash": origin.model_sha256[:10],
+        "Model": origin.model,
+    }
+    if isinstance(job, Img2Img):
+        settings["Denoising strength"] = job.strength
+    if job.ddim_eta:
+        settings["Eta"] = job.ddim_eta
+    settings |= {"RNG": origin.rng, "Version": f"sdbatch {__version__}"}
+    lines = [prompt]
+    if job.negative_prompt:
+        lines.append(f"Negative prompt: {job.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: object) -> str:
+    """Values with a separator in them are written as JSON, as stable-diffusion-webui does."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
+
+
+def read_sample(path: Path) -> tuple[str, str]:
+    """A staged sample's sha256 and its `sdbatch` text, after reading every pixel of it.
+
+    Raises:
+        OSError, SyntaxError, ValueError: the file is not a whole PNG of ours.
+    """
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        picture.load()
+        return hashlib.sha256(data).hexdigest(), str(picture.info.get("sdbatch", ""))
+
+
+def write_grid(path: Path, samples: Sequence[Path], columns: int) -> str:
+    """All samples of a job in one picture, `columns` in a row; returns its sha256 (torchvision's `make_grid`)."""
+    with Image.open(samples[0]) as first:
+        width, height = (side + GRID_PADDING for side in first.size)
+    columns = min(columns, len(samples))
+    rows = -(-len(samples) // columns)
+    grid = Image.new("RGB", (columns * width + GRID_PADDING, rows * height + GRID_PADDING))
+    for i, sample in enumerate(samples):
+        with Image.open(sample, formats=("PNG",)) as tile:
+            grid.paste(tile, (i % columns * width + GRID_PADDING, i // columns * height + GRID_PADDING))
+    return _write_png(path, grid, PngImagePlugin.PngInfo())
+
+
+def _write_png(path: Path, picture: Image.Image, text: PngImagePlugin.PngInfo) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=text)
+    data = buffer.getvalue()
+    files.write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()

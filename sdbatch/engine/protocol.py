@@ -1,0 +1,128 @@
+"""What passes between the service and whoever renders: one request, then a stream of events.
+
+Over a pipe each is one line of JSON. Nothing else is shared but the job's folder, into which the renderer writes
+pictures under their final names, complete from the moment they have them.
+"""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from sdbatch.job import AnyJob
+
+
+class Message(BaseModel):
+    """Base of all messages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Draw(Message):
+    """A job to draw. Paths are resolved; nothing is looked up on the other side."""
+
+    job_id: str
+    job: AnyJob
+    lines: list[str] | None  # of from_file
+    init: Path | None  # the init image's copy
+    max_init_pixels: int  # of the init image as it comes
+    max_pixels: int  # of a picture drawn
+    folder: Path  # the job's, in running/
+    samples: str  # where in it samples go: "samples"
+    ckpt: Path
+    config: Path
+    start_at: int  # the first picture that is missing
+
+
+class Request(Message):
+    """Jobs to draw, in this order (one, until jobs share batches)."""
+
+    jobs: list[Draw]
+
+
+class Loaded(Message):
+    """The job's model is resident."""
+
+    type: Literal["loaded"] = "loaded"
+    job_id: str
+    seconds: float  # it took; 0 if it was there
+    checkpoint_sha256: str
+    device: str
+    versions: dict[str, str]
+
+
+class Stepped(Message):
+    """The sampler made a step of the batch that begins with picture `first`."""
+
+    type: Literal["stepped"] = "stepped"
+    job_id: str
+    first: int
+    step: int
+    steps: int
+
+
+class StagedSample(Message):
+    """A sample lies in the job's folder, on disk for good."""
+
+    type: Literal["sample"] = "sample"
+    job_id: str
+    file: str
+    sha256: str
+    iteration: int
+    index: int
+    prompt: str
+
+
+class StagedGrid(Message):
+    """The grid lies there too."""
+
+    type: Literal["grid"] = "grid"
+    job_id: str
+    file: str
+    sha256: str
+
+
+class Finished(Message):
+    """All of the job is staged."""
+
+    type: Literal["finished"] = "finished"
+    job_id: str
+    seconds: float
+    notes: list[str]
+
+
+class Failed(Message):
+    """The job was not drawn, by its own fault or because the disk failed; the renderer is well."""
+
+    type: Literal["failed"] = "failed"
+    job_id: str
+    fault: Literal["job", "disk"]
+    text: str
+
+
+class Tick(Message):
+    """Nothing happened for a moment: the service looks after its other business."""
+
+    type: Literal["tick"] = "tick"
+
+
+Event = Loaded | Stepped | StagedSample | StagedGrid | Finished | Failed | Tick
+EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+
+
+class Engine(Protocol):
+    """What the service sees of renderers, wherever they run."""
+
+    def start(self) -> None:
+        """Get ready ahead of the first job; returns at once."""
+
+    def render(self, request: Request) -> Generator[Event]:
+        """Draw; the stream ends when every job has Finished or Failed. Closed earlier, the work is dropped.
+
+        Raises:
+            RendererDied: the renderer ended; the next call starts another.
+        """
+
+    def stop(self) -> None:
+        """End the renderer, whatever it does; a job in it can be drawn again."""

@@ -1,0 +1,200 @@
+"""The renderer: a process that holds the resident model and can be thrown away.
+
+It reads requests from standard input and answers on standard output, a line each. A job's own fault is answered;
+any other error ends the process with its traceback on standard error, since after a CUDA error or an exhausted
+memory nothing in it can be trusted. The service counts the attempt and starts another.
+"""
+
+import os
+
+# Before any import that could ask the network.
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+import ctypes
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import diffusers
+import torch
+import transformers
+
+from sdbatch.engine import pictures, protocol
+from sdbatch.engine.checkpoint import fingerprint
+from sdbatch.engine.draw import draw
+from sdbatch.engine.models import Model, load_model
+from sdbatch.engine.protocol import Draw, Message, Request
+from sdbatch.errors import JobError
+from sdbatch.job import Batch
+
+VERSIONS = {
+    "torch": torch.__version__,
+    "diffusers": diffusers.__version__,
+    "transformers": transformers.__version__,
+}
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Resident:
+    """The loaded model, and the files it came from as they were then."""
+
+    key: tuple[object, ...]
+    model: Model
+    sha256: str
+
+
+class Renderer:
+    """Draws requests one after another on one model that stays loaded until a job names another."""
+
+    def __init__(self, device: str, checksums: Path, answers: IO[str]) -> None:
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = torch.device(name)
+        self.checksums = checksums
+        self.answers = answers
+        self.resident: Resident | None = None
+
+    def answer(self, message: Message) -> None:
+        """Send one event."""
+        self.answers.write(message.model_dump_json() + "\n")
+        self.answers.flush()
+
+    def serve(self, requests: IO[str]) -> None:
+        """Until the service hangs up."""
+        for line in requests:
+            for task in Request.model_validate_json(line).jobs:
+                try:
+                    self.render(task)
+                except JobError as error:
+                    self.answer(protocol.Failed(job_id=task.job_id, fault="job", text=str(error)))
+                except OSError as error:
+                    self.answer(protocol.Failed(job_id=task.job_id, fault="disk", text=str(error)))
+
+    def render(self, task: Draw) -> None:
+        """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
+        started = time.monotonic()
+        resident, seconds = self._load(task)
+        self.answer(
+            protocol.Loaded(
+                job_id=task.job_id,
+                seconds=seconds,
+                checkpoint_sha256=resident.sha256,
+                device=_device_name(self.device),
+                versions=VERSIONS,
+            )
+        )
+        init, notes = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
+        notes += _unread_prompts(resident.model, task)
+        staged = self._keep_staged(task)
+        origin = pictures.Origin(task.ckpt.stem, resident.sha256, "CPU" if self.device.type == "cpu" else "GPU")
+
+        def on_step(batch: Batch, step: int, steps: int) -> None:
+            self.answer(protocol.Stepped(job_id=task.job_id, first=batch.first, step=step, steps=steps))
+
+        for drawn in draw(resident.model, task.job, task.lines, init, len(staged), on_step):
+            for i, pixels in enumerate(drawn.pixels):
+                index = drawn.batch.first + i
+                if index < len(staged):
+                    continue  # its batch was drawn before, but not staged to its end
+                path = _sample(task, index)
+                prompt, iteration = drawn.batch.prompts[i], drawn.batch.iteration
+                sha256 = pictures.write_sample(path, pixels, task.job, origin, iteration, index, prompt)
+                staged.append(path)
+                self._tell_sample(task, index, sha256)
+        if not task.job.skip_grid:
+            path = task.folder / "grid-0000.png"
+            sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples)
+            self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
+        self.answer(protocol.Finished(job_id=task.job_id, seconds=time.monotonic() - started, notes=notes))
+
+    def _load(self, task: Draw) -> tuple[Resident, float]:
+        """The task's model, and the seconds it took. A model that can't be loaded leaves the resident one in place."""
+        key = (_identity(task.ckpt), _identity(task.config))
+        if self.resident is not None and self.resident.key == key:
+            return self.resident, 0.0
+        started = time.monotonic()
+        model = load_model(task.ckpt, task.config)
+        self.resident = None  # make room before the new one moves to the device
+        self.resident = Resident(key, model.to(self.device), fingerprint(task.ckpt, self.checksums))
+        return self.resident, time.monotonic() - started
+
+    def _keep_staged(self, task: Draw) -> list[Path]:
+        """Samples of an earlier attempt, as far as they are whole and this job's; what comes behind is drawn anew."""
+        staged: list[Path] = []
+        for index in range(task.start_at):
+            path = _sample(task, index)
+            try:
+                sha256, text = pictures.read_sample(path)
+                said = json.loads(text)
+                is_ours = said["job"] == task.job.model_dump() and said["index"] == index
+            except (OSError, ValueError, SyntaxError, KeyError, TypeError):
+                is_ours = False
+            if not is_ours:
+                break
+            staged.append(path)
+            self._tell_sample(task, index, sha256)
+        return staged
+
+    def _tell_sample(self, task: Draw, index: int, sha256: str) -> None:
+        per_iteration = task.job.n_samples if task.lines is None else len(task.lines)
+        prompt = task.job.prompt if task.lines is None else task.lines[index % per_iteration]
+        path = _sample(task, index)
+        self.answer(
+            protocol.StagedSample(
+                job_id=task.job_id,
+                file=path.relative_to(task.folder).as_posix(),
+                sha256=sha256,
+                iteration=index // per_iteration,
+                index=index,
+                prompt=prompt,
+            )
+        )
+
+
+def _sample(task: Draw, index: int) -> Path:
+    return task.folder / task.samples / f"{index:05}.png"
+
+
+def _unread_prompts(model: Model, task: Draw) -> list[str]:
+    """A note for each prompt that is longer than what the text encoder reads."""
+    prompts = [task.job.prompt] if task.lines is None else task.lines
+    unread = {prompt: model.unread_tokens(prompt) for prompt in prompts}
+    return [
+        f'the last {count} tokens of the prompt "{prompt[:40]}..." had no effect: the text encoder reads 75'
+        for prompt, count in unread.items()
+        if count
+    ]
+
+
+def _identity(path: Path) -> tuple[object, ...]:
+    """A file as it is now: copied over with other content, it is another. Of a folder the UNet stands for all."""
+    weights = sorted(path.glob("unet/*")) if path.is_dir() else [path]
+    stats = [part.stat() for part in weights if part.exists()]
+    return (str(path), *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _die_with_parent() -> None:
+    """Nobody is left to publish when the service is killed, and a new service may draw the same job."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS`."""
+    _die_with_parent()
+    # Libraries print; standard output is for answers alone, so theirs goes to standard error.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    Renderer(sys.argv[1], Path(sys.argv[2]), answers).serve(sys.stdin)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""What can go wrong, by whose fault it is: that alone decides what becomes of the job."""
+
+
+class SdbatchError(Exception):
+    """Something a person can act on; its text is written for that person."""
+
+
+class JobError(SdbatchError):
+    """The job is at fault. Its text goes to error.txt as it stands, and the job is not tried again."""
+
+
+class ConfigError(SdbatchError):
+    """The service's configuration is at fault. Exit code 78: restarting cannot help."""
+
+
+class RootBusy(SdbatchError):
+    """Another service works on this root."""
+
+
+class RendererDied(SdbatchError):
+    """The renderer ended in the middle of its work; the job's attempt is spent, the job is not lost."""

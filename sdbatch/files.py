@@ -1,0 +1,161 @@
+"""Every durable step on disk: the one home of rename, link, fsync and unlink.
+
+Data is synced before the rename that makes it visible, and the folder after it; so what has a final name is
+complete, whatever moment the power went. A file whose fsync failed is thrown away and written anew, never
+synced again: the kernel may have dropped its pages and would report success the second time.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delete where nothing runs
+
+# Called before every step with its name and target. Tests put something here that kills or raises.
+on_step: Callable[[str, Path], None] | None = None
+
+
+def _step(name: str, path: Path) -> None:
+    if on_step is not None:
+        on_step(name, path)
+
+
+def sync_dir(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    _step("sync_dir", folder)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_dir(folder: Path) -> None:
+    """Create a folder and what is missing above it; no error where it exists."""
+    missing = [folder, *folder.parents]
+    for path in reversed(missing[: next(i for i, p in enumerate(missing) if p.is_dir())]):
+        _step("mkdir", path)
+        path.mkdir(exist_ok=True)
+        sync_dir(path.parent)
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace or create `path` in one step; `durable=False` skips both syncs, for what may be lost."""
+    draft = path.with_name(f"{BUSY_PREFIX}{os.getpid()}-{path.name}"[:255])
+    _step("write", path)
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                _step("fsync", path)
+                os.fsync(file.fileno())
+        _step("rename", path)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_dir(path.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder to a name that nothing has; both parents are synced."""
+    _step("rename", target)
+    source.rename(target)
+    sync_dir(target.parent)
+    if source.parent != target.parent:
+        sync_dir(source.parent)
+
+
+def place(source: Path, target: Path) -> None:
+    """Give `source` a second name, as a hard link or, where the filesystem has none, as a copy.
+
+    Never overwrites. The caller syncs the folder once for all its files.
+
+    Raises:
+        FileExistsError: `target` is there already.
+    """
+    _step("link", target)
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        raise
+    except OSError:
+        _copy_new(source, target)
+
+
+def _copy_new(source: Path, target: Path) -> None:
+    """Copy by way of a hidden name. Only one service works on a root, so nothing takes the name in between."""
+    if target.exists():
+        raise FileExistsError(target)
+    draft = target.with_name(f"{BUSY_PREFIX}{os.getpid()}-{target.name}"[:255])
+    try:
+        shutil.copyfile(source, draft)
+        with draft.open("rb") as file:
+            _step("fsync", target)
+            os.fsync(file.fileno())
+        _step("rename", target)
+        draft.rename(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def drop(source: Path, folder: Path) -> Path:
+    """Copy a file into a folder that others watch: they see it whole or not at all, and nothing is overwritten."""
+    draft = folder / f"{BUSY_PREFIX}{os.getpid()}-{source.name}"[:255]
+    try:
+        shutil.copyfile(source, draft)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        for number in range(1, 10_000):
+            target = folder / (source.name if number == 1 else f"{source.stem}-{number}{source.suffix}")
+            try:
+                target.touch(exist_ok=False)  # reserves the name; empty files are nobody's job
+            except FileExistsError:
+                continue
+            draft.replace(target)
+            sync_dir(folder)
+            return target
+        raise FileExistsError(source.name)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two names lead to the same bytes."""
+    try:
+        return one.samefile(other) or (one.stat().st_size == other.stat().st_size and sha256(one) == sha256(other))
+    except FileNotFoundError:
+        return False
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder of ours and all in it; no error where it is gone."""
+    _step("remove", folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, most: int) -> bytes | None:
+    """The first `most` bytes of a plain file; None for a link, pipe, socket or device, without opening what it leads to."""
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to would hang. Opening a device can have effects, hence lstat.
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+    with os.fdopen(handle, "rb") as file:
+        return file.read(most) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None

@@ -1,0 +1,87 @@
+"""Files that a job names, copied into its folder: what is drawn cannot change any more, and can be drawn again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdbatch import files
+from sdbatch.errors import JobError
+from sdbatch.inbox import Inbox
+from sdbatch.manifest import Kept
+from sdbatch.root import Root
+
+INPUTS = "inputs"
+
+
+class NotYet(Exception):  # noqa: N818 - no error: the job waits its turn
+    """A file that a job names is still on its way."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A named file's copy in the job's folder."""
+
+    field: str
+    path: Path
+    sha256: str
+
+
+class InputStager:
+    """Finds named files beside the job or in the root, and waits for those that are still being copied."""
+
+    def __init__(self, root: Root, inbox: Inbox, max_bytes: int, wait_seconds: float) -> None:
+        self.root, self.inbox = root, inbox
+        self.max_bytes, self.wait_seconds = max_bytes, wait_seconds
+        self._waits: dict[str, tuple[tuple[object, ...], float]] = {}  # job: what was seen coming, and until when
+
+    def stage(self, field: str, named: str, folder: Path, source: str, kept: Kept, now: float) -> Staged:
+        """Copy what `field` names into `folder`/inputs/; an earlier attempt's copy is used as it is.
+
+        Raises:
+            JobError: it isn't there, may not be named, or is too large.
+            NotYet: it is still missing or being copied in the inbox.
+        """
+        copy = folder / INPUTS / f"{field}{Path(named).suffix[:10]}"
+        if not copy.exists():
+            found = self._find_kept(field, kept) if field in kept else self._find(field, named, folder, source, now)
+            if not found.is_file():
+                raise JobError(f'{field}: "{named}" is not a file')
+            size = found.stat().st_size
+            if size > self.max_bytes:
+                raise JobError(f'{field}: "{named}" has {size:,} bytes; the limit is {self.max_bytes:,}')
+            files.make_dir(copy.parent)
+            files.write_atomically(copy, found.read_bytes())
+        self._waits.pop(folder.name, None)
+        return Staged(field, copy, files.sha256(copy))
+
+    def _find_kept(self, field: str, kept: Kept) -> Path:
+        """A file of an earlier job that its manifest leads back to: the same bytes, or an error."""
+        places, digest = kept[field]
+        for place in places:
+            try:
+                found = self.root.find(field, place, [self.root.path])
+            except JobError:
+                continue
+            if files.sha256(found) == digest:
+                return found
+        raise JobError(f'{field}: "{places[0]}" is gone or was changed since the manifest was written')
+
+    def _find(self, field: str, named: str, folder: Path, source: str, now: float) -> Path:
+        beside = (self.root.inbox / source).parent
+        try:
+            found = self.root.find(field, named, [beside, self.root.path])
+        except JobError:
+            self._wait(folder.name, beside / named, now)
+            raise
+        if self.root.inbox.resolve() in found.parents and not self.inbox.stillness.is_still(str(beside / named), now):
+            self._wait(folder.name, beside / named, now)
+        return found
+
+    def _wait(self, job_id: str, path: Path, now: float) -> None:
+        """Raise NotYet while something that looks like `path` still changes, and a while after."""
+        evidence = self.inbox.evidence(path.parent, path.name)
+        seen, until = self._waits.get(job_id, (None, 0.0))
+        if seen != evidence:
+            until = now + self.wait_seconds
+            self._waits[job_id] = (evidence, until)
+        if now < until and path.parent.is_relative_to(self.root.inbox):
+            raise NotYet

@@ -1,0 +1,261 @@
+"""A job: the parameters of the original Stable Diffusion v1 scripts, with their names, defaults and meaning.
+
+A job with `init_img` is what `scripts/img2img.py` would have drawn, any other what `scripts/txt2img.py` would.
+Jobs know no files and no queue; paths in them are text until the service has resolved them inside its root.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from sdbatch.errors import JobError
+
+
+def _printable(text: str) -> str:
+    """Control characters would break the PNG text and the terminal of whoever reads the manifest."""
+    if any(ord(c) < 32 and c not in "\t\n\r" for c in text):
+        raise ValueError("holds a control character; take it out")
+    return text
+
+
+Text = Annotated[str, Field(max_length=10_000), AfterValidator(_printable)]
+Path_ = Annotated[str, Field(max_length=1_000), AfterValidator(_printable)]
+
+LAION400M = {
+    "config": "configs/latent-diffusion/txt2img-1p4B-eval.yaml",
+    "ckpt": "models/ldm/text2img-large/model.ckpt",
+    "outdir": "outputs/txt2img-samples-laion400m",
+}
+
+# What is true of txt2img alone, with the reason that a person is told when it stands in an img2img job.
+NOT_FOR_IMG2IMG = {
+    "H": "the picture gets the size of init_img (each side rounded down to a multiple of 64); take H out",
+    "W": "the picture gets the size of init_img (each side rounded down to a multiple of 64); take W out",
+    "laion400m": "img2img has no laion400m; name that model with ckpt and config",
+    "plms": "img2img has no PLMS sampler; take plms out to draw with DDIM",
+}
+
+
+class Job(BaseModel):
+    """What both scripts share."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    prompt: Text = Field("", title="Prompt", description="What to draw.", examples=["a blue truck"])
+    negative_prompt: Text = Field(
+        "",
+        title="Negative prompt",
+        description="What guidance leads away from; not in the scripts.",
+        examples=["blurry"],
+    )
+    name: Text = Field(
+        "",
+        max_length=200,
+        title="Name",
+        description="A name of your own for the job, kept in its manifest.",
+        examples=["truck study 3"],
+    )
+    skip_grid: bool = Field(False, title="Skip the grid", description="Write no grid-0000.png.")
+    skip_save: bool = Field(False, title="Skip the pictures", description="Write no samples/*.png, only the grid.")
+    ddim_steps: int = Field(
+        50,
+        ge=1,
+        le=1000,
+        title="Steps",
+        description="Sampling steps. The scripts take every (1000 // steps)-th timestep, so 30 steps are 31.",
+        examples=[20, 50],
+    )
+    fixed_code: bool = Field(
+        False, title="Fixed code", description="txt2img: every iteration starts from the same noise."
+    )
+    ddim_eta: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        title="DDIM eta",
+        description="Noise added at each step; 0 is deterministic.",
+        examples=[0.0, 0.3],
+    )
+    C: int = Field(4, ge=1, le=64, title="Latent channels", description="4 for every v1 model.")
+    f: int = Field(8, ge=1, le=64, title="Downsampling factor", description="8 for every v1 model.")
+    n_rows: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        title="Grid columns",
+        description="Pictures in a row of the grid; 0 means n_samples.",
+        examples=[3],
+    )
+    from_file: Path_ = Field(
+        "",
+        title="Prompt file",
+        description="A text file with a prompt on each line, instead of `prompt`; lies beside the job file or in the root.",
+        examples=["prompts.txt"],
+    )
+    config: Path_ = Field(
+        "configs/stable-diffusion/v1-inference.yaml",
+        title="Model config",
+        description="The checkpoint's yaml, in the root.",
+    )
+    ckpt: Path_ = Field(
+        "models/ldm/stable-diffusion-v1/model.ckpt",
+        title="Checkpoint",
+        description="A .ckpt or .safetensors file, or a folder in diffusers format, in the root.",
+    )
+    seed: int = Field(
+        42,
+        ge=0,
+        le=2**32 - 1,
+        title="Seed",
+        description="Of the whole job: picture 7 is the seventh that this seed draws.",
+        examples=[42],
+    )
+    precision: Literal["autocast", "full"] = Field(
+        "autocast",
+        title="Precision",
+        description="full: float32; autocast: float16 on a GPU, float32 on a CPU.",
+    )
+
+    @model_validator(mode="after")
+    def _has_something_to_draw(self) -> Self:
+        if not self.from_file and "prompt" not in self.model_fields_set:
+            raise ValueError("prompt|is missing: say what to draw, or name a from_file with one prompt a line")
+        return self
+
+
+class Txt2Img(Job):
+    """A prompt to pictures: `scripts/txt2img.py`."""
+
+    plms: bool = Field(False, title="PLMS sampler", description="Draw with PLMS instead of DDIM.")
+    laion400m: bool = Field(
+        False, title="LAION-400M model", description="Stands for that model's config, ckpt and outdir."
+    )
+    n_iter: int = Field(
+        2,
+        ge=1,
+        le=10_000,
+        title="Iterations",
+        description="How often to go through the prompts.",
+        examples=[2],
+    )
+    H: int = Field(512, ge=64, le=8192, multiple_of=8, title="Height", description="In pixels.", examples=[512])
+    W: int = Field(512, ge=64, le=8192, multiple_of=8, title="Width", description="In pixels.", examples=[512])
+    n_samples: int = Field(3, ge=1, le=1000, title="Batch size", description="Pictures drawn at once.", examples=[3])
+    scale: float = Field(
+        7.5,
+        ge=0,
+        le=100,
+        title="Guidance scale",
+        description="How hard to follow the prompt; 1 leaves guidance out.",
+        examples=[7.5],
+    )
+    outdir: Path_ = Field(
+        "outputs/txt2img-samples",
+        title="Output folder",
+        description="In the root; numbering goes on behind what lies there.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _laion400m_stands_for_a_model(cls, fields: Any) -> Any:
+        return {**fields, **LAION400M} if isinstance(fields, dict) and fields.get("laion400m") is True else fields
+
+    @model_validator(mode="after")
+    def _plms_is_deterministic(self) -> Self:
+        if self.plms and self.ddim_eta:
+            raise ValueError("ddim_eta|must be 0 with plms: true")
+        return self
+
+
+class Img2Img(Job):
+    """A picture and a prompt to pictures: `scripts/img2img.py`."""
+
+    init_img: Path_ = Field(
+        min_length=1,
+        title="Init image",
+        description="The picture to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
+        examples=["outputs/txt2img-samples/samples/00002.png"],
+    )
+    plms: Literal[False] = Field(False, title="PLMS sampler", description="Not for img2img.")
+    n_iter: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        title="Iterations",
+        description="How often to go through the prompts.",
+        examples=[2],
+    )
+    n_samples: int = Field(2, ge=1, le=1000, title="Batch size", description="Pictures drawn at once.", examples=[3])
+    scale: float = Field(
+        5.0,
+        ge=0,
+        le=100,
+        title="Guidance scale",
+        description="How hard to follow the prompt; 1 leaves guidance out.",
+        examples=[5.0],
+    )
+    strength: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        title="Strength",
+        description="How far to leave the init image: 0 keeps it, 1 forgets it.",
+        examples=[0.4, 0.75],
+    )
+    outdir: Path_ = Field(
+        "outputs/img2img-samples",
+        title="Output folder",
+        description="In the root; numbering goes on behind what lies there.",
+    )
+
+
+AnyJob = Txt2Img | Img2Img
+
+
+def job_kind(fields: dict[str, Any]) -> type[Txt2Img | Img2Img]:
+    """Which script a job file means: `init_img` or `strength` make it img2img."""
+    return Img2Img if "init_img" in fields or "strength" in fields else Txt2Img
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures drawn at once: one pass of the sampler."""
+
+    iteration: int
+    first: int  # the job's number of its first picture, from 0
+    prompts: tuple[str, ...]
+
+
+def batches(job: AnyJob, lines: Sequence[str] | None) -> Iterator[Batch]:
+    """A job's batches in the order of the scripts: n_iter times over the prompts.
+
+    `lines` are those of `from_file`, in chunks of n_samples; a last short chunk, on which the scripts crash, is
+    drawn as it is. Without: n_samples times `prompt`.
+    """
+    size = job.n_samples
+    chunks = (
+        [(job.prompt,) * size] if lines is None else [tuple(lines[i : i + size]) for i in range(0, len(lines), size)]
+    )
+    first = 0
+    for iteration in range(job.n_iter):
+        for prompts in chunks:
+            yield Batch(iteration, first, prompts)
+            first += len(prompts)
+
+
+def count_pictures(job: AnyJob, lines: Sequence[str] | None) -> int:
+    """How many pictures a job draws."""
+    return job.n_iter * (job.n_samples if lines is None else len(lines))
+
+
+def img2img_size(width: int, height: int) -> tuple[int, int]:
+    """The size an init image is resized to: each side rounded down to a multiple of 64 (`load_img`).
+
+    Raises:
+        JobError: a side is under 64 pixels.
+    """
+    if min(width, height) < 64:
+        raise JobError(f"init_img: the picture is {width}x{height}; each side must have at least 64 pixels")
+    return width - width % 64, height - height % 64

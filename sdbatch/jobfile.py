@@ -1,0 +1,170 @@
+"""Bytes of a dropped file to jobs, or to errors that name file, line, field, and the likely spelling.
+
+One file may hold several jobs: YAML documents, a JSON array, JSON objects one after another. Each stands or falls
+alone; behind a syntax error nothing can be told apart any more, so the rest of the file is one broken job.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, get_args
+
+from annotated_types import Ge, Le, MaxLen, MinLen, MultipleOf
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from sdbatch.document import Document, Line, read_json, read_yaml
+from sdbatch.errors import JobError
+from sdbatch.job import NOT_FOR_IMG2IMG, AnyJob, Img2Img, Job, Txt2Img, job_kind
+from sdbatch.manifest import Kept, Parent, read_asked
+
+MAX_BYTES = 256 * 1024
+MAX_JOBS = 1000
+MAX_FIELDS = 100
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """One job of a file: the job, or why it is none; and what a dropped manifest says of its origin."""
+
+    job: AnyJob | None = None
+    error: JobError | None = None
+    parent: Parent | None = None
+    kept: Kept = field(default_factory=dict)
+
+
+def parse(data: bytes, file_name: str) -> list[Parsed]:
+    """All jobs of a file in their order, at least one entry."""
+    try:
+        text = _decode(data)
+        documents = read_json(text) if PurePath(file_name).suffix.lower() == ".json" else read_yaml(text)
+        parsed = [_parse_document(document, file_name) for document in _bounded(documents)]
+    except JobError as error:
+        return [Parsed(error=JobError(f"{file_name}: {error}"))]
+    return parsed or [Parsed(error=JobError(f"{file_name}: the file holds no job; it wants at least a prompt"))]
+
+
+def _decode(data: bytes) -> str:
+    if len(data) > MAX_BYTES:
+        raise JobError(f"the file has {len(data):,} bytes; a job file has at most {MAX_BYTES:,}")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise JobError("the file is UTF-16 text; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise JobError(f"line {line}: the file is not UTF-8 text; save it as UTF-8") from error
+
+
+def _bounded(documents: Iterator[Document | JobError]) -> Iterator[Document | JobError]:
+    for count, document in enumerate(documents):
+        if count == MAX_JOBS:
+            yield JobError(f"the file holds more than {MAX_JOBS:,} jobs; only the first {MAX_JOBS:,} were taken")
+            return
+        yield document
+
+
+def _parse_document(document: Document | JobError, file_name: str) -> Parsed:
+    if isinstance(document, JobError):
+        return Parsed(error=JobError(f"{file_name}: {document}"))
+    values, lines = document.value, document.lines
+    try:
+        if not isinstance(values, dict):
+            raise JobError(f"line {document.line}: a job is fields and values, such as `prompt: a blue truck`")
+        if "sdbatch_manifest" not in values:
+            return Parsed(job=_validate(values, lines, ()))
+        asked = read_asked(values)
+        within = ("follow_up",) if "follow_up" in values else ("job",)
+        return Parsed(_validate(asked.fields, lines, within), None, asked.parent, asked.kept)
+    except JobError as error:
+        text = "\n".join(f"{file_name}: {line}" for line in str(error).splitlines())
+        return Parsed(error=JobError(text))
+
+
+def _validate(values: dict[str, Any], lines: dict[tuple[Line, ...], int], within: tuple[str, ...]) -> AnyJob:
+    """A job of plain values; hyphens in names count as underscores, as on the scripts' command line."""
+    fields: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    for given, value in values.items():
+        name = given.replace("-", "_")
+        at = lines.get((*within, given)) or lines.get(("job", given)) or lines.get(within)
+        where[name] = f"line {at}: " if at else ""
+        if name in fields:
+            raise JobError(f"{where[name]}{name}: is given twice, as {name} and with hyphens; take one out")
+        fields[name] = value
+    if len(fields) > MAX_FIELDS:
+        raise JobError(f"{where[name]}{len(fields):,} fields; a job has at most {MAX_FIELDS}")
+    fields.pop("$schema", None)  # editors' own
+    kind = job_kind(fields)
+    if kind is Img2Img and fields.get("laion400m") is False:
+        del fields["laion400m"]  # false says nothing against img2img
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        problems = dict(_in_words(kind, details, fields) for details in error.errors(include_url=False))
+        in_file_order = sorted(problems, key=lambda name: list(fields).index(name) if name in fields else -1)
+        raise JobError("\n".join(f"{where.get(name, '')}{name}: {problems[name]}" for name in in_file_order)) from error
+
+
+def _in_words(kind: type[Txt2Img | Img2Img], details: ErrorDetails, fields: dict[str, Any]) -> tuple[str, str]:
+    """A field's name and what is wrong with it, said to the person who wrote the file."""
+    name = str(details["loc"][0]) if details["loc"] else ""
+    if kind is Img2Img and name in NOT_FOR_IMG2IMG and name in fields:
+        return name, NOT_FOR_IMG2IMG[name]
+    match details["type"]:
+        case "value_error":
+            text = details["msg"].removeprefix("Value error, ")
+            return (name, text) if name else (text.partition("|")[0], text.partition("|")[2])
+        case "extra_forbidden":
+            return name, _unknown(kind, name)
+        case "missing" if name == "init_img":
+            return name, "is missing: strength makes this an img2img job, which starts from a picture"
+        case "multiple_of":
+            step, value = details["ctx"]["multiple_of"], details["input"]
+            low = value - value % step
+            return name, f"{value} is not in steps of {step}; the nearest are {low} and {low + step}"
+    return name, f"{_shown(details['input'])} is not {allowed(kind.model_fields[name])}"
+
+
+def _unknown(kind: type[Job], name: str) -> str:
+    known = {field.lower(): field for field in kind.model_fields}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean {known[close[0]]}?" if close else "fields are " + ", ".join(kind.model_fields)
+    return f"there is no such field; {hint}"
+
+
+def _shown(value: object) -> str:
+    """A value as the person wrote it, as far as fits a line."""
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def allowed(info: FieldInfo) -> str:
+    """What a field accepts: "a whole number from 1 to 1000 (default 50)"."""
+    choices = get_args(info.annotation)
+    if choices:
+        return " or ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text (in quotes, if it looks like a number)",
+    }
+    text = words[info.annotation] if info.annotation in words else str(info.annotation)
+    for rule in info.metadata:
+        match rule:
+            case Ge(ge=low):
+                text += f" from {low}"
+            case Le(le=high):
+                text += f" to {high}"
+            case MultipleOf(multiple_of=step):
+                text += f" in steps of {step}"
+            case MaxLen(max_length=most):
+                text += f" of at most {most:,} characters"
+            case MinLen():
+                text += " that is not empty"
+    return text if info.is_required() or info.default == "" else f"{text} (default {_shown(info.default)})"

@@ -1,0 +1,198 @@
+"""The record of a finished job, which is itself a job file.
+
+Dropped back unchanged it asks for an img2img follow-up on the first picture: its `follow_up` block says so, and is
+what a person edits. Without that block it asks for the same job again.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from sdbatch.errors import JobError
+from sdbatch.job import AnyJob
+
+VERSION = 1
+NOT_CARRIED_OVER = {
+    "H",
+    "W",
+    "laion400m",
+    "plms",
+    "fixed_code",
+    "from_file",
+    "init_img",
+    "strength",
+    "outdir",
+    "name",
+}
+
+_HEADER = """\
+# What was drawn, and how. This file is itself a job file: drop a copy into jobs/inbox/ and
+#   as it is, its follow_up block asks for an img2img follow-up on the first picture;
+#   with follow_up edited (init_img by number or name, prompt, strength, any other field), for that one;
+#   with the follow_up block taken out, for the same job again, and the same pictures.
+"""
+
+
+class Record(BaseModel):
+    """Base of the manifest's parts."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Parent(Record):
+    """What a job came from: a finished job, and the picture of it that a follow-up starts from."""
+
+    job: str
+    picture: str | None = None
+
+
+class Picture(Record):
+    """One sample: its file in the done folder, where it was published, and its place in the seed's order."""
+
+    file: str
+    sha256: str
+    seed: int
+    iteration: int
+    index: int  # the job's number of the picture, from 0
+    prompt: str
+    published: str | None = None
+
+
+class Grid(Record):
+    """The grid, if one was drawn."""
+
+    file: str
+    sha256: str
+    published: str | None = None
+
+
+class Input(Record):
+    """A file that the job named, kept beside its pictures."""
+
+    field: str  # init_img or from_file
+    file: str
+    sha256: str
+
+
+class Manifest(Record):
+    """Everything known of a finished job."""
+
+    sdbatch_manifest: int = VERSION
+    id: str
+    source: str  # the dropped file, from the inbox
+    part: str | None  # which job of that file, where it holds several
+    source_sha256: str
+    parent: Parent | None
+    attempts: int
+    job: dict[str, Any]
+    pictures: list[Picture]
+    grid: Grid | None
+    inputs: list[Input]
+    outdir: str
+    timings: dict[str, Any]
+    versions: dict[str, str]
+    device: str
+    checkpoint: dict[str, str]
+    notes: list[str]
+
+    def to_yaml(self) -> str:
+        """The file's text, `follow_up` on top where a person looks for it."""
+        content = self.model_dump()
+        head = {key: content.pop(key) for key in ("sdbatch_manifest", "id")}
+        if self.pictures:
+            head["follow_up"] = self._follow_up()
+        return _HEADER + _dump(head) + _dump(content)
+
+    def _follow_up(self) -> dict[str, Any]:
+        first = self.pictures[0]
+        return {
+            "init_img": first.file,
+            "prompt": first.prompt,
+            "strength": 0.75,
+            "outdir": "outputs/img2img-samples",
+        }
+
+
+def resolved(job: AnyJob) -> dict[str, Any]:
+    """A job with every default filled in, as plain values in schema order."""
+    return job.model_dump()
+
+
+Kept = dict[str, tuple[tuple[str, ...], str]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a dropped manifest asks for: fields to validate, lineage, and files kept with the earlier job.
+
+    `kept` maps init_img or from_file to the places where the earlier job's copy may lie, and its sha256.
+    """
+
+    fields: dict[str, Any]
+    parent: Parent
+    kept: Kept
+
+
+def read_asked(record: dict[str, Any]) -> Asked:
+    """What a manifest, as read from YAML, asks for as a job file.
+
+    Raises:
+        JobError: it is no manifest of ours, or `follow_up` names a picture that it does not list.
+    """
+    job, block, job_id = record.get("job"), record.get("follow_up"), record.get("id")
+    if record.get("sdbatch_manifest") != VERSION:
+        raise JobError(f"sdbatch_manifest: this version reads manifests of version {VERSION}")
+    if not isinstance(job, dict) or not isinstance(job_id, str) or not job_id or "/" in job_id or job_id[0] == ".":
+        raise JobError("id, job: this manifest has no usable id or job; take a fresh copy from jobs/done/")
+    folder = f"jobs/done/{job_id}"
+    kept: Kept
+    if block is None:
+        kept = {
+            str(i.get("field")): ((f"{folder}/{i.get('file')}",), str(i.get("sha256")))
+            for i in _listed(record, "inputs")
+        }
+        return Asked(dict(job), Parent(job=job_id), kept)
+    if not isinstance(block, dict):
+        raise JobError("follow_up: must be fields and values, such as `prompt: ...`; or take the block out")
+    fields = {key: value for key, value in job.items() if key not in NOT_CARRIED_OVER} | block
+    wanted = block.get("init_img", 0)
+    picture = _picked(_listed(record, "pictures"), wanted)
+    if picture is None:
+        return Asked(fields, Parent(job=job_id), {})
+    place = f"{folder}/{picture['file']}"
+    kept = {"init_img": ((place, str(picture.get("published") or place)), str(picture.get("sha256")))}
+    return Asked(fields | {"init_img": place}, Parent(job=job_id, picture=picture["file"]), kept)
+
+
+def _listed(record: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    entries = record.get(part)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _picked(pictures: list[dict[str, Any]], wanted: object) -> dict[str, Any] | None:
+    """The listed picture that `follow_up.init_img` means, by number, file name, or where it was published.
+
+    None where it is a path to some other picture.
+    """
+    for number, picture in enumerate(pictures):
+        file = str(picture.get("file"))
+        bare = file.rpartition("/")[2]
+        if wanted in {file, bare, bare.removesuffix(".png"), picture.get("published")}:
+            return picture
+        if isinstance(wanted, int) and not isinstance(wanted, bool) and number == wanted:
+            return picture
+    if isinstance(wanted, str) and "/" in wanted and not wanted.startswith("samples/"):
+        return None
+    if not pictures:
+        raise JobError("follow_up: this job kept no pictures to follow up on; take the block out to draw it again")
+    raise JobError(
+        f"follow_up.init_img: the job has pictures 0 to {len(pictures) - 1}; give one's number, or its name "
+        "such as samples/00000.png"
+    )
+
+
+def _dump(content: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+    return text

@@ -1,0 +1,23 @@
+"""The prompts of a from_file."""
+
+from pathlib import Path
+
+from sdbatch.errors import JobError
+
+
+def read_lines(path: Path) -> list[str]:
+    """One prompt a line; empty lines count, as in the scripts.
+
+    Raises:
+        JobError: not UTF-8, no line in it, or a line holds control characters.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise JobError("from_file: the file is not UTF-8 text; save it as UTF-8") from error
+    if not lines:
+        raise JobError("from_file: the file is empty; it wants a prompt on each line")
+    for number, line in enumerate(lines, 1):
+        if any(ord(c) < 32 and c != "\t" for c in line):
+            raise JobError(f"from_file: line {number} holds a control character; take it out")
+    return lines

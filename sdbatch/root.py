@@ -1,0 +1,148 @@
+"""Where things lie under one root, and which paths a job may name: the one home of path policy."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdbatch.errors import JobError
+
+OURS = ("jobs", "state", "models", "configs")  # no job's pictures go there
+
+
+@dataclass(frozen=True)
+class Root:
+    """The folders of one service, and the folders outside that the configuration lets jobs name."""
+
+    path: Path
+    allowed: tuple[Path, ...] = ()
+
+    @property
+    def inbox(self) -> Path:
+        """Files that people drop."""
+        return self.path / "jobs" / "inbox"
+
+    @property
+    def running(self) -> Path:
+        """Claimed jobs, a folder each."""
+        return self.path / "jobs" / "running"
+
+    @property
+    def done(self) -> Path:
+        """Finished jobs, a folder each."""
+        return self.path / "jobs" / "done"
+
+    @property
+    def failed(self) -> Path:
+        """Jobs that can't be drawn, a folder each with error.txt."""
+        return self.path / "jobs" / "failed"
+
+    @property
+    def status(self) -> Path:
+        """What the service does now."""
+        return self.path / "jobs" / "status.json"
+
+    @property
+    def outputs(self) -> Path:
+        """The pictures where the original scripts put them."""
+        return self.path / "outputs"
+
+    @property
+    def models(self) -> Path:
+        """Checkpoints, often behind links."""
+        return self.path / "models"
+
+    @property
+    def configs(self) -> Path:
+        """The checkpoints' yaml files and the service's own configuration."""
+        return self.path / "configs"
+
+    @property
+    def state(self) -> Path:
+        """The lock and what can be rebuilt."""
+        return self.path / "state"
+
+    def folders(self) -> tuple[Path, ...]:
+        """All that must be there before the service can run."""
+        return (
+            self.inbox,
+            self.running,
+            self.done,
+            self.failed,
+            self.outputs,
+            self.models,
+            self.configs,
+            self.state,
+        )
+
+    def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
+        """The file that a job names, looked for in each of `bases` in order; it lies inside the root, links resolved.
+
+        Raises:
+            JobError: it isn't there, or leads out of the root.
+        """
+        for base in bases:
+            path = self._inside(field, named, base)
+            if path.exists():
+                return path
+        places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))
+        raise JobError(f'{field}: there is no "{named}" (looked in {places})')
+
+    def find_model(self, field: str, named: str) -> Path:
+        """A checkpoint or config: as named from the root, or by its bare name in models/ or configs/.
+
+        Links in there are the admin's and lead where they lead.
+        """
+        bases = (self.path, self.models if field == "ckpt" else self.configs)
+        for base in bases:
+            path = self._normal(field, named, base)
+            if path.exists() or path.is_symlink():
+                if not any(_is_below(path, folder) for folder in (self.models, self.configs)):
+                    path = self._inside(field, named, base)
+                if not path.exists():
+                    raise JobError(f'{field}: "{named}" is a link to a file that is not there')
+                return path
+        raise JobError(
+            f'{field}: there is no "{named}" (looked in {self.path}/ and {self.show(bases[1])}/); copy the file there, or put '
+            f"a link to it"
+        )
+
+    def output_folder(self, named: str) -> Path:
+        """Where a job's pictures go; it need not exist yet.
+
+        Raises:
+            JobError: it leads out of the root, or into the service's own folders.
+        """
+        path = self._inside("outdir", named, self.path)
+        if path == self.path.resolve() or any(_is_below(path, self.path.resolve() / own) for own in OURS):
+            raise JobError(f'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine')
+        return path
+
+    def show(self, path: Path) -> str:
+        """A path as people know it: from the root where it lies there."""
+        for base in (self.path, self.path.resolve()):
+            if _is_below(path, base):
+                return path.relative_to(base).as_posix()
+        return str(path)
+
+    def _normal(self, field: str, named: str, base: Path) -> Path:
+        """`named` below `base` by its letters alone; `..` may not lead out."""
+        if "\0" in named:
+            raise JobError(f"{field}: a path can't hold a NUL character")
+        path = Path(os.path.normpath(base / named))
+        if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
+            raise JobError(f'{field}: "{named}" leads out of the root {self.path}; only files inside it may be named')
+        return path
+
+    def _inside(self, field: str, named: str, base: Path) -> Path:
+        """`named` below `base`, links resolved; it must end inside the root or an allowed folder."""
+        path = self._normal(field, named, base).resolve()
+        if not any(_is_below(path, place.resolve()) for place in (self.path, *self.allowed)):
+            raise JobError(
+                f'{field}: "{named}" is a link out of the root {self.path}; only files inside it may be named'
+            )
+        return path
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path == folder or folder in path.parents

@@ -1,0 +1,37 @@
+"""The JSON Schema of a job file: one job, or an array of them."""
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from sdbatch.job import Img2Img, Txt2Img
+
+
+def job_schema() -> dict[str, Any]:
+    """Editors choose the kind as the service does: `init_img` or `strength` make a job img2img.
+
+    The scripts' spelling with hyphens is accepted in files but left out here, so that editors offer one spelling.
+    """
+    _, definitions = models_json_schema([(Txt2Img, "validation"), (Img2Img, "validation")])
+    kinds: dict[str, Any] = definitions["$defs"]
+    for kind in kinds.values():
+        kind["properties"]["$schema"] = {
+            "type": "string",
+            "description": "For editors; sdbatch does not read it.",
+        }
+        kind["anyOf"] = [{"required": ["prompt"]}, {"required": ["from_file"]}]
+    job = {
+        "type": "object",
+        "if": {"anyOf": [{"required": ["init_img"]}, {"required": ["strength"]}]},
+        "then": {"$ref": "#/$defs/Img2Img"},
+        "else": {"$ref": "#/$defs/Txt2Img"},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "sdbatch job",
+        "description": "Parameters of the original Stable Diffusion v1 scripts: one job, or several in an array.",
+        "if": {"type": "array"},
+        "then": {"type": "array", "items": {"$ref": "#/$defs/Job"}},
+        "else": {"$ref": "#/$defs/Job"},
+        "$defs": {"Job": job, **kinds},
+    }

@@ -1,0 +1,261 @@
+"""The service: one pass takes one job the whole way.
+
+    inbox -> stable? -> claim -> parse -> render -> publish -> record
+
+Each arrow is one call in `run_once`, in this order; no other file knows the whole line. What the service remembers
+between passes is only a convenience: everything that counts lies in the folders, where spool.py recovers it.
+"""
+
+from collections.abc import Callable
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+from sdbatch import files, jobfile, log
+from sdbatch.engine import protocol
+from sdbatch.engine.protocol import Draw, Engine, Request
+from sdbatch.errors import JobError, RendererDied
+from sdbatch.inbox import Inbox
+from sdbatch.inputs import InputStager, NotYet
+from sdbatch.job import Txt2Img, count_pictures
+from sdbatch.manifest import resolved
+from sdbatch.prompts import read_lines
+from sdbatch.publish import SAMPLES, Names, choose_names, place_pictures, write_setup
+from sdbatch.root import Root
+from sdbatch.settings import Settings
+from sdbatch.spool import MANIFEST, STAGED, Claim, Spool
+from sdbatch.status import StatusFile
+from sdbatch.task import Drawing, Task, manifest_of
+
+ASK_AGAIN_SECONDS = 1.0  # between two looks for files that a job waits for
+
+
+class Now(NamedTuple):
+    """A moment: seconds that never step back, for waiting, and the wall clock's time, for people."""
+
+    mono: float
+    wall: datetime
+
+
+Clock = Callable[[], Now]
+
+
+def system_clock() -> Now:
+    """The real one."""
+    return Now(monotonic(), datetime.now(UTC))
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """The service was asked to stop in the middle of a job, which stays claimed and goes on next time."""
+
+
+class Service:
+    """Everything but the loop."""
+
+    def __init__(self, root: Root, settings: Settings, engine: Engine) -> None:
+        self.root, self.settings, self.engine = root, settings, engine
+        self.spool = Spool(root)
+        self.inbox = Inbox(root.inbox, settings.settle_seconds, settings.rescan_seconds)
+        limits = settings.limits
+        self.inputs = InputStager(root, self.inbox, limits.input_bytes, settings.picture_wait_seconds)
+        self.status = StatusFile(root.status)
+        self.log = log.get()
+        self.done = self.failed = 0
+        self.waiting: dict[str, float] = {}  # claimed jobs whose files are still on their way: when last looked for
+        self.stop_requested = False  # set by signal handlers, which do nothing else
+
+    def run_once(self, clock: Clock) -> bool:
+        """Take one job the whole way, if there is one; says whether there was.
+
+        Raises:
+            OSError: the disk failed or is full; the job stays claimed, and the attempt does not count.
+        """
+        now = clock()
+        self.inbox.scan(now.mono)
+        claim = self._next_claim(now)
+        if claim is None:
+            self._tell(now, state="waiting for files" if self.waiting else "idle", job=None)
+            return False
+        attempts = claim.attempts
+        try:
+            task = self._parse(claim, now)
+            drawing = self._render(task, clock)
+            names = self._publish(task, drawing)
+            self._record(task, drawing, names, clock())
+        except NotYet:
+            self.waiting[claim.id] = now.mono
+        except JobError as error:
+            self._fail(claim, str(error), clock())
+        except RendererDied as error:
+            self._retry(claim, str(error), clock())
+        except Stopped:
+            self.spool.note(claim, attempts=attempts)  # the service's wish, not the job's doing
+        except OSError:
+            with suppress(OSError):
+                self.spool.note(claim, attempts=attempts)
+            raise
+        return True
+
+    def is_drained(self) -> bool:
+        """Whether nothing is left that could still become a job."""
+        return not (self.inbox.queue or self.inbox.unsettled or self.spool.claimed())
+
+    def _next_claim(self, now: Now) -> Claim | None:
+        """The first of what is claimed already, then the inbox; jobs that wait for files let others pass."""
+        claimed = self.spool.claimed()
+        self.waiting = {claim.id: self.waiting[claim.id] for claim in claimed if claim.id in self.waiting}
+        for claim in claimed:
+            if now.mono - self.waiting.get(claim.id, float("-inf")) >= ASK_AGAIN_SECONDS:
+                return claim
+        while (arrival := self.inbox.next_still()) is not None:
+            fresh = self.spool.claim(arrival.path, now.wall)
+            if fresh is not None:
+                self.log.info("claimed", job_id=fresh.id, source=fresh.source)
+                return fresh
+        return None
+
+    def _parse(self, claim: Claim, now: Now) -> Task:
+        """The claim's job, with what it names found, copied and bounded."""
+        parsed = self._read(claim)
+        if parsed.error is not None:
+            raise parsed.error
+        job = parsed.job
+        assert job is not None, "either a job or an error"
+        source, folder = claim.source, self.spool.folder(claim)
+        staged = [
+            self.inputs.stage(name, named, folder, source, parsed.kept, now.mono)
+            for name in ("init_img", "from_file")
+            if (named := getattr(job, name, ""))
+        ]
+        lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
+        size = (job.W, job.H) if isinstance(job, Txt2Img) else None
+        if problems := self.settings.limits.problems(count_pictures(job, lines), size):
+            raise JobError("\n".join(problems))
+        return Task(
+            claim=claim,
+            job=job,
+            parent=parsed.parent,
+            lines=lines,
+            inputs=staged,
+            ckpt=(ckpt := self.root.find_model("ckpt", job.ckpt)),
+            config=ckpt if ckpt.is_dir() else self.root.find_model("config", job.config),
+            outdir=self.root.output_folder(job.outdir),
+        )
+
+    def _read(self, claim: Claim) -> jobfile.Parsed:
+        """The claim's part of its file; a file of several jobs is split the first time it is read."""
+        path = self.spool.folder(claim) / claim.file
+        data = files.read_regular(path, jobfile.MAX_BYTES + 1)
+        if data is None:
+            raise JobError(f"{claim.file}: is a link, a pipe or a device; a job must be a plain file")
+        parts = jobfile.parse(data, claim.file)
+        if len(parts) > 1 and not claim.parts:
+            self.spool.split(claim, len(parts))
+        return parts[claim.part - 1]
+
+    def _render(self, task: Task, clock: Clock) -> Drawing:
+        """Let the engine draw what is missing, and keep the inbox and the status fresh meanwhile."""
+        claim, now = task.claim, clock()
+        folder = self.spool.folder(claim)
+        samples = STAGED if task.job.skip_save else SAMPLES
+        files.make_dir(folder / samples)
+        drawing = Drawing(now.wall)
+        self.spool.note(claim, attempts=claim.attempts + 1)
+        self.log.info("drawing", job_id=claim.id, attempt=claim.attempts, pictures=task.total)
+        draw = Draw(
+            job_id=claim.id,
+            job=task.job,
+            lines=task.lines,
+            init=next((s.path for s in task.inputs if s.field == "init_img"), None),
+            max_init_pixels=self.settings.limits.init_pixels,
+            max_pixels=self.settings.limits.pixels,
+            folder=folder,
+            samples=samples,
+            ckpt=task.ckpt,
+            config=task.config,
+            start_at=_count_staged(folder / samples),
+        )
+        # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
+        with closing(self.engine.render(Request(jobs=[draw]))) as events:
+            for event in events:
+                self._heed(event, task, drawing, clock())
+        return drawing
+
+    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
+        """Take in one event of the engine's stream."""
+        match event:
+            case protocol.Loaded():
+                drawing.loaded = event
+            case protocol.StagedSample():
+                drawing.samples.append(event)
+            case protocol.StagedGrid():
+                drawing.grid = event
+            case protocol.Finished():
+                drawing.finished = event
+            case protocol.Failed():
+                raise JobError(event.text) if event.fault == "job" else OSError(event.text)
+        step = {"step": event.step, "steps": event.steps} if isinstance(event, protocol.Stepped) else {}
+        progress = {"id": task.claim.id, "name": task.job.name, "attempt": task.claim.attempts}
+        progress |= {"started_at": drawing.started.isoformat(timespec="seconds")}
+        progress |= {"pictures_done": len(drawing.samples), "pictures": task.total, **step}
+        self.inbox.scan(now.mono)
+        self._tell(now, state="drawing", job=progress)
+        if self.stop_requested:
+            raise Stopped
+
+    def _publish(self, task: Task, drawing: Drawing) -> Names:
+        """Pictures into the output folder, under names that were chosen and written down first."""
+        claim = task.claim
+        staged = drawing.to_publish(task.job)
+        if claim.outputs is None or set(claim.outputs) != set(staged):
+            self.spool.note(claim, outputs=choose_names(task.outdir, staged))
+        assert claim.outputs is not None, "just chosen"
+        names = place_pictures(
+            self.spool.folder(claim),
+            task.outdir,
+            claim.outputs,
+            lambda chosen: self.spool.note(claim, outputs=chosen),
+        )
+        write_setup(task.outdir, resolved(task.job), names.values())
+        return names
+
+    def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
+        """The manifest, then the move to done/ that makes it so."""
+        manifest = manifest_of(task, drawing, names, self.root, now.wall)
+        files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
+        self.spool.finish(task.claim)
+        self.done += 1
+        self.log.info("done", job_id=manifest.id, pictures=task.total, **manifest.timings)
+
+    def _fail(self, claim: Claim, text: str, now: Now) -> None:
+        self.spool.fail(claim, text)
+        self.failed += 1
+        self.log.warning("failed", job_id=claim.id, reason=text)
+        self._tell(now, last_failure={"id": claim.id, "reason": text})
+
+    def _retry(self, claim: Claim, text: str, now: Now) -> None:
+        """The renderer died: the job stays claimed for another attempt, up to the limit."""
+        if claim.attempts >= self.settings.attempts:
+            self._fail(
+                claim,
+                f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}",
+                now,
+            )
+        else:
+            self.log.warning("renderer died", job_id=claim.id, attempt=claim.attempts, reason=text)
+
+    def _tell(self, now: Now, **facts: Any) -> None:
+        queue = {
+            "ready": len(self.inbox.queue),
+            "settling": self.inbox.unsettled,
+            "waiting_for_files": len(self.waiting),
+        }
+        self.status.tell(now.mono, now.wall, queue=queue, done=self.done, failed=self.failed, **facts)
+
+
+def _count_staged(folder: Path) -> int:
+    """How many samples lie there without a gap from the first on."""
+    names = {path.name for path in folder.iterdir()}
+    return next(i for i in range(len(names) + 1) if f"{i:05}.png" not in names)

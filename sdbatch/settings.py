@@ -1,0 +1,76 @@
+"""The service's configuration: `configs/sdbatch.yaml`, each key overridden by SDBATCH_KEY in the environment."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from sdbatch.errors import ConfigError
+
+
+class Limits(BaseModel):
+    """What a single job may ask for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pixels: int = Field(2048 * 2048, ge=64 * 64)  # of one picture
+    pictures: int = Field(1000, ge=1)  # of one job
+    init_pixels: int = Field(64_000_000, ge=64 * 64)  # of an init image as it comes
+    input_bytes: int = Field(100_000_000, ge=1)  # of an init image or prompt file
+
+    def problems(self, pictures: int, size: tuple[int, int] | None) -> list[str]:
+        """What a job asks too much of, in words; `size` is width and height where they are known yet."""
+        found = []
+        if size and size[0] * size[1] > self.pixels:
+            found.append(f"H, W: {size[0]}x{size[1]} is over the limit of {self.pixels:,} pixels a picture")
+        if pictures > self.pictures:
+            found.append(f"n_iter, n_samples: {pictures:,} pictures are over the limit of {self.pictures:,} a job")
+        return found
+
+
+class Settings(BaseSettings):
+    """Everything an admin can set; configs/sdbatch.yaml says why of each."""
+
+    model_config = SettingsConfigDict(env_prefix="SDBATCH_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    engine: Literal["local", "fake"] = "local"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    settle_seconds: float = Field(2.0, ge=0, le=3600)
+    rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
+    picture_wait_seconds: float = Field(60.0, ge=0, le=86400)
+    attempts: int = Field(3, ge=1, le=100)
+    allow_paths: tuple[Path, ...] = ()
+    limits: Limits = Limits()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file."""
+        return env_settings, init_settings
+
+
+def load_settings(path: Path) -> Settings:
+    """Read the configuration; no file means all defaults.
+
+    Raises:
+        ConfigError: names the file, the key and what is wrong.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_bytes()) if path.exists() else {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(content or {}, dict):
+        raise ConfigError(f"{path}: must be keys and values, such as `device: auto`")
+    try:
+        return Settings(**(content or {}))
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{path} or SDBATCH_* in the environment: " + "; ".join(lines)) from error

@@ -1,0 +1,192 @@
+"""The spool: a job's way from jobs/inbox/ through jobs/running/ to jobs/done/ or jobs/failed/.
+
+The protocol on disk, which every crash is recovered by:
+
+    running/<id>/claim.json      is written first: where the job came from, and later how often it was tried
+    running/<id>/<the file>      arrives by ONE rename from the inbox. Before it, nothing is claimed and the folder
+                                 is rubbish; from it on, the job is ours and is never lost
+    running/<id>.<n>-.../        jobs 2 to n of a file that holds several, each with the whole file
+    running/<id>/samples/        finished pictures, each complete from the moment it has its name
+    running/<id>/manifest.yaml   is written last: all pictures are published
+    done/<id>/                   the same folder, by ONE rename; a folder with a manifest in running/ only lacks this
+    failed/<id>/                 likewise, with error.txt in the manifest's place
+
+An attempt is counted in claim.json, and synced, before the renderer sees the job: one that takes the machine down
+cannot do so for ever. `<id>` is time, number and name; it sorts by arrival even when the clock steps back.
+"""
+
+import json
+import re
+import unicodedata
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sdbatch import files
+from sdbatch.root import Root
+
+CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
+STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
+_ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
+_RESERVED = re.compile(r"claim\.json|manifest\.yaml|error\.txt|samples|staged|inputs|grid-.*", re.IGNORECASE)
+
+
+@dataclass
+class Claim:
+    """A claimed job: what claim.json says. `Spool.note` changes both.
+
+    Attributes:
+        id: the name of its folder in running/, then done/ or failed/.
+        file: the dropped file's name in that folder.
+        source: where it lay in the inbox.
+        part: which job of the file this is, from 1.
+        parts: how many the file holds; 0 until it was parsed.
+        attempts: how often the renderer was given it.
+        outputs: the names its pictures get in the output folder, once chosen.
+    """
+
+    id: str
+    file: str
+    source: str
+    claimed_at: str
+    part: int = 1
+    parts: int = 0
+    attempts: int = 0
+    outputs: dict[str, str] | None = None
+
+
+class Spool:
+    """Claims, finishes, fails and recovers jobs. Knows nothing of what a job says or who draws it."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self._last = ("", 0)
+
+    def folder(self, claim: Claim) -> Path:
+        """Where a claimed job lies."""
+        return self.root.running / claim.id
+
+    def recover(self) -> None:
+        """Bring running/ in order after a stop of any kind; once, before anything else."""
+        for folder in sorted(self.root.running.iterdir()):
+            for draft in [*folder.rglob(files.BUSY_PREFIX + "*")]:
+                draft.unlink(missing_ok=True)
+            claim = self._read(folder) or self._rebuilt(folder)
+            if claim is None or folder.name.startswith(files.BUSY_PREFIX):
+                files.remove_tree(folder)  # the rename that claims, or that splits off, never happened
+            elif (folder / MANIFEST).exists():
+                self.finish(claim)
+            elif (folder / ERROR).exists():
+                files.move(folder, self.root.failed / folder.name)
+        for rubbish in [
+            *self.root.status.parent.glob(files.BUSY_PREFIX + "*"),
+            *self.root.state.glob(files.BUSY_PREFIX + "*"),
+        ]:
+            rubbish.unlink(missing_ok=True)
+        names = (
+            path.name for place in (self.root.running, self.root.done, self.root.failed) for path in place.iterdir()
+        )
+        self._last = max((_stamp(name) for name in names), default=("", 0))
+
+    def claimed(self) -> list[Claim]:
+        """Jobs in running/, in order."""
+        folders = sorted(path for path in self.root.running.iterdir() if not path.name.startswith("."))
+        return [claim for claim in map(self._read, folders) if claim is not None]
+
+    def claim(self, dropped: Path, now: datetime) -> Claim | None:
+        """Make a file in the inbox ours; None if it vanished first. Nothing is opened here, so nothing can hang."""
+        name = dropped.name
+        source = dropped.relative_to(self.root.inbox).as_posix()
+        # A dropped manifest.yaml must not pass for ours.
+        file = f"dropped-{name}"[:255] if _RESERVED.fullmatch(name) else name
+        claim = Claim(self._next_id(name, now), file, source, now.isoformat(timespec="milliseconds"))
+        folder = self.folder(claim)
+        files.make_dir(folder)
+        self._write(claim)
+        try:
+            files.move(dropped, folder / file)
+        except FileNotFoundError:
+            files.remove_tree(folder)
+            return None
+        with suppress(OSError):
+            dropped.with_name(name + ".sha256").rename(folder / f"{file}.sha256")
+        return claim
+
+    def split(self, claim: Claim, parts: int) -> None:
+        """Give each further job of a file a folder of its own. Repeating this after a crash makes only what lacks."""
+        stamp, number = _stamp(claim.id)
+        slug = claim.id.split("-", 2)[2]
+        for part in range(2, parts + 1):
+            sibling = replace(claim, id=f"{stamp}-{number:06}.{part:0{len(str(parts))}}-{slug}", part=part, parts=parts)
+            places = (self.root.running, self.root.done, self.root.failed)
+            if any((place / sibling.id).exists() for place in places):
+                continue
+            draft = self.root.running / f"{files.BUSY_PREFIX}{sibling.id}"
+            files.remove_tree(draft)
+            files.make_dir(draft)
+            files.place(self.folder(claim) / claim.file, draft / claim.file)
+            files.write_atomically(draft / CLAIM, _to_json(sibling))
+            files.move(draft, self.folder(sibling))
+        self.note(claim, parts=parts)
+
+    def note(self, claim: Claim, **changes: Any) -> None:
+        """Change a claim, durably."""
+        for name, value in changes.items():
+            setattr(claim, name, value)
+        self._write(claim)
+
+    def finish(self, claim: Claim) -> None:
+        """Move a job whose manifest is written to done/."""
+        folder = self.folder(claim)
+        if (folder / STAGED).exists():
+            files.remove_tree(folder / STAGED)
+        files.move(folder, self.root.done / claim.id)
+
+    def fail(self, claim: Claim, text: str) -> None:
+        """Move a job to failed/, with the reason in plain words beside it."""
+        files.write_atomically(self.folder(claim) / ERROR, text.rstrip().encode("utf-8", "backslashreplace") + b"\n")
+        files.move(self.folder(claim), self.root.failed / claim.id)
+
+    def _next_id(self, name: str, now: datetime) -> str:
+        stamp, number = self._last
+        self._last = (max(stamp, now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")), number + 1)
+        return f"{self._last[0]}-{self._last[1]:06}-{slug_of(name)}"
+
+    def _read(self, folder: Path) -> Claim | None:
+        """The claim in a folder; None without one, or without the file it claims."""
+        try:
+            claim = Claim(**json.loads((folder / CLAIM).read_bytes()))
+            (folder / claim.file).lstat()
+        except (OSError, ValueError, TypeError):
+            return None
+        return claim
+
+    def _rebuilt(self, folder: Path) -> Claim | None:
+        """A claim for a folder whose claim.json is unreadable but that holds a dropped file: never lose that."""
+        dropped = sorted(path.name for path in folder.iterdir() if not _RESERVED.fullmatch(path.name))
+        if not dropped:
+            return None
+        claim = Claim(folder.name, dropped[0], dropped[0], datetime.now(UTC).isoformat(timespec="milliseconds"))
+        self._write(claim)
+        return claim
+
+    def _write(self, claim: Claim) -> None:
+        files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
+
+
+def slug_of(name: str) -> str:
+    """A file name as the readable end of an id: any script's letters, no separators, not too long."""
+    stem = unicodedata.normalize("NFC", name.rpartition(".")[0].encode("utf-8", "replace").decode())
+    slug = re.sub(r"[^\w]+", "-", stem).strip("-")[:40].strip("-")
+    return slug or "job"
+
+
+def _stamp(job_id: str) -> tuple[str, int]:
+    match = _ID.match(job_id)
+    return (match[1], int(match[2])) if match else ("", 0)
+
+
+def _to_json(claim: Claim) -> bytes:
+    return json.dumps(asdict(claim), indent=1).encode()

@@ -1,0 +1,90 @@
+"""A job on its way through the service: what it needs, what the engine told of it, and the record of both."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from sdbatch import __version__, files
+from sdbatch.engine.protocol import Finished, Loaded, StagedGrid, StagedSample
+from sdbatch.inputs import Staged
+from sdbatch.job import AnyJob, count_pictures
+from sdbatch.manifest import Grid, Input, Manifest, Parent, Picture, resolved
+from sdbatch.publish import Names
+from sdbatch.root import Root
+from sdbatch.spool import Claim
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with everything it names resolved, ready to draw."""
+
+    claim: Claim
+    job: AnyJob
+    parent: Parent | None
+    lines: list[str] | None  # of from_file
+    inputs: list[Staged]
+    ckpt: Path
+    config: Path
+    outdir: Path
+
+    @property
+    def total(self) -> int:
+        """How many pictures."""
+        return count_pictures(self.job, self.lines)
+
+
+@dataclass
+class Drawing:
+    """What the engine told of a task."""
+
+    started: datetime
+    samples: list[StagedSample] = field(default_factory=list)
+    grid: StagedGrid | None = None
+    loaded: Loaded | None = None
+    finished: Finished | None = None
+
+    def to_publish(self, job: AnyJob) -> list[str]:
+        """The staged files that people shall see."""
+        samples = [] if job.skip_save else [sample.file for sample in self.samples]
+        return samples + ([self.grid.file] if self.grid else [])
+
+
+def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: datetime) -> Manifest:
+    """The record of a finished task, whose pictures were published as `names` in its output folder."""
+    claim, loaded, finished, grid = task.claim, drawing.loaded, drawing.finished, drawing.grid
+    assert loaded is not None, "the engine loads before it draws"
+    assert finished is not None, "a stream ends with Finished, or raises"
+    folder = root.running / claim.id
+    published = {file: root.show(task.outdir / name) for file, name in names.items()}
+    return Manifest(
+        id=claim.id,
+        source=claim.source.encode("utf-8", "backslashreplace").decode(),
+        part=f"{claim.part} of {claim.parts}" if claim.parts > 1 else None,
+        source_sha256=files.sha256(folder / claim.file),
+        parent=task.parent,
+        attempts=claim.attempts,
+        job=resolved(task.job),
+        pictures=[
+            Picture(seed=task.job.seed, published=published[s.file], **s.model_dump(exclude={"type", "job_id"}))
+            for s in drawing.samples
+            if s.file in published
+        ],
+        grid=Grid(file=grid.file, sha256=grid.sha256, published=published[grid.file]) if grid else None,
+        inputs=[Input(field=s.field, file=s.path.relative_to(folder).as_posix(), sha256=s.sha256) for s in task.inputs],
+        outdir=root.show(task.outdir),
+        timings={
+            "claimed": claim.claimed_at,
+            "started": drawing.started.isoformat(timespec="milliseconds"),
+            "finished": now.isoformat(timespec="milliseconds"),
+            "load_seconds": round(loaded.seconds, 3),
+            "draw_seconds": round(finished.seconds - loaded.seconds, 3),
+        },
+        versions={"sdbatch": __version__, **loaded.versions},
+        device=loaded.device,
+        checkpoint={
+            "ckpt": root.show(task.ckpt),
+            "config": root.show(task.config),
+            "sha256": loaded.checkpoint_sha256,
+        },
+        notes=finished.notes,
+    )

@@ -1,0 +1,111 @@
+"""Fakes that ship: an engine without a model, and helpers to drive a service with a clock of one's own."""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sdbatch import files
+from sdbatch.engine.protocol import Draw, Event, Finished, Loaded, Request, StagedGrid, StagedSample, Stepped
+from sdbatch.job import Txt2Img, batches
+from sdbatch.root import Root
+from sdbatch.service import Now
+
+
+class FakeEngine:
+    """Draws grey cards of the right size, at the right names, through the same durable steps as the renderer.
+
+    `before` is called with each job before it is drawn and may raise what an engine raises.
+    """
+
+    def __init__(self, before: Callable[[Draw], None] | None = None) -> None:
+        self.before = before
+        self.drawn: list[Draw] = []
+
+    def start(self) -> None:
+        """Nothing to load."""
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+    def render(self, request: Request) -> Generator[Event]:
+        """The stream of a renderer that needs no time."""
+        for task in request.jobs:
+            if self.before:
+                self.before(task)
+            self.drawn.append(task)
+            yield Loaded(job_id=task.job_id, seconds=0, checkpoint_sha256="0" * 64, device="fake", versions={})
+            yield from self._samples(task)
+            if not task.job.skip_grid:
+                sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
+                yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
+            yield Finished(job_id=task.job_id, seconds=0, notes=["drawn by the fake engine: grey cards"])
+
+    def _samples(self, task: Draw) -> Iterator[Event]:
+        size = (task.job.W, task.job.H) if isinstance(task.job, Txt2Img) else (64, 64)
+        for batch in batches(task.job, task.lines):
+            yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
+            for i, prompt in enumerate(batch.prompts):
+                index = batch.first + i
+                path = task.folder / task.samples / f"{index:05}.png"
+                grey = (task.job.seed + index) % 256
+                sha256 = files.sha256(path) if index < task.start_at else _write_card(path, *size, grey)
+                yield StagedSample(
+                    job_id=task.job_id,
+                    file=f"{task.samples}/{path.name}",
+                    sha256=sha256,
+                    iteration=batch.iteration,
+                    index=index,
+                    prompt=prompt,
+                )
+
+
+def _write_card(path: Path, width: int, height: int, grey: int) -> str:
+    """A PNG of one grey, without an imaging library: the supervisor has none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + bytes([grey]) * width) * height, 1)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    files.write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+class FakeClock:
+    """Time that goes by only when told to."""
+
+    def __init__(self) -> None:
+        self.mono = 1000.0
+        self.wall = datetime(2026, 11, 22, 10, 15, 30, tzinfo=UTC)
+
+    def __call__(self) -> Now:
+        """The moment."""
+        return Now(self.mono, self.wall)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time go by on both clocks."""
+        self.mono += seconds
+        self.wall += timedelta(seconds=seconds)
+
+
+def make_root(path: Path) -> Root:
+    """A root whose folders exist, with a checkpoint and config that only a fake engine accepts."""
+    root = Root(path)
+    for folder in root.folders():
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in ("models/ldm/stable-diffusion-v1/model.ckpt", "configs/stable-diffusion/v1-inference.yaml"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(b"for the fake engine")
+    return root
+
+
+def drop_job(root: Root, name: str, text: str | bytes) -> Path:
+    """Put a file into the inbox as a person would."""
+    path = root.inbox / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
