@@ -32,7 +32,7 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
 
 
 def _describe(job: AnyJob, beside: Path, root: Root, limits: Limits) -> str:
-    """ "6 pictures of 512x512, DDIM, 50 steps"; a named file is looked for beside the job file and in the root."""
+    """Pictures, size, sampler and steps; a named file is looked for beside the job file and in the root."""
     lines = None
     if job.from_file:
         found = beside / job.from_file

@@ -147,7 +147,7 @@ def sha256(path: Path) -> str:
 
 
 def read_regular(path: Path, most: int) -> bytes | None:
-    """The first `most` bytes of a plain file; None for a link, pipe, socket or device, without opening what it leads to."""
+    """The first `most` bytes of a plain file; None for a link, pipe, socket or device, which is not opened."""
     try:
         # O_NONBLOCK: opening a pipe that nobody writes to would hang. Opening a device can have effects, hence lstat.
         if not stat.S_ISREG(path.lstat().st_mode):

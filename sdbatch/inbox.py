@@ -135,11 +135,12 @@ class Inbox:
             seen = self.stillness.seen.get(str(arrival.path))
             if seen is not None and seen.signature == _signature(status):
                 return arrival
+            self.unsettled += 1
             self._next_scan = 0.0
         return None
 
     def evidence(self, folder: Path, name: str) -> tuple[object, ...]:
-        """Signs that a file is on its way: itself and partial files with its name in theirs (rsync, WinSCP, browsers)."""
+        """Signs that a file is on its way: itself, and partial files that bear its name (rsync, WinSCP, browsers)."""
         try:
             with os.scandir(folder) as entries:
                 return tuple(

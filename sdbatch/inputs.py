@@ -12,7 +12,7 @@ from sdbatch.root import Root
 INPUTS = "inputs"
 
 
-class NotYet(Exception):  # noqa: N818 - no error: the job waits its turn
+class NotYet(Exception):
     """A file that a job names is still on its way."""
 
 

@@ -91,7 +91,7 @@ class Job(BaseModel):
     from_file: Path_ = Field(
         "",
         title="Prompt file",
-        description="A text file with a prompt on each line, instead of `prompt`; lies beside the job file or in the root.",
+        description="A text file with a prompt on each line, instead of `prompt`: beside the job file, or in the root.",
         examples=["prompts.txt"],
     )
     config: Path_ = Field(

@@ -71,9 +71,10 @@ def _parse_document(document: Document | JobError, file_name: str) -> Parsed:
     if isinstance(document, JobError):
         return Parsed(error=JobError(f"{file_name}: {document}"))
     values, lines = document.value, document.lines
+    if not isinstance(values, dict):
+        text = f"line {document.line}: a job is fields and values, such as `prompt: a blue truck`"
+        return Parsed(error=JobError(f"{file_name}: {text}"))
     try:
-        if not isinstance(values, dict):
-            raise JobError(f"line {document.line}: a job is fields and values, such as `prompt: a blue truck`")
         if "sdbatch_manifest" not in values:
             return Parsed(job=_validate(values, lines, ()))
         asked = read_asked(values)

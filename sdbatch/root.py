@@ -103,8 +103,8 @@ class Root:
                     raise JobError(f'{field}: "{named}" is a link to a file that is not there')
                 return path
         raise JobError(
-            f'{field}: there is no "{named}" (looked in {self.path}/ and {self.show(bases[1])}/); copy the file there, or put '
-            f"a link to it"
+            f'{field}: there is no "{named}" (looked in {self.path}/ and {self.show(bases[1])}/); '
+            "copy the file there, or put a link to it"
         )
 
     def output_folder(self, named: str) -> Path:

@@ -47,7 +47,7 @@ def system_clock() -> Now:
     return Now(monotonic(), datetime.now(UTC))
 
 
-class Stopped(Exception):  # noqa: N818 - no error
+class Stopped(Exception):
     """The service was asked to stop in the middle of a job, which stays claimed and goes on next time."""
 
 

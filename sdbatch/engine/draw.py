@@ -131,7 +131,10 @@ def _start_txt2img(job: AnyJob, schedule: list[sampler.Step], noise: NoiseSource
 def _start_img2img(
     job: AnyJob, schedule: list[sampler.Step], noise: NoiseSource, model: Model, init: npt.NDArray[np.float32]
 ) -> _Start:
-    """The scripts add noise of schedule index t_enc and denoise from t_enc - 1; strength 1.0 stays inside the schedule."""
+    """The scripts add noise of schedule index t_enc and denoise from t_enc - 1.
+
+    Strength 1.0 asks for an index behind the end, on which they crash; here it is the end.
+    """
     assert isinstance(job, Img2Img), "only an img2img job has an init image"
     pictures = torch.from_numpy(init).to(model.device).expand(job.n_samples, *init.shape)
     shape = (model.channels, init.shape[1] // model.factor, init.shape[2] // model.factor)

@@ -168,9 +168,7 @@ class Numbers:
             raise JobError(f"the config {self.name} is of a v-prediction model (v2); only v1 models are drawn")
         encoder = self("cond_stage_config.target", str).rpartition(".")[2]
         if encoder != "FrozenCLIPEmbedder":
-            raise JobError(
-                f"the config {self.name} wants the text encoder {encoder}; only FrozenCLIPEmbedder is drawn with"
-            )
+            raise JobError(f"the config {self.name} wants the text encoder {encoder}; only FrozenCLIPEmbedder is known")
 
 
 def _build_unet(numbers: Numbers) -> Any:
@@ -264,9 +262,13 @@ def _settle(network: nn.Module) -> nn.Module:
 def _load_folder(folder: Path) -> Model:
     """A folder in diffusers format. `local_files_only` everywhere: a missing file is an error, never a download."""
     parts: dict[str, Any] = {}
-    for name, kind in (
-        ("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel), ("scheduler", DDIMScheduler),
-    ):  # fmt: skip
+    kinds = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "scheduler": DDIMScheduler,
+    }
+    for name, kind in kinds.items():
         try:
             parts[name] = kind.from_pretrained(folder / name, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:

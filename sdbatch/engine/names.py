@@ -67,7 +67,7 @@ def unet_name(key: str, layers_per_block: int, attention_levels: tuple[bool, ...
 
 
 def vae_name(key: str, levels: int) -> str:
-    """The original key of an `AutoencoderKL` weight; `levels` is len(ch_mult), since the original counts up blocks down."""
+    """The original key of an `AutoencoderKL` weight; the original counts its `levels`, len(ch_mult), down."""
     for ours, theirs in _VAE_PARTS.items():
         key = re.sub(rf"(^|\.){re.escape(ours)}\.", rf"\g<1>{theirs}.", key)
     key = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", key)

@@ -68,9 +68,7 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
         raise JobError("init_img: the picture is damaged, copied incompletely, or far too large") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
-        raise JobError(
-            f"init_img: would be drawn at {width}x{height}; the limit is {max_drawn:,} pixels a picture, so scale it down"
-        )
+        raise JobError(f"init_img: would be drawn at {width}x{height}; scale it down to {max_drawn:,} pixels")
     picture = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, dtype=np.float32) / 255.0
     return (2.0 * pixels - 1.0).transpose(2, 0, 1), notes

@@ -64,7 +64,7 @@ def advance(x: Tensor, noise_pred: Tensor, step: Step, noise: Tensor) -> Tensor:
 
 
 def ddim(denoise: Denoise, x: Tensor, steps: Sequence[Step], noise: Noise) -> Tensor:
-    """DDIM. Draws one batch of noise a step, used or not: the scripts do, and the next iteration's start hangs on it."""
+    """DDIM. Draws one batch of noise a step, used or not, as the scripts do: the next iteration's start hangs on it."""
     for i in reversed(range(len(steps))):
         x = advance(x, denoise(x, i), steps[i], noise())
     return x
