@@ -2,33 +2,34 @@
 
 A job file comes from anybody, so nothing here recurses with the input, follows aliases, honours tags, or lets a
 key win that stands twice. YAML is read from libyaml's events, since its tree builder overflows the C stack on
-nested brackets; JSON object by object, since the json module tells no lines.
+nested brackets; JSON object by object, since the json module tells no lines. What is well-formed but forbidden is
+read to its end, so that it costs one job and not those behind it.
 """
 
 import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import yaml
 from yaml.events import (
     AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
     DocumentEndEvent,
     DocumentStartEvent,
     Event,
-    MappingEndEvent,
     MappingStartEvent,
     ScalarEvent,
-    SequenceEndEvent,
-    SequenceStartEvent,
 )
 
 from sdbatch.errors import JobError
 
 MAX_DEPTH = 8  # a manifest has 4
+GIVE_UP_DEPTH = 64  # libyaml's time grows with the square of the depth: 80 kB of brackets take half a minute
 MAX_DIGITS = 30  # more than any field holds; Python's own limit raises
 
 Line = str | int
@@ -46,7 +47,7 @@ _WORDS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a file: its value, the line it starts on, and the line of each key by its path."""
+    """One document of a file: its value, the line it starts on, and the line of each key by its path; () is itself."""
 
     value: Any
     line: int
@@ -59,33 +60,16 @@ def read_yaml(text: str) -> Iterator[Document | JobError]:
         events = yaml.parse(text, Loader=_LOADER)
         for event in events:
             if isinstance(event, DocumentStartEvent):
-                yield from _read_document(events)
+                yield from _Builder(events).documents()
+    except JobError as error:
+        yield error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        yield JobError(f"{where}this is not valid YAML: {error.problem or error.context}")
+        hint = '; text that holds ": " goes in quotes' if "mapping values" in (error.problem or "") else ""
+        yield JobError(f"{where}this is not valid YAML: {error.problem or error.context}{hint}")
     except yaml.YAMLError as error:
         yield JobError(f"this is not valid YAML: {getattr(error, 'reason', 'unreadable characters')}")
-
-
-def _read_document(events: Iterator[Event]) -> Iterator[Document | JobError]:
-    try:
-        document = _Builder(events).document()
-    except JobError as error:
-        yield error
-        with suppress(yaml.YAMLError):  # well-formed but not allowed: the documents behind it may be
-            next((event for event in events if isinstance(event, DocumentEndEvent)), None)
-        return
-    if document is None:
-        return
-    if not isinstance(document.value, list):
-        yield document
-        return
-    lines: list[dict[tuple[Line, ...], int]] = [{} for _ in document.value]
-    for (number, *path), line in document.lines.items():
-        lines[int(number)][tuple(path)] = line
-    for item, item_lines in zip(document.value, lines, strict=True):
-        yield Document(item, min(item_lines.values(), default=document.line), item_lines)
 
 
 class _Builder:
@@ -94,16 +78,31 @@ class _Builder:
     def __init__(self, events: Iterator[Event]) -> None:
         self.events = events
         self.lines: dict[tuple[Line, ...], int] = {}
+        self.item = 0  # which one of a list of jobs is being read
+        self.problems: dict[int, JobError] = {}  # the first of each item; 0 is a document without a list
 
-    def document(self) -> Document | None:
-        """The document up to its end; None where it is empty or only comments."""
+    def documents(self) -> Iterator[Document | JobError]:
+        """The jobs up to the document's end; none where it is empty or only comments.
+
+        Raises:
+            JobError: it is nested so deeply that reading on would take minutes.
+        """
         first = next(self.events)
         if isinstance(first, ScalarEvent) and not first.value and first.implicit[0]:
             next(self.events)
-            return None
-        value, line = self._value(first), _line(first)
+            return
+        self.lines[()] = _line(first)
+        value = self._value(first)
         assert isinstance(next(self.events), DocumentEndEvent)
-        return Document(value, line, self.lines)
+        if not isinstance(value, list):
+            yield self.problems.get(0) or Document(value, self.lines[()], self.lines)
+            return
+        lines: list[dict[tuple[Line, ...], int]] = [{} for _ in value]
+        for path, line in self.lines.items():
+            if path:
+                lines[int(path[0])][path[1:]] = line
+        for number, item in enumerate(value):
+            yield self.problems.get(number) or Document(item, lines[number][()], lines[number])
 
     def _value(self, first: Event) -> Any:
         root: list[Any] = []
@@ -113,12 +112,18 @@ class _Builder:
         while True:
             container, path = stack[-1]
             line = _line(event)
-            if isinstance(event, (MappingEndEvent, SequenceEndEvent)):
+            opened: tuple[Any, tuple[Line, ...]] | None = None
+            if isinstance(event, CollectionEndEvent):
                 stack.pop()
                 keys.pop()
             elif isinstance(container, dict) and keys[-1] is None:
                 keys[-1] = self._key(event, container, path, line)
+                if isinstance(event, CollectionStartEvent):
+                    opened = [], (*path, "")  # read to its end and forgotten
             else:
+                if len(stack) == 2 and isinstance(container, list):
+                    self.item = len(container)
+                    self.lines[self.item,] = line
                 value = self._node(event, line)
                 step: Line = keys[-1] if isinstance(container, dict) and keys[-1] is not None else len(container)
                 if isinstance(container, dict):
@@ -126,39 +131,60 @@ class _Builder:
                     keys[-1] = None
                 else:
                     container.append(value)
-                if isinstance(value, (dict, list)):
-                    if len(stack) > MAX_DEPTH:
-                        raise JobError(
-                            f"line {line}: nested more than {MAX_DEPTH} deep; a job is flat: fields and values"
-                        )
-                    stack.append((value, path if container is root else (*path, step)))
-                    keys.append(None)
+                if isinstance(event, CollectionStartEvent):
+                    opened = value, path if container is root else (*path, step)
+            if opened:
+                self._check_depth(len(stack), line)
+                stack.append(opened)
+                keys.append(None)
             if len(stack) == 1:
                 return root[0]
             event = next(self.events)
 
+    def _forbid(self, line: int, text: str) -> None:
+        self.problems.setdefault(self.item, JobError(f"line {line}: {text}"))
+
+    def _check_depth(self, depth: int, line: int) -> None:
+        text = f"nested more than {MAX_DEPTH} deep; a job is flat: fields and values"
+        if depth > MAX_DEPTH:
+            self._forbid(line, text)
+        if depth > GIVE_UP_DEPTH:
+            raise JobError(f"line {line}: {text}; {_UNREAD}")
+
     def _key(self, event: Event, container: dict[str, Any], path: tuple[Line, ...], line: int) -> str:
+        key: str = event.value if isinstance(event, ScalarEvent) else ""
         if not isinstance(event, ScalarEvent):
-            raise JobError(f"line {line}: a field's name must be a plain word")
-        key: str = event.value
-        if key == "<<":
-            raise JobError(f"line {line}: merge keys (<<) are not allowed in job files; write the fields out")
-        if key in container:
-            raise JobError(f"line {line}: {key}: is given twice (first on line {self.lines[*path, key]}); take one out")
+            self._forbid(line, "a field's name must be a plain word")
+        elif key == "<<":
+            self._forbid(line, "merge keys (<<) are not allowed in job files; write the fields out")
+        elif _is_tagged(event):
+            self._forbid(line, _TAGS)
+        elif key in container:
+            first = self.lines[*path, key]
+            self._forbid(line, f"{plain(key)}: is given twice (first on line {first}); take one out")
         self.lines[*path, key] = line
         return key
 
     def _node(self, event: Event, line: int) -> Any:
         if isinstance(event, AliasEvent):
-            raise JobError(f"line {line}: aliases (*name) are not allowed in job files; write the value out")
-        if getattr(event, "tag", None) is not None and not (isinstance(event, ScalarEvent) and event.tag == "!"):
-            raise JobError(f"line {line}: tags (!...) are not allowed in job files; write a plain value")
+            self._forbid(line, "aliases (*name) are not allowed in job files; write the value out")
+            return None
+        if _is_tagged(event):
+            self._forbid(line, _TAGS)
         if isinstance(event, MappingStartEvent):
             return {}
-        if isinstance(event, SequenceStartEvent):
+        if isinstance(event, CollectionStartEvent):
             return []
         assert isinstance(event, ScalarEvent)
         return _scalar(event.value) if event.implicit[0] else event.value
+
+
+_UNREAD = "what comes behind it was not read"
+_TAGS = "tags (!...) are not allowed in job files; write a plain value"
+
+
+def _is_tagged(event: Event) -> bool:
+    return getattr(event, "tag", None) is not None
 
 
 def _line(event: Event) -> int:
@@ -170,11 +196,15 @@ def _scalar(text: str) -> Any:
     """A plain scalar: YAML 1.2's numbers (so 1e3 is one), and 1.1's words for true and false."""
     if text in _WORDS:
         return _WORDS[text]
-    if len(text) <= MAX_DIGITS and _INT.fullmatch(text):
-        return int(text)
-    if len(text) <= MAX_DIGITS and _FLOAT.fullmatch(text):
-        return float(text)
-    return text
+    if _INT.fullmatch(text):
+        return _bounded_int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def plain(text: str) -> str:
+    """Words of a person as they fit a line of an error: escaped where they would not print, and not too long."""
+    text = text[:57] + "..." if len(text) > 60 else text or '""'
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_json(text: str) -> Iterator[Document | JobError]:
@@ -188,11 +218,10 @@ def read_json(text: str) -> Iterator[Document | JobError]:
             yield reader.object()
             reader.skip_space()
     except json.JSONDecodeError as error:
-        yield JobError(f"line {error.lineno}, column {error.colno}: this is not valid JSON: {error.msg}")
-    except JobError as error:
-        yield error
-    except (RecursionError, ValueError):
-        yield JobError(f"line {reader.line()}: nested too deeply, or a number of too many digits")
+        text = error.msg.removesuffix(" at").removesuffix(" starting")
+        yield JobError(f"line {error.lineno}, column {error.colno}: this is not valid JSON: {text}")
+    except RecursionError:
+        yield JobError(f"line {reader.line()}: nested too deeply; a job is flat: fields and values; {_UNREAD}")
 
 
 class _JsonReader:
@@ -201,7 +230,8 @@ class _JsonReader:
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
         self.counted = (0, 1)  # a place before the cursor, and its line
-        self.decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_bounded_int)
+        self.decoder = json.JSONDecoder(object_pairs_hook=self._unique, parse_int=_bounded_int)
+        self.doubled: str | None = None  # a key that stands twice inside the last value
 
     def peek(self) -> str:
         return self.text[self.at : self.at + 1]
@@ -226,6 +256,7 @@ class _JsonReader:
 
     def value(self) -> Any:
         self.skip_space()
+        self.doubled = None
         value, self.at = self.decoder.raw_decode(self.text, self.at)
         return value
 
@@ -242,9 +273,10 @@ class _JsonReader:
 
     def object(self) -> Document | JobError:
         self.skip_space()
-        start, problem = self.line(), None
+        start = self.line()
+        problem: JobError | None = None
         values: dict[str, Any] = {}
-        lines: dict[tuple[Line, ...], int] = {}
+        lines: dict[tuple[Line, ...], int] = {(): start}
         if self.peek() != "{":
             return Document(self.value(), start, lines)
         self.at += 1
@@ -257,22 +289,27 @@ class _JsonReader:
             self.at -= 1
             key = self.value()
             if key in values:
-                problem = JobError(f"line {line}: {key}: is given twice (first on line {lines[key,]}); take one out")
+                first = lines[key,]
+                problem = problem or JobError(
+                    f"line {line}: {plain(key)}: is given twice (first on line {first}); take one out"
+                )
             lines[key,] = line
             self.expect(":")
             values[key] = self.value()
+            if self.doubled is not None:
+                text = f"{plain(self.doubled)} is given twice in it; take one out"
+                problem = problem or JobError(f"line {line}: {plain(key)}: {text}")
             closed = self.expect(",}") == "}"
         return problem or Document(values, start, lines)
 
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in fields:
-            raise JobError(f"{key}: is given twice in one object; take one out")
-        fields[key] = value
-    return fields
+    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs) and self.doubled is None:
+            names = [name for name, _ in pairs]
+            self.doubled = next(name for number, name in enumerate(names) if name in names[:number])
+        return fields
 
 
-def _bounded_int(digits: str) -> int | str:
-    return int(digits) if len(digits) <= MAX_DIGITS else digits
+def _bounded_int(digits: str) -> int | Decimal:
+    """Fields take no Decimal, so a number of absurd length is told as what it is: a number, and not allowed."""
+    return int(digits) if len(digits) <= MAX_DIGITS else Decimal(digits)

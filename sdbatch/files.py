@@ -45,7 +45,7 @@ def make_dir(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace or create `path` in one step; `durable=False` skips both syncs, for what may be lost."""
-    draft = path.with_name(f"{BUSY_PREFIX}{os.getpid()}-{path.name}"[:255])
+    draft = draft_of(path)
     _step("write", path)
     try:
         with draft.open("wb") as file:
@@ -61,6 +61,14 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         sync_dir(path.parent)
+
+
+def draft_of(path: Path) -> Path:
+    """Where a file is written before it gets its name.
+
+    The same each time: a process that is killed leaves a draft, and the next attempt writes over it.
+    """
+    return path.with_name(f"{BUSY_PREFIX}{path.name}"[:255])
 
 
 def move(source: Path, target: Path) -> None:
@@ -93,7 +101,7 @@ def _copy_new(source: Path, target: Path) -> None:
     """Copy by way of a hidden name. Only one service works on a root, so nothing takes the name in between."""
     if target.exists():
         raise FileExistsError(target)
-    draft = target.with_name(f"{BUSY_PREFIX}{os.getpid()}-{target.name}"[:255])
+    draft = draft_of(target)
     try:
         shutil.copyfile(source, draft)
         with draft.open("rb") as file:

@@ -25,6 +25,7 @@ _NOBODYS_PREFIXES = (".", "~")
 _PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownload", "~")
 
 Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
+NaturalKey = list[tuple[int, int, str]]
 
 
 def is_job_name(name: str) -> bool:
@@ -33,9 +34,10 @@ def is_job_name(name: str) -> bool:
     return lower.endswith(SUFFIXES) and not name.startswith(_NOBODYS_PREFIXES) and not lower.endswith(_PARTIAL_SUFFIXES)
 
 
-def natural_key(text: str) -> list[tuple[int, str]]:
+def natural_key(text: str) -> NaturalKey:
     """Sorts "job-2" before "job-10"."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", text) if part]
+    parts = filter(None, re.split(r"(\d{1,18})", text))
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Inbox:
             return
         self.bell.clear()
         complete = {self.renamed.popleft() for _ in range(len(self.renamed))}
-        ready: list[tuple[float, list[tuple[int, str]], Arrival]] = []
+        ready: list[tuple[float, NaturalKey, Arrival]] = []
         found: set[str] = set()
         self.unsettled = 0
         wake = now + self.rescan_seconds

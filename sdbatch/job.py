@@ -7,20 +7,30 @@ Jobs know no files and no queue; paths in them are text until the service has re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
+from unicodedata import category
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sdbatch.errors import JobError
 
 
 def _printable(text: str) -> str:
     """Control characters would break the PNG text and the terminal of whoever reads the manifest."""
-    if any(ord(c) < 32 and c not in "\t\n\r" for c in text):
+    if any(category(c) == "Cc" and c not in "\t\n\r" for c in text):
         raise ValueError("holds a control character; take it out")
     return text
 
 
-Text = Annotated[str, Field(max_length=10_000), AfterValidator(_printable)]
+def _just_false(value: object) -> object:
+    if value is not False:
+        raise ValueError("must be false")  # 0 is not, though it is equal
+    return value
+
+
+MAX_PROMPT = 10_000  # characters
+
+Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_printable)]
+Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
 Path_ = Annotated[str, Field(max_length=1_000), AfterValidator(_printable)]
 
 LAION400M = {
@@ -50,9 +60,8 @@ class Job(BaseModel):
         description="What guidance leads away from; not in the scripts.",
         examples=["blurry"],
     )
-    name: Text = Field(
+    name: Name = Field(
         "",
-        max_length=200,
         title="Name",
         description="A name of your own for the job, kept in its manifest.",
         examples=["truck study 3"],
@@ -178,7 +187,9 @@ class Img2Img(Job):
         description="The picture to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
         examples=["outputs/txt2img-samples/samples/00002.png"],
     )
-    plms: Literal[False] = Field(False, title="PLMS sampler", description="Not for img2img.")
+    plms: Annotated[Literal[False], BeforeValidator(_just_false)] = Field(
+        False, title="PLMS sampler", description="Not for img2img."
+    )
     n_iter: int = Field(
         1,
         ge=1,

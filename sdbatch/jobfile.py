@@ -6,8 +6,10 @@ alone; behind a syntax error nothing can be told apart any more, so the rest of 
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import PurePath
 from typing import Any, get_args
 
@@ -16,14 +18,18 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sdbatch.document import Document, Line, read_json, read_yaml
+from sdbatch.document import Document, Line, plain, read_json, read_yaml
 from sdbatch.errors import JobError
 from sdbatch.job import NOT_FOR_IMG2IMG, AnyJob, Img2Img, Job, Txt2Img, job_kind
-from sdbatch.manifest import Kept, Parent, read_asked
+from sdbatch.manifest import Asked, Kept, Parent, read_asked
 
 MAX_BYTES = 256 * 1024
 MAX_JOBS = 1000
 MAX_FIELDS = 100
+MAX_PROBLEMS = 10  # told of one job
+
+# What YAML calls printable. DEL to U+009F only look like it.
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,18 @@ def parse(data: bytes, file_name: str) -> list[Parsed]:
 def _decode(data: bytes) -> str:
     if len(data) > MAX_BYTES:
         raise JobError(f"the file has {len(data):,} bytes; a job file has at most {MAX_BYTES:,}")
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[:2].count(0) == 1 < len(data):
         raise JobError("the file is UTF-16 text; save it as UTF-8")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise JobError(f"line {line}: the file is not UTF-8 text; save it as UTF-8") from error
+    if found := _UNPRINTABLE.search(text):
+        line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
+        where = f"line {line}, column {column}"
+        raise JobError(f"{where}: the file holds a control character (U+{ord(found[0]):04X}); is it damaged?")
+    return text
 
 
 def _bounded(documents: Iterator[Document | JobError]) -> Iterator[Document | JobError]:
@@ -77,7 +88,7 @@ def _parse_document(document: Document | JobError, file_name: str) -> Parsed:
     try:
         if "sdbatch_manifest" not in values:
             return Parsed(job=_validate(values, lines, ()))
-        asked = read_asked(values)
+        asked = _read_manifest(values)
         within = ("follow_up",) if "follow_up" in values else ("job",)
         return Parsed(_validate(asked.fields, lines, within), None, asked.parent, asked.kept)
     except JobError as error:
@@ -85,14 +96,23 @@ def _parse_document(document: Document | JobError, file_name: str) -> Parsed:
         return Parsed(error=JobError(text))
 
 
+def _read_manifest(values: dict[str, Any]) -> Asked:
+    """A manifest that somebody edited is as untrusted as any job."""
+    try:
+        return read_asked(values)
+    except (LookupError, TypeError, ValueError) as error:
+        raise JobError("this manifest was changed beyond its follow_up; take a fresh copy from jobs/done/") from error
+
+
 def _validate(values: dict[str, Any], lines: dict[tuple[Line, ...], int], within: tuple[str, ...]) -> AnyJob:
     """A job of plain values; hyphens in names count as underscores, as on the scripts' command line."""
     fields: dict[str, Any] = {}
     where: dict[str, str] = {}
+    start = lines.get(within) or lines[()]
     for given, value in values.items():
-        name = given.replace("-", "_")
-        at = lines.get((*within, given)) or lines.get(("job", given)) or lines.get(within)
-        where[name] = f"line {at}: " if at else ""
+        name = plain(given).replace("-", "_")
+        at = lines.get((*within, given)) or lines.get(("job", given)) or start
+        where[name] = f"line {at}: "
         if name in fields:
             raise JobError(f"{where[name]}{name}: is given twice, as {name} and with hyphens; take one out")
         fields[name] = value
@@ -105,29 +125,59 @@ def _validate(values: dict[str, Any], lines: dict[tuple[Line, ...], int], within
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        problems = dict(_in_words(kind, details, fields) for details in error.errors(include_url=False))
-        in_file_order = sorted(problems, key=lambda name: list(fields).index(name) if name in fields else -1)
-        raise JobError("\n".join(f"{where.get(name, '')}{name}: {problems[name]}" for name in in_file_order)) from error
+        found = {_field_of(details): details for details in error.errors(include_url=False)}
+        in_file_order = sorted(found, key=lambda name: list(fields).index(name) if name in fields else -1)
+        told = [
+            f"{where.get(name, f'line {start}: ')}{name}: {_in_words(kind, name, found[name], fields)}"
+            for name in in_file_order[:MAX_PROBLEMS]
+        ]
+        more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
+        raise JobError("\n".join(told + more)) from error
 
 
-def _in_words(kind: type[Txt2Img | Img2Img], details: ErrorDetails, fields: dict[str, Any]) -> tuple[str, str]:
-    """A field's name and what is wrong with it, said to the person who wrote the file."""
-    name = str(details["loc"][0]) if details["loc"] else ""
+def _field_of(details: ErrorDetails) -> str:
+    """The field that is wrong; what concerns several is raised as "field|text"."""
+    return str(details["loc"][0]) if details["loc"] else _raised(details).partition("|")[0]
+
+
+def _raised(details: ErrorDetails) -> str:
+    return details["msg"].removeprefix("Value error, ")
+
+
+def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, fields: dict[str, Any]) -> str:
+    """What is wrong with a field, said to the person who wrote the file."""
     if kind is Img2Img and name in NOT_FOR_IMG2IMG and name in fields:
-        return name, NOT_FOR_IMG2IMG[name]
+        return NOT_FOR_IMG2IMG[name]
+    value = details["input"]
     match details["type"]:
         case "value_error":
-            text = details["msg"].removeprefix("Value error, ")
-            return (name, text) if name else (text.partition("|")[0], text.partition("|")[2])
+            return _raised(details).rpartition("|")[2]
         case "extra_forbidden":
-            return name, _unknown(kind, name)
+            return _unknown(kind, name)
         case "missing" if name == "init_img":
-            return name, "is missing: strength makes this an img2img job, which starts from a picture"
-        case "multiple_of":
-            step, value = details["ctx"]["multiple_of"], details["input"]
-            low = value - value % step
-            return name, f"{value} is not in steps of {step}; the nearest are {low} and {low + step}"
-    return name, f"{_shown(details['input'])} is not {allowed(kind.model_fields[name])}"
+            return "is missing: strength makes this an img2img job, which starts from a picture"
+        case "string_unicode":
+            return f"{_shown(value)} holds half a character (a lone surrogate); write the whole one"
+    return f"{_shown(value)} is not {_instead(kind.model_fields[name], details)}"
+
+
+def _instead(info: FieldInfo, details: ErrorDetails) -> str:
+    """What a field accepts, and the value nearest to what was given where one is likely meant."""
+    value = details["input"]
+    if details["type"] == "multiple_of":
+        step = details["ctx"]["multiple_of"]
+        low = value - value % step
+        near = [str(number) for number in (low, low + step) if _is_within(number, info)]
+        if near:
+            return f"in steps of {step}; the nearest {'is' if len(near) == 1 else 'are'} {' and '.join(near)}"
+    if details["type"] == "int_type" and isinstance(value, float) and value.is_integer():
+        return allowed(info) + (f"; write {int(value)}" if _is_within(int(value), info) else "")
+    return allowed(info)
+
+
+def _is_within(number: int, info: FieldInfo) -> bool:
+    low, high = (next(getattr(rule, at) for rule in info.metadata if hasattr(rule, at)) for at in ("ge", "le"))
+    return bool(low <= number <= high)
 
 
 def _unknown(kind: type[Job], name: str) -> str:
@@ -139,9 +189,14 @@ def _unknown(kind: type[Job], name: str) -> str:
 
 def _shown(value: object) -> str:
     """A value as the person wrote it, as far as fits a line."""
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 60 else text[:57] + "..."
+    match value:
+        case dict():
+            return "a group of fields"
+        case list():
+            return "a list"
+        case Decimal():
+            return plain(str(value))
+    return plain(json.dumps(value, ensure_ascii=False))
 
 
 def allowed(info: FieldInfo) -> str:
@@ -153,7 +208,7 @@ def allowed(info: FieldInfo) -> str:
         bool: "true or false",
         int: "a whole number",
         float: "a number",
-        str: "text (in quotes, if it looks like a number)",
+        str: "text (in quotes, if it looks like a number, yes, no or null)",
     }
     text = words[info.annotation] if info.annotation in words else str(info.annotation)
     for rule in info.metadata:

@@ -14,6 +14,7 @@ from sdbatch.errors import JobError
 from sdbatch.job import AnyJob
 
 VERSION = 1
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's is ten times as fast
 NOT_CARRIED_OVER = {
     "H",
     "W",
@@ -194,5 +195,5 @@ def _picked(pictures: list[dict[str, Any]], wanted: object) -> dict[str, Any] | 
 
 
 def _dump(content: dict[str, Any]) -> str:
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+    text: str = yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=110)
     return text

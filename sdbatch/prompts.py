@@ -1,15 +1,17 @@
 """The prompts of a from_file."""
 
 from pathlib import Path
+from unicodedata import category
 
 from sdbatch.errors import JobError
+from sdbatch.job import MAX_PROMPT
 
 
 def read_lines(path: Path) -> list[str]:
     """One prompt a line; empty lines count, as in the scripts.
 
     Raises:
-        JobError: not UTF-8, no line in it, or a line holds control characters.
+        JobError: not UTF-8, no line in it, or a line is too long or holds control characters.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -18,6 +20,10 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise JobError("from_file: the file is empty; it wants a prompt on each line")
     for number, line in enumerate(lines, 1):
-        if any(ord(c) < 32 and c != "\t" for c in line):
+        if len(line) > MAX_PROMPT:
+            raise JobError(
+                f"from_file: line {number} has {len(line):,} characters; a prompt has at most {MAX_PROMPT:,}"
+            )
+        if any(category(c) == "Cc" and c != "\t" for c in line):
             raise JobError(f"from_file: line {number} holds a control character; take it out")
     return lines

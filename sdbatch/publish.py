@@ -14,47 +14,87 @@ from typing import Any
 from sdbatch import files
 
 SAMPLES = "samples"
+REMEMBERED = 32  # folders whose last numbers are kept
+_SAMPLE, _GRID = r"(\d+)\.png", r"grid-(\d+)\.png"
 Names = dict[str, str]  # staged name -> name in the output folder, both as samples/00000.png
 
 
-def choose_names(outdir: Path, staged: Sequence[str]) -> Names:
-    """The next free names for staged pictures: samples/00006.png, grid-0001.png."""
-    sample = _next_number(outdir / SAMPLES, r"(\d+)\.png")
-    grid = _next_number(outdir, r"grid-(\d+)\.png")
-    names = {}
-    for name in staged:
-        if name.startswith("grid"):
-            names[name] = f"grid-{grid:04}.png"
-            grid += 1
-        else:
-            names[name] = f"{SAMPLES}/{sample:05}.png"
-            sample += 1
-    return names
+class Publisher:
+    """Chooses names and publishes under them; remembers the last numbers of a few folders, nothing else."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[Path, str], tuple[int, int]] = {}  # a folder's mtime, and the next number then
+
+    def choose_names(self, outdir: Path, staged: Sequence[str]) -> Names:
+        """The next free names for staged pictures: samples/00006.png, grid-0001.png."""
+        sample = self._next_number(outdir / SAMPLES, _SAMPLE)
+        grid = self._next_number(outdir, _GRID)
+        names = {}
+        for name in staged:
+            if name.startswith("grid"):
+                names[name] = f"grid-{grid:04}.png"
+                grid += 1
+            else:
+                names[name] = f"{SAMPLES}/{sample:05}.png"
+                sample += 1
+        return names
+
+    def publish(
+        self,
+        folder: Path,
+        outdir: Path,
+        names: Names,
+        write_down: Callable[[Names], None],
+        parameters: dict[str, Any],
+    ) -> Names:
+        """Give each staged picture in `folder` its name in `outdir`, with the job's parameters beside them.
+
+        Pictures that have their name already are passed over. A name that somebody took meanwhile is never
+        overwritten: what is left gets new ones, written down first. Returns the names as they are.
+        """
+        files.make_dir(outdir / SAMPLES if any("/" in name for name in names.values()) else outdir)
+        left = list(names)
+        while left:
+            source, target = folder / left[0], outdir / names[left[0]]
+            try:
+                files.place(source, target)
+            except FileExistsError:
+                if not files.same_content(source, target):
+                    names = names | self.choose_names(outdir, left)
+                    write_down(names)
+                    continue
+            left.pop(0)
+        for touched in {(outdir / name).parent for name in names.values()}:
+            files.sync_dir(touched)
+        _write_setup(outdir, parameters, names.values())
+        self._remember(outdir / SAMPLES, _SAMPLE, names)
+        self._remember(outdir, _GRID, names)
+        return names
+
+    def _next_number(self, folder: Path, pattern: str) -> int:
+        """One more than the highest in a folder; it may hold thousands, and is read again only if others changed it."""
+        if not folder.is_dir():
+            return 0
+        mtime = folder.stat().st_mtime_ns
+        known, number = self._numbers.pop((folder, pattern), (0, 0))
+        if mtime != known:
+            matches = (re.fullmatch(pattern, path.name) for path in folder.iterdir())
+            number = max((int(match[1]) + 1 for match in matches if match), default=0)
+        self._numbers[folder, pattern] = (mtime, number)
+        if len(self._numbers) > REMEMBERED:
+            del self._numbers[next(iter(self._numbers))]
+        return number
+
+    def _remember(self, folder: Path, pattern: str, names: Names) -> None:
+        """Our own changes to a folder are no reason to read it again."""
+        if (folder, pattern) in self._numbers:
+            matches = (re.fullmatch(pattern, name.rpartition("/")[2]) for name in names.values())
+            ours = max((int(match[1]) + 1 for match in matches if match), default=0)
+            number = max(ours, self._numbers[folder, pattern][1])
+            self._numbers[folder, pattern] = (folder.stat().st_mtime_ns, number)
 
 
-def place_pictures(folder: Path, outdir: Path, names: Names, write_down: Callable[[Names], None]) -> Names:
-    """Give each staged picture in `folder` its name in `outdir`; those that have it already are passed over.
-
-    A name that somebody took meanwhile is never overwritten: what is left gets new ones, written down first.
-    """
-    files.make_dir(outdir / SAMPLES if any("/" in name for name in names.values()) else outdir)
-    left = list(names)
-    while left:
-        source, target = folder / left[0], outdir / names[left[0]]
-        try:
-            files.place(source, target)
-        except FileExistsError:
-            if not files.same_content(source, target):
-                names = names | choose_names(outdir, left)
-                write_down(names)
-                continue
-        left.pop(0)
-    for touched in {(outdir / name).parent for name in names.values()}:
-        files.sync_dir(touched)
-    return names
-
-
-def write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str]) -> None:
+def _write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str]) -> None:
     """The job's parameters as the earlier web service kept them: setup.json, a later job's beside it by its number."""
     data = (json.dumps(parameters, indent=4, ensure_ascii=False) + "\n").encode()
     first = next(iter(names), "0")
@@ -66,10 +106,3 @@ def write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str]) 
             return
         if path.read_bytes() == data:
             return
-
-
-def _next_number(folder: Path, pattern: str) -> int:
-    if not folder.is_dir():
-        return 0
-    matches = (re.fullmatch(pattern, path.name) for path in folder.iterdir())
-    return max((int(match[1]) + 1 for match in matches if match), default=0)

@@ -19,7 +19,19 @@ def job_schema() -> dict[str, Any]:
             "type": "string",
             "description": "For editors; sdbatch does not read it.",
         }
-        kind["anyOf"] = [{"required": ["prompt"]}, {"required": ["from_file"]}]
+        kind["anyOf"] = [
+            {"required": ["prompt"]},
+            {"required": ["from_file"], "properties": {"from_file": {"minLength": 1}}},
+        ]
+    kinds["Txt2Img"]["if"] = {"required": ["plms"], "properties": {"plms": {"const": True}}}
+    kinds["Txt2Img"]["then"] = {"properties": {"ddim_eta": {"const": 0}}}
+    kinds["Img2Img"]["properties"]["laion400m"] = {
+        "title": "LAION-400M model",
+        "description": "Not for img2img.",
+        "type": "boolean",
+        "const": False,
+        "default": False,
+    }
     job = {
         "type": "object",
         "if": {"anyOf": [{"required": ["init_img"]}, {"required": ["strength"]}]},

@@ -22,7 +22,7 @@ from sdbatch.inputs import InputStager, NotYet
 from sdbatch.job import Txt2Img, count_pictures
 from sdbatch.manifest import resolved
 from sdbatch.prompts import read_lines
-from sdbatch.publish import SAMPLES, Names, choose_names, place_pictures, write_setup
+from sdbatch.publish import SAMPLES, Names, Publisher
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 from sdbatch.spool import MANIFEST, STAGED, Claim, Spool
@@ -60,6 +60,7 @@ class Service:
         self.inbox = Inbox(root.inbox, settings.settle_seconds, settings.rescan_seconds)
         limits = settings.limits
         self.inputs = InputStager(root, self.inbox, limits.input_bytes, settings.picture_wait_seconds)
+        self.publisher = Publisher()
         self.status = StatusFile(root.status)
         self.log = log.get()
         self.done = self.failed = 0
@@ -74,29 +75,29 @@ class Service:
         """
         now = clock()
         self.inbox.scan(now.mono)
-        claim = self._next_claim(now)
-        if claim is None:
-            self._tell(now, state="waiting for files" if self.waiting else "idle", job=None)
-            return False
-        attempts = claim.attempts
-        try:
-            task = self._parse(claim, now)
-            drawing = self._render(task, clock)
-            names = self._publish(task, drawing)
-            self._record(task, drawing, names, clock())
-        except NotYet:
-            self.waiting[claim.id] = now.mono
-        except JobError as error:
-            self._fail(claim, str(error), clock())
-        except RendererDied as error:
-            self._retry(claim, str(error), clock())
-        except Stopped:
-            self.spool.note(claim, attempts=attempts)  # the service's wish, not the job's doing
-        except OSError:
-            with suppress(OSError):
-                self.spool.note(claim, attempts=attempts)
-            raise
-        return True
+        while (claim := self._next_claim(now)) is not None:
+            attempts = claim.attempts
+            try:
+                task = self._parse(claim, now)
+                drawing = self._render(task, clock)
+                names = self._publish(task, drawing)
+                self._record(task, drawing, names, clock())
+            except NotYet:
+                self.waiting[claim.id] = now.mono
+                continue  # others go first
+            except JobError as error:
+                self._fail(claim, str(error), clock())
+            except RendererDied as error:
+                self._retry(claim, str(error), clock())
+            except Stopped:
+                self.spool.note(claim, attempts=attempts)  # the service's wish, not the job's doing
+            except OSError:
+                with suppress(OSError):
+                    self.spool.note(claim, attempts=attempts)
+                raise
+            return True
+        self._tell(now, state="waiting for files" if self.waiting else "idle", job=None)
+        return False
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
@@ -110,7 +111,11 @@ class Service:
             if now.mono - self.waiting.get(claim.id, float("-inf")) >= ASK_AGAIN_SECONDS:
                 return claim
         while (arrival := self.inbox.next_still()) is not None:
-            fresh = self.spool.claim(arrival.path, now.wall)
+            try:
+                fresh = self.spool.claim(arrival.path, now.wall)
+            except OSError:
+                self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
+                raise
             if fresh is not None:
                 self.log.info("claimed", job_id=fresh.id, source=fresh.source)
                 return fresh
@@ -210,16 +215,15 @@ class Service:
         claim = task.claim
         staged = drawing.to_publish(task.job)
         if claim.outputs is None or set(claim.outputs) != set(staged):
-            self.spool.note(claim, outputs=choose_names(task.outdir, staged))
+            self.spool.note(claim, outputs=self.publisher.choose_names(task.outdir, staged))
         assert claim.outputs is not None, "just chosen"
-        names = place_pictures(
+        return self.publisher.publish(
             self.spool.folder(claim),
             task.outdir,
             claim.outputs,
-            lambda chosen: self.spool.note(claim, outputs=chosen),
+            write_down=lambda chosen: self.spool.note(claim, outputs=chosen),
+            parameters=resolved(task.job),
         )
-        write_setup(task.outdir, resolved(task.job), names.values())
-        return names
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """The manifest, then the move to done/ that makes it so."""

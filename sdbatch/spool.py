@@ -103,13 +103,17 @@ class Spool:
         file = f"dropped-{name}"[:255] if _RESERVED.fullmatch(name) else name
         claim = Claim(self._next_id(name, now), file, source, now.isoformat(timespec="milliseconds"))
         folder = self.folder(claim)
-        files.make_dir(folder)
-        self._write(claim)
         try:
+            files.make_dir(folder)
+            self._write(claim)
             files.move(dropped, folder / file)
-        except FileNotFoundError:
-            files.remove_tree(folder)
-            return None
+        except OSError as error:
+            if self._read(folder) is None:  # else the rename happened, and it is ours
+                with suppress(OSError):
+                    files.remove_tree(folder)
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise
         with suppress(OSError):
             dropped.with_name(name + ".sha256").rename(folder / f"{file}.sha256")
         return claim

@@ -1,6 +1,8 @@
 """Fakes that ship: an engine without a model, and helpers to drive a service with a clock of one's own."""
 
 import hashlib
+import os
+import signal
 import struct
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -109,3 +111,22 @@ def drop_job(root: Root, name: str, text: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
+
+
+class StepCounter:
+    """Stands at `sdbatch.files.on_step`: counts the durable steps, and does something at one of them."""
+
+    def __init__(self, at: int = 0, then: Callable[[], None] | None = None) -> None:
+        self.at, self.then = at, then
+        self.names: list[str] = []
+
+    def __call__(self, name: str, path: Path) -> None:
+        """One step is about to be taken."""
+        self.names.append(f"{name} {path.name}")
+        if self.then is not None and len(self.names) == self.at:
+            self.then()
+
+
+def kill_self() -> None:
+    """What a power cut or the kernel's memory killer does."""
+    os.kill(os.getpid(), signal.SIGKILL)

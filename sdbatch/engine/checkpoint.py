@@ -15,6 +15,25 @@ from sdbatch import files
 from sdbatch.errors import JobError
 
 
+class _Ignored:
+    """Stands for whatever a training tool left beside the weights: takes anything, does nothing, is thrown away."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+# Beside the weights, the files of the original release hold the training's callbacks (pytorch_lightning 1.4 keeps
+# them by class) and its best loss, maybe a numpy number. The names are allowed, what they name is never loaded.
+HARMLESS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped where the format allows.
 
@@ -41,13 +60,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals([(_Ignored, name) for name in HARMLESS]):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise JobError(
             f"the checkpoint {path.name} holds more than weights (Python objects or code), so it was not loaded; "
             "convert it to .safetensors on a machine where you trust it"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle makes the unpickler stumble anywhere: struct.error, IndexError, ...
         raise JobError(
             f"the checkpoint {path.name} is damaged or was copied incompletely "
             f"({path.stat().st_size:,} bytes lie here); copy it again"
@@ -56,7 +78,12 @@ def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise JobError(f"the checkpoint {path.name} holds no named weights")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in content.items() if isinstance(name, str) and _has_numbers(value)}
+
+
+def _has_numbers(value: object) -> bool:
+    """Whether it is a tensor as all checkpoints hold them: neither sparse nor a mere shape ("meta")."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 
 def fingerprint(path: Path, cache: Path) -> str:
@@ -67,8 +94,8 @@ def fingerprint(path: Path, cache: Path) -> str:
     known: dict[str, str] = {}
     if cache.exists():
         try:
-            known = json.loads(cache.read_text())
-        except ValueError:
+            known = dict(json.loads(cache.read_text()))
+        except (ValueError, TypeError):
             known = {}  # a cache: worth no error
     parts = sorted(p for p in path.rglob("*") if p.suffix in {".safetensors", ".bin"}) if path.is_dir() else [path]
     digests = []

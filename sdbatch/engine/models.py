@@ -4,7 +4,8 @@ Nothing here knows a list of models. The UNet, the autoencoder and the noise sch
 original release, the text encoder's sizes from the shapes of its tensors (the yaml is silent on them).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 TEXT_POSITIONS = 77  # CLIP's; 75 for the prompt, one each for its start and end
 CLIP_HEAD_SIZE = 64  # every CLIP text encoder has heads of this size
+MAX_TIMESTEPS = 100_000  # v1 has 1000; a slip of the pen must not fill the memory
+NOT_V1 = ("addition_embed_type", "class_embed_type", "encoder_hid_dim", "time_cond_proj_dim")  # SDXL, LCM and others
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,10 @@ def load_model(ckpt: Path, config: Path) -> Model:
         return _load_folder(ckpt)
     numbers = Numbers(config)
     weights = read_weights(ckpt)
-    unet, vae = _build_unet(numbers), _build_vae(numbers)
-    text_encoder = _build_text_encoder(ckpt, weights)
+    with _told(f"no network can be built from the config {config.name}; is it complete, and a v1 model's?"):
+        unet, vae = _build_unet(numbers), _build_vae(numbers)
+    with _told(f"the text encoder in the checkpoint {ckpt.name} is not a CLIP text encoder"):
+        text_encoder = _build_text_encoder(ckpt, weights)
     layers = numbers("unet_config.params.num_res_blocks", int)
     attention_levels = tuple("CrossAttn" in kind for kind in unet.config["up_block_types"])
     lacking = [
@@ -110,16 +115,14 @@ def load_model(ckpt: Path, config: Path) -> Model:
             f"the checkpoint {ckpt.name} does not fit the config {config.name}: {'; '.join(lacking[:3])}{more}. "
             "Is it a Stable Diffusion v1 model, and the config its own?"
         )
-    return Model(
-        unet=_settle(unet),
-        vae=_settle(vae),
-        text_encoder=_settle(text_encoder),
-        tokenizer=clip_tokenizer(),
-        alphas=alphas_cumprod(numbers("linear_start", float), numbers("linear_end", float), numbers("timesteps", int)),
-        scale_factor=numbers("scale_factor", float),
-        channels=numbers("unet_config.params.in_channels", int),
-        factor=2 ** (len(vae.config["block_out_channels"]) - 1),
-        device=torch.device("cpu"),
+    betas = numbers("linear_start", float), numbers("linear_end", float), numbers("timesteps", int)
+    return _assemble(
+        f"the checkpoint {ckpt.name}",
+        unet,
+        vae,
+        text_encoder,
+        _alphas(config.name, *betas),
+        numbers("scale_factor", float),
     )
 
 
@@ -138,10 +141,10 @@ class Numbers:
         self.name = path.name
         try:
             content = yaml.safe_load(path.read_bytes())
-            self.params = content["model"]["params"]
+            self.params = dict(content["model"]["params"])
         except OSError as error:
             raise JobError(f"the config {self.name} can't be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise JobError(f"the config {self.name} is not a model's yaml with model: params:") from error
         self._refuse_what_is_not_v1()
 
@@ -247,46 +250,107 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], original_name: Callabl
         found = weights.get(name)
         if found is None:
             yield f"{name} is missing"
+        elif not found.is_floating_point():
+            yield f"{name} holds no floating-point numbers (a quantized checkpoint?)"
         # The original keeps some linear layers as 1x1 convolutions.
         elif found.shape != wanted.shape and found.squeeze().shape != wanted.squeeze().shape:
             yield f"{name} is {list(found.shape)}, the config asks for {list(wanted.shape)}"
         else:
-            filled[key] = found.to(torch.float32).reshape(wanted.shape).clone()
+            filled[key] = found.to(torch.float32, copy=True).reshape(wanted.shape)
     network.load_state_dict(filled, strict=False, assign=True)
-
-
-def _settle(network: nn.Module) -> nn.Module:
-    return network.requires_grad_(requires_grad=False).eval()
 
 
 def _load_folder(folder: Path) -> Model:
     """A folder in diffusers format. `local_files_only` everywhere: a missing file is an error, never a download."""
-    parts: dict[str, Any] = {}
-    kinds = {
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "text_encoder": CLIPTextModel,
-        "scheduler": DDIMScheduler,
-    }
-    for name, kind in kinds.items():
-        try:
-            parts[name] = kind.from_pretrained(folder / name, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise JobError(
-                f"the model folder {folder.name} has no usable {name}/: a folder in diffusers format has unet, vae, "
-                "text_encoder and scheduler"
-            ) from error
-    schedule = parts["scheduler"].config
+    networks: dict[str, Any] = {}
+    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
+        with _told(_no_usable(folder, part)):
+            networks[part], found = kind.from_pretrained(
+                folder / part, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+            )
+        # The libraries fill what is missing with random numbers, and only warn.
+        if lacking := sorted(found["missing_keys"]):
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise JobError(f"the model folder {folder.name}: {part}/ lacks {lacking[0]}{more}; copy it again")
+    with _told(_no_usable(folder, "scheduler")):
+        schedule = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True).config
     if schedule["prediction_type"] != "epsilon" or schedule["beta_schedule"] != "scaled_linear":
         raise JobError(f"the model folder {folder.name} is not of a v1 model (its scheduler says so)")
+    unet = networks["unet"].config
+    if foreign := [key for key in NOT_V1 if unet.get(key) is not None]:
+        raise JobError(f"the model folder {folder.name} is not of a v1 model (its unet has {foreign[0]})")
+    if networks["text_encoder"].config.hidden_act != "quick_gelu":
+        raise JobError(f"the model folder {folder.name} is not of a v1 model (its text encoder is not OpenAI's CLIP)")
+    betas = schedule["beta_start"], schedule["beta_end"], schedule["num_train_timesteps"]
+    return _assemble(
+        f"the model folder {folder.name}",
+        **networks,
+        alphas=_alphas(folder.name, *betas),
+        scale_factor=networks["vae"].config["scaling_factor"],
+    )
+
+
+def _no_usable(folder: Path, part: str) -> str:
+    return (
+        f"the model folder {folder.name} has no usable {part}/: a folder in diffusers format has unet, vae, "
+        "text_encoder and scheduler"
+    )
+
+
+def _assemble(
+    name: str, unet: Any, vae: Any, text_encoder: Any, alphas: npt.NDArray[np.float64], scale_factor: float
+) -> Model:
+    """The model on the CPU, once its parts are seen to fit: on a GPU a wrong index would cost the whole renderer."""
+    tokenizer = clip_tokenizer()
+    text = text_encoder.config
+    needs = {
+        f"its text encoder reads {text.max_position_embeddings} tokens, not {TEXT_POSITIONS}": (
+            text.max_position_embeddings == TEXT_POSITIONS
+        ),
+        f"its text encoder knows {text.vocab_size} tokens, the vocabulary has {len(tokenizer)}": (
+            text.vocab_size >= len(tokenizer)
+        ),
+        f"its text encoder is {text.hidden_size} wide, its UNet reads {unet.config['cross_attention_dim']}": (
+            text.hidden_size == unet.config["cross_attention_dim"]
+        ),
+        f"its UNet has {unet.config['in_channels']} channels, its autoencoder {vae.config['latent_channels']}": (
+            unet.config["in_channels"] == unet.config["out_channels"] == vae.config["latent_channels"]
+        ),
+    }
+    for misfit, fits in needs.items():
+        if not fits:
+            raise JobError(f"{name} is not a Stable Diffusion v1 model that fits together: {misfit}")
     return Model(
-        unet=_settle(parts["unet"].float()),
-        vae=_settle(parts["vae"].float()),
-        text_encoder=_settle(parts["text_encoder"].float()),
-        tokenizer=clip_tokenizer(),
-        alphas=alphas_cumprod(schedule["beta_start"], schedule["beta_end"], schedule["num_train_timesteps"]),
-        scale_factor=parts["vae"].config["scaling_factor"],
-        channels=parts["unet"].config["in_channels"],
-        factor=2 ** (len(parts["vae"].config["block_out_channels"]) - 1),
+        unet=_settle(unet),
+        vae=_settle(vae),
+        text_encoder=_settle(text_encoder),
+        tokenizer=tokenizer,
+        alphas=alphas,
+        scale_factor=scale_factor,
+        channels=unet.config["in_channels"],
+        factor=2 ** (len(vae.config["block_out_channels"]) - 1),
         device=torch.device("cpu"),
     )
+
+
+def _settle(network: nn.Module) -> nn.Module:
+    return network.float().requires_grad_(requires_grad=False).eval()
+
+
+def _alphas(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArray[np.float64]:
+    """Alpha bar of the training schedule, or an error where the numbers make none."""
+    with _told(f"{name}: linear_start {start}, linear_end {end}, timesteps {timesteps} make no noise schedule"):
+        if not (0 < start <= end < 1 and 1 <= timesteps <= MAX_TIMESTEPS):
+            raise ValueError
+        return alphas_cumprod(start, end, timesteps)
+
+
+@contextmanager
+def _told(text: str) -> Iterator[None]:
+    """Whatever goes wrong inside is the files' fault: libraries raise anything over what they did not expect."""
+    try:
+        yield
+    except (JobError, MemoryError):
+        raise
+    except Exception as error:
+        raise JobError(text) from error

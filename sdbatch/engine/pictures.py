@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from sdbatch import __version__, files
 from sdbatch.errors import JobError
@@ -19,6 +19,17 @@ from sdbatch.job import AnyJob, Img2Img, img2img_size
 Pixels = npt.NDArray[np.uint8]
 
 INIT_FORMATS = ("PNG", "JPEG", "WEBP")
+UPRIGHT: dict[
+    object, Image.Transpose
+] = {  # by EXIF orientation; 1 stands upright, and anything else is nonsense that cameras write
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 GRID_PADDING = 2  # black pixels around and between, as torchvision's make_grid
 
 
@@ -41,37 +52,58 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
     Raises:
         JobError: not a picture of an allowed format, damaged, too large, or too small.
     """
-    notes = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=INIT_FORMATS) as opened:
-                if opened.width * opened.height > max_read:
-                    raise JobError(
-                        f"init_img: {opened.width}x{opened.height} is too large; the limit is {max_read:,} pixels"
-                    )
-                if getattr(opened, "n_frames", 1) > 1:
-                    notes.append("init_img has several frames; the first was used")
-                upright = ImageOps.exif_transpose(opened)
-                if opened.getexif().get(0x0112, 1) != 1:
-                    notes.append("init_img was turned upright, as its EXIF orientation says")
-                picture = upright.convert("RGB")
+                picture, notes = _upright(opened, max_read)
     except UnidentifiedImageError as error:
         raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise JobError("init_img: the picture is damaged, copied incompletely, or far too large") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        most = min(max_read, Image.MAX_IMAGE_PIXELS or max_read)
+        raise JobError(f"init_img: the picture is far too large; the limit is {most:,} pixels") from error
+    except (JobError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes Pillow stumble anywhere: struct.error, zlib.error, ...
+        raise JobError("init_img: the picture is damaged, or was copied incompletely") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
         raise JobError(f"init_img: would be drawn at {width}x{height}; scale it down to {max_drawn:,} pixels")
     picture = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, dtype=np.float32) / 255.0
     return (2.0 * pixels - 1.0).transpose(2, 0, 1), notes
+
+
+def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]]:
+    """The first frame as RGB, standing upright, and what was done to it."""
+    if opened.width * opened.height > max_read:
+        raise JobError(f"init_img: {opened.width}x{opened.height} is too large; the limit is {max_read:,} pixels")
+    notes = []
+    if getattr(opened, "n_frames", 1) > 1:
+        notes.append("init_img has several frames; the first was used")
+    picture = _as_rgb(opened)
+    turn = UPRIGHT.get(_orientation(opened))
+    if turn is not None:
+        picture = picture.transpose(turn)
+        notes.append("init_img was turned upright, as its EXIF orientation says")
+    return picture, notes
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """In RGB. Pillow cuts 16-bit grey off at 255, which leaves white; its high byte is the grey that is meant."""
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    if picture.mode == "P":
+        picture = picture.convert("RGBA")  # else Pillow warns of transparent palettes; the colours are the same
+    return picture.convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> object:
+    """The EXIF orientation, None where the EXIF is missing or damaged: the pixels are well without it."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - Pillow's readers of EXIF and XMP stumble anywhere over what others wrote
+        return None
 
 
 def to_pixels(decoded: npt.NDArray[np.float32]) -> Pixels:

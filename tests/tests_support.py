@@ -1,0 +1,46 @@
+"""Helpers that tests call by name."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdbatch.root import Root
+from sdbatch.service import Service
+from sdbatch.testing import FakeClock
+
+HERE = Path(__file__).parent
+REFERENCE = HERE / "reference"
+
+
+def lay_model(root: Root) -> Root:
+    """A root with the small reference model, laid where the reference cases name it."""
+    for folder in root.folders():
+        folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(REFERENCE / "model" / "model.ckpt", root.models)
+    shutil.copy(REFERENCE / "model" / "v1-inference-tiny.yaml", root.configs)
+    return root
+
+
+def run_sdbatch(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The real command."""
+    command = [sys.executable, "-m", "sdbatch", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def drain(service: Service, clock: FakeClock, seconds: float = 600) -> None:
+    """Run passes until nothing is left; time goes by between those that find nothing."""
+    until = clock.mono + seconds
+    while clock.mono < until:
+        if not service.run_once(clock):
+            if service.is_drained():
+                return
+            clock.sleep(0.5)
+    raise AssertionError(f"not drained: {list(service.root.inbox.iterdir())}, {list(service.root.running.iterdir())}")
+
+
+def only(folder: Path) -> Path:
+    """The one entry of a folder."""
+    (entry,) = folder.iterdir()
+    return entry
