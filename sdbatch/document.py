@@ -34,6 +34,7 @@ MAX_DIGITS = 30  # more than any field holds; Python's own limit raises
 
 Line = str | int
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_YAML_1_1: Any = yaml.resolver.Resolver()
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, object] = {
@@ -192,13 +193,26 @@ def _line(event: Event) -> int:
     return event.start_mark.line + 1
 
 
+class Unsure(str):
+    """A plain scalar like 1e3 or 08: text in YAML 1.1, so that PyYAML writes it without quotes; a number in 1.2."""
+
+    __slots__ = ()
+
+    @property
+    def number(self) -> int | float | Decimal:
+        """The number; where a field wants text, the text is meant."""
+        return _bounded_int(self) if _INT.fullmatch(self) else float(self)
+
+
 def _scalar(text: str) -> Any:
-    """A plain scalar: YAML 1.2's numbers (so 1e3 is one), and 1.1's words for true and false."""
+    """A plain scalar: YAML 1.2's numbers, and 1.1's words for true and false."""
     if text in _WORDS:
         return _WORDS[text]
-    if _INT.fullmatch(text):
-        return _bounded_int(text)
-    return float(text) if _FLOAT.fullmatch(text) else text
+    if not (_INT.fullmatch(text) or _FLOAT.fullmatch(text)):
+        return text
+    unsure = Unsure(text)
+    is_text = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"
+    return unsure if is_text else unsure.number
 
 
 def plain(text: str) -> str:

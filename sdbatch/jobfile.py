@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sdbatch.document import Document, Line, plain, read_json, read_yaml
+from sdbatch.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.errors import JobError
 from sdbatch.job import NOT_FOR_IMG2IMG, AnyJob, Img2Img, Job, Txt2Img, job_kind
 from sdbatch.manifest import Asked, Kept, Parent, read_asked
@@ -101,7 +101,7 @@ def _read_manifest(values: dict[str, Any]) -> Asked:
     try:
         return read_asked(values)
     except (LookupError, TypeError, ValueError) as error:
-        raise JobError("this manifest was changed beyond its follow_up; take a fresh copy from jobs/done/") from error
+        raise JobError("this manifest cannot be understood any more; take a fresh copy from jobs/done/") from error
 
 
 def _validate(values: dict[str, Any], lines: dict[tuple[Line, ...], int], within: tuple[str, ...]) -> AnyJob:
@@ -122,6 +122,10 @@ def _validate(values: dict[str, Any], lines: dict[tuple[Line, ...], int], within
     kind = job_kind(fields)
     if kind is Img2Img and fields.get("laion400m") is False:
         del fields["laion400m"]  # false says nothing against img2img
+    for name, value in fields.items():
+        if isinstance(value, Unsure):
+            is_text = name in kind.model_fields and kind.model_fields[name].annotation is str
+            fields[name] = str(value) if is_text else value.number
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

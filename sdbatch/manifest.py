@@ -157,6 +157,7 @@ def read_asked(record: dict[str, Any]) -> Asked:
         return Asked(dict(job), Parent(job=job_id), kept)
     if not isinstance(block, dict):
         raise JobError("follow_up: must be fields and values, such as `prompt: ...`; or take the block out")
+    block = {str(key).replace("-", "_"): value for key, value in block.items()}
     fields = {key: value for key, value in job.items() if key not in NOT_CARRIED_OVER} | block
     wanted = block.get("init_img", 0)
     picture = _picked(_listed(record, "pictures"), wanted)

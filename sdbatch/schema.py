@@ -43,7 +43,7 @@ def job_schema() -> dict[str, Any]:
         "title": "sdbatch job",
         "description": "Parameters of the original Stable Diffusion v1 scripts: one job, or several in an array.",
         "if": {"type": "array"},
-        "then": {"type": "array", "items": {"$ref": "#/$defs/Job"}},
+        "then": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Job"}},
         "else": {"$ref": "#/$defs/Job"},
         "$defs": {"Job": job, **kinds},
     }

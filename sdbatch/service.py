@@ -65,6 +65,7 @@ class Service:
         self.log = log.get()
         self.done = self.failed = 0
         self.waiting: dict[str, float] = {}  # claimed jobs whose files are still on their way: when last looked for
+        self._parsed: tuple[bytes, str, list[jobfile.Parsed]] = (b"", "", [])
         self.stop_requested = False  # set by signal handlers, which do nothing else
 
     def run_once(self, clock: Clock) -> bool:
@@ -155,7 +156,9 @@ class Service:
         data = files.read_regular(path, jobfile.MAX_BYTES + 1)
         if data is None:
             raise JobError(f"{claim.file}: is a link, a pipe or a device; a job must be a plain file")
-        parts = jobfile.parse(data, claim.file)
+        if self._parsed[:2] != (data, claim.file):  # parts of one file come one after another
+            self._parsed = (data, claim.file, jobfile.parse(data, claim.file))
+        parts = self._parsed[2]
         if len(parts) > 1 and not claim.parts:
             self.spool.split(claim, len(parts))
         return parts[claim.part - 1]

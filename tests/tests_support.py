@@ -1,5 +1,6 @@
 """Helpers that tests call by name."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from typing import Any
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.testing import FakeClock
+
+# The small model gains nothing from threads, and those of several renderers would wait for each other, spinning.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference"

@@ -24,6 +24,9 @@ OFFLINE = {
     "DO_NOT_TRACK": "1",
 }
 
+# On a CPU that others use too, OpenMP's threads wait for each other spinning, and a drawing takes 30 times as long.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 class LocalEngine:
     """Talks to `sdbatch.engine.renderer` through its standard input and output."""
@@ -43,7 +46,7 @@ class LocalEngine:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=os.environ | OFFLINE,
+                env=PATIENT | os.environ | OFFLINE,
                 # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
                 start_new_session=True,
             )

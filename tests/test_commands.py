@@ -1,0 +1,106 @@
+"""The quick commands: validate, submit, init, schema."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tests_support import HERE, run_sdbatch
+
+from sdbatch.check import submit_file
+from sdbatch.errors import JobError
+from sdbatch.root import Root
+from sdbatch.testing import make_root
+
+
+def test_validate_tells_how_many_pictures_of_which_size(tmp_path: Path) -> None:
+    file = HERE / "jobs/two-in-one.json"
+    outdirs = ["outputs/txt2img/2023-04-18-18-01-48-0.32806818", "outputs/img2img/2023-04-18-22-18-46-0.38229466"]
+    said = run_sdbatch("validate", file, "--root", tmp_path)
+    assert said.returncode == 0
+    assert said.stdout.splitlines() == [
+        f"{file}: job 1 of 2: 6 pictures of 512x512, DDIM, 50 steps, to {outdirs[0]}",
+        f"{file}: job 2 of 2: 6 pictures of init_img's size, DDIM, 50 steps, to {outdirs[1]}",
+    ]
+
+
+def test_validate_counts_the_lines_of_a_prompt_file(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    (tmp_path / "job.yaml").write_text("from_file: p.txt\nplms: true\n")
+    said = run_sdbatch("validate", tmp_path / "job.yaml", "--root", tmp_path)
+    assert "6 pictures of 512x512, PLMS, 50 steps" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ("prompt: a\nddim_step: 3", "line 2: ddim_step: there is no such field; did you mean ddim_steps?"),
+        ("prompt: a\nn_iter: 5000", "pictures are over the limit"),
+        ("prompt: a\noutdir: ../x", "leads out of the root"),
+        ("from_file: none.txt", 'there is no "none.txt"'),
+    ],
+)
+def test_validate_tells_what_would_fail_and_exits_with_1(tmp_path: Path, job: str, told: str) -> None:
+    (tmp_path / "job.yaml").write_text(job)
+    said = run_sdbatch("validate", tmp_path / "job.yaml", "--root", tmp_path)
+    assert said.returncode == 1
+    assert told in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_validate_of_a_missing_file_is_one_plain_line(tmp_path: Path) -> None:
+    said = run_sdbatch("validate", tmp_path / "none.yaml", "--root", tmp_path)
+    assert said.returncode == 1
+    assert "none.yaml" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_submit_never_overwrites_what_waits(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    job = tmp_path / "a.yaml"
+    for prompt in ("one", "two", "three"):
+        job.write_text(f"prompt: {prompt}")
+        submit_file(job, root)
+    texts = {path.name: path.read_text() for path in root.inbox.iterdir()}
+    assert texts == {"a.yaml": "prompt: one", "a-2.yaml": "prompt: two", "a-3.yaml": "prompt: three"}
+
+
+@pytest.mark.parametrize("name", ["a.txt", ".a.yaml", "~a.yaml"])
+def test_submit_refuses_what_would_be_left_lying(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("prompt: a")
+    with pytest.raises(JobError, match="a job file ends in"):
+        submit_file(tmp_path / name, make_root(tmp_path / "root"))
+
+
+def test_submit_into_no_root_says_how_to_make_one(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("prompt: a")
+    with pytest.raises(JobError, match="sdbatch init"):
+        submit_file(tmp_path / "a.yaml", Root(tmp_path))
+
+
+def test_init_keeps_what_is_there(tmp_path: Path) -> None:
+    root = Root(tmp_path / "root")
+    first = run_sdbatch("init", root.path)
+    assert "no checkpoint yet" in first.stdout
+    (root.configs / "sdbatch.yaml").write_text("device: cpu\n")
+    (tmp_path / "model.ckpt").write_bytes(b"x")
+    second = run_sdbatch("init", root.path, "--model", tmp_path / "model.ckpt")
+    assert "no checkpoint" not in second.stdout
+    assert (root.configs / "sdbatch.yaml").read_text() == "device: cpu\n"
+    assert (root.models / "ldm/stable-diffusion-v1/model.ckpt").read_bytes() == b"x"
+
+
+def test_settings_come_from_the_file_and_the_environment_wins(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/sdbatch.yaml").write_text("limits:\n  pictures: 3\n")
+    (tmp_path / "job.yaml").write_text("prompt: a")
+    refused = run_sdbatch("validate", tmp_path / "job.yaml", "--root", tmp_path)
+    assert "over the limit of 3 a job" in refused.stderr
+    allowed = run_sdbatch(
+        "validate", tmp_path / "job.yaml", "--root", tmp_path, env=os.environ | {"SDBATCH_LIMITS__PICTURES": "6"}
+    )
+    assert allowed.returncode == 0, allowed.stderr
+
+
+def test_version_and_help_are_answered() -> None:
+    assert run_sdbatch("--version").stdout.startswith("sdbatch 0.")
+    assert "jobs/inbox" in run_sdbatch("--help").stdout

@@ -1,0 +1,118 @@
+"""Everything that the README says runs."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from tests_support import HERE, only, run_sdbatch
+
+from sdbatch import jobfile
+from sdbatch.job import Img2Img, Txt2Img
+from sdbatch.root import Root
+from sdbatch.testing import drop_job, make_root
+
+PROJECT = HERE.parent
+README = (PROJECT / "README.md").read_text()
+FAKE = os.environ | {"SDBATCH_ENGINE": "fake"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_every_example_job_is_drawn(tmp_path: Path, text: str) -> None:
+    root = make_root(tmp_path / "root")
+    picture = root.path / "outputs/txt2img-samples/samples/00002.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"the fake engine does not look")
+    drop_job(root, "job.yaml", text)
+    ended = run_sdbatch("serve", "--root", root.path, "--drain", env=FAKE)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
+    """The commands in their order, on a root in a temporary place and with the fake engine."""
+    root = Root(tmp_path / "srv")
+    (tmp_path / "truck.yaml").write_text(blocks("yaml")[0])
+    (tmp_path / "v1-5-pruned.ckpt").write_bytes(b"the fake engine does not look")
+    commands = [line.split("#")[0].strip() for text in blocks("sh") for line in text.splitlines()]
+    ran = []
+    for command in commands:
+        words = command.replace("/srv/sdbatch", str(root.path)).split()
+        if words[0] == "cp":
+            shutil.copy(tmp_path / words[1], words[2])
+        elif words[0] == "sdbatch":
+            arguments = words[1 : words.index(">")] if ">" in words else words[1:]
+            arguments += ["--drain"] if arguments[0] == "serve" else []
+            ended = run_sdbatch(*arguments, env=FAKE, cwd=tmp_path)
+            assert ended.returncode == 0, (command, ended.stderr)
+            if ">" in words:
+                (tmp_path / words[-1]).write_text(ended.stdout)
+        ran.append(words[1] if words[0] == "sdbatch" else words[0])
+    assert ran == ["make", "make", "init", "cp", "serve", "schema", "validate", "submit"]
+    jsonschema.validate(yaml.safe_load(blocks("yaml")[0]), json.loads((tmp_path / "job.schema.json").read_text()))
+    assert (root.inbox / "truck.yaml").exists()
+
+
+def test_the_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", README)) <= targets
+
+
+def test_the_error_in_the_readme_is_the_real_one(tmp_path: Path) -> None:
+    (said,) = re.findall(r"^truck\.yaml: line .*$", README, re.MULTILINE)
+    (parsed,) = jobfile.parse(b"prompt: a\nddim_step: 5\n", "truck.yaml")
+    assert str(parsed.error) == said
+
+
+def test_what_lands_in_done_is_what_the_readme_lists(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    drop_job(root, "truck.yaml", "from_file: p.txt\nH: 64\nW: 64\n")
+    drop_job(root, "p.txt", "a\n")
+    run_sdbatch("serve", "--root", root.path, "--drain", env=FAKE)
+    table = README.split("What lands in")[1].split("The same pictures lie")[0]
+    listed = set(re.findall(r"^\| `([^`/]+)", table, re.MULTILINE))
+    assert {path.name for path in only(root.done).iterdir()} == listed
+
+
+def test_the_readme_names_every_field_and_its_default() -> None:
+    table = README.split("| field | default |")[1].split("Hyphens")[0]
+    for kind in (Txt2Img, Img2Img):
+        for name, info in kind.model_fields.items():
+            assert f"`{name}`" in table
+            is_told = not info.is_required() and info.default and not isinstance(info.default, bool)
+            if is_told and name not in {"C", "f", "precision"}:
+                assert str(info.default).removeprefix("outputs/") in table, name
+
+
+def test_the_readme_names_every_exit_code() -> None:
+    said = README.split("Exit codes of")[1].split("\n\n")[0]
+    assert re.findall(r"\b(\d+)\b", said) == ["0", "1", "74", "75", "78"]
+
+
+def test_the_demos_jobs_are_the_first_users_but_for_their_size() -> None:
+    for name in ("blue-truck.json", "spider-man.json"):
+        demo = json.loads((PROJECT / "docs/jobs" / name).read_text())
+        first = json.loads((HERE / "jobs" / name).read_text())
+        assert {k: v for k, v in demo.items() if k not in "HW"} == {k: v for k, v in first.items() if k not in "HW"}
+
+
+def test_shipped_configs_are_the_packages_own() -> None:
+    for name in ("sdbatch.yaml", "stable-diffusion/v1-inference.yaml"):
+        shipped = PROJECT / "configs" / name
+        assert (PROJECT / "sdbatch/data/configs" / shipped.name).read_bytes() == shipped.read_bytes()
+
+
+def test_the_shipped_configuration_states_every_default() -> None:
+    from sdbatch.settings import Settings  # noqa: PLC0415 - the one test that needs it
+
+    shipped = yaml.safe_load((PROJECT / "configs/sdbatch.yaml").read_text())
+    assert Settings(**shipped) == Settings()
+    assert set(shipped) == set(Settings.model_fields)
+    assert set(shipped["limits"]) == set(Settings().limits.model_dump())
