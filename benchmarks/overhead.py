@@ -45,7 +45,7 @@ def drain(jobs: int, place: str) -> None:
         drop_job(root, f"job-{n}.json", JOB.format(n=n))
     service = Service(root, Settings.model_validate({"settle_seconds": 0}), FakeEngine())
     service.spool.recover()
-    times = []
+    times: list[float] = []
     began = time.perf_counter()
     while not service.is_drained() or not times:
         start = time.perf_counter()

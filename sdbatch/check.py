@@ -38,7 +38,7 @@ def _describe(job: AnyJob, beside: Path, root: Root, limits: Limits) -> str:
         found = beside / job.from_file
         lines = read_lines(found if found.is_file() else root.find("from_file", job.from_file, [root.path]))
     count = count_pictures(job, lines)
-    size = (job.W, job.H) if isinstance(job, Txt2Img) else None
+    size = job.picture_size if isinstance(job, Txt2Img) else None
     if problems := limits.problems(count, size):
         raise JobError("\n".join(problems))
     root.output_folder(job.outdir)

@@ -66,8 +66,10 @@ class Job(BaseModel):
         description="A name of your own for the job, kept in its manifest.",
         examples=["truck study 3"],
     )
-    skip_grid: bool = Field(False, title="Skip the grid", description="Write no grid-0000.png.")
-    skip_save: bool = Field(False, title="Skip the pictures", description="Write no samples/*.png, only the grid.")
+    skip_grid: bool = Field(False, title="Skip the grid", description="Write no grid-0000.png.", examples=[True])
+    skip_save: bool = Field(
+        False, title="Skip the pictures", description="Write no samples/*.png, only the grid.", examples=[True]
+    )
     ddim_steps: int = Field(
         50,
         ge=1,
@@ -77,7 +79,7 @@ class Job(BaseModel):
         examples=[20, 50],
     )
     fixed_code: bool = Field(
-        False, title="Fixed code", description="txt2img: every iteration starts from the same noise."
+        False, title="Fixed code", description="txt2img: every iteration starts from the same noise.", examples=[True]
     )
     ddim_eta: float = Field(
         0.0,
@@ -87,8 +89,15 @@ class Job(BaseModel):
         description="Noise added at each step; 0 is deterministic.",
         examples=[0.0, 0.3],
     )
-    C: int = Field(4, ge=1, le=64, title="Latent channels", description="4 for every v1 model.")
-    f: int = Field(8, ge=1, le=64, title="Downsampling factor", description="8 for every v1 model.")
+    C: int = Field(4, ge=1, le=64, title="Latent channels", description="4 for every v1 model.", examples=[4])
+    f: int = Field(
+        8,
+        ge=1,
+        le=64,
+        title="Downsampling factor",
+        description="Pixels per latent; 8 for every v1 model, another draws another size.",
+        examples=[8],
+    )
     n_rows: int = Field(
         0,
         ge=0,
@@ -107,11 +116,13 @@ class Job(BaseModel):
         "configs/stable-diffusion/v1-inference.yaml",
         title="Model config",
         description="The checkpoint's yaml, in the root.",
+        examples=["configs/stable-diffusion/v1-inference.yaml"],
     )
     ckpt: Path_ = Field(
         "models/ldm/stable-diffusion-v1/model.ckpt",
         title="Checkpoint",
         description="A .ckpt or .safetensors file, or a folder in diffusers format, in the root.",
+        examples=["models/ldm/stable-diffusion-v1/model.ckpt", "v1-5-pruned.safetensors"],
     )
     seed: int = Field(
         42,
@@ -125,6 +136,7 @@ class Job(BaseModel):
         "autocast",
         title="Precision",
         description="full: float32; autocast: float16 on a GPU, float32 on a CPU.",
+        examples=["full"],
     )
 
     @model_validator(mode="after")
@@ -137,9 +149,9 @@ class Job(BaseModel):
 class Txt2Img(Job):
     """A prompt to pictures: `scripts/txt2img.py`."""
 
-    plms: bool = Field(False, title="PLMS sampler", description="Draw with PLMS instead of DDIM.")
+    plms: bool = Field(False, title="PLMS sampler", description="Draw with PLMS instead of DDIM.", examples=[True])
     laion400m: bool = Field(
-        False, title="LAION-400M model", description="Stands for that model's config, ckpt and outdir."
+        False, title="LAION-400M model", description="Stands for that model's config, ckpt and outdir.", examples=[True]
     )
     n_iter: int = Field(
         2,
@@ -164,7 +176,13 @@ class Txt2Img(Job):
         "outputs/txt2img-samples",
         title="Output folder",
         description="In the root; numbering goes on behind what lies there.",
+        examples=["outputs/trucks"],
     )
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Width and height as drawn: the scripts divide by f, and v1's autoencoder multiplies by 8."""
+        return self.W // self.f * 8, self.H // self.f * 8
 
     @model_validator(mode="before")
     @classmethod
@@ -188,7 +206,7 @@ class Img2Img(Job):
         examples=["outputs/txt2img-samples/samples/00002.png"],
     )
     plms: Annotated[Literal[False], BeforeValidator(_just_false)] = Field(
-        False, title="PLMS sampler", description="Not for img2img."
+        False, title="PLMS sampler", description="Not for img2img.", examples=[False]
     )
     n_iter: int = Field(
         1,
@@ -219,6 +237,7 @@ class Img2Img(Job):
         "outputs/img2img-samples",
         title="Output folder",
         description="In the root; numbering goes on behind what lies there.",
+        examples=["outputs/trucks"],
     )
 
 

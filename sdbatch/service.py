@@ -136,7 +136,7 @@ class Service:
             if (named := getattr(job, name, ""))
         ]
         lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
-        size = (job.W, job.H) if isinstance(job, Txt2Img) else None
+        size = job.picture_size if isinstance(job, Txt2Img) else None
         if problems := self.settings.limits.problems(count_pictures(job, lines), size):
             raise JobError("\n".join(problems))
         return Task(

@@ -46,7 +46,7 @@ class FakeEngine:
             yield Finished(job_id=task.job_id, seconds=0, notes=["drawn by the fake engine: grey cards"])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
-        size = (task.job.W, task.job.H) if isinstance(task.job, Txt2Img) else (64, 64)
+        size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
         for batch in batches(task.job, task.lines):
             yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
             for i, prompt in enumerate(batch.prompts):

@@ -58,7 +58,7 @@ def test_the_first_users_files_are_valid_and_one_wrong_word_in_them_is_not(
 
 
 @KINDS
-def test_every_field_has_a_title_and_a_description_for_editors(
+def test_every_field_has_a_title_a_description_and_an_example_for_editors(
     kind: str, model: type[Txt2Img | Img2Img], schema: dict[str, Any]
 ) -> None:
     properties = schema["$defs"][kind]["properties"]
@@ -66,6 +66,7 @@ def test_every_field_has_a_title_and_a_description_for_editors(
     for field in model.model_fields:
         assert properties[field]["title"]
         assert properties[field]["description"].endswith(".")
+        assert properties[field]["examples"]
 
 
 @KINDS

@@ -60,8 +60,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals([(_Ignored, name) for name in HARMLESS]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals([(_Ignored, name) for name in HARMLESS]), path.open("rb") as file:
+            # torch.load believes in the suffix .safetensors. An open file has none, but can't be memory-mapped.
+            named_wrongly = path.name.endswith(".safetensors")
+            content: Any = torch.load(
+                file if named_wrongly else path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=mmap and not named_wrongly,
+            )
     except pickle.UnpicklingError as error:
         raise JobError(
             f"the checkpoint {path.name} holds more than weights (Python objects or code), so it was not loaded; "

@@ -80,8 +80,6 @@ def draw(
     """
     if model.channels != job.C:
         raise JobError(f"C: {job.C} latent channels, but the checkpoint has {model.channels}")
-    if model.factor != job.f:
-        raise JobError(f"f: {job.f} pixels per latent, but the checkpoint's autoencoder has {model.factor}")
     if job.ddim_steps > len(model.alphas):
         raise JobError(f"ddim_steps: at most {len(model.alphas)}, the steps that the model was trained on")
     noise = NoiseSource.seeded(job.seed, model.device)

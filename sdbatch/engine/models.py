@@ -1,33 +1,26 @@
-"""A checkpoint and its config as a resident model: the networks are built from the config's numbers.
-
-Nothing here knows a list of models. The UNet, the autoencoder and the noise schedule come from the yaml of the
-original release, the text encoder's sizes from the shapes of its tensors (the yaml is silent on them).
-"""
+"""A checkpoint and its config, or a folder in diffusers format, as a resident model."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdbatch.engine import names
 from sdbatch.engine.checkpoint import read_weights
+from sdbatch.engine.networks import Numbers, build_text_encoder, build_unet, build_vae
 from sdbatch.engine.sampler import alphas_cumprod
 from sdbatch.errors import JobError
 
-T = TypeVar("T")
-
 TEXT_POSITIONS = 77  # CLIP's; 75 for the prompt, one each for its start and end
-CLIP_HEAD_SIZE = 64  # every CLIP text encoder has heads of this size
 MAX_TIMESTEPS = 100_000  # v1 has 1000; a slip of the pen must not fill the memory
 NOT_V1 = ("addition_embed_type", "class_embed_type", "encoder_hid_dim", "time_cond_proj_dim")  # SDXL, LCM and others
 
@@ -99,9 +92,9 @@ def load_model(ckpt: Path, config: Path) -> Model:
     numbers = Numbers(config)
     weights = read_weights(ckpt)
     with _told(f"no network can be built from the config {config.name}; is it complete, and a v1 model's?"):
-        unet, vae = _build_unet(numbers), _build_vae(numbers)
+        unet, vae = build_unet(numbers), build_vae(numbers)
     with _told(f"the text encoder in the checkpoint {ckpt.name} is not a CLIP text encoder"):
-        text_encoder = _build_text_encoder(ckpt, weights)
+        text_encoder = build_text_encoder(ckpt, weights)
     layers = numbers("unet_config.params.num_res_blocks", int)
     attention_levels = tuple("CrossAttn" in kind for kind in unet.config["up_block_types"])
     lacking = [
@@ -132,114 +125,6 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer(
         vocab=str(data / "vocab.json"), merges=str(data / "merges.txt"), model_max_length=TEXT_POSITIONS
     )
-
-
-class Numbers:
-    """The yaml of the original release, asked by dotted path below `model.params`."""
-
-    def __init__(self, path: Path) -> None:
-        self.name = path.name
-        try:
-            content = yaml.safe_load(path.read_bytes())
-            self.params = dict(content["model"]["params"])
-        except OSError as error:
-            raise JobError(f"the config {self.name} can't be read: {error.strerror}") from error
-        except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise JobError(f"the config {self.name} is not a model's yaml with model: params:") from error
-        self._refuse_what_is_not_v1()
-
-    def __call__(self, dotted: str, kind: Callable[[Any], T]) -> T:
-        """The value at `dotted`, as `kind`; a JobError names the key that is missing or not such a value."""
-        value = self.params
-        for key in dotted.split("."):
-            if not isinstance(value, dict) or key not in value:
-                raise JobError(f"the config {self.name} lacks model.params.{dotted}")
-            value = value[key]
-        try:
-            return kind(value)
-        except (TypeError, ValueError) as error:
-            raise JobError(f"the config {self.name}: model.params.{dotted} is not a usable value") from error
-
-    def _refuse_what_is_not_v1(self) -> None:
-        """Name a model of another kind as what it is, before its weights are read."""
-        if "network_config" in self.params:
-            raise JobError(f"the config {self.name} is of an SDXL model; only v1 models are drawn")
-        channels = self("unet_config.params.in_channels", int)
-        if channels == 9:
-            raise JobError(f"the config {self.name} is of an inpainting model (9 channels); only v1 models are drawn")
-        if self.params.get("parameterization", "eps") != "eps":
-            raise JobError(f"the config {self.name} is of a v-prediction model (v2); only v1 models are drawn")
-        encoder = self("cond_stage_config.target", str).rpartition(".")[2]
-        if encoder != "FrozenCLIPEmbedder":
-            raise JobError(f"the config {self.name} wants the text encoder {encoder}; only FrozenCLIPEmbedder is known")
-
-
-def _build_unet(numbers: Numbers) -> Any:
-    """An unfilled UNet from `unet_config` (`openaimodel.UNetModel`)."""
-    width = numbers("unet_config.params.model_channels", int)
-    channels = [width * int(mult) for mult in numbers("unet_config.params.channel_mult", list)]
-    attention = set(numbers("unet_config.params.attention_resolutions", list))
-    has_attention = [2**level in attention for level in range(len(channels))]
-    with torch.device("meta"):
-        return UNet2DConditionModel(
-            sample_size=numbers("image_size", int),
-            in_channels=numbers("unet_config.params.in_channels", int),
-            out_channels=numbers("unet_config.params.out_channels", int),
-            block_out_channels=tuple(channels),
-            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in has_attention),
-            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)),
-            layers_per_block=numbers("unet_config.params.num_res_blocks", int),
-            cross_attention_dim=numbers("unet_config.params.context_dim", int),
-            # The library's name is a known slip of its own: for v1 the number of heads goes here.
-            attention_head_dim=numbers("unet_config.params.num_heads", int),
-            transformer_layers_per_block=numbers("unet_config.params.transformer_depth", int),
-        )
-
-
-def _build_vae(numbers: Numbers) -> Any:
-    """An unfilled autoencoder from `first_stage_config.params.ddconfig` (`AutoencoderKL`)."""
-    at = "first_stage_config.params.ddconfig."
-    if numbers(at + "attn_resolutions", list):
-        raise JobError(f"the config {numbers.name}: an autoencoder with attn_resolutions is not supported")
-    width = numbers(at + "ch", int)
-    channels = [width * int(mult) for mult in numbers(at + "ch_mult", list)]
-    with torch.device("meta"):
-        return AutoencoderKL(
-            in_channels=numbers(at + "in_channels", int),
-            out_channels=numbers(at + "out_ch", int),
-            latent_channels=numbers(at + "z_channels", int),
-            block_out_channels=tuple(channels),
-            down_block_types=("DownEncoderBlock2D",) * len(channels),
-            up_block_types=("UpDecoderBlock2D",) * len(channels),
-            layers_per_block=numbers(at + "num_res_blocks", int),
-        )
-
-
-def _build_text_encoder(ckpt: Path, weights: dict[str, Tensor]) -> Any:
-    """An unfilled CLIP text encoder, sized by the checkpoint's own tensors."""
-    try:
-        vocabulary, width = weights[names.TEXT + "embeddings.token_embedding.weight"].shape
-        positions = weights[names.TEXT + "embeddings.position_embedding.weight"].shape[0]
-        inner = weights[names.TEXT + "encoder.layers.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise JobError(
-            f"the checkpoint {ckpt.name} has no text encoder at {names.TEXT}*: it is not a whole Stable Diffusion v1 "
-            "checkpoint (a LoRA, a VAE or another architecture?)"
-        ) from error
-    layers = {key.split(".")[5] for key in weights if key.startswith(names.TEXT + "encoder.layers.")}
-    config = CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=len(layers),
-        num_attention_heads=max(1, width // CLIP_HEAD_SIZE),
-        max_position_embeddings=positions,
-        hidden_act="quick_gelu",
-    )
-    with torch.device("meta"):
-        encoder = CLIPTextModel(config)
-    encoder.embeddings.position_ids = torch.arange(positions).unsqueeze(0)  # a buffer that no checkpoint needs to hold
-    return encoder
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], original_name: Callable[[str], str]) -> Iterable[str]:

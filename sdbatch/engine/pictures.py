@@ -30,6 +30,7 @@ UPRIGHT: dict[
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 GRID_PADDING = 2  # black pixels around and between, as torchvision's make_grid
 
 
@@ -165,9 +166,14 @@ def read_sample(path: Path) -> tuple[str, str]:
         OSError, SyntaxError, ValueError: the file is not a whole PNG of ours.
     """
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-        picture.load()
-        return hashlib.sha256(data).hexdigest(), str(picture.info.get("sdbatch", ""))
+    if not data.endswith(PNG_END):
+        raise ValueError("the PNG was cut short")  # which Pillow forgives where only the end is gone
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            picture.load()
+            return hashlib.sha256(data).hexdigest(), str(picture.info.get("sdbatch", ""))
+    except Image.DecompressionBombError as error:
+        raise ValueError("the PNG is larger than any of ours") from error
 
 
 def write_grid(path: Path, samples: Sequence[Path], columns: int) -> str:

@@ -1,0 +1,71 @@
+"""The small reference model, loaded once a session, and what the sampler tests draw with it."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tests_support import REFERENCE
+
+from sdbatch.engine.draw import Drawn, draw
+from sdbatch.engine.models import Model, load_model
+from sdbatch.engine.pictures import Pixels, load_init
+from sdbatch.job import AnyJob, Batch, Img2Img, Txt2Img, job_kind
+
+CKPT = REFERENCE / "model" / "model.ckpt"
+CONFIG = REFERENCE / "model" / "v1-inference-tiny.yaml"
+CASES = sorted(path.stem for path in (REFERENCE / "cases").glob("*.json"))
+
+
+# The model is so small that threads only wait for each other.
+torch.set_num_threads(1)
+
+
+@functools.cache
+def reference_model() -> Model:
+    return load_model(CKPT, CONFIG)
+
+
+def reference_case(name: str) -> tuple[AnyJob, list[str] | None, npt.NDArray[np.float32] | None]:
+    """A reference job, its prompt file's lines and its init image."""
+    fields = json.loads((REFERENCE / "cases" / f"{name}.json").read_text())
+    job = job_kind(fields).model_validate(fields)
+    lines = (REFERENCE / job.from_file).read_text().splitlines() if job.from_file else None
+    return job, lines, init_image(REFERENCE / job.init_img) if isinstance(job, Img2Img) else None
+
+
+def init_image(path: Path) -> npt.NDArray[np.float32]:
+    return load_init(path, max_read=1_000_000, max_drawn=1_000_000)[0]
+
+
+def small_txt2img(**fields: object) -> Txt2Img:
+    """A job of 64x64 pixels and four steps, drawn in a blink."""
+    small = {"prompt": "a blue truck", "H": 64, "W": 64, "ddim_steps": 4, "n_samples": 2, "n_iter": 2, "seed": 7}
+    return Txt2Img.model_validate(small | fields)
+
+
+def small_img2img(**fields: object) -> Img2Img:
+    small = {"prompt": "a red truck", "init_img": "x.png", "ddim_steps": 4, "n_samples": 2, "n_iter": 2, "seed": 7}
+    return Img2Img.model_validate(small | fields)
+
+
+def no_report(batch: Batch, step: int, steps: int) -> None:
+    pass
+
+
+def draw_all(
+    job: AnyJob,
+    lines: Sequence[str] | None = None,
+    init: npt.NDArray[np.float32] | None = None,
+    start_at: int = 0,
+    model: Model | None = None,
+) -> list[Drawn]:
+    return list(draw(model or reference_model(), job, lines, init, start_at, no_report))
+
+
+def pixels_of(drawn: Sequence[Drawn]) -> dict[int, Pixels]:
+    """Pictures by their number in the job."""
+    return {one.batch.first + i: picture for one in drawn for i, picture in enumerate(one.pixels)}
