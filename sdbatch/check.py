@@ -6,7 +6,7 @@ from pathlib import Path
 from sdbatch import files, jobfile
 from sdbatch.errors import JobError
 from sdbatch.inbox import is_job_name
-from sdbatch.job import AnyJob, Txt2Img, count_pictures
+from sdbatch.job import AnyJob, Img2Img, Txt2Img, count_pictures, img2img_size
 from sdbatch.prompts import read_lines
 from sdbatch.root import Root
 from sdbatch.settings import Limits
@@ -14,7 +14,11 @@ from sdbatch.settings import Limits
 
 def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
     """A line for each job of a file, and whether it can be drawn as far as is known without drawing."""
-    data = files.read_regular(path, jobfile.MAX_BYTES + 1)
+    try:
+        data = files.read_regular(path, jobfile.MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        yield f"{path}: {error.strerror}", False
+        return
     if data is None:
         yield f"{path}: is a link, a pipe or a device; a job must be a plain file", False
         return
@@ -32,19 +36,43 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
 
 
 def _describe(job: AnyJob, beside: Path, root: Root, limits: Limits) -> str:
-    """Pictures, size, sampler and steps; a named file is looked for beside the job file and in the root."""
+    """Pictures, size, sampler and steps.
+
+    Files are looked for beside the job file and in the root; the model only where `root` is one, since jobs are
+    also written on machines without.
+    """
     lines = None
     if job.from_file:
         found = beside / job.from_file
-        lines = read_lines(found if found.is_file() else root.find("from_file", job.from_file, [root.path]))
+        lines = read_lines(found.resolve() if found.is_file() else root.find("from_file", job.from_file, [root.path]))
     count = count_pictures(job, lines)
-    size = job.picture_size if isinstance(job, Txt2Img) else None
+    size = job.picture_size if isinstance(job, Txt2Img) else _init_size(job, beside, root)
     if problems := limits.problems(count, size):
         raise JobError("\n".join(problems))
     root.output_folder(job.outdir)
-    shape = f"{size[0]}x{size[1]}" if size else "init_img's size"
+    if root.inbox.is_dir() and not root.find_model("ckpt", job.ckpt).is_dir():
+        root.find_model("config", job.config)
+    shape = f"{size[0]}x{size[1]}" if size else "the size of init_img, which is not there yet"
     pictures = "1 picture" if count == 1 else f"{count} pictures"
     return f"{pictures} of {shape}, {'PLMS' if job.plms else 'DDIM'}, {job.ddim_steps} steps, to {job.outdir}"
+
+
+def _init_size(job: Img2Img, beside: Path, root: Root) -> tuple[int, int] | None:
+    """What an init image will be drawn at; None where it is not there, as an earlier job may still have to draw it."""
+    found = beside / job.init_img
+    try:
+        path = found if found.is_file() else root.find("init_img", job.init_img, [root.path])
+    except JobError as error:
+        if "there is no" in str(error):
+            return None
+        raise
+    from PIL import Image  # noqa: PLC0415 - only here, and the answer shall be quick
+
+    try:
+        with Image.open(path) as picture:
+            return img2img_size(*picture.size)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise JobError(f"init_img: {path} is no picture that can be read") from error
 
 
 def submit_file(path: Path, root: Root) -> Path:

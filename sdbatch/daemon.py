@@ -3,7 +3,7 @@
 import fcntl
 import os
 import signal
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +27,8 @@ TROUBLES_IN_A_DRAIN = 3
 def run(root: Root, settings: Settings, *, drain: bool) -> int:
     """Serve until told to stop, or until nothing is left; returns the exit code.
 
-    0: stopped, or drained and all done. 1: drained, and a job failed. 74: drained, and the disk would not have it.
+    0: stopped, or drained and all done. 1: drained, and a job failed, or stopped before the end. 74: drained, and the
+    disk would not have it.
 
     Raises:
         RootBusy: another service works on this root.
@@ -37,7 +38,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     with _only_one(root):
         service = Service(root, settings, make_engine(root, settings))
         _heed_signals(service)
-        service.spool.recover()
+        service.failed = service.spool.recover()
         service.engine.start()
         service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
         try:
@@ -84,17 +85,17 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             _nap(service, TROUBLE_NAP_SECONDS)
             continue
         if drain and service.is_drained():
-            return 1 if service.failed else 0
+            return 1 if service.failed or service.unmovable else 0
         if not worked:
             service.inbox.bell.wait(NAP_SECONDS)
-    return 0
+    return 1 if drain else 0
 
 
 def _nap(service: Service, seconds: float) -> None:
     """Wait, but not longer than NAP_SECONDS once asked to stop."""
     for _ in range(round(seconds / NAP_SECONDS)):
         if not service.stop_requested:
-            service.inbox.bell.wait(NAP_SECONDS)
+            time.sleep(NAP_SECONDS)
 
 
 def _heed_signals(service: Service) -> None:
@@ -140,8 +141,3 @@ def _watching(inbox: Inbox, logger: log.Log) -> Iterator[None]:
         yield
     finally:
         watcher.stop()
-
-
-def warn(text: str) -> None:
-    """A plain line for the person at the terminal."""
-    sys.stderr.write(text + "\n")

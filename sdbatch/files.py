@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,14 @@ BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delet
 
 # Called before every step with its name and target. Tests put something here that kills or raises.
 on_step: Callable[[str, Path], None] | None = None
+
+# The machine's fault, and it may pass: what was asked for is kept and tried again. Any other error is its own fault.
+_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EMFILE}
+
+
+def is_disk_trouble(error: OSError) -> bool:
+    """Whether the disk failed or is full, as against a name or a permission that will stay wrong."""
+    return error.errno in _TROUBLE
 
 
 def _step(name: str, path: Path) -> None:
@@ -68,7 +77,8 @@ def draft_of(path: Path) -> Path:
 
     The same each time: a process that is killed leaves a draft, and the next attempt writes over it.
     """
-    return path.with_name(f"{BUSY_PREFIX}{path.name}"[:255])
+    name = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    return path.with_name(f"{BUSY_PREFIX}{name}")
 
 
 def move(source: Path, target: Path) -> None:
@@ -115,7 +125,7 @@ def _copy_new(source: Path, target: Path) -> None:
 
 def drop(source: Path, folder: Path) -> Path:
     """Copy a file into a folder that others watch: they see it whole or not at all, and nothing is overwritten."""
-    draft = folder / f"{BUSY_PREFIX}{os.getpid()}-{source.name}"[:255]
+    draft = folder / f"{BUSY_PREFIX}{os.getpid()}-{time.monotonic_ns()}"
     try:
         shutil.copyfile(source, draft)
         with draft.open("rb") as file:

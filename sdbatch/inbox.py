@@ -24,6 +24,8 @@ SUFFIXES = (".yaml", ".yml", ".json")
 _NOBODYS_PREFIXES = (".", "~")
 _PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownload", "~")
 
+DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest
+
 Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
 NaturalKey = list[tuple[int, int, str]]
 
@@ -106,8 +108,11 @@ class Inbox:
         self.unsettled = 0
         wake = now + self.rescan_seconds
         for entry in _walk(self.folder):
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue  # gone between two looks, or nested too deeply to be named
             found.add(entry.path)
-            status = entry.stat(follow_symlinks=False)
             is_file = stat.S_ISREG(status.st_mode)
             seen = self.stillness.look(entry.path, _signature(status), now)
             if not is_job_name(entry.name) and not _is_link_to_folder(entry):
@@ -115,7 +120,7 @@ class Inbox:
             if is_file and status.st_size == 0:
                 continue
             is_ready = not is_file or entry.path in complete or self.stillness.is_still(entry.path, now)
-            if is_ready or _has_matching_digest(entry.path):
+            if is_ready or (status.st_size <= DIGEST_BYTES and _has_matching_digest(entry.path)):
                 relative = os.path.relpath(entry.path, self.folder)
                 ready.append((seen.first, natural_key(relative), Arrival(Path(entry.path), is_file)))
             else:
@@ -140,6 +145,10 @@ class Inbox:
             self.unsettled += 1
             self._next_scan = 0.0
         return None
+
+    def is_still(self, path: Path, now: float) -> bool:
+        """Whether any file in the inbox, a picture say, has settled."""
+        return self.stillness.is_still(str(path), now)
 
     def evidence(self, folder: Path, name: str) -> tuple[object, ...]:
         """Signs that a file is on its way: itself, and partial files that bear its name (rsync, WinSCP, browsers)."""
@@ -203,7 +212,7 @@ def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
 def _has_matching_digest(path: str) -> bool:
     """Whether NAME.sha256 beside a job holds its digest, as sha256sum writes it: then it is complete."""
     try:
-        said = Path(path + ".sha256").read_text(encoding="ascii", errors="replace")[:64].lower()
-        return said == files.sha256(Path(path))
+        said = files.read_regular(Path(path + ".sha256"), 64)
+        return said is not None and said.decode(errors="replace").lower() == files.sha256(Path(path))
     except OSError:
         return False

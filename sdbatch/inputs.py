@@ -21,6 +21,7 @@ class Staged:
     """A named file's copy in the job's folder."""
 
     field: str
+    named: str
     path: Path
     sha256: str
 
@@ -51,7 +52,7 @@ class InputStager:
             files.make_dir(copy.parent)
             files.write_atomically(copy, found.read_bytes())
         self._waits.pop(folder.name, None)
-        return Staged(field, copy, files.sha256(copy))
+        return Staged(field, named, copy, files.sha256(copy))
 
     def _find_kept(self, field: str, kept: Kept) -> Path:
         """A file of an earlier job that its manifest leads back to: the same bytes, or an error."""
@@ -72,16 +73,21 @@ class InputStager:
         except JobError:
             self._wait(folder.name, beside / named, now)
             raise
-        if self.root.inbox.resolve() in found.parents and not self.inbox.stillness.is_still(str(beside / named), now):
-            self._wait(folder.name, beside / named, now)
+        inbox = self.root.inbox.resolve()
+        if found.is_relative_to(inbox):
+            arriving = self.root.inbox / found.relative_to(inbox)
+            if not self.inbox.is_still(arriving, now):
+                self._wait(folder.name, arriving, now)
         return found
 
     def _wait(self, job_id: str, path: Path, now: float) -> None:
         """Raise NotYet while something that looks like `path` still changes, and a while after."""
+        if not path.parent.is_relative_to(self.root.inbox) or not path.parent.is_dir():
+            return  # nothing is on its way there
         evidence = self.inbox.evidence(path.parent, path.name)
         seen, until = self._waits.get(job_id, (None, 0.0))
         if seen != evidence:
             until = now + self.wait_seconds
             self._waits[job_id] = (evidence, until)
-        if now < until and path.parent.is_relative_to(self.root.inbox):
+        if now < until:
             raise NotYet

@@ -24,6 +24,7 @@ from sdbatch.job import NOT_FOR_IMG2IMG, AnyJob, Img2Img, Job, Txt2Img, job_kind
 from sdbatch.manifest import Asked, Kept, Parent, read_asked
 
 MAX_BYTES = 256 * 1024
+MAX_MANIFEST_BYTES = 1024 * 1024  # one lists up to a thousand pictures
 MAX_JOBS = 1000
 MAX_FIELDS = 100
 MAX_PROBLEMS = 10  # told of one job
@@ -54,8 +55,9 @@ def parse(data: bytes, file_name: str) -> list[Parsed]:
 
 
 def _decode(data: bytes) -> str:
-    if len(data) > MAX_BYTES:
-        raise JobError(f"the file has {len(data):,} bytes; a job file has at most {MAX_BYTES:,}")
+    most = MAX_MANIFEST_BYTES if b"sdbatch_manifest:" in data[:1024] else MAX_BYTES
+    if len(data) > most:
+        raise JobError(f"the file has more than {most:,} bytes, the most that a job file may have")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[:2].count(0) == 1 < len(data):
         raise JobError("the file is UTF-16 text; save it as UTF-8")
     try:

@@ -4,6 +4,7 @@ Dropped back unchanged it asks for an img2img follow-up on the first picture: it
 what a person edits. Without that block it asks for the same job again.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from sdbatch.errors import JobError
-from sdbatch.job import AnyJob
 
 VERSION = 1
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's is ten times as fast
@@ -57,7 +57,7 @@ class Picture(Record):
     seed: int
     iteration: int
     index: int  # the job's number of the picture, from 0
-    prompt: str
+    prompt: str | None = None  # its line of from_file, cut short; without, the job's prompt
     published: str | None = None
 
 
@@ -73,6 +73,7 @@ class Input(Record):
     """A file that the job named, kept beside its pictures."""
 
     field: str  # init_img or from_file
+    named: str  # as the job named it
     file: str
     sha256: str
 
@@ -97,10 +98,14 @@ class Manifest(Record):
     device: str
     checkpoint: dict[str, str]
     notes: list[str]
+    first_prompt: str | None = None  # of from_file, whole; it stands in follow_up
 
     def to_yaml(self) -> str:
         """The file's text, `follow_up` on top where a person looks for it."""
-        content = self.model_dump()
+        content = self.model_dump(exclude={"first_prompt"})
+        for picture in content["pictures"]:
+            if picture["prompt"] is None:
+                del picture["prompt"]
         head = {key: content.pop(key) for key in ("sdbatch_manifest", "id")}
         if self.pictures:
             head["follow_up"] = self._follow_up()
@@ -108,17 +113,8 @@ class Manifest(Record):
 
     def _follow_up(self) -> dict[str, Any]:
         first = self.pictures[0]
-        return {
-            "init_img": first.file,
-            "prompt": first.prompt,
-            "strength": 0.75,
-            "outdir": "outputs/img2img-samples",
-        }
-
-
-def resolved(job: AnyJob) -> dict[str, Any]:
-    """A job with every default filled in, as plain values in schema order."""
-    return job.model_dump()
+        prompt = self.first_prompt or first.prompt or self.job["prompt"]
+        return {"init_img": first.file, "prompt": prompt, "strength": 0.75, "outdir": "outputs/img2img-samples"}
 
 
 Kept = dict[str, tuple[tuple[str, ...], str]]
@@ -140,6 +136,7 @@ def read_asked(record: dict[str, Any]) -> Asked:
     """What a manifest, as read from YAML, asks for as a job file.
 
     Raises:
+        ValueError: it was damaged beyond understanding.
         JobError: it is no manifest of ours, or `follow_up` names a picture that it does not list.
     """
     job, block, job_id = record.get("job"), record.get("follow_up"), record.get("id")
@@ -150,9 +147,11 @@ def read_asked(record: dict[str, Any]) -> Asked:
     folder = f"jobs/done/{job_id}"
     kept: Kept
     if block is None:
+        # A copy stands for the name that was drawn from; who edits the name wants another file.
         kept = {
             str(i.get("field")): ((f"{folder}/{i.get('file')}",), str(i.get("sha256")))
             for i in _listed(record, "inputs")
+            if i.get("named") == job.get(str(i.get("field")))
         }
         return Asked(dict(job), Parent(job=job_id), kept)
     if not isinstance(block, dict):
@@ -160,12 +159,13 @@ def read_asked(record: dict[str, Any]) -> Asked:
     block = {str(key).replace("-", "_"): value for key, value in block.items()}
     fields = {key: value for key, value in job.items() if key not in NOT_CARRIED_OVER} | block
     wanted = block.get("init_img", 0)
-    picture = _picked(_listed(record, "pictures"), wanted)
+    pictures = [Picture.model_validate(entry) for entry in _listed(record, "pictures")]
+    picture = _picked(pictures, wanted, folder)
     if picture is None:
         return Asked(fields, Parent(job=job_id), {})
-    place = f"{folder}/{picture['file']}"
-    kept = {"init_img": ((place, str(picture.get("published") or place)), str(picture.get("sha256")))}
-    return Asked(fields | {"init_img": place}, Parent(job=job_id, picture=picture["file"]), kept)
+    place = f"{folder}/{picture.file}"
+    kept = {"init_img": ((place, picture.published or place), picture.sha256)}
+    return Asked(fields | {"init_img": place}, Parent(job=job_id, picture=picture.file), kept)
 
 
 def _listed(record: dict[str, Any], part: str) -> list[dict[str, Any]]:
@@ -173,19 +173,18 @@ def _listed(record: dict[str, Any], part: str) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def _picked(pictures: list[dict[str, Any]], wanted: object) -> dict[str, Any] | None:
-    """The listed picture that `follow_up.init_img` means, by number, file name, or where it was published.
+def _picked(pictures: list[Picture], wanted: object, folder: str) -> Picture | None:
+    """The listed picture that `follow_up.init_img` means: by number, file name, or where it lies.
 
-    None where it is a path to some other picture.
+    None where it is some other picture's name or path.
     """
     for number, picture in enumerate(pictures):
-        file = str(picture.get("file"))
-        bare = file.rpartition("/")[2]
-        if wanted in {file, bare, bare.removesuffix(".png"), picture.get("published")}:
+        bare = picture.file.rpartition("/")[2]
+        places = (picture.file, picture.published, f"{folder}/{picture.file}")
+        names = (*places, bare, bare.removesuffix(".png"), str(number))
+        if wanted in names or (isinstance(wanted, int) and not isinstance(wanted, bool) and number == wanted):
             return picture
-        if isinstance(wanted, int) and not isinstance(wanted, bool) and number == wanted:
-            return picture
-    if isinstance(wanted, str) and "/" in wanted and not wanted.startswith("samples/"):
+    if isinstance(wanted, str) and not re.fullmatch(r"(samples/.*|\d+(\.png)?)", wanted):
         return None
     if not pictures:
         raise JobError("follow_up: this job kept no pictures to follow up on; take the block out to draw it again")

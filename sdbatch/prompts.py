@@ -3,8 +3,12 @@
 from pathlib import Path
 from unicodedata import category
 
+from sdbatch import files
 from sdbatch.errors import JobError
 from sdbatch.job import MAX_PROMPT
+
+MAX_BYTES = 4 * 1024 * 1024
+MAX_LINES = 10_000
 
 
 def read_lines(path: Path) -> list[str]:
@@ -13,8 +17,11 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         JobError: not UTF-8, no line in it, or a line is too long or holds control characters.
     """
+    data = files.read_regular(path, MAX_BYTES + 1) or b""
+    if len(data) > MAX_BYTES or data.count(b"\n") > MAX_LINES:
+        raise JobError(f"from_file: the file is too long; the limit is {MAX_LINES:,} lines and {MAX_BYTES:,} bytes")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise JobError("from_file: the file is not UTF-8 text; save it as UTF-8") from error
     if not lines:

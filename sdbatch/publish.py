@@ -60,6 +60,7 @@ class Publisher:
                 files.place(source, target)
             except FileExistsError:
                 if not files.same_content(source, target):
+                    self._numbers.clear()  # a coarse clock hid somebody's change
                     names = names | self.choose_names(outdir, left)
                     write_down(names)
                     continue

@@ -83,7 +83,7 @@ class Root:
         """
         for base in bases:
             path = self._inside(field, named, base)
-            if path.exists():
+            if _exists(path):
                 return path
         places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))
         raise JobError(f'{field}: there is no "{named}" (looked in {places})')
@@ -96,10 +96,10 @@ class Root:
         bases = (self.path, self.models if field == "ckpt" else self.configs)
         for base in bases:
             path = self._normal(field, named, base)
-            if path.exists() or path.is_symlink():
+            if _exists(path) or os.path.islink(path):  # noqa: PTH114 - Path.is_symlink raises on overlong names
                 if not any(_is_below(path, folder) for folder in (self.models, self.configs)):
                     path = self._inside(field, named, base)
-                if not path.exists():
+                if not _exists(path):
                     raise JobError(f'{field}: "{named}" is a link to a file that is not there')
                 return path
         raise JobError(
@@ -136,12 +136,23 @@ class Root:
 
     def _inside(self, field: str, named: str, base: Path) -> Path:
         """`named` below `base`, links resolved; it must end inside the root or an allowed folder."""
-        path = self._normal(field, named, base).resolve()
+        try:
+            path = self._normal(field, named, base).resolve()
+        except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
+            raise JobError(f'{field}: "{named}" can\'t be followed to a file') from error
         if not any(_is_below(path, place.resolve()) for place in (self.path, *self.allowed)):
             raise JobError(
                 f'{field}: "{named}" is a link out of the root {self.path}; only files inside it may be named'
             )
         return path
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _is_below(path: Path, folder: Path) -> bool:

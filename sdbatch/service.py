@@ -20,7 +20,6 @@ from sdbatch.errors import JobError, RendererDied
 from sdbatch.inbox import Inbox
 from sdbatch.inputs import InputStager, NotYet
 from sdbatch.job import Txt2Img, count_pictures
-from sdbatch.manifest import resolved
 from sdbatch.prompts import read_lines
 from sdbatch.publish import SAMPLES, Names, Publisher
 from sdbatch.root import Root
@@ -65,6 +64,7 @@ class Service:
         self.log = log.get()
         self.done = self.failed = 0
         self.waiting: dict[str, float] = {}  # claimed jobs whose files are still on their way: when last looked for
+        self.unmovable: dict[str, str] = {}  # names in the inbox that are not ours to move, and why
         self._parsed: tuple[bytes, str, list[jobfile.Parsed]] = (b"", "", [])
         self.stop_requested = False  # set by signal handlers, which do nothing else
 
@@ -80,6 +80,7 @@ class Service:
             attempts = claim.attempts
             try:
                 task = self._parse(claim, now)
+                self.waiting.pop(claim.id, None)
                 drawing = self._render(task, clock)
                 names = self._publish(task, drawing)
                 self._record(task, drawing, names, clock())
@@ -92,31 +93,39 @@ class Service:
                 self._retry(claim, str(error), clock())
             except Stopped:
                 self.spool.note(claim, attempts=attempts)  # the service's wish, not the job's doing
-            except OSError:
-                with suppress(OSError):
-                    self.spool.note(claim, attempts=attempts)
-                raise
+            except OSError as error:
+                if not files.is_disk_trouble(error):
+                    self._fail(claim, f"{error.strerror}: {error.filename}", clock())
+                else:
+                    with suppress(OSError):
+                        self.spool.note(claim, attempts=attempts)
+                    raise
+            except Exception as error:  # a slip of ours must not cost the jobs behind this one
+                self.log.exception("an error inside sdbatch", job_id=claim.id)
+                self._fail(claim, f"an error inside sdbatch ({type(error).__name__}); its log says more", clock())
             return True
         self._tell(now, state="waiting for files" if self.waiting else "idle", job=None)
         return False
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        return not (self.inbox.queue or self.inbox.unsettled or self.spool.claimed())
+        return not self.inbox.queue and not self.inbox.unsettled and next(self.spool.claimed(), None) is None
 
     def _next_claim(self, now: Now) -> Claim | None:
         """The first of what is claimed already, then the inbox; jobs that wait for files let others pass."""
-        claimed = self.spool.claimed()
-        self.waiting = {claim.id: self.waiting[claim.id] for claim in claimed if claim.id in self.waiting}
-        for claim in claimed:
+        for claim in self.spool.claimed():
             if now.mono - self.waiting.get(claim.id, float("-inf")) >= ASK_AGAIN_SECONDS:
                 return claim
         while (arrival := self.inbox.next_still()) is not None:
             try:
                 fresh = self.spool.claim(arrival.path, now.wall)
-            except OSError:
-                self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
-                raise
+            except OSError as error:
+                if files.is_disk_trouble(error):
+                    self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
+                    raise
+                self.unmovable[arrival.path.name] = str(error)
+                self.log.warning("can't be moved out of the inbox", source=str(arrival.path), error=str(error))
+                continue
             if fresh is not None:
                 self.log.info("claimed", job_id=fresh.id, source=fresh.source)
                 return fresh
@@ -147,13 +156,13 @@ class Service:
             inputs=staged,
             ckpt=(ckpt := self.root.find_model("ckpt", job.ckpt)),
             config=ckpt if ckpt.is_dir() else self.root.find_model("config", job.config),
-            outdir=self.root.output_folder(job.outdir),
+            outdir=_made(self.root.output_folder(job.outdir)),
         )
 
     def _read(self, claim: Claim) -> jobfile.Parsed:
         """The claim's part of its file; a file of several jobs is split the first time it is read."""
         path = self.spool.folder(claim) / claim.file
-        data = files.read_regular(path, jobfile.MAX_BYTES + 1)
+        data = files.read_regular(path, jobfile.MAX_MANIFEST_BYTES + 1)
         if data is None:
             raise JobError(f"{claim.file}: is a link, a pipe or a device; a job must be a plain file")
         if self._parsed[:2] != (data, claim.file):  # parts of one file come one after another
@@ -170,6 +179,8 @@ class Service:
         samples = STAGED if task.job.skip_save else SAMPLES
         files.make_dir(folder / samples)
         drawing = Drawing(now.wall)
+        if claim.attempts >= self.settings.attempts:
+            raise JobError(f"was begun {claim.attempts} times, and each time the renderer or the service itself died")
         self.spool.note(claim, attempts=claim.attempts + 1)
         self.log.info("drawing", job_id=claim.id, attempt=claim.attempts, pictures=task.total)
         draw = Draw(
@@ -225,7 +236,7 @@ class Service:
             task.outdir,
             claim.outputs,
             write_down=lambda chosen: self.spool.note(claim, outputs=chosen),
-            parameters=resolved(task.job),
+            parameters=task.job.model_dump(),
         )
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
@@ -237,6 +248,7 @@ class Service:
         self.log.info("done", job_id=manifest.id, pictures=task.total, **manifest.timings)
 
     def _fail(self, claim: Claim, text: str, now: Now) -> None:
+        self.waiting.pop(claim.id, None)
         self.spool.fail(claim, text)
         self.failed += 1
         self.log.warning("failed", job_id=claim.id, reason=text)
@@ -259,7 +271,20 @@ class Service:
             "settling": self.inbox.unsettled,
             "waiting_for_files": len(self.waiting),
         }
-        self.status.tell(now.mono, now.wall, queue=queue, done=self.done, failed=self.failed, **facts)
+        self.status.tell(
+            now.mono, now.wall, queue=queue, unmovable=self.unmovable, done=self.done, failed=self.failed, **facts
+        )
+
+
+def _made(outdir: Path) -> Path:
+    """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
+    try:
+        files.make_dir(outdir)
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
+        raise JobError(f"outdir: no folder can be made at {outdir}: {error.strerror}") from error
+    return outdir
 
 
 def _count_staged(folder: Path) -> int:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from sdbatch.errors import ConfigError
 
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
-    picture_wait_seconds: float = Field(60.0, ge=0, le=86400)
+    picture_wait_seconds: float = Field(10.0, ge=0, le=86400)
     attempts: int = Field(3, ge=1, le=100)
     allow_paths: tuple[Path, ...] = ()
     limits: Limits = Limits()
@@ -71,6 +71,8 @@ def load_settings(path: Path) -> Settings:
         raise ConfigError(f"{path}: must be keys and values, such as `device: auto`")
     try:
         return Settings(**(content or {}))
+    except (SettingsError, TypeError) as error:  # a value in the environment that is no JSON, a key that is no word
+        raise ConfigError(f"{path} or SDBATCH_* in the environment: {error}") from error
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{path} or SDBATCH_* in the environment: " + "; ".join(lines)) from error

@@ -18,6 +18,7 @@ cannot do so for ever. `<id>` is time, number and name; it sorts by arrival even
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -68,9 +69,13 @@ class Spool:
         """Where a claimed job lies."""
         return self.root.running / claim.id
 
-    def recover(self) -> None:
-        """Bring running/ in order after a stop of any kind; once, before anything else."""
-        for folder in sorted(self.root.running.iterdir()):
+    def recover(self) -> int:
+        """Bring running/ in order after a stop of any kind, once, before anything else.
+
+        Returns how many jobs were on their way to failed/.
+        """
+        failed = 0
+        for folder in _folders(self.root.running):
             for draft in [*folder.rglob(files.BUSY_PREFIX + "*")]:
                 draft.unlink(missing_ok=True)
             claim = self._read(folder) or self._rebuilt(folder)
@@ -80,6 +85,7 @@ class Spool:
                 self.finish(claim)
             elif (folder / ERROR).exists():
                 files.move(folder, self.root.failed / folder.name)
+                failed += 1
         for rubbish in [
             *self.root.status.parent.glob(files.BUSY_PREFIX + "*"),
             *self.root.state.glob(files.BUSY_PREFIX + "*"),
@@ -89,18 +95,20 @@ class Spool:
             path.name for place in (self.root.running, self.root.done, self.root.failed) for path in place.iterdir()
         )
         self._last = max((_stamp(name) for name in names), default=("", 0))
+        return failed
 
-    def claimed(self) -> list[Claim]:
-        """Jobs in running/, in order."""
-        folders = sorted(path for path in self.root.running.iterdir() if not path.name.startswith("."))
-        return [claim for claim in map(self._read, folders) if claim is not None]
+    def claimed(self) -> Iterator[Claim]:
+        """Jobs in running/, in order, each read only when it is its turn: a file can hold a thousand."""
+        for folder in _folders(self.root.running):
+            if not folder.name.startswith(".") and (claim := self._read(folder)) is not None:
+                yield claim
 
     def claim(self, dropped: Path, now: datetime) -> Claim | None:
         """Make a file in the inbox ours; None if it vanished first. Nothing is opened here, so nothing can hang."""
         name = dropped.name
         source = dropped.relative_to(self.root.inbox).as_posix()
         # A dropped manifest.yaml must not pass for ours.
-        file = f"dropped-{name}"[:255] if _RESERVED.fullmatch(name) else name
+        file = f"dropped-{slug_of(name)}{dropped.suffix}" if _RESERVED.fullmatch(name) else name
         claim = Claim(self._next_id(name, now), file, source, now.isoformat(timespec="milliseconds"))
         folder = self.folder(claim)
         try:
@@ -178,6 +186,11 @@ class Spool:
 
     def _write(self, claim: Claim) -> None:
         files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
+
+
+def _folders(place: Path) -> list[Path]:
+    """The folders in a place, in order; people's file managers leave files there too."""
+    return sorted(path for path in place.iterdir() if path.is_dir())
 
 
 def slug_of(name: str) -> str:

@@ -8,10 +8,12 @@ from sdbatch import __version__, files
 from sdbatch.engine.protocol import Finished, Loaded, StagedGrid, StagedSample
 from sdbatch.inputs import Staged
 from sdbatch.job import AnyJob, count_pictures
-from sdbatch.manifest import Grid, Input, Manifest, Parent, Picture, resolved
+from sdbatch.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.publish import Names
 from sdbatch.root import Root
 from sdbatch.spool import Claim
+
+SHORT_PROMPT = 100
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,25 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
         source_sha256=files.sha256(folder / claim.file),
         parent=task.parent,
         attempts=claim.attempts,
-        job=resolved(task.job),
+        job=task.job.model_dump(),
         pictures=[
-            Picture(seed=task.job.seed, published=published[s.file], **s.model_dump(exclude={"type", "job_id"}))
+            Picture(
+                file=s.file,
+                sha256=s.sha256,
+                seed=task.job.seed,
+                iteration=s.iteration,
+                index=s.index,
+                prompt=None if task.lines is None else _short(s.prompt),
+                published=published[s.file],
+            )
             for s in drawing.samples
             if s.file in published
         ],
         grid=Grid(file=grid.file, sha256=grid.sha256, published=published[grid.file]) if grid else None,
-        inputs=[Input(field=s.field, file=s.path.relative_to(folder).as_posix(), sha256=s.sha256) for s in task.inputs],
+        inputs=[
+            Input(field=s.field, named=s.named, file=s.path.relative_to(folder).as_posix(), sha256=s.sha256)
+            for s in task.inputs
+        ],
         outdir=root.show(task.outdir),
         timings={
             "claimed": claim.claimed_at,
@@ -87,4 +100,10 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
             "sha256": loaded.checkpoint_sha256,
         },
         notes=finished.notes,
+        first_prompt=None if task.lines is None else task.lines[0],
     )
+
+
+def _short(prompt: str) -> str:
+    """A manifest is a job file, and those may not be long; the picture itself holds the whole prompt."""
+    return prompt if len(prompt) <= SHORT_PROMPT else prompt[: SHORT_PROMPT - 3] + "..."

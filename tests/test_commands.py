@@ -1,10 +1,11 @@
 """The quick commands: validate, submit, init, schema."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
-from tests_support import HERE, run_sdbatch
+from tests_support import HERE, REFERENCE, run_sdbatch
 
 from sdbatch.check import submit_file
 from sdbatch.errors import JobError
@@ -15,11 +16,12 @@ from sdbatch.testing import make_root
 def test_validate_tells_how_many_pictures_of_which_size(tmp_path: Path) -> None:
     file = HERE / "jobs/two-in-one.json"
     outdirs = ["outputs/txt2img/2023-04-18-18-01-48-0.32806818", "outputs/img2img/2023-04-18-22-18-46-0.38229466"]
+    later = "the size of init_img, which is not there yet"
     said = run_sdbatch("validate", file, "--root", tmp_path)
     assert said.returncode == 0
     assert said.stdout.splitlines() == [
         f"{file}: job 1 of 2: 6 pictures of 512x512, DDIM, 50 steps, to {outdirs[0]}",
-        f"{file}: job 2 of 2: 6 pictures of init_img's size, DDIM, 50 steps, to {outdirs[1]}",
+        f"{file}: job 2 of 2: 6 pictures of {later}, DDIM, 50 steps, to {outdirs[1]}",
     ]
 
 
@@ -47,11 +49,27 @@ def test_validate_tells_what_would_fail_and_exits_with_1(tmp_path: Path, job: st
     assert "Traceback" not in said.stderr
 
 
-def test_validate_of_a_missing_file_is_one_plain_line(tmp_path: Path) -> None:
-    said = run_sdbatch("validate", tmp_path / "none.yaml", "--root", tmp_path)
+def test_validate_of_a_missing_file_is_one_plain_line_and_the_others_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("prompt: a")
+    said = run_sdbatch("validate", tmp_path / "none.yaml", tmp_path / "job.yaml", "--root", tmp_path)
     assert said.returncode == 1
-    assert "none.yaml" in said.stderr
-    assert "Traceback" not in said.stderr
+    assert said.stderr == f"{tmp_path}/none.yaml: No such file or directory\n"
+    assert "6 pictures" in said.stdout
+
+
+def test_validate_tells_the_size_of_an_init_image_that_is_there(tmp_path: Path) -> None:
+    shutil.copy(REFERENCE / "init-203x150.png", tmp_path / "mine.png")
+    (tmp_path / "job.yaml").write_text("prompt: a\ninit_img: mine.png\n")
+    said = run_sdbatch("validate", tmp_path / "job.yaml", "--root", tmp_path)
+    assert "2 pictures of 192x128, DDIM" in said.stdout
+
+
+def test_validate_in_a_root_looks_for_the_model(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    (tmp_path / "job.yaml").write_text("prompt: a\nckpt: models/none.ckpt\n")
+    said = run_sdbatch("validate", tmp_path / "job.yaml", "--root", root.path)
+    assert (said.returncode, said.stdout) == (1, "")
+    assert 'ckpt: there is no "models/none.ckpt"' in said.stderr
 
 
 def test_submit_never_overwrites_what_waits(tmp_path: Path) -> None:

@@ -509,7 +509,7 @@ def test_an_item_of_a_list_is_told_with_its_own_line(text: str, name: str) -> No
         (b"\0", "line 1, column 1: the file holds a control character (U+0000); is it damaged?"),
         (b"prompt: a\x07", "line 1, column 10: the file holds a control character (U+0007); is it damaged?"),
         ("prompt: a\x9b".encode(), "line 1, column 10: the file holds a control character (U+009B); is it damaged?"),
-        (b"prompt: a\n" * 40_000, "the file has 400,000 bytes; a job file has at most 262,144"),
+        (b"prompt: a\n" * 40_000, "the file has more than 262,144 bytes, the most that a job file may have"),
     ],
 )
 @YAML_AND_JSON
@@ -523,7 +523,7 @@ COLON = 'mapping values are not allowed in this context; text that holds ": " go
 def test_a_file_just_within_the_limit_is_read() -> None:
     job = b"prompt: a\n#"
     assert read_job(job + b"#" * (MAX_BYTES - len(job))).prompt == "a"
-    assert "at most 262,144" in read_error(job + b"#" * (MAX_BYTES + 1 - len(job)))
+    assert "more than 262,144 bytes" in read_error(job + b"#" * (MAX_BYTES + 1 - len(job)))
 
 
 @pytest.mark.parametrize(
@@ -753,9 +753,12 @@ def test_a_manifest_as_it_is_asks_for_img2img_on_its_first_picture() -> None:
     assert entry.kept == {"init_img": (places, "0" * 64)}
 
 
+PLACE_2 = f"{DONE}/samples/00002.png"
+
+
 @pytest.mark.parametrize(
     "wanted",
-    [2, "samples/00002.png", "00002.png", "00002", "outputs/txt2img-samples/samples/00012.png"],
+    [2, "2", "samples/00002.png", "00002.png", "00002", "outputs/txt2img-samples/samples/00012.png", PLACE_2],
 )
 def test_a_follow_up_names_its_picture_by_number_or_name_or_path(wanted: object) -> None:
     entry = read_manifest(edited(init_img=wanted, prompt="a red truck", strength=0.4, ddim_steps=9))
@@ -766,23 +769,42 @@ def test_a_follow_up_names_its_picture_by_number_or_name_or_path(wanted: object)
     assert entry.kept["init_img"][1] == "2" * 64
 
 
-def test_a_follow_up_may_start_from_any_other_picture() -> None:
-    entry = read_manifest(edited(init_img="pictures/mine.png"))
+@pytest.mark.parametrize("wanted", ["pictures/mine.png", "mine.png"])
+def test_a_follow_up_may_start_from_any_other_picture(wanted: str) -> None:
+    entry = read_manifest(edited(init_img=wanted))
     assert isinstance(entry.job, Img2Img)
-    assert entry.job.init_img == "pictures/mine.png"
+    assert entry.job.init_img == wanted
     assert entry.parent == Parent(job=MANIFEST.id, picture=None)
     assert entry.kept == {}
 
 
-@pytest.mark.parametrize("wanted", [3, -1, True, "samples/00003.png", "truck.png", 1.5])
+@pytest.mark.parametrize("wanted", [3, -1, True, "samples/00003.png", "3", "00003.png", 1.5, [1], {"a": 1}])
 def test_a_follow_up_on_a_picture_that_is_not_there_is_told(wanted: object) -> None:
     told = read_error(edited(init_img=wanted), "manifest.yaml")
     assert told.startswith("follow_up.init_img: the job has pictures 0 to 2; give one's number, or its name")
 
 
-@pytest.mark.parametrize("wanted", [[1], {"a": 1}])
-def test_a_follow_up_on_what_is_no_picture_at_all_is_told(wanted: object) -> None:
-    assert "take a fresh copy from jobs/done/" in read_error(edited(init_img=wanted), "manifest.yaml")
+def test_an_edited_input_of_a_job_drawn_again_is_not_replaced_by_the_kept_copy() -> None:
+    record = yaml.safe_load(MANIFEST.to_yaml())
+    del record["follow_up"]
+    record["job"] |= {"from_file": "p.txt"}
+    record["inputs"] = [{"field": "from_file", "named": "p.txt", "file": "inputs/from_file.txt", "sha256": "1" * 64}]
+    kept = {"from_file": ((f"{DONE}/inputs/from_file.txt",), "1" * 64)}
+    assert read_manifest(dump(record, "manifest.yaml")).kept == kept
+    record["job"]["from_file"] = "q.txt"
+    assert read_manifest(dump(record, "manifest.yaml")).kept == {}
+
+
+def test_a_follow_up_may_spell_with_hyphens() -> None:
+    text = MANIFEST.to_yaml().replace("  init_img:", "  init-img:")
+    assert read_manifest(text).parent == Parent(job=MANIFEST.id, picture="samples/00000.png")
+
+
+def test_the_manifest_of_a_thousand_pictures_is_short_enough_to_be_a_job() -> None:
+    pictures = [picture.model_copy(update={"prompt": "长" * 100}) for picture in MANIFEST.pictures[:1] * 1000]
+    text = MANIFEST.model_copy(update={"pictures": pictures}).to_yaml()
+    assert len(text.encode()) > MAX_BYTES
+    assert read_manifest(text).parent == Parent(job=MANIFEST.id, picture="samples/00000.png")
 
 
 def test_a_manifest_without_its_follow_up_asks_for_the_same_job_again() -> None:

@@ -104,3 +104,13 @@ def test_many_folders_do_not_grow_the_publisher(folder: Path, tmp_path: Path) ->
     for number in range(100):
         publish(folder, tmp_path / "outputs" / str(number), publisher=publisher)
     assert len(publisher._numbers) <= 32
+
+
+def test_a_number_taken_unseen_by_the_folders_clock_is_passed_over(folder: Path, outdir: Path) -> None:
+    publisher = Publisher()
+    publish(folder, outdir, publisher=publisher)
+    before = (outdir / "samples").stat()
+    (outdir / "samples/00002.png").write_bytes(b"theirs")
+    os.utime(outdir / "samples", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert publish(folder, outdir, publisher=publisher)["samples/00000.png"] == "samples/00003.png"
+    assert (outdir / "samples/00002.png").read_bytes() == b"theirs"

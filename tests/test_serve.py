@@ -31,10 +31,10 @@ def drain(root: Root, code: int = 0, **options: Any) -> str:
 
 
 @contextmanager
-def serving(root: Root, *, engine: str = "local") -> Iterator[subprocess.Popen[str]]:
+def serving(root: Root, *, engine: str = "local", drain: bool = False) -> Iterator[subprocess.Popen[str]]:
     """A service in the background; killed at the end if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdbatch", "serve", "--root", str(root.path)],
+        [sys.executable, "-m", "sdbatch", "serve", "--root", str(root.path), *(["--drain"] if drain else [])],
         env=os.environ | {"SDBATCH_ENGINE": engine, "SDBATCH_SETTLE_SECONDS": "0.2"},
         stderr=subprocess.PIPE,
         text=True,
@@ -280,6 +280,7 @@ def test_nothing_ever_asks_the_network(model_root: Root, tmp_path: Path) -> None
         ("limits:\n  pictures: many\n", "limits.pictures"),
         ("device: [\n", "sdbatch.yaml"),
         ("- a\n", "keys and values"),
+        ("1: x\n", "sdbatch.yaml"),
     ],
 )
 def test_a_bad_configuration_exits_with_78_and_says_where(tmp_path: Path, config: str, told: str) -> None:
@@ -289,6 +290,30 @@ def test_a_bad_configuration_exits_with_78_and_says_where(tmp_path: Path, config
     assert ended.returncode == 78
     assert told in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(("key", "value"), [("SDBATCH_LIMITS", "abc"), ("SDBATCH_DEVICE", "tpu")])
+def test_a_bad_environment_exits_with_78_too(tmp_path: Path, key: str, value: str) -> None:
+    ended = run_sdbatch("serve", "--root", tmp_path / "root", "--drain", env=os.environ | {key: value})
+    assert ended.returncode == 78
+    assert "SDBATCH_* in the environment" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_drain_that_is_stopped_before_its_end_says_so(model_root: Root) -> None:
+    drop_job(model_root, "job.json", json.dumps(LONG))
+    with serving(model_root, drain=True) as service:
+        wait_for(lambda: list(model_root.running.glob("*/samples/00000.png")), "the first picture")
+        service.terminate()
+        assert service.wait(timeout=10) == 1
+
+
+def test_what_a_library_prints_does_not_reach_the_service(model_root: Root, tmp_path: Path) -> None:
+    chatty = tmp_path / "chatty" / "sitecustomize.py"
+    chatty.parent.mkdir()
+    chatty.write_text("import sys; print('{}'); sys.stdout.flush()")
+    drop_job(model_root, "1.json", json.dumps(MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 1, "ddim_steps": 1}))
+    drain(model_root, env=os.environ | {"PYTHONPATH": str(chatty.parent)})
 
 
 def test_a_root_that_can_not_be_made_exits_with_78(tmp_path: Path) -> None:

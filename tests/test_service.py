@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tests_support import drain, only
 
-from sdbatch import files
+from sdbatch import files, inbox
 from sdbatch.engine.protocol import Draw, Request
 from sdbatch.errors import RendererDied
 from sdbatch.root import Root
@@ -359,3 +359,130 @@ def test_status_is_written_at_most_once_a_second(root: Root, clock: FakeClock) -
     clock.sleep(0.1)
     status.tell(clock.mono, clock.wall, m=3)
     assert (json.loads(root.status.read_text())["n"], json.loads(root.status.read_text())["m"]) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ("outdir: outputs/file", "outdir: no folder can be made"),
+        (f"outdir: outputs/{'x' * 300}", "outdir: no folder can be made"),
+        (f"ckpt: models/{'x' * 300}", "ckpt: there is no"),
+        (f"init_img: {'x' * 300}.png", "init_img: there is no"),
+        ("init_img: loop.png", "can't be followed"),
+        ("from_file: folder", 'from_file: "folder" is not a file'),
+    ],
+)
+def test_names_that_no_file_can_have_cost_their_own_job_alone(
+    start: Start, root: Root, clock: FakeClock, job: str, told: str
+) -> None:
+    (root.outputs / "file").touch()
+    (root.path / "folder").mkdir()
+    (root.path / "loop.png").symlink_to("loop.png")
+    drop_job(root, "1.yaml", f"prompt: a\n{job}\n")
+    drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
+    service = start()
+    drain(service, clock)
+    assert (service.done, service.failed) == (1, 1)
+    assert told in error_of(root)
+
+
+def test_a_slip_of_our_own_costs_one_job_and_not_the_service(start: Start, root: Root, clock: FakeClock) -> None:
+    def slip(draw: Draw) -> None:
+        if draw.job.prompt == "a":
+            raise ZeroDivisionError
+
+    drop_job(root, "1.yaml", "prompt: a\n" + SMALL)
+    drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
+    service = start(slip)
+    drain(service, clock)
+    assert (service.done, service.failed) == (1, 1)
+    assert error_of(root) == "an error inside sdbatch (ZeroDivisionError); its log says more\n"
+
+
+def test_a_job_that_takes_the_service_down_each_time_is_not_begun_a_fourth_time(
+    start: Start, root: Root, clock: FakeClock
+) -> None:
+    class PowerCut(BaseException):
+        """Nothing in the service sees this coming."""
+
+    begun = []
+
+    def cut(draw: Draw) -> None:
+        begun.append(draw.job_id)
+        raise PowerCut
+
+    drop_job(root, "1.yaml", "prompt: a\n" + SMALL)
+    for _ in range(3):
+        with pytest.raises(PowerCut):
+            drain(start(cut), clock)
+    drain(start(cut), clock)
+    assert len(begun) == 3
+    assert "was begun 3 times" in error_of(root)
+
+
+def test_a_file_that_is_not_ours_to_move_lets_the_others_pass(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_job(root, "1.yaml", "prompt: a\n" + SMALL)
+    drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
+    move = files.move
+
+    def refuse(source: Path, target: Path) -> None:
+        if source.name == "1.yaml":
+            raise PermissionError(errno.EACCES, "Permission denied", str(source))
+        move(source, target)
+
+    monkeypatch.setattr(files, "move", refuse)
+    service = start()
+    drain(service, clock)
+    assert service.done == 1
+    assert list(service.unmovable) == ["1.yaml"]
+    assert (root.inbox / "1.yaml").exists()
+    assert not list(root.running.iterdir())
+
+
+def test_what_file_managers_leave_in_running_is_no_job(start: Start, root: Root, clock: FakeClock) -> None:
+    (root.running / ".DS_Store").write_bytes(b"x")
+    (root.done / "Thumbs.db").write_bytes(b"x")
+    drop_job(root, "1.yaml", "prompt: b\n" + SMALL)
+    service = start()
+    drain(service, clock)
+    assert service.done == 1
+
+
+def test_a_pipe_named_like_a_digest_hangs_nothing(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "1.yaml", "prompt: b\n" + SMALL)
+    os.mkfifo(root.inbox / "1.yaml.sha256")
+    service = start()
+    drain(service, clock)
+    assert service.done == 1
+
+
+def test_a_file_that_vanishes_while_the_inbox_is_read_disturbs_nothing(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_job(root, "1.yaml", "prompt: b\n" + SMALL)
+    drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
+    walk = inbox._walk
+
+    def vanishing(folder: Path) -> Any:
+        for entry in list(walk(folder)):
+            if entry.name == "1.yaml":
+                Path(entry.path).unlink()
+            yield entry
+
+    monkeypatch.setattr(inbox, "_walk", vanishing)
+    service = start()
+    drain(service, clock)
+    assert service.done == 1
+
+
+def test_a_picture_in_a_folder_that_is_not_there_is_told_without_waiting(
+    start: Start, root: Root, clock: FakeClock
+) -> None:
+    drop_job(root, "1.yaml", "prompt: a\ninit_img: outputs/nowhere/0.png\n")
+    service = start(picture_wait_seconds=1000)
+    began = clock.mono
+    drain(service, clock)
+    assert "there is no" in error_of(root)
+    assert clock.mono - began < 10

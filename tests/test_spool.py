@@ -27,7 +27,7 @@ def test_a_claim_moves_the_file_and_notes_where_it_came_from(spool: Spool, root:
     assert (claim.source, claim.file, claim.attempts) == ("batch/blue truck.yaml", "blue truck.yaml", 0)
     assert not path.exists()
     assert (spool.folder(claim) / "blue truck.yaml").read_text() == "prompt: a"
-    assert spool.claimed() == [claim]
+    assert list(spool.claimed()) == [claim]
 
 
 def test_a_file_that_vanished_leaves_nothing_behind(spool: Spool, root: Root) -> None:
@@ -112,7 +112,7 @@ def test_a_file_of_several_jobs_is_split_once(spool: Spool, root: Root) -> None:
     assert claim is not None
     spool.split(claim, 11)
     spool.split(claim, 11)  # as a restart in the middle would
-    claims = spool.claimed()
+    claims = list(spool.claimed())
     assert [c.part for c in claims] == list(range(1, 12))
     assert {c.parts for c in claims} == {11}
     assert claims[1].id == "20261122T120000Z-000001.02-many"
@@ -123,7 +123,7 @@ def test_a_split_part_that_is_done_already_is_not_made_again(spool: Spool, root:
     claim = spool.claim(drop_job(root, "two.yaml", "x"), NOON)
     assert claim is not None
     spool.split(claim, 2)
-    second = spool.claimed()[1]
+    second = list(spool.claimed())[1]
     (spool.folder(second) / "manifest.yaml").write_text("x")
     spool.finish(second)
     spool.split(claim, 2)
@@ -139,6 +139,7 @@ def test_names_of_every_kind_stay_distinct_and_readable(spool: Spool, root: Root
         "a b\nc.yaml",
         os.fsdecode(b"\xff\xfe.yaml"),
         "x" * 250 + ".yaml",
+        "grid-" + "漢" * 81 + ".yaml",
         "..yaml",
     ]
     for name in names:

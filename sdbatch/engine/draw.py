@@ -85,10 +85,9 @@ def draw(
     noise = NoiseSource.seeded(job.seed, model.device)
     schedule = sampler.make_schedule(model.alphas, job.ddim_steps, job.ddim_eta)
     sample = sampler.plms if job.plms else sampler.ddim
+    # The scripts encode the init image before autocast begins.
+    start = _start_txt2img(job, schedule, noise) if init is None else _start_img2img(job, schedule, noise, model, init)
     with _precision(job, model.device):
-        start = (
-            _start_txt2img(job, schedule, noise) if init is None else _start_img2img(job, schedule, noise, model, init)
-        )
         for batch in batches(job, lines):
             shape = (len(batch.prompts), *start.shape)
             if batch.first + len(batch.prompts) <= start_at:
@@ -136,9 +135,9 @@ def _start_img2img(
     Strength 1.0 asks for an index behind the end, on which they crash; here it is the end.
     """
     assert isinstance(job, Img2Img), "only an img2img job has an init image"
-    pictures = torch.from_numpy(init).to(model.device).expand(job.n_samples, *init.shape)
+    picture = torch.from_numpy(init).to(model.device)[None]
     shape = (model.channels, init.shape[1] // model.factor, init.shape[2] // model.factor)
-    x0 = model.encode(pictures, noise.draw_on_cpu((job.n_samples, *shape)))
+    x0 = model.encode(picture, noise.draw_on_cpu((job.n_samples, *shape)))
     t_enc = int(job.strength * job.ddim_steps)
     return _Start(shape, schedule[:t_enc], x0=x0, level=schedule[min(t_enc, len(schedule) - 1)])
 

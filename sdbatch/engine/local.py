@@ -2,18 +2,23 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+from pydantic import ValidationError
 
 from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Request, Tick
 from sdbatch.errors import RendererDied
 
 TICK_SECONDS = 0.5
+LAST_BREATH_SECONDS = 5
 LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
 
 # A library that finds a file missing must fail, not ask the network.
@@ -29,11 +34,12 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class LocalEngine:
-    """Talks to `sdbatch.engine.renderer` through its standard input and output."""
+    """Talks to `sdbatch.engine.renderer`: requests on its standard input, answers from a pipe of their own."""
 
     def __init__(self, device: str, checksums: Path) -> None:
         self.command = [sys.executable, "-m", "sdbatch.engine.renderer", device, str(checksums)]
         self._process: subprocess.Popen[bytes] | None = None
+        self._answers = -1  # the reading end of the renderer's pipe
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._unread = b""
 
@@ -41,19 +47,23 @@ class LocalEngine:
         """Start the renderer: its imports take seconds, which pass while the first files settle."""
         if self._process is None or self._process.poll() is not None:
             self.stop()
+            # A pipe of its own for answers: libraries print on standard output as they like.
+            self._answers, theirs = os.pipe()
             self._process = subprocess.Popen(
-                self.command,
+                [*self.command, str(theirs)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs,),
                 env=PATIENT | os.environ | OFFLINE,
                 # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
                 start_new_session=True,
             )
+            os.close(theirs)
             self._last_words.clear()
             self._unread = b""
-            assert self._process.stderr is not None
-            threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True).start()
+            assert self._process.stdout is not None
+            threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
 
     def render(self, request: Request) -> Generator[Event]:
         """Send the request, yield what comes back, with a Tick when nothing does."""
@@ -69,8 +79,8 @@ class LocalEngine:
         open_jobs = len(request.jobs)
         try:
             while open_jobs:
-                line = self._read_line(process)
-                event = EVENT.validate_json(line) if line else Tick()
+                line = self._read_line()
+                event = self._event(line)
                 open_jobs -= isinstance(event, (Finished, Failed))
                 yield event
         finally:
@@ -82,29 +92,38 @@ class LocalEngine:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            if self._process.stdin is not None:
+                with suppress(BrokenPipeError):
+                    self._process.stdin.close()
+            os.close(self._answers)
             self._process = None
 
-    def _read_line(self, process: subprocess.Popen[bytes]) -> bytes:
+    def _read_line(self) -> bytes:
         """One line, or nothing after TICK_SECONDS of silence."""
-        assert process.stdout is not None
         while b"\n" not in self._unread:
-            readable, _, _ = select.select([process.stdout], [], [], TICK_SECONDS)
+            readable, _, _ = select.select([self._answers], [], [], TICK_SECONDS)
             if not readable:
                 return b""
-            chunk = os.read(process.stdout.fileno(), 1 << 16)
+            chunk = os.read(self._answers, 1 << 16)
             if not chunk:
                 raise self._died()
             self._unread += chunk
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
+    def _event(self, line: bytes) -> Event:
+        try:
+            return EVENT.validate_json(line) if line else Tick()
+        except ValidationError as error:
+            raise RendererDied("the renderer gave an answer that is none") from error
+
     def _died(self) -> RendererDied:
         assert self._process is not None
-        code = self._process.wait()
-        self._process = None
+        try:
+            code = self._process.wait(LAST_BREATH_SECONDS)
+        except subprocess.TimeoutExpired:  # it closed its pipe and hangs in some library's goodbye
+            code = -signal.SIGKILL
+        self.stop()
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         return RendererDied("\n".join([f"the renderer ended with {cause}; its last words:", *self._last_words]))
 

@@ -69,9 +69,9 @@ class Model:
         noise: Tensor = self.unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
         return noise
 
-    def encode(self, pictures: Tensor, noise: Tensor) -> Tensor:
-        """Pictures [batch, 3, H, W] in [-1, 1] to latents: a sample of the posterior, with the noise given."""
-        posterior = self.vae.encode(pictures).latent_dist
+    def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
+        """A picture [1, 3, H, W] in [-1, 1] to latents: samples of its posterior, one for each of `noise`."""
+        posterior = self.vae.encode(picture).latent_dist
         sample: Tensor = posterior.mean + posterior.std * noise
         return self.scale_factor * sample
 

@@ -124,7 +124,8 @@ def write_sample(
     text = PngImagePlugin.PngInfo()
     height, width = pixels.shape[:2]
     text.add_text("parameters", parameters(job, origin, prompt, width, height))
-    exact = {"sdbatch": __version__, "job": job.model_dump(), "iteration": iteration, "index": index}
+    exact: dict[str, object] = {"sdbatch": __version__, "job": job.model_dump(), "iteration": iteration, "index": index}
+    exact["checkpoint"] = origin.model_sha256
     # ASCII, since a tEXt chunk is Latin-1: any reader gets the JSON as it was.
     text.add_text("sdbatch", json.dumps(exact))
     return _write_png(path, Image.fromarray(pixels), text)

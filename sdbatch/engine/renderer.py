@@ -1,6 +1,6 @@
 """The renderer: a process that holds the resident model and can be thrown away.
 
-It reads requests from standard input and answers on standard output, a line each. A job's own fault is answered;
+It reads requests from standard input and answers on a pipe of its own, a line each. A job's own fault is answered;
 any other error ends the process with its traceback on standard error, since after a CUDA error or an exhausted
 memory nothing in it can be trusted. The service counts the attempt and starts another.
 """
@@ -89,7 +89,7 @@ class Renderer:
         )
         init, notes = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
         notes += _unread_prompts(resident.model, task)
-        staged = self._keep_staged(task)
+        staged = self._keep_staged(task, resident.sha256)
         origin = pictures.Origin(task.ckpt.stem, resident.sha256, "CPU" if self.device.type == "cpu" else "GPU")
 
         def on_step(batch: Batch, step: int, steps: int) -> None:
@@ -122,15 +122,16 @@ class Renderer:
         self.resident = Resident(key, model.to(self.device), fingerprint(task.ckpt, self.checksums))
         return self.resident, time.monotonic() - started
 
-    def _keep_staged(self, task: Draw) -> list[Path]:
-        """Samples of an earlier attempt, as far as they are whole and this job's; what comes behind is drawn anew."""
+    def _keep_staged(self, task: Draw, checkpoint: str) -> list[Path]:
+        """Samples of an earlier attempt, as far as they are whole and of this job and model; the rest is drawn anew."""
         staged: list[Path] = []
         for index in range(task.start_at):
             path = _sample(task, index)
             try:
                 sha256, text = pictures.read_sample(path)
                 said = json.loads(text)
-                is_ours = said["job"] == task.job.model_dump() and said["index"] == index
+                ours = {"job": task.job.model_dump(), "index": index, "checkpoint": checkpoint}
+                is_ours = all(said[key] == value for key, value in ours.items())
             except (OSError, ValueError, SyntaxError, KeyError, TypeError):
                 is_ours = False
             if not is_ours:
@@ -171,9 +172,9 @@ def _unread_prompts(model: Model, task: Draw) -> list[str]:
 
 
 def _identity(path: Path) -> tuple[object, ...]:
-    """A file as it is now: copied over with other content, it is another. Of a folder the UNet stands for all."""
-    weights = sorted(path.glob("unet/*")) if path.is_dir() else [path]
-    stats = [part.stat() for part in weights if part.exists()]
+    """A file, or all files of a folder, as they are now: copied over with other content, it is another model."""
+    parts = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    stats = [part.stat() for part in parts]
     return (str(path), *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
 
 
@@ -188,12 +189,11 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS`."""
+    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS FD`: answers go to the file descriptor FD."""
     _die_with_parent()
-    # Libraries print; standard output is for answers alone, so theirs goes to standard error.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    Renderer(sys.argv[1], Path(sys.argv[2]), answers).serve(sys.stdin)
+    device, checksums, answers = sys.argv[1:]
+    with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
+        Renderer(device, Path(checksums), pipe).serve(requests)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""What a renderer does with the samples that an earlier attempt left in a job's folder."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests_support import REFERENCE
+
+from sdbatch.engine.protocol import Draw
+from sdbatch.engine.renderer import Renderer
+from sdbatch.job import Txt2Img
+
+
+def task(folder: Path, start_at: int = 0, ckpt: Path = REFERENCE / "model/model.ckpt") -> Draw:
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    return Draw(
+        job_id="job",
+        job=Txt2Img(prompt="a", H=64, W=64, n_iter=2, n_samples=1, ddim_steps=2),
+        lines=None,
+        init=None,
+        max_init_pixels=1,
+        max_pixels=1,
+        folder=folder,
+        samples="samples",
+        ckpt=ckpt,
+        config=REFERENCE / "model/v1-inference-tiny.yaml",
+        start_at=start_at,
+    )
+
+
+def render(draw: Draw) -> list[str]:
+    """The digests of the samples, as the renderer tells them."""
+    answers = io.StringIO()
+    Renderer("cpu", draw.folder / "checksums.json", answers).render(draw)
+    events = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert events[-1]["type"] == "finished"
+    return [event["sha256"] for event in events if event["type"] == "sample"]
+
+
+def test_a_whole_sample_of_the_same_job_is_kept(tmp_path: Path) -> None:
+    drawn = render(task(tmp_path))
+    first = tmp_path / "samples/00000.png"
+    inode = first.stat().st_ino
+    (tmp_path / "samples/00001.png").unlink()
+    assert render(task(tmp_path, start_at=1)) == drawn
+    assert first.stat().st_ino == inode
+
+
+def cut_short(sample: Path) -> None:
+    sample.write_bytes(sample.read_bytes()[:-200])
+
+
+def of_another_place(sample: Path) -> None:
+    shutil.copy(sample.with_name("00001.png"), sample)
+
+
+def foreign(sample: Path) -> None:
+    shutil.copy(REFERENCE / "expected/eta/samples/00000.png", sample)
+
+
+@pytest.mark.parametrize("spoil", [cut_short, of_another_place, foreign])
+def test_a_sample_that_is_not_whole_or_not_this_one_is_drawn_again(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    drawn = render(task(tmp_path))
+    spoil(tmp_path / "samples/00000.png")
+    assert render(task(tmp_path, start_at=2)) == drawn
+
+
+def test_samples_of_another_checkpoint_are_drawn_again(tmp_path: Path) -> None:
+    render(task(tmp_path))
+    before = (tmp_path / "samples/00000.png").stat().st_ino
+    other = tmp_path / "model.ckpt"
+    shutil.copy(REFERENCE / "model/model.ckpt", other)
+    with other.open("ab") as file:
+        file.write(b"\0")  # behind the end of the zip file: the same weights, another digest
+    render(task(tmp_path, start_at=2, ckpt=other))
+    assert (tmp_path / "samples/00000.png").stat().st_ino != before
