@@ -4,10 +4,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# The demo's model is chosen here and nowhere else.
-DEMO_CKPT := tests/reference/model/model.ckpt
-DEMO_CONFIG := tests/reference/model/v1-inference-tiny.yaml
-
 .PHONY: demo test test-slow lint benchmark clean
 
 $(BIN)/sdbatch: pyproject.toml
@@ -16,14 +12,19 @@ $(BIN)/sdbatch: pyproject.toml
 	touch $@
 
 demo: $(BIN)/sdbatch
-	$(BIN)/sdbatch init demo --model $(DEMO_CKPT) --config $(DEMO_CONFIG)
+	$(BIN)/sdbatch init demo --demo
 	$(BIN)/sdbatch submit --root demo docs/jobs/blue-truck.json docs/jobs/spider-man.json
 	$(BIN)/sdbatch serve --root demo --drain
 	@echo
-	@echo "Look at these pictures (the demo's model has random weights: colourful noise, drawn exactly):"
+	@echo "Look at these pictures:"
 	@ls demo/outputs/*/*/grid-*.png
 	@echo "and at all that was kept of the two jobs:"
 	@ls -d demo/jobs/done/*
+
+# The pictures in the README, made by the demo itself.
+docs/demo-txt2img.png docs/demo-img2img.png: demo
+	cp demo/outputs/txt2img/*/grid-0000.png docs/demo-txt2img.png
+	cp demo/outputs/img2img/*/grid-0000.png docs/demo-img2img.png
 
 test: $(BIN)/sdbatch
 	$(BIN)/pytest

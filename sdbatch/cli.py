@@ -13,6 +13,7 @@ import typer
 
 from sdbatch import __version__
 from sdbatch.errors import ConfigError, JobError, RootBusy
+from sdbatch.files import same_content
 from sdbatch.root import Root
 from sdbatch.settings import Settings, load_settings
 
@@ -63,19 +64,27 @@ def init(
     config: Annotated[
         Path | None, typer.Option(help="The checkpoint's yaml, if it is not Stable Diffusion v1's.")
     ] = None,
+    *,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Lay the demo model there: 64x64 pixels, a hundred things.")
+    ] = False,
 ) -> None:
     """Make a root: folders, configuration, the v1 model config. What is there already stays as it is."""
     from sdbatch import daemon  # noqa: PLC0415
 
     place = _root(directory)
     daemon.prepare(place)
-    data = Path(str(package_files("sdbatch"))) / "data" / "configs"
-    _lay(data / "sdbatch.yaml", place.configs / "sdbatch.yaml")
-    _lay(config or data / "v1-inference.yaml", place.configs / "stable-diffusion" / "v1-inference.yaml")
+    data = Path(str(package_files("sdbatch"))) / "data"
+    if demo:
+        model, config = data / "demo" / "model.safetensors", data / "demo" / "v1-inference.yaml"
+    shipped = place.configs / "stable-diffusion" / "v1-inference.yaml"
     checkpoint = place.models / "ldm" / "stable-diffusion-v1" / "model.ckpt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    if model is not None:
-        _lay(model, checkpoint)
+    _lay(config, shipped)
+    _lay(model, checkpoint)
+    for source, target in (("sdbatch.yaml", place.configs / "sdbatch.yaml"), ("v1-inference.yaml", shipped)):
+        if not target.exists():
+            _lay(data / "configs" / source, target)
     typer.echo(f"{place.path} is ready: drop job files into {place.inbox}")
     if not checkpoint.exists():
         typer.echo(f"no checkpoint yet: copy or link one to {checkpoint}")
@@ -130,7 +139,12 @@ def _open(path: Path) -> tuple[Root, Settings]:
     return replace(root, allowed=settings.allow_paths), settings
 
 
-def _lay(source: Path, target: Path) -> None:
+def _lay(source: Path | None, target: Path) -> None:
+    """Copy a file that was asked for; another one in its place is never overwritten, and never taken for it."""
+    if source is None:
+        return
+    if target.exists() and not same_content(source, target):
+        raise ConfigError(f"{target} is there already, and is not {source}; move it away first")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)

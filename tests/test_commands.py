@@ -122,3 +122,20 @@ def test_settings_come_from_the_file_and_the_environment_wins(tmp_path: Path) ->
 def test_version_and_help_are_answered() -> None:
     assert run_sdbatch("--version").stdout.startswith("sdbatch 0.")
     assert "jobs/inbox" in run_sdbatch("--help").stdout
+
+
+def test_init_never_takes_another_model_for_the_one_asked_for(tmp_path: Path) -> None:
+    root = Root(tmp_path / "root")
+    run_sdbatch("init", root.path)
+    refused = run_sdbatch("init", root.path, "--demo")
+    assert refused.returncode == 78
+    assert "v1-inference.yaml is there already" in refused.stderr
+
+
+def test_init_demo_lays_a_model_that_the_first_users_jobs_name(tmp_path: Path) -> None:
+    root = Root(tmp_path / "root")
+    for _ in range(2):  # the second time changes nothing
+        made = run_sdbatch("init", root.path, "--demo")
+        assert made.returncode == 0, made.stderr
+    assert (root.models / "ldm/stable-diffusion-v1/model.ckpt").stat().st_size < 15_000_000
+    assert "image_size: 8" in (root.configs / "stable-diffusion/v1-inference.yaml").read_text()

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from tests_support import HERE, only, run_sdbatch
 
 from sdbatch import jobfile
@@ -103,6 +105,20 @@ def test_the_demos_jobs_are_the_first_users_but_for_their_size() -> None:
         demo = json.loads((PROJECT / "docs/jobs" / name).read_text())
         first = json.loads((HERE / "jobs" / name).read_text())
         assert {k: v for k, v in demo.items() if k not in "HW"} == {k: v for k, v in first.items() if k not in "HW"}
+
+
+def test_the_pictures_in_the_readme_are_what_the_demo_draws(tmp_path: Path) -> None:
+    root = Root(tmp_path / "demo")
+    assert run_sdbatch("init", root.path, "--demo").returncode == 0
+    for name in ("blue-truck.json", "spider-man.json"):
+        assert run_sdbatch("submit", PROJECT / "docs/jobs" / name, "--root", root.path).returncode == 0
+    ended = run_sdbatch("serve", "--root", root.path, "--drain")
+    assert ended.returncode == 0, ended.stderr
+    for kind in ("txt2img", "img2img"):
+        (grid,) = (root.outputs / kind).glob("*/grid-0000.png")
+        with Image.open(grid) as ours, Image.open(PROJECT / f"docs/demo-{kind}.png") as shown:
+            difference = np.abs(np.asarray(ours).astype(int) - np.asarray(shown))
+        assert difference.mean() < 2, "another machine rounds otherwise, but draws the same"
 
 
 def test_shipped_configs_are_the_packages_own() -> None:
