@@ -6,6 +6,7 @@ Each arrow is one call in `run_once`, in this order; no other file knows the who
 between passes is only a convenience: everything that counts lies in the folders, where spool.py recovers it.
 """
 
+import errno
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -214,7 +215,7 @@ class Service:
             case protocol.Finished():
                 drawing.finished = event
             case protocol.Failed():
-                raise JobError(event.text) if event.fault == "job" else OSError(event.text)
+                raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
         step = {"step": event.step, "steps": event.steps} if isinstance(event, protocol.Stepped) else {}
         progress = {"id": task.claim.id, "name": task.job.name, "attempt": task.claim.attempts}
         progress |= {"started_at": drawing.started.isoformat(timespec="seconds")}

@@ -1,7 +1,9 @@
 """What a renderer does with the samples that an earlier attempt left in a job's folder."""
 
+import errno
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 from tests_support import REFERENCE
 
-from sdbatch.engine.protocol import Draw
+from sdbatch import files
+from sdbatch.engine.protocol import Draw, Request
 from sdbatch.engine.renderer import Renderer
 from sdbatch.job import Txt2Img
 
@@ -79,3 +82,20 @@ def test_samples_of_another_checkpoint_are_drawn_again(tmp_path: Path) -> None:
         file.write(b"\0")  # behind the end of the zip file: the same weights, another digest
     render(task(tmp_path, start_at=2, ckpt=other))
     assert (tmp_path / "samples/00000.png").stat().st_ino != before
+
+
+@pytest.mark.parametrize(("number", "fault"), [(errno.ENOSPC, "disk"), (errno.EIO, "disk"), (errno.EACCES, "job")])
+def test_what_the_disk_does_to_a_job_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fault: str
+) -> None:
+    def fail(name: str, path: Path) -> None:
+        if path.suffix == ".png":
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "on_step", fail)
+    answers = io.StringIO()
+    request = Request(jobs=[task(tmp_path)]).model_dump_json()
+    Renderer("cpu", tmp_path / "checksums.json", answers).serve(io.StringIO(request))
+    last = json.loads(answers.getvalue().splitlines()[-1])
+    assert (last["type"], last["fault"]) == ("failed", fault)
+    assert os.strerror(number) in last["text"]

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from tests_support import drain, only
 
 from sdbatch import files, inbox
-from sdbatch.engine.protocol import Draw, Request
+from sdbatch.engine.protocol import Draw, Event, Failed, Request
 from sdbatch.errors import RendererDied
 from sdbatch.root import Root
 from sdbatch.service import Service
@@ -304,6 +304,22 @@ def test_a_full_disk_keeps_the_job_and_costs_no_attempt(
     assert manifest(only(root.done))["attempts"] == 1
     published = root.outputs / "txt2img-samples/samples"
     assert sorted(p.name for p in published.iterdir()) == ["00000.png", "00001.png"]
+
+
+def test_a_disk_that_fails_the_renderer_keeps_the_job_too(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "1.yaml", "prompt: a\n" + SMALL)
+    service = start()
+    render = service.engine.render
+
+    def full(request: Request) -> Generator[Event]:
+        yield Failed(job_id=request.jobs[0].job_id, fault="disk", text="No space left on device")
+
+    service.engine.render = full  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="No space left"):
+        drain(service, clock)
+    service.engine.render = render  # type: ignore[method-assign]
+    drain(service, clock)
+    assert manifest(only(root.done))["attempts"] == 1
 
 
 def test_skip_save_and_skip_grid_leave_out_what_they_say(start: Start, root: Root, clock: FakeClock) -> None:

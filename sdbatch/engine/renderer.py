@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import diffusers
 import torch
@@ -29,6 +29,7 @@ from sdbatch.engine.draw import draw
 from sdbatch.engine.models import Model, load_model
 from sdbatch.engine.protocol import Draw, Message, Request
 from sdbatch.errors import JobError
+from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch
 
 VERSIONS = {
@@ -72,7 +73,8 @@ class Renderer:
                 except JobError as error:
                     self.answer(protocol.Failed(job_id=task.job_id, fault="job", text=str(error)))
                 except OSError as error:
-                    self.answer(protocol.Failed(job_id=task.job_id, fault="disk", text=str(error)))
+                    fault: Literal["disk", "job"] = "disk" if is_disk_trouble(error) else "job"
+                    self.answer(protocol.Failed(job_id=task.job_id, fault=fault, text=str(error)))
 
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
