@@ -176,6 +176,15 @@ def test_a_killed_renderer_costs_one_attempt(model_root: Root) -> None:
     assert record(only(root.done))["attempts"] == 2
 
 
+def test_a_renderer_that_can_not_start_fails_the_job_with_its_last_words(model_root: Root) -> None:
+    drop_job(model_root, "job.json", json.dumps(LONG))
+    drain(model_root, code=1, env=os.environ | {"SDBATCH_DEVICE": "cuda:77"})
+    told = (only(model_root.failed) / "error.txt").read_text()
+    assert "the renderer died at each of 3 attempts" in told
+    assert "cuda" in told.lower()
+    assert "last words" in told
+
+
 def test_sigterm_stops_in_mid_job_within_seconds_and_nothing_is_lost(model_root: Root) -> None:
     root = model_root
     drop_job(root, "job.json", json.dumps(LONG))

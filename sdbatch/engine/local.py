@@ -42,6 +42,7 @@ class LocalEngine:
         self._answers = -1  # the reading end of the renderer's pipe
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._unread = b""
+        self._listener: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the renderer: its imports take seconds, which pass while the first files settle."""
@@ -63,7 +64,8 @@ class LocalEngine:
             self._last_words.clear()
             self._unread = b""
             assert self._process.stdout is not None
-            threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
+            self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
+            self._listener.start()
 
     def render(self, request: Request) -> Generator[Event]:
         """Send the request, yield what comes back, with a Tick when nothing does."""
@@ -124,6 +126,8 @@ class LocalEngine:
         except subprocess.TimeoutExpired:  # it closed its pipe and hangs in some library's goodbye
             code = -signal.SIGKILL
         self.stop()
+        if self._listener is not None:
+            self._listener.join(LAST_BREATH_SECONDS)  # its very last words may still be on their way
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         return RendererDied("\n".join([f"the renderer ended with {cause}; its last words:", *self._last_words]))
 
