@@ -47,7 +47,7 @@ def _describe(job: AnyJob, beside: Path, root: Root, limits: Limits) -> str:
         lines = read_lines(found.resolve() if found.is_file() else root.find("from_file", job.from_file, [root.path]))
     count = count_pictures(job, lines)
     size = job.picture_size if isinstance(job, Txt2Img) else _init_size(job, beside, root)
-    if problems := limits.problems(count, size):
+    if problems := limits.problems(count, job.ddim_steps, size):
         raise JobError("\n".join(problems))
     root.output_folder(job.outdir)
     if root.inbox.is_dir() and not root.find_model("ckpt", job.ckpt).is_dir():

@@ -27,8 +27,8 @@ TROUBLES_IN_A_DRAIN = 3
 def run(root: Root, settings: Settings, *, drain: bool) -> int:
     """Serve until told to stop, or until nothing is left; returns the exit code.
 
-    0: stopped, or drained and all done. 1: drained, and a job failed, or stopped before the end. 74: drained, and the
-    disk would not have it.
+    0: stopped, or drained and all done. 1: drained, and a job failed, or stopped before the end. 69: drained as far as
+    it went, but nothing can be drawn for now. 74: drained, and the disk would not have it.
 
     Raises:
         RootBusy: another service works on this root.
@@ -38,7 +38,6 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     with _only_one(root):
         service = Service(root, settings, make_engine(root, settings))
         _heed_signals(service)
-        service.failed = service.spool.recover()
         service.engine.start()
         service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
         try:
@@ -73,19 +72,25 @@ def make_engine(root: Root, settings: Settings) -> Engine:
 
 
 def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
-    troubles = 0
+    recovered, troubles = False, 0
     while not service.stop_requested:
         try:
+            if not recovered:
+                service.failed += service.spool.recover()
+                recovered = True
             worked, troubles = service.run_once(clock), 0
         except OSError as error:
             troubles += 1
             service.log.exception("the disk fails; the job is kept", error=str(error))
+            service.tell_trouble(error, clock())
             if drain and troubles == TROUBLES_IN_A_DRAIN:
                 return os.EX_IOERR
             _nap(service, TROUBLE_NAP_SECONDS)
             continue
         if drain and service.is_drained():
             return 1 if service.failed or service.unmovable else 0
+        if drain and service.problem and not worked and not service.inbox.unsettled:
+            return os.EX_UNAVAILABLE
         if not worked:
             service.inbox.bell.wait(NAP_SECONDS)
     return 1 if drain else 0

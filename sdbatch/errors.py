@@ -17,5 +17,9 @@ class RootBusy(SdbatchError):
     """Another service works on this root."""
 
 
+class EngineDown(SdbatchError):
+    """No renderer can be had: the machine is at fault, no job is, and none is touched until it passes."""
+
+
 class RendererDied(SdbatchError):
     """The renderer ended in the middle of its work; the job's attempt is spent, the job is not lost."""

@@ -1,5 +1,7 @@
 """Files that a job names, copied into its folder: what is drawn cannot change any more, and can be drawn again."""
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +46,12 @@ class InputStager:
         copy = folder / INPUTS / f"{field}{Path(named).suffix[:10]}"
         if not copy.exists():
             found = self._find_kept(field, kept) if field in kept else self._find(field, named, folder, source, now)
-            if not found.is_file():
-                raise JobError(f'{field}: "{named}" is not a file')
-            size = found.stat().st_size
-            if size > self.max_bytes:
-                raise JobError(f'{field}: "{named}" has {size:,} bytes; the limit is {self.max_bytes:,}')
-            files.make_dir(copy.parent)
-            files.write_atomically(copy, found.read_bytes())
+            with self.root.open(field, named, found) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > self.max_bytes:
+                    raise JobError(f'{field}: "{named}" has {size:,} bytes; the limit is {self.max_bytes:,}')
+                files.make_dir(copy.parent)
+                files.copy_atomically(file, copy)
         self._waits.pop(folder.name, None)
         return Staged(field, named, copy, files.sha256(copy))
 
@@ -62,8 +63,9 @@ class InputStager:
                 found = self.root.find(field, place, [self.root.path])
             except JobError:
                 continue
-            if files.sha256(found) == digest:
-                return found
+            with self.root.open(field, place, found) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                    return found
         raise JobError(f'{field}: "{places[0]}" is gone or was changed since the manifest was written')
 
     def _find(self, field: str, named: str, folder: Path, source: str, now: float) -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch import files
+from sdbatch.root import SAMPLES
 
-SAMPLES = "samples"
 REMEMBERED = 32  # folders whose last numbers are kept
 _SAMPLE, _GRID = r"(\d+)\.png", r"grid-(\d+)\.png"
 Names = dict[str, str]  # staged name -> name in the output folder, both as samples/00000.png

@@ -1,13 +1,19 @@
 """Where things lie under one root, and which paths a job may name: the one home of path policy."""
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
+from sdbatch import files
+from sdbatch.beneath import open_beneath
 from sdbatch.errors import JobError
 
 OURS = ("jobs", "state", "models", "configs")  # no job's pictures go there
+SAMPLES = "samples"  # in every output folder
+WEIGHTS = (".ckpt", ".safetensors", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,11 @@ class Root:
     def status(self) -> Path:
         """What the service does now."""
         return self.path / "jobs" / "status.json"
+
+    @property
+    def pause(self) -> Path:
+        """While it is there, nothing is drawn."""
+        return self.path / "jobs" / "PAUSE"
 
     @property
     def outputs(self) -> Path:
@@ -88,6 +99,30 @@ class Root:
         places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))
         raise JobError(f'{field}: there is no "{named}" (looked in {places})')
 
+    def open(self, field: str, named: str, found: Path) -> BufferedReader:
+        """A file that `find` found, opened for reading without a way out for who changes links in between.
+
+        Raises:
+            JobError: it is no plain file, or leads out of the root by now.
+        """
+        path = found.resolve()
+        place = next((p.resolve() for p in (self.path, *self.allowed) if _is_below(path, p.resolve())), self.path)
+        try:
+            file = os.fdopen(open_beneath(place, os.path.relpath(path, place)), "rb")
+        except OSError as error:
+            if files.is_disk_trouble(error):
+                raise
+            raise JobError(f'{field}: "{named}" can\'t be read: {error.strerror}') from error
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise JobError(f'{field}: "{named}" is not a file')
+        return file
+
+    def has_checkpoint(self) -> bool:
+        """Whether any weights lie in the root, for whatever job; links that lead nowhere do not count."""
+        ours = {*self.folders(), self.path / "jobs"}
+        return bool(self.allowed) or _has_weights(self.models, 8) or _has_weights(self.path, 3, ours)
+
     def find_model(self, field: str, named: str) -> Path:
         """A checkpoint or config: as named from the root, or by its bare name in models/ or configs/.
 
@@ -114,6 +149,7 @@ class Root:
             JobError: it leads out of the root, or into the service's own folders.
         """
         path = self._inside("outdir", named, self.path)
+        self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
         if path == self.path.resolve() or any(_is_below(path, self.path.resolve() / own) for own in OURS):
             raise JobError(f'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine')
         return path
@@ -145,6 +181,17 @@ class Root:
                 f'{field}: "{named}" is a link out of the root {self.path}; only files inside it may be named'
             )
         return path
+
+
+def _has_weights(folder: Path, depth: int, but: Collection[Path] = ()) -> bool:
+    """Whether a checkpoint lies in a folder or, links followed, `depth` levels below: a link may lead in a circle."""
+    try:
+        entries = [*folder.iterdir()]
+        if any(path.suffix.lower() in WEIGHTS and path.is_file() for path in entries):
+            return True
+        return depth > 1 and any(_has_weights(p, depth - 1) for p in entries if p not in but and p.is_dir())
+    except OSError:
+        return False
 
 
 def _exists(path: Path) -> bool:

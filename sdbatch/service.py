@@ -7,6 +7,7 @@ between passes is only a convenience: everything that counts lies in the folders
 """
 
 import errno
+import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -17,17 +18,19 @@ from typing import Any, NamedTuple
 from sdbatch import files, jobfile, log
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
-from sdbatch.errors import JobError, RendererDied
-from sdbatch.inbox import Inbox
+from sdbatch.errors import EngineDown, JobError, RendererDied
+from sdbatch.inbox import Arrival, Inbox
 from sdbatch.inputs import InputStager, NotYet
 from sdbatch.job import Txt2Img, count_pictures
 from sdbatch.prompts import read_lines
-from sdbatch.publish import SAMPLES, Names, Publisher
-from sdbatch.root import Root
+from sdbatch.publish import Names, Publisher
+from sdbatch.readiness import Readiness
+from sdbatch.root import SAMPLES, Root
 from sdbatch.settings import Settings
 from sdbatch.spool import MANIFEST, STAGED, Claim, Spool
 from sdbatch.status import StatusFile
 from sdbatch.task import Drawing, Task, manifest_of
+from sdbatch.triage import Triage
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for files that a job waits for
 
@@ -61,6 +64,8 @@ class Service:
         limits = settings.limits
         self.inputs = InputStager(root, self.inbox, limits.input_bytes, settings.picture_wait_seconds)
         self.publisher = Publisher()
+        self.readiness = Readiness(root, engine, settings.pause_after, settings.hang_seconds)
+        self.triage = Triage(self.inbox.stillness)
         self.status = StatusFile(root.status)
         self.log = log.get()
         self.done = self.failed = 0
@@ -77,6 +82,7 @@ class Service:
         """
         now = clock()
         self.inbox.scan(now.mono)
+        self._look_around(now)
         while (claim := self._next_claim(now)) is not None:
             attempts = claim.attempts
             try:
@@ -92,8 +98,8 @@ class Service:
                 self._fail(claim, str(error), clock())
             except RendererDied as error:
                 self._retry(claim, str(error), clock())
-            except Stopped:
-                self.spool.note(claim, attempts=attempts)  # the service's wish, not the job's doing
+            except (Stopped, EngineDown):
+                self.spool.note(claim, attempts=attempts)  # not the job's doing
             except OSError as error:
                 if not files.is_disk_trouble(error):
                     self._fail(claim, f"{error.strerror}: {error.filename}", clock())
@@ -105,19 +111,47 @@ class Service:
                 self.log.exception("an error inside sdbatch", job_id=claim.id)
                 self._fail(claim, f"an error inside sdbatch ({type(error).__name__}); its log says more", clock())
             return True
-        self._tell(now, state="waiting for files" if self.waiting else "idle", job=None)
+        self._tell(now, state=self._state(), job=None)
         return False
+
+    def tell_trouble(self, error: OSError, now: Now) -> None:
+        """The disk failed: say so, if only to systemd."""
+        self._tell(now, state="paused")
+        self.status.tell(now.mono, now.wall, at_once=True, problem=f"the disk fails; jobs are kept: {error}")
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
         return not self.inbox.queue and not self.inbox.unsettled and next(self.spool.claimed(), None) is None
 
+    def _look_around(self, now: Now) -> None:
+        """Whether jobs can be drawn; a problem is logged once."""
+        before = self.problem
+        self.readiness.look(now.mono)
+        if self.problem and self.problem != before:
+            self.log.error("nothing is drawn for now", problem=self.problem)
+        elif before and not self.problem:
+            self.log.info("the problem is gone", problem=before)
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is drawn for now, though jobs may wait; empty while all is well."""
+        return self.readiness.problem
+
+    def _state(self) -> str:
+        if self.problem:
+            return "paused"
+        if not self.readiness.is_ready:
+            return "starting"
+        return "waiting for files" if self.waiting else "idle"
+
     def _next_claim(self, now: Now) -> Claim | None:
         """The first of what is claimed already, then the inbox; jobs that wait for files let others pass."""
-        for claim in self.spool.claimed():
+        if self.readiness.is_paused:
+            return None
+        for claim in self.spool.claimed() if self.readiness.is_ready else ():
             if now.mono - self.waiting.get(claim.id, float("-inf")) >= ASK_AGAIN_SECONDS:
                 return claim
-        while (arrival := self.inbox.next_still()) is not None:
+        while (arrival := self._next_arrival()) is not None:
             try:
                 fresh = self.spool.claim(arrival.path, now.wall)
             except OSError as error:
@@ -131,6 +165,16 @@ class Service:
                 self.log.info("claimed", job_id=fresh.id, source=fresh.source)
                 return fresh
         return None
+
+    def _next_arrival(self) -> Arrival | None:
+        """The next file to claim. While nothing can be drawn only those that no machine could draw."""
+        if self.readiness.is_ready:
+            self.triage.forget()
+            return self.inbox.next_still()
+        hopeless = self.triage.first_hopeless(self.inbox.queue)
+        if hopeless is not None:
+            self.inbox.queue.remove(hopeless)
+        return hopeless
 
     def _parse(self, claim: Claim, now: Now) -> Task:
         """The claim's job, with what it names found, copied and bounded."""
@@ -147,7 +191,7 @@ class Service:
         ]
         lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
         size = job.picture_size if isinstance(job, Txt2Img) else None
-        if problems := self.settings.limits.problems(count_pictures(job, lines), size):
+        if problems := self.settings.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
             raise JobError("\n".join(problems))
         return Task(
             claim=claim,
@@ -179,7 +223,7 @@ class Service:
         folder = self.spool.folder(claim)
         samples = STAGED if task.job.skip_save else SAMPLES
         files.make_dir(folder / samples)
-        drawing = Drawing(now.wall)
+        drawing = Drawing(now.wall, now.mono)
         if claim.attempts >= self.settings.attempts:
             raise JobError(f"was begun {claim.attempts} times, and each time the renderer or the service itself died")
         self.spool.note(claim, attempts=claim.attempts + 1)
@@ -205,6 +249,12 @@ class Service:
 
     def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
         """Take in one event of the engine's stream."""
+        if not isinstance(event, protocol.Tick):
+            drawing.heard = now.mono
+        elif now.mono - drawing.heard > (limit := self.settings.hang_seconds):
+            raise RendererDied(
+                f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
+            )
         match event:
             case protocol.Loaded():
                 drawing.loaded = event
@@ -214,6 +264,7 @@ class Service:
                 drawing.grid = event
             case protocol.Finished():
                 drawing.finished = event
+                self.readiness.count_success()
             case protocol.Failed():
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
         step = {"step": event.step, "steps": event.steps} if isinstance(event, protocol.Stepped) else {}
@@ -229,6 +280,7 @@ class Service:
         """Pictures into the output folder, under names that were chosen and written down first."""
         claim = task.claim
         staged = drawing.to_publish(task.job)
+        self.root.output_folder(task.job.outdir)  # what leads where may have changed while it was drawn
         if claim.outputs is None or set(claim.outputs) != set(staged):
             self.spool.note(claim, outputs=self.publisher.choose_names(task.outdir, staged))
         assert claim.outputs is not None, "just chosen"
@@ -258,11 +310,9 @@ class Service:
     def _retry(self, claim: Claim, text: str, now: Now) -> None:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
         if claim.attempts >= self.settings.attempts:
-            self._fail(
-                claim,
-                f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}",
-                now,
-            )
+            told = f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}"
+            self._fail(claim, told, now)
+            self.readiness.count_failure(told)
         else:
             self.log.warning("renderer died", job_id=claim.id, attempt=claim.attempts, reason=text)
 
@@ -272,19 +322,20 @@ class Service:
             "settling": self.inbox.unsettled,
             "waiting_for_files": len(self.waiting),
         }
-        self.status.tell(
-            now.mono, now.wall, queue=queue, unmovable=self.unmovable, done=self.done, failed=self.failed, **facts
-        )
+        facts |= {"problem": self.problem, "queue": queue, "unmovable": self.unmovable}
+        self.status.tell(now.mono, now.wall, done=self.done, failed=self.failed, **facts)
 
 
 def _made(outdir: Path) -> Path:
     """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
     try:
         files.make_dir(outdir)
+        if not os.access(outdir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise JobError(f"outdir: no folder can be made at {outdir}: {error.strerror}") from error
+        raise JobError(f"outdir: no pictures can be put into {outdir}: {error.strerror}") from error
     return outdir
 
 

@@ -17,16 +17,19 @@ class Limits(BaseModel):
 
     pixels: int = Field(2048 * 2048, ge=64 * 64)  # of one picture
     pictures: int = Field(1000, ge=1)  # of one job
+    steps: int = Field(1000, ge=1)  # of the sampler
     init_pixels: int = Field(64_000_000, ge=64 * 64)  # of an init image as it comes
     input_bytes: int = Field(100_000_000, ge=1)  # of an init image or prompt file
 
-    def problems(self, pictures: int, size: tuple[int, int] | None) -> list[str]:
+    def problems(self, pictures: int, steps: int, size: tuple[int, int] | None) -> list[str]:
         """What a job asks too much of, in words; `size` is width and height where they are known yet."""
         found = []
         if size and size[0] * size[1] > self.pixels:
             found.append(f"H, W: {size[0]}x{size[1]} is over the limit of {self.pixels:,} pixels a picture")
         if pictures > self.pictures:
             found.append(f"n_iter, n_samples: {pictures:,} pictures are over the limit of {self.pictures:,} a job")
+        if steps > self.steps:
+            found.append(f"ddim_steps: {steps:,} is over the limit of {self.steps:,}")
         return found
 
 
@@ -41,6 +44,8 @@ class Settings(BaseSettings):
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     picture_wait_seconds: float = Field(10.0, ge=0, le=86400)
     attempts: int = Field(3, ge=1, le=100)
+    hang_seconds: float = Field(600.0, ge=1, le=86400)
+    pause_after: int = Field(5, ge=1, le=1000)
     allow_paths: tuple[Path, ...] = ()
     limits: Limits = Limits()
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sdbatch import __version__, files
+from sdbatch import __version__, files, systemd
 
 MIN_INTERVAL = 1.0  # seconds: shares and SSDs have better things to do
 
@@ -27,5 +27,15 @@ class StatusFile:
             return
         self._written = mono
         self.facts["updated_at"] = wall.isoformat(timespec="seconds")
+        systemd.notify(STATUS=self.sentence())
         with suppress(OSError):  # a full disk is told where it matters
             files.write_atomically(self.path, json.dumps(self.facts, indent=1).encode(), durable=False)
+
+    def sentence(self) -> str:
+        """The facts in one line, for `systemctl status`."""
+        state, problem, job = (self.facts.get(key) for key in ("state", "problem", "job"))
+        if problem:
+            return f"{state}: {problem}"
+        if job:
+            return f"{state} {job['name']}: {job['pictures_done']} of {job['pictures']} pictures"
+        return str(state)

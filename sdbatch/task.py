@@ -40,6 +40,7 @@ class Drawing:
     """What the engine told of a task."""
 
     started: datetime
+    heard: float  # when the engine last told of something, on the clock that never steps back
     samples: list[StagedSample] = field(default_factory=list)
     grid: StagedGrid | None = None
     loaded: Loaded | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sdbatch import files
 from sdbatch.engine.protocol import Draw, Event, Finished, Loaded, Request, StagedGrid, StagedSample, Stepped
+from sdbatch.errors import EngineDown
 from sdbatch.job import Txt2Img, batches
 from sdbatch.root import Root
 from sdbatch.service import Now
@@ -25,15 +26,23 @@ class FakeEngine:
     def __init__(self, before: Callable[[Draw], None] | None = None) -> None:
         self.before = before
         self.drawn: list[Draw] = []
+        self.down = ""  # why no renderer can be had
 
     def start(self) -> None:
         """Nothing to load."""
+
+    def is_ready(self) -> bool:
+        """At once, unless `down` says why not."""
+        if self.down:
+            raise EngineDown(self.down)
+        return True
 
     def stop(self) -> None:
         """Nothing to end."""
 
     def render(self, request: Request) -> Generator[Event]:
         """The stream of a renderer that needs no time."""
+        self.is_ready()
         for task in request.jobs:
             if self.before:
                 self.before(task)

@@ -8,11 +8,12 @@ import sdbatch
 PACKAGE = Path(sdbatch.__file__).parent
 
 FLOORS = [
-    {"errors", "files", "log"},
+    {"errors", "files", "beneath", "log", "systemd"},
     {"root", "settings", "job"},
     {"document", "manifest", "prompts", "schema", "status"},
     {"jobfile", "inbox", "publish", "spool", "engine.protocol"},
-    {"inputs", "engine.local", "engine.sampler", "engine.checkpoint", "engine.names", "engine.pictures", "check"},
+    {"inputs", "readiness", "triage", "check"},
+    {"engine.local", "engine.sampler", "engine.checkpoint", "engine.names", "engine.pictures"},
     {"task", "engine.networks"},
     {"engine.models"},
     {"engine.draw"},

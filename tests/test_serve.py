@@ -21,6 +21,7 @@ from sdbatch.root import Root
 from sdbatch.testing import drop_job, make_root
 
 MODEL = {"ckpt": "models/model.ckpt", "config": "configs/v1-inference-tiny.yaml", "H": 64, "W": 64, "precision": "full"}
+SMALL = MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 1, "ddim_steps": 2}
 LONG = MODEL | {"prompt": "a", "n_iter": 3, "n_samples": 1, "ddim_steps": 120}
 
 
@@ -176,13 +177,38 @@ def test_a_killed_renderer_costs_one_attempt(model_root: Root) -> None:
     assert record(only(root.done))["attempts"] == 2
 
 
-def test_a_renderer_that_can_not_start_fails_the_job_with_its_last_words(model_root: Root) -> None:
+def test_a_gpu_that_is_not_there_is_told_and_the_inbox_stays_as_it_is(model_root: Root) -> None:
     drop_job(model_root, "job.json", json.dumps(LONG))
-    drain(model_root, code=1, env=os.environ | {"SDBATCH_DEVICE": "cuda:77"})
-    told = (only(model_root.failed) / "error.txt").read_text()
-    assert "the renderer died at each of 3 attempts" in told
-    assert "cuda" in told.lower()
-    assert "last words" in told
+    drop_job(model_root, "typo.yaml", "promt: a")
+    drain(model_root, code=69, env=os.environ | {"SDBATCH_DEVICE": "cuda:77"})
+    assert only(model_root.inbox).name == "job.json"
+    assert "did you mean prompt?" in (only(model_root.failed) / "error.txt").read_text(), "who can't be helped is told"
+    assert "device: cuda:77 can't be used" in json.loads(model_root.status.read_text())["problem"]
+    drop_job(model_root, "job.json", json.dumps(SMALL))
+    drain(model_root)
+
+
+def test_without_any_checkpoint_nothing_is_touched_until_one_is_there(model_root: Root) -> None:
+    (model_root.models / "model.ckpt").rename(model_root.path / "away")
+    (model_root.models / "model.ckpt").symlink_to("/a/disk/that/is/not/mounted.ckpt")
+    drop_job(model_root, "job.json", json.dumps(SMALL))
+    told = drain(model_root, code=69)
+    assert "there is no checkpoint in" in told
+    assert only(model_root.inbox).name == "job.json"
+    (model_root.models / "model.ckpt").unlink()
+    (model_root.path / "away").rename(model_root.models / "model.ckpt")
+    drain(model_root)
+    assert (only(model_root.done) / "manifest.yaml").exists()
+
+
+def test_a_renderer_that_does_not_live_to_its_first_word_costs_no_job(model_root: Root, tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / "torch.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('libcudart.so.12: no such file')")
+    drop_job(model_root, "job.json", json.dumps(SMALL))
+    drain(model_root, code=69, env=os.environ | {"PYTHONPATH": str(broken.parent)})
+    assert only(model_root.inbox).name == "job.json"
+    assert "libcudart.so.12: no such file" in json.loads(model_root.status.read_text())["problem"]
 
 
 def test_sigterm_stops_in_mid_job_within_seconds_and_nothing_is_lost(model_root: Root) -> None:

@@ -380,8 +380,8 @@ def test_status_is_written_at_most_once_a_second(root: Root, clock: FakeClock) -
 @pytest.mark.parametrize(
     ("job", "told"),
     [
-        ("outdir: outputs/file", "outdir: no folder can be made"),
-        (f"outdir: outputs/{'x' * 300}", "outdir: no folder can be made"),
+        ("outdir: outputs/file", "outdir: no pictures can be put into"),
+        (f"outdir: outputs/{'x' * 300}", "outdir: no pictures can be put into"),
         (f"ckpt: models/{'x' * 300}", "ckpt: there is no"),
         (f"init_img: {'x' * 300}.png", "init_img: there is no"),
         ("init_img: loop.png", "can't be followed"),

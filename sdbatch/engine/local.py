@@ -14,8 +14,8 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Request, Tick
-from sdbatch.errors import RendererDied
+from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Ready, Request, Tick, Unfit
+from sdbatch.errors import EngineDown, RendererDied
 
 TICK_SECONDS = 0.5
 LAST_BREATH_SECONDS = 5
@@ -39,6 +39,7 @@ class LocalEngine:
     def __init__(self, device: str, checksums: Path) -> None:
         self.command = [sys.executable, "-m", "sdbatch.engine.renderer", device, str(checksums)]
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False  # its first word came
         self._answers = -1  # the reading end of the renderer's pipe
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._unread = b""
@@ -46,7 +47,8 @@ class LocalEngine:
 
     def start(self) -> None:
         """Start the renderer: its imports take seconds, which pass while the first files settle."""
-        if self._process is None or self._process.poll() is not None:
+        # One that ended before its first word is not replaced here: why it did is still to be read.
+        if self._process is None or (self._is_ready and self._process.poll() is not None):
             self.stop()
             # A pipe of its own for answers: libraries print on standard output as they like.
             self._answers, theirs = os.pipe()
@@ -67,19 +69,19 @@ class LocalEngine:
             self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
             self._listener.start()
 
+    def is_ready(self) -> bool:
+        """Whether the renderer has said its first word."""
+        self.start()
+        return self._is_ready or self._hear_first_word(0)
+
     def render(self, request: Request) -> Generator[Event]:
         """Send the request, yield what comes back, with a Tick when nothing does."""
         self.start()
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        try:
-            process.stdin.write(request.model_dump_json().encode() + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError as error:
-            raise self._died() from error
         open_jobs = len(request.jobs)
         try:
+            while not (self._is_ready or self._hear_first_word(TICK_SECONDS)):
+                yield Tick()
+            self._send(request)
             while open_jobs:
                 line = self._read_line()
                 event = self._event(line)
@@ -98,12 +100,38 @@ class LocalEngine:
                 with suppress(BrokenPipeError):
                     self._process.stdin.close()
             os.close(self._answers)
-            self._process = None
+            self._process, self._is_ready = None, False
 
-    def _read_line(self) -> bytes:
-        """One line, or nothing after TICK_SECONDS of silence."""
+    def _hear_first_word(self, patience: float) -> bool:
+        """Whether Ready came, within `patience` seconds.
+
+        Raises:
+            EngineDown: something else came, or the renderer ended without a word.
+        """
+        try:
+            event = self._event(self._read_line(patience))
+        except RendererDied as error:
+            self.stop()
+            raise EngineDown(str(error)) from error
+        if isinstance(event, Unfit):
+            self.stop()
+            raise EngineDown(event.text)
+        self._is_ready = isinstance(event, Ready)
+        return self._is_ready
+
+    def _send(self, request: Request) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(request.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._died() from error
+
+    def _read_line(self, patience: float = TICK_SECONDS) -> bytes:
+        """One line, or nothing after `patience` seconds of silence."""
         while b"\n" not in self._unread:
-            readable, _, _ = select.select([self._answers], [], [], TICK_SECONDS)
+            readable, _, _ = select.select([self._answers], [], [], patience)
             if not readable:
                 return b""
             chunk = os.read(self._answers, 1 << 16)

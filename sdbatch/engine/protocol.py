@@ -41,6 +41,19 @@ class Request(Message):
     jobs: list[Draw]
 
 
+class Ready(Message):
+    """The renderer's first word: it runs, and its device can be used."""
+
+    type: Literal["ready"] = "ready"
+
+
+class Unfit(Message):
+    """Its other possible first word, and its last: why nothing can be drawn here."""
+
+    type: Literal["unfit"] = "unfit"
+    text: str
+
+
 class Loaded(Message):
     """The job's model is resident."""
 
@@ -107,7 +120,7 @@ class Tick(Message):
     type: Literal["tick"] = "tick"
 
 
-Event = Loaded | Stepped | StagedSample | StagedGrid | Finished | Failed | Tick
+Event = Ready | Unfit | Loaded | Stepped | StagedSample | StagedGrid | Finished | Failed | Tick
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
@@ -117,10 +130,18 @@ class Engine(Protocol):
     def start(self) -> None:
         """Get ready ahead of the first job; returns at once."""
 
+    def is_ready(self) -> bool:
+        """Whether a job would be drawn at once; False while a renderer is on its way.
+
+        Raises:
+            EngineDown: none can be had for now; the next call tries again.
+        """
+
     def render(self, request: Request) -> Generator[Event]:
         """Draw; the stream ends when every job has Finished or Failed. Closed earlier, the work is dropped.
 
         Raises:
+            EngineDown: no renderer could be had, and the jobs were not begun.
             RendererDied: the renderer ended; the next call starts another.
         """
 

@@ -28,7 +28,7 @@ from sdbatch.engine.checkpoint import fingerprint
 from sdbatch.engine.draw import draw
 from sdbatch.engine.models import Model, load_model
 from sdbatch.engine.protocol import Draw, Message, Request
-from sdbatch.errors import JobError
+from sdbatch.errors import EngineDown, JobError
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch
 
@@ -38,6 +38,7 @@ VERSIONS = {
     "transformers": transformers.__version__,
 }
 PR_SET_PDEATHSIG = 1
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ class Renderer:
     """Draws requests one after another on one model that stays loaded until a job names another."""
 
     def __init__(self, device: str, checksums: Path, answers: IO[str]) -> None:
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.device = torch.device(name)
+        self.device = find_device(device)
         self.checksums = checksums
         self.answers = answers
         self.resident: Resident | None = None
@@ -158,6 +158,28 @@ class Renderer:
         )
 
 
+def find_device(asked: str) -> torch.device:
+    """The device that the configuration asks for, tried out.
+
+    Raises:
+        EngineDown: it can't be used.
+    """
+    is_gpu = torch.cuda.is_available()
+    if asked == "auto" and not is_gpu and torch.version.cuda and NVIDIA_DRIVER.exists():
+        # A night on the CPU would be a night lost; who wants that can say so.
+        raise EngineDown(
+            "there is an NVIDIA driver, but torch finds no GPU to use; see what nvidia-smi says. "
+            "To draw on the CPU all the same, set `device: cpu` in configs/sdbatch.yaml"
+        )
+    name = ("cuda" if is_gpu else "cpu") if asked == "auto" else asked
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise EngineDown(f"device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it") from error
+    return torch.device(name)
+
+
 def _sample(task: Draw, index: int) -> Path:
     return task.folder / task.samples / f"{index:05}.png"
 
@@ -195,7 +217,13 @@ def main() -> None:
     _die_with_parent()
     device, checksums, answers = sys.argv[1:]
     with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
-        Renderer(device, Path(checksums), pipe).serve(requests)
+        try:
+            renderer = Renderer(device, Path(checksums), pipe)
+        except EngineDown as error:
+            pipe.write(protocol.Unfit(text=str(error)).model_dump_json() + "\n")
+        else:
+            renderer.answer(protocol.Ready())
+            renderer.serve(requests)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""Whether a job can be drawn now, and if not, why: what a person has to see to, and what costs no job.
+
+jobs/PAUSE holds the service back for as long as it lies there, over restarts too. A person may put it there, and the
+service does so itself when one job after another fails by the machine's fault.
+"""
+
+import os
+from contextlib import suppress
+
+from sdbatch import files
+from sdbatch.engine.protocol import Engine
+from sdbatch.errors import EngineDown
+from sdbatch.root import Root
+
+READ_BYTES = 2000
+ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
+
+
+class Readiness:
+    """Looked after once a pass.
+
+    Attributes:
+        problem: why nothing is drawn, in words for a person; empty while all is well.
+        is_ready: whether a job can be drawn at once. Neither ready nor a problem: a renderer is on its way.
+    """
+
+    def __init__(self, root: Root, engine: Engine, pause_after: int, hang_seconds: float) -> None:
+        self.root, self.engine = root, engine
+        self.pause_after, self.hang_seconds = pause_after, hang_seconds
+        self.problem, self.is_ready, self.is_paused = "", False, False
+        self._failures = 0  # in a row
+        self._engine_problem, self._again_at = "", 0.0
+        self._starting_since: float | None = None
+
+    def look(self, now: float) -> None:
+        """Find out; `now` in seconds of a clock that never steps back."""
+        paused = self._paused()
+        self.is_paused = bool(paused)
+        self.problem = paused or self._unwritable() or self._without_model() or self._without_engine(now)
+        self.is_ready = not self.problem and self._starting_since is None
+
+    def count_failure(self, why: str) -> None:
+        """A job failed by the machine's fault: after too many in a row the rest is left alone."""
+        self._failures += 1
+        if self._failures < self.pause_after:
+            return
+        text = (
+            f"{self._failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n{why}\n"
+            "See to the machine, drop what lies in jobs/failed/ again, and remove this file.\n"
+        )
+        with suppress(OSError):  # a disk that fails holds everything back by itself
+            files.write_atomically(self.root.pause, text.encode("utf-8", "backslashreplace"))
+        self._failures = 0
+
+    def count_success(self) -> None:
+        """A job was drawn: the machine is well."""
+        self._failures = 0
+
+    def _paused(self) -> str:
+        try:
+            said = files.read_regular(self.root.pause, READ_BYTES) or b""
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            return f"jobs/PAUSE is there, but can't be read: {error.strerror}"
+        reason = said.decode("utf-8", "replace").strip()
+        return f"paused until jobs/PAUSE is removed{': ' if reason else ''}{reason}"
+
+    def _unwritable(self) -> str:
+        """Pictures that can't be put away would be drawn for nothing."""
+        for folder in (self.root.running, self.root.done, self.root.failed, self.root.outputs):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                return f"{self.root.show(folder)} is not there or can't be written by the service's user"
+        return ""
+
+    def _without_model(self) -> str:
+        """Weights often lie on a disk of their own, which is mounted late or not at all."""
+        if self.root.has_checkpoint():
+            return ""
+        return f"there is no checkpoint in {self.root.models}: copy one there, or a link to it (or mount its disk)"
+
+    def _without_engine(self, now: float) -> str:
+        if self._engine_problem and now < self._again_at:
+            return self._engine_problem
+        try:
+            is_ready = self.engine.is_ready()
+            self._starting_since = None if is_ready else self._starting_since or now
+            if self._starting_since is not None and now - self._starting_since > self.hang_seconds:
+                self.engine.stop()
+                raise EngineDown(f"the renderer did not start within {self.hang_seconds:g} seconds")  # noqa: TRY301
+        except EngineDown as error:
+            self._engine_problem, self._again_at, self._starting_since = str(error), now + ENGINE_AGAIN_SECONDS, None
+        else:
+            # While another start is under way, why the last one failed stays the best answer.
+            self._engine_problem = "" if is_ready else self._engine_problem
+        return self._engine_problem

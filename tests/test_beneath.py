@@ -1,0 +1,137 @@
+"""What a job names is opened inside the root, whoever changes the names on the way at whatever moment."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests_support import drain, only
+
+from sdbatch import beneath
+from sdbatch.errors import JobError
+from sdbatch.root import Root
+from sdbatch.service import Service
+from sdbatch.testing import FakeClock, drop_job
+
+SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
+
+
+@pytest.fixture(params=["openat2", "by steps"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the kernel's own check, and as on a kernel that lacks it."""
+
+    def lacking(_base: int, _relative: str) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    if request.param == "by steps":
+        monkeypatch.setattr(beneath, "_openat2", lacking)
+    return str(request.param)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder with files and links of every kind, and a secret beside it."""
+    (tmp_path / "secret").write_text("secret")
+    folder = tmp_path / "root"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "file").write_text("fine")
+    (folder / "inner").symlink_to("a")
+    (folder / "outer").symlink_to("..")
+    (folder / "absolute").symlink_to(tmp_path)
+    (folder / "a" / "link").symlink_to("../../secret")
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+def read(folder: Path, relative: str) -> str:
+    with os.fdopen(beneath.open_beneath(folder, relative)) as file:
+        return file.read()
+
+
+@pytest.mark.usefixtures("way")
+def test_a_file_inside_is_opened(tree: Path) -> None:
+    assert read(tree, "a/file") == "fine"
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    "name", ["../secret", "a/../../secret", "outer/secret", "absolute/secret", "a/link", "/etc/passwd", "loop"]
+)
+def test_nothing_outside_is_opened(tree: Path, name: str) -> None:
+    with pytest.raises(OSError) as told:  # noqa: PT011 - which number is up to the kernel
+        read(tree, name)
+    assert told.value.errno in {errno.EXDEV, errno.ELOOP, errno.ENOTDIR}
+
+
+def test_a_link_that_stays_inside_is_followed_where_the_kernel_checks_it(tree: Path, way: str) -> None:
+    if way == "openat2":
+        assert read(tree, "inner/file") == "fine"
+    else:
+        with pytest.raises(NotADirectoryError):
+            read(tree, "inner/file")
+
+
+@pytest.mark.usefixtures("way")
+def test_a_folder_swapped_for_a_link_after_the_check_leads_nowhere(tree: Path) -> None:
+    root = Root(tree)
+    found = root.find("init_img", "a/file", [tree])
+    (tree / "a").rename(tree / "b")
+    (tree / "file").write_text("")
+    (tree / "a").symlink_to("..")
+    (tree.parent / "file").write_text("secret")
+
+    # What `resolve` says is as old as the check; the race is won by whoever opens.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "resolve", lambda path: path)
+        with pytest.raises(JobError, match='init_img: "a/file" can\'t be read'):
+            root.open("init_img", "a/file", found)
+
+
+def test_a_pipe_is_not_waited_for(tree: Path) -> None:
+    with pytest.raises(JobError, match="is not a file"):
+        Root(tree).open("init_img", "pipe", tree / "pipe")
+
+
+def test_links_to_files_elsewhere_in_the_root_may_be_named(
+    start: Callable[..., Service], root: Root, clock: FakeClock
+) -> None:
+    (root.outputs / "old.png").write_bytes(b"the fake engine does not look")
+    (root.path / "absolute.png").symlink_to(root.outputs / "old.png")
+    (root.path / "relative").symlink_to("outputs")
+    drop_job(root, "1.yaml", "prompt: a\ninit_img: absolute.png\nn_samples: 1\n")
+    drop_job(root, "2.yaml", "prompt: a\ninit_img: relative/old.png\nn_samples: 1\n")
+    service = start()
+    drain(service, clock)
+    assert service.done == 2
+
+
+def test_an_output_folder_whose_samples_lead_away_is_refused(
+    start: Callable[..., Service], root: Root, clock: FakeClock, tmp_path: Path
+) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    (root.outputs / "x").mkdir()
+    (root.outputs / "x" / "samples").symlink_to(away)
+    drop_job(root, "a.yaml", SMALL + "outdir: outputs/x\n")
+    drain(start(), clock)
+    assert 'outdir: "outputs/x/samples" is a link out of the root' in (only(root.failed) / "error.txt").read_text()
+    assert not list(away.iterdir())
+
+
+def test_an_output_folder_swapped_for_a_link_while_it_is_drawn_is_refused(
+    start: Callable[..., Service], root: Root, clock: FakeClock, tmp_path: Path
+) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+
+    def swap(_: object) -> None:
+        (root.outputs / "x").rmdir()
+        (root.outputs / "x").symlink_to(away)
+
+    drop_job(root, "a.yaml", SMALL + "outdir: outputs/x\n")
+    drain(start(swap), clock)
+    assert "is a link out of the root" in (only(root.failed) / "error.txt").read_text()
+    assert list((only(root.failed) / "samples").iterdir()), "what was drawn is not thrown away"
+    assert not list(away.iterdir())
