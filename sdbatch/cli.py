@@ -13,7 +13,7 @@ import typer
 
 from sdbatch import __version__
 from sdbatch.errors import ConfigError, JobError, RootBusy
-from sdbatch.files import same_content
+from sdbatch.files import is_disk_trouble, same_content
 from sdbatch.root import Root
 from sdbatch.settings import Settings, load_settings
 
@@ -159,7 +159,9 @@ def main() -> None:
         sys.exit(_say(error, EXIT_CONFIG))
     except RootBusy as error:
         sys.exit(_say(error, EXIT_BUSY))
-    except (JobError, OSError) as error:
+    except OSError as error:
+        sys.exit(_say(error, os.EX_IOERR if is_disk_trouble(error) else 1))
+    except JobError as error:
         sys.exit(_say(error, 1))
 
 

@@ -5,10 +5,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
 
 from sdbatch import files, log
 from sdbatch.engine.local import LocalEngine
@@ -54,11 +52,14 @@ def prepare(root: Root) -> None:
 
     Raises:
         ConfigError: they can't be made.
+        OSError: the disk failed or is full.
     """
     try:
         for folder in root.folders():
             files.make_dir(folder)
     except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
         raise ConfigError(f"{root.path}: the folders of a root can't be made here: {error.strerror}") from error
 
 
@@ -81,7 +82,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             worked, troubles = service.run_once(clock), 0
         except OSError as error:
             troubles += 1
-            service.log.exception("the disk fails; the job is kept", error=str(error))
+            service.log.error("the disk fails; jobs are kept", error=str(error))  # noqa: TRY400 - whose slip it is not
             service.tell_trouble(error, clock())
             if drain and troubles == TROUBLES_IN_A_DRAIN:
                 return os.EX_IOERR
@@ -116,21 +117,20 @@ def _heed_signals(service: Service) -> None:
 @contextmanager
 def _only_one(root: Root) -> Iterator[None]:
     """Hold state/lock; the kernel lets go of it however the process ends."""
-    with _open_lock(root.state / "lock") as lock:
+    path = root.state / "lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
+            holder = path.read_text(encoding="ascii").strip() or "unknown"
             raise RootBusy(f"{root.path}: another sdbatch serves this root already (pid {holder})") from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with suppress(OSError):  # on a full disk the lock holds without a pid in it
+            os.truncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
         yield
-
-
-def _open_lock(path: Path) -> TextIO:
-    return path.open("a+", encoding="ascii")
+    finally:
+        os.close(lock)
 
 
 @contextmanager

@@ -302,8 +302,10 @@ class Service:
 
     def _fail(self, claim: Claim, text: str, now: Now) -> None:
         self.waiting.pop(claim.id, None)
-        self.spool.fail(claim, text)
-        self.failed += 1
+        try:
+            self.spool.fail(claim, text)
+        finally:  # a disk that would not sync the move has moved it all the same
+            self.failed += not self.spool.folder(claim).exists()
         self.log.warning("failed", job_id=claim.id, reason=text)
         self._tell(now, last_failure={"id": claim.id, "reason": text})
 

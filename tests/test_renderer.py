@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from crash import KILLED, in_child
 from tests_support import REFERENCE
 
 from sdbatch import files
 from sdbatch.engine.protocol import Draw, Request
 from sdbatch.engine.renderer import Renderer
+from sdbatch.files import sha256
 from sdbatch.job import Txt2Img
+from sdbatch.testing import StepCounter, kill_self
 
 
 def task(folder: Path, start_at: int = 0, ckpt: Path = REFERENCE / "model/model.ckpt") -> Draw:
@@ -82,6 +85,32 @@ def test_samples_of_another_checkpoint_are_drawn_again(tmp_path: Path) -> None:
         file.write(b"\0")  # behind the end of the zip file: the same weights, another digest
     render(task(tmp_path, start_at=2, ckpt=other))
     assert (tmp_path / "samples/00000.png").stat().st_ino != before
+
+
+def test_killed_at_every_durable_step_it_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
+    """The renderer's own steps; whole pictures are not drawn again."""
+    whole = tmp_path / "whole"
+    counter = StepCounter()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(files, "on_step", counter)
+        drawn = render(task(whole))
+    steps = len(counter.names)
+    assert steps >= 12, "a write, a sync, a rename and a synced folder for each of two pictures and their grid"
+    for at in range(1, steps + 1):
+        folder = tmp_path / str(at)
+
+        def killed(folder: Path = folder, at: int = at) -> int:
+            files.on_step = StepCounter(at, kill_self)
+            render(task(folder))
+            return 0
+
+        assert in_child(killed) == KILLED
+        before = {path.name: path.stat().st_ino for path in (folder / "samples").glob("[0-9]*.png")}
+        assert render(task(folder, start_at=len(before))) == drawn
+        assert sha256(folder / "grid-0000.png") == sha256(whole / "grid-0000.png")
+        for name, inode in before.items():
+            assert (folder / "samples" / name).stat().st_ino == inode, f"{name} was drawn again"
+        assert not list(folder.rglob(f"{files.BUSY_PREFIX}*")), "drafts are written over"
 
 
 @pytest.mark.parametrize(("number", "fault"), [(errno.ENOSPC, "disk"), (errno.EIO, "disk"), (errno.EACCES, "job")])

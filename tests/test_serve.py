@@ -22,7 +22,7 @@ from sdbatch.testing import drop_job, make_root
 
 MODEL = {"ckpt": "models/model.ckpt", "config": "configs/v1-inference-tiny.yaml", "H": 64, "W": 64, "precision": "full"}
 SMALL = MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 1, "ddim_steps": 2}
-LONG = MODEL | {"prompt": "a", "n_iter": 3, "n_samples": 1, "ddim_steps": 120}
+LONG = MODEL | {"prompt": "a", "n_iter": 2, "n_samples": 3, "ddim_steps": 120}
 
 
 def drain(root: Root, code: int = 0, **options: Any) -> str:

@@ -1,0 +1,113 @@
+"""A root full of jobs of every kind, a real drain of it in a process of its own, and what must hold afterwards."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import yaml
+
+from sdbatch import daemon, files, status
+from sdbatch.engine.protocol import Draw
+from sdbatch.inbox import is_job_name
+from sdbatch.root import Root
+from sdbatch.settings import Settings
+from sdbatch.testing import FakeEngine, drop_job
+
+SIZE = "H: 64\nW: 64\nn_iter: 2\nn_samples: 1\n"
+FILES = {
+    "1.yaml": f"name: one\nprompt: a\noutdir: outputs/x\n{SIZE}---\nname: two\nprompt: b\n{SIZE}",
+    "2.yaml": "prompt: a\nddim_step: 3\n",
+    "3/job.yaml": "name: follow\nprompt: a\nseed: 9\ninit_img: init.png\nn_samples: 2\noutdir: outputs/x\n",
+    "3/init.png": "the fake engine does not look",
+    "4.yaml": "name: lines\nfrom_file: p.txt\nn_iter: 1\nH: 64\nW: 64\nskip_grid: true\n",
+    "p.txt": "a\nb\nc\n",
+}
+PICTURES = {"one": 2, "two": 2, "follow": 2, "lines": 3}
+Samples = dict[tuple[str, str], int]
+
+
+def fill(root: Root) -> None:
+    """A file of two jobs, one that fails, an img2img job with its picture, and one with a prompt file."""
+    for name, text in FILES.items():
+        drop_job(root, name, text)
+
+
+OnStep = Callable[[str, Path], None]
+OnDraw = Callable[[Draw], None]
+
+
+def drain(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
+    """What `sdbatch serve --drain` does, in a process of its own; its exit code, or minus the signal."""
+    return in_child(lambda: serve(root, on_step, on_draw))
+
+
+def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
+    """The same in this process, which is spoilt for anything else: with the fake engine, and no settling."""
+    daemon.make_engine = lambda *_: FakeEngine(on_draw)
+    daemon.TROUBLE_NAP_SECONDS = 0.0
+    daemon._watching = lambda *_: nullcontext()  # type: ignore[assignment]  # a thread takes half of the time
+    status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
+    files.on_step = on_step
+    return daemon.run(root, Settings.model_validate({"settle_seconds": 0}), drain=True)
+
+
+def in_child(work: Callable[[], int]) -> int:
+    """Run something in a process of its own; the number that it returns, or minus the signal that ended it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - a log for each of hundreds of runs
+            code = work()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+KILLED = -signal.SIGKILL
+ALL_DONE_BUT_THE_TYPO = 1  # the exit code
+
+
+def digests(root: Root) -> dict[str, list[str]]:
+    """The digest of each picture of each job in done/, as its manifest says."""
+    records = [yaml.safe_load((folder / "manifest.yaml").read_text()) for folder in root.done.iterdir()]
+    return {record["job"]["name"]: [p["sha256"] for p in record["pictures"]] for record in records}
+
+
+def samples_in(root: Root) -> Samples:
+    """The finished samples of every job, and their inodes: a sample drawn again has another."""
+    return {
+        (path.relative_to(place).parts[0], "/".join(path.relative_to(place).parts[1:])): path.stat().st_ino
+        for place in (root.running, root.done)
+        for path in place.glob("*/samples/*.png")
+        if not path.name.startswith(".")
+    }
+
+
+def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples | None = None) -> None:
+    """What must hold after a restart, whatever happened before."""
+    assert not list(root.running.iterdir())
+    assert not [p for p in root.inbox.rglob("*") if is_job_name(p.name)]
+    assert not [p for p in root.path.rglob("*") if p.name.startswith(files.BUSY_PREFIX)], "no rubbish of ours"
+    assert digests(root) == undisturbed, "every picture of every job, each job once, and the same bytes"
+    records = [yaml.safe_load((folder / "manifest.yaml").read_text()) for folder in root.done.iterdir()]
+    assert len(records) == len(PICTURES)
+    for record in records:
+        folder = root.done / record["id"]
+        assert (folder / record["source"].rpartition("/")[2]).read_text() == FILES[record["source"]]
+        for picture in record["pictures"]:
+            for place in (folder / picture["file"], root.path / picture["published"]):
+                assert files.sha256(place) == picture["sha256"]
+    (failed,) = root.failed.iterdir()
+    assert (failed / "2.yaml").read_text() == FILES["2.yaml"]
+    assert "did you mean ddim_steps?" in (failed / "error.txt").read_text()
+    published = {picture["published"] for record in records for picture in record["pictures"]}
+    on_disk = {p.relative_to(root.path).as_posix() for p in root.outputs.rglob("samples/*.png")}
+    assert on_disk == published, "each picture is published once, and nothing else is"
+    for (job, name), inode in (drawn_before or {}).items():
+        assert (root.done / job / name).stat().st_ino == inode, f"{name} of {job} was drawn again"

@@ -1,0 +1,86 @@
+"""The power goes at any moment of a real drain: whatever the disk then holds, everything is drawn once."""
+
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from crash import ALL_DONE_BUT_THE_TYPO, check, digests, drain, fill, in_child, serve
+from power_cut import Recording, Tree, trees_after_a_power_cut, write_tree
+
+from sdbatch.root import Root
+from sdbatch.testing import make_root
+
+
+@pytest.fixture(scope="module")
+def memory() -> Iterator[Path]:
+    """A folder where a sync costs nothing."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def states(memory: Path) -> list[Tree]:
+    """Every different tree that a power cut may leave of a drain, recorded as it happens."""
+    root, note = make_root(memory / "recorded"), memory / "trees"
+    fill(root)
+
+    def record() -> int:
+        recording = Recording(root.path)
+        recording.start()
+        code = serve(root)
+        trees = {tuple(sorted(tree.items())) for tree in trees_after_a_power_cut(recording, seed=1)}
+        note.write_bytes(pickle.dumps(sorted(trees, key=repr)))
+        return code
+
+    assert in_child(record) == ALL_DONE_BUT_THE_TYPO
+    trees = [dict(tree) for tree in pickle.loads(note.read_bytes())]
+    last = {p.relative_to(root.path).as_posix(): p.read_bytes() for p in root.done.rglob("*.png")}
+    assert any(tree.items() >= last.items() for tree in trees), "the recording sees what happens"
+    return trees
+
+
+@pytest.fixture(scope="module")
+def pictures(memory: Path) -> dict[str, list[str]]:
+    root = make_root(memory / "undisturbed")
+    fill(root)
+    drain(root)
+    return digests(root)
+
+
+def test_the_power_goes(
+    states: list[Tree],
+    pictures: dict[str, list[str]],
+    memory: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    for number, tree in enumerate(states):
+        root = Root(memory / f"state-{number}")
+        write_tree(tree, root.path)
+        assert drain(root) in (ALL_DONE_BUT_THE_TYPO, 0)  # 0 where that was told before the power went
+        check(root, pictures)
+        shutil.rmtree(root.path)
+    record_property("states", len(states))
+    print(f"recovered from {len(states)} different states of the disk")  # noqa: T201 - for `pytest -rP`
+
+
+def test_a_write_that_is_not_synced_before_its_rename_would_be_found(memory: Path) -> None:
+    """The harness itself: it does find what a careless program loses."""
+    root = memory / "careless"
+    root.mkdir()
+    (root / "name").write_bytes(b"old")
+
+    def careless() -> int:
+        recording = Recording(root)
+        recording.start()
+        (root / "draft").write_bytes(b"new!")
+        (root / "draft").rename(root / "name")
+        handle = os.open(root, os.O_RDONLY)
+        os.fsync(handle)
+        contents = {tree.get("name") for tree in trees_after_a_power_cut(recording, seed=1)}
+        return 0 if contents == {b"old", b"", b"ne", b"new!"} else 1
+
+    assert in_child(careless) == 0
