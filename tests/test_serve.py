@@ -153,13 +153,13 @@ def test_a_job_killed_in_the_middle_goes_on_and_gives_the_same_bytes(model_root:
 
     drop_job(root, "job.json", json.dumps(LONG))
     with serving(root) as service:
-        wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")
+        wait_for(lambda: list(root.running.glob("*/samples/00002.png")), "the first iteration")
         service.kill()
         service.wait()
     wait_for(lambda: not renderers(), "the renderer to die with its service")
     staged = only(root.running) / "samples" / "00000.png"
     inode = staged.stat().st_ino
-    assert not (only(root.running) / "samples" / "00002.png").exists(), "too late to be in the middle"
+    assert not (only(root.running) / "samples" / "00003.png").exists(), "too late to be in the middle"
     drain(root)
     assert shas(only(root.done)) == shas(only(whole.done))
     assert (only(root.done) / "samples/00000.png").stat().st_ino == inode, "drawn once"
