@@ -48,8 +48,8 @@ def serve(
     """Watch DIR/jobs/inbox and draw, until stopped; with --drain until nothing is left.
 
     Exit codes: 0 stopped, or all done; 1 drained, but a job failed; 69 nothing can be drawn for now (no GPU, no
-    checkpoint, paused), jobs stay where they are; 74 the disk failed; 75 another service holds the root; 78 the
-    configuration is wrong.
+    checkpoint, paused), jobs stay where they are; 74 the disk failed, or the inbox can't be read; 75 another service
+    holds the root; 78 the configuration is wrong.
     """
     from sdbatch import daemon, log  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
 

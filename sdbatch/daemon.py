@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from sdbatch import files, log
+from sdbatch import files
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Engine
 from sdbatch.errors import ConfigError, RootBusy
-from sdbatch.inbox import Inbox
 from sdbatch.root import Root
 from sdbatch.service import Clock, Service, system_clock
 from sdbatch.settings import Settings
@@ -26,7 +25,8 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     """Serve until told to stop, or until nothing is left; returns the exit code.
 
     0: stopped, or drained and all done. 1: drained, and a job failed, or stopped before the end. 69: drained as far as
-    it went, but nothing can be drawn for now. 74: drained, and the disk would not have it.
+    it went, but nothing can be drawn for now. 74: drained, and the disk would not have it, or jobs may lie unseen in an
+    inbox that can't be read.
 
     Raises:
         RootBusy: another service works on this root.
@@ -38,10 +38,12 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         _heed_signals(service)
         service.engine.start()
         service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
+        if settings.events:
+            service.inbox.watcher.start()
         try:
-            with _watching(service.inbox, service.log):
-                return _loop(service, system_clock, drain=drain)
+            return _loop(service, system_clock, drain=drain)
         finally:
+            service.inbox.watcher.stop()
             service.engine.stop()
             now = system_clock()
             service.status.tell(now.mono, now.wall, at_once=True, state="stopped", job=None)
@@ -73,7 +75,7 @@ def make_engine(root: Root, settings: Settings) -> Engine:
 
 
 def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
-    recovered, troubles = False, 0
+    recovered, troubles, told = False, 0, ""
     while not service.stop_requested:
         try:
             if not recovered:
@@ -82,12 +84,17 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             worked, troubles = service.run_once(clock), 0
         except OSError as error:
             troubles += 1
-            service.log.error("the disk fails; jobs are kept", error=str(error))  # noqa: TRY400 - whose slip it is not
+            if str(error) != told:  # once: a share can be away all night
+                service.log.error("the disk fails; jobs are kept", error=str(error))  # noqa: TRY400 - no slip of ours
+            told = str(error)
             service.tell_trouble(error, clock())
             if drain and troubles == TROUBLES_IN_A_DRAIN:
                 return os.EX_IOERR
             _nap(service, TROUBLE_NAP_SECONDS)
             continue
+        told = ""
+        if drain and not worked and service.inbox.unreadable:
+            return os.EX_IOERR  # jobs may lie there unseen
         if drain and service.is_drained():
             return 1 if service.failed or service.unmovable else 0
         if drain and service.problem and not worked and not service.inbox.unsettled:
@@ -131,18 +138,3 @@ def _only_one(root: Root) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-@contextmanager
-def _watching(inbox: Inbox, logger: log.Log) -> Iterator[None]:
-    """Events for as long as the block runs; without them the rescan finds everything, later."""
-    try:
-        watcher = inbox.watch()
-    except OSError as error:
-        logger.warning("no events for the inbox, looking every few seconds instead", error=str(error))
-        yield
-        return
-    try:
-        yield
-    finally:
-        watcher.stop()

@@ -1,22 +1,23 @@
 """What has arrived in the inbox and stands still, in the order of its arrival.
 
-The rescan is the truth. Events (watchdog) only say when to look, and which names came about by a rename, which is
+The rescan is the truth. Events (watcher.py) only say when to look, and which names came about by a rename, which is
 proof that the file is complete; on a network share none come, and everything works the same but later.
+
+A folder that can't be read is not an empty one. What was seen in it keeps its turn for when it is back, but must
+stand still anew: whoever was writing a file there had to wait for the share, too.
 """
 
 import os
 import re
 import stat
-import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import scandir
 from pathlib import Path
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-
-from sdbatch import files
+from sdbatch import files, log
+from sdbatch.watcher import Watcher
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -27,6 +28,7 @@ _PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownl
 DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest
 
 Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
+_OUT_OF_SIGHT: Signature = (0, 0, 0, 0)  # no file has it
 NaturalKey = list[tuple[int, int, str]]
 
 
@@ -42,15 +44,20 @@ def natural_key(text: str) -> NaturalKey:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """A name in the inbox that waits to be claimed. Links and other oddities too: they are moved away unopened."""
 
-    path: Path
+    name: str  # with its folder; a Path for each of twenty thousand would take their memory twice over
     is_file: bool
 
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.name)
 
-@dataclass
+
+@dataclass(slots=True)
 class _Seen:
     signature: Signature
     first: float
@@ -78,6 +85,11 @@ class Stillness:
         known = self.seen.get(path)
         return known is not None and known.signature[0] > 0 and now - known.still_since >= self.settle_seconds
 
+    def lose_sight(self, path: str) -> None:
+        """Note that nobody can say what a file looks like now: it keeps its turn, and must stand still anew."""
+        if known := self.seen.get(path):
+            known.signature = _OUT_OF_SIGHT
+
     def keep_only(self, paths: set[str]) -> None:
         """Forget what is gone."""
         self.seen = {path: seen for path, seen in self.seen.items() if path in paths}
@@ -92,55 +104,78 @@ class Inbox:
         self.stillness = Stillness(settle_seconds)
         self.queue: deque[Arrival] = deque()
         self.unsettled = 0  # jobs that hold something but do not stand still yet
-        self.bell = threading.Event()
-        self.renamed: deque[str] = deque()  # filled by the watcher's thread: appending is all it does
+        self.unreadable: dict[str, OSError] = {}  # folders whose files could not be seen, and why
+        self.watcher = Watcher(folder)
+        self.bell = self.watcher.bell
+        self.log = log.get()
         self._next_scan = 0.0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the inbox itself can't be read: deleted, not mounted, not ours."""
+        return str(self.folder) in self.unreadable
+
+    @property
+    def condition(self) -> str:
+        """In plain words, for people: what is wrong with the inbox, or how it is looked after."""
+        if not self.unreadable:
+            return "is watched" if self.watcher.is_listening else f"is looked through every {self.rescan_seconds:g} s"
+        if self.is_away:
+            error = self.unreadable[str(self.folder)]
+            if isinstance(error, FileNotFoundError):
+                return f"is not there: make the folder {self.folder} again, or mount its share"
+            return f"can't be read: {error.strerror}: {self.folder}"
+        folder, error = min(self.unreadable.items())
+        more = f", and {len(self.unreadable) - 1} more folders" if len(self.unreadable) > 1 else ""
+        return f"can't be read in part: {error.strerror}: {folder}{more}"
 
     def scan(self, now: float) -> None:
         """Look through the folder if it is time: on a hint when nothing is queued, else every rescan_seconds."""
-        hinted = self.bell.is_set() and not self.queue
-        if now < self._next_scan and not hinted:
+        was_told = self.bell.is_set()
+        if now < self._next_scan and not (was_told and not self.queue):
             return
         self.bell.clear()
-        complete = {self.renamed.popleft() for _ in range(len(self.renamed))}
+        complete = self.watcher.take_renamed()
         ready: list[tuple[float, NaturalKey, Arrival]] = []
         found: set[str] = set()
+        unreadable: dict[str, OSError] = {}
         self.unsettled = 0
-        wake = now + self.rescan_seconds
-        for entry in _walk(self.folder):
+        self._next_scan = now + self.rescan_seconds
+        for entry in _walk(self.folder, unreadable):
             try:
                 status = entry.stat(follow_symlinks=False)
-            except OSError:
-                continue  # gone between two looks, or nested too deeply to be named
+            except FileNotFoundError:
+                continue  # gone between two looks
+            except OSError as error:  # a share's hiccup, or nested too deeply to be named
+                unreadable[str(Path(entry.path).parent)] = error
+                continue
             found.add(entry.path)
-            is_file = stat.S_ISREG(status.st_mode)
             seen = self.stillness.look(entry.path, _signature(status), now)
-            if not is_job_name(entry.name) and not _is_link_to_folder(entry):
+            if not _is_meant_as_job(entry, status):
                 continue
-            if is_file and status.st_size == 0:
-                continue
-            is_ready = not is_file or entry.path in complete or self.stillness.is_still(entry.path, now)
-            if is_ready or (status.st_size <= DIGEST_BYTES and _has_matching_digest(entry.path)):
+            if self._is_ready(entry.path, status, now) or entry.path in complete:
                 relative = os.path.relpath(entry.path, self.folder)
-                ready.append((seen.first, natural_key(relative), Arrival(Path(entry.path), is_file)))
+                ready.append((seen.first, natural_key(relative), Arrival(entry.path, stat.S_ISREG(status.st_mode))))
             else:
                 self.unsettled += 1
-                wake = min(wake, seen.still_since + self.stillness.settle_seconds)
+                self._next_scan = min(self._next_scan, seen.still_since + self.stillness.settle_seconds)
+        self._mind(unreadable, found)
         self.stillness.keep_only(found)
         ready.sort(key=lambda item: item[:2])
         self.queue = deque(arrival for *_, arrival in ready)
-        self._next_scan = wake
+        has_news = any(seen.first == now for seen in self.stillness.seen.values())
+        self.watcher.tend(is_deaf=has_news and not was_told)
 
     def next_still(self) -> Arrival | None:
-        """The next arrival to claim; one that changed or vanished since the scan waits for another."""
+        """The next arrival to claim.
+
+        One that changed or vanished since the scan waits for another: only that can tell a file that a person deleted,
+        to cancel it, from a share that went away with all of them.
+        """
         while self.queue:
             arrival = self.queue.popleft()
-            try:
-                status = arrival.path.lstat()
-            except FileNotFoundError:
-                continue  # deleted: that is how a person cancels
-            seen = self.stillness.seen.get(str(arrival.path))
-            if seen is not None and seen.signature == _signature(status):
+            seen = self.stillness.seen.get(arrival.name)
+            if seen is not None and seen.signature == _signature_of(arrival.name):
                 return arrival
             self.unsettled += 1
             self._next_scan = 0.0
@@ -153,56 +188,73 @@ class Inbox:
     def evidence(self, folder: Path, name: str) -> tuple[object, ...]:
         """Signs that a file is on its way: itself, and partial files that bear its name (rsync, WinSCP, browsers)."""
         try:
-            with os.scandir(folder) as entries:
+            with scandir(folder) as entries:
                 return tuple(
                     sorted((e.name, _signature(e.stat(follow_symlinks=False))) for e in entries if name in e.name)
                 )
         except OSError:
             return ()
 
-    def watch(self) -> "Watcher":
-        """Start listening for events; the caller stops it."""
-        return Watcher(self)
+    def _is_ready(self, path: str, status: os.stat_result, now: float) -> bool:
+        """Whether a file is complete, by its rest or its digest; links and pipes never change."""
+        return (
+            not stat.S_ISREG(status.st_mode)
+            or self.stillness.is_still(path, now)
+            or (status.st_size <= DIGEST_BYTES and _has_matching_digest(path))
+        )
+
+    def _mind(self, unreadable: dict[str, OSError], found: set[str]) -> None:
+        """Keep what lies in folders that can't be read now; say once that they can't, and once that they can."""
+        if unreadable:
+            hidden = [p for p in self.stillness.seen if not unreadable.keys().isdisjoint(map(str, Path(p).parents))]
+            for path in set(hidden) - found:  # a listing can break off in the middle
+                self.stillness.lose_sight(path)
+                found.add(path)
+        was_readable, self.unreadable = not self.unreadable, unreadable
+        if unreadable and was_readable:
+            self.log.warning("trouble with the inbox; looking again every few seconds", inbox=self.condition)
+        elif not unreadable and not was_readable:
+            self.log.info("the inbox can be read again", inbox=str(self.folder))
 
 
-class Watcher:
-    """Rings the inbox's bell. Its handler does nothing that could raise: an exception would end the thread for good."""
+def _walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:
+    """Everything below `folder` that is no folder; hidden folders and links to folders are not entered.
 
-    def __init__(self, inbox: Inbox) -> None:
-        class Handler(FileSystemEventHandler):
-            def on_any_event(self, event: FileSystemEvent) -> None:
-                if event.event_type == "moved" and not event.is_directory:
-                    inbox.renamed.append(os.fsdecode(event.dest_path))
-                if event.event_type not in {"opened", "closed_no_write"}:
-                    inbox.bell.set()
-
-        self._observer = Observer()
-        self._observer.schedule(Handler(), str(inbox.folder), recursive=True)
-        self._observer.start()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._observer.stop()
-        self._observer.join()
-
-
-def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Everything below `folder` that is no folder; hidden folders and links to folders are not entered."""
-    pending = [str(folder)]
+    Folders that can't be read, or not to their end, are noted in `unreadable`.
+    """
+    top = str(folder)
+    pending = [top]
     while pending:
+        place = pending.pop()
         try:
-            with os.scandir(pending.pop()) as entries:
+            with scandir(place) as entries:
                 for entry in entries:
                     if not entry.is_dir(follow_symlinks=False):
                         yield entry
                     elif not entry.name.startswith(_NOBODYS_PREFIXES):
                         pending.append(entry.path)
-        except OSError:
-            continue  # moved away between two looks, or not ours to read
+        except OSError as error:
+            if place == top or not isinstance(error, FileNotFoundError):  # else moved away between two looks
+                unreadable[place] = error
 
 
 def _signature(status: os.stat_result) -> Signature:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _signature_of(path: str) -> Signature | None:
+    """What a file looks like now; None where that can't be said."""
+    try:
+        return _signature(os.lstat(path))
+    except OSError:
+        return None
+
+
+def _is_meant_as_job(entry: os.DirEntry[str], status: os.stat_result) -> bool:
+    """Whether this should be claimed one day; an empty file may still be filled."""
+    if not is_job_name(entry.name) and not _is_link_to_folder(entry):
+        return False
+    return status.st_size > 0 or not stat.S_ISREG(status.st_mode)
 
 
 def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:

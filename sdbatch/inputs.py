@@ -84,8 +84,12 @@ class InputStager:
 
     def _wait(self, job_id: str, path: Path, now: float) -> None:
         """Raise NotYet while something that looks like `path` still changes, and a while after."""
-        if not path.parent.is_relative_to(self.root.inbox) or not path.parent.is_dir():
+        if not path.parent.is_relative_to(self.root.inbox):
             return  # nothing is on its way there
+        if not self.root.inbox.is_dir():
+            raise NotYet  # it is on a share that went away, and who knows what lies there
+        if not path.parent.is_dir():
+            return
         evidence = self.inbox.evidence(path.parent, path.name)
         seen, until = self._waits.get(job_id, (None, 0.0))
         if seen != evidence:

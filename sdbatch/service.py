@@ -121,7 +121,8 @@ class Service:
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        return not self.inbox.queue and not self.inbox.unsettled and next(self.spool.claimed(), None) is None
+        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable
+        return not left and next(self.spool.claimed(), None) is None
 
     def _look_around(self, now: Now) -> None:
         """Whether jobs can be drawn; a problem is logged once."""
@@ -142,7 +143,9 @@ class Service:
             return "paused"
         if not self.readiness.is_ready:
             return "starting"
-        return "waiting for files" if self.waiting else "idle"
+        if self.waiting:
+            return "waiting for files"
+        return "waiting for the inbox" if self.inbox.is_away else "idle"
 
     def _next_claim(self, now: Now) -> Claim | None:
         """The first of what is claimed already, then the inbox; jobs that wait for files let others pass."""
@@ -324,7 +327,7 @@ class Service:
             "settling": self.inbox.unsettled,
             "waiting_for_files": len(self.waiting),
         }
-        facts |= {"problem": self.problem, "queue": queue, "unmovable": self.unmovable}
+        facts |= {"problem": self.problem, "inbox": self.inbox.condition, "queue": queue, "unmovable": self.unmovable}
         self.status.tell(now.mono, now.wall, done=self.done, failed=self.failed, **facts)
 
 

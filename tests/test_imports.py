@@ -9,7 +9,7 @@ PACKAGE = Path(sdbatch.__file__).parent
 
 FLOORS = [
     {"errors", "files", "beneath", "log", "systemd"},
-    {"root", "settings", "job"},
+    {"root", "settings", "job", "watcher"},
     {"document", "manifest", "prompts", "schema", "status"},
     {"jobfile", "inbox", "publish", "spool", "engine.protocol"},
     {"inputs", "readiness", "triage", "check"},

@@ -1,6 +1,10 @@
+import errno
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +20,33 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def inbox(folder: Path) -> Inbox:
     return Inbox(folder, settle_seconds=2, rescan_seconds=5)
+
+
+class Breaks(dict[str, int]):
+    """Folders that a broken share lists with an error, and which; the first `after` entries still come."""
+
+    after = 0
+    count = 0
+
+    def scandir(self, place: str) -> Any:
+        """What the inbox calls in the place of os.scandir."""
+        return self._listing(place, os.scandir(place)) if place in self else os.scandir(place)
+
+    @contextmanager
+    def _listing(self, place: str, entries: Any) -> Iterator[Iterator[os.DirEntry[str]]]:
+        def broken() -> Iterator[os.DirEntry[str]]:
+            self.count += 1
+            yield from sorted(entries, key=lambda entry: str(entry.name))[: self.after]
+            raise OSError(self[place], os.strerror(self[place]), place)
+
+        yield broken()
+
+
+@pytest.fixture
+def breaks(monkeypatch: pytest.MonkeyPatch) -> Breaks:
+    made = Breaks()
+    monkeypatch.setattr("sdbatch.inbox.scandir", made.scandir)
+    return made
 
 
 def names(inbox: Inbox) -> list[str]:
@@ -180,27 +211,142 @@ def test_a_digest_of_other_bytes_spares_nothing(inbox: Inbox, folder: Path) -> N
     assert names(inbox) == []
 
 
-def test_a_name_that_came_about_by_a_rename_needs_no_wait(inbox: Inbox, folder: Path) -> None:
-    """With the real watcher: the event of a rename inside the inbox is proof that the file is complete."""
-    watcher = inbox.watch()
-    try:
-        (folder / ".a.yaml.part").write_text("prompt: a")
-        (folder / ".a.yaml.part").rename(folder / "a.yaml")
-        while not inbox.renamed:  # bounded by the test's own timeout
-            inbox.bell.wait(0.05)
-    finally:
-        watcher.stop()
-    inbox.scan(0)
-    assert names(inbox) == ["a.yaml"]
-
-
 def test_an_inbox_that_is_gone_and_back_is_no_error(folder: Path) -> None:
     inbox = Inbox(folder / "inbox", settle_seconds=2, rescan_seconds=5)
     inbox.scan(0)
     assert names(inbox) == []
+    assert inbox.is_away
+    assert inbox.condition == f"is not there: make the folder {folder}/inbox again, or mount its share"
     inbox.folder.mkdir()
     (inbox.folder / "a.yaml").write_text("prompt: a")
     assert settled(inbox, 10) == ["a.yaml"]
+    assert not inbox.is_away
+
+
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.ESTALE, errno.EIO, errno.EACCES, errno.ENOTCONN])
+def test_while_a_share_is_away_files_keep_their_turn_and_their_rest_does_not_count(
+    inbox: Inbox, folder: Path, breaks: Breaks, error: int
+) -> None:
+    """Whoever was copying to the share had to wait, too: the file is as it was, and is not complete."""
+    (folder / "z.yaml").write_text("prompt: half of it")
+    inbox.scan(0)
+    breaks[str(folder)] = error
+    for now in (5, 10, 15):
+        inbox.scan(now)
+        assert names(inbox) == []
+        assert inbox.is_away
+    breaks.clear()
+    (folder / "a.yaml").write_text("prompt: a")
+    inbox.scan(20)
+    assert names(inbox) == []
+    inbox.scan(21.9)
+    assert names(inbox) == []
+    inbox.scan(22)
+    assert names(inbox) == ["z.yaml", "a.yaml"]
+
+
+def test_a_share_that_is_away_is_looked_for_every_rescan_interval_and_told_once(
+    inbox: Inbox, folder: Path, breaks: Breaks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    for level in ("warning", "info"):
+        monkeypatch.setattr(inbox.log, level, lambda text, **_: told.append(text), raising=False)
+    breaks[str(folder)] = errno.ESTALE
+    for tenth in range(600):
+        inbox.scan(tenth / 10)
+    assert breaks.count == 12
+    assert told == ["trouble with the inbox; looking again every few seconds"]
+    assert inbox.condition == f"can't be read: Stale file handle: {folder}"
+    breaks.clear()
+    inbox.scan(60)
+    inbox.scan(65)
+    assert told[1:] == ["the inbox can be read again"]
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_batch_that_can_not_be_read_or_not_to_its_end_keeps_its_turn(
+    inbox: Inbox, folder: Path, breaks: Breaks, after: int
+) -> None:
+    (folder / "batch").mkdir()
+    for name in ("batch/y.yaml", "batch/z.yaml"):
+        (folder / name).write_text("prompt: a")
+    inbox.scan(0)
+    breaks[str(folder / "batch")], breaks.after = errno.EIO, after
+    (folder / "a.yaml").write_text("prompt: a")
+    inbox.scan(5)
+    assert not inbox.is_away
+    assert inbox.condition == f"can't be read in part: Input/output error: {folder}/batch"
+    breaks.clear()
+    inbox.scan(10)
+    inbox.scan(12)
+    assert names(inbox) == ["batch/y.yaml", "batch/z.yaml", "a.yaml"]
+
+
+def test_a_file_that_can_not_be_looked_at_keeps_its_turn(
+    inbox: Inbox, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sick:
+        name, path = "z.yaml", str(folder / "z.yaml")
+
+        def stat(self, **_: bool) -> None:
+            raise OSError(errno.EIO, "Input/output error", self.path)
+
+    (folder / "z.yaml").write_text("prompt: a")
+    inbox.scan(0)
+    (folder / "a.yaml").write_text("prompt: a")
+    with monkeypatch.context() as patch:
+        patch.setattr("sdbatch.inbox._walk", lambda *_: [Sick()])
+        inbox.scan(5)
+    assert "Input/output error" in inbox.condition
+    inbox.scan(10)
+    inbox.scan(12)
+    assert names(inbox) == ["z.yaml", "a.yaml"]
+
+
+def test_a_batch_that_was_deleted_is_forgotten(inbox: Inbox, folder: Path) -> None:
+    (folder / "batch").mkdir()
+    (folder / "batch/a.yaml").write_text("prompt: a")
+    inbox.scan(0)
+    shutil.rmtree(folder / "batch")
+    inbox.scan(5)
+    assert not inbox.stillness.seen
+    assert not inbox.unreadable
+
+
+def test_what_waits_is_not_taken_for_cancelled_before_a_scan_says_so(inbox: Inbox, folder: Path) -> None:
+    (folder / "a.yaml").write_text("prompt: a")
+    inbox.scan(0)
+    inbox.scan(2)
+    (folder / "a.yaml").unlink()
+    assert names(inbox) == []
+    assert inbox.unsettled == 1
+    inbox.scan(2)
+    assert inbox.unsettled == 0
+
+
+def test_a_writer_that_pauses_for_six_seconds_is_waited_for_with_a_settle_time_of_ten(folder: Path) -> None:
+    inbox = Inbox(folder, settle_seconds=10, rescan_seconds=5)
+    path = folder / "a.yaml"
+    for pause in range(5):
+        with path.open("a") as file:
+            file.write(f"# part {pause}\n")
+        for second in range(6):
+            inbox.scan(pause * 6 + second)
+            assert names(inbox) == []
+    for second in range(30, 35):
+        inbox.scan(second)
+        assert names(inbox) == []
+    inbox.scan(35)
+    assert names(inbox) == ["a.yaml"]
+
+
+def test_an_empty_file_that_is_filled_a_minute_later_is_taken_then(inbox: Inbox, folder: Path) -> None:
+    (folder / "a.yaml").touch()
+    for second in range(60):
+        inbox.scan(second)
+        assert names(inbox) == []
+    (folder / "a.yaml").write_text("prompt: a")
+    assert settled(inbox, 65) == ["a.yaml"]
 
 
 def test_without_a_hint_the_folder_is_read_only_every_rescan_interval(inbox: Inbox, folder: Path) -> None:

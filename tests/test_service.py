@@ -481,8 +481,8 @@ def test_a_file_that_vanishes_while_the_inbox_is_read_disturbs_nothing(
     drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
     walk = inbox._walk
 
-    def vanishing(folder: Path) -> Any:
-        for entry in list(walk(folder)):
+    def vanishing(*arguments: Any) -> Any:
+        for entry in list(walk(*arguments)):
             if entry.name == "1.yaml":
                 Path(entry.path).unlink()
             yield entry
