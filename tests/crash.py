@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
@@ -45,13 +44,12 @@ def drain(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
 
 
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
-    """The same in this process, which is spoilt for anything else: with the fake engine, and no settling."""
+    """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events."""
     daemon.make_engine = lambda *_: FakeEngine(on_draw)
     daemon.TROUBLE_NAP_SECONDS = 0.0
-    daemon._watching = lambda *_: nullcontext()  # type: ignore[assignment]  # a thread takes half of the time
     status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
     files.on_step = on_step
-    return daemon.run(root, Settings.model_validate({"settle_seconds": 0}), drain=True)
+    return daemon.run(root, Settings.model_validate({"settle_seconds": 0, "events": False}), drain=True)
 
 
 def in_child(work: Callable[[], int]) -> int:
