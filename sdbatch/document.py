@@ -9,6 +9,7 @@ read to its end, so that it costs one job and not those behind it.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -30,6 +31,8 @@ from sdbatch.errors import JobError
 
 MAX_DEPTH = 8  # a manifest has 4
 GIVE_UP_DEPTH = 64  # libyaml's time grows with the square of the depth: 80 kB of brackets take half a minute
+MAX_EVENTS = 60_000  # of YAML, a quarter of a second's; a thousand jobs of 20 fields have 44,000
+MAX_TAG_LINES = 1_000  # libyaml compares each with all before it, without an event: a megabyte of them takes 10 s
 MAX_DIGITS = 30  # more than any field holds; Python's own limit raises
 
 Line = str | int
@@ -58,7 +61,7 @@ class Document:
 def read_yaml(text: str) -> Iterator[Document | JobError]:
     """The documents of a YAML text, and the items of a list of jobs; after a syntax error one JobError, and the end."""
     try:
-        events = yaml.parse(text, Loader=_LOADER)
+        events = _events(text)
         for event in events:
             if isinstance(event, DocumentStartEvent):
                 yield from _Builder(events).documents()
@@ -71,6 +74,21 @@ def read_yaml(text: str) -> Iterator[Document | JobError]:
         yield JobError(f"{where}this is not valid YAML: {error.problem or error.context}{hint}")
     except yaml.YAMLError as error:
         yield JobError(f"this is not valid YAML: {getattr(error, 'reason', 'unreadable characters')}")
+
+
+def _events(text: str) -> Iterator[Event]:
+    """The YAML's events, as many as a job file may have.
+
+    Raises:
+        JobError: there are more, or so many directives that libyaml would be long about them.
+    """
+    if text.count("%TAG") > MAX_TAG_LINES:
+        line = text.count("\n", 0, text.index("%TAG")) + 1
+        raise JobError(f"line {line}: {_TAGS}; the file was not read")
+    for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
+        if count == MAX_EVENTS:
+            raise JobError(f"line {_line(event)}: more names and values than a job file may have; {_UNREAD}")
+        yield event
 
 
 class _Builder:
@@ -319,8 +337,8 @@ class _JsonReader:
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs) and self.doubled is None:
-            names = [name for name, _ in pairs]
-            self.doubled = next(name for number, name in enumerate(names) if name in names[:number])
+            counts = Counter(name for name, _ in pairs)
+            self.doubled = next(name for name, count in counts.items() if count > 1)
         return fields
 
 

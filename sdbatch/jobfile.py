@@ -29,6 +29,7 @@ MAX_JOBS = 1000
 MAX_FIELDS = 100
 MAX_PROBLEMS = 10  # told of one job
 
+_MANIFEST = re.compile(rb"^(\xef\xbb\xbf)?sdbatch_manifest:", re.MULTILINE)
 # What YAML calls printable. DEL to U+009F only look like it.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -55,7 +56,7 @@ def parse(data: bytes, file_name: str) -> list[Parsed]:
 
 
 def _decode(data: bytes) -> str:
-    most = MAX_MANIFEST_BYTES if b"sdbatch_manifest:" in data[:1024] else MAX_BYTES
+    most = MAX_MANIFEST_BYTES if _MANIFEST.search(data[:1024]) else MAX_BYTES
     if len(data) > most:
         raise JobError(f"the file has more than {most:,} bytes, the most that a job file may have")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[:2].count(0) == 1 < len(data):
@@ -90,7 +91,7 @@ def _parse_document(document: Document | JobError, file_name: str) -> Parsed:
     try:
         if "sdbatch_manifest" not in values:
             return Parsed(job=_validate(values, lines, ()))
-        asked = _read_manifest(values)
+        asked = _read_manifest(values, document.line)
         within = ("follow_up",) if "follow_up" in values else ("job",)
         return Parsed(_validate(asked.fields, lines, within), None, asked.parent, asked.kept)
     except JobError as error:
@@ -98,12 +99,13 @@ def _parse_document(document: Document | JobError, file_name: str) -> Parsed:
         return Parsed(error=JobError(text))
 
 
-def _read_manifest(values: dict[str, Any]) -> Asked:
+def _read_manifest(values: dict[str, Any], line: int) -> Asked:
     """A manifest that somebody edited is as untrusted as any job."""
     try:
         return read_asked(values)
     except (LookupError, TypeError, ValueError) as error:
-        raise JobError("this manifest cannot be understood any more; take a fresh copy from jobs/done/") from error
+        text = f"line {line}: this manifest cannot be understood any more; take a fresh copy from jobs/done/"
+        raise JobError(text) from error
 
 
 def _validate(values: dict[str, Any], lines: dict[tuple[Line, ...], int], within: tuple[str, ...]) -> AnyJob:

@@ -1,6 +1,7 @@
 """What a dropped file means: its jobs, or errors that name file, line, field, and the likely spelling."""
 
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -670,6 +671,38 @@ def test_a_quarter_megabyte_of_nonsense_is_soon_refused(text: str) -> None:
     assert {entry.job for entry in read(text)} == {None}
 
 
+MANY_KEYS = ", ".join(f'"{i:x}": 1' for i in range(20_000))
+IN_A_MANIFEST = "sdbatch_manifest: 1\n"  # which may have a megabyte
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "told"),
+    [
+        (f'{{"x": {{{MANY_KEYS}, "4e1f": 1}}}}', "job.json", "x: 4e1f is given twice in it; take one out"),
+        ("{" + "a," * 130_000, "job.yaml", "more names and values than a job file may have"),
+        ("prompt: a\nx: [" + "[[[]]]," * 37_000, "job.yaml", "more names and values than a job file may have"),
+        ("---\n" * 65_000, "job.yaml", "more names and values than a job file may have"),
+        (IN_A_MANIFEST + "{" + "1," * 500_000, "job.yaml", "not valid YAML"),
+        (IN_A_MANIFEST + "x: [" + "1," * 500_000, "job.yaml", "more names and values than a job file may have"),
+        (IN_A_MANIFEST + "...\n" + "".join(f"%TAG !{i:x}! x\n" for i in range(65_000)), "job.yaml", "tags (!...) are"),
+        ('{"a": "sdbatch_manifest:"}' + '{"a": 1}' * 50_000, "job.json", "the file has more than 262,144 bytes"),
+    ],
+    ids=["keys", "flow", "lists", "documents", "flow in a manifest", "list in a manifest", "directives", "size"],
+)
+def test_what_would_take_long_to_read_is_refused_within_a_second(text: str, name: str, told: str) -> None:
+    start = time.process_time()
+    assert told in str(read(text, name)[-1].error)
+    assert time.process_time() - start < 1
+
+
+def test_as_many_fields_as_fit_into_a_thousand_jobs_are_read() -> None:
+    short = {"C": 4, "f": 8, "H": 64, "W": 64, "plms": False, "seed": 1, "name": "a", "ckpt": "a", "scale": 1}
+    job = short | {"prompt": "a", "outdir": "a", "config": "a", "n_iter": 1, "n_rows": 1, "n_samples": 1}
+    more = {"ddim_eta": 0, "ddim_steps": 1, "from_file": "a", "skip_grid": True, "skip_save": True}
+    entries = read(f"---\n{dump(job | more, 'job.yaml')}" * MAX_JOBS)
+    assert [entry.job is not None for entry in entries] == [True] * MAX_JOBS
+
+
 @YAML_AND_JSON
 @pytest.mark.parametrize("count", [MAX_JOBS, MAX_JOBS + 1, MAX_JOBS + 50])
 def test_a_file_has_at_most_a_thousand_jobs(name: str, count: int) -> None:
@@ -855,6 +888,12 @@ def test_a_manifest_with_damaged_pictures_is_an_error_like_any_other(changes: di
     record["pictures"][0] |= changes
     record["follow_up"]["init_img"] = 0
     assert "take a fresh copy from jobs/done/" in read_error(dump(record, "manifest.yaml"), "manifest.yaml")
+
+
+def test_a_manifest_that_cannot_be_understood_is_told_with_its_line() -> None:
+    record = yaml.safe_load(MANIFEST.to_yaml()) | {"pictures": [{}], "follow_up": {"init_img": 0}}
+    told = read("prompt: a\n---\n" + dump(record, "manifest.yaml"))[1].error
+    assert str(told).startswith("job.yaml: line 3: this manifest cannot be understood any more")
 
 
 def test_a_manifest_whose_picture_has_no_file_is_an_error_like_any_other() -> None:
