@@ -44,7 +44,7 @@ def _describe(job: AnyJob, beside: Path, root: Root, limits: Limits) -> str:
     lines = None
     if job.from_file:
         found = beside / job.from_file
-        lines = read_lines(found.resolve() if found.is_file() else root.find("from_file", job.from_file, [root.path]))
+        lines = read_lines(found.resolve() if _is_file(found) else root.find("from_file", job.from_file, [root.path]))
     count = count_pictures(job, lines)
     size = job.picture_size if isinstance(job, Txt2Img) else _init_size(job, beside, root)
     if problems := limits.problems(count, job.ddim_steps, size):
@@ -61,7 +61,7 @@ def _init_size(job: Img2Img, beside: Path, root: Root) -> tuple[int, int] | None
     """What an init image will be drawn at; None where it is not there, as an earlier job may still have to draw it."""
     found = beside / job.init_img
     try:
-        path = found if found.is_file() else root.find("init_img", job.init_img, [root.path])
+        path = found if _is_file(found) else root.find("init_img", job.init_img, [root.path])
     except JobError as error:
         if "there is no" in str(error):
             return None
@@ -73,6 +73,14 @@ def _init_size(job: Img2Img, beside: Path, root: Root) -> tuple[int, int] | None
             return img2img_size(*picture.size)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise JobError(f"init_img: {path} is no picture that can be read") from error
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def submit_file(path: Path, root: Root) -> Path:

@@ -6,7 +6,7 @@ what a person edits. Without that block it asks for the same job again.
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -142,7 +142,7 @@ def read_asked(record: dict[str, Any]) -> Asked:
     job, block, job_id = record.get("job"), record.get("follow_up"), record.get("id")
     if record.get("sdbatch_manifest") != VERSION:
         raise JobError(f"sdbatch_manifest: this version reads manifests of version {VERSION}")
-    if not isinstance(job, dict) or not isinstance(job_id, str) or not job_id or "/" in job_id or job_id[0] == ".":
+    if not isinstance(job, dict) or not _is_ours(job_id) or not job_id or "/" in job_id or job_id[0] == ".":
         raise JobError("id, job: this manifest has no usable id or job; take a fresh copy from jobs/done/")
     folder = f"jobs/done/{job_id}"
     kept: Kept
@@ -151,7 +151,7 @@ def read_asked(record: dict[str, Any]) -> Asked:
         kept = {
             str(i.get("field")): ((f"{folder}/{i.get('file')}",), str(i.get("sha256")))
             for i in _listed(record, "inputs")
-            if i.get("named") == job.get(str(i.get("field")))
+            if i.get("named") == job.get(str(i.get("field"))) and _is_ours(i.get("file"))
         }
         return Asked(dict(job), Parent(job=job_id), kept)
     if not isinstance(block, dict):
@@ -166,6 +166,11 @@ def read_asked(record: dict[str, Any]) -> Asked:
     place = f"{folder}/{picture.file}"
     kept = {"init_img": ((place, picture.published or place), picture.sha256)}
     return Asked(fields | {"init_img": place}, Parent(job=job_id, picture=picture.file), kept)
+
+
+def _is_ours(name: object) -> TypeGuard[str]:
+    """Whether the service may have written this name; another would be shown in an error, or in the next manifest."""
+    return isinstance(name, str) and len(name) <= 255 and name.isprintable()
 
 
 def _listed(record: dict[str, Any], part: str) -> list[dict[str, Any]]:

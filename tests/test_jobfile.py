@@ -870,6 +870,8 @@ def test_a_wrong_field_of_the_job_is_told_with_its_line() -> None:
         ({"sdbatch_manifest": [1]}, "sdbatch_manifest: this version reads manifests of version 1"),
         ({"id": "../other"}, "id, job: this manifest has no usable id or job; take a fresh copy"),
         ({"id": ".."}, "id, job: this manifest has no usable id or job; take a fresh copy"),
+        ({"id": "a\x1b[31m"}, "id, job: this manifest has no usable id or job; take a fresh copy"),
+        ({"id": "x" * 300}, "id, job: this manifest has no usable id or job; take a fresh copy"),
         ({"id": 5}, "id, job: this manifest has no usable id or job; take a fresh copy"),
         ({"job": "a truck"}, "id, job: this manifest has no usable id or job; take a fresh copy"),
         ({"follow_up": "a red truck"}, "follow_up: must be fields and values"),
@@ -888,6 +890,17 @@ def test_a_manifest_with_damaged_pictures_is_an_error_like_any_other(changes: di
     record["pictures"][0] |= changes
     record["follow_up"]["init_img"] = 0
     assert "take a fresh copy from jobs/done/" in read_error(dump(record, "manifest.yaml"), "manifest.yaml")
+
+
+def test_a_manifests_names_that_could_not_be_written_down_again_are_not_taken() -> None:
+    record = yaml.safe_load(MANIFEST.to_yaml())
+    half = json.dumps(record | {"id": "\ud800"})
+    assert read_error(half, "manifest.json").startswith("id, job: this manifest has no usable id or job")
+    del record["follow_up"]
+    record["job"] |= {"from_file": "p.txt"}
+    for name in ("a\0b", "\ud800", "x" * 300, 5):
+        record["inputs"] = [{"field": "from_file", "named": "p.txt", "file": name, "sha256": "1" * 64}]
+        assert read_manifest(json.dumps(record), "manifest.json").kept == {}
 
 
 def test_a_manifest_that_cannot_be_understood_is_told_with_its_line() -> None:
