@@ -39,6 +39,7 @@ def test_validate_counts_the_lines_of_a_prompt_file(tmp_path: Path) -> None:
         ("prompt: a\nn_iter: 5000", "pictures are over the limit"),
         ("prompt: a\noutdir: ../x", "leads out of the root"),
         ("from_file: none.txt", 'there is no "none.txt"'),
+        (f"from_file: {'x' * 300}", 'there is no "xxx'),
     ],
 )
 def test_validate_tells_what_would_fail_and_exits_with_1(tmp_path: Path, job: str, told: str) -> None:
