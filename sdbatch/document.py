@@ -27,7 +27,7 @@ from yaml.events import (
     ScalarEvent,
 )
 
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, printable
 
 MAX_DEPTH = 8  # a manifest has 4
 GIVE_UP_DEPTH = 64  # libyaml's time grows with the square of the depth: 80 kB of brackets take half a minute
@@ -235,8 +235,7 @@ def _scalar(text: str) -> Any:
 
 def plain(text: str) -> str:
     """Words of a person as they fit a line of an error: escaped where they would not print, and not too long."""
-    text = text[:57] + "..." if len(text) > 60 else text or '""'
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text[:57] + "..." if len(text) > 60 else text or '""').replace("\n", r"\n")
 
 
 def read_json(text: str) -> Iterator[Document | JobError]:

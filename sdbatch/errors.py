@@ -23,3 +23,8 @@ class EngineDown(SdbatchError):
 
 class RendererDied(SdbatchError):
     """The renderer ended in the middle of its work; the job's attempt is spent, the job is not lost."""
+
+
+def printable(text: str) -> str:
+    """Text that others had a hand in, as it can be shown: escapes where a character would not print, lines kept."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -108,15 +108,15 @@ class Root:
         path = found.resolve()
         place = next((p.resolve() for p in (self.path, *self.allowed) if _is_below(path, p.resolve())), self.path)
         try:
-            file = os.fdopen(open_beneath(place, os.path.relpath(path, place)), "rb")
+            handle = open_beneath(place, os.path.relpath(path, place))
         except OSError as error:
             if files.is_disk_trouble(error):
                 raise
             raise JobError(f'{field}: "{named}" can\'t be read: {error.strerror}') from error
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
             raise JobError(f'{field}: "{named}" is not a file')
-        return file
+        return os.fdopen(handle, "rb")
 
     def has_checkpoint(self) -> bool:
         """Whether any weights lie in the root, for whatever job; links that lead nowhere do not count."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch import files
+from sdbatch.errors import printable
 from sdbatch.root import Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
@@ -158,7 +159,7 @@ class Spool:
 
     def fail(self, claim: Claim, text: str) -> None:
         """Move a job to failed/, with the reason in plain words beside it."""
-        files.write_atomically(self.folder(claim) / ERROR, text.rstrip().encode("utf-8", "backslashreplace") + b"\n")
+        files.write_atomically(self.folder(claim) / ERROR, printable(text.rstrip()).encode() + b"\n")
         files.move(self.folder(claim), self.root.failed / claim.id)
 
     def _next_id(self, name: str, now: datetime) -> str:

@@ -1,0 +1,62 @@
+"""Every durable step on disk, where a test of the whole service would not look closely enough."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from sdbatch import files
+
+
+def test_a_file_whose_sync_failed_is_written_anew_and_never_synced_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have dropped its pages, and would report success the second time."""
+    synced: list[int] = []
+    kept: list[int] = []
+    fsync = os.fsync
+
+    def failing_once(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        if len(synced) == 1:
+            kept.append(os.dup(handle))  # or the next file might be given the inode's number
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing_once)
+    target = tmp_path / "file"
+    with pytest.raises(OSError, match="Input/output error"):
+        files.write_atomically(target, b"data")
+    assert not target.exists()
+    assert not list(tmp_path.iterdir()), "the draft is thrown away"
+    files.write_atomically(target, b"data")
+    assert target.read_bytes() == b"data"
+    assert synced.count(synced[0]) == 1
+    os.close(kept.pop())
+
+
+def test_a_file_that_grows_while_it_is_copied_is_copied_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"as it was")
+
+    def grow(name: str, _: Path) -> None:
+        if name == "write":  # the copy has begun
+            with source.open("ab") as more:
+                more.write(b", and no more")
+
+    with source.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        monkeypatch.setattr(files, "on_step", grow)
+        files.copy_atomically(file, tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("number", "is_trouble"),
+    [(errno.ENOSPC, True), (errno.EIO, True), (errno.ESTALE, True), (errno.EACCES, False), (errno.ENAMETOOLONG, False)],
+)
+def test_what_may_pass_by_itself_is_told_from_what_will_not(number: int, *, is_trouble: bool) -> None:
+    assert files.is_disk_trouble(OSError(number, os.strerror(number))) == is_trouble
