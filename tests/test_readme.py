@@ -143,3 +143,11 @@ def test_systemd_has_nothing_to_say_against_the_unit(tmp_path: Path) -> None:
     unit.write_text(text.replace("/opt/sdbatch/.venv/bin/sdbatch", sys.executable).replace("User=sdbatch", "User=root"))
     said = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_the_reliability_page_names_tests_that_are_there() -> None:
+    text = (PROJECT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) > 60
+    for file, test in named:
+        assert f"def {test}(" in (PROJECT / "tests" / file).read_text(), f"{file}::{test}"

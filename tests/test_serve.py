@@ -263,6 +263,31 @@ def test_another_checkpoint_is_switched_to_and_a_broken_one_leaves_the_model_ali
     assert "is a link to a file that is not there" in reasons[1]
 
 
+def test_an_error_never_quotes_the_file_that_it_is_about(model_root: Root) -> None:
+    """Files that lie in the root, but were not meant for this: their words stay where they are."""
+    root = model_root
+    secret = "password: hunter2: {\nhunter2\x00\xe9 hunter2\n"
+    for name in ("secret.txt", "secret.yaml", "secret.png", "secret.ckpt"):
+        (root.outputs / name).write_bytes(secret.encode("latin-1"))
+    (root.outputs / "list.yaml").write_text("- hunter2\n- [hunter2")
+    for number, named in enumerate(
+        (
+            {"config": "outputs/secret.yaml"},
+            {"config": "outputs/list.yaml"},
+            {"ckpt": "outputs/secret.ckpt"},
+            {"init_img": "outputs/secret.png", "H": None, "W": None},
+            {"from_file": "outputs/secret.txt"},
+        )
+    ):
+        job = {key: value for key, value in {**SMALL, **named}.items() if value is not None}
+        drop_job(root, f"{number}.json", json.dumps(job))
+    drain(root, code=1)
+    reasons = [path.read_text() for path in sorted(root.failed.glob("*/error.txt"))]
+    assert len(reasons) == 5
+    assert not [reason for reason in reasons if "hunter2" in reason]
+    assert "hunter2" not in root.status.read_text()
+
+
 def test_a_later_job_does_not_depend_on_an_earlier_one(model_root: Root) -> None:
     root = model_root
     small = MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 2, "ddim_steps": 3}

@@ -114,6 +114,7 @@ def test_a_bad_job_is_told_and_the_next_one_runs(start: Start, root: Root, clock
         ("from_file: binary.txt", "from_file: the file is not UTF-8 text"),
         ("init_img: no.png", 'init_img: there is no "no.png"'),
         ("n_iter: 1000", "n_iter, n_samples: 3,000 pictures are over the limit of 1,000 a job"),
+        ("ddim_steps: 300", "ddim_steps: 300 is over the limit of 200"),
         ("H: 4096\nW: 4096", "H, W: 4096x4096 is over the limit of 4,194,304 pixels a picture"),
     ],
 )
@@ -125,7 +126,7 @@ def test_what_a_job_names_is_checked_before_anything_is_drawn(
     (root.path / "empty.txt").touch()
     (root.path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     drop_job(root, "a.yaml", f"prompt: a\n{job}\n")
-    service = start()
+    service = start(limits={"steps": 200})
     drain(service, clock)
     assert told in error_of(root)
     assert "root:x" not in error_of(root)
