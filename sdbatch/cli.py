@@ -129,6 +129,88 @@ def schema() -> None:
     typer.echo(json.dumps(job_schema(), indent=2, ensure_ascii=False))
 
 
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="A file's name in the inbox, a job's id, or the end of one.")
+]
+
+
+@app.command()
+def pause(
+    reason: Annotated[str, typer.Argument(help="For whoever wonders; it stands in jobs/PAUSE.")] = "",
+    root: RootOption = Path(),
+    *,
+    unload: Annotated[bool, typer.Option("--unload", help="Free the GPU's memory too.")] = False,
+) -> None:
+    """Finish the pictures in work, then let everything wait: `sdbatch pause "the card is needed" --unload`."""
+    from sdbatch import steer  # noqa: PLC0415
+
+    typer.echo(steer.pause(_root(root), reason, unload=unload))
+
+
+@app.command()
+def resume(root: RootOption = Path()) -> None:
+    """Go on after a pause."""
+    from sdbatch import steer  # noqa: PLC0415
+
+    typer.echo(steer.resume(_root(root)))
+
+
+@app.command()
+def cancel(job: JobArgument, root: RootOption = Path()) -> None:
+    """Take a job out, waiting or in work: `sdbatch cancel truck.yaml`. Deleting its file from the inbox does as well.
+
+    Exit codes: 0 done; 1 there is no such job, or more than one.
+    """
+    from sdbatch import steer  # noqa: PLC0415
+
+    typer.echo(steer.cancel(_root(root), job))
+
+
+@app.command()
+def retry(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the end of one.")] = "",
+    root: RootOption = Path(),
+    *,
+    all_failed: Annotated[bool, typer.Option("--all-failed", help="Everything in jobs/failed/.")] = False,
+) -> None:
+    """Try a failed job again, with the pictures that it has: `sdbatch retry 000042-truck`.
+
+    Its file in jobs/failed/ may have been mended before. Exit codes: 0 done; 1 there is no such job, or more than one.
+    """
+    from sdbatch import steer  # noqa: PLC0415
+
+    if bool(job) == all_failed:
+        raise JobError("name a job, or say --all-failed")
+    for line in steer.retry_all(_root(root)) if all_failed else [steer.retry(_root(root), job)]:
+        typer.echo(line)
+
+
+@app.command()
+def bump(job: JobArgument, root: RootOption = Path()) -> None:
+    """Put a waiting file before all others, into jobs/inbox/urgent/: `sdbatch bump truck.yaml`."""
+    from sdbatch import steer  # noqa: PLC0415
+
+    typer.echo(steer.bump(_root(root), job))
+
+
+@app.command()
+def clean(
+    root: RootOption = Path(),
+    *,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it, and don't just say it.")] = False,
+) -> None:
+    """Show which folders the rules of `keep:` in configs/sdbatch.yaml give up; an idle service takes them away."""
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from sdbatch import housekeeping  # noqa: PLC0415
+
+    place, settings = _open(root)
+    for folder in [*housekeeping.outdated(place, settings.keep, datetime.now(UTC))]:
+        if apply:
+            housekeeping.remove(place, folder, outputs=settings.keep.outputs)
+        typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")
+
+
 def _root(path: Path) -> Root:
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
     return Root(absolute)

@@ -45,6 +45,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         finally:
             service.inbox.watcher.stop()
             service.engine.stop()
+            service.hooks.finish()
             now = system_clock()
             service.status.tell(now.mono, now.wall, at_once=True, state="stopped", job=None)
 

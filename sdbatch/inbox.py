@@ -25,6 +25,13 @@ SUFFIXES = (".yaml", ".yml", ".json")
 _NOBODYS_PREFIXES = (".", "~")
 _PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownload", "~")
 
+URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behind everything else
+MOST_PRIORITY = 100
+_FOLDERS = {URGENT: 1000, BULK: -1000}
+GLANCE_BYTES = 16 << 10
+# On a line of its own, or quoted within one as in JSON.
+_PRIORITY = re.compile(rb"""(?:^[ \t{]*["']?priority["']?|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""", re.MULTILINE)
+
 DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest
 
 Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
@@ -50,6 +57,7 @@ class Arrival:
 
     name: str  # with its folder; a Path for each of twenty thousand would take their memory twice over
     is_file: bool
+    priority: int = 0
 
     @property
     def path(self) -> Path:
@@ -62,6 +70,7 @@ class _Seen:
     signature: Signature
     first: float
     still_since: float
+    priority: int | None = None  # once it was looked for
 
 
 class Stillness:
@@ -77,7 +86,7 @@ class Stillness:
         if known is None:
             known = self.seen[path] = _Seen(signature, now, now)
         elif known.signature != signature:
-            known.signature, known.still_since = signature, now
+            known.signature, known.still_since, known.priority = signature, now, None
         return known
 
     def is_still(self, path: str, now: float) -> bool:
@@ -136,7 +145,7 @@ class Inbox:
             return
         self.bell.clear()
         complete = self.watcher.take_renamed()
-        ready: list[tuple[float, NaturalKey, Arrival]] = []
+        ready: list[tuple[int, float, NaturalKey, Arrival]] = []
         found: set[str] = set()
         unreadable: dict[str, OSError] = {}
         self.unsettled = 0
@@ -155,13 +164,16 @@ class Inbox:
                 continue
             if self._is_ready(entry.path, status, now) or entry.path in complete:
                 relative = os.path.relpath(entry.path, self.folder)
-                ready.append((seen.first, natural_key(relative), Arrival(entry.path, stat.S_ISREG(status.st_mode))))
+                if seen.priority is None:
+                    seen.priority = _priority_of(entry.path, relative)
+                arrival = Arrival(entry.path, stat.S_ISREG(status.st_mode), seen.priority)
+                ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
             else:
                 self.unsettled += 1
                 self._next_scan = min(self._next_scan, seen.still_since + self.stillness.settle_seconds)
         self._mind(unreadable, found)
         self.stillness.keep_only(found)
-        ready.sort(key=lambda item: item[:2])
+        ready.sort(key=lambda item: item[:3])
         self.queue = deque(arrival for *_, arrival in ready)
         has_news = any(seen.first == now for seen in self.stillness.seen.values())
         self.watcher.tend(is_deaf=has_news and not was_told)
@@ -236,6 +248,17 @@ def _walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[
         except OSError as error:
             if place == top or not isinstance(error, FileNotFoundError):  # else moved away between two looks
                 unreadable[place] = error
+
+
+def _priority_of(path: str, relative: str) -> int:
+    """What a file says of its priority, as far as a glance shows; its folder adds to that."""
+    try:
+        head = files.read_regular(Path(path), GLANCE_BYTES) or b""
+    except OSError:
+        return 0
+    said = _PRIORITY.search(head)
+    number = max(-MOST_PRIORITY, min(MOST_PRIORITY, int(said[1]))) if said else 0
+    return number + _FOLDERS.get(relative.partition("/")[0], 0)
 
 
 def _signature(status: os.stat_result) -> Signature:

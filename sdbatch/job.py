@@ -66,6 +66,15 @@ class Job(BaseModel):
         description="A name of your own for the job, kept in its manifest.",
         examples=["truck study 3"],
     )
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        exclude=True,  # says nothing of the pictures, and stays out of what is kept with them
+        title="Priority",
+        description="Of files that wait, the one with the most goes first. One a file.",
+        examples=[10],
+    )
     skip_grid: bool = Field(False, title="Skip the grid", description="Write no grid-0000.png.", examples=[True])
     skip_save: bool = Field(
         False, title="Skip the pictures", description="Write no samples/*.png, only the grid.", examples=[True]

@@ -4,13 +4,19 @@ jobs/PAUSE holds the service back for as long as it lies there, over restarts to
 service does so itself when one job after another fails by the machine's fault.
 """
 
+import errno
 import os
+import shutil
 from contextlib import suppress
+from datetime import datetime, time
 
 from sdbatch import files
 from sdbatch.engine.protocol import Engine
 from sdbatch.errors import EngineDown
+from sdbatch.job import Txt2Img
 from sdbatch.root import Root
+from sdbatch.settings import Settings
+from sdbatch.task import Task
 
 READ_BYTES = 2000
 ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
@@ -22,27 +28,30 @@ class Readiness:
     Attributes:
         problem: why nothing is drawn, in words for a person; empty while all is well.
         is_ready: whether a job can be drawn at once. Neither ready nor a problem: a renderer is on its way.
+        is_held: whether a person wants everything left where it is.
     """
 
-    def __init__(self, root: Root, engine: Engine, pause_after: int, hang_seconds: float) -> None:
-        self.root, self.engine = root, engine
-        self.pause_after, self.hang_seconds = pause_after, hang_seconds
-        self.problem, self.is_ready, self.is_paused = "", False, False
+    def __init__(self, root: Root, engine: Engine, settings: Settings) -> None:
+        self.root, self.engine, self.settings = root, engine, settings
+        self.problem, self.is_ready, self.is_held = "", False, False
         self._failures = 0  # in a row
+        self._is_unloaded = False
         self._engine_problem, self._again_at = "", 0.0
         self._starting_since: float | None = None
 
-    def look(self, now: float) -> None:
-        """Find out; `now` in seconds of a clock that never steps back."""
-        paused = self._paused()
-        self.is_paused = bool(paused)
-        self.problem = paused or self._unwritable() or self._without_model() or self._without_engine(now)
+    def look(self, now: float, wall: datetime) -> None:
+        """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
+        held = self.why_held(wall)
+        self.is_held = bool(held)
+        if held and self._is_unloaded:
+            self.engine.stop()  # its memory is wanted elsewhere; it comes back when it is needed
+        self.problem = held or self._unwritable() or self._without_model() or self._without_engine(now)
         self.is_ready = not self.problem and self._starting_since is None
 
     def count_failure(self, why: str) -> None:
         """A job failed by the machine's fault: after too many in a row the rest is left alone."""
         self._failures += 1
-        if self._failures < self.pause_after:
+        if self._failures < self.settings.pause_after:
             return
         text = (
             f"{self._failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n{why}\n"
@@ -56,14 +65,43 @@ class Readiness:
         """A job was drawn: the machine is well."""
         self._failures = 0
 
+    def why_held(self, wall: datetime) -> str:
+        """What a person said: jobs/PAUSE, or the hours in which to work. Empty: go on."""
+        return self._paused() or self._outside_hours(wall)
+
+    def require_space(self, task: Task) -> None:
+        """Low space stops the service before a job and not in it.
+
+        Raises:
+            OSError: ENOSPC; the job stays.
+        """
+        usage = shutil.disk_usage(self.root.path)
+        width, height = task.job.picture_size if isinstance(task.job, Txt2Img) else (512, 512)
+        # At worst a PNG is as large as its pixels; the grid holds all of them again.
+        need = 2 * task.total * width * height * 3
+        keep = min(self.settings.free_bytes, usage.total // 100)
+        if usage.free < need + keep:
+            text = f"the job may need {need / 1e6:,.1f} MB, and {usage.free / 1e6:,.1f} MB are free"
+            raise OSError(errno.ENOSPC, text, str(self.root.path))
+
+    def _outside_hours(self, wall: datetime) -> str:
+        if not self.settings.active_hours:
+            return ""
+        start, end = map(time.fromisoformat, self.settings.active_hours.split("-"))
+        now = wall.astimezone().time()
+        is_within = start <= now < end if start <= end else now >= start or now < end
+        return "" if is_within else f"waits until {start:%H:%M} (active_hours: {self.settings.active_hours})"
+
     def _paused(self) -> str:
         try:
             said = files.read_regular(self.root.pause, READ_BYTES) or b""
         except FileNotFoundError:
+            self._is_unloaded = False
             return ""
         except OSError as error:
             return f"jobs/PAUSE is there, but can't be read: {error.strerror}"
         reason = said.decode("utf-8", "replace").strip()
+        self._is_unloaded = reason.split()[:1] == ["unload"]
         return f"paused until jobs/PAUSE is removed{': ' if reason else ''}{reason}"
 
     def _unwritable(self) -> str:
@@ -85,9 +123,10 @@ class Readiness:
         try:
             is_ready = self.engine.is_ready()
             self._starting_since = None if is_ready else self._starting_since or now
-            if self._starting_since is not None and now - self._starting_since > self.hang_seconds:
+            limit = self.settings.hang_seconds
+            if self._starting_since is not None and now - self._starting_since > limit:
                 self.engine.stop()
-                raise EngineDown(f"the renderer did not start within {self.hang_seconds:g} seconds")  # noqa: TRY301
+                raise EngineDown(f"the renderer did not start within {limit:g} seconds")  # noqa: TRY301
         except EngineDown as error:
             self._engine_problem, self._again_at, self._starting_since = str(error), now + ENGINE_AGAIN_SECONDS, None
         else:

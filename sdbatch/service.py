@@ -7,7 +7,6 @@ between passes is only a convenience: everything that counts lies in the folders
 """
 
 import errno
-import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -15,19 +14,19 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from sdbatch import files, jobfile, log
+from sdbatch import files, housekeeping, log
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
 from sdbatch.errors import EngineDown, JobError, RendererDied
+from sdbatch.hooks import Hooks
 from sdbatch.inbox import Arrival, Inbox
 from sdbatch.inputs import InputStager, NotYet
-from sdbatch.job import Txt2Img, count_pictures
-from sdbatch.prompts import read_lines
+from sdbatch.intake import Intake
 from sdbatch.publish import Names, Publisher
 from sdbatch.readiness import Readiness
 from sdbatch.root import SAMPLES, Root
 from sdbatch.settings import Settings
-from sdbatch.spool import MANIFEST, STAGED, Claim, Spool
+from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, Claim, Spool
 from sdbatch.status import StatusFile
 from sdbatch.task import Drawing, Task, manifest_of
 from sdbatch.triage import Triage
@@ -61,17 +60,19 @@ class Service:
         self.root, self.settings, self.engine = root, settings, engine
         self.spool = Spool(root)
         self.inbox = Inbox(root.inbox, settings.settle_seconds, settings.rescan_seconds)
-        limits = settings.limits
-        self.inputs = InputStager(root, self.inbox, limits.input_bytes, settings.picture_wait_seconds)
+        inputs = InputStager(root, self.inbox, settings.limits.input_bytes, settings.picture_wait_seconds)
+        self.intake = Intake(root, self.spool, inputs, settings.limits)
         self.publisher = Publisher()
-        self.readiness = Readiness(root, engine, settings.pause_after, settings.hang_seconds)
+        self.readiness = Readiness(root, engine, settings)
+        self.hooks = Hooks(settings.hooks.commands(), settings.hooks.limit_seconds)
         self.triage = Triage(self.inbox.stillness)
         self.status = StatusFile(root.status)
         self.log = log.get()
         self.done = self.failed = 0
+        self._told_idle = (0, 0)
+        self._tidy_at = float("-inf")
         self.waiting: dict[str, float] = {}  # claimed jobs whose files are still on their way: when last looked for
         self.unmovable: dict[str, str] = {}  # names in the inbox that are not ours to move, and why
-        self._parsed: tuple[bytes, str, list[jobfile.Parsed]] = (b"", "", [])
         self.stop_requested = False  # set by signal handlers, which do nothing else
 
     def run_once(self, clock: Clock) -> bool:
@@ -86,7 +87,7 @@ class Service:
         while (claim := self._next_claim(now)) is not None:
             attempts = claim.attempts
             try:
-                task = self._parse(claim, now)
+                task = self.intake.parse(claim, now.mono)
                 self.waiting.pop(claim.id, None)
                 drawing = self._render(task, clock)
                 names = self._publish(task, drawing)
@@ -101,7 +102,8 @@ class Service:
             except (Stopped, EngineDown):
                 self.spool.note(claim, attempts=attempts)  # not the job's doing
             except OSError as error:
-                if not files.is_disk_trouble(error):
+                # A folder of ours that is gone is a share that went away.
+                if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
                     self._fail(claim, f"{error.strerror}: {error.filename}", clock())
                 else:
                     with suppress(OSError):
@@ -112,7 +114,19 @@ class Service:
                 self._fail(claim, f"an error inside sdbatch ({type(error).__name__}); its log says more", clock())
             return True
         self._tell(now, state=self._state(), job=None)
+        self._rest(now)
         return False
+
+    def _rest(self, now: Now) -> None:
+        """Nothing is left to draw: told once, after some work; and time to tidy up."""
+        if now.mono >= self._tidy_at:
+            self._tidy_at = now.mono + housekeeping.EVERY_SECONDS
+            for folder in [*housekeeping.outdated(self.root, self.settings.keep, now.wall)]:
+                housekeeping.remove(self.root, folder, outputs=self.settings.keep.outputs)
+                self.log.info("taken away by the rules of keep", folder=self.root.show(folder))
+        if (self.done, self.failed) != self._told_idle and self.is_drained():
+            self._told_idle = (self.done, self.failed)
+            self.hooks.tell("on_idle", done=self.done, failed=self.failed)
 
     def tell_trouble(self, error: OSError, now: Now) -> None:
         """The disk failed: say so, if only to systemd."""
@@ -127,7 +141,7 @@ class Service:
     def _look_around(self, now: Now) -> None:
         """Whether jobs can be drawn; a problem is logged once."""
         before = self.problem
-        self.readiness.look(now.mono)
+        self.readiness.look(now.mono, now.wall)
         if self.problem and self.problem != before:
             self.log.error("nothing is drawn for now", problem=self.problem)
         elif before and not self.problem:
@@ -149,14 +163,13 @@ class Service:
 
     def _next_claim(self, now: Now) -> Claim | None:
         """The first of what is claimed already, then the inbox; jobs that wait for files let others pass."""
-        if self.readiness.is_paused:
-            return None
-        for claim in self.spool.claimed() if self.readiness.is_ready else ():
-            if now.mono - self.waiting.get(claim.id, float("-inf")) >= ASK_AGAIN_SECONDS:
-                return claim
+        if self.readiness.is_held:
+            return self.spool.cancelled()
+        if (claim := self._claimed(now)) is not None:
+            return claim
         while (arrival := self._next_arrival()) is not None:
             try:
-                fresh = self.spool.claim(arrival.path, now.wall)
+                fresh = self.spool.claim(arrival.path, now.wall, arrival.priority)
             except OSError as error:
                 if files.is_disk_trouble(error):
                     self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
@@ -169,6 +182,16 @@ class Service:
                 return fresh
         return None
 
+    def _claimed(self, now: Now) -> Claim | None:
+        """The first job in running/ that can go on, unless a more urgent one waits in the inbox."""
+        if not self.readiness.is_ready:
+            return self.spool.cancelled()
+        for claim in self.spool.claimed():
+            if now.mono - self.waiting.get(claim.id, float("-inf")) >= ASK_AGAIN_SECONDS:
+                is_urgent = self.inbox.queue and self.inbox.queue[0].priority > claim.priority
+                return None if is_urgent else claim
+        return None
+
     def _next_arrival(self) -> Arrival | None:
         """The next file to claim. While nothing can be drawn only those that no machine could draw."""
         if self.readiness.is_ready:
@@ -179,51 +202,12 @@ class Service:
             self.inbox.queue.remove(hopeless)
         return hopeless
 
-    def _parse(self, claim: Claim, now: Now) -> Task:
-        """The claim's job, with what it names found, copied and bounded."""
-        parsed = self._read(claim)
-        if parsed.error is not None:
-            raise parsed.error
-        job = parsed.job
-        assert job is not None, "either a job or an error"
-        source, folder = claim.source, self.spool.folder(claim)
-        staged = [
-            self.inputs.stage(name, named, folder, source, parsed.kept, now.mono)
-            for name in ("init_img", "from_file")
-            if (named := getattr(job, name, ""))
-        ]
-        lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
-        size = job.picture_size if isinstance(job, Txt2Img) else None
-        if problems := self.settings.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
-            raise JobError("\n".join(problems))
-        return Task(
-            claim=claim,
-            job=job,
-            parent=parsed.parent,
-            lines=lines,
-            inputs=staged,
-            ckpt=(ckpt := self.root.find_model("ckpt", job.ckpt)),
-            config=ckpt if ckpt.is_dir() else self.root.find_model("config", job.config),
-            outdir=_made(self.root.output_folder(job.outdir)),
-        )
-
-    def _read(self, claim: Claim) -> jobfile.Parsed:
-        """The claim's part of its file; a file of several jobs is split the first time it is read."""
-        path = self.spool.folder(claim) / claim.file
-        data = files.read_regular(path, jobfile.MAX_MANIFEST_BYTES + 1)
-        if data is None:
-            raise JobError(f"{claim.file}: is a link, a pipe or a device; a job must be a plain file")
-        if self._parsed[:2] != (data, claim.file):  # parts of one file come one after another
-            self._parsed = (data, claim.file, jobfile.parse(data, claim.file))
-        parts = self._parsed[2]
-        if len(parts) > 1 and not claim.parts:
-            self.spool.split(claim, len(parts))
-        return parts[claim.part - 1]
-
     def _render(self, task: Task, clock: Clock) -> Drawing:
         """Let the engine draw what is missing, and keep the inbox and the status fresh meanwhile."""
         claim, now = task.claim, clock()
         folder = self.spool.folder(claim)
+        (folder / HALT).unlink(missing_ok=True)
+        self.readiness.require_space(task)
         samples = STAGED if task.job.skip_save else SAMPLES
         files.make_dir(folder / samples)
         drawing = Drawing(now.wall, now.mono)
@@ -243,6 +227,7 @@ class Service:
             ckpt=task.ckpt,
             config=task.config,
             start_at=_count_staged(folder / samples),
+            halt=folder / HALT,
         )
         # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
         with closing(self.engine.render(Request(jobs=[draw]))) as events:
@@ -251,10 +236,29 @@ class Service:
         return drawing
 
     def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
-        """Take in one event of the engine's stream."""
+        """Take in one event of the engine's stream, and look after everything else."""
+        self._take_in(event, drawing, now.mono)
+        step = {"step": event.step, "steps": event.steps} if isinstance(event, protocol.Stepped) else {}
+        progress = {"id": task.claim.id, "name": task.job.name, "attempt": task.claim.attempts}
+        progress |= {"started_at": drawing.started.isoformat(timespec="seconds")}
+        progress |= {"pictures_done": len(drawing.samples), "pictures": task.total, **step}
+        self.inbox.scan(now.mono)
+        self._tell(now, state="drawing", job=progress)
+        self._halt_if_asked(task.claim, now)
+        if self.stop_requested:
+            raise Stopped
+
+    def _halt_if_asked(self, claim: Claim, now: Now) -> None:
+        """A pause, the end of the hours or a cancellation lets the engine finish its batch, no more."""
+        folder = self.spool.folder(claim)
+        if self.readiness.why_held(now.wall) or (folder / CANCEL).exists():
+            (folder / HALT).touch()
+
+    def _take_in(self, event: protocol.Event, drawing: Drawing, now: float) -> None:
+        """Remember what an event says of the drawing."""
         if not isinstance(event, protocol.Tick):
-            drawing.heard = now.mono
-        elif now.mono - drawing.heard > (limit := self.settings.hang_seconds):
+            drawing.heard = now
+        elif now - drawing.heard > (limit := self.settings.hang_seconds):
             raise RendererDied(
                 f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
             )
@@ -268,16 +272,10 @@ class Service:
             case protocol.Finished():
                 drawing.finished = event
                 self.readiness.count_success()
+            case protocol.Halted():
+                raise Stopped
             case protocol.Failed():
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
-        step = {"step": event.step, "steps": event.steps} if isinstance(event, protocol.Stepped) else {}
-        progress = {"id": task.claim.id, "name": task.job.name, "attempt": task.claim.attempts}
-        progress |= {"started_at": drawing.started.isoformat(timespec="seconds")}
-        progress |= {"pictures_done": len(drawing.samples), "pictures": task.total, **step}
-        self.inbox.scan(now.mono)
-        self._tell(now, state="drawing", job=progress)
-        if self.stop_requested:
-            raise Stopped
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
         """Pictures into the output folder, under names that were chosen and written down first."""
@@ -302,6 +300,7 @@ class Service:
         self.spool.finish(task.claim)
         self.done += 1
         self.log.info("done", job_id=manifest.id, pictures=task.total, **manifest.timings)
+        self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
     def _fail(self, claim: Claim, text: str, now: Now) -> None:
         self.waiting.pop(claim.id, None)
@@ -311,6 +310,7 @@ class Service:
             self.failed += not self.spool.folder(claim).exists()
         self.log.warning("failed", job_id=claim.id, reason=text)
         self._tell(now, last_failure={"id": claim.id, "reason": text})
+        self.hooks.tell("on_failed", **about(claim, self.root.failed), reason=text)
 
     def _retry(self, claim: Claim, text: str, now: Now) -> None:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
@@ -331,17 +331,9 @@ class Service:
         self.status.tell(now.mono, now.wall, done=self.done, failed=self.failed, **facts)
 
 
-def _made(outdir: Path) -> Path:
-    """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
-    try:
-        files.make_dir(outdir)
-        if not os.access(outdir, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        if files.is_disk_trouble(error):
-            raise
-        raise JobError(f"outdir: no pictures can be put into {outdir}: {error.strerror}") from error
-    return outdir
+def about(claim: Claim, place: Path) -> dict[str, Any]:
+    """What a hook is told of a job that ended in `place`."""
+    return {"job": claim.id, "source": claim.source, "folder": str(place / claim.id), "attempts": claim.attempts}
 
 
 def _count_staged(folder: Path) -> int:

@@ -33,6 +33,33 @@ class Limits(BaseModel):
         return found
 
 
+class HookCommands(BaseModel):
+    """Commands that hear of what happened; see hooks.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    on_done: tuple[str, ...] = ()
+    on_failed: tuple[str, ...] = ()
+    on_idle: tuple[str, ...] = ()
+    limit_seconds: float = Field(30.0, ge=0.1, le=3600)
+
+    def commands(self) -> dict[str, tuple[str, ...]]:
+        """The command for each kind of event."""
+        return {"on_done": self.on_done, "on_failed": self.on_failed, "on_idle": self.on_idle}
+
+
+class Keep(BaseModel):
+    """How much of what is done to keep; None is all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    done_days: float | None = Field(None, ge=0)
+    done_count: int | None = Field(None, ge=0)
+    failed_days: float | None = Field(None, ge=0)
+    failed_count: int | None = Field(None, ge=0)
+    outputs: bool = False
+
+
 class Settings(BaseSettings):
     """Everything an admin can set; configs/sdbatch.yaml says why of each."""
 
@@ -48,6 +75,10 @@ class Settings(BaseSettings):
     hang_seconds: float = Field(600.0, ge=1, le=86400)
     pause_after: int = Field(5, ge=1, le=1000)
     allow_paths: tuple[Path, ...] = ()
+    active_hours: str = Field("", pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")
+    free_bytes: int = Field(1_000_000_000, ge=0)
+    hooks: HookCommands = HookCommands()
+    keep: Keep = Keep()
     limits: Limits = Limits()
 
     @classmethod

@@ -26,13 +26,16 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch import files
-from sdbatch.errors import printable
+from sdbatch.errors import JobError, printable
 from sdbatch.root import Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
 STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
 _ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
-_RESERVED = re.compile(r"claim\.json|manifest\.yaml|error\.txt|samples|staged|inputs|grid-.*", re.IGNORECASE)
+HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches, and for good
+_RESERVED = re.compile(
+    r"claim\.json|manifest\.yaml|error\.txt|samples|staged|inputs|halt|cancel|grid-.*", re.IGNORECASE
+)
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Claim:
         parts: how many the file holds; 0 until it was parsed.
         attempts: how often the renderer was given it.
         outputs: the names its pictures get in the output folder, once chosen.
+        priority: of several files that wait, the one with the most goes first.
     """
 
     id: str
@@ -57,6 +61,7 @@ class Claim:
     parts: int = 0
     attempts: int = 0
     outputs: dict[str, str] | None = None
+    priority: int = 0
 
 
 class Spool:
@@ -92,6 +97,9 @@ class Spool:
             *self.root.state.glob(files.BUSY_PREFIX + "*"),
         ]:
             rubbish.unlink(missing_ok=True)
+        for place in (self.root.done, self.root.failed):
+            for half in place.glob(files.BUSY_PREFIX + "*"):
+                files.remove_tree(half)  # its removal was under way
         names = (
             path.name for place in (self.root.running, self.root.done, self.root.failed) for path in place.iterdir()
         )
@@ -104,13 +112,30 @@ class Spool:
             if not folder.name.startswith(".") and (claim := self._read(folder)) is not None:
                 yield claim
 
-    def claim(self, dropped: Path, now: datetime) -> Claim | None:
+    def cancelled(self) -> Claim | None:
+        """A claimed job that a person took back."""
+        marks = self.root.running.glob(f"*/{CANCEL}")
+        return next((claim for mark in marks if (claim := self._read(mark.parent)) is not None), None)
+
+    def take_up(self, failed: Path) -> None:
+        """Bring a failed job back to running/, with a clean slate and what was drawn of it."""
+        claim = self._read(failed) or self._rebuilt(failed)
+        if claim is None:
+            raise JobError(f"{failed.name} holds no job file any more")
+        claim.attempts = 0
+        files.write_atomically(failed / CLAIM, _to_json(claim))
+        _unmark(failed)
+        (failed / ERROR).unlink(missing_ok=True)
+        files.move(failed, self.root.running / failed.name)
+
+    def claim(self, dropped: Path, now: datetime, priority: int = 0) -> Claim | None:
         """Make a file in the inbox ours; None if it vanished first. Nothing is opened here, so nothing can hang."""
         name = dropped.name
         source = dropped.relative_to(self.root.inbox).as_posix()
         # A dropped manifest.yaml must not pass for ours.
         file = f"dropped-{slug_of(name)}{dropped.suffix}" if _RESERVED.fullmatch(name) else name
-        claim = Claim(self._next_id(name, now), file, source, now.isoformat(timespec="milliseconds"))
+        claimed_at = now.isoformat(timespec="milliseconds")
+        claim = Claim(self._next_id(name, now), file, source, claimed_at, priority=priority)
         folder = self.folder(claim)
         try:
             files.make_dir(folder)
@@ -155,11 +180,13 @@ class Spool:
         folder = self.folder(claim)
         if (folder / STAGED).exists():
             files.remove_tree(folder / STAGED)
+        _unmark(folder)
         files.move(folder, self.root.done / claim.id)
 
     def fail(self, claim: Claim, text: str) -> None:
         """Move a job to failed/, with the reason in plain words beside it."""
         files.write_atomically(self.folder(claim) / ERROR, printable(text.rstrip()).encode() + b"\n")
+        _unmark(self.folder(claim))
         files.move(self.folder(claim), self.root.failed / claim.id)
 
     def _next_id(self, name: str, now: datetime) -> str:
@@ -182,11 +209,17 @@ class Spool:
         if not dropped:
             return None
         claim = Claim(folder.name, dropped[0], dropped[0], datetime.now(UTC).isoformat(timespec="milliseconds"))
-        self._write(claim)
+        files.write_atomically(folder / CLAIM, _to_json(claim))
         return claim
 
     def _write(self, claim: Claim) -> None:
         files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
+
+
+def _unmark(folder: Path) -> None:
+    """Take off what asked a job to stop: it has."""
+    for mark in (HALT, CANCEL):
+        (folder / mark).unlink(missing_ok=True)
 
 
 def _folders(place: Path) -> list[Path]:
@@ -199,6 +232,11 @@ def slug_of(name: str) -> str:
     stem = unicodedata.normalize("NFC", name.rpartition(".")[0].encode("utf-8", "replace").decode())
     slug = re.sub(r"[^\w]+", "-", stem).strip("-")[:40].strip("-")
     return slug or "job"
+
+
+def arrived(name: str) -> bool:
+    """Whether a folder's name is one of our ids."""
+    return _ID.match(name) is not None
 
 
 def _stamp(job_id: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sdbatch import files
-from sdbatch.engine.protocol import Draw, Event, Finished, Loaded, Request, StagedGrid, StagedSample, Stepped
+from sdbatch.engine.protocol import Draw, Event, Finished, Halted, Loaded, Request, StagedGrid, StagedSample, Stepped
 from sdbatch.errors import EngineDown
 from sdbatch.job import Txt2Img, batches
 from sdbatch.root import Root
@@ -49,6 +49,9 @@ class FakeEngine:
             self.drawn.append(task)
             yield Loaded(job_id=task.job_id, seconds=0, checkpoint_sha256="0" * 64, device="fake", versions={})
             yield from self._samples(task)
+            if task.halt.exists():
+                yield Halted(job_id=task.job_id)
+                continue
             if not task.job.skip_grid:
                 sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
                 yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
@@ -71,6 +74,8 @@ class FakeEngine:
                     index=index,
                     prompt=prompt,
                 )
+            if task.halt.exists():
+                return
 
 
 def _write_card(path: Path, width: int, height: int, grey: int) -> str:

@@ -9,12 +9,14 @@ PACKAGE = Path(sdbatch.__file__).parent
 
 FLOORS = [
     {"errors", "files", "beneath", "log", "systemd"},
+    {"hooks"},
     {"root", "settings", "job", "watcher"},
     {"document", "manifest", "prompts", "schema", "status"},
     {"jobfile", "inbox", "publish", "spool", "engine.protocol"},
-    {"inputs", "readiness", "triage", "check"},
+    {"inputs", "triage", "check", "housekeeping", "steer"},
     {"engine.local", "engine.sampler", "engine.checkpoint", "engine.names", "engine.pictures"},
     {"task", "engine.networks"},
+    {"intake", "readiness"},
     {"engine.models"},
     {"engine.draw"},
     {"service", "engine.renderer"},

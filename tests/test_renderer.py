@@ -34,15 +34,16 @@ def task(folder: Path, start_at: int = 0, ckpt: Path = REFERENCE / "model/model.
         ckpt=ckpt,
         config=REFERENCE / "model/v1-inference-tiny.yaml",
         start_at=start_at,
+        halt=folder / "halt",
     )
 
 
-def render(draw: Draw) -> list[str]:
-    """The digests of the samples, as the renderer tells them."""
+def render(draw: Draw, last: str = "finished") -> list[str]:
+    """The digests of the samples, as the renderer tells them; `last` is the end of the stream."""
     answers = io.StringIO()
     Renderer("cpu", draw.folder / "checksums.json", answers).render(draw)
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
-    assert events[-1]["type"] == "finished"
+    assert events[-1]["type"] == last
     return [event["sha256"] for event in events if event["type"] == "sample"]
 
 

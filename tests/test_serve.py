@@ -270,15 +270,14 @@ def test_an_error_never_quotes_the_file_that_it_is_about(model_root: Root) -> No
     for name in ("secret.txt", "secret.yaml", "secret.png", "secret.ckpt"):
         (root.outputs / name).write_bytes(secret.encode("latin-1"))
     (root.outputs / "list.yaml").write_text("- hunter2\n- [hunter2")
-    for number, named in enumerate(
-        (
-            {"config": "outputs/secret.yaml"},
-            {"config": "outputs/list.yaml"},
-            {"ckpt": "outputs/secret.ckpt"},
-            {"init_img": "outputs/secret.png", "H": None, "W": None},
-            {"from_file": "outputs/secret.txt"},
-        )
-    ):
+    cases: list[dict[str, Any]] = [
+        {"config": "outputs/secret.yaml"},
+        {"config": "outputs/list.yaml"},
+        {"ckpt": "outputs/secret.ckpt"},
+        {"init_img": "outputs/secret.png", "H": None, "W": None},
+        {"from_file": "outputs/secret.txt"},
+    ]
+    for number, named in enumerate(cases):
         job = {key: value for key, value in {**SMALL, **named}.items() if value is not None}
         drop_job(root, f"{number}.json", json.dumps(job))
     drain(root, code=1)

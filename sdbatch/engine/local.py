@@ -14,7 +14,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Ready, Request, Tick, Unfit
+from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Halted, Ready, Request, Tick, Unfit
 from sdbatch.errors import EngineDown, RendererDied
 
 TICK_SECONDS = 0.5
@@ -85,7 +85,7 @@ class LocalEngine:
             while open_jobs:
                 line = self._read_line()
                 event = self._event(line)
-                open_jobs -= isinstance(event, (Finished, Failed))
+                open_jobs -= isinstance(event, (Finished, Halted, Failed))
                 yield event
         finally:
             if open_jobs:

@@ -33,6 +33,7 @@ class Draw(Message):
     ckpt: Path
     config: Path
     start_at: int  # the first picture that is missing
+    halt: Path  # once this is there, no further batch is begun
 
 
 class Request(Message):
@@ -105,6 +106,13 @@ class Finished(Message):
     notes: list[str]
 
 
+class Halted(Message):
+    """Stopped between two batches as asked; what is staged stays for later."""
+
+    type: Literal["halted"] = "halted"
+    job_id: str
+
+
 class Failed(Message):
     """The job was not drawn, by its own fault or because the disk failed; the renderer is well."""
 
@@ -120,7 +128,7 @@ class Tick(Message):
     type: Literal["tick"] = "tick"
 
 
-Event = Ready | Unfit | Loaded | Stepped | StagedSample | StagedGrid | Finished | Failed | Tick
+Event = Ready | Unfit | Loaded | Stepped | StagedSample | StagedGrid | Finished | Halted | Failed | Tick
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
@@ -138,7 +146,7 @@ class Engine(Protocol):
         """
 
     def render(self, request: Request) -> Generator[Event]:
-        """Draw; the stream ends when every job has Finished or Failed. Closed earlier, the work is dropped.
+        """Draw; the stream ends when every job has Finished, Halted or Failed. Closed earlier, the work is dropped.
 
         Raises:
             EngineDown: no renderer could be had, and the jobs were not begun.

@@ -30,7 +30,7 @@ from sdbatch.engine.models import Model, load_model
 from sdbatch.engine.protocol import Draw, Message, Request
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.files import is_disk_trouble
-from sdbatch.job import Batch
+from sdbatch.job import Batch, count_pictures
 
 VERSIONS = {
     "torch": torch.__version__,
@@ -107,6 +107,9 @@ class Renderer:
                 sha256 = pictures.write_sample(path, pixels, task.job, origin, iteration, index, prompt)
                 staged.append(path)
                 self._tell_sample(task, index, sha256)
+            if len(staged) < count_pictures(task.job, task.lines) and task.halt.exists():
+                self.answer(protocol.Halted(job_id=task.job_id))
+                return
         if not task.job.skip_grid:
             path = task.folder / "grid-0000.png"
             sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples)

@@ -1,0 +1,56 @@
+"""Old folders of jobs/done/ and jobs/failed/, taken away by the rules of `keep:`. Pictures in outputs/ stay."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import yaml
+
+from sdbatch import files
+from sdbatch.root import Root
+from sdbatch.settings import Keep
+from sdbatch.spool import ERROR, MANIFEST, arrived
+
+EVERY_SECONDS = 3600.0  # between two looks of an idle service
+
+
+def outdated(root: Root, keep: Keep, now: datetime) -> Iterator[Path]:
+    """The folders that the rules give up, oldest first. What has no end mark is not ours to judge."""
+    yield from _beyond(root.done, MANIFEST, keep.done_days, keep.done_count, now)
+    yield from _beyond(root.failed, ERROR, keep.failed_days, keep.failed_count, now)
+
+
+def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: datetime) -> Iterator[Path]:
+    if days is None and count is None:
+        return
+    folders = sorted(path for path in place.iterdir() if (path / mark).is_file())
+    spare = 0 if count is None else len(folders) - count
+    for number, folder in enumerate(folders):
+        ended = datetime.fromtimestamp((folder / mark).stat().st_mtime, UTC)
+        is_old = days is not None and now - ended > timedelta(days=days)
+        if arrived(folder.name) and (number < spare or is_old):
+            yield folder
+
+
+def remove(root: Root, folder: Path, *, outputs: bool) -> None:
+    """Take a folder away; with `outputs` also its pictures in outputs/, as far as they are the same files."""
+    if outputs:
+        for staged, published in _pictures(root, folder):
+            if files.same_content(staged, published):
+                published.unlink()
+    # Under a hidden name first: a stop in between leaves no half of a job behind.
+    hidden = folder.with_name(files.BUSY_PREFIX + folder.name)
+    folder.rename(hidden)
+    files.remove_tree(hidden)
+
+
+def _pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
+    try:
+        record = yaml.load((folder / MANIFEST).read_bytes(), yaml.CSafeLoader)
+        pictures = [*record["pictures"], *([record["grid"]] if record.get("grid") else [])]
+        pairs = [(folder / picture["file"], root.path / picture["published"]) for picture in pictures]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return
+    for staged, published in pairs:
+        if published.resolve().is_relative_to(root.outputs.resolve()):
+            yield staged, published

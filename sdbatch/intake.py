@@ -1,0 +1,84 @@
+"""From a claimed file to a task that is ready to draw: parsed, bounded, and with everything it names found."""
+
+import errno
+import os
+from pathlib import Path
+
+from sdbatch import files, jobfile
+from sdbatch.errors import JobError
+from sdbatch.inputs import InputStager
+from sdbatch.job import Txt2Img, count_pictures
+from sdbatch.prompts import read_lines
+from sdbatch.root import Root
+from sdbatch.settings import Limits
+from sdbatch.spool import CANCEL, Claim, Spool
+from sdbatch.task import Task
+
+
+class Intake:
+    """Remembers the last file it read: the parts of one file come one after another."""
+
+    def __init__(self, root: Root, spool: Spool, inputs: InputStager, limits: Limits) -> None:
+        self.root, self.spool, self.inputs, self.limits = root, spool, inputs, limits
+        self._parsed: tuple[bytes, str, list[jobfile.Parsed]] = (b"", "", [])
+
+    def parse(self, claim: Claim, now: float) -> Task:
+        """The claim's job, with what it names found, copied and bounded.
+
+        Raises:
+            JobError: it can't be drawn, or was cancelled.
+            NotYet: a file that it names is still on its way.
+        """
+        folder = self.spool.folder(claim)
+        if (folder / CANCEL).exists():
+            raise JobError("this job was cancelled (`sdbatch retry` takes it up again)")
+        parsed = self._read(claim)
+        if parsed.error is not None:
+            raise parsed.error
+        job = parsed.job
+        assert job is not None, "either a job or an error"
+        staged = [
+            self.inputs.stage(name, named, folder, claim.source, parsed.kept, now)
+            for name in ("init_img", "from_file")
+            if (named := getattr(job, name, ""))
+        ]
+        lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
+        size = job.picture_size if isinstance(job, Txt2Img) else None
+        if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
+            raise JobError("\n".join(problems))
+        return Task(
+            claim=claim,
+            job=job,
+            parent=parsed.parent,
+            lines=lines,
+            inputs=staged,
+            ckpt=(ckpt := self.root.find_model("ckpt", job.ckpt)),
+            config=ckpt if ckpt.is_dir() else self.root.find_model("config", job.config),
+            outdir=_made(self.root.output_folder(job.outdir)),
+        )
+
+    def _read(self, claim: Claim) -> jobfile.Parsed:
+        """The claim's part of its file; a file of several jobs is split the first time it is read."""
+        path = self.spool.folder(claim) / claim.file
+        data = files.read_regular(path, jobfile.MAX_MANIFEST_BYTES + 1)
+        if data is None:
+            raise JobError(f"{claim.file}: is a link, a pipe or a device; a job must be a plain file")
+        if self._parsed[:2] != (data, claim.file):
+            self._parsed = (data, claim.file, jobfile.parse(data, claim.file))
+        parts = self._parsed[2]
+        if len(parts) > 1 and not claim.parts:
+            self.spool.split(claim, len(parts))
+        return parts[claim.part - 1]
+
+
+def _made(outdir: Path) -> Path:
+    """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
+    try:
+        files.make_dir(outdir)
+        if not os.access(outdir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
+        raise JobError(f"outdir: no pictures can be put into {outdir}: {error.strerror}") from error
+    return outdir

@@ -1,0 +1,99 @@
+"""Steering a service by its folders: pause, cancel, retry, bump. Works over a share, and with the service down too."""
+
+import stat
+from pathlib import Path
+
+from sdbatch import files
+from sdbatch.errors import JobError
+from sdbatch.inbox import URGENT, is_job_name
+from sdbatch.root import Root
+from sdbatch.spool import CANCEL, ERROR, Spool
+
+
+def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
+    """Stop after the current batch of pictures; with `unload` the model leaves the memory too."""
+    _known(root)
+    files.write_atomically(root.pause, ("unload\n" * unload + reason).encode())
+    return "paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)"
+
+
+def resume(root: Root) -> str:
+    """Go on."""
+    _known(root)
+    try:
+        root.pause.unlink()
+    except FileNotFoundError:
+        return "it was not paused"
+    return "resumed"
+
+
+def cancel(root: Root, name: str) -> str:
+    """Take a job out: a waiting file is deleted, a claimed one goes to failed/ with what was drawn of it."""
+    waiting, claimed = _waiting(root, name), _folders(root.running, name)
+    if len(waiting) + len(claimed) > 1:
+        raise _ambiguous(name, [*waiting, *claimed])
+    if waiting:
+        waiting[0].unlink()
+        return f"deleted {root.show(waiting[0])}"
+    if claimed:
+        (claimed[0] / CANCEL).touch()
+        return f"{claimed[0].name} is cancelled; it goes to jobs/failed/ after the pictures in work"
+    raise _unknown(root, name, "waits or is drawn")
+
+
+def retry(root: Root, name: str) -> str:
+    """Let a failed job run once more; pictures that were finished are kept."""
+    found = _folders(root.failed, name)
+    if len(found) != 1:
+        raise _ambiguous(name, found) if found else _unknown(root, name, "lies in jobs/failed/")
+    Spool(root).take_up(found[0])
+    return f"{found[0].name} is tried again"
+
+
+def retry_all(root: Root) -> list[str]:
+    """The same with all that failed."""
+    _known(root)
+    return [retry(root, folder.name) for folder in sorted(root.failed.iterdir()) if (folder / ERROR).exists()]
+
+
+def bump(root: Root, name: str) -> str:
+    """Put a waiting file before the others."""
+    found = _waiting(root, name)
+    if len(found) != 1:
+        raise _ambiguous(name, found) if found else _unknown(root, name, "waits in jobs/inbox/")
+    urgent = root.inbox / URGENT
+    urgent.mkdir(exist_ok=True)
+    target = next(t for n in range(1, 10_000) if not (t := urgent / (f"{n}-" * (n > 1) + found[0].name)).exists())
+    if stat.S_ISREG(found[0].lstat().st_mode):  # its digest beside it says that it need not settle again
+        Path(f"{target}.sha256").write_text(files.sha256(found[0]), encoding="ascii")
+    found[0].rename(target)
+    Path(f"{found[0]}.sha256").unlink(missing_ok=True)
+    return f"{root.show(target)} is next"
+
+
+def _known(root: Root) -> None:
+    if not root.inbox.is_dir():
+        raise JobError(f"{root.path} is no root (there is no jobs/inbox); name one with --root")
+
+
+def _waiting(root: Root, name: str) -> list[Path]:
+    """Files in the inbox of this name, or at this place in it."""
+    _known(root)
+    jobs = [path for path in root.inbox.rglob("*") if is_job_name(path.name) and not path.is_dir()]
+    exact = [path for path in jobs if path.relative_to(root.inbox).as_posix() == name]
+    return exact or [path for path in jobs if name in (path.name, path.stem)]
+
+
+def _folders(place: Path, name: str) -> list[Path]:
+    """Jobs by their id, or by the end of one: its number and name, or its name alone."""
+    folders = [path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    exact = [path for path in folders if path.name == name]
+    return exact or sorted(path for path in folders if path.name.endswith(f"-{name}"))
+
+
+def _ambiguous(name: str, found: list[Path]) -> JobError:
+    return JobError(f"{name} may be any of " + ", ".join(path.name for path in found[:10]) + "; say which")
+
+
+def _unknown(root: Root, name: str, what: str) -> JobError:
+    return JobError(f"no job of the name {name} {what} (see `sdbatch status --root {root.path}`)")

@@ -1,0 +1,272 @@
+"""Pause, resume, cancel, retry, bump, priorities and hours: by files, and by the commands that write them."""
+
+import json
+from collections.abc import Callable, Generator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from tests_support import REFERENCE, drain, lay_model, only, run_sdbatch
+
+from sdbatch import steer
+from sdbatch.engine.protocol import Draw, Event, Request
+from sdbatch.errors import JobError, RendererDied
+from sdbatch.root import Root
+from sdbatch.service import Service
+from sdbatch.testing import FakeClock, FakeEngine, drop_job
+
+Start = Callable[..., Service]
+SMALL = "prompt: a\nn_iter: 3\nn_samples: 2\nH: 64\nW: 64\n"
+
+
+def let_pass(service: Service, clock: FakeClock, seconds: float = 20) -> None:
+    until = clock.mono + seconds
+    while clock.mono < until:
+        service.run_once(clock)
+        clock.sleep(0.5)
+
+
+def status(root: Root) -> dict[str, object]:
+    facts: dict[str, object] = json.loads(root.status.read_text())
+    return facts
+
+
+def order(root: Root) -> list[str]:
+    """The jobs in done/, by when they got there."""
+    folders = sorted(root.done.iterdir(), key=lambda folder: (folder / "manifest.yaml").stat().st_mtime_ns)
+    return [folder.name.split("-", 2)[2] for folder in folders]
+
+
+class During(FakeEngine):
+    """Does something in the middle of a job: before its second batch."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        super().__init__()
+        self.then, self.stops = then, 0
+
+    def stop(self) -> None:
+        self.stops += 1
+
+    def render(self, request: Request) -> Generator[Event]:
+        for number, event in enumerate(super().render(request)):
+            yield event
+            if number == 1:
+                self.then()
+
+
+def use(service: Service, engine: FakeEngine) -> None:
+    service.engine = service.readiness.engine = engine
+
+
+def test_a_pause_finishes_the_pictures_in_work_and_keeps_the_model(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "a.yaml", SMALL)
+    service = start()
+    engine = During(lambda: steer.pause(root, "the card is needed"))
+    use(service, engine)
+    let_pass(service, clock)
+    folder = only(root.running)
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["00000.png", "00001.png"]
+    assert status(root)["problem"] == "paused until jobs/PAUSE is removed: the card is needed"
+    assert engine.stops == 0
+    assert steer.resume(root) == "resumed"
+    engine.then = lambda: None
+    drain(service, clock)
+    assert engine.drawn[-1].start_at == 2
+    assert json.loads((only(root.done) / "claim.json").read_text())["attempts"] == 1, "a pause is no attempt"
+    assert not (only(root.done) / "halt").exists()
+
+
+def test_a_pause_that_unloads_ends_the_renderer(start: Start, root: Root, clock: FakeClock) -> None:
+    service = start()
+    engine = During(lambda: None)
+    use(service, engine)
+    steer.pause(root, unload=True)
+    let_pass(service, clock)
+    assert engine.stops
+    assert root.pause.read_text() == "unload\n"
+
+
+def test_a_job_in_work_is_cancelled_after_its_batch(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "a.yaml", SMALL)
+    drop_job(root, "b.yaml", SMALL)
+    service = start()
+    use(service, During(lambda: steer.cancel(root, "a") if list(root.running.glob("*-a")) else None))
+    drain(service, clock)
+    folder = only(root.failed)
+    assert "was cancelled" in (folder / "error.txt").read_text()
+    assert len(list((folder / "samples").iterdir())) == 2, "what was drawn of it stays"
+    assert order(root) == ["b"]
+
+
+def test_a_claimed_job_is_cancelled_while_everything_is_paused(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "a.yaml", SMALL)
+    service = start()
+    use(service, During(lambda: steer.pause(root)))
+    let_pass(service, clock)
+    steer.cancel(root, only(root.running).name)
+    let_pass(service, clock)
+    assert only(root.failed).name.endswith("-a")
+
+
+def test_a_waiting_file_is_cancelled_by_deleting_it(root: Root) -> None:
+    drop_job(root, "batch/a.yaml", SMALL)
+    assert steer.cancel(root, "a") == "deleted jobs/inbox/batch/a.yaml"
+    assert not list(root.inbox.rglob("*.yaml"))
+
+
+def test_what_is_not_there_or_not_clear_is_told(root: Root) -> None:
+    drop_job(root, "x/a.yaml", SMALL)
+    drop_job(root, "y/a.yaml", SMALL)
+    with pytest.raises(JobError, match="a may be any of"):
+        steer.cancel(root, "a")
+    steer.cancel(root, "x/a.yaml")
+    for command in (steer.cancel, steer.retry, steer.bump):
+        with pytest.raises(JobError, match="no job of the name b "):
+            command(root, "b")
+    with pytest.raises(JobError, match="is no root"):
+        steer.pause(Root(root.path / "nowhere"))
+
+
+def test_a_failed_job_is_tried_again_with_the_pictures_it_has(start: Start, root: Root, clock: FakeClock) -> None:
+    sick = [True]
+
+    def before(task: Draw) -> None:
+        if sick and task.start_at:
+            raise RendererDied("signal 9")
+
+    drop_job(root, "a.yaml", SMALL)
+    service = start(before)
+    use(service, engine := During(lambda: steer.pause(root)))
+    let_pass(service, clock)
+    steer.resume(root)
+    engine.before, engine.then = before, lambda: None
+    drain(service, clock)
+    folder = only(root.failed)
+    sick.clear()
+    assert steer.retry(root, "a") == f"{folder.name} is tried again"
+    drain(service, clock)
+    assert engine.drawn[-1].start_at == 2
+    assert not (only(root.done) / "error.txt").exists()
+    assert json.loads((only(root.done) / "claim.json").read_text())["attempts"] == 1
+
+
+def test_a_mended_file_and_a_part_of_a_file_are_tried_again(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "two.yaml", SMALL + "---\npromt: b\n")
+    drop_job(root, "typo.yaml", "promt: a\n")
+    service = start()
+    drain(service, clock)
+    for folder in root.failed.iterdir():
+        path = next(folder.glob("*.yaml"))
+        path.write_text(path.read_text().replace("promt", "prompt"))
+    assert len(steer.retry_all(root)) == 2
+    drain(service, clock)
+    assert (len(list(root.done.iterdir())), len(list(root.failed.iterdir()))) == (3, 0)
+
+
+def test_the_urgent_goes_first_and_the_bulk_last(start: Start, root: Root, clock: FakeClock) -> None:
+    for name, text in {
+        "bulk/1.yaml": SMALL,
+        "2.yaml": SMALL,
+        "3.yaml": SMALL + "priority: 5\n",
+        "4.json": '{"prompt": "a", "priority": 7, "n_iter": 1, "n_samples": 1}',
+        "5.yaml": SMALL + "priority: -1\n",
+        "urgent/6.yaml": SMALL,
+    }.items():
+        drop_job(root, name, text)
+    drain(start(), clock)
+    assert order(root) == ["6", "4", "3", "2", "5", "1"]
+
+
+def test_a_bumped_file_is_next(start: Start, root: Root, clock: FakeClock) -> None:
+    for name in ("1.yaml", "2.yaml", "x/3.yaml"):
+        drop_job(root, name, SMALL)
+    service = start(lambda _: clock.sleep(10))
+    service.run_once(clock)
+    assert steer.bump(root, "3") == "jobs/inbox/urgent/3.yaml is next"
+    drain(service, clock)
+    assert order(root)[0] == "3"
+
+
+def test_an_urgent_file_goes_before_the_parts_of_a_claimed_one(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "many.yaml", "---\n".join([SMALL] * 4))
+    service = start(lambda _: clock.sleep(10))
+    while not service.done:
+        service.run_once(clock)
+        clock.sleep(1)
+    drop_job(root, "urgent/now.yaml", SMALL)
+    drain(service, clock, 100)
+    assert order(root).index("now") < 4
+    assert len(order(root)) == 5
+
+
+def test_a_priority_is_no_part_of_what_is_kept(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "a.yaml", SMALL + "priority: 5\n")
+    drain(start(), clock)
+    assert "priority" not in (only(root.done) / "manifest.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("hours", "hour", "works"),
+    [
+        ("22:00-07:00", 23, True), ("22:00-07:00", 3, True), ("22:00-07:00", 12, False), ("22:00-07:00", 7, False),
+        ("08:00-18:00", 12, True), ("08:00-18:00", 20, False), ("", 12, True),
+    ],
+)  # fmt: skip
+def test_outside_its_hours_jobs_wait_and_status_says_until_when(
+    start: Start, root: Root, clock: FakeClock, hours: str, hour: int, *, works: bool
+) -> None:
+    clock.wall = datetime(2026, 11, 22, hour).astimezone().astimezone(UTC)
+    drop_job(root, "a.yaml", SMALL)
+    let_pass(start(active_hours=hours), clock)
+    assert bool(list(root.done.iterdir())) == works
+    if not works:
+        assert f"waits until {hours[:5]}" in str(status(root)["problem"])
+
+
+def test_a_job_that_the_disk_has_no_room_for_is_not_begun(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        total, free = 10**12, 100_000
+
+    monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", lambda _: Usage)
+    drop_job(root, "a.yaml", SMALL)
+    service = start(free_bytes=0)
+    with pytest.raises(OSError, match=r"the job may need 0.1 MB, and 0.1 MB are free"):
+        let_pass(service, clock)
+    assert service.engine.drawn == []  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    drain(service, clock)
+    assert service.done == 1
+
+
+def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
+    root = lay_model(Root(tmp_path / "root"))
+    drop_job(root, "a.yaml", SMALL)
+    for command, said in (
+        (["pause", "for tea"], "paused"),
+        (["bump", "a.yaml"], "jobs/inbox/urgent/a.yaml is next"),
+        (["resume"], "resumed"),
+        (["resume"], "it was not paused"),
+        (["cancel", "a"], "deleted jobs/inbox/urgent/a.yaml"),
+        (["retry", "--all-failed"], ""),
+    ):
+        ended = run_sdbatch(*command, "--root", root.path)
+        assert (ended.returncode, ended.stdout[: len(said)]) == (0, said), ended.stderr
+    for command in (["cancel", "a"], ["retry"], ["retry", "a"], ["bump", "a"]):
+        ended = run_sdbatch(*command, "--root", root.path)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith("sdbatch: ")
+
+
+def test_a_real_renderer_stops_between_two_batches_and_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
+    from test_renderer import render, task  # noqa: PLC0415 - torch, for this one alone
+
+    whole = render(task(tmp_path / "whole"))
+    halted = task(tmp_path / "halted")
+    halted.halt.touch()
+    assert REFERENCE.is_dir()
+    first = render(halted, last="halted")
+    assert first == whole[:1]
+    halted.halt.unlink()
+    assert render(task(tmp_path / "halted", start_at=1)) == whole
