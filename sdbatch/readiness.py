@@ -76,9 +76,12 @@ class Readiness:
             OSError: ENOSPC; the job stays.
         """
         usage = shutil.disk_usage(self.root.path)
-        width, height = task.job.picture_size if isinstance(task.job, Txt2Img) else (512, 512)
-        # At worst a PNG is as large as its pixels; the grid holds all of them again.
-        need = 2 * task.total * width * height * 3
+        if isinstance(task.job, Txt2Img):
+            width, height = task.job.picture_size
+            each = 3 * width * height  # a PNG is at worst as large as its pixels
+        else:
+            each = sum(staged.path.stat().st_size for staged in task.inputs)
+        need = 2 * task.total * each  # the grid holds all of them again
         keep = min(self.settings.free_bytes, usage.total // 100)
         if usage.free < need + keep:
             text = f"the job may need {need / 1e6:,.1f} MB, and {usage.free / 1e6:,.1f} MB are free"

@@ -55,15 +55,16 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
         time.sleep(0.02)
 
 
-def renderers() -> set[int]:
-    """Process ids of all renderers."""
+def renderers(root: Root) -> set[int]:
+    """Process ids of a root's renderers: their command line names its folder."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"sdbatch.engine.renderer" in path.read_bytes():
-                found.add(int(path.parent.name))
+            line = path.read_bytes()
         except OSError:
             continue
+        if b"sdbatch.engine.renderer" in line and os.fsencode(root.path) + b"/" in line:
+            found.add(int(path.parent.name))
     return found
 
 
@@ -156,7 +157,7 @@ def test_a_job_killed_in_the_middle_goes_on_and_gives_the_same_bytes(model_root:
         wait_for(lambda: list(root.running.glob("*/samples/00002.png")), "the first iteration")
         service.kill()
         service.wait()
-    wait_for(lambda: not renderers(), "the renderer to die with its service")
+    wait_for(lambda: not renderers(root), "the renderer to die with its service")
     staged = only(root.running) / "samples" / "00000.png"
     inode = staged.stat().st_ino
     assert not (only(root.running) / "samples" / "00003.png").exists(), "too late to be in the middle"
@@ -170,7 +171,7 @@ def test_a_killed_renderer_costs_one_attempt(model_root: Root) -> None:
     drop_job(root, "job.json", json.dumps(LONG))
     with serving(root) as service:
         wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")
-        for pid in renderers():
+        for pid in renderers(root):
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: list(root.done.glob("*/manifest.yaml")), "the job to be done after all")
         assert service.poll() is None
