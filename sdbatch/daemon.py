@@ -59,7 +59,8 @@ def prepare(root: Root) -> None:
     """
     try:
         for folder in root.folders():
-            files.make_dir(folder)
+            if not folder.is_symlink():  # one that leads nowhere may be a disk that is mounted later
+                files.make_dir(folder)
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
@@ -97,7 +98,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
         if drain and not worked and service.inbox.unreadable:
             return os.EX_IOERR  # jobs may lie there unseen
         if drain and service.is_drained():
-            return 1 if service.failed or service.unmovable else 0
+            return 1 if service.failed or service.turns.unmovable else 0
         if drain and service.problem and not worked and not service.inbox.unsettled:
             return os.EX_UNAVAILABLE
         if not worked:

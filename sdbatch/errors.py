@@ -17,6 +17,10 @@ class RootBusy(SdbatchError):
     """Another service works on this root."""
 
 
+class NotHere(SdbatchError):
+    """Something that the job needs lies on a disk that is not there now: the job waits, others go first."""
+
+
 class EngineDown(SdbatchError):
     """No renderer can be had: the machine is at fault, no job is, and none is touched until it passes."""
 

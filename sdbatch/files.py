@@ -22,7 +22,12 @@ BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delet
 on_step: Callable[[str, Path], None] | None = None
 
 # The machine's fault, and it may pass: what was asked for is kept and tried again. Any other error is its own fault.
-_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EMFILE}
+_TROUBLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EBUSY,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.ENOLCK,
+    errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.ESHUTDOWN,
+}  # fmt: skip
 
 
 def is_disk_trouble(error: OSError) -> bool:
@@ -180,6 +185,20 @@ def sha256(path: Path) -> str:
     """The hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a file, links followed.
+
+    Raises:
+        OSError: as `open` does; EINVAL for a pipe, socket, device or folder, which is not waited for.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    with os.fdopen(handle, "rb") as file:
+        return file.read(most)
 
 
 def read_regular(path: Path, most: int) -> bytes | None:

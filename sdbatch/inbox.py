@@ -187,7 +187,7 @@ class Inbox:
         while self.queue:
             arrival = self.queue.popleft()
             seen = self.stillness.seen.get(arrival.name)
-            if seen is not None and seen.signature == _signature_of(arrival.name):
+            if seen is not None and seen.signature == signature_of(arrival.name):
                 return arrival
             self.unsettled += 1
             self._next_scan = 0.0
@@ -265,7 +265,7 @@ def _signature(status: os.stat_result) -> Signature:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _signature_of(path: str) -> Signature | None:
+def signature_of(path: str) -> Signature | None:
     """What a file looks like now; None where that can't be said."""
     try:
         return _signature(os.lstat(path))

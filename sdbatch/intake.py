@@ -9,7 +9,7 @@ from sdbatch.errors import JobError
 from sdbatch.inputs import InputStager
 from sdbatch.job import Txt2Img, count_pictures
 from sdbatch.prompts import read_lines
-from sdbatch.root import Root
+from sdbatch.root import SAMPLES, Root
 from sdbatch.settings import Limits
 from sdbatch.spool import CANCEL, Claim, Spool
 from sdbatch.task import Task
@@ -54,7 +54,7 @@ class Intake:
             inputs=staged,
             ckpt=(ckpt := self.root.find_model("ckpt", job.ckpt)),
             config=ckpt if ckpt.is_dir() else self.root.find_model("config", job.config),
-            outdir=_made(self.root.output_folder(job.outdir)),
+            outdir=_made(self.root.output_folder(job.outdir), job.skip_save),
         )
 
     def _read(self, claim: Claim) -> jobfile.Parsed:
@@ -71,10 +71,10 @@ class Intake:
         return parts[claim.part - 1]
 
 
-def _made(outdir: Path) -> Path:
+def _made(outdir: Path, grid_alone: bool) -> Path:
     """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
     try:
-        files.make_dir(outdir)
+        files.make_dir(outdir if grid_alone else outdir / SAMPLES)
         if not os.access(outdir, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:

@@ -19,6 +19,7 @@ from sdbatch.settings import Settings
 from sdbatch.task import Task
 
 READ_BYTES = 2000
+FAILURES = "failures-in-a-row"
 ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
 
 
@@ -34,7 +35,7 @@ class Readiness:
     def __init__(self, root: Root, engine: Engine, settings: Settings) -> None:
         self.root, self.engine, self.settings = root, engine, settings
         self.problem, self.is_ready, self.is_held = "", False, False
-        self._failures = 0  # in a row
+        self._failures = self._remembered()  # in a row
         self._is_unloaded = False
         self._engine_problem, self._again_at = "", 0.0
         self._starting_since: float | None = None
@@ -51,19 +52,33 @@ class Readiness:
     def count_failure(self, why: str) -> None:
         """A job failed by the machine's fault: after too many in a row the rest is left alone."""
         self._failures += 1
+        self._remember()
         if self._failures < self.settings.pause_after:
             return
         text = (
             f"{self._failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n{why}\n"
             "See to the machine, drop what lies in jobs/failed/ again, and remove this file.\n"
         )
-        with suppress(OSError):  # a disk that fails holds everything back by itself
+        with suppress(OSError):  # then the next failure tries again
             files.write_atomically(self.root.pause, text.encode("utf-8", "backslashreplace"))
-        self._failures = 0
+            self.count_success()
 
     def count_success(self) -> None:
         """A job was drawn: the machine is well."""
-        self._failures = 0
+        if self._failures:
+            self._failures = 0
+            self._remember()
+
+    def _remember(self) -> None:
+        """Over restarts: the machine's fault may take the service down each time."""
+        with suppress(OSError):
+            files.write_atomically(self.root.state / FAILURES, str(self._failures).encode(), durable=False)
+
+    def _remembered(self) -> int:
+        try:
+            return int((files.read_regular(self.root.state / FAILURES, 20) or b"0").decode())
+        except (OSError, ValueError):
+            return 0
 
     def why_held(self, wall: datetime) -> str:
         """What a person said: jobs/PAUSE, or the hours in which to work. Empty: go on."""
@@ -109,7 +124,7 @@ class Readiness:
 
     def _unwritable(self) -> str:
         """Pictures that can't be put away would be drawn for nothing."""
-        for folder in (self.root.running, self.root.done, self.root.failed, self.root.outputs):
+        for folder in (self.root.running, self.root.done, self.root.failed, self.root.outputs, self.root.state):
             if not os.access(folder, os.W_OK | os.X_OK):
                 return f"{self.root.show(folder)} is not there or can't be written by the service's user"
         return ""

@@ -2,18 +2,19 @@
 
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
 from sdbatch import files
 from sdbatch.beneath import open_beneath
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, NotHere
 
 OURS = ("jobs", "state", "models", "configs")  # no job's pictures go there
 SAMPLES = "samples"  # in every output folder
-WEIGHTS = (".ckpt", ".safetensors", ".pt", ".bin")
+WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+MOST_FOLDERS = 2000  # looked through for weights
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,14 @@ class Root:
 
     def has_checkpoint(self) -> bool:
         """Whether any weights lie in the root, for whatever job; links that lead nowhere do not count."""
-        ours = {*self.folders(), self.path / "jobs"}
-        return bool(self.allowed) or _has_weights(self.models, 8) or _has_weights(self.path, 3, ours)
+        seen = {_place(folder) for folder in (self.path / "jobs", self.outputs, self.state)}
+        return any(
+            _has_weights(folder, depth, any_name, seen)
+            for folder, depth, any_name in (
+                (self.models, 12, True),
+                *((place, 5, False) for place in (self.configs, self.path, *self.allowed)),
+            )
+        )
 
     def find_model(self, field: str, named: str) -> Path:
         """A checkpoint or config: as named from the root, or by its bare name in models/ or configs/.
@@ -134,13 +141,28 @@ class Root:
             if _exists(path) or os.path.islink(path):  # noqa: PTH114 - Path.is_symlink raises on overlong names
                 if not any(_is_below(path, folder) for folder in (self.models, self.configs)):
                     path = self._inside(field, named, base)
+                    self._refuse_links_out(field, named, path)
                 if not _exists(path):
-                    raise JobError(f'{field}: "{named}" is a link to a file that is not there')
+                    raise NotHere(
+                        f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it'
+                    )
+                if not path.is_file() and not path.is_dir():
+                    raise JobError(f'{field}: "{named}" is not a file')
                 return path
+            if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
+                raise NotHere(f'{field}: "{named}" lies behind a link to a disk that is not there')
         raise JobError(
             f'{field}: there is no "{named}" (looked in {self.path}/ and {self.show(bases[1])}/); '
             "copy the file there, or put a link to it"
         )
+
+    def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
+        """A folder that anybody may have made: what it holds lies in the root, too."""
+        if path.is_dir():
+            for number, part in enumerate(path.rglob("*")):
+                if number > MOST_FOLDERS:
+                    raise JobError(f'{field}: "{named}" holds too many files for a model')
+                self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())
 
     def output_folder(self, named: str) -> Path:
         """Where a job's pictures go; it need not exist yet.
@@ -183,13 +205,33 @@ class Root:
         return path
 
 
-def _has_weights(folder: Path, depth: int, but: Collection[Path] = ()) -> bool:
-    """Whether a checkpoint lies in a folder or, links followed, `depth` levels below: a link may lead in a circle."""
+def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, int]]) -> bool:
+    """Whether a checkpoint lies in a folder or up to `depth` levels below, links followed, each folder once."""
     try:
-        entries = [*folder.iterdir()]
-        if any(path.suffix.lower() in WEIGHTS and path.is_file() for path in entries):
-            return True
-        return depth > 1 and any(_has_weights(p, depth - 1) for p in entries if p not in but and p.is_dir())
+        place = _place(folder)
+        if depth == 0 or place in seen or len(seen) > MOST_FOLDERS:
+            return False
+        seen.add(place)
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return False
+    return any(_is_weights(path, any_name=any_name) for path in entries) or any(
+        _has_weights(path, depth - 1, any_name, seen) for path in entries if not path.name.startswith(".")
+    )
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """What a folder is, by whatever name; nothing where there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def _is_weights(path: Path, *, any_name: bool) -> bool:
+    try:
+        return (any_name or path.suffix.lower() in WEIGHTS) and path.stat().st_size > 0 and path.is_file()
     except OSError:
         return False
 

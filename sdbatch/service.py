@@ -8,7 +8,7 @@ between passes is only a convenience: everything that counts lies in the folders
 
 import errno
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from sdbatch import files, housekeeping, log
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
-from sdbatch.errors import EngineDown, JobError, RendererDied
+from sdbatch.errors import EngineDown, JobError, NotHere, RendererDied
 from sdbatch.hooks import Hooks
-from sdbatch.inbox import Arrival, Inbox
+from sdbatch.inbox import Inbox
 from sdbatch.inputs import InputStager, NotYet
 from sdbatch.intake import Intake
 from sdbatch.publish import Names, Publisher
@@ -29,9 +29,7 @@ from sdbatch.settings import Settings
 from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, Claim, Spool
 from sdbatch.status import StatusFile
 from sdbatch.task import Drawing, Task, manifest_of
-from sdbatch.triage import Triage
-
-ASK_AGAIN_SECONDS = 1.0  # between two looks for files that a job waits for
+from sdbatch.turns import Turns
 
 
 class Now(NamedTuple):
@@ -65,14 +63,12 @@ class Service:
         self.publisher = Publisher()
         self.readiness = Readiness(root, engine, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.limit_seconds)
-        self.triage = Triage(self.inbox.stillness)
+        self.turns = Turns(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
         self.log = log.get()
         self.done = self.failed = 0
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
-        self.waiting: dict[str, float] = {}  # claimed jobs whose files are still on their way: when last looked for
-        self.unmovable: dict[str, str] = {}  # names in the inbox that are not ours to move, and why
         self.stop_requested = False  # set by signal handlers, which do nothing else
 
     def run_once(self, clock: Clock) -> bool:
@@ -84,30 +80,33 @@ class Service:
         now = clock()
         self.inbox.scan(now.mono)
         self._look_around(now)
-        while (claim := self._next_claim(now)) is not None:
+        while (claim := self.turns.next_claim(now.mono, now.wall)) is not None:
             attempts = claim.attempts
             try:
                 task = self.intake.parse(claim, now.mono)
-                self.waiting.pop(claim.id, None)
+                self.turns.waiting.pop(claim.id, None)
                 drawing = self._render(task, clock)
                 names = self._publish(task, drawing)
                 self._record(task, drawing, names, clock())
             except NotYet:
-                self.waiting[claim.id] = now.mono
+                self.turns.waiting[claim.id] = now.mono
                 continue  # others go first
             except JobError as error:
                 self._fail(claim, str(error), clock())
             except RendererDied as error:
                 self._retry(claim, str(error), clock())
             except (Stopped, EngineDown):
-                self.spool.note(claim, attempts=attempts)  # not the job's doing
+                self.turns.give_back(claim, attempts)  # not the job's doing
+            except NotHere as error:
+                self.turns.defer(claim, now.mono, str(error))
+                continue
             except OSError as error:
                 # A folder of ours that is gone is a share that went away.
                 if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
                     self._fail(claim, f"{error.strerror}: {error.filename}", clock())
                 else:
-                    with suppress(OSError):
-                        self.spool.note(claim, attempts=attempts)
+                    self.turns.defer(claim)
+                    self.turns.give_back(claim, attempts)
                     raise
             except Exception as error:  # a slip of ours must not cost the jobs behind this one
                 self.log.exception("an error inside sdbatch", job_id=claim.id)
@@ -150,57 +149,16 @@ class Service:
     @property
     def problem(self) -> str:
         """Why nothing is drawn for now, though jobs may wait; empty while all is well."""
-        return self.readiness.problem
+        return self.readiness.problem or self.turns.absent
 
     def _state(self) -> str:
         if self.problem:
             return "paused"
         if not self.readiness.is_ready:
             return "starting"
-        if self.waiting:
+        if self.turns.waiting:
             return "waiting for files"
         return "waiting for the inbox" if self.inbox.is_away else "idle"
-
-    def _next_claim(self, now: Now) -> Claim | None:
-        """The first of what is claimed already, then the inbox; jobs that wait for files let others pass."""
-        if self.readiness.is_held:
-            return self.spool.cancelled()
-        if (claim := self._claimed(now)) is not None:
-            return claim
-        while (arrival := self._next_arrival()) is not None:
-            try:
-                fresh = self.spool.claim(arrival.path, now.wall, arrival.priority)
-            except OSError as error:
-                if files.is_disk_trouble(error):
-                    self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
-                    raise
-                self.unmovable[arrival.path.name] = str(error)
-                self.log.warning("can't be moved out of the inbox", source=str(arrival.path), error=str(error))
-                continue
-            if fresh is not None:
-                self.log.info("claimed", job_id=fresh.id, source=fresh.source)
-                return fresh
-        return None
-
-    def _claimed(self, now: Now) -> Claim | None:
-        """The first job in running/ that can go on, unless a more urgent one waits in the inbox."""
-        if not self.readiness.is_ready:
-            return self.spool.cancelled()
-        for claim in self.spool.claimed():
-            if now.mono - self.waiting.get(claim.id, float("-inf")) >= ASK_AGAIN_SECONDS:
-                is_urgent = self.inbox.queue and self.inbox.queue[0].priority > claim.priority
-                return None if is_urgent else claim
-        return None
-
-    def _next_arrival(self) -> Arrival | None:
-        """The next file to claim. While nothing can be drawn only those that no machine could draw."""
-        if self.readiness.is_ready:
-            self.triage.forget()
-            return self.inbox.next_still()
-        hopeless = self.triage.first_hopeless(self.inbox.queue)
-        if hopeless is not None:
-            self.inbox.queue.remove(hopeless)
-        return hopeless
 
     def _render(self, task: Task, clock: Clock) -> Drawing:
         """Let the engine draw what is missing, and keep the inbox and the status fresh meanwhile."""
@@ -212,8 +170,9 @@ class Service:
         files.make_dir(folder / samples)
         drawing = Drawing(now.wall, now.mono)
         if claim.attempts >= self.settings.attempts:
-            raise JobError(f"was begun {claim.attempts} times, and each time the renderer or the service itself died")
+            raise RendererDied("or the service itself did")
         self.spool.note(claim, attempts=claim.attempts + 1)
+        self.turns.owed.pop(claim.id, None)
         self.log.info("drawing", job_id=claim.id, attempt=claim.attempts, pictures=task.total)
         draw = Draw(
             job_id=claim.id,
@@ -303,9 +262,12 @@ class Service:
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
     def _fail(self, claim: Claim, text: str, now: Now) -> None:
-        self.waiting.pop(claim.id, None)
+        self.turns.waiting.pop(claim.id, None)
         try:
             self.spool.fail(claim, text)
+        except OSError:
+            self.turns.defer(claim)
+            raise
         finally:  # a disk that would not sync the move has moved it all the same
             self.failed += not self.spool.folder(claim).exists()
         self.log.warning("failed", job_id=claim.id, reason=text)
@@ -325,9 +287,14 @@ class Service:
         queue = {
             "ready": len(self.inbox.queue),
             "settling": self.inbox.unsettled,
-            "waiting_for_files": len(self.waiting),
+            "waiting_for_files": len(self.turns.waiting),
         }
-        facts |= {"problem": self.problem, "inbox": self.inbox.condition, "queue": queue, "unmovable": self.unmovable}
+        facts |= {
+            "problem": self.problem,
+            "inbox": self.inbox.condition,
+            "queue": queue,
+            "unmovable": self.turns.unmovable,
+        }
         self.status.tell(now.mono, now.wall, done=self.done, failed=self.failed, **facts)
 
 

@@ -33,6 +33,7 @@ CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
 STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
 _ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
 HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches, and for good
+_PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _RESERVED = re.compile(
     r"claim\.json|manifest\.yaml|error\.txt|samples|staged|inputs|halt|cancel|grid-.*", re.IGNORECASE
 )
@@ -109,8 +110,10 @@ class Spool:
     def claimed(self) -> Iterator[Claim]:
         """Jobs in running/, in order, each read only when it is its turn: a file can hold a thousand."""
         for folder in _folders(self.root.running):
-            if not folder.name.startswith(".") and (claim := self._read(folder)) is not None:
-                yield claim
+            if not folder.name.startswith("."):
+                claim = self._read(folder) or self._rebuilt(folder)
+                if claim is not None:
+                    yield claim
 
     def cancelled(self) -> Claim | None:
         """A claimed job that a person took back."""
@@ -142,7 +145,7 @@ class Spool:
             self._write(claim)
             files.move(dropped, folder / file)
         except OSError as error:
-            if self._read(folder) is None:  # else the rename happened, and it is ours
+            if not _may_hold(folder / file):  # else the rename happened, or may have, and it is ours
                 with suppress(OSError):
                     files.remove_tree(folder)
             if isinstance(error, FileNotFoundError):
@@ -195,11 +198,15 @@ class Spool:
         return f"{self._last[0]}-{self._last[1]:06}-{slug_of(name)}"
 
     def _read(self, folder: Path) -> Claim | None:
-        """The claim in a folder; None without one, or without the file it claims."""
+        """The claim in a folder; None without one, or without the file it claims.
+
+        Raises:
+            OSError: it can't be read now. That is no sign that it is not there.
+        """
         try:
             claim = Claim(**json.loads((folder / CLAIM).read_bytes()))
             (folder / claim.file).lstat()
-        except (OSError, ValueError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
         return claim
 
@@ -208,12 +215,26 @@ class Spool:
         dropped = sorted(path.name for path in folder.iterdir() if not _RESERVED.fullmatch(path.name))
         if not dropped:
             return None
-        claim = Claim(folder.name, dropped[0], dropped[0], datetime.now(UTC).isoformat(timespec="milliseconds"))
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        part = _PART.match(folder.name)  # of a file that was split before
+        number = int(part[1]) if part else 0
+        claim = Claim(folder.name, dropped[0], dropped[0], now, part=number or 1, parts=number)
         files.write_atomically(folder / CLAIM, _to_json(claim))
         return claim
 
     def _write(self, claim: Claim) -> None:
         files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
+
+
+def _may_hold(path: Path) -> bool:
+    """Whether a name is there, or can't be said not to be."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _unmark(folder: Path) -> None:

@@ -1,12 +1,11 @@
 """Which of the waiting files hold no job at all, while no job can be drawn: nobody need wait to be told of a typo."""
 
 from collections.abc import Iterable
-from itertools import islice
 
 from sdbatch import files, jobfile
-from sdbatch.inbox import Arrival, Stillness
+from sdbatch.inbox import Arrival, Stillness, signature_of
 
-AT_ONCE = 50  # files read in one pass: signals and the status have to wait for it
+AT_ONCE = 100_000  # bytes read in one pass: signals and the status have to wait for it
 
 
 class Triage:
@@ -19,10 +18,18 @@ class Triage:
     def first_hopeless(self, waiting: Iterable[Arrival]) -> Arrival | None:
         """The first that would fail whatever machine took it, as a typo, a link or a pipe does."""
         unread = (arrival for arrival in waiting if self._look_of(arrival) not in self._fine)
-        for arrival in islice(unread, AT_ONCE):
-            if _is_hopeless(arrival):
+        left = AT_ONCE
+        for arrival in unread:
+            look = self._look_of(arrival)
+            data = _content(arrival)
+            if signature_of(arrival.name) != look[1]:
+                continue  # somebody is at it
+            if data is not None and _is_hopeless(arrival, data):
                 return arrival
-            self._fine.add(self._look_of(arrival))
+            self._fine.add(look)
+            left -= len(data or b"")
+            if left < 0:
+                break
         return None
 
     def forget(self) -> None:
@@ -31,12 +38,16 @@ class Triage:
 
     def _look_of(self, arrival: Arrival) -> tuple[object, ...]:
         seen = self.stillness.seen.get(str(arrival.path))
-        return arrival.path, seen and seen.signature
+        return arrival.name, seen and seen.signature
 
 
-def _is_hopeless(arrival: Arrival) -> bool:
+def _content(arrival: Arrival) -> bytes | None:
+    """A file's bytes; nothing of a link, pipe or device; None of what is gone by now, or not ours to read."""
     try:
-        data = files.read_regular(arrival.path, jobfile.MAX_MANIFEST_BYTES + 1)
+        return files.read_regular(arrival.path, jobfile.MAX_MANIFEST_BYTES + 1) or b""
     except OSError:
-        return False  # gone by now, or not ours to read: not a question of its content
-    return data is None or all(part.error for part in jobfile.parse(data, arrival.path.name))
+        return None
+
+
+def _is_hopeless(arrival: Arrival, data: bytes) -> bool:
+    return not arrival.is_file or all(part.error for part in jobfile.parse(data, arrival.path.name))

@@ -1,6 +1,7 @@
 """A root full of jobs of every kind, a real drain of it in a process of its own, and what must hold afterwards."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -105,7 +106,10 @@ def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples |
     assert (failed / "2.yaml").read_text() == FILES["2.yaml"]
     assert "did you mean ddim_steps?" in (failed / "error.txt").read_text()
     published = {picture["published"] for record in records for picture in record["pictures"]}
-    on_disk = {p.relative_to(root.path).as_posix() for p in root.outputs.rglob("samples/*.png")}
-    assert on_disk == published, "each picture is published once, and nothing else is"
+    published |= {record["grid"]["published"] for record in records if record["grid"]}
+    on_disk = {p.relative_to(root.path).as_posix() for p in root.outputs.rglob("*") if p.is_file()}
+    setups = {name for name in on_disk if re.fullmatch(r"outputs/[\w-]+/setup(-\d+)?\.json", name)}
+    assert on_disk - setups == published, "each picture is published once, and nothing else is"
+    assert len(setups) == len(PICTURES), "the parameters of each job stand beside its pictures"
     for (job, name), inode in (drawn_before or {}).items():
         assert (root.done / job / name).stat().st_ino == inode, f"{name} of {job} was drawn again"

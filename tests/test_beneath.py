@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_an_output_folder_swapped_for_a_link_while_it_is_drawn_is_refused(
     away.mkdir()
 
     def swap(_: object) -> None:
-        (root.outputs / "x").rmdir()
+        shutil.rmtree(root.outputs / "x")
         (root.outputs / "x").symlink_to(away)
 
     drop_job(root, "a.yaml", SMALL + "outdir: outputs/x\n")

@@ -17,6 +17,7 @@ FLOORS = [
     {"engine.local", "engine.sampler", "engine.checkpoint", "engine.names", "engine.pictures"},
     {"task", "engine.networks"},
     {"intake", "readiness"},
+    {"turns"},
     {"engine.models"},
     {"engine.draw"},
     {"service", "engine.renderer"},

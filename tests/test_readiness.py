@@ -250,11 +250,11 @@ def test_checkpoints_are_found_wherever_jobs_may_name_them(tmp_path: Path) -> No
         folder.mkdir(parents=True)
     (root.models / "circle").symlink_to(root.models)
     (root.models / "away.ckpt").symlink_to("/not/mounted.ckpt")
-    (root.outputs / "not-weights.ckpt").touch()
+    (root.outputs / "not-weights.ckpt").write_bytes(b"a picture")
     assert not root.has_checkpoint()
     for place in ("model.ckpt", "weights/v1.safetensors", "models/folder/unet/x.safetensors", "models/a/b/c.CKPT"):
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_bytes(b"weights")
         assert root.has_checkpoint(), place
         path.unlink()

@@ -434,7 +434,7 @@ def test_a_job_that_takes_the_service_down_each_time_is_not_begun_a_fourth_time(
             drain(start(cut), clock)
     drain(start(cut), clock)
     assert len(begun) == 3
-    assert "was begun 3 times" in error_of(root)
+    assert "died at each of 3 attempts" in error_of(root)
 
 
 def test_a_file_that_is_not_ours_to_move_lets_the_others_pass(
@@ -453,7 +453,7 @@ def test_a_file_that_is_not_ours_to_move_lets_the_others_pass(
     service = start()
     drain(service, clock)
     assert service.done == 1
-    assert list(service.unmovable) == ["1.yaml"]
+    assert list(service.turns.unmovable) == ["1.yaml"]
     assert (root.inbox / "1.yaml").exists()
     assert not list(root.running.iterdir())
 

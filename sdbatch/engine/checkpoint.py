@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         JobError: not such a file, cut short, or it holds more than weights.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(16)
+        head = files.read_file(path, 16)
     except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
         raise JobError(f"the checkpoint {path.name} can't be read: {error.strerror}") from error
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         try:
@@ -77,6 +79,8 @@ def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # a damaged pickle makes the unpickler stumble anywhere: struct.error, IndexError, ...
+        if isinstance(error, OSError) and files.is_disk_trouble(error):
+            raise
         raise JobError(
             f"the checkpoint {path.name} is damaged or was copied incompletely "
             f"({path.stat().st_size:,} bytes lie here); copy it again"
@@ -111,6 +115,7 @@ def fingerprint(path: Path, cache: Path) -> str:
         key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
         if key not in known:
             known[key] = files.sha256(part)
-            files.write_atomically(cache, json.dumps(known, indent=1).encode())
+            with suppress(OSError):  # a cache: worth no error
+                files.write_atomically(cache, json.dumps(known, indent=1).encode())
         digests.append(known[key])
     return digests[0] if path.is_file() else hashlib.sha256("".join(digests).encode()).hexdigest()

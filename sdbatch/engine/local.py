@@ -52,25 +52,38 @@ class LocalEngine:
             self.stop()
             # A pipe of its own for answers: libraries print on standard output as they like.
             self._answers, theirs = os.pipe()
-            self._process = subprocess.Popen(
-                [*self.command, str(theirs)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs,),
-                env=PATIENT | os.environ | OFFLINE,
-                # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
-                start_new_session=True,
-            )
-            os.close(theirs)
+            try:
+                self._process = self._begin(theirs)
+            except OSError as error:
+                os.close(self._answers)
+                raise EngineDown(f"no renderer can be started: {error.strerror}") from error
+            finally:
+                os.close(theirs)
             self._last_words.clear()
             self._unread = b""
             assert self._process.stdout is not None
             self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
             self._listener.start()
 
+    def _begin(self, answers: int) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [*self.command, str(answers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(answers,),
+            env=PATIENT | os.environ | OFFLINE,
+            # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        return process
+
     def is_ready(self) -> bool:
         """Whether the renderer has said its first word."""
+        if self._process is not None and self._is_ready and self._process.poll() is not None:
+            raise EngineDown(str(self._died()))  # while it had nothing to do: another would fare no better just now
         self.start()
         return self._is_ready or self._hear_first_word(0)
 
@@ -81,7 +94,7 @@ class LocalEngine:
         try:
             while not (self._is_ready or self._hear_first_word(TICK_SECONDS)):
                 yield Tick()
-            self._send(request)
+            yield from self._send(request)
             while open_jobs:
                 line = self._read_line()
                 event = self._event(line)
@@ -95,7 +108,8 @@ class LocalEngine:
         """Kill the renderer. Everything it finished is on disk; everything else is drawn again."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a driver can hold a dead process for long
+                self._process.wait(LAST_BREATH_SECONDS)
             if self._process.stdin is not None:
                 with suppress(BrokenPipeError):
                     self._process.stdin.close()
@@ -119,14 +133,22 @@ class LocalEngine:
         self._is_ready = isinstance(event, Ready)
         return self._is_ready
 
-    def _send(self, request: Request) -> None:
+    def _send(self, request: Request) -> Generator[Event]:
+        """Write the request, with a Tick whenever the renderer does not read on: a pipe holds no long prompt file."""
         assert self._process is not None
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(request.model_dump_json().encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise self._died() from error
+        pipe, left = self._process.stdin.fileno(), request.model_dump_json().encode() + b"\n"
+        while left:
+            _, writable, _ = select.select([], [pipe], [], TICK_SECONDS)
+            if not writable:
+                yield Tick()
+                continue
+            try:
+                left = left[os.write(pipe, left) :]
+            except BrokenPipeError as error:
+                raise self._died() from error
+            except BlockingIOError:
+                continue
 
     def _read_line(self, patience: float = TICK_SECONDS) -> bytes:
         """One line, or nothing after `patience` seconds of silence."""
@@ -164,5 +186,6 @@ class LocalEngine:
         for line in pipe:
             text = line.decode(errors="replace").rstrip()
             self._last_words.append(text)
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - the renderer's own log lines, as they are
+            with suppress(OSError, ValueError):  # nobody reads them: no reason to let the renderer's pipe fill
+                print(text, file=sys.stderr, flush=True)  # noqa: T201 - the renderer's own log lines, as they are
         pipe.close()

@@ -19,6 +19,7 @@ from sdbatch.engine.checkpoint import read_weights
 from sdbatch.engine.networks import Numbers, build_text_encoder, build_unet, build_vae
 from sdbatch.engine.sampler import alphas_cumprod
 from sdbatch.errors import JobError
+from sdbatch.files import is_disk_trouble
 
 TEXT_POSITIONS = 77  # CLIP's; 75 for the prompt, one each for its start and end
 MAX_TIMESTEPS = 100_000  # v1 has 1000; a slip of the pen must not fill the memory
@@ -238,4 +239,6 @@ def _told(text: str) -> Iterator[None]:
     except (JobError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and is_disk_trouble(error):
+            raise
         raise JobError(text) from error

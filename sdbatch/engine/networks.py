@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from sdbatch import files
 from sdbatch.engine import names
 from sdbatch.errors import JobError
 
@@ -21,15 +22,37 @@ T = TypeVar("T")
 CLIP_HEAD_SIZE = 64  # every CLIP text encoder has heads of this size
 
 
+MAX_CONFIG_BYTES, MAX_DEPTH = 256 << 10, 50
+
+
+def _plain_yaml(path: Path) -> bytes:
+    """A config's bytes, once it is sure that they are not many more than they look: the job may name any file.
+
+    Raises:
+        ValueError: too large, too deep, or with aliases.
+    """
+    data = files.read_file(path, MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ValueError("too large")
+    depth = 0
+    for event in yaml.parse(data, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError("too deep, or with aliases")
+    return data
+
+
 class Numbers:
     """The yaml of the original release, asked by dotted path below `model.params`."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
         try:
-            content = yaml.safe_load(path.read_bytes())
+            content = yaml.safe_load(_plain_yaml(path))
             self.params = dict(content["model"]["params"])
         except OSError as error:
+            if files.is_disk_trouble(error):
+                raise
             raise JobError(f"the config {self.name} can't be read: {error.strerror}") from error
         except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise JobError(f"the config {self.name} is not a model's yaml with model: params:") from error

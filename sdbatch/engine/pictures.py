@@ -66,6 +66,8 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
     except (JobError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes Pillow stumble anywhere: struct.error, zlib.error, ...
+        if isinstance(error, OSError) and files.is_disk_trouble(error):
+            raise
         raise JobError("init_img: the picture is damaged, or was copied incompletely") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:

@@ -1,0 +1,112 @@
+"""Whose turn it is: what is claimed already, then the inbox, and who lets others pass."""
+
+from contextlib import suppress
+from datetime import datetime
+
+from sdbatch import files, log
+from sdbatch.inbox import Arrival, Inbox
+from sdbatch.readiness import Readiness
+from sdbatch.spool import Claim, Spool
+from sdbatch.triage import Triage
+
+ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
+ANY_TIME = float("-inf")
+
+
+class Turns:
+    """Chooses the next job. What it remembers is a convenience: a restart forgets it, and loses nothing.
+
+    Attributes:
+        waiting: claimed jobs whose files are still on their way, and when they were last looked for.
+        deferred: claimed jobs that let all others pass, and when they were last tried.
+        owed: claimed jobs whose attempts could not be written down as they are.
+        unmovable: names in the inbox that are not ours to move, and why.
+    """
+
+    def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness) -> None:
+        self.spool, self.inbox, self.readiness = spool, inbox, readiness
+        self.triage = Triage(inbox.stillness)
+        self.log = log.get()
+        self.waiting: dict[str, float] = {}
+        self.deferred: dict[str, float] = {}
+        self.owed: dict[str, int] = {}
+        self.unmovable: dict[str, str] = {}
+        self._absent = ""
+
+    @property
+    def absent(self) -> str:
+        """What a deferred job waits for."""
+        return self._absent if self.deferred else ""
+
+    def next_claim(self, now: float, wall: datetime) -> Claim | None:
+        """The job whose turn it is; None if there is none, or none can be drawn now.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        if self.readiness.is_held:
+            claim = self.spool.cancelled()
+        else:
+            claim = self._claimed(now) or self._arrived(wall) or self._claimed(now, deferred=True)
+        if claim is not None:
+            claim.attempts = self.owed.get(claim.id, claim.attempts)
+            self.deferred.pop(claim.id, None)
+        return claim
+
+    def defer(self, claim: Claim, now: float = ANY_TIME, why: str = "") -> None:
+        """Others go first: what this job needs, or where it lies, may be well again later."""
+        self.deferred[claim.id] = now
+        self.waiting.pop(claim.id, None)
+        if why and why != self._absent:
+            self.log.warning("a job waits for what is not there", job_id=claim.id, problem=why)
+        self._absent = why
+
+    def give_back(self, claim: Claim, attempts: int) -> None:
+        """An attempt that was none; on a disk that takes no note of that now, it is remembered."""
+        self.owed[claim.id] = attempts
+        with suppress(OSError):
+            self.spool.note(claim, attempts=attempts)
+            del self.owed[claim.id]
+
+    def _claimed(self, now: float, *, deferred: bool = False) -> Claim | None:
+        """The first job in running/ that can go on, unless a more urgent one waits in the inbox."""
+        if not self.readiness.is_ready:
+            return self.spool.cancelled()
+        for claim in self.spool.claimed():
+            if (claim.id in self.deferred) != deferred:
+                continue
+            looked = (self.deferred if deferred else self.waiting).get(claim.id, ANY_TIME)
+            if now - looked >= ASK_AGAIN_SECONDS:
+                is_urgent = self.inbox.queue and self.inbox.queue[0].priority > claim.priority
+                return None if is_urgent else claim
+        return None
+
+    def _arrived(self, wall: datetime) -> Claim | None:
+        """The next file of the inbox, claimed."""
+        while (arrival := self._next_arrival()) is not None:
+            name = arrival.path.name
+            try:
+                fresh = self.spool.claim(arrival.path, wall, arrival.priority)
+            except OSError as error:
+                if files.is_disk_trouble(error):
+                    self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
+                    raise
+                if name not in self.unmovable:
+                    self.log.warning("can't be moved out of the inbox", source=arrival.name, error=str(error))
+                self.unmovable[name] = str(error)
+                continue
+            self.unmovable.pop(name, None)
+            if fresh is not None:
+                self.log.info("claimed", job_id=fresh.id, source=fresh.source)
+                return fresh
+        return None
+
+    def _next_arrival(self) -> Arrival | None:
+        """The next file to claim. While nothing can be drawn only those that no machine could draw."""
+        if self.readiness.is_ready:
+            self.triage.forget()
+            return self.inbox.next_still()
+        hopeless = self.triage.first_hopeless(self.inbox.queue)
+        if hopeless is not None:
+            self.inbox.queue.remove(hopeless)
+        return hopeless
