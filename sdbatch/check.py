@@ -50,8 +50,8 @@ def _describe(job: AnyJob, beside: Path, root: Root, limits: Limits) -> str:
     if problems := limits.problems(count, job.ddim_steps, size):
         raise JobError("\n".join(problems))
     root.output_folder(job.outdir)
-    if root.inbox.is_dir() and not root.find_model("ckpt", job.ckpt).is_dir():
-        root.find_model("config", job.config)
+    if root.inbox.is_dir():
+        root.find_weights(job.ckpt, job.config)
     shape = f"{size[0]}x{size[1]}" if size else "the size of init_img, which is not there yet"
     pictures = "1 picture" if count == 1 else f"{count} pictures"
     return f"{pictures} of {shape}, {'PLMS' if job.plms else 'DDIM'}, {job.ddim_steps} steps, to {job.outdir}"

@@ -1,5 +1,6 @@
 """The commands, their wiring and exit codes. Nothing here imports torch; what only `serve` needs is imported there."""
 
+import faulthandler
 import json
 import os
 import shutil
@@ -7,15 +8,18 @@ import sys
 from dataclasses import replace
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdbatch import __version__
-from sdbatch.errors import ConfigError, JobError, RootBusy
+from sdbatch.errors import ConfigError, InstallError, JobError, RootBusy
 from sdbatch.files import is_disk_trouble, same_content
 from sdbatch.root import Root
 from sdbatch.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from sdbatch.install import Plan
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
@@ -29,6 +33,9 @@ RootOption = Annotated[
     Path, typer.Option("--root", help="The folder that holds jobs/, outputs/, models/ and configs/.")
 ]
 FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.")]
+
+UserOption = Annotated[bool, typer.Option("--user", help="For you alone: a service of your own systemd.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; change nothing.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -54,6 +61,7 @@ def serve(
     from sdbatch import daemon, log  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
 
     log.set_up(verbose=verbose)
+    faulthandler.enable()  # the watchdog's SIGABRT then shows where it hung
     place, settings = _open(root)
     raise typer.Exit(daemon.run(place, settings, drain=drain))
 
@@ -211,6 +219,55 @@ def clean(
         typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")
 
 
+@app.command()
+def install(
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", help="The root to serve: /srv/sdbatch, with --user ~/sdbatch, if not given."),
+    ] = None,
+    *,
+    user: UserOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Make it a service of systemd: write the unit, make the account and the root's folders.
+
+    Written anew each time; changes of your own belong into `systemctl edit sdbatch`.
+    """
+    from sdbatch.install import plan_install  # noqa: PLC0415
+
+    place, settings = _open(root or (Path.home() / "sdbatch" if user else Path("/srv/sdbatch")))
+    _carry_out(plan_install(place, settings, user=user), user=user, dry_run=dry_run)
+    if not dry_run:
+        systemctl = "systemctl --user" if user else "systemctl"
+        typer.echo(f"sdbatch is installed; a root without a model yet: sdbatch init {place.path} --model FILE")
+        typer.echo(f"start it, now and at every boot: {systemctl} enable --now sdbatch")
+        if user:
+            typer.echo("let it run while you are not logged in: loginctl enable-linger")
+
+
+@app.command()
+def uninstall(*, user: UserOption = False, dry_run: DryRunOption = False) -> None:
+    """Stop the service and take out what `install` wrote; the root and its pictures stay, and the account too."""
+    from sdbatch.install import plan_uninstall  # noqa: PLC0415
+
+    plan = plan_uninstall(user=user)
+    _carry_out(plan, user=user, dry_run=dry_run)
+    if not dry_run or not plan.remove:
+        typer.echo("sdbatch is uninstalled" if plan.remove else "there is nothing to uninstall")
+
+
+def _carry_out(plan: "Plan", *, user: bool, dry_run: bool) -> None:
+    if dry_run:
+        for line in plan.lines():
+            typer.echo(line)
+        return
+    if not user and os.geteuid() != 0:
+        raise InstallError("only root can do this for the whole machine: run it with sudo, or as yourself with --user")
+    plan.carry_out()
+    if not plan.running:
+        typer.echo("no systemd runs here now; one that is started will find what was changed", err=True)
+
+
 def _root(path: Path) -> Root:
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
     return Root(absolute)
@@ -243,7 +300,7 @@ def main() -> None:
         sys.exit(_say(error, EXIT_BUSY))
     except OSError as error:
         sys.exit(_say(error, os.EX_IOERR if is_disk_trouble(error) else 1))
-    except JobError as error:
+    except (JobError, InstallError) as error:
         sys.exit(_say(error, 1))
 
 

@@ -4,17 +4,18 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
-from sdbatch import files
+from sdbatch import files, systemd
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Engine
-from sdbatch.errors import ConfigError, RootBusy
+from sdbatch.errors import ConfigError, JobError, RootBusy
 from sdbatch.root import Root
 from sdbatch.service import Clock, Service, system_clock
-from sdbatch.settings import Settings
+from sdbatch.settings import Preload, Settings
 
 NAP_SECONDS = 0.5  # the longest a signal has to wait
 TROUBLE_NAP_SECONDS = 5.0  # between attempts to go on when the disk fails
@@ -34,15 +35,17 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     """
     prepare(root)
     with _only_one(root):
-        service = Service(root, settings, make_engine(root, settings))
+        service = Service(root, settings, make_engine(root, settings, preload=not drain))
         _heed_signals(service)
         service.engine.start()
         service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
+        _warn_of_a_short_watchdog(service)
         if settings.events:
             service.inbox.watcher.start()
         try:
             return _loop(service, system_clock, drain=drain)
         finally:
+            systemd.notify(STOPPING=1)
             service.inbox.watcher.stop()
             service.engine.stop()
             service.hooks.finish()
@@ -67,18 +70,38 @@ def prepare(root: Root) -> None:
         raise ConfigError(f"{root.path}: the folders of a root can't be made here: {error.strerror}") from error
 
 
-def make_engine(root: Root, settings: Settings) -> Engine:
+def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engine:
     """The engine that the configuration names."""
     if settings.engine == "fake":
         from sdbatch.testing import FakeEngine  # noqa: PLC0415 - not part of a real service
 
         return FakeEngine()
-    return LocalEngine(settings.device, root.state / "checksums.json")
+    chosen = settings.preload if preload else Preload(ckpt="")
+    return LocalEngine(settings.device, root.state / "checksums.json", lambda: _to_preload(root, chosen))
+
+
+def _to_preload(root: Root, chosen: Preload) -> Sequence[Path]:
+    """The checkpoint and config to load ahead, as they lie there when a renderer starts; nothing if they don't."""
+    try:
+        return root.find_weights(chosen.ckpt, chosen.config) if chosen.ckpt else ()
+    except JobError:
+        return ()  # the jobs that name them are told
+
+
+def _warn_of_a_short_watchdog(service: Service) -> None:
+    limit, watchdog = service.settings.hang_seconds, systemd.watchdog_seconds()
+    if 0 < watchdog <= limit:
+        service.log.warning(
+            "systemd will restart the service before hang_seconds are over; to fit them run `sdbatch install` again",
+            hang_seconds=limit,
+            watchdog_seconds=watchdog,
+        )
 
 
 def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
     recovered, troubles, told = False, 0, ""
     while not service.stop_requested:
+        service.manager.feed(clock().mono)
         try:
             if not recovered:
                 service.failed += service.spool.recover()

@@ -13,6 +13,10 @@ class ConfigError(SdbatchError):
     """The service's configuration is at fault. Exit code 78: restarting cannot help."""
 
 
+class InstallError(SdbatchError):
+    """The service can't be installed like that."""
+
+
 class RootBusy(SdbatchError):
     """Another service works on this root."""
 

@@ -46,14 +46,15 @@ class Intake:
         size = job.picture_size if isinstance(job, Txt2Img) else None
         if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
             raise JobError("\n".join(problems))
+        ckpt, config = self.root.find_weights(job.ckpt, job.config)
         return Task(
             claim=claim,
             job=job,
             parent=parsed.parent,
             lines=lines,
             inputs=staged,
-            ckpt=(ckpt := self.root.find_model("ckpt", job.ckpt)),
-            config=ckpt if ckpt.is_dir() else self.root.find_model("config", job.config),
+            ckpt=ckpt,
+            config=config,
             outdir=_made(self.root.output_folder(job.outdir), job.skip_save),
         )
 

@@ -164,6 +164,11 @@ class Root:
                     raise JobError(f'{field}: "{named}" holds too many files for a model')
                 self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())
 
+    def find_weights(self, ckpt: str, config: str) -> tuple[Path, Path]:
+        """A checkpoint and its config; a folder in diffusers format is both."""
+        found = self.find_model("ckpt", ckpt)
+        return found, found if found.is_dir() else self.find_model("config", config)
+
     def output_folder(self, named: str) -> Path:
         """Where a job's pictures go; it need not exist yet.
 

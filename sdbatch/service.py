@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from sdbatch import files, housekeeping, log
+from sdbatch import files, housekeeping, log, systemd
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
 from sdbatch.errors import EngineDown, JobError, NotHere, RendererDied
@@ -28,7 +28,7 @@ from sdbatch.root import SAMPLES, Root
 from sdbatch.settings import Settings
 from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, Claim, Spool
 from sdbatch.status import StatusFile
-from sdbatch.task import Drawing, Task, manifest_of
+from sdbatch.task import Drawing, Task, count_staged, manifest_of
 from sdbatch.turns import Turns
 
 
@@ -65,6 +65,7 @@ class Service:
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.limit_seconds)
         self.turns = Turns(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
+        self.manager = systemd.Manager()
         self.log = log.get()
         self.done = self.failed = 0
         self._told_idle = (0, 0)
@@ -185,7 +186,7 @@ class Service:
             samples=samples,
             ckpt=task.ckpt,
             config=task.config,
-            start_at=_count_staged(folder / samples),
+            start_at=count_staged(folder / samples),
             halt=folder / HALT,
         )
         # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
@@ -221,6 +222,8 @@ class Service:
             raise RendererDied(
                 f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
             )
+        if drawing.heard == now or drawing.loaded is None:  # a loading tells of nothing; hang_seconds bounds it
+            self.manager.feed(now)
         match event:
             case protocol.Loaded():
                 drawing.loaded = event
@@ -296,14 +299,9 @@ class Service:
             "unmovable": self.turns.unmovable,
         }
         self.status.tell(now.mono, now.wall, done=self.done, failed=self.failed, **facts)
+        self.manager.hear(facts.get("state", "starting"))
 
 
 def about(claim: Claim, place: Path) -> dict[str, Any]:
     """What a hook is told of a job that ended in `place`."""
     return {"job": claim.id, "source": claim.source, "folder": str(place / claim.id), "attempts": claim.attempts}
-
-
-def _count_staged(folder: Path) -> int:
-    """How many samples lie there without a gap from the first on."""
-    names = {path.name for path in folder.iterdir()}
-    return next(i for i in range(len(names) + 1) if f"{i:05}.png" not in names)

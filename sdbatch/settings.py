@@ -60,6 +60,15 @@ class Keep(BaseModel):
     outputs: bool = False
 
 
+class Preload(BaseModel):
+    """The model to load ahead of the first job; what jobs name by default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ckpt: str = "models/ldm/stable-diffusion-v1/model.ckpt"  # empty: none
+    config: str = "configs/stable-diffusion/v1-inference.yaml"
+
+
 class Settings(BaseSettings):
     """Everything an admin can set; configs/sdbatch.yaml says why of each."""
 
@@ -67,6 +76,7 @@ class Settings(BaseSettings):
 
     engine: Literal["local", "fake"] = "local"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    preload: Preload = Preload()
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     events: bool = True

@@ -105,6 +105,12 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
     )
 
 
+def count_staged(folder: Path) -> int:
+    """How many samples lie there without a gap from the first on."""
+    names = {path.name for path in folder.iterdir()}
+    return next(i for i in range(len(names) + 1) if f"{i:05}.png" not in names)
+
+
 def _short(prompt: str) -> str:
     """A manifest is a job file, and those may not be long; the picture itself holds the whole prompt."""
     return prompt if len(prompt) <= SHORT_PROMPT else prompt[: SHORT_PROMPT - 3] + "..."

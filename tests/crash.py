@@ -46,7 +46,7 @@ def drain(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
 
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
     """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events."""
-    daemon.make_engine = lambda *_: FakeEngine(on_draw)
+    daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
     daemon.TROUBLE_NAP_SECONDS = 0.0
     status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
     files.on_step = on_step

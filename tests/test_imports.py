@@ -22,7 +22,7 @@ FLOORS = [
     {"engine.draw"},
     {"service", "engine.renderer"},
     {"testing"},
-    {"daemon"},
+    {"daemon", "install"},
     {"cli"},
     {"__main__"},
 ]

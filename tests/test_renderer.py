@@ -129,3 +129,21 @@ def test_what_the_disk_does_to_a_job_is_answered(
     last = json.loads(answers.getvalue().splitlines()[-1])
     assert (last["type"], last["fault"]) == ("failed", fault)
     assert os.strerror(number) in last["text"]
+
+
+def test_a_preloaded_model_is_the_one_that_a_job_finds(tmp_path: Path) -> None:
+    answers, job = io.StringIO(), task(tmp_path)
+    renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
+    renderer.preload(job.ckpt, job.config)
+    renderer.render(job)
+    assert json.loads(answers.getvalue().splitlines()[0])["seconds"] == 0
+
+
+def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.ckpt").write_bytes(b"x" * 1000)
+    renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
+    renderer.preload(tmp_path / "broken.ckpt", task(tmp_path).config)
+    assert renderer.resident is None
+    assert "the model to preload can't be loaded: the checkpoint broken.ckpt" in capfd.readouterr().err

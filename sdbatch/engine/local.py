@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -36,8 +36,9 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 class LocalEngine:
     """Talks to `sdbatch.engine.renderer`: requests on its standard input, answers from a pipe of their own."""
 
-    def __init__(self, device: str, checksums: Path) -> None:
+    def __init__(self, device: str, checksums: Path, preload: Callable[[], Sequence[Path]] = tuple) -> None:
         self.command = [sys.executable, "-m", "sdbatch.engine.renderer", device, str(checksums)]
+        self._preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False  # its first word came
         self._answers = -1  # the reading end of the renderer's pipe
@@ -67,7 +68,7 @@ class LocalEngine:
 
     def _begin(self, answers: int) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [*self.command, str(answers)],
+            [*self.command, str(answers), *map(str, self._preload())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -43,7 +43,7 @@ class Request(Message):
 
 
 class Ready(Message):
-    """The renderer's first word: it runs, and its device can be used."""
+    """The renderer's first word: it runs, its device can be used, and the model to preload is resident."""
 
     type: Literal["ready"] = "ready"
 

@@ -59,6 +59,13 @@ class Renderer:
         self.answers = answers
         self.resident: Resident | None = None
 
+    def preload(self, ckpt: Path, config: Path) -> None:
+        """Load a model ahead of the jobs. One that can't be loaded is no fault yet: jobs may name others."""
+        try:
+            self._load(ckpt, config)
+        except (JobError, OSError) as error:
+            print(f"the model to preload can't be loaded: {error}", file=sys.stderr)  # noqa: T201 - goes to the log
+
     def answer(self, message: Message) -> None:
         """Send one event."""
         self.answers.write(message.model_dump_json() + "\n")
@@ -79,7 +86,7 @@ class Renderer:
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
         started = time.monotonic()
-        resident, seconds = self._load(task)
+        resident, seconds = self._load(task.ckpt, task.config)
         self.answer(
             protocol.Loaded(
                 job_id=task.job_id,
@@ -116,15 +123,15 @@ class Renderer:
             self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
         self.answer(protocol.Finished(job_id=task.job_id, seconds=time.monotonic() - started, notes=notes))
 
-    def _load(self, task: Draw) -> tuple[Resident, float]:
-        """The task's model, and the seconds it took. A model that can't be loaded leaves the resident one in place."""
-        key = (_identity(task.ckpt), _identity(task.config))
+    def _load(self, ckpt: Path, config: Path) -> tuple[Resident, float]:
+        """A model, and the seconds it took. A model that can't be loaded leaves the resident one in place."""
+        key = (_identity(ckpt), _identity(config))
         if self.resident is not None and self.resident.key == key:
             return self.resident, 0.0
         started = time.monotonic()
-        model = load_model(task.ckpt, task.config)
+        model = load_model(ckpt, config)
         self.resident = None  # make room before the new one moves to the device
-        self.resident = Resident(key, model.to(self.device), fingerprint(task.ckpt, self.checksums))
+        self.resident = Resident(key, model.to(self.device), fingerprint(ckpt, self.checksums))
         return self.resident, time.monotonic() - started
 
     def _keep_staged(self, task: Draw, checkpoint: str) -> list[Path]:
@@ -216,12 +223,14 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS FD`: answers go to the file descriptor FD."""
+    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS FD [CKPT CONFIG]`: answers go to the file descriptor FD."""
     _die_with_parent()
-    device, checksums, answers = sys.argv[1:]
+    device, checksums, answers, *preload = sys.argv[1:]
     with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
         try:
             renderer = Renderer(device, Path(checksums), pipe)
+            if preload:
+                renderer.preload(*map(Path, preload))
         except EngineDown as error:
             pipe.write(protocol.Unfit(text=str(error)).model_dump_json() + "\n")
         else:

@@ -1,0 +1,184 @@
+"""`sdbatch install`: the unit and what it needs, laid where systemd looks for them, with this installation's paths.
+
+The files in systemd/ are whole and valid as they stand; only paths and two values that follow from the configuration
+are exchanged. What is planned can be shown (--dry-run) before anything is touched.
+"""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+from pathlib import Path
+
+from sdbatch import files
+from sdbatch.errors import InstallError
+from sdbatch.root import Root
+from sdbatch.settings import Settings
+
+UNIT = "sdbatch.service"
+# As the files in systemd/ have them.
+SHIPPED_ROOT, SHIPPED_PYTHON = "/srv/sdbatch", "/opt/sdbatch/.venv/bin/python"
+WATCHDOG_GRACE = 60  # seconds in which the service replaces a hanging renderer itself
+HOMES = ("/home", "/root", "/run/user")  # what ProtectHome= hides
+UNWRITABLE = re.compile(
+    r"[\"'\\$\x00-\x20\x7f]"
+)  # each kind of file would need another way to write these; but a space
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do, in this order; `running` says whether there is a systemd to tell of it."""
+
+    running: bool
+    before: list[list[str]] = field(default_factory=list)
+    write: dict[Path, str] = field(default_factory=dict)
+    remove: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    after: list[list[str]] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """The plan in words and whole files, for a person to read."""
+        yield from (f"# run: {' '.join(command)}" for command in self.before)
+        for path, text in self.write.items():
+            yield f"# write {path}\n{text}"
+        yield from (f"# remove {path}" for path in self.remove)
+        yield from (f"# make the folder {path}" for path in self.folders)
+        yield from (f"# run: {' '.join(command)}" for command in self.after)
+
+    def carry_out(self) -> None:
+        """Do it.
+
+        Raises:
+            InstallError: a command failed; its own words are in it.
+            OSError: a file can't be written.
+        """
+        for command in self.before:
+            _run(command)
+        for path, text in self.write.items():
+            files.make_dir(path.parent)
+            files.write_atomically(path, text.encode())
+            path.chmod(0o644)
+        for path in self.remove:
+            path.unlink(missing_ok=True)
+        for folder in self.folders:
+            files.make_dir(folder)
+        for command in self.after:
+            _run(command)
+
+
+def plan_install(root: Root, settings: Settings, *, user: bool) -> Plan:
+    """Unit, account and folders for the whole machine, or a unit for the user who asks.
+
+    Raises:
+        InstallError: the service could not run like that; says what to do.
+    """
+    if user:
+        unit = _units(user) / UNIT
+        text = _filled("user/sdbatch.service", root, settings)
+        return Plan(_is_running(user), write={unit: text}, folders=[*root.folders()], after=_reload(user))
+    _refuse_unreachable(root)
+    sysusers, tmpfiles = (Path("/etc") / kind / "sdbatch.conf" for kind in ("sysusers.d", "tmpfiles.d"))
+    return Plan(
+        _is_running(user),
+        write={
+            sysusers: _filled("sysusers.d/sdbatch.conf", root, settings),
+            tmpfiles: _filled("tmpfiles.d/sdbatch.conf", root, settings),
+            _units(user) / UNIT: _filled(UNIT, root, settings),
+        },
+        after=[["systemd-sysusers", str(sysusers)], ["systemd-tmpfiles", "--create", str(tmpfiles)], *_reload(user)],
+    )
+
+
+def plan_uninstall(*, user: bool) -> Plan:
+    """Everything that `plan_install` writes goes; the root, its pictures and the account stay."""
+    laid = [_units(user) / UNIT]
+    if not user:
+        laid += [Path("/etc") / kind / "sdbatch.conf" for kind in ("sysusers.d", "tmpfiles.d")]
+    there = [path for path in laid if path.exists()]
+    now = ["--now"] if _is_running(user) else []
+    disable = [[*_systemctl(user), "disable", *now, UNIT]] if laid[0] in there else []
+    return Plan(_is_running(user), before=disable, remove=there, after=_reload(user) if there else [])
+
+
+def _units(user: bool) -> Path:
+    if not user:
+        return Path("/etc/systemd/system")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd" / "user"
+
+
+def _is_running(user: bool) -> bool:
+    """As sd_booted(3) finds out; a user has a manager of their own only while logged in, or lingering."""
+    folder = os.environ.get("XDG_RUNTIME_DIR") if user else "/run"
+    return bool(folder) and Path(str(folder), "systemd", "private" if user else "system").exists()
+
+
+def _systemctl(user: bool) -> list[str]:
+    return ["systemctl", "--user"] if user else ["systemctl"]
+
+
+def _reload(user: bool) -> list[list[str]]:
+    return [[*_systemctl(user), "daemon-reload"]] if _is_running(user) else []
+
+
+def _filled(name: str, root: Root, settings: Settings) -> str:
+    """A file of systemd/ with what is ours in the places of its own."""
+    text = (Path(str(package_files("sdbatch"))) / "data" / "systemd" / name).read_text(encoding="utf-8")
+    # "-": one of the folders that jobs may name besides the root can be away without holding the service up.
+    writable = [_written(root.path), *("-" + _written(path) for path in settings.allow_paths)]
+    ours = {
+        f'ReadWritePaths="{SHIPPED_ROOT}"': "ReadWritePaths=" + " ".join(f'"{path}"' for path in writable),
+        f'"{SHIPPED_ROOT}': f'"{_written(root.path)}',
+        f'"{SHIPPED_PYTHON}"': f'"{_written(Path(sys.executable))}"',
+        "WatchdogSec=660": f"WatchdogSec={math.ceil(settings.hang_seconds) + WATCHDOG_GRACE}",
+    }
+    if _needs_homes(root, settings):
+        ours["ProtectHome=yes"] = "ProtectHome=read-only"
+    # In one go: a path of ours may hold one of theirs.
+    return re.sub("|".join(map(re.escape, ours)), lambda found: ours[found[0]], text)
+
+
+def _written(path: Path) -> str:
+    """A path as it stands between double quotes in all three kinds of files."""
+    text = str(path)
+    if UNWRITABLE.search(text.replace(" ", "")):
+        raise InstallError(f"{text!r}: systemd's files can't name a path with quotes, $, backslashes or line breaks")
+    return text.replace("%", "%%")
+
+
+def _ours() -> list[Path]:
+    """Where the interpreter and the package lie, links followed too."""
+    python, package = Path(sys.executable), Path(str(package_files("sdbatch")))
+    return [python, python.resolve(), Path(sys.base_prefix), package, package.resolve()]
+
+
+def _needs_homes(root: Root, settings: Settings) -> bool:
+    """Whether the service has to look into home folders: for itself, its root, or checkpoints linked from there."""
+    links = [path.resolve() for path in root.models.rglob("*") if path.is_symlink()]
+    places = [*_ours(), root.path, root.path.resolve(), *settings.allow_paths, *links]
+    return any(place.is_relative_to(home) for place in places for home in HOMES)
+
+
+def _refuse_unreachable(root: Root) -> None:
+    """The account sdbatch must be able to get to the interpreter, the package and the root."""
+    for place in (*_ours(), root.path):
+        if any(place.is_relative_to(folder) for folder in ("/tmp", "/var/tmp")):  # noqa: S108 - nothing is put there
+            raise InstallError(f"{place}: the service has a /tmp of its own and could not see it; put it elsewhere")
+        for folder in place.parents:
+            if folder.exists() and not folder.stat().st_mode & 0o001:
+                raise InstallError(
+                    f"the account sdbatch could not get to {place}: {folder} is closed to others. Put it where all "
+                    "may look, such as /opt or /srv, or run the service as yourself: sdbatch install --user"
+                )
+
+
+def _run(command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        raise InstallError(f"{command[0]} is not there: is this a machine with systemd?")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise InstallError(f"`{' '.join(command)}` failed: {ended.stderr.strip() or f'exit code {ended.returncode}'}")

@@ -1,0 +1,145 @@
+"""The installed service under a real systemd: started, killed, hung, stopped, and nothing lost."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from booted import CHECKOUT, PYTHON, SYSTEMD, Machine, booted, wait_for, why_not
+from tests_support import lay_model, only
+
+from sdbatch.root import Root
+from sdbatch.testing import drop_job, make_root
+
+pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
+
+MODEL = {"ckpt": "models/model.ckpt", "config": "configs/v1-inference-tiny.yaml", "H": 64, "W": 64, "precision": "full"}
+SMALL = MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 1, "ddim_steps": 2}
+LONG = MODEL | {"prompt": "a", "n_iter": 3, "n_samples": 1, "ddim_steps": 200}
+SETTINGS = {"device": "cpu", "settle_seconds": 0.2, "preload": {k: MODEL[k] for k in ("ckpt", "config")}}
+
+# The installed unit but for its patience, and for where a checkout's package is found. 3 seconds are enough to say for
+# the first time that the model still loads, and too few to load it.
+DROP_IN = f"""
+[Service]
+TimeoutStartSec=3
+WatchdogSec=6
+RestartSec=100ms
+Environment=PYTHONPATH={CHECKOUT} OMP_NUM_THREADS=1
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    with booted(tmp_path) as machine:
+        yield machine
+
+
+@pytest.fixture
+def root(machine: Machine) -> Root:
+    """The installed service's root, as it is seen from here."""
+    drop_in = machine.root / "etc/systemd/system/sdbatch.service.d/test.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(DROP_IN)
+    machine.sdbatch("install")
+    root = lay_model(Root(machine.root / "srv/sdbatch"))
+    (root.configs / "sdbatch.yaml").write_text(yaml.safe_dump(SETTINGS))
+    return root
+
+
+def first_picture(root: Root) -> Path:
+    """Of the job that is drawn now, once it is there, and before the job is done."""
+    found = wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")[0]
+    assert not (found.parent / "00002.png").exists(), "too late to be in the middle"
+    return found
+
+
+def record(root: Root, name: str) -> dict[str, object]:
+    """The manifest of a job, once it is done."""
+    done = wait_for(lambda: list(root.done.glob(f"*-{name}/manifest.yaml")), f"{name} to be done")[0]
+    content: dict[str, object] = yaml.safe_load(done.read_text())
+    return content
+
+
+def is_active(machine: Machine) -> bool:
+    return machine.show("ActiveState") == "active"
+
+
+def test_the_installed_service_lives_through_all_of_it(machine: Machine, root: Root) -> None:
+    # READY only when the model is loaded, however long that takes.
+    machine.run("systemctl", "start", "--no-block", "sdbatch")
+    loading = wait_for(machine.renderers, "a renderer")
+    machine.kill("STOP", loading)
+    time.sleep(4)
+    assert machine.show("ActiveState") == "activating", "longer than TimeoutStartSec"
+    assert machine.show("StatusText") == "starting"
+    machine.kill("CONT", loading)
+    wait_for(lambda: is_active(machine), "READY")
+    drop_job(root, "small.json", json.dumps(SMALL))
+    assert record(root, "small")["timings"]["load_seconds"] == 0, "it was resident"  # type: ignore[index]
+
+    # A killed renderer costs an attempt, a killed supervisor a restart and an attempt.
+    supervisor = machine.show("MainPID")
+    drop_job(root, "killed.json", json.dumps(LONG | {"name": "killed"}))
+    first_picture(root)
+    wait_for(lambda: "drawing killed: " in machine.show("StatusText"), "the status")
+    machine.kill("KILL", machine.renderers())
+    wait_for(lambda: json.loads(only(root.running).joinpath("claim.json").read_text())["attempts"] == 2, "the second")
+    assert (machine.show("MainPID"), machine.show("NRestarts")) == (supervisor, "0")
+    machine.kill("KILL", [supervisor])
+    assert record(root, "killed")["attempts"] == 3
+    assert machine.show("NRestarts") == "1"
+
+    # A step that hangs: nobody feeds the watchdog, though the supervisor's loop goes round.
+    drop_job(root, "hung.json", json.dumps(LONG | {"name": "hung"}))
+    first_picture(root)
+    machine.kill("STOP", machine.renderers())
+    wait_for(lambda: machine.show("NRestarts") == "2", "the watchdog")
+    assert "Watchdog timeout" in machine.journal()
+    wait_for(lambda: is_active(machine), "READY again")
+
+    # Stopped in the middle, it goes on where it was.
+    wait_for(lambda: "drawing hung: " in machine.show("StatusText"), "the job to go on")
+    machine.run("systemctl", "stop", "sdbatch")
+    assert machine.show("Result") == "success"
+    assert json.loads(root.status.read_text())["state"] == "stopped"
+    inode = first_picture(root).stat().st_ino
+    machine.run("systemctl", "start", "sdbatch")
+    assert record(root, "hung")["attempts"] == 2, "a stop costs none"
+    assert next(root.done.glob("*-hung/samples/00000.png")).stat().st_ino == inode, "drawn once"
+
+    # A wrong configuration is no reason to try again.
+    (root.configs / "sdbatch.yaml").write_text("device: tpu\n")
+    machine.run("systemctl", "restart", "sdbatch", code=1)
+    assert (machine.show("ActiveState"), machine.show("ExecMainStatus")) == ("failed", "78")
+    assert machine.show("NRestarts") == "0", "since the restart by hand"
+
+    machine.sdbatch("uninstall")
+    assert machine.show("LoadState") == "not-found"
+    assert len(list(root.done.iterdir())) == 3
+
+
+def test_a_user_has_a_service_of_their_own(machine: Machine) -> None:
+    home, runtime = "/home/alice", "/run/user/4242"
+    machine.run("useradd", "--create-home", "--uid", "4242", "alice")
+    machine.run("install", "-d", "-o", "alice", "-m", "700", runtime)
+    manager = ["--unit=alice", "--uid=alice", "--service-type=notify", "--property=Delegate=yes"]
+    known = [f"HOME={home}", f"XDG_RUNTIME_DIR={runtime}", f"PYTHONPATH={CHECKOUT}", "SDBATCH_ENGINE=fake"]
+    machine.run("systemd-run", *manager, *(f"--setenv={fact}" for fact in known), SYSTEMD, "--user")
+
+    def alice(*command: str) -> str:
+        return machine.run("runuser", "-u", "alice", "--", "env", *known, *command)
+
+    alice(PYTHON, "-m", "sdbatch", "install", "--user")
+    alice("systemctl", "--user", "enable", "--now", "sdbatch")
+    # READY, though there is nothing to draw with yet: the status says what it waits for.
+    status = alice("systemctl", "--user", "show", "--property=ActiveState,StatusText", "sdbatch")
+    assert "ActiveState=active" in status
+    assert f"StatusText=paused: there is no checkpoint in {home}/sdbatch/models" in status
+    root = make_root(machine.root / f"{home}/sdbatch".lstrip("/"))
+    drop_job(root, "mine.yaml", "prompt: a\n")
+    record(root, "mine")
+    assert "sdbatch is uninstalled" in alice(PYTHON, "-m", "sdbatch", "uninstall", "--user")
+    assert not (machine.root / f"{home}/.config/systemd/user/sdbatch.service".lstrip("/")).exists()
