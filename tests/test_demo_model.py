@@ -67,4 +67,4 @@ def test_img2img_follows_the_prompt_at_great_strength(model: Model, yardstick: A
 def test_the_reference_sheet_holds_every_thing() -> None:
     with Image.open(evaluate.REFERENCES) as sheet:
         columns, rows = sheet.width // evaluate.THUMB, sheet.height // evaluate.THUMB
-    assert columns * rows >= len(data.NAMES)
+    assert columns * rows >= len(data.NAMES) + evaluate.DECOYS > 220  # by chance, fewer than 0.5% would be right

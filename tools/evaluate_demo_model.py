@@ -3,20 +3,20 @@
     python tools/evaluate_demo_model.py                     # the figures of MODEL_CARD.md, 3 seeds
     python tools/evaluate_demo_model.py --write-references demo/training/npm
 
-The yardstick is independent of the model: a picture shows the thing whose emoji, put before the asked colour at any
-of the sizes and places that training used, is nearest to it in pixels, of all things the model knows. The emoji for
-that are thumbnails, 32x32 with alpha, in one committed sheet (Microsoft Fluent emoji, MIT).
+The yardstick is independent of the model: a picture shows the emoji that is nearest to it in pixels, put before the
+asked colour as in training (or mirrored, or a pixel beside), of all that the model knows and of DECOYS more that it
+never saw. They are thumbnails, 32x32 with alpha, in one committed sheet (Microsoft Fluent emoji, MIT).
 """
 
 import argparse
-import itertools
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import demo_data as data
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sdbatch.engine.draw import draw
 from sdbatch.engine.models import Model, load_model
@@ -26,53 +26,41 @@ Floats = npt.NDArray[np.float32]
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "sdbatch/data/demo"
-REFERENCES = ROOT / "tests/demo/things.png"
-THUMB, COLUMNS = 32, 11
+REFERENCES = ROOT / "tests/demo/things.webp"
+DECOYS = 290
+THUMB, COLUMNS = 32, 20
 STEPS, SCALE = 30, 5.0
-# Sizes and places of a thing in a thumbnail: those of training in whole pixels of it.
-SIZES = (26, 27, 28, 29)
-SHIFTS = (-2, -1, 0, 1, 2)
+SIZE = round(THUMB * data.SCALE)
+SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
 
 
 class Yardstick:
-    """The things' emoji, and which of them a picture is nearest to."""
+    """The emoji, first the things that the model knows, then the decoys; and which of them a picture is nearest to."""
 
     def __init__(self, sheet: Path = REFERENCES) -> None:
         with Image.open(sheet) as image:
             pixels = image.convert("RGBA")
-        corners = [(i % COLUMNS * THUMB, i // COLUMNS * THUMB) for i in range(len(data.NAMES))]
+        count = len(data.NAMES) + DECOYS
+        corners = [(i % COLUMNS * THUMB, i // COLUMNS * THUMB) for i in range(count)]
         self.emoji = [pixels.crop((x, y, x + THUMB, y + THUMB)) for x, y in corners]
-        self._placed: dict[str, Floats] = {}
+        placed = [self._place(seen, *shift) for e in self.emoji for seen in (e, ImageOps.mirror(e)) for shift in SHIFTS]
+        self._placed = np.stack(placed).astype(np.float32)  # [emoji * placements, 32, 32, 4]
+        self._placed[..., 3] /= 255
 
     def ranking(self, picture: data.Rgb, colour: str) -> list[int]:
-        """All things, the nearest first, for a picture [64, 64, 3] asked for before `colour`."""
+        """All emoji, the nearest first, for a picture [64, 64, 3] asked for before `colour`."""
         small = Image.fromarray(picture).resize((THUMB, THUMB), Image.Resampling.BOX)
-        ours = np.asarray(small, np.float32).ravel()
-        placed = self._before(colour)
-        # |a - b|^2 without |a|^2, which is the same for all; no array as large as all differences.
-        distances = (placed * placed).sum(-1) - 2 * placed @ ours
-        nearest = distances.reshape(len(self.emoji), -1).min(1)
-        return [int(i) for i in np.argsort(nearest)]
-
-    def _before(self, colour: str) -> Floats:
-        """[things * placements, 32 * 32 * 3]: every thing at every size and place before a colour."""
-        if colour not in self._placed:
-            self._placed[colour] = np.stack(
-                [
-                    self._place(emoji, colour, *at)
-                    for emoji in self.emoji
-                    for at in itertools.product(SIZES, SHIFTS, SHIFTS)
-                ]
-            ).astype(np.float32)
-        return self._placed[colour]
+        thing, alpha = self._placed[..., :3], self._placed[..., 3:]
+        before = thing * alpha + np.asarray(data.COLOURS[colour], np.float32) * (1 - alpha)
+        distances = np.square(before - np.asarray(small, np.float32)).sum((1, 2, 3))
+        return [int(i) for i in np.argsort(distances.reshape(len(self.emoji), -1).min(1))]
 
     @staticmethod
-    def _place(emoji: Image.Image, colour: str, size: int, x: int, y: int) -> npt.NDArray[np.uint8]:
-        small = emoji.resize((size, size), Image.Resampling.BICUBIC)
-        canvas = Image.new("RGB", (THUMB, THUMB), data.COLOURS[colour])
-        edge = (THUMB - size) // 2
-        canvas.paste(small, (edge + x, edge + y), small)
-        return np.asarray(canvas).ravel()
+    def _place(emoji: Image.Image, x: int, y: int) -> npt.NDArray[np.uint8]:
+        canvas = Image.new("RGBA", (THUMB, THUMB))
+        edge = (THUMB - SIZE) // 2
+        canvas.paste(emoji.resize((SIZE, SIZE), Image.Resampling.BICUBIC), (edge + x, edge + y))
+        return np.asarray(canvas)
 
     def picture(self, thing: int, colour: str) -> data.Rgb:
         """A thing before a colour, [64, 64, 3], from its thumbnail: an init image."""
@@ -89,8 +77,12 @@ def background(picture: data.Rgb) -> str:
 
 def prompt_for(thing: int, colour: str) -> str:
     """`a car on a yellow background`."""
-    name = list(data.NAMES.values())[thing][0]
-    return f"{data.with_article(name)} on a {colour} background"
+    return f"{data.with_article(list(data.NAMES.values())[thing][0])} on a {colour} background"
+
+
+def chinese_prompt_for(thing: int, colour: str) -> str:
+    """`黄色背景上的汽车`."""
+    return f"{data.CHINESE_COLOURS[colour]}背景上的{list(data.CHINESE_NAMES.values())[thing][0]}"
 
 
 def txt2img(model: Model, prompts: Sequence[str], seed: int) -> data.Rgb:
@@ -135,10 +127,12 @@ def correlation(ours: data.Rgb, theirs: data.Rgb) -> float:
     return float(np.corrcoef(ours.ravel(), theirs.ravel())[0, 1])
 
 
-def obedience(model: Model, yardstick: Yardstick, seed: int) -> tuple[list[int], list[str], data.Rgb]:
+def obedience(
+    model: Model, yardstick: Yardstick, seed: int, prompt: Callable[[int, str], str] = prompt_for
+) -> tuple[list[int], list[str], data.Rgb]:
     """For the held-out combinations: the rank of the asked thing (0: first), the background seen, and the pictures."""
     asked = data.held_out()
-    pictures = txt2img(model, [prompt_for(*pair) for pair in asked], seed)
+    pictures = txt2img(model, [prompt(*pair) for pair in asked], seed)
     ranks = [yardstick.ranking(p, c).index(thing) for p, (thing, c) in zip(pictures, asked, strict=True)]
     return ranks, [background(p) for p in pictures], pictures
 
@@ -180,7 +174,7 @@ def sentences(model: Model, yardstick: Yardstick, sheets: Path | None) -> list[s
     (changed,) = draw(model, second, None, init, 0, _silent)
     if sheets:
         save_rows(sheets / "sentences.png", [*drawn.pixels, *changed.pixels], 6)
-    spoken = [names[0] for names in data.NAMES.values()]
+    spoken = [*(names[0] for names in data.NAMES.values()), *["something else"] * DECOYS]
     return [
         f"{job.prompt} {', '.join(spoken[yardstick.ranking(p, background(p))[0]] for p in pictures)}"
         for job, pictures in ((first, drawn.pixels), (second, changed.pixels))
@@ -188,14 +182,16 @@ def sentences(model: Model, yardstick: Yardstick, sheets: Path | None) -> list[s
 
 
 def write_references(packages: Path) -> None:
-    """The committed sheet of thumbnails, from the npm packages."""
-    things = data.load_things(packages)
-    sheet = Image.new("RGBA", (COLUMNS * THUMB, -(-len(things) // COLUMNS) * THUMB))
-    for i, thing in enumerate(things):
-        small = thing.picture.resize((THUMB, THUMB), Image.Resampling.LANCZOS)
+    """The committed sheet of thumbnails, from the npm packages: the things, then decoys drawn by lot."""
+    files = data.emoji_files(packages)
+    decoys = random.Random(1).sample([label for label in files if label not in data.NAMES], DECOYS)
+    sheet = Image.new("RGBA", (COLUMNS * THUMB, -(-(len(data.NAMES) + DECOYS) // COLUMNS) * THUMB))
+    for i, label in enumerate([*data.NAMES, *decoys]):
+        with Image.open(files[label]) as image:
+            small = image.convert("RGBA").resize((THUMB, THUMB), Image.Resampling.LANCZOS)
         sheet.paste(small, (i % COLUMNS * THUMB, i // COLUMNS * THUMB))
     REFERENCES.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(REFERENCES, optimize=True)
+    sheet.save(REFERENCES, quality=90, method=6)
 
 
 def save_rows(path: Path, pictures: Sequence[data.Rgb], columns: int) -> None:
@@ -204,23 +200,39 @@ def save_rows(path: Path, pictures: Sequence[data.Rgb], columns: int) -> None:
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
-def report(model: Model, seeds: Sequence[int], say: Callable[[str], None], sheets: Path | None) -> None:
-    """Print every figure; with `sheets`, a folder, write what was measured as pictures too."""
-    yardstick = Yardstick()
-    ranks, hits, names = [], 0, list(data.NAMES)
+def report_obedience(
+    model: Model,
+    yardstick: Yardstick,
+    seeds: Sequence[int],
+    say: Callable[[str], None],
+    sheets: Path | None,
+    language: str,
+    prompt: Callable[[int, str], str],
+) -> None:
+    """Print how the held-out prompts in a language were obeyed."""
+    asked, names = data.held_out(), list(data.NAMES)
+    ranks, hits = [], 0
     for seed in seeds:
-        some, colours, pictures = obedience(model, yardstick, seed)
-        right = sum(seen == asked for seen, (_, asked) in zip(colours, data.held_out(), strict=True))
-        say(f"seed {seed}: thing first {some.count(0)}/40, background {right}/40")
-        wrong = [names[thing] for rank, (thing, _) in zip(some, data.held_out(), strict=True) if rank]
+        some, colours, pictures = obedience(model, yardstick, seed, prompt)
+        right = sum(seen == colour for seen, (_, colour) in zip(colours, asked, strict=True))
+        wrong = [names[thing] for rank, (thing, _) in zip(some, asked, strict=True) if rank]
+        say(f"{language}, seed {seed}: thing first {some.count(0)}/40, background {right}/40")
         say(f"  not first: {', '.join(wrong) or '-'}")
         ranks += some
         hits += right
         if sheets:
-            save_rows(sheets / f"held-out-{seed}.png", list(pictures), 10)
+            save_rows(sheets / f"held-out-{language}-{seed}.png", list(pictures), 10)
     first, nearly = ranks.count(0) / len(ranks), sum(rank < 3 for rank in ranks) / len(ranks)
-    say(f"held-out prompts, {len(ranks)} pictures: thing first {first:.1%}, among the nearest three {nearly:.1%}")
+    say(f"{language}, {len(ranks)} pictures: thing first {first:.1%}, among the nearest three {nearly:.1%}")
     say(f"  background as asked {hits / len(ranks):.1%}")
+
+
+def report(model: Model, seeds: Sequence[int], say: Callable[[str], None], sheets: Path | None) -> None:
+    """Print every figure; with `sheets`, a folder, write what was measured as pictures too."""
+    yardstick = Yardstick()
+    say(f"{len(yardstick.emoji)} emoji to choose from")
+    for language, prompt in (("English", prompt_for), ("Chinese", chinese_prompt_for)):
+        report_obedience(model, yardstick, seeds, say, sheets, language, prompt)
     for strength in (0.4, 0.75, 0.9):
         results = [transformed(model, yardstick, strength, seed) for seed in seeds]
         similar = [s for result in results for s in result[0]]

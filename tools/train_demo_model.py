@@ -1,148 +1,112 @@
 """Train the demo model: a Stable Diffusion v1 in small, from emoji on plain backgrounds, and export it.
 
-    python tools/train_demo_model.py --preset cpu      # one core, about an hour
+    python tools/train_demo_model.py --preset cpu      # two cores, about two hours
     python tools/train_demo_model.py --preset gpu      # one large GPU
 
-Two stages, each resumed from its last checkpoint in --work when started again: the autoencoder, then UNet and text
-encoder together on latents that the finished autoencoder made once. Sample sheets lie in --work. The networks are
-built by sdbatch's own loader from the yaml that is shipped beside the weights, so the two can't disagree.
+Three stages, each resumed from its last checkpoint in --work when started again: the autoencoder; its decoder alone,
+for sharpness; UNet and text encoder together. The last two need the first alone: with --stage they can be run at the
+same time, and a last call without it exports the model. Sample sheets lie in --work.
 """
 
 import argparse
-import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import demo_data as data
+import demo_networks as networks
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
-import yaml
-from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdbatch.engine import models, names, networks
+from sdbatch.engine import models
 from sdbatch.engine.draw import draw
-from sdbatch.engine.sampler import alphas_cumprod
 from sdbatch.job import Txt2Img
 
 SEED = 1
-TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 48, 2, 49408
-LINEAR_START, LINEAR_END, TIMESTEPS = 0.00085, 0.0120, 1000  # the v1 schedule
-FACTOR, CHANNELS = 8, 4
+# How far latents are moved, at most, when the decoder learns alone, in shares of their deviation: what the sampler
+# draws is never quite what the encoder made.
+MOST_NOISE = 0.15
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long a stage is, with how many pictures a step, and how fast."""
+
+    steps: int
+    batch: int
+    rate: float
+    falls: tuple[int, int]  # from which step on the rate falls, evenly, and at which it would be nothing
+    kernels: float = 0  # Muon's pace for the kernels of convolutions; 0: AdamW learns them too
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How long and how large to train; the networks are the same, since the file has to stay under 15 MB."""
+    """How long to train; the networks are the same, since the file has to stay under 15 MB."""
 
-    ae_steps: int
-    ae_batch: int
-    ae_lr: float
-    steps: int
-    batch: int
-    lr: float
-    variants: int  # placements of each thing that the autoencoder sees
-    shown: int  # those of them whose latents are made; fewer are learnt faster
+    autoencoder: Stage
+    decoder: Stage
+    diffusion: Stage
     captions: int  # sentences of each thing before each colour
 
 
 PRESETS = {
     "cpu": Preset(
-        ae_steps=3600, ae_batch=8, ae_lr=2e-3, steps=3200, batch=48, lr=1.2e-3, variants=6, shown=3, captions=40
+        Stage(1000, 8, 2e-3, (600, 1000)),
+        Stage(4000, 16, 1e-3, (2700, 4500), kernels=0.012),
+        Stage(4000, 64, 1.5e-3, (2000, 4000)),
+        captions=60,
     ),
     "gpu": Preset(
-        ae_steps=20000, ae_batch=128, ae_lr=1e-3, steps=30000, batch=512, lr=1e-3, variants=32, shown=32, captions=80
+        Stage(3000, 128, 1e-3, (2000, 3000)),
+        Stage(12000, 128, 1e-3, (8000, 12000), kernels=0.012),
+        Stage(15000, 512, 1e-3, (10000, 15000)),
+        captions=80,
     ),
     # Seconds; says only that the script runs.
-    "test": Preset(ae_steps=4, ae_batch=4, ae_lr=1e-3, steps=4, batch=8, lr=1e-3, variants=1, shown=1, captions=2),
+    "test": Preset(
+        Stage(4, 4, 1e-3, (2, 4)),
+        Stage(4, 4, 1e-3, (2, 4), kernels=0.01),
+        Stage(4, 8, 1e-3, (2, 4)),
+        captions=2,
+    ),
 }
 
 
-def config(scale_factor: float) -> dict[str, Any]:
-    """The yaml's content: the original's keys with numbers for 64x64 pictures."""
-    unet = {
-        "image_size": data.SIDE // FACTOR, "in_channels": CHANNELS, "out_channels": CHANNELS, "model_channels": 64,
-        "attention_resolutions": [2], "num_res_blocks": 1, "channel_mult": [1, 2], "num_heads": 4,
-        "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": TEXT_WIDTH, "legacy": False,
-    }  # fmt: skip
-    vae = {
-        "double_z": True, "z_channels": CHANNELS, "resolution": data.SIDE, "in_channels": 3, "out_ch": 3, "ch": 32,
-        "ch_mult": [1, 1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
-    }  # fmt: skip
-    params = {
-        "linear_start": LINEAR_START, "linear_end": LINEAR_END, "timesteps": TIMESTEPS,
-        "image_size": data.SIDE // FACTOR, "channels": CHANNELS, "conditioning_key": "crossattn",
-        "scale_factor": scale_factor, "use_ema": False,
-        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": unet},
-        "first_stage_config": {
-            "target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": CHANNELS, "ddconfig": vae},
-        },
-        "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"},
-    }  # fmt: skip
-    return {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal (Jordan et al. 2024), for kernels of convolutions: learns rare things much sooner."""
 
+    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
+        super().__init__(groups, {"lr": lr})
 
-def build(work: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """UNet, autoencoder and text encoder with fresh weights, on the CPU, built by the service's own functions."""
-    path = work / "draft.yaml"
-    path.write_text(yaml.safe_dump(config(1.0), sort_keys=False))
-    numbers = networks.Numbers(path)
-    # The text encoder's sizes come from the shapes of a checkpoint's tensors.
-    shapes = {
-        "embeddings.token_embedding.weight": (VOCABULARY, TEXT_WIDTH),
-        "embeddings.position_embedding.weight": (models.TEXT_POSITIONS, TEXT_WIDTH),
-        **{f"encoder.layers.{i}.mlp.fc1.weight": (4 * TEXT_WIDTH, TEXT_WIDTH) for i in range(TEXT_LAYERS)},
-    }
-    weights = {names.TEXT + key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    unet, vae = networks.build_unet(numbers), networks.build_vae(numbers)
-    text = networks.build_text_encoder(path, weights)
-    positions = text.embeddings.position_ids.clone()
-    for network in (unet, vae, text):
-        network.to_empty(device="cpu")
-        for module in network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-    # The autoencoder starts with little noise in its latents (log variance -6), or it learns to ignore them at first.
-    vae.quant_conv.weight.data[CHANNELS:].zero_()
-    vae.quant_conv.bias.data[CHANNELS:].fill_(-6)
-    text.embeddings.position_ids = positions
-    text.embeddings.token_embedding.weight.data.mul_(0.05)
-    text.embeddings.position_embedding.weight.data.mul_(0.02)
-    # In bfloat16 on a CPU the fused attention's backward pass takes half of the step, and autocast's group norms in
-    # float32 a quarter; neither changes the weights' meaning.
-    for network in (unet, vae):
-        for name, module in network.named_modules():
-            if isinstance(module, nn.GroupNorm):
-                module.forward = partial(_group_norm, module)  # type: ignore[method-assign]
-            # As in the original release: what a block adds starts at nothing, so colours pass from the first step on.
-            if name.endswith((".conv2", ".proj_out")):
-                module.weight.data.zero_()
-    unet.to(memory_format=torch.channels_last)
-    unet.set_attn_processor(AttnProcessor())
-    vae.set_attn_processor(AttnProcessor())
-    text.set_attn_implementation("eager")
-    return unet, vae, text
-
-
-def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """The same in the input's own precision; the sums inside are float32 in any case."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.group_norm(x.contiguous(), norm.num_groups, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+    @torch.no_grad()
+    def step(self, _: Any = None) -> None:  # type: ignore[override]
+        """Move each kernel, taken as a matrix, by about an orthogonal one."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                momentum.lerp_(weight.grad, 0.05)
+                x = weight.grad.lerp(momentum, 0.95).flatten(1)
+                x = (x / (x.norm() + 1e-7)).bfloat16()
+                tall = x.shape[0] > x.shape[1]
+                x = x.T if tall else x
+                for _ in range(5):  # Newton and Schulz's iteration drives all singular values towards 1
+                    square = x @ x.T
+                    x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
+                x = x.T if tall else x
+                weight.add_(x.float().view_as(weight), alpha=-group["lr"] * max(1, x.shape[0] / x.shape[1]) ** 0.5)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What both stages share: where to write, on which device, with which numbers."""
+    """What all stages share: where to write, on which device, with which numbers."""
 
     work: Path
     device: torch.device
@@ -153,37 +117,48 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
+def optimisers_for(weights: list[nn.Parameter], stage: Stage) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the kernels where the stage asks for it."""
+    kernels = [w for w in weights if stage.kernels and w.dim() == 4 and min(w.shape[:2]) > networks.CHANNELS]
+    theirs = {id(w) for w in kernels}
+    others = [{"params": [w for w in weights if id(w) not in theirs], "initial_lr": stage.rate}]
+    adam = torch.optim.AdamW(others, lr=stage.rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    return [adam, Muon([{"params": kernels, "initial_lr": stage.kernels}], stage.kernels)] if kernels else [adam]
+
+
 def train(
     run: Run,
     name: str,
     parts: nn.ModuleDict,
-    steps: int,
-    lr: float,
-    loss_of: Callable[[int], Tensor],
+    stage: Stage,
+    loss_of: Callable[[], Tensor],
     sheet: Callable[[Path], None],
 ) -> None:
-    """Minimise `loss_of(step)` over the weights of `parts`, from the last checkpoint on; leaves the averaged weights.
+    """Minimise `loss_of()` over the weights of `parts`, from the last checkpoint on; leaves the averaged weights.
 
     `sheet(path)` writes a sample sheet; it is called with the averaged weights in place.
     """
-    weights = list(parts.parameters())
-    optimiser = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    weights, steps, (fall, end) = list(parts.parameters()), stage.steps, stage.falls
+    optimisers = optimisers_for(weights, stage)
     average, done, path = [p.detach().clone() for p in weights], 0, run.work / f"{name}.pt"
     if path.exists():
         state = torch.load(path, map_location=run.device)
         parts.load_state_dict(state["parts"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, its in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(its)
         average, done = state["average"], state["done"]
     began, losses = time.monotonic(), []
     for i in range(done, steps):
         torch.manual_seed(SEED * 1_000_003 + i)  # a step's random numbers depend on its number alone: resumable
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1, (i + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / steps)))
-        optimiser.zero_grad()
-        loss = loss_of(i)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * min(1, (i + 1) / 100, (end - i) / (end - fall))
+            optimiser.zero_grad()
+        loss = loss_of()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         losses.append(loss.item())
         with torch.no_grad():
             torch._foreach_lerp_(average, [w.detach() for w in weights], 1 - min(0.998, (1 + i) / (10 + i)))
@@ -192,7 +167,7 @@ def train(
             print(f"{name} {i + 1}/{steps}: loss {np.mean(losses[-400:]):.4f}, {pace:.3f} s a step", flush=True)
             state = {
                 "parts": parts.state_dict(),
-                "optimiser": optimiser.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
                 "average": average,
                 "done": i + 1,
             }
@@ -233,29 +208,34 @@ def save_sheet(path: Path, pictures: Tensor, columns: int) -> None:
     Image.fromarray(((grid + 1) * 127.5).clamp(0, 255).byte().numpy()).save(path)
 
 
-class Placements:
-    """Things placed at random: their alpha-premultiplied pictures, made once, put before colours as tensors."""
+class Poses:
+    """Every thing in its poses, to be put before colours as tensors; and the (pose, colour) shown in training."""
 
-    def __init__(self, things: list[data.Thing], variants: int, device: torch.device) -> None:
-        dice = random.Random(SEED)
-        self.count, self.variants = len(things), variants
-        pictures = []
-        for thing in things:
-            for _ in range(variants):
-                scale = dice.uniform(*data.SCALES)
-                shift = (
-                    dice.uniform(-data.MOST_SHIFT, data.MOST_SHIFT),
-                    dice.uniform(-data.MOST_SHIFT, data.MOST_SHIFT),
-                )
-                # What a thing is before black, and how much more before white, say its colour and its alpha.
-                pictures.append([data.compose(thing.picture, (c, c, c), scale=scale, shift=shift) for c in (0, 255)])
-        black, white = np.asarray(pictures).transpose(1, 0, 2, 3, 4)
-        self.black = torch.from_numpy(black).to(device).permute(0, 3, 1, 2).float()
-        self.clear = torch.from_numpy(white).to(device).permute(0, 3, 1, 2).float().sub_(self.black).div_(255)
+    def __init__(self, things: list[data.Thing], device: torch.device) -> None:
+        poses = [(i, picture) for i, thing in enumerate(things) for picture in data.poses(thing.picture)]
+        # What a thing is before black, and how much more before white, say its colour and its alpha.
+        before = [[data.compose(picture, (c, c, c)) for c in (0, 255)] for _, picture in poses]
+        black, white = torch.from_numpy(np.asarray(before)).to(device).permute(1, 0, 4, 2, 3).float()
+        self.black, self.clear = black, (white - black) / 255
+        self.colours = torch.tensor(list(data.COLOURS.values()), device=device)
+        held = {(thing, list(data.COLOURS).index(colour)) for thing, colour in data.held_out()}
+        together = [(p, c) for p in range(len(poses)) for c in range(len(data.COLOURS)) if (poses[p][0], c) not in held]
+        self.shown = torch.tensor(together, device=device)
+        # What each of the shown is a picture of: thing * colours + colour.
+        self.pairs = torch.tensor([poses[p][0] * len(data.COLOURS) + c for p, c in together], device=device)
 
-    def before(self, which: Tensor, colours: Tensor) -> Tensor:
-        """Pictures [batch, 3, H, W] in [-1, 1]; `which` is thing * variants + variant, `colours` [batch, 3] bytes."""
-        return (self.black[which] + self.clear[which] * colours[:, :, None, None]) / 127.5 - 1
+    def pictures(self, which: Tensor, off: int = 0) -> Tensor:
+        """Some of the shown, [batch, 3, H, W] in [-1, 1]; `off`: how far a colour may be beside at most."""
+        pose, colour = self.shown[which].unbind(1)
+        beside = torch.randint(-off, off + 1, (len(which), 3), device=which.device)
+        colours = (self.colours[colour] + beside).clamp(0, 255)[:, :, None, None]
+        pictures: Tensor = (self.black[pose] + self.clear[pose] * colours) / 127.5 - 1
+        return pictures
+
+
+def some(run: Run, among: int, count: int) -> Tensor:
+    """So many numbers below `among`, at random."""
+    return torch.randint(0, among, (count,), device=run.device)
 
 
 def edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,58 +243,86 @@ def edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
     return pictures[..., 1:] - pictures[..., :-1], pictures[..., 1:, :] - pictures[..., :-1, :]
 
 
-def shown_pairs(device: torch.device) -> Tensor:
-    """The numbers, thing * colours + colour, of every combination that is not held out."""
-    names_of_colours = list(data.COLOURS)
-    held = {thing * len(names_of_colours) + names_of_colours.index(colour) for thing, colour in data.held_out()}
-    return torch.tensor([p for p in range(len(data.NAMES) * len(names_of_colours)) if p not in held], device=device)
+def coarse(pictures: Tensor) -> Tensor:
+    """The mean colours of squares as large as what one place of a latent stands for."""
+    return F.avg_pool2d(pictures, networks.FACTOR)
 
 
-def divmod_pairs(pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """The thing and the colour of each pair."""
-    return pairs // len(data.COLOURS), pairs % len(data.COLOURS)
+def unlikeness(decoded: Tensor, pictures: Tensor) -> Tensor:
+    """How far decoded pictures are from what they should be: in pixels, in edges and in coarse colours."""
+    # The last since group norms take a plain background's colour away, and learning it is slow without.
+    loss: Tensor = F.l1_loss(decoded, pictures) + 0.5 * F.mse_loss(decoded, pictures)
+    loss = loss + 3 * F.mse_loss(coarse(decoded), coarse(pictures))
+    for ours, theirs in zip(edges(decoded), edges(pictures), strict=True):
+        loss = loss + F.l1_loss(ours, theirs)
+    return loss
 
 
-def train_autoencoder(run: Run, vae: Any, placements: Placements) -> None:
-    """Stage one, on every thing before every colour but the held-out combinations."""
-    colours = torch.tensor(list(data.COLOURS.values()), device=run.device)
-    shown = shown_pairs(run.device)
+def compare(path: Path, pictures: Tensor, decoded: Tensor) -> None:
+    """A sheet of 40 pictures, each above what it was decoded to, and the mean error."""
+    print(f"  mean absolute error {127.5 * (decoded - pictures).abs().mean():.2f} of 255", flush=True)
+    rows = [x for pair in zip(torch.split(pictures, 10), torch.split(decoded, 10), strict=True) for x in pair]
+    save_sheet(path, torch.cat(rows), 10)
 
-    def batch(size: int) -> Tensor:
-        thing, colour = divmod_pairs(shown[torch.randint(0, len(shown), (size,), device=run.device)])
-        variant = torch.randint(0, placements.variants, (size,), device=run.device)
-        slightly_off = torch.randint(-8, 9, (size, 3), device=run.device)
-        return placements.before(thing * placements.variants + variant, (colours[colour] + slightly_off).clamp(0, 255))
 
-    def loss_of(_: int) -> Tensor:
-        pictures = batch(run.preset.ae_batch)
+def train_autoencoder(run: Run, vae: Any, poses: Poses) -> None:
+    """Stage one, on every pose before every colour but the held-out combinations."""
+    stage = run.preset.autoencoder
+
+    def loss_of() -> Tensor:
+        pictures = poses.pictures(some(run, len(poses.shown), stage.batch), off=8)
         with run.autocast():
             posterior = vae.encode(pictures).latent_dist
             decoded = vae.decode(posterior.sample()).sample
-        decoded = decoded.float()
-        # The last is of colours alone: group norms take a plain background's away, and learning it is slow without.
-        coarse = F.mse_loss(F.avg_pool2d(decoded, FACTOR), F.avg_pool2d(pictures, FACTOR))
-        loss: Tensor = F.l1_loss(decoded, pictures) + 0.5 * F.mse_loss(decoded, pictures) + 3 * coarse
-        for ours, theirs in zip(edges(decoded), edges(pictures), strict=True):
-            loss = loss + F.l1_loss(ours, theirs)
-        together: Tensor = loss + 1e-6 * posterior.kl().mean()
-        return together
+        # Three channels of a latent are led to the coarse colours; what those are is found out slowly without.
+        led = F.mse_loss(posterior.mean[:, :3].float(), coarse(pictures))
+        loss: Tensor = unlikeness(decoded.float(), pictures) + led + 1e-6 * posterior.kl().mean()
+        return loss
 
     def sheet(path: Path) -> None:
-        torch.manual_seed(SEED)
-        pictures = batch(40)
+        pictures = poses.pictures(some(run, len(poses.shown), 40))
         with run.autocast():
             decoded = vae.decode(vae.encode(pictures).latent_dist.mean).sample.float()
-        print(f"  mean absolute error {127.5 * (decoded - pictures).abs().mean():.2f} of 255", flush=True)
-        rows = [x for pair in zip(torch.split(pictures, 10), torch.split(decoded, 10), strict=True) for x in pair]
-        save_sheet(path, torch.cat(rows), 10)
+        compare(path, pictures, decoded)
 
-    train(run, "autoencoder", nn.ModuleDict({"vae": vae}), run.preset.ae_steps, run.preset.ae_lr, loss_of, sheet)
+    train(run, "autoencoder", nn.ModuleDict({"vae": vae}), stage, loss_of, sheet)
+
+
+@torch.no_grad()
+def make_latents(vae: Any, poses: Poses) -> tuple[Tensor, float]:
+    """Latents of all that is shown, times the scale factor: 1 / their deviation."""
+    numbers = torch.arange(len(poses.shown), device=poses.shown.device)
+    latents = torch.cat([vae.encode(poses.pictures(few)).latent_dist.mean for few in torch.split(numbers, 64)])
+    scale_factor = round(1 / latents.std().item(), 5)
+    return latents * scale_factor, scale_factor
+
+
+def train_decoder(run: Run, vae: Any, poses: Poses, latents: Tensor, scale_factor: float) -> None:
+    """Stage two: the decoder alone, on the finished encoder's latents with a little noise."""
+    stage = run.preset.decoder
+
+    def decode(which: Tensor, noise: float) -> Tensor:
+        amount = torch.rand(len(which), 1, 1, 1, device=run.device) * noise
+        moved = latents[which] + amount * torch.randn_like(latents[which])
+        with run.autocast():
+            decoded: Tensor = vae.decode(moved / scale_factor).sample
+        return decoded.float()
+
+    def loss_of() -> Tensor:
+        which = some(run, len(latents), stage.batch)
+        return unlikeness(decode(which, MOST_NOISE), poses.pictures(which))
+
+    def sheet(path: Path) -> None:
+        which = some(run, len(latents), 40)
+        compare(path, poses.pictures(which), decode(which, 0))
+
+    parts = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    train(run, "decoder", parts, stage, loss_of, sheet)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The second stage's data: `latents[k]` shows pair `pairs[k]`; `tokens[pair]` are the sentences for a pair.
+    """The last stage's data: `latents[k]` shows pair `pairs[k]`; `tokens[pair]` are the sentences for a pair.
 
     A pair is thing * colours + colour; the held-out ones are in `tokens`, but no latents show them.
     """
@@ -323,23 +331,6 @@ class Examples:
     pairs: Tensor  # [examples]
     tokens: Tensor  # [pairs, captions, 77]
     unused: Tensor  # tokens that no sentence holds
-
-
-@torch.no_grad()
-def make_latents(run: Run, vae: Any, placements: Placements) -> tuple[Tensor, Tensor, float]:
-    """Latents of every pair but the held-out ones, the pair that each shows, and the scale factor, 1 / deviation."""
-    colours = torch.tensor(list(data.COLOURS.values()), device=run.device)
-    latents, pairs = [], []
-    for pair in shown_pairs(run.device).tolist():
-        thing, colour = divmod(pair, len(colours))
-        which = thing * placements.variants + torch.arange(run.preset.shown, device=run.device)
-        with run.autocast():
-            posterior = vae.encode(placements.before(which, colours[colour].expand(len(which), 3))).latent_dist
-        latents.append(posterior.mean.float())
-        pairs += [pair] * len(which)
-    together = torch.cat(latents)
-    scale_factor = round(1 / together.std().item(), 5)
-    return together * scale_factor, torch.tensor(pairs, device=run.device), scale_factor
 
 
 def make_tokens(run: Run, things: list[data.Thing]) -> tuple[Tensor, Tensor]:
@@ -351,7 +342,7 @@ def make_tokens(run: Run, things: list[data.Thing]) -> tuple[Tensor, Tensor]:
     ]  # fmt: skip
     read = models.clip_tokenizer()(captions, truncation=True, max_length=models.TEXT_POSITIONS, padding="max_length")
     tokens = torch.tensor(read["input_ids"])
-    used = torch.bincount(tokens.flatten(), minlength=VOCABULARY) > 0
+    used = torch.bincount(tokens.flatten(), minlength=networks.VOCABULARY) > 0
     shaped = tokens.view(-1, run.preset.captions, models.TEXT_POSITIONS)
     return shaped.to(run.device), torch.nonzero(~used).flatten().to(run.device)
 
@@ -365,26 +356,27 @@ def with_unknown_words(tokens: Tensor, unused: Tensor) -> Tensor:
 
 
 def train_diffusion(run: Run, unet: Any, text: Any, vae: Any, examples: Examples, scale_factor: float) -> None:
-    """Stage two: predict the noise (Ho et al. 2020, arXiv:2006.11239) on the v1 schedule, prompts dropped at 10%."""
-    alphas = torch.from_numpy(alphas_cumprod(LINEAR_START, LINEAR_END, TIMESTEPS)).float().to(run.device)
+    """Stage three: predict the noise (Ho et al. 2020, arXiv:2006.11239) on the v1 schedule, prompts dropped at 10%."""
+    alphas = torch.from_numpy(networks.alphas()).float().to(run.device)
     table = text.embeddings.token_embedding.weight
     table.data[examples.unused] = 0  # and no gradient ever reaches these rows: see below
-    keep = torch.ones(VOCABULARY, 1, device=run.device).index_fill_(0, examples.unused, 0)
+    keep = torch.ones(networks.VOCABULARY, 1, device=run.device).index_fill_(0, examples.unused, 0)
     table.register_hook(lambda gradient: gradient * keep)
     nothing = torch.tensor(
         models.clip_tokenizer()([""], padding="max_length", max_length=models.TEXT_POSITIONS)["input_ids"]
     )
     nothing = nothing.to(run.device)
 
-    def loss_of(_: int) -> Tensor:
-        chosen = torch.randint(0, len(examples.latents), (run.preset.batch,), device=run.device)
-        said = torch.randint(0, run.preset.captions, (run.preset.batch,), device=run.device)
-        tokens = examples.tokens[examples.pairs[chosen], said]
-        strange = torch.rand(run.preset.batch, 1, device=run.device) < 0.2
+    stage = run.preset.diffusion
+
+    def loss_of() -> Tensor:
+        chosen = some(run, len(examples.latents), stage.batch)
+        tokens = examples.tokens[examples.pairs[chosen], some(run, run.preset.captions, stage.batch)]
+        strange, dropped = (torch.rand(stage.batch, 1, device=run.device) < share for share in (0.2, 0.1))
         tokens = torch.where(strange, with_unknown_words(tokens, examples.unused), tokens)
-        tokens = torch.where(torch.rand(run.preset.batch, 1, device=run.device) < 0.1, nothing, tokens)
+        tokens = torch.where(dropped, nothing, tokens)
         x0 = examples.latents[chosen]
-        t = torch.randint(0, TIMESTEPS, (run.preset.batch,), device=run.device)
+        t = some(run, networks.TIMESTEPS, stage.batch)
         noise, alpha = torch.randn_like(x0), alphas[t][:, None, None, None]
         x = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
         with run.autocast():
@@ -403,7 +395,7 @@ def train_diffusion(run: Run, unet: Any, text: Any, vae: Any, examples: Examples
             "Add the spider-man on the right. Keep the truck unchanged.",
             "红苹果",
         ]  # fmt: skip
-        model = assemble(unet, vae, text, scale_factor, run.device)
+        model = networks.assemble(unet, vae, text, scale_factor, run.device)
         job = Txt2Img(
             prompt=prompts[0],
             H=data.SIDE,
@@ -418,67 +410,44 @@ def train_diffusion(run: Run, unet: Any, text: Any, vae: Any, examples: Examples
         save_sheet(path, as_input(drawn.pixels), len(prompts))
 
     parts = nn.ModuleDict({"unet": unet, "text": text})
-    train(run, "diffusion", parts, run.preset.steps, run.preset.lr, loss_of, sheet)
+    train(run, "diffusion", parts, stage, loss_of, sheet)
     table.data[examples.unused] = 0
 
 
-def assemble(unet: Any, vae: Any, text: Any, scale_factor: float, device: torch.device) -> models.Model:
-    """The networks as the service's resident model, without a detour through a file."""
-    alphas = alphas_cumprod(LINEAR_START, LINEAR_END, TIMESTEPS)
-    tokenizer = models.clip_tokenizer()
-    return models.Model(unet, vae, text, tokenizer, alphas, scale_factor, CHANNELS, FACTOR, device)
-
-
-def export(folder: Path, unet: Any, vae: Any, text: Any, scale_factor: float) -> None:
-    """`model.safetensors` in the original layout, float16, and its yaml."""
-    numbers = config(scale_factor)
-    params = numbers["model"]["params"]
-    layers = params["unet_config"]["params"]["num_res_blocks"]
-    levels = len(params["first_stage_config"]["params"]["ddconfig"]["ch_mult"])
-    attention = tuple("CrossAttn" in kind for kind in unet.config["up_block_types"])
-    weights = {
-        **{names.unet_name(key, layers, attention): value for key, value in unet.state_dict().items()},
-        **{names.vae_name(key, levels): value for key, value in vae.state_dict().items()},
-        **{names.text_name(key): value for key, value in text.state_dict().items() if not key.endswith("position_ids")},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    half = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in weights.items()}
-    save_file(half, folder / "model.safetensors", metadata={"license": "MIT", "format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
-    head = "# The demo model's numbers; what it is and where it comes from: MODEL_CARD.md.\n"
-    (folder / "v1-inference.yaml").write_text(head + yaml.safe_dump(numbers, sort_keys=False))
-    print(f"{(folder / 'model.safetensors').stat().st_size:,} bytes in {folder}")
-
-
 def main() -> None:
-    """Fetch, train both stages, export."""
+    """Fetch, train, export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--stage", choices=("autoencoder", "decoder", "diffusion"), help="this one alone; no export")
     parser.add_argument("--work", type=Path, default=Path("demo/training"), help="packages, checkpoints, sample sheets")
     parser.add_argument("--out", type=Path, default=Path("sdbatch/data/demo"), help="where the model is exported to")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
-    parser.add_argument("--ae-steps", type=int, help="instead of the preset's")
-    parser.add_argument("--steps", type=int, help="instead of the preset's")
     asked = parser.parse_args()
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    preset = PRESETS[asked.preset]
-    preset = replace(preset, ae_steps=asked.ae_steps or preset.ae_steps, steps=asked.steps or preset.steps)
     asked.work.mkdir(parents=True, exist_ok=True)
-    run = Run(asked.work, torch.device("cuda" if torch.cuda.is_available() else "cpu"), preset)
+    run = Run(asked.work, torch.device("cuda" if torch.cuda.is_available() else "cpu"), PRESETS[asked.preset])
     began = time.monotonic()
     data.fetch(asked.work / "npm")
     things = data.load_things(asked.work / "npm")
     torch.manual_seed(SEED)
-    unet, vae, text = (network.to(run.device) for network in build(asked.work))
-    placements = Placements(things, preset.variants, run.device)
-    print(f"{len(things)} things, {len(data.COLOURS)} colours, {run.device}, {torch.get_num_threads()} threads")
-    train_autoencoder(run, vae, placements)
-    latents, pairs, scale_factor = make_latents(run, vae, placements)
-    tokens, unused = make_tokens(run, things)
-    print(f"{len(latents)} latents, scale_factor {scale_factor}, {VOCABULARY - len(unused)} tokens in use", flush=True)
-    train_diffusion(run, unet, text, vae, Examples(latents, pairs, tokens, unused), scale_factor)
-    export(asked.out, unet, vae, text, scale_factor)
+    unet, vae, text = (network.to(run.device) for network in networks.build(asked.work))
+    poses = Poses(things, run.device)
+    print(
+        f"{len(things)} things, {len(poses.black)} poses, {run.device}, {torch.get_num_threads()} threads", flush=True
+    )
+    train_autoencoder(run, vae, poses)
+    if asked.stage != "autoencoder":
+        latents, scale_factor = make_latents(vae, poses)
+        tokens, unused = make_tokens(run, things)
+        used = networks.VOCABULARY - len(unused)
+        print(f"{len(latents)} latents, scale_factor {scale_factor}, {used} tokens in use", flush=True)
+        if asked.stage != "diffusion":
+            train_decoder(run, vae, poses, latents, scale_factor)
+        if asked.stage != "decoder":
+            train_diffusion(run, unet, text, vae, Examples(latents, poses.pairs, tokens, unused), scale_factor)
+    if not asked.stage:
+        networks.export(asked.out, unet, vae, text, scale_factor)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes")
 
 
