@@ -97,12 +97,13 @@ class Machine:
         self.run("sh", "-c", f"kill -{signal} {' '.join(pids)}")
 
     def renderers(self) -> list[str]:
-        """Process ids, as that machine has them, of all of the service but its supervisor."""
+        """Process ids of the service's renderers, as that machine has them."""
         group = self.show("ControlGroup")
         if not group:
             return []
         pids = self.run("sh", "-c", f"cat /sys/fs/cgroup{group}/cgroup.procs || true").split()
-        return [pid for pid in pids if pid.isdecimal() and pid != self.show("MainPID")]
+        lines = {pid: self.run("sh", "-c", f"cat /proc/{pid}/cmdline || true") for pid in pids if pid.isdecimal()}
+        return [pid for pid, line in lines.items() if "sdbatch.engine.renderer" in line]
 
     def journal(self) -> str:
         return self.run("journalctl", "--no-pager", "--output=cat", "--unit=sdbatch")
