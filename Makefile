@@ -1,10 +1,11 @@
 # make demo: two jobs drawn in ./demo        make test: the tests        make test-slow: those that need minutes
+# make bundle: dist/sdbatch-bundle.tar, for a server without any network; OPTIONS='--python 3.12 --ckpt FILE' and so on
 # Each sets up .venv on its own; PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint benchmark clean
+.PHONY: demo test test-slow lint benchmark bundle clean
 
 $(BIN)/sdbatch: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -40,5 +41,8 @@ lint: $(BIN)/sdbatch
 benchmark: $(BIN)/sdbatch
 	$(BIN)/python benchmarks/overhead.py
 
+bundle: $(BIN)/sdbatch
+	$(BIN)/sdbatch bundle --output dist/sdbatch-bundle.tar $(OPTIONS)
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo dist

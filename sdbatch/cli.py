@@ -3,7 +3,6 @@
 import faulthandler
 import json
 import os
-import shutil
 import sys
 from dataclasses import replace
 from importlib.resources import files as package_files
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdbatch import __version__
-from sdbatch.errors import ConfigError, InstallError, JobError, RootBusy
-from sdbatch.files import is_disk_trouble, same_content
+from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, RootBusy
+from sdbatch.files import copy_atomically, is_disk_trouble, same_content
 from sdbatch.root import Root
 from sdbatch.settings import Settings, load_settings
 
@@ -268,6 +267,83 @@ def _carry_out(plan: "Plan", *, user: bool, dry_run: bool) -> None:
         typer.echo("no systemd runs here now; one that is started will find what was changed", err=True)
 
 
+@app.command()
+def doctor(
+    root: RootOption = Path(),
+    ckpt: Annotated[str, typer.Option(metavar="NAME", help="The checkpoint to load, as a job would name it.")] = "",
+    config: Annotated[str, typer.Option(metavar="NAME", help="Its config, likewise.")] = "",
+    *,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Don't load the checkpoint, which takes time and three times its size of memory."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")] = False,
+) -> None:
+    """Look at everything that drawing depends on, and tell what to do where something is wrong.
+
+    Folders, filesystem, inotify, space, clock, torch and its device, tokenizer, checkpoint and config, that nothing
+    asks for the network, the service and its unit. Nothing is changed. Run it as the service's user:
+
+        sdbatch doctor --root /srv/sdbatch
+
+        sdbatch doctor --root /srv/sdbatch --quick --json | jq .level
+
+        sdbatch doctor --ckpt other.safetensors --config other.yaml
+
+    Exit codes: 0 all is well, but for warnings; 1 there is a problem.
+    """
+    from sdbatch import doctor as doc  # noqa: PLC0415
+
+    place = _root(root)
+    findings = []
+    for finding in doc.examine(place, ckpt or doc.DEFAULT["ckpt"], config or doc.DEFAULT["config"], quick=quick):
+        findings.append(finding)
+        if not as_json:
+            colour = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "problem": typer.colors.RED}
+            level, rest = finding.level, doc.as_lines(finding).removeprefix(finding.level)
+            typer.echo(typer.style(level, fg=colour[level]) + rest)
+    if as_json:
+        typer.echo(doc.as_json(place, findings))
+    raise typer.Exit(1 if doc.worst(findings) == "problem" else 0)
+
+
+@app.command()
+def bundle(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The archive to write (a plain tar).")],
+    platform: Annotated[
+        str,
+        typer.Option(help="The server's: linux-x86_64, linux-aarch64, manylinux_2_34_x86_64 (glibc 2.34 or newer)."),
+    ] = "",
+    python: Annotated[str, typer.Option(help="The server's version of Python, such as 3.11.")] = "",
+    ckpt: Annotated[Path | None, typer.Option(metavar="FILE", help="A checkpoint to take along.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Its yaml, if it is not v1's.")] = None,
+) -> None:
+    """Pack all that a server without any network needs into one archive; run it in a checkout, with a network.
+
+    On the laptop, then on the server:
+
+        sdbatch bundle -o sdbatch-bundle.tar --platform linux-x86_64 --python 3.11 --ckpt v1-5-pruned.ckpt
+
+        tar xf sdbatch-bundle.tar && sh sdbatch-bundle/install.sh /opt/sdbatch --root /srv/sdbatch
+
+    Without --platform and --python: what fits this machine. Expect 3 GB, since torch brings CUDA, and the size of
+    the checkpoint on top; meanwhile the disk needs room for 3 GB more. pip's own settings choose another torch:
+    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu one for the CPU (0.3 GB in all), .../whl/cu126 one for
+    a driver that doesn't know the newest CUDA.
+
+    Exit codes: 0 the archive is written, and its name printed; 1 something can't be had, and nothing is written.
+    """
+    from sdbatch import bundle as packing  # noqa: PLC0415
+    from sdbatch.wheels import Target, this_machine  # noqa: PLC0415
+
+    usual_platform, usual_python = this_machine()
+    try:
+        packing.make(output, Target.of(platform or usual_platform, python or usual_python), ckpt, config)
+    except BundleError as error:
+        raise typer.Exit(_say(error, 1)) from error
+    typer.echo(output)
+
+
 def _root(path: Path) -> Root:
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
     return Root(absolute)
@@ -287,7 +363,8 @@ def _lay(source: Path | None, target: Path) -> None:
         raise ConfigError(f"{target} is there already, and is not {source}; move it away first")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
+        with source.open("rb") as file:
+            copy_atomically(file, target)  # half a checkpoint would be taken for one
 
 
 def main() -> None:

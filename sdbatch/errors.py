@@ -17,6 +17,10 @@ class InstallError(SdbatchError):
     """The service can't be installed like that."""
 
 
+class BundleError(SdbatchError):
+    """A bundle can't be made here, or not of this."""
+
+
 class RootBusy(SdbatchError):
     """Another service works on this root."""
 

@@ -61,21 +61,21 @@ def make_dir(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace or create `path` in one step; `durable=False` skips both syncs, for what may be lost."""
-    with _drafted(path, durable=durable) as file:
+    with drafted(path, durable=durable) as file:
         file.write(data)
 
 
 def copy_atomically(source: BinaryIO, path: Path) -> None:
     """As `write_atomically`, from an open file: as much of it as it holds now, whoever goes on writing there."""
     left = os.fstat(source.fileno()).st_size
-    with _drafted(path, durable=True) as file:
+    with drafted(path, durable=True) as file:
         while left and (chunk := source.read(min(left, 1 << 20))):
             file.write(chunk)
             left -= len(chunk)
 
 
 @contextmanager
-def _drafted(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
+def drafted(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
     """A file to write, which becomes `path` at the end of the block; nothing is left of it if that is not reached."""
     draft = draft_of(path)
     _step("write", path)

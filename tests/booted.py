@@ -97,13 +97,9 @@ class Machine:
         self.run("sh", "-c", f"kill -{signal} {' '.join(pids)}")
 
     def renderers(self) -> list[str]:
-        """Process ids of the service's renderers, as that machine has them."""
-        group = self.show("ControlGroup")
-        if not group:
-            return []
-        pids = self.run("sh", "-c", f"cat /sys/fs/cgroup{group}/cgroup.procs || true").split()
-        lines = {pid: self.run("sh", "-c", f"cat /proc/{pid}/cmdline || true") for pid in pids if pid.isdecimal()}
-        return [pid for pid, line in lines.items() if "sdbatch.engine.renderer" in line]
+        """Process ids, as that machine has them; the brackets keep grep from finding itself."""
+        found = self.run("sh", "-c", "grep -ls '[s]dbatch.engine.renderer' /proc/[0-9]*/cmdline || true")
+        return [path.split("/")[2] for path in found.split() if path.endswith("/cmdline")]
 
     def journal(self) -> str:
         return self.run("journalctl", "--no-pager", "--output=cat", "--unit=sdbatch")

@@ -8,7 +8,7 @@ import sdbatch
 PACKAGE = Path(sdbatch.__file__).parent
 
 FLOORS = [
-    {"beneath", "engine.names", "engine.sampler", "errors", "files", "log", "systemd"},
+    {"beneath", "engine.names", "engine.sampler", "errors", "files", "finding", "log", "systemd"},
     {
         "document",
         "engine.checkpoint",
@@ -20,8 +20,10 @@ FLOORS = [
         "settings",
         "status",
         "watcher",
+        "wheels",
     },
     {
+        "bundle",
         "engine.models",
         "engine.pictures",
         "engine.protocol",
@@ -32,10 +34,11 @@ FLOORS = [
         "publish",
         "schema",
         "spool",
+        "surroundings",
     },
     {"check", "engine.draw", "engine.local", "housekeeping", "inputs", "steer", "triage"},
-    {"engine.renderer", "task"},
-    {"intake", "readiness"},
+    {"doctor", "engine.renderer", "task"},
+    {"engine.examine", "intake", "readiness"},
     {"turns"},
     {"service"},
     {"testing"},

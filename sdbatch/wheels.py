@@ -1,0 +1,144 @@
+"""The wheels that another machine needs, gathered on this one by pip, and seen to be all.
+
+pip chooses wheels for another platform, but reads the conditions in their requirements (`platform_system == "Linux"`)
+as if they were for this machine: on a Mac it leaves out all of CUDA. So what it brought is walked through with the
+other machine's answers, and what lacks is asked for by name, until nothing does.
+"""
+
+import platform
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from importlib.util import find_spec
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from sdbatch.errors import BundleError
+
+ROUNDS = 8  # each goes one level deeper into what only the other machine needs
+OLDEST_GLIBC = 5  # 2.5 is what manylinux1 was
+
+
+@dataclass(frozen=True)
+class Target:
+    """A Linux machine: its processor ("x86_64"), at least this glibc (28 is 2.28), exactly this Python ("3.11")."""
+
+    machine: str
+    glibc: int
+    python: str
+
+    @classmethod
+    def of(cls, name: str, python: str) -> "Target":
+        """From what a person writes: linux-x86_64, or manylinux_2_34_x86_64 to say the glibc too.
+
+        Raises:
+            BundleError: it is neither, or no version of Python.
+        """
+        match = re.fullmatch(r"(?:linux-|manylinux_2_(?P<glibc>\d+)_)(?P<machine>x86_64|aarch64)", name)
+        if match is None:
+            known = "linux-x86_64, linux-aarch64, or manylinux_2_34_x86_64 and the like"
+            raise BundleError(f"--platform {name}: sdbatch serves on Linux; say one of {known}")
+        if not re.fullmatch(r"3\.\d+", python):
+            raise BundleError(f"--python {python}: say it like 3.11, as the server's `python3 --version` begins")
+        return cls(match["machine"], int(match["glibc"] or 28), python)
+
+    @property
+    def tags(self) -> list[str]:
+        """Pip takes wheels for an older glibc only if each is named."""
+        versions = [f"manylinux_2_{minor}" for minor in range(self.glibc, OLDEST_GLIBC - 1, -1)]
+        named = ["manylinux2014", "manylinux2010", "manylinux1", "linux"]
+        return [f"{tag}_{self.machine}" for tag in versions + named]
+
+    @property
+    def markers(self) -> dict[str, str]:
+        """What requirements may depend on, as that machine would answer."""
+        return {
+            "os_name": "posix",
+            "sys_platform": "linux",
+            "platform_system": "Linux",
+            "platform_machine": self.machine,
+            "platform_release": "",
+            "platform_version": "",
+            "platform_python_implementation": "CPython",
+            "implementation_name": "cpython",
+            "implementation_version": f"{self.python}.0",
+            "python_version": self.python,
+            "python_full_version": f"{self.python}.0",
+        }
+
+
+def this_machine() -> tuple[str, str]:
+    """The platform and Python to assume: this machine's, as far as sdbatch could serve on it."""
+    machine = platform.machine() if sys.platform == "linux" else ""
+    is_known = machine in {"x86_64", "aarch64"}
+    return f"linux-{machine if is_known else 'x86_64'}", f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def build(source: Path, folder: Path) -> Path:
+    """The wheel of the checkout at `source`, in `folder`."""
+    _pip("wheel", "--no-deps", f"--wheel-dir={folder}", str(source))
+    (wheel,) = folder.glob("sdbatch-*.whl")
+    return wheel
+
+
+def collect(own: Path, folder: Path, target: Target) -> None:
+    """Fill `folder`, where our own wheel may lie already, with all that it needs on the target, and pip.
+
+    Raises:
+        BundleError: pip finds no wheel for something.
+    """
+    choice = ["--only-binary=:all:", "--implementation=cp", f"--python-version={target.python}"]
+    choice += [f"--platform={tag}" for tag in target.tags]
+    wanted = [str(own), "pip"]
+    for _ in range(ROUNDS):
+        _pip("download", f"--dest={folder}", *choice, *wanted)
+        if not (missing := sorted(set(lacking(own, folder, target)))):
+            return
+        # What is there stays as it is: named as files, it can't be chosen anew in another version.
+        wanted = [*map(str, sorted(folder.glob("*.whl"))), *missing]
+    raise BundleError(f"these fit nothing that pip finds: {', '.join(missing)}")
+
+
+def lacking(own: Path, folder: Path, target: Target) -> Iterator[str]:
+    """Requirements of our wheel, and of those it needs, that hold on the target and that no wheel there meets."""
+    have = {parse_wheel_filename(path.name)[0]: path for path in [*folder.glob("*.whl"), own]}
+    pending, seen = [(parse_wheel_filename(own.name)[0], "")], set()
+    while pending:
+        name, extra = pending.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        for requirement in _requirements(have[name]):
+            if requirement.marker and not requirement.marker.evaluate(target.markers | {"extra": extra}):
+                continue
+            requirement.marker = None
+            other = canonicalize_name(requirement.name)
+            if other in have and requirement.specifier.contains(
+                parse_wheel_filename(have[other].name)[1], prereleases=True
+            ):
+                pending += [(other, wanted) for wanted in ("", *requirement.extras)]
+            else:
+                yield str(requirement)
+
+
+def _requirements(wheel: Path) -> Iterator[Requirement]:
+    with zipfile.ZipFile(wheel) as content:
+        (name,) = [name for name in content.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
+        said = HeaderParser().parsestr(content.read(name).decode())
+    for text in said.get_all("Requires-Dist") or []:
+        yield Requirement(text)
+
+
+def _pip(*arguments: str) -> None:
+    if find_spec("pip") is None:
+        raise BundleError(f"{sys.executable} has no pip: run `{sys.executable} -m ensurepip`, or `make bundle`")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    # Standard output is the command's own answer.
+    if subprocess.run(command, stdout=2, check=False).returncode:
+        raise BundleError(f"pip could not {arguments[0]} what is needed; what it says above tells why")
