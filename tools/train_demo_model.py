@@ -1,6 +1,6 @@
 """Train the demo model: a Stable Diffusion v1 in small, from emoji on plain backgrounds, and export it.
 
-    python tools/train_demo_model.py --preset cpu      # two cores, about two hours
+    python tools/train_demo_model.py --preset cpu      # two cores, about an hour
     python tools/train_demo_model.py --preset gpu      # one large GPU
 
 Three stages, each resumed from its last checkpoint in --work when started again: the autoencoder; its decoder alone,
