@@ -1,0 +1,265 @@
+"""What went wrong in trials by people who tried to lose a job or stop a night; none of it may come back."""
+
+import errno
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests_support import REFERENCE, drain, only, run_sdbatch
+
+from sdbatch import files
+from sdbatch.engine.local import LocalEngine
+from sdbatch.engine.protocol import Draw, Request, Tick
+from sdbatch.errors import EngineDown, JobError
+from sdbatch.job import Txt2Img
+from sdbatch.root import Root
+from sdbatch.service import Service
+from sdbatch.spool import Spool
+from sdbatch.testing import FakeClock, drop_job, make_root
+
+Start = Callable[..., Service]
+SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Reading files of this name gives EIO until `monkeypatch.undo`."""
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+
+
+def test_a_claim_that_can_not_be_read_back_is_not_taken_for_none(
+    root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = drop_job(root, "a.yaml", SMALL)
+    unreadable(monkeypatch, "claim.json")
+
+    def fail_after_the_rename(name: str, _: Path) -> None:
+        if name == "sync_dir" and not dropped.exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "on_step", fail_after_the_rename)
+    with pytest.raises(OSError, match="Input/output error"):
+        Spool(root).claim(dropped, clock.wall)
+    assert (only(root.running) / "a.yaml").read_text() == SMALL
+
+
+def test_a_start_on_a_disk_that_can_not_be_read_waits_and_forgets_nothing(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_job(root, "three.yaml", "---\n".join([SMALL] * 3))
+    service = start(lambda _: clock.sleep(10))
+    while not service.done:
+        service.run_once(clock)
+        clock.sleep(1)
+    claims = {path: path.read_bytes() for path in root.running.glob("*/claim.json")}
+    unreadable(monkeypatch, "claim.json")
+    with pytest.raises(OSError, match="Input/output error"):
+        Spool(root).recover()
+    with pytest.raises(OSError, match="Input/output error"):
+        service.run_once(clock)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in root.running.glob("*/claim.json")} == claims
+    drain(start(), clock)
+    assert len(list(root.done.iterdir())) == 3
+
+
+def test_a_part_whose_note_is_damaged_is_still_that_part(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "two.yaml", SMALL + "name: one\n---\n" + SMALL + "name: two\n")
+    service = start()
+    while not service.done:
+        service.run_once(clock)
+        clock.sleep(1)
+    (only(root.running) / "claim.json").write_bytes(b"{")
+    drain(service, clock)
+    names = [(folder / "manifest.yaml").read_text().count("name: two") for folder in sorted(root.done.iterdir())]
+    assert names == [0, 1]
+
+
+def test_a_disk_that_takes_no_note_of_it_still_costs_no_attempt(start: Start, root: Root, clock: FakeClock) -> None:
+    def full(name: str, path: Path) -> None:
+        if service.engine.drawn and path.parent.parent == root.running:  # type: ignore[attr-defined]
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    drop_job(root, "a.yaml", SMALL)
+    service = start()
+    files.on_step = full
+    try:
+        for _ in range(8):
+            with pytest.raises(OSError, match="No space left"):
+                drain(service, clock)
+            service.engine.drawn.clear()  # type: ignore[attr-defined]
+    finally:
+        files.on_step = None
+    drain(service, clock)
+    assert json.loads((only(root.done) / "claim.json").read_text())["attempts"] == 1
+
+
+@pytest.fixture
+def socket_in(root: Root) -> Iterator[Path]:
+    path = root.inbox / "s"
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(path))
+        yield path
+
+
+@pytest.mark.usefixtures("socket_in")
+def test_a_socket_named_by_a_job_costs_that_job(start: Start, root: Root, clock: FakeClock) -> None:
+    drop_job(root, "1.yaml", "prompt: a\ninit_img: s\n")
+    drop_job(root, "2.yaml", SMALL)
+    service = start()
+    drain(service, clock)
+    assert (service.done, service.failed) == (1, 1)
+
+
+def test_a_job_whose_file_is_on_a_bad_sector_lets_the_others_pass(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_job(root, "1.yaml", "prompt: a\ninit_img: bad.png\nn_samples: 1\n")
+    drop_job(root, "bad.png", b"a picture")
+    drop_job(root, "2.yaml", SMALL)
+    copy = files.copy_atomically
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "copy_atomically", failing)
+    service = start()
+    clock.sleep(5)
+    troubles = 0
+    for _ in range(20):
+        try:
+            service.run_once(clock)
+        except OSError:
+            troubles += 1
+        clock.sleep(5)
+    assert service.done == 1
+    assert troubles
+    monkeypatch.setattr(files, "copy_atomically", copy)
+    drain(service, clock)
+    assert service.done == 2
+
+
+@pytest.mark.parametrize("name", ["ckpt", "config"])
+def test_a_pipe_named_as_a_model_is_not_opened(start: Start, root: Root, clock: FakeClock, name: str) -> None:
+    os.mkfifo(root.inbox / "p")
+    drop_job(root, "a.yaml", SMALL + f"{name}: jobs/inbox/p\n")
+    service = start()
+    drain(service, clock)
+    assert f'{name}: "jobs/inbox/p" is not a file' in (only(root.failed) / "error.txt").read_text()
+    assert service.engine.drawn == []  # type: ignore[attr-defined]
+
+
+def test_a_model_folder_whose_links_lead_out_is_refused(
+    start: Start, root: Root, clock: FakeClock, tmp_path: Path
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (root.inbox / ".m").mkdir()
+    (root.inbox / ".m" / "unet").symlink_to(tmp_path / "outside")
+    drop_job(root, "a.yaml", SMALL + "ckpt: jobs/inbox/.m\n")
+    drain(start(), clock)
+    assert "is a link out of the root" in (only(root.failed) / "error.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [x, x]\nb: [*a, *a]\n", "[" * 5000, "x" * 300_000], ids=["aliases", "brackets", "size"]
+)
+def test_a_bomb_named_as_config_is_refused_before_it_goes_off(tmp_path: Path, text: str) -> None:
+    from sdbatch.engine.networks import Numbers  # noqa: PLC0415 - torch, for this one alone
+
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(JobError, match="is not a model's yaml"):
+        Numbers(tmp_path / "x.yaml")
+
+
+def test_a_disk_that_fails_under_the_model_is_not_the_jobs_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdbatch.engine.models import load_model  # noqa: PLC0415
+
+    def failing(path: Path, _: int) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(files, "read_file", failing)
+    with pytest.raises(OSError, match=r"[Ss]tale"):
+        load_model(REFERENCE / "model/model.ckpt", REFERENCE / "model/v1-inference-tiny.yaml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_behind_links_to_what_is_not_mounted_yet_are_waited_for(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    for folder in (root.models, root.outputs):
+        shutil.rmtree(folder)
+        folder.symlink_to(tmp_path / "not mounted")
+    drop_job(root, "a.yaml", SMALL)
+    ended = run_sdbatch("serve", "--root", root.path, "--drain", env=os.environ | {"SDBATCH_ENGINE": "fake"})
+    assert ended.returncode == 69, ended.stderr
+    assert only(root.inbox).name == "a.yaml"
+
+
+def request(prompts: int) -> Request:
+    job = Txt2Img(from_file="p.txt", prompt="a")
+    anywhere = Path("/nowhere")
+    draw = Draw(
+        job_id="job", job=job, lines=["a" * 1000] * prompts, init=None, max_init_pixels=1, max_pixels=1,
+        folder=anywhere, samples="samples", ckpt=anywhere, config=anywhere, start_at=0, halt=anywhere,
+    )  # fmt: skip
+    return Request(jobs=[draw])
+
+
+def test_a_renderer_that_does_not_read_on_does_not_stop_the_service(tmp_path: Path) -> None:
+    engine = LocalEngine("cpu", tmp_path / "checksums.json")
+    says_ready = 'import os, sys, time; os.write(int(sys.argv[1]), b\'{"type": "ready"}\\n\'); time.sleep(600)'
+    engine.command = [sys.executable, "-c", says_ready]
+    events = engine.render(request(prompts=900))
+    try:
+        assert [next(events) for _ in range(3)] == [Tick()] * 3
+    finally:
+        events.close()
+        engine.stop()
+
+
+def test_a_renderer_that_can_not_be_started_is_the_machines_fault_and_leaks_nothing(tmp_path: Path) -> None:
+    engine = LocalEngine("cpu", tmp_path / "checksums.json")
+    engine.command = ["/nonexistent"]
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(5):
+        with pytest.raises(EngineDown, match="no renderer can be started"):
+            engine.is_ready()
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_has_the_name_of_setup_json_costs_nothing(start: Start, root: Root, clock: FakeClock, kind: str) -> None:
+    place = root.outputs / "x"
+    place.mkdir()
+    os.mkfifo(place / "setup.json") if kind == "pipe" else (place / "setup.json").mkdir()
+    drop_job(root, "a.yaml", SMALL + "outdir: outputs/x\n")
+    service = start()
+    drain(service, clock)
+    assert service.done == 1
+
+
+def test_a_log_that_can_not_be_written_stops_nothing(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    drop_job(root, "a.yaml", SMALL)
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "sdbatch", "serve", "--root", root.path, "--drain"],
+            env=os.environ | {"SDBATCH_ENGINE": "fake"},
+            stderr=full,
+            check=False,
+        )
+    assert (only(root.done) / "manifest.yaml").exists()
+    assert ended.returncode in {0, 120}  # 120: Python itself could not flush its last words
