@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sdbatch import files, jobfile
 from sdbatch.errors import JobError
-from sdbatch.inbox import is_job_name
+from sdbatch.filenames import is_job_name
 from sdbatch.job import AnyJob, Img2Img, Txt2Img, count_pictures, img2img_size
 from sdbatch.prompts import read_lines
 from sdbatch.root import Root

@@ -4,7 +4,9 @@ import faulthandler
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +17,10 @@ from sdbatch import __version__
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, RootBusy
 from sdbatch.files import copy_atomically, is_disk_trouble, same_content
 from sdbatch.root import Root
-from sdbatch.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from sdbatch.install import Plan
+    from sdbatch.settings import Settings
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
@@ -31,6 +33,7 @@ app = typer.Typer(
 RootOption = Annotated[
     Path, typer.Option("--root", help="The folder that holds jobs/, outputs/, models/ and configs/.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.")]
 
 UserOption = Annotated[bool, typer.Option("--user", help="For you alone: a service of your own systemd.")]
@@ -53,14 +56,17 @@ def serve(
 ) -> None:
     """Watch DIR/jobs/inbox and draw, until stopped; with --drain until nothing is left.
 
+    Example: sdbatch serve --root /srv/sdbatch
+
     Exit codes: 0 stopped, or all done; 1 drained, but a job failed; 69 nothing can be drawn for now (no GPU, no
     checkpoint, paused), jobs stay where they are; 74 the disk failed, or the inbox can't be read; 75 another service
     holds the root; 78 the configuration is wrong.
     """
     from sdbatch import daemon, log  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
 
-    log.set_up(verbose=verbose)
     faulthandler.enable()  # the watchdog's SIGABRT then shows where it hung
+    place = _root(root)
+    log.set_up(verbose=verbose, job_folders=(place.running, place.done, place.failed))
     place, settings = _open(root)
     raise typer.Exit(daemon.run(place, settings, drain=drain))
 
@@ -77,7 +83,12 @@ def init(
         bool, typer.Option("--demo", help="Lay the demo model there: 64x64 pixels, a hundred things.")
     ] = False,
 ) -> None:
-    """Make a root: folders, configuration, the v1 model config. What is there already stays as it is."""
+    """Make a root: folders, configuration, the v1 model config. What is there already stays as it is.
+
+    Examples: sdbatch init /srv/sdbatch; sdbatch init demo --demo
+
+    Exit codes: 0 made, or there already; 78 another file is in the way.
+    """
     from sdbatch import daemon  # noqa: PLC0415
 
     place = _root(directory)
@@ -90,7 +101,7 @@ def init(
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     _lay(config, shipped)
     _lay(model, checkpoint)
-    for source, target in (("sdbatch.yaml", place.configs / "sdbatch.yaml"), ("v1-inference.yaml", shipped)):
+    for source, target in (("sdbatch.yaml", place.configuration), ("v1-inference.yaml", shipped)):
         if not target.exists():
             _lay(data / "configs" / source, target)
     typer.echo(f"{place.path} is ready: drop job files into {place.inbox}")
@@ -101,6 +112,8 @@ def init(
 @app.command()
 def validate(files: FilesArgument, root: RootOption = Path()) -> None:
     """Check job files without drawing, and tell how many pictures of which size they ask for.
+
+    Example: sdbatch validate truck.yaml --root /srv/sdbatch
 
     Exit codes: 0 all good; 1 a job would fail.
     """
@@ -120,6 +133,10 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
     """Drop job files into the inbox the right way: under a hidden name, synced, then renamed.
 
     A name that waits there already is not overwritten: the new file gets a number.
+
+    Example: sdbatch submit truck.yaml --root /srv/sdbatch
+
+    Exit codes: 0 all lie in the inbox; 1 one has no name of a job, or there is no root; 74 the disk failed.
     """
     from sdbatch.check import submit_file  # noqa: PLC0415
 
@@ -130,10 +147,84 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of job files, for editors and other programs."""
+    """Print the JSON Schema of job files, for editors and other programs.
+
+    Example: sdbatch schema > job.schema.json
+    """
     from sdbatch.schema import job_schema  # noqa: PLC0415
 
     typer.echo(json.dumps(job_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def status(
+    root: RootOption = Path(),
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it live, until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell on one screen what is drawn, what waits in which order, and what failed last and why.
+
+    It reads files only: it works over a share, and while the service is down. With --json it says what jobs/status.json
+    does, the queue and the failures as the folders have them now, and `is_running`.
+
+    Examples: sdbatch status --root /srv/sdbatch; sdbatch status --json | jq .job.eta_seconds
+
+    Exit codes: 0 answered, whether the service runs or not; 1 there is no root; 2 --watch without a terminal.
+    """
+    from sdbatch import overview  # noqa: PLC0415
+
+    place = _root(root)
+    overview.check_root(place)
+    if as_json:
+        typer.echo(json.dumps(overview.look(place, datetime.now(UTC)), indent=1))
+        return
+    if watch and not sys.stdout.isatty():
+        raise typer.BadParameter("--watch needs a terminal; elsewhere ask again and again with --json")
+    from sdbatch import screen  # noqa: PLC0415 - rich, which --json has no need of
+
+    if not watch:
+        screen.show(place, datetime.now(UTC))
+        return
+    with suppress(KeyboardInterrupt):
+        screen.watch(place)
+
+
+@app.command()
+def logs(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or a part of it, such as 000042.")],
+    root: RootOption = Path(),
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the service said about a job: the log.jsonl in its folder.
+
+    Under systemd the journal has the same lines: journalctl JOB_ID=20261122T101530Z-000042-truck
+
+    Examples: sdbatch logs 000042 --root /srv/sdbatch; sdbatch logs 000042 --json | jq .event
+
+    Exit codes: 0 shown; 1 there is no such job, or nothing was written about it.
+    """
+    from sdbatch.joblog import log_lines  # noqa: PLC0415
+
+    for line in log_lines(_root(root), job, as_json=as_json):
+        typer.echo(line)
+
+
+@app.command()
+def config(root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
+    """Print every setting in force and where it came from: default, configs/sdbatch.yaml with its line, environment.
+
+    Where a running service still has another value, that is told, and how it gets the new one.
+
+    Examples: sdbatch config --root /srv/sdbatch; SDBATCH_DEVICE=cpu sdbatch config | grep device
+
+    Exit codes: 0 the configuration is right; 78 it is wrong.
+    """
+    from sdbatch.inforce import config_lines  # noqa: PLC0415
+
+    for line in config_lines(_root(root), as_json=as_json):
+        typer.echo(line)
 
 
 JobArgument = Annotated[
@@ -207,8 +298,6 @@ def clean(
     apply: Annotated[bool, typer.Option("--apply", help="Do it, and don't just say it.")] = False,
 ) -> None:
     """Show which folders the rules of `keep:` in configs/sdbatch.yaml give up; an idle service takes them away."""
-    from datetime import UTC, datetime  # noqa: PLC0415
-
     from sdbatch import housekeeping  # noqa: PLC0415
 
     place, settings = _open(root)
@@ -349,9 +438,11 @@ def _root(path: Path) -> Root:
     return Root(absolute)
 
 
-def _open(path: Path) -> tuple[Root, Settings]:
+def _open(path: Path) -> "tuple[Root, Settings]":
+    from sdbatch import configuration  # noqa: PLC0415 - pydantic costs the commands time that need no settings
+
     root = _root(path)
-    settings = load_settings(root.configs / "sdbatch.yaml")
+    settings = configuration.load(root.configuration).settings
     return replace(root, allowed=settings.allow_paths), settings
 
 

@@ -3,13 +3,14 @@
 import fcntl
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 
-from sdbatch import files, systemd
+from sdbatch import configuration, files, systemd
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Engine
 from sdbatch.errors import ConfigError, JobError, RootBusy
@@ -42,8 +43,11 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         _warn_of_a_short_watchdog(service)
         if settings.events:
             service.inbox.watcher.start()
+        for text in configuration.unknown_variables():
+            service.log.warning("a variable in the environment is not read", why=text)
         try:
-            return _loop(service, system_clock, drain=drain)
+            with _bar(service):
+                return _loop(service, system_clock, drain=drain)
         finally:
             systemd.notify(STOPPING=1)
             service.inbox.watcher.stop()
@@ -129,6 +133,17 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
     return 1 if drain else 0
 
 
+def _bar(service: Service) -> AbstractContextManager[object]:
+    """A progress bar, where somebody sits before a terminal."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from sdbatch.screen import Bar  # noqa: PLC0415 - a service under systemd has no use for rich
+
+    bar = Bar()
+    service.status.watcher = bar.show
+    return bar
+
+
 def _nap(service: Service, seconds: float) -> None:
     """Wait, but not longer than NAP_SECONDS once asked to stop."""
     for _ in range(round(seconds / NAP_SECONDS)):
@@ -137,11 +152,19 @@ def _nap(service: Service, seconds: float) -> None:
 
 
 def _heed_signals(service: Service) -> None:
-    """SIGTERM and SIGINT set a flag and nothing else: anything more could meet a lock that the main thread holds."""
+    """Signals set a flag and nothing else: anything more could meet a lock that the main thread holds."""
+    had_terminal = os.isatty(2)
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
         service.stop_requested = True
 
+    def request_reload(_number: int, _frame: FrameType | None) -> None:
+        if had_terminal and not os.isatty(2):  # what SIGHUP once meant: the terminal was closed
+            service.stop_requested = True
+        else:
+            service.reload_requested = True
+
+    signal.signal(signal.SIGHUP, request_reload)
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)
 

@@ -17,14 +17,14 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from sdbatch import __version__, surroundings
+from sdbatch import __version__, configuration, surroundings
 from sdbatch.engine.local import OFFLINE, PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.files import read_regular
 from sdbatch.finding import Finding, Level, ok, problem, warning
 from sdbatch.job import Txt2Img
 from sdbatch.root import Root
-from sdbatch.settings import Settings, load_settings
+from sdbatch.settings import Settings
 
 SYSTEMD_RUNS = Path("/run/systemd/system")
 PCI = Path("/sys/bus/pci/devices")
@@ -73,9 +73,9 @@ def as_json(root: Root, findings: list[Finding]) -> str:
 
 
 def _settings(root: Root) -> tuple[Settings, Finding]:
-    path = root.configs / "sdbatch.yaml"
+    path = root.configuration
     try:
-        settings = load_settings(path)
+        settings = configuration.load(path).settings
     except ConfigError as error:
         remedy = f"correct it; without that file everything is as {root.path}/configs/sdbatch.yaml of a new root says"
         return Settings.model_construct(), problem("settings", str(error), remedy)

@@ -26,21 +26,26 @@ class Hooks:
     """Runs the command of each kind of event, if there is one."""
 
     def __init__(self, commands: Mapping[str, Command], limit_seconds: float) -> None:
+        self.use(commands, limit_seconds)
+        self.log = log.get()
+        self._waiting: queue.Queue[tuple[str, list[str], dict[str, Any]] | None] = queue.Queue(MOST_WAITING)
+        self._thread: threading.Thread | None = None
+
+    def use(self, commands: Mapping[str, Command], limit_seconds: float) -> None:
+        """From now on these commands; what waits already still goes to the one it was for."""
         self.commands = {name: [*command] for name, command in commands.items() if command}
         self.limit_seconds = limit_seconds
-        self.log = log.get()
-        self._waiting: queue.Queue[tuple[str, dict[str, Any]] | None] = queue.Queue(MOST_WAITING)
-        self._thread: threading.Thread | None = None
 
     def tell(self, event: str, **facts: Any) -> None:
         """Let the event's command know, some time soon."""
-        if event not in self.commands:
+        command = self.commands.get(event)
+        if command is None:
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
         try:
-            self._waiting.put_nowait((event, {"event": event, **facts}))
+            self._waiting.put_nowait((event, command, {"event": event, **facts}))
         except queue.Full:
             self.log.warning("hooks are too slow, an event was passed over", hook=event)
 
@@ -53,8 +58,8 @@ class Hooks:
 
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:
-            event, facts = item
-            if problem := run(self.commands[event], json.dumps(facts, ensure_ascii=False), self.limit_seconds):
+            event, command, facts = item
+            if problem := run(command, json.dumps(facts, ensure_ascii=False), self.limit_seconds):
                 self.log.warning("a hook failed", hook=event, problem=problem)
 
 

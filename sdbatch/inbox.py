@@ -17,13 +17,8 @@ from os import scandir
 from pathlib import Path
 
 from sdbatch import files, log
+from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, natural_key
 from sdbatch.watcher import Watcher
-
-SUFFIXES = (".yaml", ".yml", ".json")
-
-# Names that editors, file managers and copying programs use for what nobody should touch.
-_NOBODYS_PREFIXES = (".", "~")
-_PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownload", "~")
 
 URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behind everything else
 MOST_PRIORITY = 100
@@ -36,19 +31,6 @@ DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its 
 
 Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
 _OUT_OF_SIGHT: Signature = (0, 0, 0, 0)  # no file has it
-NaturalKey = list[tuple[int, int, str]]
-
-
-def is_job_name(name: str) -> bool:
-    """Whether a file of this name is meant as a job."""
-    lower = name.lower()
-    return lower.endswith(SUFFIXES) and not name.startswith(_NOBODYS_PREFIXES) and not lower.endswith(_PARTIAL_SUFFIXES)
-
-
-def natural_key(text: str) -> NaturalKey:
-    """Sorts "job-2" before "job-10"."""
-    parts = filter(None, re.split(r"(\d{1,18})", text))
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +119,10 @@ class Inbox:
         folder, error = min(self.unreadable.items())
         more = f", and {len(self.unreadable) - 1} more folders" if len(self.unreadable) > 1 else ""
         return f"can't be read in part: {error.strerror}: {folder}{more}"
+
+    def names(self) -> Iterator[str]:
+        """What is queued, in its order, by its names from the inbox on."""
+        return (os.path.relpath(arrival.name, self.folder) for arrival in self.queue)
 
     def scan(self, now: float) -> None:
         """Look through the folder if it is time: on a hint when nothing is queued, else every rescan_seconds."""
@@ -243,7 +229,7 @@ def _walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[
                 for entry in entries:
                     if not entry.is_dir(follow_symlinks=False):
                         yield entry
-                    elif not entry.name.startswith(_NOBODYS_PREFIXES):
+                    elif not entry.name.startswith(NOBODYS_PREFIXES):
                         pending.append(entry.path)
         except OSError as error:
             if place == top or not isinstance(error, FileNotFoundError):  # else moved away between two looks
@@ -281,7 +267,7 @@ def _is_meant_as_job(entry: os.DirEntry[str], status: os.stat_result) -> bool:
 
 
 def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and not entry.name.startswith(_NOBODYS_PREFIXES) and Path(entry.path).is_dir()
+    return entry.is_symlink() and not entry.name.startswith(NOBODYS_PREFIXES) and Path(entry.path).is_dir()
 
 
 def _has_matching_digest(path: str) -> bool:

@@ -1,15 +1,12 @@
 """From a claimed file to a task that is ready to draw: parsed, bounded, and with everything it names found."""
 
-import errno
-import os
-from pathlib import Path
-
 from sdbatch import files, jobfile
 from sdbatch.errors import JobError
 from sdbatch.inputs import InputStager
 from sdbatch.job import Txt2Img, count_pictures
 from sdbatch.prompts import read_lines
-from sdbatch.root import SAMPLES, Root
+from sdbatch.publish import make_outdir
+from sdbatch.root import Root
 from sdbatch.settings import Limits
 from sdbatch.spool import CANCEL, Claim, Spool
 from sdbatch.task import Task
@@ -55,7 +52,7 @@ class Intake:
             inputs=staged,
             ckpt=ckpt,
             config=config,
-            outdir=_made(self.root.output_folder(job.outdir), job.skip_save),
+            outdir=make_outdir(self.root.output_folder(job.outdir), job.skip_save),
         )
 
     def _read(self, claim: Claim) -> jobfile.Parsed:
@@ -70,16 +67,3 @@ class Intake:
         if len(parts) > 1 and not claim.parts:
             self.spool.split(claim, len(parts))
         return parts[claim.part - 1]
-
-
-def _made(outdir: Path, grid_alone: bool) -> Path:
-    """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
-    try:
-        files.make_dir(outdir if grid_alone else outdir / SAMPLES)
-        if not os.access(outdir, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        if files.is_disk_trouble(error):
-            raise
-        raise JobError(f"outdir: no pictures can be put into {outdir}: {error.strerror}") from error
-    return outdir

@@ -4,24 +4,20 @@ One file may hold several jobs: YAML documents, a JSON array, JSON objects one a
 alone; behind a syntax error nothing can be told apart any more, so the rest of the file is one broken job.
 """
 
-import difflib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import PurePath
-from typing import Any, get_args
+from typing import Any
 
-from annotated_types import Ge, Le, MaxLen, MinLen, MultipleOf
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from sdbatch.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.errors import JobError
-from sdbatch.job import NOT_FOR_IMG2IMG, AnyJob, Img2Img, Job, Txt2Img, job_kind
+from sdbatch.job import NOT_FOR_IMG2IMG, AnyJob, Img2Img, Txt2Img, job_kind
 from sdbatch.manifest import Asked, Kept, Parent, read_asked
+from sdbatch.words import refused, shown, unknown
 
 MAX_BYTES = 256 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024  # one lists up to a thousand pictures
@@ -156,79 +152,13 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
     """What is wrong with a field, said to the person who wrote the file."""
     if kind is Img2Img and name in NOT_FOR_IMG2IMG and name in fields:
         return NOT_FOR_IMG2IMG[name]
-    value = details["input"]
     match details["type"]:
         case "value_error":
             return _raised(details).rpartition("|")[2]
         case "extra_forbidden":
-            return _unknown(kind, name)
+            return unknown(kind, name, "field")
         case "missing" if name == "init_img":
             return "is missing: strength makes this an img2img job, which starts from a picture"
         case "string_unicode":
-            return f"{_shown(value)} holds half a character (a lone surrogate); write the whole one"
-    return f"{_shown(value)} is not {_instead(kind.model_fields[name], details)}"
-
-
-def _instead(info: FieldInfo, details: ErrorDetails) -> str:
-    """What a field accepts, and the value nearest to what was given where one is likely meant."""
-    value = details["input"]
-    if details["type"] == "multiple_of":
-        step = details["ctx"]["multiple_of"]
-        low = value - value % step
-        near = [str(number) for number in (low, low + step) if _is_within(number, info)]
-        if near:
-            return f"in steps of {step}; the nearest {'is' if len(near) == 1 else 'are'} {' and '.join(near)}"
-    if details["type"] == "int_type" and isinstance(value, float) and value.is_integer():
-        return allowed(info) + (f"; write {int(value)}" if _is_within(int(value), info) else "")
-    return allowed(info)
-
-
-def _is_within(number: int, info: FieldInfo) -> bool:
-    low, high = (next(getattr(rule, at) for rule in info.metadata if hasattr(rule, at)) for at in ("ge", "le"))
-    return bool(low <= number <= high)
-
-
-def _unknown(kind: type[Job], name: str) -> str:
-    known = {field.lower(): field for field in kind.model_fields}
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean {known[close[0]]}?" if close else "fields are " + ", ".join(kind.model_fields)
-    return f"there is no such field; {hint}"
-
-
-def _shown(value: object) -> str:
-    """A value as the person wrote it, as far as fits a line."""
-    match value:
-        case dict():
-            return "a group of fields"
-        case list():
-            return "a list"
-        case Decimal():
-            return plain(str(value))
-    return plain(json.dumps(value, ensure_ascii=False))
-
-
-def allowed(info: FieldInfo) -> str:
-    """What a field accepts: "a whole number from 1 to 1000 (default 50)"."""
-    choices = get_args(info.annotation)
-    if choices:
-        return " or ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text (in quotes, if it looks like a number, yes, no or null)",
-    }
-    text = words[info.annotation] if info.annotation in words else str(info.annotation)
-    for rule in info.metadata:
-        match rule:
-            case Ge(ge=low):
-                text += f" from {low}"
-            case Le(le=high):
-                text += f" to {high}"
-            case MultipleOf(multiple_of=step):
-                text += f" in steps of {step}"
-            case MaxLen(max_length=most):
-                text += f" of at most {most:,} characters"
-            case MinLen():
-                text += " that is not empty"
-    return text if info.is_required() or info.default == "" else f"{text} (default {_shown(info.default)})"
+            return f"{shown(details['input'])} holds half a character (a lone surrogate); write the whole one"
+    return refused(kind.model_fields[name], details)

@@ -1,51 +1,117 @@
-"""Logging: lines for a person on a terminal, JSON for journald and files."""
+"""Logging: lines for a person on a terminal, fields for systemd's journal, JSON for everything else.
 
+A line that has a job_id goes into the job's folder too, as log.jsonl: it can be read over a share, and stays with the
+pictures. Those lines may be lost, and never stop anything.
+"""
+
+import json
 import logging
+import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TextIO
+from pathlib import Path
+from typing import Any
 
 import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from sdbatch import journal
+from sdbatch.filenames import JOB_LOG
 
 Log = structlog.stdlib.BoundLogger
 
 
 class _Forgiving:
-    """A stream that nobody may be reading any more, or that lies on a full disk: a log line is not worth a night."""
+    """Standard error, which nobody may be reading any more, or which is a full disk: a line is not worth a night.
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    It is looked up for each line: a progress bar puts something else into its place.
+    """
 
     def write(self, text: str) -> None:
         with suppress(OSError, ValueError):
-            self.stream.write(text)
+            sys.stderr.write(text)
 
     def flush(self) -> None:
         with suppress(OSError, ValueError):
-            self.stream.flush()
+            sys.stderr.flush()
 
 
-def set_up(*, verbose: bool = False) -> None:
-    """Everything goes to standard error; standard output belongs to the commands' answers."""
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+def set_up(*, verbose: bool = False, job_folders: Sequence[Path] = ()) -> None:
+    """Everything goes to standard error; standard output belongs to the commands' answers.
+
+    `job_folders` are those in which a job's folder may lie: jobs/running/ and where it goes from there.
+    """
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _JobLines(job_folders),
+    ]
     if sys.stderr.isatty():
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        plain = structlog.dev.plain_traceback
+        processors += [
+            structlog.processors.StackInfoRenderer(),
+            structlog.dev.ConsoleRenderer(exception_formatter=plain),
+        ]
+    else:
+        processors.append(structlog.processors.dict_tracebacks)
+        if journal.is_behind(sys.stderr):
+            processors.append(_to_journal)
+        processors.append(structlog.processors.JSONRenderer())
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks
-            if not sys.stderr.isatty()
-            else structlog.processors.StackInfoRenderer(),
-            renderer,
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(_Forgiving(sys.stderr)),  # type: ignore[arg-type]
+        # Asked for each line: a progress bar puts something else into the place of sys.stderr.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING)
 
 
 def get() -> Log:
     """The logger; bind job ids to it."""
     log: Log = structlog.get_logger()
     return log
+
+
+class _JobLines:
+    """Adds what concerns a job to the log.jsonl in its folder, wherever that is by now."""
+
+    def __init__(self, job_folders: Sequence[Path]) -> None:
+        self.job_folders = job_folders
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        job_id = event.get("job_id")
+        if job_id:
+            facts = structlog.processors.format_exc_info(logger, method, dict(event))
+            line = json.dumps(facts, default=repr).encode() + b"\n"
+            for place in self.job_folders:
+                with suppress(OSError):
+                    _append(place / str(job_id) / JOB_LOG, line)
+                    break
+        return event
+
+
+def _append(path: Path, line: bytes) -> None:
+    """In one write, so that a line is whole or not there; never through a link."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(handle, line)
+    finally:
+        os.close(handle)
+
+
+def _to_journal(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Sends the line as fields, and there it ends; one that the journal does not take goes the way of all others."""
+    facts: dict[str, Any] = {name: value for name, value in event.items() if name != "event"}
+    with suppress(OSError):
+        journal.send(json.dumps(event, default=repr), method, facts)
+        raise structlog.DropEvent
+    return event
+
+
+class _Libraries(logging.Handler):
+    """What libraries log in Python's own way goes the way of our lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        get().warning(record.getMessage(), logger=record.name)

@@ -5,13 +5,16 @@ on with the same names. They follow the highest that lies there: the scripts cou
 when an earlier one was deleted.
 """
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdbatch import files
+from sdbatch.errors import JobError
 from sdbatch.root import SAMPLES
 
 REMEMBERED = 32  # folders whose last numbers are kept
@@ -93,6 +96,19 @@ class Publisher:
             ours = max((int(match[1]) + 1 for match in matches if match), default=0)
             number = max(ours, self._numbers[folder, pattern][1])
             self._numbers[folder, pattern] = (folder.stat().st_mtime_ns, number)
+
+
+def make_outdir(outdir: Path, grid_alone: bool) -> Path:
+    """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
+    try:
+        files.make_dir(outdir if grid_alone else outdir / SAMPLES)
+        if not os.access(outdir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
+        raise JobError(f"outdir: no pictures can be put into {outdir}: {error.strerror}") from error
+    return outdir
 
 
 def _write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str]) -> None:

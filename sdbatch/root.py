@@ -70,6 +70,11 @@ class Root:
         return self.path / "configs"
 
     @property
+    def configuration(self) -> Path:
+        """The service's own configuration."""
+        return self.configs / "sdbatch.yaml"
+
+    @property
     def state(self) -> Path:
         """The lock and what can be rebuilt."""
         return self.path / "state"

@@ -7,6 +7,7 @@ between passes is only a convenience: everything that counts lies in the folders
 """
 
 import errno
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
@@ -14,10 +15,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from sdbatch import files, housekeeping, log, systemd
+from sdbatch import configuration, files, housekeeping, log, overview, systemd
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
-from sdbatch.errors import EngineDown, JobError, NotHere, RendererDied
+from sdbatch.errors import EngineDown, JobError, NotHere, RendererDied, printable
 from sdbatch.hooks import Hooks
 from sdbatch.inbox import Inbox
 from sdbatch.inputs import InputStager, NotYet
@@ -66,11 +67,13 @@ class Service:
         self.turns = Turns(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
         self.manager = systemd.Manager()
+        self.failures = deque(overview.failures(root), overview.FAILURES)  # newest first
         self.log = log.get()
         self.done = self.failed = 0
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
-        self.stop_requested = False  # set by signal handlers, which do nothing else
+        self.stop_requested = self.reload_requested = False  # set by signal handlers, which do nothing else
+        self._use(settings)
 
     def run_once(self, clock: Clock) -> bool:
         """Take one job the whole way, if there is one; says whether there was.
@@ -79,6 +82,7 @@ class Service:
             OSError: the disk failed or is full; the job stays claimed, and the attempt does not count.
         """
         now = clock()
+        self._reload_if_asked()
         self.inbox.scan(now.mono)
         self._look_around(now)
         while (claim := self.turns.next_claim(now.mono, now.wall)) is not None:
@@ -110,7 +114,7 @@ class Service:
                     self.turns.give_back(claim, attempts)
                     raise
             except Exception as error:  # a slip of ours must not cost the jobs behind this one
-                self.log.exception("an error inside sdbatch", job_id=claim.id)
+                self.log.exception("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts)
                 self._fail(claim, f"an error inside sdbatch ({type(error).__name__}); its log says more", clock())
             return True
         self._tell(now, state=self._state(), job=None)
@@ -128,10 +132,24 @@ class Service:
             self._told_idle = (self.done, self.failed)
             self.hooks.tell("on_idle", done=self.done, failed=self.failed)
 
+    def _reload_if_asked(self) -> None:
+        if self.reload_requested:
+            self.reload_requested = False
+            self._use(configuration.reload(self.root.configuration, self.settings, self.log))
+
+    def _use(self, settings: Settings) -> None:
+        """Hand the settings to those who keep some of their own."""
+        self.settings = self.readiness.settings = settings
+        self.inbox.stillness.settle_seconds = settings.settle_seconds
+        self.inbox.rescan_seconds = settings.rescan_seconds
+        self.intake.limits, inputs = settings.limits, self.intake.inputs
+        inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.picture_wait_seconds
+        self.hooks.use(settings.hooks.commands(), settings.hooks.limit_seconds)
+        self.status.facts["settings"] = settings.model_dump(mode="json")
+
     def tell_trouble(self, error: OSError, now: Now) -> None:
         """The disk failed: say so, if only to systemd."""
-        self._tell(now, state="paused")
-        self.status.tell(now.mono, now.wall, at_once=True, problem=f"the disk fails; jobs are kept: {error}")
+        self._tell(now, at_once=True, state="paused", problem=f"the disk fails; jobs are kept: {error}")
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
@@ -174,7 +192,7 @@ class Service:
             raise RendererDied("or the service itself did")
         self.spool.note(claim, attempts=claim.attempts + 1)
         self.turns.owed.pop(claim.id, None)
-        self.log.info("drawing", job_id=claim.id, attempt=claim.attempts, pictures=task.total)
+        self._log(claim).info("drawing", pictures=task.total)
         draw = Draw(
             job_id=claim.id,
             job=task.job,
@@ -197,13 +215,10 @@ class Service:
 
     def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
         """Take in one event of the engine's stream, and look after everything else."""
-        self._take_in(event, drawing, now.mono)
-        step = {"step": event.step, "steps": event.steps} if isinstance(event, protocol.Stepped) else {}
-        progress = {"id": task.claim.id, "name": task.job.name, "attempt": task.claim.attempts}
-        progress |= {"started_at": drawing.started.isoformat(timespec="seconds")}
-        progress |= {"pictures_done": len(drawing.samples), "pictures": task.total, **step}
+        self._take_in(event, task, drawing, now.mono)
         self.inbox.scan(now.mono)
-        self._tell(now, state="drawing", job=progress)
+        self._tell(now, state="drawing", job=drawing.progress(task, now.mono))
+        self._reload_if_asked()
         self._halt_if_asked(task.claim, now)
         if self.stop_requested:
             raise Stopped
@@ -214,25 +229,19 @@ class Service:
         if self.readiness.why_held(now.wall) or (folder / CANCEL).exists():
             (folder / HALT).touch()
 
-    def _take_in(self, event: protocol.Event, drawing: Drawing, now: float) -> None:
-        """Remember what an event says of the drawing."""
-        if not isinstance(event, protocol.Tick):
-            drawing.heard = now
-        elif now - drawing.heard > (limit := self.settings.hang_seconds):
+    def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
+        """Remember what an event says of the drawing, and what it means for the job."""
+        if isinstance(event, protocol.Tick) and now - drawing.heard > (limit := self.settings.hang_seconds):
             raise RendererDied(
                 f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
             )
+        drawing.note(task, event, now)
         if drawing.heard == now or drawing.loaded is None:  # a loading tells of nothing; hang_seconds bounds it
             self.manager.feed(now)
         match event:
             case protocol.Loaded():
-                drawing.loaded = event
-            case protocol.StagedSample():
-                drawing.samples.append(event)
-            case protocol.StagedGrid():
-                drawing.grid = event
+                self._log(task.claim).info("loaded", seconds=round(event.seconds, 1), device=event.device)
             case protocol.Finished():
-                drawing.finished = event
                 self.readiness.count_success()
             case protocol.Halted():
                 raise Stopped
@@ -261,7 +270,7 @@ class Service:
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
-        self.log.info("done", job_id=manifest.id, pictures=task.total, **manifest.timings)
+        self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
     def _fail(self, claim: Claim, text: str, now: Now) -> None:
@@ -273,8 +282,11 @@ class Service:
             raise
         finally:  # a disk that would not sync the move has moved it all the same
             self.failed += not self.spool.folder(claim).exists()
-        self.log.warning("failed", job_id=claim.id, reason=text)
-        self._tell(now, last_failure={"id": claim.id, "reason": text})
+        self._log(claim).warning("failed", reason=text)
+        when = now.wall.isoformat(timespec="seconds")
+        reason = printable(text[: overview.REASON_BYTES])
+        self.failures.appendleft({"id": claim.id, "reason": reason, "failed_at": when})
+        self._tell(now)
         self.hooks.tell("on_failed", **about(claim, self.root.failed), reason=text)
 
     def _retry(self, claim: Claim, text: str, now: Now) -> None:
@@ -284,22 +296,22 @@ class Service:
             self._fail(claim, told, now)
             self.readiness.count_failure(told)
         else:
-            self.log.warning("renderer died", job_id=claim.id, attempt=claim.attempts, reason=text)
+            self._log(claim).warning("renderer died", reason=text)
+
+    def _log(self, claim: Claim) -> log.Log:
+        """For lines about a job; those also go into its folder."""
+        return self.log.bind(job_id=claim.id, attempt=claim.attempts)
 
     def _tell(self, now: Now, **facts: Any) -> None:
-        queue = {
-            "ready": len(self.inbox.queue),
-            "settling": self.inbox.unsettled,
-            "waiting_for_files": len(self.turns.waiting),
-        }
-        facts |= {
-            "problem": self.problem,
-            "inbox": self.inbox.condition,
-            "queue": queue,
-            "unmovable": self.turns.unmovable,
-        }
-        self.status.tell(now.mono, now.wall, done=self.done, failed=self.failed, **facts)
+        told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
+        told |= {"unmovable": self.turns.unmovable, "failures": [*self.failures]}
+        self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
+
+    def _queue(self) -> overview.Facts:
+        ids = overview.claimed(self.root, self.status.facts.get("job"))
+        settling, held = self.inbox.unsettled, len(self.turns.waiting)
+        return overview.queue_of(ids, len(self.inbox.queue), settling, held, self.inbox.names())
 
 
 def about(claim: Claim, place: Path) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""The service's configuration: `configs/sdbatch.yaml`, each key overridden by SDBATCH_KEY in the environment."""
+"""What an admin can set, with defaults and bounds. configuration.py says where the values come from."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from sdbatch.errors import ConfigError
+# What is built into a running service: a reload leaves it as it is.
+NEEDS_RESTART = ("engine", "device", "preload", "events", "allow_paths")
 
 
 class Limits(BaseModel):
@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SDBATCH_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     engine: Literal["local", "fake"] = "local"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     preload: Preload = Preload()
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
@@ -85,7 +85,11 @@ class Settings(BaseSettings):
     hang_seconds: float = Field(600.0, ge=1, le=86400)
     pause_after: int = Field(5, ge=1, le=1000)
     allow_paths: tuple[Path, ...] = ()
-    active_hours: str = Field("", pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")
+    active_hours: str = Field(
+        "",
+        pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$",
+        description='two times of day, such as "22:00-07:00", or empty for always',
+    )
     free_bytes: int = Field(1_000_000_000, ge=0)
     hooks: HookCommands = HookCommands()
     keep: Keep = Keep()
@@ -102,24 +106,3 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file."""
         return env_settings, init_settings
-
-
-def load_settings(path: Path) -> Settings:
-    """Read the configuration; no file means all defaults.
-
-    Raises:
-        ConfigError: names the file, the key and what is wrong.
-    """
-    try:
-        content: Any = yaml.safe_load(path.read_bytes()) if path.exists() else {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(content or {}, dict):
-        raise ConfigError(f"{path}: must be keys and values, such as `device: auto`")
-    try:
-        return Settings(**(content or {}))
-    except (SettingsError, TypeError) as error:  # a value in the environment that is no JSON, a key that is no word
-        raise ConfigError(f"{path} or SDBATCH_* in the environment: {error}") from error
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{path} or SDBATCH_* in the environment: " + "; ".join(lines)) from error

@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -13,23 +15,40 @@ MIN_INTERVAL = 1.0  # seconds: shares and SSDs have better things to do
 
 
 class StatusFile:
-    """Keeps the facts and writes them atomically, at most once a second; it may be lost, so nothing is synced."""
+    """Keeps the facts and writes them atomically, at most once a second; it may be lost, so nothing is synced.
+
+    `watcher` is shown the facts each time they are told.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.facts: dict[str, Any] = {"state": "starting", "pid": os.getpid(), "version": __version__}
+        self.watcher: Callable[[dict[str, Any]], None] | None = None
+        self.facts: dict[str, Any] = {
+            "state": "starting",
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "version": __version__,
+        }
         self._written = float("-inf")
 
     def tell(self, mono: float, wall: datetime, *, at_once: bool = False, **facts: Any) -> None:
-        """Note facts; they reach the file now, or with the next call after a second has gone by."""
+        """Note facts; they reach the file now, or with the next call after a second has gone by.
+
+        A function among them is asked when the file is written: what costs a look at the disk.
+        """
         self.facts |= facts
+        since = self.facts.get("problem_since") or wall.isoformat(timespec="seconds")
+        self.facts["problem_since"] = since if self.facts.get("problem") else None
+        if self.watcher is not None:
+            self.watcher(self.facts)
         if not at_once and mono - self._written < MIN_INTERVAL:
             return
         self._written = mono
         self.facts["updated_at"] = wall.isoformat(timespec="seconds")
         systemd.notify(STATUS=self.sentence())
+        told = {name: fact() if callable(fact) else fact for name, fact in self.facts.items()}
         with suppress(OSError):  # a full disk is told where it matters
-            files.write_atomically(self.path, json.dumps(self.facts, indent=1).encode(), durable=False)
+            files.write_atomically(self.path, json.dumps(told, indent=1).encode(), durable=False)
 
     def sentence(self) -> str:
         """The facts in one line, for `systemctl status`."""
@@ -37,5 +56,20 @@ class StatusFile:
         if problem:
             return f"{state}: {problem}"
         if job:
-            return f"{state} {job['name']}: {job['pictures_done']} of {job['pictures']} pictures"
+            left = f", {duration(job['eta_seconds'])} left" if job.get("eta_seconds") is not None else ""
+            return f"{state} {job['name'] or job['id']}: {job['pictures_done']} of {job['pictures']} pictures{left}"
         return str(state)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 45 s, 12 min, 3 h 20 min, 2 days."""
+    if seconds == float("inf"):
+        return "an unknown time"
+    whole = max(0, int(seconds))
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 100 * 60:
+        return f"{round(whole / 60)} min"
+    if whole < 100 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{round(whole / 86400)} days"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sdbatch import files
 from sdbatch.errors import JobError
-from sdbatch.inbox import URGENT, is_job_name
+from sdbatch.filenames import is_job_name
+from sdbatch.inbox import URGENT
 from sdbatch.root import Root
 from sdbatch.spool import CANCEL, ERROR, Spool
 

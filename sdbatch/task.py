@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from sdbatch import __version__, files
-from sdbatch.engine.protocol import Finished, Loaded, StagedGrid, StagedSample
+from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped, Tick
 from sdbatch.inputs import Staged
 from sdbatch.job import AnyJob, count_pictures
 from sdbatch.manifest import Grid, Input, Manifest, Parent, Picture
+from sdbatch.pace import Pace
 from sdbatch.publish import Names
 from sdbatch.root import Root
 from sdbatch.spool import Claim
@@ -34,6 +36,12 @@ class Task:
         """How many pictures."""
         return count_pictures(self.job, self.lines)
 
+    def drawn_at(self, step: Stepped) -> float:
+        """How many pictures a step amounts to, the started ones as far as they are."""
+        per_iteration = self.total // self.job.n_iter
+        batch = min(self.job.n_samples, per_iteration - step.first % per_iteration)
+        return step.first + batch * step.step / step.steps
+
 
 @dataclass
 class Drawing:
@@ -45,6 +53,41 @@ class Drawing:
     grid: StagedGrid | None = None
     loaded: Loaded | None = None
     finished: Finished | None = None
+    stepped: Stepped | None = None  # the last
+    pace: Pace = field(default_factory=Pace)
+
+    def note(self, task: Task, event: Event, now: float) -> None:
+        """Take in what the engine told at `now`, on the clock that never steps back."""
+        if not isinstance(event, Tick):
+            self.heard = now
+        match event:
+            case Loaded():
+                self.loaded = event
+            case Stepped():
+                self.stepped = event
+                self.pace.look(task.drawn_at(event), task.total, now)
+            case StagedSample():
+                self.samples.append(event)
+            case StagedGrid():
+                self.grid = event
+            case Finished():
+                self.finished = event
+
+    def progress(self, task: Task, now: float) -> dict[str, Any]:
+        """What status.json tells of a job that is drawn."""
+        done, step = len(self.samples), self.stepped
+        return {
+            "id": task.claim.id,
+            "name": task.job.name,
+            "attempt": task.claim.attempts,
+            "started_at": self.started.isoformat(timespec="seconds"),
+            "pictures_done": done,
+            "pictures": task.total,
+            "step": step and step.step,
+            "steps": step and step.steps,
+            "fraction": round(max(done, task.drawn_at(step) if step else 0) / task.total, 3),
+            "eta_seconds": self.pace.seconds_left(now),
+        }
 
     def to_publish(self, job: AnyJob) -> list[str]:
         """The staged files that people shall see."""

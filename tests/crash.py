@@ -11,7 +11,7 @@ import yaml
 
 from sdbatch import daemon, files, status
 from sdbatch.engine.protocol import Draw
-from sdbatch.inbox import is_job_name
+from sdbatch.filenames import is_job_name
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 from sdbatch.testing import FakeEngine, drop_job

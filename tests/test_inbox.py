@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from sdbatch.filenames import is_job_name, natural_key
 from sdbatch.files import sha256
-from sdbatch.inbox import Inbox, Stillness, is_job_name, natural_key
+from sdbatch.inbox import Inbox, Stillness
 
 
 @pytest.fixture

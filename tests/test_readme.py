@@ -57,7 +57,7 @@ def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
             if ">" in words:
                 (tmp_path / words[-1]).write_text(ended.stdout)
         ran.append(words[1] if words[0] == "sdbatch" else words[0])
-    assert ran == ["make", "make", "init", "cp", "serve", "schema", "validate", "submit"]
+    assert ran == ["make", "make", "init", "cp", "serve", "schema", "validate", "submit", "status", "config"]
     jsonschema.validate(yaml.safe_load(blocks("yaml")[0]), json.loads((tmp_path / "job.schema.json").read_text()))
     assert (root.inbox / "truck.yaml").exists()
 

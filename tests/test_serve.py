@@ -338,11 +338,12 @@ def test_nothing_ever_asks_the_network(model_root: Root, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ("settle_second: 2\n", "settle_second"),
-        ("limits:\n  pictures: many\n", "limits.pictures"),
-        ("device: [\n", "sdbatch.yaml"),
-        ("- a\n", "keys and values"),
-        ("1: x\n", "sdbatch.yaml"),
+        (
+            "\nsettle_second: 2\n",
+            "sdbatch.yaml: line 2: settle_second: there is no such key; did you mean settle_seconds?",
+        ),
+        ("device: [\n", "sdbatch.yaml: line 2, column 1: this is not valid YAML"),
+        ("- a\n", "sdbatch.yaml: must be keys and values"),
     ],
 )
 def test_a_bad_configuration_exits_with_78_and_says_where(tmp_path: Path, config: str, told: str) -> None:
@@ -354,11 +355,10 @@ def test_a_bad_configuration_exits_with_78_and_says_where(tmp_path: Path, config
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize(("key", "value"), [("SDBATCH_LIMITS", "abc"), ("SDBATCH_DEVICE", "tpu")])
-def test_a_bad_environment_exits_with_78_too(tmp_path: Path, key: str, value: str) -> None:
-    ended = run_sdbatch("serve", "--root", tmp_path / "root", "--drain", env=os.environ | {key: value})
+def test_a_bad_environment_exits_with_78_too(tmp_path: Path) -> None:
+    ended = run_sdbatch("serve", "--root", tmp_path / "root", "--drain", env=os.environ | {"SDBATCH_DEVICE": "tpu"})
     assert ended.returncode == 78
-    assert "SDBATCH_* in the environment" in ended.stderr
+    assert 'SDBATCH_DEVICE in the environment: "tpu" is not auto, cpu' in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

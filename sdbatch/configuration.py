@@ -1,0 +1,196 @@
+"""configs/sdbatch.yaml and SDBATCH_* in the environment together: what is in force, and where each value came from.
+
+Errors are told as those of a job file are: with the line, the key, what is accepted, and the likely spelling.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import EnvSettingsSource, SettingsError
+
+from sdbatch.document import Document, Unsure, plain, read_yaml
+from sdbatch.errors import ConfigError, JobError
+from sdbatch.log import Log
+from sdbatch.settings import NEEDS_RESTART, Settings
+from sdbatch.words import likely, refused, unknown
+
+PREFIX = "SDBATCH_"
+Key = tuple[str, ...]
+
+
+class Value(NamedTuple):
+    """A key with the value in force and where it came from: default, the file's line, or a variable."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What was read.
+
+    Attributes:
+        lines: where the file names a key.
+        variables: the environment's name for each key that it overrides.
+    """
+
+    path: Path
+    settings: Settings
+    lines: dict[Key, int]
+    variables: dict[Key, str]
+
+    def values(self) -> Iterator[Value]:
+        """Every key in the order of the model, those of groups as limits.pixels."""
+        for key, value in leaves(self.settings):
+            yield Value(".".join(key), value, self._origin(key))
+
+    def _origin(self, key: Key) -> str:
+        for start in (key, key[:1]):  # a whole group can stand in one variable
+            if start in self.variables:
+                return f"{self.variables[start]} in the environment"
+        return f"{self.path}, line {self.lines[key]}" if key in self.lines else "default"
+
+
+def load(path: Path) -> Configuration:
+    """Read the configuration; no file means all defaults.
+
+    Raises:
+        ConfigError: names the file and line or the variable, the key, and what is wrong.
+    """
+    values, lines = _read(path)
+    try:
+        overriding = EnvSettingsSource(Settings)()
+    except SettingsError as error:  # a list or group, which wants JSON
+        named = re.search(r'field "(\w+)"', str(error))
+        name = PREFIX + named[1].upper() if named else f"{PREFIX}*"
+        given, example = plain(os.environ.get(name, "")), 'a list is ["/data"], a group {"steps": 50}'
+        raise ConfigError(f"{name} in the environment: {given} is not JSON; {example}") from error
+    if name := next((name for name in values if name.startswith("_")), ""):  # pydantic would take it for its own
+        raise ConfigError(f"{path}: line {lines[name,]}: {name}: {unknown(Settings, name, 'key')}")
+    variables = {key: PREFIX + "__".join(key).upper() for key, _ in _leaves(overriding)}
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        told = [_in_words(path, details, lines, variables) for details in error.errors(include_url=False)]
+        raise ConfigError("\n".join(told)) from error
+    return Configuration(path, settings, lines, variables)
+
+
+def reload(path: Path, old: Settings, logger: Log) -> Settings:
+    """The settings for a service that runs with `old` ones: what can change does, the rest is told to need a restart.
+
+    A configuration that is wrong changes nothing.
+    """
+    try:
+        new = load(path).settings
+    except ConfigError as error:
+        logger.error("the configuration is wrong; the old one stays", error=str(error))  # noqa: TRY400 - no slip of ours
+        return old
+    before = dict(leaves(old))
+    changed = {
+        key: f"{'.'.join(key)}: {before.get(key)} -> {value}" for key, value in leaves(new) if value != before.get(key)
+    }
+    at_once = [text for key, text in changed.items() if key[0] not in NEEDS_RESTART]
+    later = [text for key, text in changed.items() if key[0] in NEEDS_RESTART]
+    logger.info("the configuration was read again", changed=at_once, needs_a_restart=later)
+    return new.model_copy(update={name: getattr(old, name) for name in NEEDS_RESTART})
+
+
+def unknown_variables() -> list[str]:
+    """What is wrong with SDBATCH_* that are no key's: misspelt, perhaps, but no reason not to start."""
+    known = {"__".join(key).upper() for key, _ in leaves(Settings.model_construct())}
+    known |= {name.upper() for name in Settings.model_fields}
+    given = sorted(name.removeprefix(PREFIX) for name in map(str.upper, os.environ) if name.startswith(PREFIX))
+    hints = {name: likely(name, known) for name in given if name not in known}
+    return [
+        f"{PREFIX}{name} is no key's" + (f"; did you mean {PREFIX}{hint}?" if hint else "")
+        for name, hint in hints.items()
+    ]
+
+
+def flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings as JSON has them, those of groups as limits.pixels."""
+    return ((".".join(key), value) for key, value in _leaves(settings))
+
+
+def leaves(settings: Settings) -> Iterator[tuple[Key, Any]]:
+    """Every key with its value, as JSON has them."""
+    return _leaves(settings.model_dump(mode="json"))
+
+
+def _leaves(values: dict[str, Any], above: Key = ()) -> Iterator[tuple[Key, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*above, name))
+        else:
+            yield (*above, name), value
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    """The file's values, and the line of each key."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: the file is not UTF-8 text; save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    documents = list(read_yaml(text))
+    for document in documents:
+        if isinstance(document, JobError):
+            raise ConfigError(f"{path}: {document}") from document
+    match documents:
+        case []:
+            return {}, {}
+        case [Document(value=dict(values), lines=lines)]:
+            return {name: _resolved(value) for name, value in values.items()}, {
+                tuple(map(str, key)): line for key, line in lines.items()
+            }
+    raise ConfigError(f"{path}: must be keys and values, such as `device: auto`")
+
+
+def _resolved(value: Any) -> Any:
+    """Where YAML's two versions differ on a number, the number is meant."""
+    match value:
+        case dict():
+            return {name: _resolved(inner) for name, inner in value.items()}
+        case list():
+            return [_resolved(inner) for inner in value]
+        case Unsure():
+            return value.number
+    return value
+
+
+def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variables: dict[Key, str]) -> str:
+    """One thing that is wrong, said to the admin."""
+    kind, key = _home(tuple(map(str, details["loc"])))
+    name = key[-1] if key else ""
+    if details["type"] == "extra_forbidden":
+        what = unknown(kind, name, "key")
+    elif name in kind.model_fields:
+        what = refused(kind.model_fields[name], details)
+    else:
+        what = details["msg"]
+    starts = [key[:length] for length in range(len(key), 0, -1)]
+    if variable := next((variables[start] for start in starts if start in variables), ""):
+        return f"{variable} in the environment: {what}"
+    line = next((lines[start] for start in starts if start in lines), 1)
+    return f"{path}: line {line}: {'.'.join(key)}: {what}"
+
+
+def _home(loc: Key) -> tuple[type[BaseModel], Key]:
+    """The model that a key belongs to, and the key without the numbers of a list's items behind it."""
+    kind: type[BaseModel] = Settings
+    for depth, name in enumerate(loc):
+        info = kind.model_fields.get(name)
+        inner = info.annotation if info else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)) or depth == len(loc) - 1:
+            return kind, loc[: depth + 1]
+        kind = inner
+    return kind, loc

@@ -1,0 +1,176 @@
+"""What the folders tell, in one look: from files alone, so that it works over a share, and without the service.
+
+status.json is what the service says of itself; the folders are the truth. Where they differ the folders win, and a
+service that has said nothing for a while is taken for gone. Nothing here fails for what somebody wrote into a file.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from heapq import nsmallest
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sdbatch import files
+from sdbatch.errors import JobError, printable
+from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name, natural_key
+from sdbatch.root import Root
+
+SHOWN = 20  # of the queue
+FAILURES = 5
+SILENT_SECONDS = 30.0  # it writes once a second; what holds it up for longer, as a share may, holds up the jobs too
+SETTLED_SECONDS = 3.0  # after which a missing process counts, and is no start or end just under way
+MOST_BYTES = 1 << 20
+REASON_BYTES = 2000
+
+Facts = dict[str, Any]
+# What programs find in any case, in the order of status.json.
+_KEYS = (
+    *("state", "pid", "host", "version", "settings", "problem", "problem_since", "inbox", "queue", "unmovable"),
+    *("failures", "done", "failed", "job", "updated_at"),
+)
+
+
+def look(root: Root, now: datetime) -> Facts:
+    """All that `sdbatch status` shows; its keys are those of status.json, and a few more."""
+    facts = dict.fromkeys(_KEYS) | read_status(root)
+    runs = is_running(facts, now)
+    job = facts.get("job") if runs else None
+    facts["job"] = job if isinstance(job, dict) and job.get("id") else None
+    if not runs:
+        facts |= {"state": _last_state(facts), "problem": paused(root), "problem_since": None}
+    said = facts.get("queue")
+    facts["queue"] = queue(root, said if runs and isinstance(said, dict) else {}, facts["job"])
+    return facts | {"is_running": runs, "failures": failures(root)}
+
+
+def check_root(root: Root) -> None:
+    """Say so where there is nothing to look at.
+
+    Raises:
+        JobError: there is no root.
+    """
+    if not root.status.parent.is_dir():
+        raise JobError(f"{root.path} is no root (there is no jobs/); name one with --root, or make one: sdbatch init")
+
+
+def read_status(root: Root) -> Facts:
+    """What status.json says; nothing where there is none, or where it is none of ours."""
+    try:
+        facts = json.loads(files.read_regular(root.status, MOST_BYTES) or b"{}")
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def is_running(facts: Facts, now: datetime) -> bool:
+    """By what it last wrote, and when. A process id means something on its own machine alone."""
+    age = seconds_since(facts.get("updated_at"), now)
+    if facts.get("state") in (None, "stopped") or age > SILENT_SECONDS:
+        return False
+    is_ours = facts.get("host") == platform.node() and isinstance(facts.get("pid"), int)
+    return not (is_ours and age > SETTLED_SECONDS and not _is_alive(facts["pid"]))
+
+
+def queue(root: Root, said: Facts, job: Facts | None) -> Facts:
+    """What waits, as the folders have it, in the order that the service told (`said`) as far as it did."""
+    waiting = set(_waiting(root.inbox))
+    order = said.get("next")
+    told = [entry.get("file") for entry in order if isinstance(entry, dict)] if isinstance(order, list) else []
+    first = [name for name in told if isinstance(name, str) and name in waiting]
+    others = nsmallest(SHOWN, waiting.difference(first), key=natural_key)
+    settling, held = (said[key] if isinstance(said.get(key), int) else 0 for key in ("settling", "waiting_for_files"))
+    return queue_of(claimed(root, job), max(0, len(waiting) - settling), settling, held, [*first, *others])
+
+
+def queue_of(ids: list[str], ready: int, settling: int, held: int, names: Iterable[str]) -> Facts:
+    """What waits, as status.json tells it: claimed jobs go first, then the files in the inbox."""
+    line = [{"id": name} for name in ids[:SHOWN]] + [{"file": name} for name in islice(names, SHOWN)]
+    numbers = {"claimed": len(ids), "ready": ready, "settling": settling, "waiting_for_files": held}
+    return {**numbers, "next": line[:SHOWN]}
+
+
+def claimed(root: Root, job: Facts | None) -> list[str]:
+    """The ids of claimed jobs, but for the one that is drawn."""
+    return sorted(name for name in _folders(root.running) if name != (job or {}).get("id"))
+
+
+def failures(root: Root) -> list[Facts]:
+    """The last failed jobs, newest first, with their reasons."""
+    newest = sorted(_folders(root.failed), reverse=True)[: FAILURES * 4]  # by arrival, which is nearly it
+    found = [entry for name in newest if (entry := _failure(root.failed / name)) is not None]
+    return sorted(found, key=lambda entry: str(entry["failed_at"]), reverse=True)[:FAILURES]
+
+
+def paused(root: Root) -> str:
+    """Why nothing would be drawn even if the service ran; it says the same of itself while it does."""
+    return "paused until jobs/PAUSE is removed" if root.pause.exists() else ""
+
+
+def find_job(root: Root, named: str) -> Path:
+    """The folder of a job by its id, or a part of it that only one job has, such as 000042.
+
+    Raises:
+        JobError: there is none, or there are several.
+    """
+    places = [place / name for place in (root.running, root.done, root.failed) for name in _folders(place)]
+    found = [path for path in places if path.name == named] or [path for path in places if named in path.name]
+    if not found:
+        raise JobError(f'there is no job "{named}" in jobs/running/, done/ or failed/; give its id or a part of it')
+    if len(found) > 1:
+        names = "\n".join(f"  {path.name}" for path in found[-10:])
+        raise JobError(f'{len(found)} jobs have "{named}" in their ids; give more of it. The last of them:\n{names}')
+    return found[0]
+
+
+def seconds_since(text: object, now: datetime) -> float:
+    """How long ago a time of status.json was; for ever, if it is none."""
+    with suppress(ValueError, TypeError):
+        return (now - datetime.fromisoformat(str(text))).total_seconds()
+    return float("inf")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _last_state(facts: Facts) -> str:
+    if facts.get("state") is None:
+        return "never started here"
+    return "stopped" if facts.get("state") == "stopped" else "ended without a word"
+
+
+def _failure(folder: Path) -> Facts | None:
+    try:
+        reason = files.read_regular(folder / "error.txt", REASON_BYTES) or b""
+        when = datetime.fromtimestamp((folder / "error.txt").stat().st_mtime, UTC)
+    except OSError:
+        return None
+    text = printable(reason.decode("utf-8", "replace").strip())
+    return {"id": folder.name, "reason": text, "failed_at": when.isoformat(timespec="seconds")}
+
+
+def _folders(place: Path) -> list[str]:
+    try:
+        with os.scandir(place) as entries:
+            return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _waiting(inbox: Path) -> Iterable[str]:
+    """Names of job files below the inbox, as status.json tells them; hidden folders are nobody's."""
+    for place, folders, names in os.walk(inbox):
+        folders[:] = [name for name in folders if not name.startswith(NOBODYS_PREFIXES)]
+        within = "" if Path(place) == inbox else os.path.relpath(place, inbox) + "/"
+        yield from (within + name for name in names if is_job_name(name))

@@ -1,0 +1,218 @@
+"""configs/sdbatch.yaml and SDBATCH_* in the environment: what is in force, where from, and what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+from tests_support import drain, run_sdbatch
+
+from sdbatch import configuration, log
+from sdbatch.engine.protocol import Draw
+from sdbatch.errors import ConfigError
+from sdbatch.root import Root
+from sdbatch.service import Service
+from sdbatch.settings import NEEDS_RESTART, Settings
+from sdbatch.testing import FakeClock, FakeEngine, drop_job
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sdbatch.yaml"
+
+
+def origins(path: Path) -> dict[str, tuple[object, str]]:
+    return {value.key: (value.value, value.origin) for value in configuration.load(path).values()}
+
+
+def test_every_value_says_where_it_came_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("# mine\ndevice: cpu\nlimits:\n  pictures: 3\n  steps: 9\n")
+    monkeypatch.setenv("SDBATCH_LIMITS__STEPS", "7")
+    monkeypatch.setenv("SDBATCH_ALLOW_PATHS", '["/data"]')
+    found = origins(path)
+    assert found["device"] == ("cpu", f"{path}, line 2")
+    assert found["limits.pictures"] == (3, f"{path}, line 4")
+    assert found["limits.steps"] == (7, "SDBATCH_LIMITS__STEPS in the environment")
+    assert found["allow_paths"] == (["/data"], "SDBATCH_ALLOW_PATHS in the environment")
+    assert found["attempts"] == (Settings().attempts, "default")
+    assert len(found) > len(Settings.model_fields)
+
+
+def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
+    assert configuration.load(path).settings == Settings()
+    path.write_text("# nothing yet\n")
+    assert configuration.load(path).settings == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\ndevise: cpu\n", "line 2: devise: there is no such key; did you mean device?"),
+        ("zzz: 1\n", "line 1: zzz: there is no such key; keys are engine, device, "),
+        ("_env_file: x\n", "line 1: _env_file: there is no such key"),
+        ("1: x\n", "line 1: 1: there is no such key"),
+        ("limits:\n  pictres: 5\n", "line 2: limits.pictres: there is no such key; did you mean pictures?"),
+        (
+            "limits:\n  pictures: many\n",
+            'line 2: limits.pictures: "many" is not a whole number from 1 (default 1000)',
+        ),
+        ("limits: 5\n", "line 1: limits: 5 is not a group of pixels, pictures, "),
+        ("attempts: 0\n", "line 1: attempts: 0 is not a whole number from 1 to 100 (default 3)"),
+        ("events: perhaps\n", 'line 1: events: "perhaps" is not true or false (default true)'),
+        ("device: tpu\n", 'line 1: device: "tpu" is not auto, cpu, cuda, or cuda:1 and so on (default "auto")'),
+        ("engine: ray\n", 'line 1: engine: "ray" is not local or fake'),
+        ("allow_paths: [3]\n", "line 1: allow_paths: 3 is not a list of paths (default [])"),
+        ("attempts: 1\nattempts: 2\n", "line 2: attempts: is given twice (first on line 1); take one out"),
+        ("a: [\n", "line 2, column 1: this is not valid YAML"),
+        ("- a\n", "must be keys and values, such as `device: auto`"),
+    ],
+)
+def test_what_is_wrong_is_told_as_in_a_job_file(path: Path, text: str, told: str) -> None:
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        configuration.load(path)
+    assert str(error.value).startswith(f"{path}: {told}")
+
+
+def test_all_that_is_wrong_is_told_at_once(path: Path) -> None:
+    path.write_text("attempts: 0\ndevise: cpu\n")
+    with pytest.raises(ConfigError) as error:
+        configuration.load(path)
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("SDBATCH_DEVICE", "tpu", '"tpu" is not auto, cpu'),
+        ("SDBATCH_LIMITS__STEPS", "0", '"0" is not a whole number from 1'),
+        ("SDBATCH_ALLOW_PATHS", "/data", "/data is not JSON"),
+        ("SDBATCH_LIMITS", "abc", "abc is not JSON"),
+    ],
+)
+def test_a_wrong_variable_is_told_by_its_name(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as error:
+        configuration.load(path)
+    assert str(error.value).startswith(f"{name} in the environment: {told}")
+
+
+def test_a_misspelt_variable_is_told_but_no_reason_not_to_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDBATCH_DEVISE", "cpu")
+    assert configuration.load(path).settings == Settings()
+    assert configuration.unknown_variables() == ["SDBATCH_DEVISE is no key's; did you mean SDBATCH_DEVICE?"]
+
+
+def test_reload_takes_what_it_can_and_says_what_needs_a_restart(path: Path) -> None:
+    path.write_text("attempts: 5\ndevice: cpu\nlimits:\n  steps: 9\n")
+    with capture_logs() as said:
+        settings = configuration.reload(path, Settings(), log.get())
+    assert (settings.attempts, settings.limits.steps, settings.device) == (5, 9, "auto")
+    assert said[0]["changed"] == ["attempts: 3 -> 5", "limits.steps: 1000 -> 9"]
+    assert said[0]["needs_a_restart"] == ["device: auto -> cpu"]
+
+
+def test_reload_of_a_wrong_configuration_changes_nothing(path: Path) -> None:
+    path.write_text("attempts: 0\n")
+    with capture_logs() as said:
+        assert configuration.reload(path, Settings(rescan_seconds=9), log.get()).rescan_seconds == 9
+    assert said[0]["event"] == "the configuration is wrong; the old one stays"
+    assert "line 1: attempts: 0 is not" in said[0]["error"]
+
+
+def test_what_needs_a_restart_are_keys() -> None:
+    assert set(NEEDS_RESTART) <= set(Settings.model_fields)
+
+
+def config(root: Root, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run_sdbatch("config", "--root", root.path, *arguments, env=os.environ | variables)
+
+
+def test_config_prints_what_is_in_force_and_where_from(root: Root) -> None:
+    root.configuration.write_text("attempts: 5\nlimits:\n  steps: 9\n")
+    said = config(root, SDBATCH_DEVICE="cpu", SDBATCH_ATEMPTS="7")
+    assert said.returncode == 0, said.stderr
+    found = {line.split(": ")[0]: line.split("  ")[-1].strip() for line in said.stdout.splitlines()}
+    assert found["attempts"] == f"{root.configuration}, line 1"
+    assert found["limits.steps"] == f"{root.configuration}, line 3"
+    assert found["device"] == "SDBATCH_DEVICE in the environment"
+    assert found["rescan_seconds"] == "default"
+    assert said.stdout.splitlines()[-1] == "note: SDBATCH_ATEMPTS is no key's; did you mean SDBATCH_ATTEMPTS?"
+    (attempts,) = [v for v in json.loads(config(root, "--json").stdout) if v["key"] == "attempts"]
+    assert attempts == {"key": "attempts", "value": 5, "origin": f"{root.configuration}, line 1"}
+
+
+def test_config_of_a_wrong_one_exits_with_78(root: Root) -> None:
+    root.configuration.write_text("attempt: 5\n")
+    said = config(root)
+    assert (said.returncode, said.stdout) == (78, "")
+    assert f"{root.configuration}: line 1: attempt: there is no such key; did you mean attempts?" in said.stderr
+
+
+def test_config_says_where_a_running_service_still_differs(root: Root) -> None:
+    now = datetime.now(UTC).isoformat()
+    settings = Settings().model_dump(mode="json")
+    root.status.write_text(json.dumps({"state": "idle", "updated_at": now, "settings": settings}))
+    root.configuration.write_text("attempts: 5\ndevice: cpu\n")
+    device, attempts = (line for line in config(root).stdout.splitlines() if "running service" in line)
+    assert device == "  but the running service has auto; it needs a restart"
+    assert attempts.startswith("  but the running service has 3; it reads the file again on SIGHUP")
+
+
+def test_a_service_takes_new_settings_between_two_events(root: Root, clock: FakeClock) -> None:
+    def change(_: Draw) -> None:
+        root.configuration.write_text("attempts: 5\nrescan_seconds: 60\nlimits:\n  pictures: 1\n")
+        service.reload_requested = True
+
+    service = Service(root, Settings(), FakeEngine(change))
+    for name in ("a.yaml", "b.yaml"):
+        drop_job(root, name, "prompt: a\nn_iter: 1\nn_samples: 2\nH: 64\nW: 64\n")
+    drain(service, clock)
+    assert (service.inbox.rescan_seconds, service.settings.attempts) == (60, 5)
+    assert (service.done, service.failed) == (1, 1), "the second asked for more than is allowed by then"
+    assert service.status.facts["settings"]["rescan_seconds"] == 60
+
+
+def test_everybody_who_keeps_settings_gets_the_new_ones(root: Root, clock: FakeClock) -> None:
+    service = Service(root, Settings(), FakeEngine())
+    text = "settle_seconds: 7\npicture_wait_seconds: 8\npause_after: 9\nlimits: {input_bytes: 5, steps: 6}\n"
+    root.configuration.write_text(text + "hooks: {on_idle: [tell], limit_seconds: 4}\nkeep: {done_days: 3}\n")
+    service.reload_requested = True
+    service.run_once(clock)
+    inputs = service.intake.inputs
+    assert (service.inbox.stillness.settle_seconds, inputs.wait_seconds, inputs.max_bytes) == (7, 8, 5)
+    assert (service.intake.limits.steps, service.readiness.settings.pause_after) == (6, 9)
+    assert (service.hooks.commands, service.hooks.limit_seconds) == ({"on_idle": ["tell"]}, 4)
+    assert service.settings.keep.done_days == 3
+
+
+def test_sighup_reloads_and_tells(root: Root) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdbatch", "serve", "--root", str(root.path)],
+        env=os.environ | {"SDBATCH_ENGINE": "fake"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process:
+        try:
+            next(line for line in process.stderr if '"serving"' in line)
+            root.configuration.write_text("attempts: 5\nevents: off\n")
+            process.send_signal(signal.SIGHUP)
+            said = json.loads(next(line for line in process.stderr if "read again" in line))
+            assert said["changed"] == ["attempts: 3 -> 5"]
+            assert said["needs_a_restart"] == ["events: True -> False"]
+            root.configuration.write_text("attempts: none\n")
+            process.send_signal(signal.SIGHUP)
+            said = json.loads(next(line for line in process.stderr if "old one stays" in line))
+            assert "line 1: attempts:" in said["error"]
+            assert process.poll() is None
+        finally:
+            process.kill()
