@@ -4,40 +4,22 @@ import faulthandler
 import json
 import os
 import sys
-from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from sdbatch import __version__
+from sdbatch import (
+    __version__,
+    tending,  # noqa: F401 - its commands belong to the app
+)
+from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, RootBusy
 from sdbatch.files import copy_atomically, is_disk_trouble, same_content
-from sdbatch.root import Root
-
-if TYPE_CHECKING:
-    from sdbatch.install import Plan
-    from sdbatch.settings import Settings
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Drop a job file into DIR/jobs/inbox, find the pictures in DIR/jobs/done and DIR/outputs.",
-)
-RootOption = Annotated[
-    Path, typer.Option("--root", help="The folder that holds jobs/, outputs/, models/ and configs/.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
-FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.")]
-
-UserOption = Annotated[bool, typer.Option("--user", help="For you alone: a service of your own systemd.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; change nothing.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -65,9 +47,9 @@ def serve(
     from sdbatch import daemon, log  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
 
     faulthandler.enable()  # the watchdog's SIGABRT then shows where it hung
-    place = _root(root)
+    place = named_root(root)
     log.set_up(verbose=verbose, job_folders=(place.running, place.done, place.failed))
-    place, settings = _open(root)
+    place, settings = open_root(root)
     raise typer.Exit(daemon.run(place, settings, drain=drain))
 
 
@@ -91,7 +73,7 @@ def init(
     """
     from sdbatch import daemon  # noqa: PLC0415
 
-    place = _root(directory)
+    place = named_root(directory)
     daemon.prepare(place)
     data = Path(str(package_files("sdbatch"))) / "data"
     if demo:
@@ -119,7 +101,7 @@ def validate(files: FilesArgument, root: RootOption = Path()) -> None:
     """
     from sdbatch.check import check_file  # noqa: PLC0415
 
-    place, settings = _open(root)
+    place, settings = open_root(root)
     is_good = True
     for path in files:
         for line, is_ok in check_file(path, place, settings.limits):
@@ -140,7 +122,7 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
     """
     from sdbatch.check import submit_file  # noqa: PLC0415
 
-    place = _root(root)
+    place = named_root(root)
     for path in files:
         typer.echo(submit_file(path, place))
 
@@ -154,296 +136,6 @@ def schema() -> None:
     from sdbatch.schema import job_schema  # noqa: PLC0415
 
     typer.echo(json.dumps(job_schema(), indent=2, ensure_ascii=False))
-
-
-@app.command()
-def status(
-    root: RootOption = Path(),
-    *,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it live, until Ctrl-C.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Tell on one screen what is drawn, what waits in which order, and what failed last and why.
-
-    It reads files only: it works over a share, and while the service is down. With --json it says what jobs/status.json
-    does, the queue and the failures as the folders have them now, and `is_running`.
-
-    Examples: sdbatch status --root /srv/sdbatch; sdbatch status --json | jq .job.eta_seconds
-
-    Exit codes: 0 answered, whether the service runs or not; 1 there is no root; 2 --watch without a terminal.
-    """
-    from sdbatch import overview  # noqa: PLC0415
-
-    place = _root(root)
-    overview.check_root(place)
-    if as_json:
-        typer.echo(json.dumps(overview.look(place, datetime.now(UTC)), indent=1))
-        return
-    if watch and not sys.stdout.isatty():
-        raise typer.BadParameter("--watch needs a terminal; elsewhere ask again and again with --json")
-    from sdbatch import screen  # noqa: PLC0415 - rich, which --json has no need of
-
-    if not watch:
-        screen.show(place, datetime.now(UTC))
-        return
-    with suppress(KeyboardInterrupt):
-        screen.watch(place)
-
-
-@app.command()
-def logs(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or a part of it, such as 000042.")],
-    root: RootOption = Path(),
-    *,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what the service said about a job: the log.jsonl in its folder.
-
-    Under systemd the journal has the same lines: journalctl JOB_ID=20261122T101530Z-000042-truck
-
-    Examples: sdbatch logs 000042 --root /srv/sdbatch; sdbatch logs 000042 --json | jq .event
-
-    Exit codes: 0 shown; 1 there is no such job, or nothing was written about it.
-    """
-    from sdbatch.joblog import log_lines  # noqa: PLC0415
-
-    for line in log_lines(_root(root), job, as_json=as_json):
-        typer.echo(line)
-
-
-@app.command()
-def config(root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
-    """Print every setting in force and where it came from: default, configs/sdbatch.yaml with its line, environment.
-
-    Where a running service still has another value, that is told, and how it gets the new one.
-
-    Examples: sdbatch config --root /srv/sdbatch; SDBATCH_DEVICE=cpu sdbatch config | grep device
-
-    Exit codes: 0 the configuration is right; 78 it is wrong.
-    """
-    from sdbatch.inforce import config_lines  # noqa: PLC0415
-
-    for line in config_lines(_root(root), as_json=as_json):
-        typer.echo(line)
-
-
-JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="A file's name in the inbox, a job's id, or the end of one.")
-]
-
-
-@app.command()
-def pause(
-    reason: Annotated[str, typer.Argument(help="For whoever wonders; it stands in jobs/PAUSE.")] = "",
-    root: RootOption = Path(),
-    *,
-    unload: Annotated[bool, typer.Option("--unload", help="Free the GPU's memory too.")] = False,
-) -> None:
-    """Finish the pictures in work, then let everything wait: `sdbatch pause "the card is needed" --unload`."""
-    from sdbatch import steer  # noqa: PLC0415
-
-    typer.echo(steer.pause(_root(root), reason, unload=unload))
-
-
-@app.command()
-def resume(root: RootOption = Path()) -> None:
-    """Go on after a pause."""
-    from sdbatch import steer  # noqa: PLC0415
-
-    typer.echo(steer.resume(_root(root)))
-
-
-@app.command()
-def cancel(job: JobArgument, root: RootOption = Path()) -> None:
-    """Take a job out, waiting or in work: `sdbatch cancel truck.yaml`. Deleting its file from the inbox does as well.
-
-    Exit codes: 0 done; 1 there is no such job, or more than one.
-    """
-    from sdbatch import steer  # noqa: PLC0415
-
-    typer.echo(steer.cancel(_root(root), job))
-
-
-@app.command()
-def retry(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the end of one.")] = "",
-    root: RootOption = Path(),
-    *,
-    all_failed: Annotated[bool, typer.Option("--all-failed", help="Everything in jobs/failed/.")] = False,
-) -> None:
-    """Try a failed job again, with the pictures that it has: `sdbatch retry 000042-truck`.
-
-    Its file in jobs/failed/ may have been mended before. Exit codes: 0 done; 1 there is no such job, or more than one.
-    """
-    from sdbatch import steer  # noqa: PLC0415
-
-    if bool(job) == all_failed:
-        raise JobError("name a job, or say --all-failed")
-    for line in steer.retry_all(_root(root)) if all_failed else [steer.retry(_root(root), job)]:
-        typer.echo(line)
-
-
-@app.command()
-def bump(job: JobArgument, root: RootOption = Path()) -> None:
-    """Put a waiting file before all others, into jobs/inbox/urgent/: `sdbatch bump truck.yaml`."""
-    from sdbatch import steer  # noqa: PLC0415
-
-    typer.echo(steer.bump(_root(root), job))
-
-
-@app.command()
-def clean(
-    root: RootOption = Path(),
-    *,
-    apply: Annotated[bool, typer.Option("--apply", help="Do it, and don't just say it.")] = False,
-) -> None:
-    """Show which folders the rules of `keep:` in configs/sdbatch.yaml give up; an idle service takes them away."""
-    from sdbatch import housekeeping  # noqa: PLC0415
-
-    place, settings = _open(root)
-    for folder in [*housekeeping.outdated(place, settings.keep, datetime.now(UTC))]:
-        if apply:
-            housekeeping.remove(place, folder, outputs=settings.keep.outputs)
-        typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")
-
-
-@app.command()
-def install(
-    root: Annotated[
-        Path | None,
-        typer.Option("--root", help="The root to serve: /srv/sdbatch, with --user ~/sdbatch, if not given."),
-    ] = None,
-    *,
-    user: UserOption = False,
-    dry_run: DryRunOption = False,
-) -> None:
-    """Make it a service of systemd: write the unit, make the account and the root's folders.
-
-    Written anew each time; changes of your own belong into `systemctl edit sdbatch`.
-    """
-    from sdbatch.install import plan_install  # noqa: PLC0415
-
-    place, settings = _open(root or (Path.home() / "sdbatch" if user else Path("/srv/sdbatch")))
-    _carry_out(plan_install(place, settings, user=user), user=user, dry_run=dry_run)
-    if not dry_run:
-        systemctl = "systemctl --user" if user else "systemctl"
-        typer.echo(f"sdbatch is installed; a root without a model yet: sdbatch init {place.path} --model FILE")
-        typer.echo(f"start it, now and at every boot: {systemctl} enable --now sdbatch")
-        if user:
-            typer.echo("let it run while you are not logged in: loginctl enable-linger")
-
-
-@app.command()
-def uninstall(*, user: UserOption = False, dry_run: DryRunOption = False) -> None:
-    """Stop the service and take out what `install` wrote; the root and its pictures stay, and the account too."""
-    from sdbatch.install import plan_uninstall  # noqa: PLC0415
-
-    plan = plan_uninstall(user=user)
-    _carry_out(plan, user=user, dry_run=dry_run)
-    if not dry_run or not plan.remove:
-        typer.echo("sdbatch is uninstalled" if plan.remove else "there is nothing to uninstall")
-
-
-def _carry_out(plan: "Plan", *, user: bool, dry_run: bool) -> None:
-    if dry_run:
-        for line in plan.lines():
-            typer.echo(line)
-        return
-    if not user and os.geteuid() != 0:
-        raise InstallError("only root can do this for the whole machine: run it with sudo, or as yourself with --user")
-    plan.carry_out()
-    if not plan.running:
-        typer.echo("no systemd runs here now; one that is started will find what was changed", err=True)
-
-
-@app.command()
-def doctor(
-    root: RootOption = Path(),
-    ckpt: Annotated[str, typer.Option(metavar="NAME", help="The checkpoint to load, as a job would name it.")] = "",
-    config: Annotated[str, typer.Option(metavar="NAME", help="Its config, likewise.")] = "",
-    *,
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Don't load the checkpoint, which takes time and three times its size of memory."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")] = False,
-) -> None:
-    """Look at everything that drawing depends on, and tell what to do where something is wrong.
-
-    Folders, filesystem, inotify, space, clock, torch and its device, tokenizer, checkpoint and config, that nothing
-    asks for the network, the service and its unit. Nothing is changed. Run it as the service's user:
-
-        sdbatch doctor --root /srv/sdbatch
-
-        sdbatch doctor --root /srv/sdbatch --quick --json | jq .level
-
-        sdbatch doctor --ckpt other.safetensors --config other.yaml
-
-    Exit codes: 0 all is well, but for warnings; 1 there is a problem.
-    """
-    from sdbatch import doctor as doc  # noqa: PLC0415
-
-    place = _root(root)
-    findings = []
-    for finding in doc.examine(place, ckpt or doc.DEFAULT["ckpt"], config or doc.DEFAULT["config"], quick=quick):
-        findings.append(finding)
-        if not as_json:
-            colour = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "problem": typer.colors.RED}
-            level, rest = finding.level, doc.as_lines(finding).removeprefix(finding.level)
-            typer.echo(typer.style(level, fg=colour[level]) + rest)
-    if as_json:
-        typer.echo(doc.as_json(place, findings))
-    raise typer.Exit(1 if doc.worst(findings) == "problem" else 0)
-
-
-@app.command()
-def bundle(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The archive to write (a plain tar).")],
-    platform: Annotated[
-        str,
-        typer.Option(help="The server's: linux-x86_64, linux-aarch64, manylinux_2_34_x86_64 (glibc 2.34 or newer)."),
-    ] = "",
-    python: Annotated[str, typer.Option(help="The server's version of Python, such as 3.11.")] = "",
-    ckpt: Annotated[Path | None, typer.Option(metavar="FILE", help="A checkpoint to take along.")] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Its yaml, if it is not v1's.")] = None,
-) -> None:
-    """Pack all that a server without any network needs into one archive; run it in a checkout, with a network.
-
-    On the laptop, then on the server:
-
-        sdbatch bundle -o sdbatch-bundle.tar --platform linux-x86_64 --python 3.11 --ckpt v1-5-pruned.ckpt
-
-        tar xf sdbatch-bundle.tar && sh sdbatch-bundle/install.sh /opt/sdbatch --root /srv/sdbatch
-
-    Without --platform and --python: what fits this machine. Expect 3 GB, since torch brings CUDA, and the size of
-    the checkpoint on top; meanwhile the disk needs room for 3 GB more. pip's own settings choose another torch:
-    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu one for the CPU (0.3 GB in all), .../whl/cu126 one for
-    a driver that doesn't know the newest CUDA.
-
-    Exit codes: 0 the archive is written, and its name printed; 1 something can't be had, and nothing is written.
-    """
-    from sdbatch import bundle as packing  # noqa: PLC0415
-    from sdbatch.wheels import Target, this_machine  # noqa: PLC0415
-
-    usual_platform, usual_python = this_machine()
-    try:
-        packing.make(output, Target.of(platform or usual_platform, python or usual_python), ckpt, config)
-    except BundleError as error:
-        raise typer.Exit(_say(error, 1)) from error
-    typer.echo(output)
-
-
-def _root(path: Path) -> Root:
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
-    return Root(absolute)
-
-
-def _open(path: Path) -> "tuple[Root, Settings]":
-    from sdbatch import configuration  # noqa: PLC0415 - pydantic costs the commands time that need no settings
-
-    root = _root(path)
-    settings = configuration.load(root.configuration).settings
-    return replace(root, allowed=settings.allow_paths), settings
 
 
 def _lay(source: Path | None, target: Path) -> None:
@@ -468,7 +160,7 @@ def main() -> None:
         sys.exit(_say(error, EXIT_BUSY))
     except OSError as error:
         sys.exit(_say(error, os.EX_IOERR if is_disk_trouble(error) else 1))
-    except (JobError, InstallError) as error:
+    except (JobError, InstallError, BundleError) as error:
         sys.exit(_say(error, 1))
 
 

@@ -62,8 +62,7 @@ def set_up(*, verbose: bool = False, job_folders: Sequence[Path] = ()) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
-        # Asked for each line: a progress bar puts something else into the place of sys.stderr.
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_Forgiving()),  # type: ignore[arg-type]
     )
     logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING)
 

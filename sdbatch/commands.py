@@ -1,0 +1,43 @@
+"""What all commands share: the app that they belong to, common options, and how a root is opened."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdbatch.root import Root
+
+if TYPE_CHECKING:
+    from sdbatch.settings import Settings
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Drop a job file into DIR/jobs/inbox, find the pictures in DIR/jobs/done and DIR/outputs.",
+)
+RootOption = Annotated[
+    Path, typer.Option("--root", help="The folder that holds jobs/, outputs/, models/ and configs/.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.")]
+
+UserOption = Annotated[bool, typer.Option("--user", help="For you alone: a service of your own systemd.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; change nothing.")]
+
+
+def named_root(path: Path) -> Root:
+    """The root at a path; nothing of it is read."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
+    return Root(absolute)
+
+
+def open_root(path: Path) -> "tuple[Root, Settings]":
+    """A root and its configuration."""
+    from sdbatch import configuration  # noqa: PLC0415 - pydantic costs the commands time that need no settings
+
+    root = named_root(path)
+    settings = configuration.load(root.configuration).settings
+    return replace(root, allowed=settings.allow_paths), settings
