@@ -132,6 +132,8 @@ def schema() -> None:
     """Print the JSON Schema of job files, for editors and other programs.
 
     Example: sdbatch schema > job.schema.json
+
+    Exit codes: 0 printed.
     """
     from sdbatch.schema import job_schema  # noqa: PLC0415
 

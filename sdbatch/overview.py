@@ -78,20 +78,27 @@ def is_running(facts: Facts, now: datetime) -> bool:
 
 def queue(root: Root, said: Facts, job: Facts | None) -> Facts:
     """What waits, as the folders have it, in the order that the service told (`said`) as far as it did."""
-    waiting = set(_waiting(root.inbox))
+    waiting, ids = set(_waiting(root.inbox)), claimed(root, job)
+    there = {"file": waiting, "id": set(ids)}
     order = said.get("next")
-    told = [entry.get("file") for entry in order if isinstance(entry, dict)] if isinstance(order, list) else []
-    first = [name for name in told if isinstance(name, str) and name in waiting]
-    others = nsmallest(SHOWN, waiting.difference(first), key=natural_key)
+    told = [
+        (kind, name)
+        for entry in (order if isinstance(order, list) else [])
+        if isinstance(entry, dict)
+        for kind, name in entry.items()
+        if isinstance(name, str) and name in there.get(kind, ())
+    ]
+    fresh = [("id", name) for name in ids if ("id", name) not in told]
+    others = nsmallest(SHOWN, waiting.difference(name for _, name in told), key=natural_key)
     settling, held = (said[key] if isinstance(said.get(key), int) else 0 for key in ("settling", "waiting_for_files"))
-    return queue_of(claimed(root, job), max(0, len(waiting) - settling), settling, held, [*first, *others])
+    line = [*fresh, *told, *(("file", name) for name in others)]
+    return queue_of(len(ids), max(0, len(waiting) - settling), settling, held, line)
 
 
-def queue_of(ids: list[str], ready: int, settling: int, held: int, names: Iterable[str]) -> Facts:
-    """What waits, as status.json tells it: claimed jobs go first, then the files in the inbox."""
-    line = [{"id": name} for name in ids[:SHOWN]] + [{"file": name} for name in islice(names, SHOWN)]
-    numbers = {"claimed": len(ids), "ready": ready, "settling": settling, "waiting_for_files": held}
-    return {**numbers, "next": line[:SHOWN]}
+def queue_of(claimed: int, ready: int, settling: int, held: int, line: Iterable[tuple[str, str]]) -> Facts:
+    """What waits, as status.json tells it; `line` is the order of claimed jobs ("id") and waiting files ("file")."""
+    numbers = {"claimed": claimed, "ready": ready, "settling": settling, "waiting_for_files": held}
+    return {**numbers, "next": [{kind: name} for kind, name in islice(line, SHOWN)]}
 
 
 def claimed(root: Root, job: Facts | None) -> list[str]:

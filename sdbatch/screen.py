@@ -81,6 +81,7 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
         parts += [Text(), _text(f"drawing {_name(job)}, attempt {job.get('attempt')}", "bold")]
         parts.append(_bar(job) if with_bar else _text(f"  {_pictures(job)}"))
     parts += [Text(), *_queue(facts["queue"])]
+    parts += _unmovable(facts.get("unmovable"))
     if facts["failures"]:
         parts += [Text(), _text("failed last", "bold"), *_failures(facts["failures"], now)]
     return Group(*parts)
@@ -125,6 +126,15 @@ def _queue(queue: Facts) -> Iterator[Text]:
         yield _text(f"{number:>4}  {entry.get('file') or entry.get('id')}")
     if total > len(shown):
         yield _text(f"      and {total - len(shown)} more")
+
+
+def _unmovable(names: object) -> Iterator[Text]:
+    """Files in the inbox that the service can't take."""
+    told = list(names.items()) if isinstance(names, dict) else []
+    for name, why in told[:REASON_LINES]:
+        yield _text(f"stays in the inbox: {name}: {why}", "red")
+    if len(told) > REASON_LINES:
+        yield _text(f"      and {len(told) - REASON_LINES} more", "red")
 
 
 def _failures(failures: list[Facts], now: datetime) -> Iterator[Text]:

@@ -311,7 +311,7 @@ class Service:
     def _queue(self) -> overview.Facts:
         ids = overview.claimed(self.root, self.status.facts.get("job"))
         settling, held = self.inbox.unsettled, len(self.turns.waiting)
-        return overview.queue_of(ids, len(self.inbox.queue), settling, held, self.inbox.names())
+        return overview.queue_of(len(ids), len(self.inbox.queue), settling, held, self.turns.line(ids))
 
 
 def about(claim: Claim, place: Path) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def bump(root: Root, name: str) -> str:
     if len(found) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, "waits in jobs/inbox/")
     urgent = root.inbox / URGENT
-    urgent.mkdir(exist_ok=True)
+    if not urgent.exists():
+        urgent.mkdir()
+        urgent.chmod(stat.S_IMODE(root.inbox.stat().st_mode))  # so that the service's account may take files out of it
     target = next(t for n in range(1, 10_000) if not (t := urgent / (f"{n}-" * (n > 1) + found[0].name)).exists())
     if stat.S_ISREG(found[0].lstat().st_mode):  # its digest beside it says that it need not settle again
         Path(f"{target}.sha256").write_text(files.sha256(found[0]), encoding="ascii")
@@ -86,10 +88,11 @@ def _waiting(root: Root, name: str) -> list[Path]:
 
 
 def _folders(place: Path, name: str) -> list[Path]:
-    """Jobs by their id, or by the end of one: its number and name, or its name alone."""
-    folders = [path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    """Jobs by their id, by the end of one (its number and name, or its name alone), or by a part of it."""
+    folders = sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
     exact = [path for path in folders if path.name == name]
-    return exact or sorted(path for path in folders if path.name.endswith(f"-{name}"))
+    ending = [path for path in folders if path.name.endswith(f"-{name}")]
+    return exact or ending or [path for path in folders if name in path.name]
 
 
 def _ambiguous(name: str, found: list[Path]) -> JobError:

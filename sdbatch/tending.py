@@ -89,7 +89,7 @@ def config(root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
 
 
 JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="A file's name in the inbox, a job's id, or the end of one.")
+    str, typer.Argument(metavar="JOB", help="A file's name in the inbox, a job's id, or a part of one.")
 ]
 
 
@@ -100,7 +100,12 @@ def pause(
     *,
     unload: Annotated[bool, typer.Option("--unload", help="Free the GPU's memory too.")] = False,
 ) -> None:
-    """Finish the pictures in work, then let everything wait: `sdbatch pause "the card is needed" --unload`."""
+    """Finish the pictures in work, then let everything wait; `sdbatch resume` goes on.
+
+    Example: sdbatch pause "the card is needed" --unload
+
+    Exit codes: 0 it will; 1 there is no root.
+    """
     from sdbatch import steer  # noqa: PLC0415
 
     typer.echo(steer.pause(named_root(root), reason, unload=unload))
@@ -108,7 +113,12 @@ def pause(
 
 @app.command()
 def resume(root: RootOption = Path()) -> None:
-    """Go on after a pause."""
+    """Go on after a pause.
+
+    Example: sdbatch resume --root /srv/sdbatch
+
+    Exit codes: 0 it does, or was not paused; 1 there is no root.
+    """
     from sdbatch import steer  # noqa: PLC0415
 
     typer.echo(steer.resume(named_root(root)))
@@ -116,7 +126,9 @@ def resume(root: RootOption = Path()) -> None:
 
 @app.command()
 def cancel(job: JobArgument, root: RootOption = Path()) -> None:
-    """Take a job out, waiting or in work: `sdbatch cancel truck.yaml`. Deleting its file from the inbox does as well.
+    """Take a job out, waiting or in work. Deleting its file from the inbox does as well.
+
+    Examples: sdbatch cancel truck.yaml; sdbatch cancel 000042
 
     Exit codes: 0 done; 1 there is no such job, or more than one.
     """
@@ -127,14 +139,16 @@ def cancel(job: JobArgument, root: RootOption = Path()) -> None:
 
 @app.command()
 def retry(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the end of one.")] = "",
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or a part of it.")] = "",
     root: RootOption = Path(),
     *,
     all_failed: Annotated[bool, typer.Option("--all-failed", help="Everything in jobs/failed/.")] = False,
 ) -> None:
-    """Try a failed job again, with the pictures that it has: `sdbatch retry 000042-truck`.
+    """Try a failed job again, with the pictures that it has. Its file in jobs/failed/ may have been mended before.
 
-    Its file in jobs/failed/ may have been mended before. Exit codes: 0 done; 1 there is no such job, or more than one.
+    Examples: sdbatch retry 000042; sdbatch retry --all-failed --root /srv/sdbatch
+
+    Exit codes: 0 done; 1 there is no such job, or more than one.
     """
     from sdbatch import steer  # noqa: PLC0415
 
@@ -146,7 +160,12 @@ def retry(
 
 @app.command()
 def bump(job: JobArgument, root: RootOption = Path()) -> None:
-    """Put a waiting file before all others, into jobs/inbox/urgent/: `sdbatch bump truck.yaml`."""
+    """Put a waiting file before all others, into jobs/inbox/urgent/.
+
+    Example: sdbatch bump truck.yaml
+
+    Exit codes: 0 done; 1 there is no such file, or more than one.
+    """
     from sdbatch import steer  # noqa: PLC0415
 
     typer.echo(steer.bump(named_root(root), job))
@@ -158,7 +177,12 @@ def clean(
     *,
     apply: Annotated[bool, typer.Option("--apply", help="Do it, and don't just say it.")] = False,
 ) -> None:
-    """Show which folders the rules of `keep:` in configs/sdbatch.yaml give up; an idle service takes them away."""
+    """Show which folders the rules of `keep:` in configs/sdbatch.yaml give up; an idle service takes them away.
+
+    Examples: sdbatch clean --root /srv/sdbatch; sdbatch clean --apply
+
+    Exit codes: 0 shown, or done; 78 the configuration is wrong.
+    """
     from sdbatch import housekeeping  # noqa: PLC0415
 
     place, settings = open_root(root)
@@ -181,6 +205,11 @@ def install(
     """Make it a service of systemd: write the unit, make the account and the root's folders.
 
     Written anew each time; changes of your own belong into `systemctl edit sdbatch`.
+
+    Examples: sudo sdbatch install --root /srv/sdbatch; sdbatch install --user --dry-run
+
+    Exit codes: 0 done, or shown; 1 the service could not run like that, or this needs root; 78 the
+    configuration is wrong.
     """
     from sdbatch.install import plan_install  # noqa: PLC0415
 
@@ -196,7 +225,12 @@ def install(
 
 @app.command()
 def uninstall(*, user: UserOption = False, dry_run: DryRunOption = False) -> None:
-    """Stop the service and take out what `install` wrote; the root and its pictures stay, and the account too."""
+    """Stop the service and take out what `install` wrote; the root and its pictures stay, and the account too.
+
+    Examples: sudo sdbatch uninstall; sdbatch uninstall --user --dry-run
+
+    Exit codes: 0 gone, or never there; 1 this needs root.
+    """
     from sdbatch.install import plan_uninstall  # noqa: PLC0415
 
     plan = plan_uninstall(user=user)

@@ -1,9 +1,12 @@
 """Whose turn it is: what is claimed already, then the inbox, and who lets others pass."""
 
+import os
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
+from itertools import islice, takewhile
 
-from sdbatch import files, log
+from sdbatch import files, log, overview
 from sdbatch.inbox import Arrival, Inbox
 from sdbatch.readiness import Readiness
 from sdbatch.spool import Claim, Spool
@@ -53,6 +56,16 @@ class Turns:
             self.deferred.pop(claim.id, None)
         return claim
 
+    def line(self, ids: list[str]) -> Iterator[tuple[str, str]]:
+        """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
+        first = next((claim.priority for claim in self.spool.claimed() if claim.id in ids), ANY_TIME)
+        urgent = sum(1 for _ in takewhile(lambda arrival: arrival.priority > first, self.inbox.queue)) if ids else 0
+        queued = [("file", name) for name in islice(self.inbox.names(), max(urgent, overview.SHOWN))]
+        yield from queued[:urgent]
+        yield from (("id", name) for name in ids if name not in self.deferred)
+        yield from queued[urgent:]
+        yield from (("id", name) for name in ids if name in self.deferred)
+
     def defer(self, claim: Claim, now: float = ANY_TIME, why: str = "") -> None:
         """Others go first: what this job needs, or where it lies, may be well again later."""
         self.deferred[claim.id] = now
@@ -84,21 +97,23 @@ class Turns:
     def _arrived(self, wall: datetime) -> Claim | None:
         """The next file of the inbox, claimed."""
         while (arrival := self._next_arrival()) is not None:
-            name = arrival.path.name
             try:
                 fresh = self.spool.claim(arrival.path, wall, arrival.priority)
             except OSError as error:
                 if files.is_disk_trouble(error):
                     self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
                     raise
+                name = os.path.relpath(arrival.name, self.inbox.folder)
                 if name not in self.unmovable:
                     self.log.warning("can't be moved out of the inbox", source=arrival.name, error=str(error))
-                self.unmovable[name] = str(error)
+                self.unmovable[name] = _why_unmovable(arrival, error)
                 continue
-            self.unmovable.pop(name, None)
+            self.unmovable.pop(os.path.relpath(arrival.name, self.inbox.folder), None)
             if fresh is not None:
                 self.log.info("claimed", job_id=fresh.id, source=fresh.source)
                 return fresh
+        for name in [name for name in self.unmovable if not os.path.lexists(self.inbox.folder / name)]:
+            del self.unmovable[name]  # someone else took it away
         return None
 
     def _next_arrival(self) -> Arrival | None:
@@ -110,3 +125,12 @@ class Turns:
         if hopeless is not None:
             self.inbox.queue.remove(hopeless)
         return hopeless
+
+
+def _why_unmovable(arrival: Arrival, error: OSError) -> str:
+    if not isinstance(error, PermissionError):
+        return str(error)
+    return (
+        f"the service may not take files out of {arrival.path.parent}, which belongs to someone else: "
+        "give its group the right to write there (chmod g+w)"
+    )

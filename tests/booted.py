@@ -142,6 +142,21 @@ def booted(folder: Path) -> Iterator[Machine]:
         outside.wait(30)
 
 
+def manage_user(machine: Machine, name: str, uid: int) -> Callable[..., str]:
+    """Make a user with a systemd of their own, as a login does; what is returned runs a command as them."""
+    home, runtime = f"/home/{name}", f"/run/user/{uid}"
+    machine.run("useradd", "--create-home", "--uid", uid, name)
+    machine.run("install", "-d", "-o", name, "-m", "700", runtime)
+    manager = [f"--unit={name}", f"--uid={name}", "--service-type=notify", "--property=Delegate=yes"]
+    known = [f"HOME={home}", f"XDG_RUNTIME_DIR={runtime}", f"PYTHONPATH={CHECKOUT}", "SDBATCH_ENGINE=fake"]
+    machine.run("systemd-run", *manager, *(f"--setenv={fact}" for fact in known), SYSTEMD, "--user")
+
+    def run(*command: object) -> str:
+        return machine.run("runuser", "-u", name, "--", "env", *known, *command)
+
+    return run
+
+
 def wait_for(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
     """Ask until it holds, and return what it is then."""
     until = time.monotonic() + seconds

@@ -2,12 +2,15 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests_support import HERE, REFERENCE, run_sdbatch
 
+import sdbatch.cli  # noqa: F401 - its commands belong to the app
 from sdbatch.check import submit_file
+from sdbatch.commands import app
 from sdbatch.errors import JobError
 from sdbatch.root import Root
 from sdbatch.testing import make_root
@@ -140,3 +143,12 @@ def test_init_demo_lays_a_model_that_the_first_users_jobs_name(tmp_path: Path) -
         assert made.returncode == 0, made.stderr
     assert (root.models / "ldm/stable-diffusion-v1/model.ckpt").stat().st_size < 15_000_000
     assert "image_size: 8" in (root.configs / "stable-diffusion/v1-inference.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "command", [c.callback for c in app.registered_commands if c.callback], ids=lambda c: c.__name__
+)
+def test_every_command_shows_an_example_and_tells_its_exit_codes(command: Callable[..., None]) -> None:
+    said = command.__doc__ or ""
+    assert "xample" in said or f"    sdbatch {command.__name__} " in said
+    assert "Exit codes: 0 " in said

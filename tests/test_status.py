@@ -1,5 +1,6 @@
 """What can be seen of a service: status.json, `sdbatch status`, the bar; all from files, also without a service."""
 
+import errno
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from rich.console import Console
 from tests_support import drain, run_sdbatch
 
-from sdbatch import overview
+from sdbatch import files, overview
 from sdbatch.engine.protocol import Event, Request, Stepped
 from sdbatch.errors import JobError
 from sdbatch.overview import look
@@ -152,6 +153,50 @@ def test_the_order_that_the_service_told_wins_where_the_files_are_still_there(ro
     queue = look(root, clock.wall)["queue"]
     assert [entry["file"] for entry in queue["next"]] == ["c.yaml", "b.yaml", "a.yaml"]
     assert (queue["ready"], queue["settling"]) == (2, 1)
+
+
+def test_what_is_urgent_stands_before_what_is_claimed_and_what_waits_for_a_disk_stands_last(
+    start: Start, root: Root, clock: FakeClock
+) -> None:
+    two = "prompt: a\n" + SMALL + "---\nprompt: b\n" + SMALL
+    drop_job(root, "two.yaml", two)
+    service = start()
+    service.engine.down = "the driver is gone"  # type: ignore[attr-defined]
+    service.spool.claim(root.inbox / "two.yaml", clock.wall)
+    (claim,) = service.spool.claimed()
+    drop_job(root, "urgent/now.yaml", "prompt: a\n" + SMALL)
+    drop_job(root, "later.yaml", "prompt: a\n" + SMALL)
+    for _ in range(5):
+        service.run_once(clock)
+        clock.sleep(2)
+    line = [{"file": "urgent/now.yaml"}, {"id": claim.id}, {"file": "later.yaml"}]
+    assert json.loads(root.status.read_text())["queue"]["next"] == line
+    assert look(root, clock.wall)["queue"]["next"] == line
+    service.turns.defer(claim, clock.mono)
+    assert [name for _, name in service.turns.line([claim.id])] == ["urgent/now.yaml", "later.yaml", claim.id]
+
+
+def test_a_file_that_the_service_may_not_take_is_told_with_the_remedy(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_job(root, "batch/1.yaml", "prompt: a\n" + SMALL)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+
+    monkeypatch.setattr(files, "move", refuse)
+    service = start()
+    for _ in range(5):
+        service.run_once(clock)
+        clock.sleep(2)
+    text = " ".join(shown(root, clock).split())
+    assert "stays in the inbox: batch/1.yaml: the service may not take files out of" in text
+    assert "(chmod g+w)" in text
+    (root.inbox / "batch/1.yaml").unlink()
+    for _ in range(5):
+        service.run_once(clock)
+        clock.sleep(2)
+    assert json.loads(root.status.read_text())["unmovable"] == {}
 
 
 @pytest.mark.parametrize(

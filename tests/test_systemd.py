@@ -268,7 +268,8 @@ def test_the_shipped_files_are_the_packages_own() -> None:
 def test_the_folders_that_are_made_are_those_of_a_root(at_opt: None) -> None:
     text = plan(Path("/srv/x y")).write[Path("/etc/tmpfiles.d/sdbatch.conf")]
     made = {Path(path) for path in re.findall(r'^d "([^"]+)"', text, re.MULTILINE)}
-    assert made == {*Root(Path("/srv/x y")).folders(), Path("/srv/x y"), Path("/srv/x y/jobs")}
+    root = Root(Path("/srv/x y"))
+    assert made == {*root.folders(), root.path, root.path / "jobs", root.inbox / "urgent", root.inbox / "bulk"}
 
 
 @pytest.mark.parametrize("name", ['a"b', "a$b", "a\\b", "a\nb", "a'b"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from booted import CHECKOUT, PYTHON, SYSTEMD, Machine, booted, wait_for, why_not
+from booted import CHECKOUT, PYTHON, Machine, booted, manage_user, wait_for, why_not
 from tests_support import lay_model, only
 
 from sdbatch.root import Root
@@ -122,16 +122,7 @@ def test_the_installed_service_lives_through_all_of_it(machine: Machine, root: R
 
 
 def test_a_user_has_a_service_of_their_own(machine: Machine) -> None:
-    home, runtime = "/home/alice", "/run/user/4242"
-    machine.run("useradd", "--create-home", "--uid", "4242", "alice")
-    machine.run("install", "-d", "-o", "alice", "-m", "700", runtime)
-    manager = ["--unit=alice", "--uid=alice", "--service-type=notify", "--property=Delegate=yes"]
-    known = [f"HOME={home}", f"XDG_RUNTIME_DIR={runtime}", f"PYTHONPATH={CHECKOUT}", "SDBATCH_ENGINE=fake"]
-    machine.run("systemd-run", *manager, *(f"--setenv={fact}" for fact in known), SYSTEMD, "--user")
-
-    def alice(*command: str) -> str:
-        return machine.run("runuser", "-u", "alice", "--", "env", *known, *command)
-
+    alice, home = manage_user(machine, "alice", 4242), "/home/alice"
     alice(PYTHON, "-m", "sdbatch", "install", "--user")
     alice("systemctl", "--user", "enable", "--now", "sdbatch")
     # READY, though there is nothing to draw with yet: the status says what it waits for.
