@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sdbatch import files, jobfile
 from sdbatch.errors import JobError
@@ -94,3 +95,11 @@ def submit_file(path: Path, root: Root) -> Path:
     if not root.inbox.is_dir():
         raise JobError(f"{root.path} is no root (there is no jobs/inbox); make one with `sdbatch init {root.path}`")
     return files.drop(path, root.inbox)
+
+
+def submit_text(text: str, name: str, root: Root) -> Path:
+    """The same with the text of a job file, under a name of its own; returns where it lies."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_text(text, encoding="utf-8")
+        return submit_file(path, root)

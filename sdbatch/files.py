@@ -203,14 +203,23 @@ def read_file(path: Path, most: int) -> bytes:
 
 def read_regular(path: Path, most: int) -> bytes | None:
     """The first `most` bytes of a plain file; None for a link, pipe, socket or device, which is not opened."""
+    with open_regular(path) as file:
+        return None if file is None else file.read(most)
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO | None]:
+    """A plain file to read; None for a link, pipe, socket or device, which is not opened."""
     try:
         # O_NONBLOCK: opening a pipe that nobody writes to would hang. Opening a device can have effects, hence lstat.
-        if not stat.S_ISREG(path.lstat().st_mode):
-            return None
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        is_plain = stat.S_ISREG(path.lstat().st_mode)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) if is_plain else None
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            return None
-        raise
+        if error.errno != errno.ELOOP:
+            raise
+        handle = None
+    if handle is None:
+        yield None
+        return
     with os.fdopen(handle, "rb") as file:
-        return file.read(most) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+        yield file if stat.S_ISREG(os.fstat(handle).st_mode) else None

@@ -109,7 +109,7 @@ class Manifest(Record):
         head = {key: content.pop(key) for key in ("sdbatch_manifest", "id")}
         if self.pictures:
             head["follow_up"] = self._follow_up()
-        return _HEADER + _dump(head) + _dump(content)
+        return _HEADER + dump(head) + dump(content)
 
     def _follow_up(self) -> dict[str, Any]:
         first = self.pictures[0]
@@ -199,6 +199,7 @@ def _picked(pictures: list[Picture], wanted: object, folder: str) -> Picture | N
     )
 
 
-def _dump(content: dict[str, Any]) -> str:
+def dump(content: dict[str, Any]) -> str:
+    """As YAML, in the order given."""
     text: str = yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=110)
     return text

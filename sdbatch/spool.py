@@ -85,7 +85,7 @@ class Spool:
         for folder in _folders(self.root.running):
             for draft in [*folder.rglob(files.BUSY_PREFIX + "*")]:
                 draft.unlink(missing_ok=True)
-            claim = self._read(folder) or self._rebuilt(folder)
+            claim = read_claim(folder) or self._rebuilt(folder)
             if claim is None or folder.name.startswith(files.BUSY_PREFIX):
                 files.remove_tree(folder)  # the rename that claims, or that splits off, never happened
             elif (folder / MANIFEST).exists():
@@ -111,18 +111,18 @@ class Spool:
         """Jobs in running/, in order, each read only when it is its turn: a file can hold a thousand."""
         for folder in _folders(self.root.running):
             if not folder.name.startswith("."):
-                claim = self._read(folder) or self._rebuilt(folder)
+                claim = read_claim(folder) or self._rebuilt(folder)
                 if claim is not None:
                     yield claim
 
     def cancelled(self) -> Claim | None:
         """A claimed job that a person took back."""
         marks = self.root.running.glob(f"*/{CANCEL}")
-        return next((claim for mark in marks if (claim := self._read(mark.parent)) is not None), None)
+        return next((claim for mark in marks if (claim := read_claim(mark.parent)) is not None), None)
 
     def take_up(self, failed: Path) -> None:
         """Bring a failed job back to running/, with a clean slate and what was drawn of it."""
-        claim = self._read(failed) or self._rebuilt(failed)
+        claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
             raise JobError(f"{failed.name} holds no job file any more")
         claim.attempts = 0
@@ -197,19 +197,6 @@ class Spool:
         self._last = (max(stamp, now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")), number + 1)
         return f"{self._last[0]}-{self._last[1]:06}-{slug_of(name)}"
 
-    def _read(self, folder: Path) -> Claim | None:
-        """The claim in a folder; None without one, or without the file it claims.
-
-        Raises:
-            OSError: it can't be read now. That is no sign that it is not there.
-        """
-        try:
-            claim = Claim(**json.loads((folder / CLAIM).read_bytes()))
-            (folder / claim.file).lstat()
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-            return None
-        return claim
-
     def _rebuilt(self, folder: Path) -> Claim | None:
         """A claim for a folder whose claim.json is unreadable but that holds a dropped file: never lose that."""
         dropped = sorted(path.name for path in folder.iterdir() if not _RESERVED.fullmatch(path.name))
@@ -224,6 +211,20 @@ class Spool:
 
     def _write(self, claim: Claim) -> None:
         files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
+
+
+def read_claim(folder: Path) -> Claim | None:
+    """The claim in a folder; None without one, or without the file it claims.
+
+    Raises:
+        OSError: it can't be read now. That is no sign that it is not there.
+    """
+    try:
+        claim = Claim(**json.loads((folder / CLAIM).read_bytes()))
+        (folder / claim.file).lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return None
+    return claim
 
 
 def _may_hold(path: Path) -> bool:

@@ -137,8 +137,7 @@ def events(root: Root, settings: Settings) -> Finding:
     """Whether the kernel tells of dropped files, tried as the service does it."""
     if not settings.events:
         return ok("inotify", f"not asked for (events: off): the inbox is looked at every {settings.rescan_seconds:g} s")
-    share = filesystem_type(root.inbox, MOUNTS.read_text() if MOUNTS.exists() else "").removeprefix("fuse.")
-    if share in SHARES:
+    if share := share_of(root.inbox):
         return warning(
             "inotify",
             f"jobs/inbox lies on a share ({share}), and the kernel doesn't tell what other machines write there",
@@ -167,6 +166,12 @@ def events(root: Root, settings: Settings) -> Finding:
 def _limits() -> str:
     said = [f"{name} {(INOTIFY / name).read_text().strip()}" for name in LIMITS if (INOTIFY / name).exists()]
     return ", ".join(said) or "this system tells no limits"
+
+
+def share_of(folder: Path) -> str:
+    """The kind of share that a folder lies on; empty where it is on a disk of this machine."""
+    kind = filesystem_type(folder, MOUNTS.read_text() if MOUNTS.exists() else "").removeprefix("fuse.")
+    return kind if kind in SHARES else ""
 
 
 def filesystem_type(path: Path, mounts: str) -> str:

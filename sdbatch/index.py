@@ -1,0 +1,181 @@
+"""state/history.db: rows and pieces of text in SQLite, and nothing that could not be read from the folders again.
+
+    jobs       a row each; `key` is that of its first picture
+    pictures   a row each. `key` is when it was drawn, in milliseconds since 1970, moved on to where enough keys in a
+               row are free: so one number is the order, the place to go on from, and the time
+    grams      for each first picture of a prompt, its `run`: the pieces of the text, and facts to filter by, such as
+               seed=42. Their lists are met with each other from the newest on, so a search ends with a full page
+
+The index of grams holds no text (`content=''`), so a row is taken out by telling SQLite the pieces that were put in.
+They hang on this file's version and on Python's tables of Unicode: where either is another, all is made anew.
+"""
+
+import sqlite3
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdbatch.gathering import Entry
+from sdbatch.grams import pieces
+from sdbatch.surroundings import share_of
+
+VERSION = 1
+_RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
+_SPECIAL = "".join(c for c in map(chr, range(1, 128)) if not c.isalnum() and not c.isspace())
+_TOKENS = _SPECIAL.replace("'", "''").replace('"', '""')
+_SCHEMA = f"""
+DROP TABLE IF EXISTS jobs; DROP TABLE IF EXISTS pictures; DROP TABLE IF EXISTS grams; DROP TABLE IF EXISTS places;
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, place TEXT NOT NULL,
+    key INTEGER NOT NULL, pictures INTEGER NOT NULL, stamp INTEGER NOT NULL, drawn_at TEXT NOT NULL,
+    prompt TEXT NOT NULL, negative TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, ckpt TEXT NOT NULL,
+    seed INTEGER, reason TEXT NOT NULL, parent_job TEXT, parent_picture TEXT, init TEXT,
+    width INTEGER NOT NULL, height INTEGER NOT NULL
+);
+CREATE INDEX jobs_parent ON jobs (parent_job) WHERE parent_job IS NOT NULL;
+CREATE INDEX jobs_init ON jobs (init) WHERE init IS NOT NULL;
+CREATE INDEX jobs_state ON jobs (state) WHERE state != 'done';
+CREATE INDEX jobs_ckpt ON jobs (ckpt);
+CREATE TABLE pictures (
+    key INTEGER PRIMARY KEY, job INTEGER NOT NULL, run INTEGER NOT NULL, number INTEGER NOT NULL,
+    file TEXT NOT NULL, published TEXT, prompt TEXT
+);
+CREATE INDEX pictures_run ON pictures (run);
+CREATE INDEX pictures_published ON pictures (published) WHERE published IS NOT NULL;
+CREATE TABLE places (path TEXT PRIMARY KEY, mtime INTEGER NOT NULL);
+CREATE VIRTUAL TABLE grams USING fts5 (
+    pieces, content='', detail=none, columnsize=0, tokenize="ascii tokenchars '{_TOKENS}'"
+);
+PRAGMA user_version = {_RULES};
+"""
+
+
+def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
+    """Open or create the file, writable, with its tables.
+
+    Raises:
+        sqlite3.Error: it is no database, is locked for longer than `wait_seconds`, or can't be written.
+    """
+    database = sqlite3.connect(path, wait_seconds, isolation_level=None, check_same_thread=False)
+    try:
+        # WAL lets others read while the service writes, by memory that they share: on a network share they share
+        # none, and would damage the file. There its locks have to do; and SQLite keeps to them where it can't have WAL.
+        database.execute(f"PRAGMA journal_mode = {'DELETE' if share_of(path.parent) else 'WAL'}").fetchone()
+        database.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last rows, never the file
+        if not is_current(database):
+            create(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def is_current(database: sqlite3.Connection) -> bool:
+    """Whether the tables are there, and made by the same rules as ours."""
+    return bool(database.execute("PRAGMA user_version").fetchone()[0] == _RULES)
+
+
+def create(database: sqlite3.Connection) -> None:
+    """Make the tables anew, without a row."""
+    database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+
+
+@contextmanager
+def writing(database: sqlite3.Connection) -> Iterator[None]:
+    """All that is written in the block, or nothing."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
+def insert(database: sqlite3.Connection, entry: Entry) -> None:
+    """Put an entry in, in the place of what was there of the same id; within `writing`."""
+    remove(database, entry.id)
+    base = _free_keys(database, int(entry.drawn_at.timestamp() * 1000), max(1, len(entry.shots)))
+    cursor = database.execute(
+        "INSERT INTO jobs VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(entry.id, entry.state, entry.place, base, len(entry.shots), entry.stamp),
+            *(entry.drawn_at.isoformat(timespec="milliseconds"), entry.prompt, entry.negative, entry.name),
+            *(entry.kind, entry.ckpt, entry.seed, entry.reason, entry.parent_job, entry.parent_picture, entry.init),
+            *entry.size,
+        ),
+    )
+    job, run, last = cursor.lastrowid, base, entry.shots[0].prompt if entry.shots else None
+    rows: list[tuple[object, ...]] = []
+    for offset, shot in enumerate(entry.shots):
+        if shot.prompt != last:
+            run, last = base - offset, shot.prompt
+        rows.append((base - offset, job, run, shot.number, shot.file, shot.published, shot.prompt))
+    rows = rows or [(base, job, base, 0, "", None, None)]  # one that failed before its first picture
+    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    for row in rows:
+        if row[0] == row[2]:
+            text = text_of(str(row[6] or entry.prompt), entry.name, entry.reason)
+            gram = _grams(text, facts(entry.state, entry.seed, entry.ckpt, entry.kind))
+            database.execute("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", (row[0], gram))
+
+
+def remove(database: sqlite3.Connection, job_id: str) -> bool:
+    """Take a job and its pictures out; says whether it was there; within `writing`."""
+    job = database.execute(
+        "SELECT key, pictures, prompt, name, reason, state, seed, ckpt, kind FROM jobs WHERE id = ?", (job_id,)
+    ).fetchone()
+    if job is None:
+        return False
+    key, count, prompt, name, reason, *told = job
+    span = (key - max(1, count) + 1, key)
+    runs = database.execute("SELECT key, prompt FROM pictures WHERE key BETWEEN ? AND ? AND key = run", span).fetchall()
+    for run, own in runs:
+        gram = _grams(text_of(own or prompt, name, reason), facts(*told))
+        database.execute("INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", (run, gram))
+    database.execute("DELETE FROM pictures WHERE key BETWEEN ? AND ?", span)
+    database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+    return True
+
+
+def text_of(prompt: str, name: str, reason: str) -> str:
+    """What words are looked for in."""
+    return f"{prompt}\n{name}\n{reason}"
+
+
+def facts(state: str, seed: int | None, ckpt: str, kind: str) -> list[str]:
+    """What can be filtered by. A checkpoint is meant by its path, its name, or its name without the suffix."""
+    name = ckpt.rpartition("/")[2]
+    names = {ckpt, name, name.rpartition(".")[0] or name}
+    return [
+        fact("failed", state == "failed"),
+        fact("seed", seed),
+        fact("kind", kind),
+        *(fact("ckpt", each) for each in names),
+    ]
+
+
+def fact(key: str, value: object) -> str:
+    """One of them, longer than any piece of a text and without a blank."""
+    return f"{key}={'_'.join(str(value).split()).casefold()}"
+
+
+def expression(tokens: Iterable[str]) -> str:
+    """All of these, for MATCH: nothing in them has a meaning of its own."""
+    return " ".join('"' + token.replace('"', '""') + '"' for token in tokens)
+
+
+def _grams(text: str, told: Iterable[str]) -> str:
+    return " ".join(sorted({*pieces(text), *told}))
+
+
+def _free_keys(database: sqlite3.Connection, at: int, count: int) -> int:
+    """The highest of `count` keys in a row that are free, none below `at`."""
+    while True:
+        question = "SELECT max(key) FROM pictures WHERE key BETWEEN ? AND ?"
+        (taken,) = database.execute(question, (at, at + count - 1)).fetchone()
+        if taken is None:
+            return at + count - 1
+        at = taken + 1

@@ -1,0 +1,81 @@
+"""What the history answers with: pictures, jobs, and what came of what."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the history.
+
+    Attributes:
+        key: where it stands: newer ones have a greater key.
+        file: from its job's folder; empty where a job failed before its first picture.
+        path: where it can be opened, from the root.
+        published: its name in outputs/, from the root.
+        drawn_at: ISO 8601, UTC.
+        state: done, failed, or earlier: found in outputs/ alone.
+    """
+
+    key: int
+    job: str
+    number: int
+    file: str
+    path: str
+    published: str | None
+    prompt: str
+    negative: str
+    name: str
+    seed: int | None
+    kind: str
+    ckpt: str
+    width: int
+    height: int
+    drawn_at: str
+    parent_job: str | None
+    parent_picture: str | None
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the history; `folder` is from the root, `init` the picture it started from as the job named it."""
+
+    id: str
+    state: str
+    folder: str
+    prompt: str
+    negative: str
+    name: str
+    kind: str
+    ckpt: str
+    seed: int | None
+    drawn_at: str
+    pictures: int
+    reason: str
+    parent_job: str | None
+    parent_picture: str | None
+    init: str | None
+    width: int
+    height: int
+    key: int
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A job among those that it came from and that came of it.
+
+    Attributes:
+        picture: the picture of the job above that it started from, by its file; None where that was drawn again.
+        state: as a job's; gone, where another names it as its parent and it is there no more.
+        is_asked: whether it is the one whose lineage was asked for.
+        children: oldest first.
+    """
+
+    job: str
+    picture: str | None
+    state: str
+    prompt: str
+    drawn_at: str
+    is_asked: bool
+    children: tuple["Lineage", ...] = ()
