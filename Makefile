@@ -28,7 +28,7 @@ docs/demo-txt2img.png docs/demo-img2img.png: demo
 	cp demo/outputs/img2img/*/grid-0000.png docs/demo-img2img.png
 
 test: $(BIN)/sdbatch
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-slow: $(BIN)/sdbatch
 	$(BIN)/pytest -m slow

@@ -87,7 +87,7 @@ def _events(text: str) -> Iterator[Event]:
         raise JobError(f"line {line}: {_TAGS}; the file was not read")
     for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         if count == MAX_EVENTS:
-            raise JobError(f"line {_line(event)}: more names and values than a job file may have; {_UNREAD}")
+            raise JobError(f"line {_line(event)}: more names and values than a file may have; {_UNREAD}")
         yield event
 
 
@@ -175,7 +175,7 @@ class _Builder:
         if not isinstance(event, ScalarEvent):
             self._forbid(line, "a field's name must be a plain word")
         elif key == "<<":
-            self._forbid(line, "merge keys (<<) are not allowed in job files; write the fields out")
+            self._forbid(line, "merge keys (<<) are not allowed here; write the fields out")
         elif _is_tagged(event):
             self._forbid(line, _TAGS)
         elif key in container:
@@ -186,7 +186,7 @@ class _Builder:
 
     def _node(self, event: Event, line: int) -> Any:
         if isinstance(event, AliasEvent):
-            self._forbid(line, "aliases (*name) are not allowed in job files; write the value out")
+            self._forbid(line, "aliases (*name) are not allowed here; write the value out")
             return None
         if _is_tagged(event):
             self._forbid(line, _TAGS)
@@ -199,7 +199,7 @@ class _Builder:
 
 
 _UNREAD = "what comes behind it was not read"
-_TAGS = "tags (!...) are not allowed in job files; write a plain value"
+_TAGS = "tags (!...) are not allowed here; write a plain value"
 
 
 def _is_tagged(event: Event) -> bool:

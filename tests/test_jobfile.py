@@ -535,14 +535,14 @@ def test_a_file_just_within_the_limit_is_read() -> None:
         ("? [a, b]\n: c\nprompt: a\n", "line 1: a field's name must be a plain word"),
         ("? {a: b, c: [d]}\n: c\nprompt: a\n", "line 1: a field's name must be a plain word"),
         ("&p prompt: a\n*p : b\n", "line 2: a field's name must be a plain word"),
-        ("prompt: &a x\nname: *a\n", "line 2: aliases (*name) are not allowed in job files; write the value out"),
-        ("*a", "line 1: aliases (*name) are not allowed in job files; write the value out"),
-        ("<<: {prompt: a}\n", "line 1: merge keys (<<) are not allowed in job files; write the fields out"),
-        ("prompt: a\n<<: *b\n", "line 2: merge keys (<<) are not allowed in job files; write the fields out"),
-        ("prompt: !!str 1984\n", "line 1: tags (!...) are not allowed in job files; write a plain value"),
-        ("!job\nprompt: a\n", "line 1: tags (!...) are not allowed in job files; write a plain value"),
-        ("!!str prompt: a\n", "line 1: tags (!...) are not allowed in job files; write a plain value"),
-        ("prompt: a\nx: !!python/object/apply:os.system [id]\n", "line 2: tags (!...) are not allowed in job files"),
+        ("prompt: &a x\nname: *a\n", "line 2: aliases (*name) are not allowed here; write the value out"),
+        ("*a", "line 1: aliases (*name) are not allowed here; write the value out"),
+        ("<<: {prompt: a}\n", "line 1: merge keys (<<) are not allowed here; write the fields out"),
+        ("prompt: a\n<<: *b\n", "line 2: merge keys (<<) are not allowed here; write the fields out"),
+        ("prompt: !!str 1984\n", "line 1: tags (!...) are not allowed here; write a plain value"),
+        ("!job\nprompt: a\n", "line 1: tags (!...) are not allowed here; write a plain value"),
+        ("!!str prompt: a\n", "line 1: tags (!...) are not allowed here; write a plain value"),
+        ("prompt: a\nx: !!python/object/apply:os.system [id]\n", "line 2: tags (!...) are not allowed here"),
         ("prompt: [[[[[[[[[a]]]]]]]]]\n", "line 1: nested more than 8 deep; a job is flat: fields and values"),
     ],
 )
@@ -650,7 +650,7 @@ def test_nested_brackets_are_refused_at_once(text: str, name: str) -> None:
     ids=["aliases", "merges", "itself"],
 )
 def test_a_bomb_of_aliases_is_refused_at_once(text: str) -> None:
-    assert "not allowed in job files" in read_error(text)
+    assert "not allowed here" in read_error(text)
 
 
 @pytest.mark.timeout(60)
@@ -679,11 +679,11 @@ IN_A_MANIFEST = "sdbatch_manifest: 1\n"  # which may have a megabyte
     ("text", "name", "told"),
     [
         (f'{{"x": {{{MANY_KEYS}, "4e1f": 1}}}}', "job.json", "x: 4e1f is given twice in it; take one out"),
-        ("{" + "a," * 130_000, "job.yaml", "more names and values than a job file may have"),
-        ("prompt: a\nx: [" + "[[[]]]," * 37_000, "job.yaml", "more names and values than a job file may have"),
-        ("---\n" * 65_000, "job.yaml", "more names and values than a job file may have"),
+        ("{" + "a," * 130_000, "job.yaml", "more names and values than a file may have"),
+        ("prompt: a\nx: [" + "[[[]]]," * 37_000, "job.yaml", "more names and values than a file may have"),
+        ("---\n" * 65_000, "job.yaml", "more names and values than a file may have"),
         (IN_A_MANIFEST + "{" + "1," * 500_000, "job.yaml", "not valid YAML"),
-        (IN_A_MANIFEST + "x: [" + "1," * 500_000, "job.yaml", "more names and values than a job file may have"),
+        (IN_A_MANIFEST + "x: [" + "1," * 500_000, "job.yaml", "more names and values than a file may have"),
         (IN_A_MANIFEST + "...\n" + "".join(f"%TAG !{i:x}! x\n" for i in range(65_000)), "job.yaml", "tags (!...) are"),
         ('{"a": "sdbatch_manifest:"}' + '{"a": 1}' * 50_000, "job.json", "the file has more than 262,144 bytes"),
     ],
