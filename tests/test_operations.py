@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -197,9 +198,10 @@ def test_the_bundle_becomes_a_service_where_no_network_is(machine: Machine, tmp_
     model = ["--config", DEMO / "v1-inference.yaml", "--ckpt", DEMO / "model.safetensors"]
     ours = {"linux-x86_64": wheels.this_machine()[0], "3.11": wheels.this_machine()[1]}
     assert options.endswith(" --ckpt v1-5-pruned.ckpt")
-    archive = machine.root / "srv/here/sdbatch-bundle.tar"
+    archive = tmp_path / "sdbatch-bundle.tar"
     made = run_sdbatch("bundle", "-o", archive, *(ours.get(word, word) for word in options.split()[:-2]), *model)
     assert made.returncode == 0, made.stderr
+    shutil.move(archive, machine.root / "srv/here")
     for left in ("etc/systemd/system/sdbatch.service.d/checkout.conf", "usr/local/bin/sdbatch"):
         (machine.root / left).unlink()
     (machine.root / "srv/sdbatch/configs/stable-diffusion/v1-inference.yaml").unlink()
