@@ -23,20 +23,26 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
     if data is None:
         yield f"{path}: is a link, a pipe or a device; a job must be a plain file", False
         return
-    parts = jobfile.parse(data, path.name)
+    for line, is_good in check_data(data, path.name, path.parent, root, limits):
+        yield f"{path}: {line}", is_good
+
+
+def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
+    """As `check_file`, of what a job file of that name in the folder `beside` holds; None for one yet to be dropped."""
+    parts = jobfile.parse(data, name)
     for number, parsed in enumerate(parts, 1):
-        label = f"{path}: job {number} of {len(parts)}" if len(parts) > 1 else str(path)
+        label = f"job {number} of {len(parts)}: " if len(parts) > 1 else ""
         try:
             if parsed.error is not None:
                 raise parsed.error
             assert parsed.job is not None, "either a job or an error"
-            yield f"{label}: {_describe(parsed.job, path.parent, root, limits)}", True
+            yield label + _describe(parsed.job, beside, root, limits), True
         except JobError as error:
             for line in str(error).splitlines():
-                yield f"{label}: {line.removeprefix(f'{path.name}: ')}", False
+                yield label + line.removeprefix(f"{name}: "), False
 
 
-def _describe(job: AnyJob, beside: Path, root: Root, limits: Limits) -> str:
+def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> str:
     """Pictures, size, sampler and steps.
 
     Files are looked for beside the job file and in the root; the model only where `root` is one, since jobs are
@@ -44,8 +50,7 @@ def _describe(job: AnyJob, beside: Path, root: Root, limits: Limits) -> str:
     """
     lines = None
     if job.from_file:
-        found = beside / job.from_file
-        lines = read_lines(found.resolve() if _is_file(found) else root.find("from_file", job.from_file, [root.path]))
+        lines = read_lines(_find("from_file", job.from_file, beside, root))
     count = count_pictures(job, lines)
     size = job.picture_size if isinstance(job, Txt2Img) else _init_size(job, beside, root)
     if problems := limits.problems(count, job.ddim_steps, size):
@@ -58,11 +63,18 @@ def _describe(job: AnyJob, beside: Path, root: Root, limits: Limits) -> str:
     return f"{pictures} of {shape}, {'PLMS' if job.plms else 'DDIM'}, {job.ddim_steps} steps, to {job.outdir}"
 
 
-def _init_size(job: Img2Img, beside: Path, root: Root) -> tuple[int, int] | None:
+def _find(field: str, named: str, beside: Path | None, root: Root) -> Path:
+    """A file that a job names: beside it, wherever that is, or in the root; for one yet to be dropped, in the root."""
+    if beside is None:
+        return root.find(field, named, [root.inbox, root.path])
+    found = beside / named
+    return found.resolve() if _is_file(found) else root.find(field, named, [root.path])
+
+
+def _init_size(job: Img2Img, beside: Path | None, root: Root) -> tuple[int, int] | None:
     """What an init image will be drawn at; None where it is not there, as an earlier job may still have to draw it."""
-    found = beside / job.init_img
     try:
-        path = found if _is_file(found) else root.find("init_img", job.init_img, [root.path])
+        path = _find("init_img", job.init_img, beside, root)
     except JobError as error:
         if "there is no" in str(error):
             return None

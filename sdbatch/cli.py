@@ -17,6 +17,7 @@ from sdbatch import (
 from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, RootBusy
 from sdbatch.files import copy_atomically, is_disk_trouble, same_content
+from sdbatch.web import command as _web  # noqa: F401 - likewise
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root

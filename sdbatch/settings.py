@@ -1,9 +1,9 @@
 """What an admin can set, with defaults and bounds. configuration.py says where the values come from."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 # What is built into a running service: a reload leaves it as it is.
@@ -60,6 +60,20 @@ class Keep(BaseModel):
     outputs: bool = False
 
 
+# status.json and `sdbatch config` tell every setting; of this one that there is one.
+Secret = Annotated[str, PlainSerializer(lambda text: "***" if text else "", when_used="json")]
+
+
+class Web(BaseModel):
+    """The page, `sdbatch web`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bind: str = Field("127.0.0.1:8123", pattern=r"^.+:\d{1,5}$", description="an address and port: 127.0.0.1:8123")
+    password: Secret = ""  # its hash, as `sdbatch web --hash-password` makes it
+    hosts: tuple[str, ...] = ()
+
+
 class Preload(BaseModel):
     """The model to load ahead of the first job; what jobs name by default."""
 
@@ -94,6 +108,7 @@ class Settings(BaseSettings):
     hooks: HookCommands = HookCommands()
     keep: Keep = Keep()
     limits: Limits = Limits()
+    web: Web = Web()
 
     @classmethod
     def settings_customise_sources(

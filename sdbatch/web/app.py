@@ -1,0 +1,55 @@
+"""The page as a whole: its views, their guards, and what is shown when something goes wrong."""
+
+from collections.abc import Callable
+from time import monotonic
+
+from flask import Flask, render_template
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from sdbatch.errors import JobError
+from sdbatch.root import Root
+from sdbatch.settings import Settings
+from sdbatch.web import form, guard, language, pictures, queue
+from sdbatch.web.site import Site, disk_trouble
+
+FORM_BYTES = 1_000_000  # of an upload's form, beside the picture
+# What a person can do about it; else the server's own words.
+WORDS = {
+    400: "This page is out of date, perhaps since the server was started again: go back, reload it, and try again.",
+    404: "There is nothing here (any more).",
+    413: "That is too large.",
+    421: "The page has another name: add this one to web.hosts in configs/sdbatch.yaml, or set a password there.",
+}
+
+
+def create_app(root: Root, settings: Settings, clock: Callable[[], float] = monotonic) -> Flask:
+    """The page of one root; `clock` counts seconds, for the login."""
+    app = Flask(__name__)
+    app.extensions["sdbatch"] = Site(root, settings)
+    app.config["MAX_CONTENT_LENGTH"] = settings.limits.input_bytes + FORM_BYTES
+    app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
+    # A proxy may serve the page below a path of its own. A visitor who sends the header misleads no one else.
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=0, x_prefix=1)  # type: ignore[method-assign] # as Flask says
+    guard.install(app, clock)
+    language.install(app)
+    for view in (queue, form, pictures):
+        app.register_blueprint(view.pages)
+    app.register_error_handler(HTTPException, _say)
+    app.register_error_handler(JobError, _say_job_error)
+    app.register_error_handler(FileNotFoundError, lambda _: _say(NotFound()))
+    app.register_error_handler(OSError, _say_disk_trouble)
+    return app
+
+
+def _say(error: HTTPException) -> tuple[str, int]:
+    code = error.code or 500
+    return render_template("error.html", text=WORDS.get(code, error.description), code=code), code
+
+
+def _say_job_error(error: JobError) -> tuple[str, int]:
+    return render_template("error.html", text=str(error), code=422), 422
+
+
+def _say_disk_trouble(error: OSError) -> tuple[str, int]:
+    return render_template("error.html", text=disk_trouble(error), code=503), 503

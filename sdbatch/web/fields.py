@@ -1,0 +1,129 @@
+"""A form from the job's schema, and a job file from what was filled in. What is allowed is the schema's business."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import yaml
+
+from sdbatch.errors import JobError
+from sdbatch.job import AnyJob, Img2Img
+from sdbatch.jobfile import parse
+from sdbatch.schema import job_schema
+
+Kind = Literal["txt2img", "img2img"]
+# In this order; all that the schema has besides follows under "More".
+FIRST = (
+    *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
+    *("n_iter", "n_samples", "seed", "ddim_steps", "scale"),
+)
+LONG = ("prompt", "negative_prompt")  # texts of several lines
+_DEFINITIONS = {"txt2img": "Txt2Img", "img2img": "Img2Img"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input of the form."""
+
+    name: str
+    title: str
+    help: str
+    type: Literal["text", "long", "number", "check", "choice"]
+    default: Any
+    low: float | None
+    high: float | None
+    step: str  # as HTML has it
+    choices: tuple[str, ...]
+    most: int | None  # characters
+    is_first: bool
+
+    @property
+    def shown_default(self) -> str:
+        """As a person would write it."""
+        return _written(self.default)
+
+
+@cache
+def fields(kind: Kind) -> tuple[Field, ...]:
+    """Those of a kind of job that have a choice, the first ones first."""
+    properties = job_schema()["$defs"][_DEFINITIONS[kind]]["properties"]
+    found = [_field(name, rules) for name, rules in properties.items() if name != "$schema" and "const" not in rules]
+    order = {name: place for place, name in enumerate(FIRST)}
+    return tuple(sorted(found, key=lambda field: order.get(field.name, len(order))))
+
+
+def _field(name: str, rules: dict[str, Any]) -> Field:
+    kind: Literal["text", "long", "number", "check", "choice"]
+    match rules:
+        case {"enum": _}:
+            kind = "choice"
+        case {"type": "boolean"}:
+            kind = "check"
+        case {"type": "integer" | "number"}:
+            kind = "number"
+        case _:
+            kind = "long" if name in LONG else "text"
+    whole = rules.get("multipleOf", 1) if rules.get("type") == "integer" else "any"
+    return Field(
+        name=name,
+        title=rules["title"],
+        help=rules["description"],
+        type=kind,
+        default=rules.get("default", ""),
+        low=rules.get("minimum"),
+        high=rules.get("maximum"),
+        step=str(whole),
+        choices=tuple(rules.get("enum", ())),
+        most=rules.get("maxLength"),
+        is_first=name in FIRST,
+    )
+
+
+def to_yaml(kind: Kind, filled: Mapping[str, str]) -> str:
+    """A job file of what differs from the defaults; a number that is none stays as it was written, to be told."""
+    job = {}
+    for field in fields(kind):
+        value = _value(field, filled.get(field.name, ""))
+        if value != field.default:
+            job[field.name] = value
+    if kind == "img2img" and "init_img" not in job:
+        job.setdefault("strength", 0.75)  # makes it img2img still, so that the missing picture is told
+    return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=80)
+
+
+def _value(field: Field, text: str) -> Any:
+    if field.type == "check":
+        return bool(text)
+    if not text.strip():
+        return field.default
+    for number in (int, float) if field.type == "number" else ():
+        with suppress(ValueError):
+            return number(text)
+    return text.replace("\r\n", "\n")
+
+
+def filled_by(text: str, file_name: str) -> tuple[Kind, dict[str, str]]:
+    """What a job file says, to be filled in: the kind of its first job, and what differs from the defaults.
+
+    Raises:
+        JobError: it holds no job.
+    """
+    first = parse(text.encode(), file_name)[0]
+    if first.job is None:
+        raise first.error or JobError(f"{file_name} holds no job")
+    return kind_of(first.job), {name: _written(value) for name, value in first.job.model_dump().items()}
+
+
+def kind_of(job: AnyJob) -> Kind:
+    """Which form is its."""
+    return "img2img" if isinstance(job, Img2Img) else "txt2img"
+
+
+def _written(value: Any) -> str:
+    """As a form field holds it; an empty text is a tick that is not set."""
+    if isinstance(value, bool):
+        return "true" if value else ""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,90 @@
+"""New job: a form from the schema, the job file that it makes beside it, and the drop into the inbox."""
+
+from collections.abc import Iterator, Mapping
+
+from flask import Blueprint, flash, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response
+
+from sdbatch.check import check_data, submit_text
+from sdbatch.errors import JobError
+from sdbatch.spool import slug_of
+from sdbatch.web import uploads
+from sdbatch.web.fields import Kind, fields, to_yaml
+from sdbatch.web.language import translate
+from sdbatch.web.site import disk_trouble, site
+
+JOB_FILE = "job.yaml"  # how errors call a job that has no name yet
+UPLOAD = "upload"  # the form's file; a preview gets no more of it than that there is one
+UPLOADED = "your-picture.png"  # in a preview
+
+pages = Blueprint("form", __name__)
+
+
+@pages.get("/new")
+def show() -> str:
+    """The form, filled by what the address says: `/new?prompt=a&init_img=outputs/...`."""
+    return _form(request.args)
+
+
+@pages.post("/new/form")
+def change() -> str:
+    """The form with other fields: those of the kind `to`, or with a picture chosen. Nothing is dropped."""
+    before = {field.name: field.shown_default for field in fields(_kind(request.form))}
+    filled = {name: text for name, text in request.form.items() if text != before.get(name)}
+    return _form(filled | {"kind": request.form.get("to", "img2img")}, "form.html")
+
+
+@pages.post("/new/preview")
+def preview() -> str:
+    """The job file that the form makes, and what is said of it."""
+    return render_template("preview.html", **_preview(request.form))
+
+
+@pages.post("/new")
+def drop() -> tuple[str, int] | Response:
+    """Drop the job, and the picture that was sent with it beside it."""
+    filled = request.form.to_dict()
+    filled.pop(UPLOAD, None)
+    upload = request.files.get(UPLOAD)
+    try:
+        if upload and upload.filename:
+            filled["init_img"] = uploads.take(upload, site().root, site().settings.limits)
+        text = to_yaml(_kind(filled), filled)
+        if [line for line, is_good in _check(text) if not is_good]:
+            return _form(filled), 422  # what is wrong stands beside the form
+        path = submit_text(text, _file_name(filled), site().root)
+    except (JobError, OSError) as error:
+        flash(disk_trouble(error) if isinstance(error, OSError) else str(error), "danger")
+        return _form(filled), 422
+    flash(translate("Dropped as {name}.", name=site().root.show(path)), "success")
+    return redirect(url_for("queue.show"), 303)
+
+
+def _kind(filled: Mapping[str, str]) -> Kind:
+    is_img2img = filled.get("kind") == "img2img" or filled.get("init_img") or filled.get(UPLOAD)
+    return "img2img" if is_img2img and filled.get("kind") != "txt2img" else "txt2img"
+
+
+def _form(filled: Mapping[str, str], template: str = "new.html") -> str:
+    kind = _kind(filled)
+    return render_template(template, kind=kind, fields=fields(kind), filled=filled, **_preview(filled))
+
+
+def _preview(filled: Mapping[str, str]) -> dict[str, object]:
+    values = dict(filled)
+    if values.pop(UPLOAD, ""):
+        values["init_img"] = UPLOADED
+    text = to_yaml(_kind(filled), values)
+    return {"text": text, "told": [*_check(text)]}
+
+
+def _check(text: str) -> Iterator[tuple[str, bool]]:
+    try:
+        yield from check_data(text.encode(), JOB_FILE, None, site().root, site().settings.limits)
+    except OSError as error:
+        yield disk_trouble(error), False
+
+
+def _file_name(filled: Mapping[str, str]) -> str:
+    """From the job's own name, else from its prompt."""
+    return f"{slug_of((filled.get('name') or filled.get('prompt', ''))[:60] + '.yaml')}.yaml"

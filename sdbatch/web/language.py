@@ -1,0 +1,58 @@
+"""English and Chinese. The English sentence is the key: what chinese.json lacks is shown in English."""
+
+import json
+import re
+from functools import cache
+from importlib.resources import files
+
+from flask import Blueprint, Flask, redirect, request, session
+from werkzeug.wrappers import Response
+
+from sdbatch.status import duration
+from sdbatch.web.site import own_path
+
+NAMES = {"en": "English", "zh": "中文"}
+HTML_NAMES = {"en": "en", "zh": "zh-Hans"}
+
+pages = Blueprint("language", __name__)
+
+
+@cache
+def chinese() -> dict[str, str]:
+    """Chinese by English."""
+    text = files("sdbatch.web").joinpath("chinese.json").read_text(encoding="utf-8")
+    sentences: dict[str, str] = json.loads(text)
+    return sentences
+
+
+def language() -> str:
+    """As the visitor chose, else what the browser prefers of ours."""
+    chosen = session.get("language")
+    return chosen if chosen in NAMES else request.accept_languages.best_match(NAMES, "en")
+
+
+def translate(text: str, **values: object) -> str:
+    """A sentence in the visitor's language, `{name}` replaced by `values`."""
+    sentence = chinese().get(text, text) if language() == "zh" else text
+    return sentence.format(**values) if values else sentence
+
+
+def spell_duration(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min, 2 days."""
+    text = duration(seconds)
+    return re.sub("[a-z ]*[a-z]", lambda unit: translate(unit[0]), text) if language() == "zh" else text
+
+
+def install(app: Flask) -> None:
+    """Give templates `_` and `duration`, and visitors a switch."""
+    app.jinja_env.globals |= {"_": translate, "duration": spell_duration}
+    app.context_processor(lambda: {"language": language(), "html_language": HTML_NAMES[language()], "languages": NAMES})
+    app.register_blueprint(pages)
+
+
+@pages.post("/language/<name>")
+def choose(name: str) -> Response:
+    """Remember the visitor's language, and show the same page in it."""
+    if name in NAMES:
+        session["language"] = name
+    return redirect(own_path(request.form.get("back", "")), 303)

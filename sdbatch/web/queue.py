@@ -1,0 +1,63 @@
+"""The queue: what runs, what waits in which order, what failed and why, and the buttons of steer.py."""
+
+from datetime import UTC, datetime
+
+from flask import Blueprint, render_template, request
+from werkzeug.wrappers import Response
+
+from sdbatch import overview, steer
+from sdbatch.overview import seconds_since
+from sdbatch.web.site import done, site
+
+pages = Blueprint("queue", __name__)
+
+
+@pages.get("/")
+def show() -> str:
+    """The whole page."""
+    return render_template("queue.html", **_facts())
+
+
+@pages.get("/queue")
+def parts() -> str:
+    """What changes of it, asked for every two seconds."""
+    return render_template("queue_parts.html", **_facts())
+
+
+@pages.post("/pause")
+def pause() -> Response:
+    """Finish the pictures in work, then wait."""
+    return done(lambda: steer.pause(site().root, request.form.get("reason", "")), "queue.show")
+
+
+@pages.post("/resume")
+def resume() -> Response:
+    """Go on."""
+    return done(lambda: steer.resume(site().root), "queue.show")
+
+
+@pages.post("/cancel")
+def cancel() -> Response:
+    """Take a job out."""
+    return done(lambda: steer.cancel(site().root, request.form.get("job", "")), "queue.show")
+
+
+@pages.post("/bump")
+def bump() -> Response:
+    """Put a waiting file before the others."""
+    return done(lambda: steer.bump(site().root, request.form.get("job", "")), "queue.show")
+
+
+@pages.post("/retry")
+def retry() -> Response:
+    """Try a failed job again."""
+    return done(lambda: steer.retry(site().root, request.form.get("job", "")), "queue.show")
+
+
+def _facts() -> dict[str, object]:
+    now = datetime.now(UTC)
+    return {
+        "facts": overview.look(site().root, now),
+        "is_paused": site().root.pause.exists(),
+        "since": lambda text: seconds_since(text, now),
+    }

@@ -1,0 +1,93 @@
+"""What the page shows of the disk: pictures and records in outputs/ and jobs/done/, no other; and small copies."""
+
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader, BytesIO
+from pathlib import Path
+from threading import BoundedSemaphore
+
+from sdbatch import files
+from sdbatch.beneath import open_beneath
+from sdbatch.errors import JobError
+from sdbatch.root import Root
+
+PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+RECORDS = (".yaml", ".yml", ".json", ".txt", ".jsonl")  # handed out as text to be saved, never shown
+SIDE = 320  # pixels: twice what a phone shows
+MOST_IN_BUCKET = 200  # of 256 buckets: some 50,000 thumbnails, half a gigabyte at most
+_DRAWING = BoundedSemaphore(2)  # pictures are decoded whole
+
+
+@contextmanager
+def opened(root: Root, path: str) -> Iterator[BufferedReader]:
+    """A file of outputs/ or jobs/done/ by its path from the root; no link leads out of them.
+
+    Raises:
+        FileNotFoundError: there is none, or it is none to show.
+    """
+    for place in (root.outputs, root.done):
+        below = path.removeprefix(f"{root.show(place)}/")
+        if below != path and Path(path).suffix.lower() in (*PICTURES, *RECORDS) and "\0" not in path:
+            try:
+                handle = open_beneath(place, below)
+            except OSError as error:
+                if files.is_disk_trouble(error):
+                    raise
+                break
+            with os.fdopen(handle, "rb") as file:
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    yield file
+                    return
+    raise FileNotFoundError(path)
+
+
+def thumbnail(root: Root, path: str, most_pixels: int) -> Path:
+    """A small WebP of a picture, drawn when it is first asked for and kept in state/thumbnails/.
+
+    Raises:
+        FileNotFoundError: there is no such picture.
+        JobError: it can't be read, or has more than `most_pixels`.
+    """
+    with opened(root, path) as file:
+        status = os.fstat(file.fileno())
+        name = hashlib.sha256(f"{path}\0{status.st_mtime_ns}\0{status.st_size}".encode()).hexdigest()
+        kept = root.state / "thumbnails" / name[:2] / f"{name}.webp"
+        if not kept.exists():
+            with _DRAWING:
+                data = _small(file, most_pixels)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            _make_room(kept.parent)
+            files.write_atomically(kept, data, durable=False)
+    return kept
+
+
+def _small(file: BufferedReader, most_pixels: int) -> bytes:
+    from PIL import Image  # noqa: PLC0415 - where the page is not asked for pictures it starts without
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded below
+            with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
+                if picture.width * picture.height <= most_pixels:
+                    picture.draft("RGB", (SIDE, SIDE))
+                    small = picture.convert("RGB")
+                    small.thumbnail((SIDE, SIDE))
+                    small.save(buffer := BytesIO(), "WEBP", quality=80, method=2)
+                    return buffer.getvalue()
+    except Exception as error:  # Pillow stumbles anywhere over damaged files
+        if isinstance(error, OSError) and files.is_disk_trouble(error):
+            raise
+        raise JobError("the picture is damaged") from error
+    raise JobError(f"the picture has more than {most_pixels:,} pixels")
+
+
+def _make_room(bucket: Path) -> None:
+    """The older half goes where there are many: they are drawn anew when asked for."""
+    kept = [*bucket.iterdir()]
+    if len(kept) > MOST_IN_BUCKET:
+        for path in sorted(kept, key=lambda path: path.stat().st_mtime)[: len(kept) // 2]:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,383 @@
+"""The page, asked without a browser: the queue, the form, and who may ask."""
+
+import re
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import yaml
+from flask.testing import FlaskClient
+from PIL import Image
+from tests_support import drain, only, run_sdbatch
+from werkzeug.security import generate_password_hash
+from werkzeug.test import TestResponse
+
+from sdbatch import steer
+from sdbatch.check import check_file
+from sdbatch.errors import ConfigError
+from sdbatch.job import Img2Img, Txt2Img
+from sdbatch.root import Root
+from sdbatch.service import Service
+from sdbatch.settings import Settings
+from sdbatch.testing import FakeClock, drop_job
+from sdbatch.web import guard
+from sdbatch.web.app import create_app
+from sdbatch.web.fields import fields, filled_by, to_yaml
+
+Start = Callable[..., Service]
+SMALL: dict[str, Any] = {"n_iter": "1", "n_samples": "2", "H": "64", "W": "64"}
+HASH = generate_password_hash("a long password", method="pbkdf2:sha256:1000")
+
+
+class Visitor:
+    """A browser in small: keeps cookies, sends the token of the page that it saw last."""
+
+    def __init__(self, root: Root, clock: FakeClock | None = None, **settings: object) -> None:
+        app = create_app(root, Settings.model_validate(settings), clock=lambda: clock.mono if clock else 0.0)
+        self.client: FlaskClient = app.test_client()
+        self.token = ""
+
+    def get(self, path: str, code: int = 200, headers: dict[str, str] | None = None) -> TestResponse:
+        answer = self.client.get(path, headers={"Host": "127.0.0.1:8123"} | (headers or {}))
+        text = answer.get_data(as_text=True) if str(answer.mimetype).startswith("text/") else ""
+        answer.close()
+        assert answer.status_code == code, text
+        if found := re.search(r'name="csrf_token" value="([^"]+)"', text):
+            self.token = found[1]
+        return answer
+
+    def post(self, path: str, code: int = 303, **form: Any) -> TestResponse:
+        self.token or self.get("/login" if "/login" in path else "/")
+        answer = self.client.post(
+            path, data=form | {"csrf_token": self.token}, headers={"Host": "127.0.0.1:8123"}, follow_redirects=False
+        )
+        assert answer.status_code == code, answer.text
+        return answer
+
+    def said(self) -> str:
+        """What the next page tells."""
+        return " ".join(re.findall(r'class="alert alert-\w+ said"[^>]*>(.*?)</p>', self.get("/").text, re.DOTALL))
+
+
+@pytest.fixture
+def visitor(root: Root) -> Visitor:
+    return Visitor(root)
+
+
+def picture(width: int = 80, height: int = 72, kind: str = "PNG") -> BytesIO:
+    data = BytesIO()
+    Image.new("RGB", (width, height), "blue").save(data, kind)
+    data.seek(0)
+    return data
+
+
+# The queue
+
+
+def test_the_queue_shows_what_waits_and_what_failed_while_the_service_is_down(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor
+) -> None:
+    drop_job(root, "typo.yaml", "promt: <b>\n")
+    drain(start(), clock)
+    for name in ("job-10.yaml", "job-2.yaml"):
+        drop_job(root, name, "prompt: a\n")
+    text = visitor.get("/").text
+    assert text.index("job-2.yaml") < text.index("job-10.yaml")
+    assert "The service is not running" in text
+    assert "did you mean prompt?" in text
+
+
+def test_its_buttons_do_what_the_commands_do(root: Root, start: Start, clock: FakeClock, visitor: Visitor) -> None:
+    visitor.post("/pause")
+    assert root.pause.exists()
+    assert "paused" in visitor.said()
+    visitor.post("/resume")
+    assert not root.pause.exists()
+    drop_job(root, "typo.yaml", "promt: a\n")
+    drain(start(), clock)
+    visitor.post("/retry", job=only(root.failed).name)
+    assert not list(root.failed.iterdir())
+    for name in ("a.yaml", "b.yaml"):
+        drop_job(root, name, "prompt: a\n")
+    visitor.post("/bump", job="b.yaml")
+    assert (root.inbox / "urgent" / "b.yaml").exists()
+    visitor.post("/cancel", job="a.yaml")
+    assert not (root.inbox / "a.yaml").exists()
+    visitor.post("/cancel", job="a.yaml")
+    assert "no job of the name a.yaml" in visitor.said()
+
+
+# The form
+
+
+@pytest.mark.parametrize(("kind", "model"), [("txt2img", Txt2Img), ("img2img", Img2Img)])
+def test_the_form_has_every_field_of_the_schema_with_its_range_and_help(
+    visitor: Visitor, kind: str, model: type[Txt2Img | Img2Img]
+) -> None:
+    text = visitor.get(f"/new?kind={kind}").text
+    for name, info in model.model_fields.items():
+        if name == "plms" and kind == "img2img":
+            continue  # has no choice
+        assert f'id="field-{name}"' in text, name
+        assert str(info.title) in text
+    assert 'id="field-ddim_steps" name="ddim_steps" value="50" min="1" max="1000" step="1"' in text
+    assert ('id="field-H"' in text) == (kind == "txt2img")
+
+
+def test_a_job_of_the_form_is_a_short_file_that_validates(root: Root, visitor: Visitor) -> None:
+    visitor.post("/new", prompt="一辆蓝色卡车", seed="7", scale="7.5", plms="true", **SMALL)
+    path = only(root.inbox)
+    assert yaml.safe_load(path.read_text()) == {
+        "prompt": "一辆蓝色卡车", "seed": 7, "plms": True, "n_iter": 1, "n_samples": 2, "H": 64, "W": 64,
+    }  # fmt: skip
+    assert path.name == "一辆蓝色卡车.yaml"
+    assert [good for _, good in check_file(path, root, Settings().limits)] == [True]
+    assert "Dropped as jobs/inbox/一辆蓝色卡车.yaml" in visitor.said()
+
+
+def test_a_job_that_could_not_be_drawn_is_told_and_not_dropped(root: Root, visitor: Visitor) -> None:
+    answer = visitor.post("/new", 422, prompt="a", ddim_steps="0", H="100")
+    assert "ddim_steps: 0 is not a whole number from 1 to 1000" in answer.text
+    assert "the nearest are 96 and 104" in answer.text
+    assert 'name="ddim_steps" value="0"' in answer.text, "what was filled in stays"
+    assert not list(root.inbox.iterdir())
+    assert "prompt: is missing" in visitor.post("/new", 422, seed="3").text
+
+
+def test_the_job_file_is_shown_while_it_is_filled_in(root: Root, visitor: Visitor) -> None:
+    text = visitor.post("/new/preview", 200, prompt="a", n_iter="4").text
+    assert "prompt: a\nn_iter: 4\n" in text
+    assert "12 pictures of 512x512, DDIM, 50 steps, to outputs/txt2img-samples" in text
+    assert not list(root.inbox.iterdir())
+
+
+def test_the_other_kind_of_job_keeps_what_was_filled_in_and_takes_its_own_defaults(visitor: Visitor) -> None:
+    text = visitor.post("/new/form", 200, prompt="a fox", scale="7.5", seed="9", kind="txt2img", to="img2img").text
+    assert "a fox" in text
+    assert 'name="seed" value="9"' in text
+    assert 'name="scale" value="5.0"' in text
+    assert 'id="field-strength"' in text
+
+
+def test_an_upload_lands_beside_its_job_and_is_drawn_from(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor
+) -> None:
+    upload = (picture(kind="JPEG"), "../../Größe 1.jpg")
+    visitor.post("/new", kind="img2img", prompt="a", upload=upload)
+    (laid,) = root.inbox.glob("*.jpg")
+    (job,) = root.inbox.glob("*.yaml")
+    assert yaml.safe_load(job.read_text()) == {"prompt": "a", "init_img": laid.name}
+    drain(start(), clock)
+    assert (only(root.done) / "inputs" / "init_img.jpg").read_bytes() == laid.read_bytes()
+
+
+def test_the_same_upload_is_laid_there_once(root: Root, visitor: Visitor) -> None:
+    for _ in range(2):
+        visitor.post("/new", kind="img2img", prompt="a", upload=(picture(), "a.png"))
+    assert len(list(root.inbox.glob("*.png"))) == 1
+    assert len(list(root.inbox.glob("*.yaml"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("upload", "told"),
+    [
+        (BytesIO(b"<svg onload=alert(1)>"), "not a PNG, JPEG or WebP picture"),
+        (BytesIO(picture(400, 400).read()[:200]), "damaged"),
+        (picture(3000, 3000), "the limit is 1,000,000 pixels"),
+        (picture(32, 500), "at least 64 pixels"),
+    ],
+)
+def test_an_upload_that_is_no_usable_picture_is_refused(root: Root, upload: BytesIO, told: str) -> None:
+    visitor = Visitor(root, limits={"init_pixels": 1_000_000})
+    assert told in visitor.post("/new", 422, kind="img2img", prompt="a", upload=(upload, "a.png")).text
+    assert not list(root.inbox.iterdir())
+    assert not list(root.state.iterdir())
+
+
+def test_an_upload_larger_than_a_file_may_be_is_not_taken(root: Root) -> None:
+    visitor = Visitor(root, limits={"input_bytes": 1000})
+    assert "the limit is 1,000" in visitor.post("/new", 422, prompt="a", upload=(BytesIO(b"x" * 2000), "a.png")).text
+    kind = "multipart/form-data; boundary=x"
+    answer = visitor.client.post("/new", data=b"x" * 2_000_000, content_type=kind, headers={"Host": "127.0.0.1"})
+    assert answer.status_code == 413
+
+
+def test_a_job_names_no_picture_outside_the_root(tmp_path: Path, visitor: Visitor) -> None:
+    (tmp_path / "secret.png").write_bytes(picture().read())
+    for named in ("../secret.png", str(tmp_path / "secret.png")):
+        text = visitor.post("/new", 422, prompt="a", init_img=named, kind="img2img").text
+        assert "leads out of the root" in text
+
+
+@pytest.mark.parametrize("kind", ["txt2img", "img2img"])
+def test_what_is_restored_into_the_form_makes_the_same_job(kind: str) -> None:
+    job = 'prompt: "a: b\\n猫"\nseed: 5\nddim_eta: 0.3\nskip_grid: true\nprecision: full\n'
+    job += "init_img: x.png\n" if kind == "img2img" else "W: 640\n"
+    found, filled = filled_by(job, "a.yaml")
+    assert found == kind
+    assert yaml.safe_load(to_yaml(found, filled)) == yaml.safe_load(job)
+
+
+def test_a_field_that_is_left_empty_has_its_default() -> None:
+    assert to_yaml("txt2img", dict.fromkeys((field.name for field in fields("txt2img")), "")) == "{}\n"
+
+
+# Who may ask
+
+
+def test_no_button_works_without_the_token_of_its_page(root: Root, visitor: Visitor) -> None:
+    visitor.get("/")
+    visitor.token = "of another site"
+    answer = visitor.post("/pause", 400)
+    assert "reload" in answer.text
+    assert not root.pause.exists()
+
+
+def test_nothing_changes_by_looking(root: Root) -> None:
+    app = create_app(root, Settings())
+    changing = ("pause", "resume", "cancel", "bump", "retry", "logout", "follow-up", "again", "language")
+    for rule in app.url_map.iter_rules():
+        if any(rule.rule.startswith(f"/{name}") for name in changing):
+            assert rule.methods == {"POST", "OPTIONS"}, rule
+    assert {rule.rule for rule in app.url_map.iter_rules()} >= {"/pause", "/cancel", "/language/<name>"}
+
+
+def test_other_names_are_not_answered_without_a_password(root: Root) -> None:
+    assert "web.hosts" in Visitor(root).get("/", 421, {"Host": "evil.example"}).text
+    for host in ("localhost:8123", "[::1]:8123", "127.0.0.1"):
+        Visitor(root).get("/", headers={"Host": host})
+    Visitor(root, web={"hosts": ["gpu.example"]}).get("/", headers={"Host": "gpu.example"})
+    for host in ("", "[", "localhost.evil.example", "127.0.0.1@evil.example:80"):
+        assert Visitor(root).client.get("/", headers={"Host": host}).status_code in {400, 421}, host
+
+
+def test_with_a_password_nothing_is_shown_before_the_login(root: Root) -> None:
+    visitor = Visitor(root, web={"password": HASH})
+    for rule in visitor.client.application.url_map.iter_rules():
+        path = re.sub("<.*?>", "x", rule.rule)
+        answer = visitor.client.get(path)
+        if rule.endpoint not in ("static", "guard.login") and "GET" in (rule.methods or ()):
+            assert answer.headers["Location"].startswith("/login"), path
+    assert visitor.client.get("/queue", headers={"HX-Request": "true"}).headers["HX-Redirect"] == "/login"
+    assert "not the password" in visitor.post("/login", 403, password="a guess").text
+    answer = visitor.post("/login?back=/new?prompt%3Da", password="a long password")
+    assert answer.headers["Location"] == "/new?prompt=a"
+    visitor.get("/new")
+    visitor.post("/pause")
+    visitor.post("/logout")
+    visitor.get("/new", 303)
+    assert root.pause.exists()
+
+
+def test_its_cookie_is_out_of_reach_for_scripts_and_other_sites(root: Root) -> None:
+    visitor = Visitor(root, web={"password": HASH})
+    visitor.get("/login")
+    cookie = visitor.post("/login", password="a long password").headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert "Secure" not in cookie
+    visitor.get("/")
+    answer = visitor.client.post(
+        "/logout",
+        data={"csrf_token": visitor.token},
+        headers={"Host": "127.0.0.1:8123"},
+        environ_overrides={"wsgi.url_scheme": "https"},
+    )
+    assert answer.status_code == 303
+    assert "Secure" in answer.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize("back", ["//evil.example", "/\\evil.example", "https://evil.example", "/\t/evil.example", ""])
+def test_a_login_leads_to_no_other_site(root: Root, back: str) -> None:
+    visitor = Visitor(root, web={"password": HASH})
+    answer = visitor.post(f"/login?{urlencode({'back': back})}", password="a long password")
+    assert answer.headers["Location"] == "/"
+
+
+def test_passwords_can_not_be_tried_in_numbers(root: Root, clock: FakeClock) -> None:
+    visitor = Visitor(root, clock, web={"password": HASH})
+    for _ in range(guard.TRIES):
+        visitor.post("/login", 403, password="a guess")
+    assert "wait a minute" in visitor.post("/login", 429, password="a long password").text
+    clock.sleep(guard.WITHIN_SECONDS)
+    visitor.post("/login", password="a long password")
+
+
+@pytest.mark.parametrize(
+    ("bind", "password", "told"),
+    [
+        ("0.0.0.0:8123", "", "set web.password"),
+        ("[::]:8123", "", "set web.password"),
+        ("gpu.example:8123", "", "set web.password"),
+        ("127.0.0.1:8123", "plain", "sdbatch web --hash-password"),
+        ("127.0.0.1:8123", "", None),
+        ("[::1]:8123", "", None),
+        ("0.0.0.0:8123", HASH, None),
+    ],
+)
+def test_the_network_is_let_in_with_a_password_only(bind: str, password: str, told: str | None) -> None:
+    host, _ = guard.split_bind(bind)
+    web = Settings.model_validate({"web": {"password": password}}).web
+    if told is None:
+        guard.require_password(host, web)
+    else:
+        with pytest.raises(ConfigError, match=told):
+            guard.require_password(host, web)
+
+
+@pytest.mark.parametrize("bind", ["8123", "127.0.0.1", "127.0.0.1:99999", "::1:80", "a:b"])
+def test_an_address_that_is_none_is_told(bind: str) -> None:
+    with pytest.raises(ConfigError, match=r"such as 127\.0\.0\.1:8123"):
+        guard.split_bind(bind)
+
+
+def test_every_answer_forbids_what_comes_from_elsewhere(visitor: Visitor) -> None:
+    for path, code in (("/", 200), ("/new", 200), ("/nowhere", 404), ("/static/page.css", 200)):
+        headers = visitor.get(path, code).headers
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_no_template_has_a_script_or_a_style_of_its_own() -> None:
+    templates = [*(Path(guard.__file__).parent / "templates").glob("*.html")]
+    assert templates
+    for path in templates:
+        assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?! src=)|hx-on|javascript:", path.read_text()), path
+
+
+def test_the_page_works_below_a_path_of_a_proxy(root: Root) -> None:
+    visitor = Visitor(root)
+    text = visitor.get("/", headers={"X-Forwarded-Prefix": "/draw"}).text
+    assert 'href="/draw/new"' in text
+    assert not re.search(r'(href|action|src|hx-get)="/(?!draw)', text)
+
+
+# The command and its settings
+
+
+def test_a_password_is_told_to_nobody(root: Root, start: Start, clock: FakeClock) -> None:
+    root.configuration.write_text(f"engine: fake\nweb:\n  password: {HASH}\n")
+    told = run_sdbatch("config", "--root", root.path)
+    assert "web.password: ***" in told.stdout
+    service = start(web={"password": HASH})
+    service.run_once(clock)
+    assert HASH not in root.status.read_text() + told.stdout
+
+
+def test_web_refuses_the_network_without_a_password(root: Root) -> None:
+    told = run_sdbatch("web", "--root", root.path, "--bind", "0.0.0.0:0")
+    assert (told.returncode, "hash-password" in told.stderr) == (78, True)
+
+
+def test_steer_is_all_that_the_queue_can_do(root: Root, visitor: Visitor) -> None:
+    """A page whose buttons did more would have a logic of its own."""
+    drop_job(root, "a.yaml", "prompt: a\n")
+    assert steer.cancel(root, "a.yaml") == "deleted jobs/inbox/a.yaml"
+    drop_job(root, "a.yaml", "prompt: a\n")
+    visitor.post("/cancel", job="a.yaml")
+    assert visitor.said() == "deleted jobs/inbox/a.yaml"
