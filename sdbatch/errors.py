@@ -33,6 +33,16 @@ class EngineDown(SdbatchError):
     """No renderer can be had: the machine is at fault, no job is, and none is touched until it passes."""
 
 
+class OutOfMemory(SdbatchError):
+    """Not even the most sparing way to draw a job fits into memory. A new renderer may have more of it."""
+
+    def __str__(self) -> str:
+        return (
+            "out of memory, with as little as possible at once; ask for a smaller H and W, or see what else uses the "
+            "device's memory"
+        )
+
+
 class RendererDied(SdbatchError):
     """The renderer ended in the middle of its work; the job's attempt is spent, the job is not lost."""
 

@@ -35,7 +35,8 @@ _ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
 HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches, and for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _RESERVED = re.compile(
-    r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|samples|staged|inputs|halt|cancel|grid-.*", re.IGNORECASE
+    r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*",
+    re.IGNORECASE,
 )
 
 

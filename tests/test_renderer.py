@@ -13,6 +13,7 @@ from crash import KILLED, in_child
 from tests_support import REFERENCE
 
 from sdbatch import files
+from sdbatch.engine.notes import Notes
 from sdbatch.engine.protocol import Draw, Request
 from sdbatch.engine.renderer import Renderer
 from sdbatch.files import sha256
@@ -147,3 +148,17 @@ def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
     renderer.preload(tmp_path / "broken.ckpt", task(tmp_path).config)
     assert renderer.resident is None
     assert "the model to preload can't be loaded: the checkpoint broken.ckpt" in capfd.readouterr().err
+
+
+def test_notes_of_an_earlier_attempt_are_told_with_those_of_the_last(tmp_path: Path) -> None:
+    """A job that was stopped, or whose renderer was replaced, ends with all that was said of its pictures."""
+    Notes(tmp_path).add("picture 0: decoded again")
+    Notes(tmp_path).add("picture 0: decoded again")
+    answers = io.StringIO()
+    Renderer("cpu", tmp_path / "checksums.json", answers).render(task(tmp_path))
+    assert json.loads(answers.getvalue().splitlines()[-1])["notes"] == ["picture 0: decoded again"]
+
+
+def test_damaged_notes_cost_no_job(tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_bytes(b"\0[")
+    render(task(tmp_path))

@@ -6,7 +6,6 @@ job never depends on an earlier one, and a job that stopped goes on by drawing a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,8 +15,11 @@ import torch
 from torch import Tensor
 
 from sdbatch.engine import sampler
+from sdbatch.engine.decoding import decode
+from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.models import Model
-from sdbatch.engine.pictures import Pixels, to_pixels
+from sdbatch.engine.pictures import Pixels
+from sdbatch.engine.precision import computing
 from sdbatch.errors import JobError
 from sdbatch.job import AnyJob, Batch, Img2Img, Txt2Img, batches
 
@@ -64,6 +66,7 @@ def draw(
     init: npt.NDArray[np.float32] | None,
     start_at: int,
     on_step: OnStep,
+    ladder: Ladder | None = None,
 ) -> Iterator[Drawn]:
     """Draw a job's batches, from the one that holds picture `start_at` on.
 
@@ -74,30 +77,38 @@ def draw(
         init: for img2img the init image, [3, H, W] in [-1, 1].
         start_at: the first picture that is missing; batches wholly before it are skipped.
         on_step: called after each evaluation of the UNet.
+        ladder: what the job does when memory runs out, and who is told.
 
     Raises:
+        OutOfMemory: there is not enough, whatever it does.
         JobError: the job asks for what the model has not, or the model gave numbers that are not finite.
     """
     if model.channels != job.C:
         raise JobError(f"C: {job.C} latent channels, but the checkpoint has {model.channels}")
     if job.ddim_steps > len(model.alphas):
         raise JobError(f"ddim_steps: at most {len(model.alphas)}, the steps that the model was trained on")
+    ladder = ladder or Ladder(model.device)
     noise = NoiseSource.seeded(job.seed, model.device)
     schedule = sampler.make_schedule(model.alphas, job.ddim_steps, job.ddim_eta)
     sample = sampler.plms if job.plms else sampler.ddim
     # The scripts encode the init image before autocast begins.
-    start = _start_txt2img(job, schedule, noise) if init is None else _start_img2img(job, schedule, noise, model, init)
-    with _precision(job, model.device):
-        for batch in batches(job, lines):
-            shape = (len(batch.prompts), *start.shape)
-            if batch.first + len(batch.prompts) <= start_at:
-                for _ in range(start.draws + sampler.draws(start.steps, is_plms=job.plms)):
-                    noise.draw(shape)
-                continue
+    start = (
+        _start_txt2img(job, schedule, noise)
+        if init is None
+        else _start_img2img(job, schedule, noise, model, init, ladder)
+    )
+    for batch in batches(job, lines):
+        shape = (len(batch.prompts), *start.shape)
+        if batch.first + len(batch.prompts) <= start_at:
+            for _ in range(start.draws + sampler.draws(start.steps, is_plms=job.plms)):
+                noise.draw(shape)
+            continue
+        ladder.first = batch.first
+        with computing(model.dtype, model.device):
             x = start.latents(shape, noise)
-            denoise = _guided(model, job, batch, start.steps, on_step)
+            denoise = _guided(model, job, batch, start.steps, on_step, ladder)
             latents = sample(denoise, x, start.steps, partial(noise.draw, shape))
-            yield Drawn(batch, latents, _decode(model, latents))
+        yield Drawn(batch, latents, decode(model, latents, ladder))
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,12 @@ def _start_txt2img(job: AnyJob, schedule: list[sampler.Step], noise: NoiseSource
 
 
 def _start_img2img(
-    job: AnyJob, schedule: list[sampler.Step], noise: NoiseSource, model: Model, init: npt.NDArray[np.float32]
+    job: AnyJob,
+    schedule: list[sampler.Step],
+    noise: NoiseSource,
+    model: Model,
+    init: npt.NDArray[np.float32],
+    ladder: Ladder,
 ) -> _Start:
     """The scripts add noise of schedule index t_enc and denoise from t_enc - 1.
 
@@ -137,22 +153,26 @@ def _start_img2img(
     assert isinstance(job, Img2Img), "only an img2img job has an init image"
     picture = torch.from_numpy(init).to(model.device)[None]
     shape = (model.channels, init.shape[1] // model.factor, init.shape[2] // model.factor)
-    x0 = model.encode(picture, noise.draw_on_cpu((job.n_samples, *shape)))
+    x0 = ladder.encode(model, picture, noise.draw_on_cpu((job.n_samples, *shape)))
     t_enc = int(job.strength * job.ddim_steps)
     return _Start(shape, schedule[:t_enc], x0=x0, level=schedule[min(t_enc, len(schedule) - 1)])
 
 
-def _guided(model: Model, job: AnyJob, batch: Batch, steps: list[sampler.Step], on_step: OnStep) -> sampler.Denoise:
+def _guided(
+    model: Model, job: AnyJob, batch: Batch, steps: list[sampler.Step], on_step: OnStep, ladder: Ladder
+) -> sampler.Denoise:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), both halves in one pass of the UNet."""
-    context = model.encode_prompts(list(batch.prompts))
+    context = ladder.in_rows(model.encode_prompts, list(batch.prompts))
     if guided := job.scale != 1.0:
-        context = torch.cat([model.encode_prompts([job.negative_prompt] * len(batch.prompts)), context])
+        unconditional = ladder.in_rows(model.encode_prompts, [job.negative_prompt] * len(batch.prompts))
+        context = torch.cat([unconditional, context])
     timesteps = torch.tensor([step.timestep for step in steps], device=model.device)
     done = 0
 
     def denoise(x: Tensor, i: int) -> Tensor:
         nonlocal done
-        e = model.predict_noise(torch.cat([x, x]) if guided else x, timesteps[i], context)
+        rows = torch.cat([x, x]) if guided else x
+        e = ladder.in_rows(lambda x, context: model.predict_noise(x, timesteps[i], context), rows, context)
         if guided:
             e_uncond, e_cond = e.chunk(2)
             e = e_uncond + job.scale * (e_cond - e_uncond)
@@ -161,21 +181,3 @@ def _guided(model: Model, job: AnyJob, batch: Batch, steps: list[sampler.Step], 
         return e
 
     return denoise
-
-
-def _decode(model: Model, latents: Tensor) -> Pixels:
-    """Pixels, or an error where the network went astray: NaN would become a black picture, saved as a success."""
-    decoded = model.decode(latents)
-    if not (torch.isfinite(latents).all() and torch.isfinite(decoded).all()):
-        raise JobError(
-            "the model gave numbers that are not finite, so there is no picture; with precision: autocast try full, "
-            "else the checkpoint is damaged"
-        )
-    return to_pixels(decoded.float().cpu().numpy())
-
-
-def _precision(job: AnyJob, device: torch.device) -> AbstractContextManager[object]:
-    """`autocast` is float16 on a GPU, float32 on a CPU, as in the scripts."""
-    if job.precision == "autocast" and device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.float16)
-    return nullcontext()

@@ -28,13 +28,14 @@ NOT_V1 = ("addition_embed_type", "class_embed_type", "encoder_hid_dim", "time_co
 
 @dataclass(frozen=True)
 class Model:
-    """What a sampler needs, resident on one device in float32.
+    """What a sampler needs, resident on one device.
 
     Attributes:
         alphas: alpha bar of the training schedule, float64, [timesteps].
         scale_factor: latents are the autoencoder's times this.
         channels: latent channels (C).
         factor: pixels of a side per latent (f).
+        dtype: in what it computes; see precision.py.
     """
 
     unet: Any
@@ -46,6 +47,7 @@ class Model:
     channels: int
     factor: int
     device: torch.device
+    dtype: torch.dtype = torch.float32
 
     def to(self, device: torch.device) -> "Model":
         """The same model on a device; the networks themselves move."""

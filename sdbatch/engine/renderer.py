@@ -26,7 +26,10 @@ import transformers
 from sdbatch.engine import pictures, protocol
 from sdbatch.engine.checkpoint import fingerprint
 from sdbatch.engine.draw import draw
+from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.models import Model, load_model
+from sdbatch.engine.notes import Notes
+from sdbatch.engine.precision import dtype_of, forbid_tf32, keep_in
 from sdbatch.engine.protocol import Draw, Message, Request
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.files import is_disk_trouble
@@ -62,7 +65,7 @@ class Renderer:
     def preload(self, ckpt: Path, config: Path) -> None:
         """Load a model ahead of the jobs. One that can't be loaded is no fault yet: jobs may name others."""
         try:
-            self._load(ckpt, config)
+            self._load(ckpt, config, "autocast")
         except (JobError, OSError) as error:
             print(f"the model to preload can't be loaded: {error}", file=sys.stderr)  # noqa: T201 - goes to the log
 
@@ -86,7 +89,7 @@ class Renderer:
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
         started = time.monotonic()
-        resident, seconds = self._load(task.ckpt, task.config)
+        resident, seconds = self._load(task.ckpt, task.config, task.job.precision)
         self.answer(
             protocol.Loaded(
                 job_id=task.job_id,
@@ -96,15 +99,17 @@ class Renderer:
                 versions=VERSIONS,
             )
         )
-        init, notes = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
-        notes += _unread_prompts(resident.model, task)
+        notes = Notes(task.folder)
+        init, said = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
+        said += _unread_prompts(resident.model, task)
+        ladder = Ladder(self.device, notes.add)
         staged = self._keep_staged(task, resident.sha256)
         origin = pictures.Origin(task.ckpt.stem, resident.sha256, "CPU" if self.device.type == "cpu" else "GPU")
 
         def on_step(batch: Batch, step: int, steps: int) -> None:
             self.answer(protocol.Stepped(job_id=task.job_id, first=batch.first, step=step, steps=steps))
 
-        for drawn in draw(resident.model, task.job, task.lines, init, len(staged), on_step):
+        for drawn in draw(resident.model, task.job, task.lines, init, len(staged), on_step, ladder):
             for i, pixels in enumerate(drawn.pixels):
                 index = drawn.batch.first + i
                 if index < len(staged):
@@ -121,15 +126,17 @@ class Renderer:
             path = task.folder / "grid-0000.png"
             sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples)
             self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
-        self.answer(protocol.Finished(job_id=task.job_id, seconds=time.monotonic() - started, notes=notes))
+        seconds = time.monotonic() - started
+        self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=[*said, *notes.texts]))
 
-    def _load(self, ckpt: Path, config: Path) -> tuple[Resident, float]:
+    def _load(self, ckpt: Path, config: Path, precision: str) -> tuple[Resident, float]:
         """A model, and the seconds it took. A model that can't be loaded leaves the resident one in place."""
-        key = (_identity(ckpt), _identity(config))
+        dtype = dtype_of(precision, self.device)
+        key = (_identity(ckpt), _identity(config), dtype)
         if self.resident is not None and self.resident.key == key:
             return self.resident, 0.0
         started = time.monotonic()
-        model = load_model(ckpt, config)
+        model = keep_in(load_model(ckpt, config), dtype)
         self.resident = None  # make room before the new one moves to the device
         self.resident = Resident(key, model.to(self.device), fingerprint(ckpt, self.checksums))
         return self.resident, time.monotonic() - started
@@ -225,6 +232,7 @@ def _die_with_parent() -> None:
 def main() -> None:
     """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS FD [CKPT CONFIG]`: answers go to the file descriptor FD."""
     _die_with_parent()
+    forbid_tf32()
     device, checksums, answers, *preload = sys.argv[1:]
     with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
         try:

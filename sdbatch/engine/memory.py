@@ -1,0 +1,30 @@
+"""Memory that runs out: how that shows, and how what is no longer needed is given back."""
+
+import gc
+
+import torch
+
+# CUDA has an error of its own; its libraries and the CPU's allocator say it in words alone.
+SIGNS = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "can't allocate memory",  # c10's DefaultCPUAllocator
+    "std::bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "could not create a memory object",  # oneDNN's
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on whichever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def release(device: torch.device) -> None:
+    """Give back what nobody holds any more: cycles first, then what the device's allocator keeps for later."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

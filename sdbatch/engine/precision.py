@@ -1,0 +1,66 @@
+"""What a job's `precision` means on a device, and a model whose weights are kept in it.
+
+full      float32 throughout
+autocast  on a GPU float16, or bfloat16 where float16 is not to be had; on a CPU float32, as in the scripts
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, linear
+
+from sdbatch.engine.memory import is_out_of_memory
+from sdbatch.engine.models import Model
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """In what a job of this precision is computed there."""
+    return torch.float32 if precision == "full" or device.type == "cpu" else half_of(device)
+
+
+@cache
+def half_of(device: torch.device) -> torch.dtype:
+    """float16, bfloat16 where the device has no float16, float32 where it has neither."""
+    return next((dtype for dtype in HALVES if _computes(device, dtype)), torch.float32)
+
+
+def _computes(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tried out, with the two operations that networks consist of: what a device claims is of no use here."""
+    try:
+        ones = torch.ones(1, 8, 8, 8, device=device, dtype=dtype)
+        return conv2d(ones, linear(ones, ones[0, 0])).item() == 8**4
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+
+
+def keep_in(model: Model, dtype: torch.dtype) -> Model:
+    """The model with the weights that autocast would cast at each use cast once, in place.
+
+    These are those of linear and convolutional layers, so the numbers are autocast's own to the bit, at half the
+    memory and without its casts. The autoencoder stays in float32: the scripts encode in it, and a decoding that
+    overflows is repeated in it.
+    """
+    if dtype != torch.float32:
+        for network in (model.unet, model.text_encoder):
+            for layer in network.modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                    layer.to(dtype)
+    return replace(model, dtype=dtype)
+
+
+def computing(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Inside, networks compute in `dtype`, but for what needs range (norms, softmax); float32 is float32 throughout."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def forbid_tf32() -> None:
+    """A GPU's convolutions would else round float32 to ten bits of mantissa."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
