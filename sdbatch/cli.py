@@ -66,7 +66,7 @@ def init(
         bool, typer.Option("--demo", help="Lay the demo model there: 64x64 pixels, a hundred things.")
     ] = False,
 ) -> None:
-    """Make a root: folders, configuration, the v1 model config. What is there already stays as it is.
+    """Make a root: folders, configuration, the model configs. What is there already stays as it is.
 
     Examples: sdbatch init /srv/sdbatch; sdbatch init demo --demo
 
@@ -84,7 +84,8 @@ def init(
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     _lay(config, shipped)
     _lay(model, checkpoint)
-    for source, target in (("sdbatch.yaml", place.configuration), ("v1-inference.yaml", shipped)):
+    configs = {name: shipped.with_name(name) for name in (shipped.name, "v2-inference.yaml", "v2-inference-v.yaml")}
+    for source, target in (configs | {"sdbatch.yaml": place.configuration}).items():
         if not target.exists():
             _lay(data / "configs" / source, target)
     typer.echo(f"{place.path} is ready: drop job files into {place.inbox}")

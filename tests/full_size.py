@@ -1,34 +1,53 @@
-"""Checkpoints with random weights, in the original layout: of any size that a config says, v1-5's among them."""
+"""Checkpoints with random weights, in every layout, of any size that a config says: v1-5's and v2-1's, too."""
 
+import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from safetensors.torch import save_file
+from torch import Tensor
 
 from sdbatch.engine import names
 from sdbatch.engine.networks import Numbers, build_unet, build_vae
+from sdbatch.engine.text import clip_network
 from sdbatch.root import Root
 
-# OpenAI's ViT-L/14, the text encoder of every v1 model.
+CONFIGS = Path(__file__).parent.parent / "configs" / "stable-diffusion"
+# OpenAI's ViT-L/14, the text encoder of every v1 model, and OpenCLIP's ViT-H/14, that of every v2 model.
 V1_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+V2_TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 
 
-def original_shapes(config: Path, text: dict[str, int] = V1_TEXT) -> Iterator[tuple[str, Tensor]]:
+def original_shapes(config: Path, text: dict[str, int] | None = None) -> Iterator[tuple[str, Tensor]]:
     """The original key and a tensor without storage for each weight that a model of this config has."""
     numbers = Numbers(config)
     unet, vae = build_unet(numbers), build_vae(numbers)
-    with torch.device("meta"):
-        text_encoder: nn.Module = CLIPTextModel(CLIPTextConfig(vocab_size=49408, hidden_act="quick_gelu", **text))
     layers = numbers("unet_config.params.num_res_blocks", int)
     attention_levels = tuple("CrossAttn" in kind for kind in unet.config["up_block_types"])
     for key, weight in unet.state_dict().items():
         yield names.unet_name(key, layers, attention_levels), _as_original(key, weight)
     for key, weight in vae.state_dict().items():
         yield names.vae_name(key, len(vae.config["block_out_channels"])), _as_original(key, weight)
-    for key, weight in text_encoder.state_dict().items():
-        yield names.text_name(key), weight
+    if numbers.text_encoder == "FrozenOpenCLIPEmbedder":
+        yield from _open_clip_shapes(text or V2_TEXT)
+    else:
+        encoder = clip_network(vocab_size=49408, hidden_act="quick_gelu", **(text or V1_TEXT))
+        for key, weight in encoder.state_dict().items():
+            yield names.text_name(key), weight
+
+
+def _open_clip_shapes(text: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """With the projections of an attention in one matrix, and what a v2 checkpoint holds beside the encoder."""
+    for key, weight in clip_network(vocab_size=49408, hidden_act="gelu", **text).state_dict().items():
+        name = names.open_text_name(key)
+        if not name.endswith("]"):
+            yield name, weight
+        elif name.endswith("[q]"):
+            yield name.removesuffix("[q]"), torch.cat([weight, weight, weight])
+    yield names.OPEN_TEXT + "text_projection", torch.empty(text["hidden_size"], text["hidden_size"], device="meta")
+    yield names.OPEN_TEXT + "logit_scale", torch.empty((), device="meta")
 
 
 def _as_original(key: str, weight: Tensor) -> Tensor:
@@ -37,22 +56,82 @@ def _as_original(key: str, weight: Tensor) -> Tensor:
     return weight[:, :, None, None] if is_convolution else weight
 
 
-def write_random_checkpoint(path: Path, config: Path, seed: int = 0) -> Path:
-    """A float16 .ckpt of the config's shapes: norms that do nothing, no biases, small random numbers elsewhere."""
+def random_weights(
+    shapes: Iterator[tuple[str, Tensor]], dtype: torch.dtype = torch.float16, seed: int = 0
+) -> dict[str, Tensor]:
+    """Norms that do nothing, no biases, small random numbers elsewhere."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1_000_003, generator=generator).half()  # a prime, so that no two rows are alike
+    noise = torch.randn(1_000_003, generator=generator).to(dtype)  # a prime, so that no two rows are alike
     weights = {}
-    for name, meta in original_shapes(config):
-        if name.endswith(".bias"):
-            weights[name] = torch.zeros(meta.shape, dtype=torch.float16)
-        elif meta.ndim == 1:
-            weights[name] = torch.ones(meta.shape, dtype=torch.float16)
+    for name, meta in shapes:
+        if name.endswith("bias"):
+            weights[name] = torch.zeros(meta.shape, dtype=dtype)
+        elif meta.ndim < 2:
+            weights[name] = torch.ones(meta.shape, dtype=dtype)
         else:
             copies = -(-meta.numel() // len(noise))
             fan_in = meta.shape[1:].numel()
             weights[name] = noise.repeat(copies)[: meta.numel()].reshape(meta.shape) * (0.5 / fan_in**0.5)
-    torch.save({"state_dict": weights, "global_step": 0}, path)
+    return weights
+
+
+def write_random_checkpoint(
+    path: Path,
+    config: Path,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float16,
+    *,
+    averaged: bool = False,
+    text: dict[str, int] | None = None,
+) -> Path:
+    """A checkpoint of the config's shapes; .safetensors if the name says so, else a .ckpt.
+
+    `averaged` adds the moving averages of the UNet, as the files of the original release hold them.
+    """
+    weights = random_weights(original_shapes(config, text), dtype, seed)
+    if averaged:
+        weights |= {
+            names.moving_average_name(name): weight * 0.5
+            for name, weight in weights.items()
+            if name.startswith(names.UNET)
+        }
+    if path.suffix == ".safetensors":
+        save_file(weights, path)
+    else:
+        torch.save({"state_dict": weights, "global_step": 0}, path)
     return path
+
+
+def write_random_folder(folder: Path, config: Path, dtype: torch.dtype = torch.float16, variant: str = "") -> Path:
+    """A folder in diffusers format of the config's shapes, its weights in safetensors."""
+    numbers = Numbers(config)
+    is_v2 = numbers.text_encoder == "FrozenOpenCLIPEmbedder"
+    layers = {"num_hidden_layers": 23} if is_v2 else {}
+    text = clip_network(
+        vocab_size=49408,
+        hidden_act="gelu" if is_v2 else "quick_gelu",
+        **((V2_TEXT if is_v2 else V1_TEXT) | layers),
+    )
+    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    networks = {"unet": build_unet(numbers), "vae": build_vae(numbers), "text_encoder": text}
+    for part, network in networks.items():
+        (folder / part).mkdir(parents=True)
+        network.config.to_json_file(folder / part / "config.json") if part == "text_encoder" else (
+            network.to_json_file(folder / part / "config.json")
+        )
+        weights = random_weights(chain(network.state_dict().items()), dtype)
+        save_file(weights, folder / part / f"{stems[part]}{variant}.safetensors", metadata={"format": "pt"})
+    schedule = {
+        "_class_name": "DDIMScheduler",
+        "beta_start": numbers("linear_start", float),
+        "beta_end": numbers("linear_end", float),
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": numbers("timesteps", int),
+        "prediction_type": numbers.prediction,
+    }
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule))
+    return folder
 
 
 def lay_full_size_model(root: Root) -> None:

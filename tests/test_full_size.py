@@ -3,16 +3,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from full_size import write_random_checkpoint
+from full_size import CONFIGS, write_random_checkpoint, write_random_folder
 from reference_model import draw_all, small_img2img, small_txt2img
 
-from sdbatch.engine.models import load_model
+from sdbatch.engine.models import Model, load_model
 
-V1_CONFIG = Path(__file__).parent.parent / "configs" / "stable-diffusion" / "v1-inference.yaml"
+V1_CONFIG, V2_CONFIG = CONFIGS / "v1-inference.yaml", CONFIGS / "v2-inference-v.yaml"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
+def sizes(model: Model) -> list[int]:
+    """Numbers of weights: UNet, autoencoder, text encoder."""
+    return [sum(p.numel() for p in part.parameters()) for part in (model.unet, model.vae, model.text_encoder)]
+
+
+def draws(model: Model, side: int = 64) -> bool:
+    """One small picture of two steps, finite and not of one colour."""
+    (drawn,) = draw_all(small_txt2img(n_samples=1, n_iter=1, ddim_steps=2, W=2 * side, H=side), model=model)
+    assert drawn.pixels.shape == (1, side, 2 * side, 3)
+    return bool(torch.isfinite(drawn.latents).all()) and drawn.pixels.std() > 0
+
+
 def test_a_checkpoint_of_v1_5_s_shapes_loads_and_draws(tmp_path: Path) -> None:
     ckpt = write_random_checkpoint(tmp_path / "model.ckpt", V1_CONFIG)
     assert 2.1e9 < ckpt.stat().st_size < 2.2e9  # v1-5-pruned-emaonly.ckpt in half precision
@@ -21,14 +33,47 @@ def test_a_checkpoint_of_v1_5_s_shapes_loads_and_draws(tmp_path: Path) -> None:
     text = model.text_encoder.config
     assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads) == (768, 12, 12)
     assert (text.intermediate_size, text.max_position_embeddings, text.vocab_size) == (3072, 77, 49408)
-    networks = (model.unet, model.vae, model.text_encoder)
-    assert [sum(p.numel() for p in network.parameters()) for network in networks] == [859520964, 83653863, 123060480]
+    assert sizes(model) == [859520964, 83653863, 123060480]
     assert (model.channels, model.factor, len(model.alphas)) == (4, 8, 1000)
-    (drawn,) = draw_all(small_txt2img(n_samples=1, n_iter=1, ddim_steps=2, W=128), model=model)
-    assert torch.isfinite(drawn.latents).all()
-    assert drawn.pixels.shape == (1, 64, 128, 3)
-    assert drawn.pixels.std() > 0
+    assert draws(model)
     init = np.zeros((3, 64, 64), np.float32)
     (drawn,) = draw_all(small_img2img(n_samples=1, n_iter=1, ddim_steps=2, strength=0.5), None, init, model=model)
     assert torch.isfinite(drawn.latents).all()
     assert drawn.pixels.shape == (1, 64, 64, 3)
+
+
+def test_a_full_ckpt_with_moving_averages_loads_and_draws(tmp_path: Path) -> None:
+    ckpt = write_random_checkpoint(tmp_path / "v1-5-pruned.ckpt", V1_CONFIG, dtype=torch.float32, averaged=True)
+    assert 7.6e9 < ckpt.stat().st_size < 7.8e9
+    link = tmp_path / "model.ckpt"
+    link.symlink_to(ckpt)
+    model = load_model(link, V1_CONFIG)
+    ckpt.unlink()
+    assert sizes(model) == [859520964, 83653863, 123060480]
+    assert draws(model)
+
+
+def test_safetensors_in_bfloat16_load_and_draw(tmp_path: Path) -> None:
+    ckpt = write_random_checkpoint(tmp_path / "model.safetensors", V1_CONFIG, dtype=torch.bfloat16)
+    model = load_model(ckpt, V1_CONFIG)
+    ckpt.unlink()
+    assert sizes(model) == [859520964, 83653863, 123060480]
+    assert draws(model)
+
+
+def test_a_checkpoint_of_v2_1_s_shapes_loads_and_draws(tmp_path: Path) -> None:
+    ckpt = write_random_checkpoint(tmp_path / "v2-1_768-ema-pruned.ckpt", V2_CONFIG)
+    model = load_model(ckpt, V2_CONFIG)
+    ckpt.unlink()
+    # The UNet and the 23 layers that are used of the text encoder, as in the library's folder of v2-1.
+    assert sizes(model) == [865910724, 83653863, 340387840]
+    assert model.prediction == "v_prediction"
+    assert draws(model)
+
+
+@pytest.mark.parametrize(("config", "variant"), [(V1_CONFIG, ".fp16"), (V2_CONFIG, "")])
+def test_a_folder_of_full_size_loads_and_draws(config: Path, variant: str, tmp_path: Path) -> None:
+    folder = write_random_folder(tmp_path / "model", config, variant=variant)
+    model = load_model(folder, folder)
+    assert sizes(model)[0] in (859520964, 865910724)
+    assert draws(model)

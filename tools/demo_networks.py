@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sdbatch.engine import models, names, networks
 from sdbatch.engine.sampler import alphas_cumprod
+from sdbatch.engine.text import TEXT_POSITIONS, clip_network, clip_tokenizer
 
 TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 32, 2, 49408
 LINEAR_START, LINEAR_END, TIMESTEPS = 0.00085, 0.0120, 1000  # the v1 schedule
@@ -51,15 +52,16 @@ def build(work: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     path = work / "draft.yaml"
     path.write_text(yaml.safe_dump(config(1.0), sort_keys=False))
     numbers = networks.Numbers(path)
-    # The text encoder's sizes come from the shapes of a checkpoint's tensors.
-    shapes = {
-        "embeddings.token_embedding.weight": (VOCABULARY, TEXT_WIDTH),
-        "embeddings.position_embedding.weight": (models.TEXT_POSITIONS, TEXT_WIDTH),
-        **{f"encoder.layers.{i}.mlp.fc1.weight": (4 * TEXT_WIDTH, TEXT_WIDTH) for i in range(TEXT_LAYERS)},
-    }
-    weights = {names.TEXT + key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     unet, vae = networks.build_unet(numbers), networks.build_vae(numbers)
-    text = networks.build_text_encoder(path, weights)
+    text = clip_network(
+        vocab_size=VOCABULARY,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=1,
+        max_position_embeddings=TEXT_POSITIONS,
+        hidden_act="quick_gelu",
+    )
     positions = text.embeddings.position_ids.clone()
     for network in (unet, vae, text):
         network.to_empty(device="cpu")
@@ -100,7 +102,19 @@ def alphas() -> npt.NDArray[np.float64]:
 
 def assemble(unet: Any, vae: Any, text: Any, scale_factor: float, device: torch.device) -> models.Model:
     """The networks as the service's resident model, without a detour through a file."""
-    return models.Model(unet, vae, text, models.clip_tokenizer(), alphas(), scale_factor, CHANNELS, FACTOR, device)
+    return models.Model(
+        unet=unet,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=clip_tokenizer(),
+        alphas=alphas(),
+        scale_factor=scale_factor,
+        channels=CHANNELS,
+        factor=FACTOR,
+        prediction="epsilon",
+        levels=torch.from_numpy(alphas()).float().to(device),
+        device=device,
+    )
 
 
 def export(folder: Path, unet: Any, vae: Any, text: Any, scale_factor: float) -> None:

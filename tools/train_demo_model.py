@@ -26,8 +26,8 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from torch import Tensor, nn
 
-from sdbatch.engine import models
 from sdbatch.engine.draw import draw
+from sdbatch.engine.text import TEXT_POSITIONS, clip_tokenizer
 from sdbatch.job import Txt2Img
 
 SEED = 1
@@ -340,10 +340,10 @@ def make_tokens(run: Run, things: list[data.Thing]) -> tuple[Tensor, Tensor]:
         data.caption(thing, dice.choice(things), colour, dice)
         for thing in things for colour in data.COLOURS for _ in range(run.preset.captions)
     ]  # fmt: skip
-    read = models.clip_tokenizer()(captions, truncation=True, max_length=models.TEXT_POSITIONS, padding="max_length")
+    read = clip_tokenizer()(captions, truncation=True, max_length=TEXT_POSITIONS, padding="max_length")
     tokens = torch.tensor(read["input_ids"])
     used = torch.bincount(tokens.flatten(), minlength=networks.VOCABULARY) > 0
-    shaped = tokens.view(-1, run.preset.captions, models.TEXT_POSITIONS)
+    shaped = tokens.view(-1, run.preset.captions, TEXT_POSITIONS)
     return shaped.to(run.device), torch.nonzero(~used).flatten().to(run.device)
 
 
@@ -362,9 +362,7 @@ def train_diffusion(run: Run, unet: Any, text: Any, vae: Any, examples: Examples
     table.data[examples.unused] = 0  # and no gradient ever reaches these rows: see below
     keep = torch.ones(networks.VOCABULARY, 1, device=run.device).index_fill_(0, examples.unused, 0)
     table.register_hook(lambda gradient: gradient * keep)
-    nothing = torch.tensor(
-        models.clip_tokenizer()([""], padding="max_length", max_length=models.TEXT_POSITIONS)["input_ids"]
-    )
+    nothing = torch.tensor(clip_tokenizer()([""], padding="max_length", max_length=TEXT_POSITIONS)["input_ids"])
     nothing = nothing.to(run.device)
 
     stage = run.preset.diffusion

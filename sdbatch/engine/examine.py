@@ -107,7 +107,7 @@ def _driver() -> str:
 
 def tokenizer() -> Finding:
     """The vocabulary in the package is OpenAI's."""
-    from sdbatch.engine.models import clip_tokenizer  # noqa: PLC0415
+    from sdbatch.engine.text import clip_tokenizer  # noqa: PLC0415
 
     text, tokens = CAT
     found = clip_tokenizer()(text)["input_ids"]

@@ -6,10 +6,15 @@ original layout holds them. So a missing weight has a name to report, and the sa
 """
 
 import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model.transformer.text_model."
+OPEN_TEXT = "cond_stage_model.model."
+MOVING_AVERAGE = "model_ema."
 
 _UNET_TOP = {
     "conv_in": "input_blocks.0.0",
@@ -35,6 +40,18 @@ _VAE_PARTS = {
     "conv_shortcut": "nin_shortcut",
     "conv_norm_out": "norm_out",
 }
+_OPEN_TEXT_PARTS = {
+    "embeddings.token_embedding.": "token_embedding.",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.": "ln_final.",
+    "encoder.layers.": "transformer.resblocks.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+    ".self_attn.out_proj.": ".attn.out_proj.",
+}
+_PACKED = "qkv"  # OpenCLIP holds the three projections of an attention as one matrix, in this order
 _BLOCK = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 
 
@@ -81,3 +98,24 @@ def vae_name(key: str, levels: int) -> str:
 def text_name(key: str) -> str:
     """The original key of a `CLIPTextModel` weight; transformers 5 dropped a prefix that every v1 checkpoint has."""
     return TEXT + key.removeprefix("text_model.")
+
+
+def open_text_name(key: str) -> str:
+    """The key in a v2 checkpoint (OpenCLIP) of a `CLIPTextModel` weight; `unpacked` makes those in brackets."""
+    key = re.sub(r"\.self_attn\.([qkv])_proj\.(weight|bias)$", r".attn.in_proj_\2[\1]", key.removeprefix("text_model."))
+    for ours, theirs in _OPEN_TEXT_PARTS.items():
+        key = key.replace(ours, theirs)
+    return OPEN_TEXT + key
+
+
+def unpacked(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Views of the thirds of OpenCLIP's packed projections, under the names that `open_text_name` gives them."""
+    for name, packed in weights.items():
+        if name.startswith(OPEN_TEXT) and ".attn.in_proj_" in name and packed.ndim and len(packed) % 3 == 0:
+            for letter, third in zip(_PACKED, packed.chunk(3), strict=True):
+                yield f"{name}[{letter}]", third
+
+
+def moving_average_name(name: str) -> str:
+    """Where training kept the moving average of a weight of the UNet (`LitEma`): the name without its dots."""
+    return MOVING_AVERAGE + name.removeprefix("model.").replace(".", "")

@@ -10,18 +10,22 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdbatch import files
-from sdbatch.engine import names
+from sdbatch.engine.plan import Prediction
 from sdbatch.errors import JobError
 
 T = TypeVar("T")
 
-CLIP_HEAD_SIZE = 64  # every CLIP text encoder has heads of this size
-
-
+TEXT_ENCODERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder")
+PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v_prediction"}
+# What a UNet reads beside the latents says what it was made for.
+OTHER_CHANNELS = {
+    5: "a depth-to-image model",
+    7: "an upscaling model",
+    8: "an InstructPix2Pix model",
+    9: "an inpainting model",
+}
 MAX_CONFIG_BYTES, MAX_DEPTH = 256 << 10, 50
 
 
@@ -56,13 +60,19 @@ class Numbers:
             raise JobError(f"the config {self.name} can't be read: {error.strerror}") from error
         except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise JobError(f"the config {self.name} is not a model's yaml with model: params:") from error
-        self._refuse_what_is_not_v1()
+        self._refuse_what_is_not_drawn()
 
-    def __call__(self, dotted: str, kind: Callable[[Any], T]) -> T:
-        """The value at `dotted`, as `kind`; a JobError names the key that is missing or not such a value."""
-        value = self.params
+    def __call__(self, dotted: str, kind: Callable[[Any], T], default: T | None = None) -> T:
+        """The value at `dotted`, as `kind`, or the default where there is one and no value.
+
+        Raises:
+            JobError: naming the key that is missing or not such a value.
+        """
+        value: Any = self.params
         for key in dotted.split("."):
             if not isinstance(value, dict) or key not in value:
+                if default is not None:
+                    return default
                 raise JobError(f"the config {self.name} lacks model.params.{dotted}")
             value = value[key]
         try:
@@ -70,18 +80,33 @@ class Numbers:
         except (TypeError, ValueError) as error:
             raise JobError(f"the config {self.name}: model.params.{dotted} is not a usable value") from error
 
-    def _refuse_what_is_not_v1(self) -> None:
+    @property
+    def text_encoder(self) -> str:
+        """The class of `cond_stage_config`."""
+        return self("cond_stage_config.target", str).rpartition(".")[2]
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the UNet was trained to give."""
+        return PREDICTIONS[self("parameterization", str, "eps")]
+
+    def _refuse_what_is_not_drawn(self) -> None:
         """Name a model of another kind as what it is, before its weights are read."""
+        other = ""
+        channels = self.params.get("network_config") is None and self("unet_config.params.in_channels", int)
         if "network_config" in self.params:
-            raise JobError(f"the config {self.name} is of an SDXL model; only v1 models are drawn")
-        channels = self("unet_config.params.in_channels", int)
-        if channels == 9:
-            raise JobError(f"the config {self.name} is of an inpainting model (9 channels); only v1 models are drawn")
-        if self.params.get("parameterization", "eps") != "eps":
-            raise JobError(f"the config {self.name} is of a v-prediction model (v2); only v1 models are drawn")
-        encoder = self("cond_stage_config.target", str).rpartition(".")[2]
-        if encoder != "FrozenCLIPEmbedder":
-            raise JobError(f"the config {self.name} wants the text encoder {encoder}; only FrozenCLIPEmbedder is known")
+            other = "an SDXL model"
+        elif channels in OTHER_CHANNELS:
+            other = f"{OTHER_CHANNELS[channels]} ({channels} channels)"
+        elif self("unet_config.params.num_classes", str, ""):
+            other = "a model that is guided by a picture (unCLIP)"
+        elif self("parameterization", str, "eps") not in PREDICTIONS:
+            other = f'a model with parameterization "{self.params["parameterization"]}"'
+        if other:
+            raise JobError(f"the config {self.name} is of {other}; only Stable Diffusion v1 and v2 are drawn")
+        if self.text_encoder not in TEXT_ENCODERS:
+            known = ", ".join(TEXT_ENCODERS)
+            raise JobError(f"the config {self.name} wants the text encoder {self.text_encoder}; known are {known}")
 
 
 def build_unet(numbers: Numbers) -> Any:
@@ -100,10 +125,17 @@ def build_unet(numbers: Numbers) -> Any:
             up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)),
             layers_per_block=numbers("unet_config.params.num_res_blocks", int),
             cross_attention_dim=numbers("unet_config.params.context_dim", int),
-            # The library's name is a known slip of its own: for v1 the number of heads goes here.
-            attention_head_dim=numbers("unet_config.params.num_heads", int),
+            # The library's name is a known slip of its own: the number of heads goes here.
+            attention_head_dim=_heads(numbers, channels),
+            use_linear_projection=numbers("unet_config.params.use_linear_in_transformer", bool, default=False),
             transformer_layers_per_block=numbers("unet_config.params.transformer_depth", int),
         )
+
+
+def _heads(numbers: Numbers, channels: list[int]) -> int | tuple[int, ...]:
+    """v1 has the same number of heads on each level, v2 heads of the same size."""
+    size = numbers("unet_config.params.num_head_channels", int, -1)
+    return numbers("unet_config.params.num_heads", int) if size == -1 else tuple(width // size for width in channels)
 
 
 def build_vae(numbers: Numbers) -> Any:
@@ -123,30 +155,3 @@ def build_vae(numbers: Numbers) -> Any:
             up_block_types=("UpDecoderBlock2D",) * len(channels),
             layers_per_block=numbers(at + "num_res_blocks", int),
         )
-
-
-def build_text_encoder(ckpt: Path, weights: dict[str, Tensor]) -> Any:
-    """An unfilled CLIP text encoder, sized by the checkpoint's own tensors."""
-    try:
-        vocabulary, width = weights[names.TEXT + "embeddings.token_embedding.weight"].shape
-        positions = weights[names.TEXT + "embeddings.position_embedding.weight"].shape[0]
-        inner = weights[names.TEXT + "encoder.layers.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise JobError(
-            f"the checkpoint {ckpt.name} has no text encoder at {names.TEXT}*: it is not a whole Stable Diffusion v1 "
-            "checkpoint (a LoRA, a VAE or another architecture?)"
-        ) from error
-    layers = {key.split(".")[5] for key in weights if key.startswith(names.TEXT + "encoder.layers.")}
-    config = CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=len(layers),
-        num_attention_heads=max(1, width // CLIP_HEAD_SIZE),
-        max_position_embeddings=positions,
-        hidden_act="quick_gelu",
-    )
-    with torch.device("meta"):
-        encoder = CLIPTextModel(config)
-    encoder.embeddings.position_ids = torch.arange(positions).unsqueeze(0)  # a buffer that no checkpoint needs to hold
-    return encoder

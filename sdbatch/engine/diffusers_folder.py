@@ -1,0 +1,166 @@
+"""A folder in diffusers format: unet/, vae/, text_encoder/ and scheduler/, each with a config.json of its own.
+
+Built and filled here, not by the library's `from_pretrained`: that fills what is missing with random numbers and
+only warns, unpickles on its own terms, and makes a billion random numbers before it reads the first weight.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+from sdbatch import files
+from sdbatch.engine.checkpoint import read_weights
+from sdbatch.engine.kinds import UNSUPPORTED
+from sdbatch.engine.networks import MAX_CONFIG_BYTES, OTHER_CHANNELS
+from sdbatch.engine.original import told
+from sdbatch.engine.plan import Part, Plan, Prediction, noise_schedule
+from sdbatch.engine.text import V2_PADDING, clip_network, clip_tokenizer
+from sdbatch.errors import JobError
+
+STEMS = {
+    "unet": ("diffusion_pytorch_model",),
+    "vae": ("diffusion_pytorch_model",),
+    "text_encoder": ("model", "pytorch_model"),
+}
+# In this order: full precision before half, and never what the training averaged away or may carry code.
+ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+MOST_SHARDS = 100
+# What only other models' UNets have.
+FOREIGN = {
+    "addition_embed_type": "an SDXL model",
+    "class_embed_type": "a model that is guided by a class or a picture",
+    "encoder_hid_dim": "a model that is guided by a picture",
+    "time_cond_proj_dim": "a model distilled for few steps (LCM)",
+}
+# The autoencoder's attention as libraries before 2023 named it.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """All weights of the folder's networks, named `part/key`.
+
+    Raises:
+        JobError: a part has none, or none that can be read.
+    """
+    return {
+        f"{part}/{_today(key)}": weight
+        for part in STEMS
+        for path in _weight_files(folder, part)
+        for key, weight in _read_part(folder, part, path).items()
+    }
+
+
+def _today(key: str) -> str:
+    """A key as the libraries name it now."""
+    attention = re.fullmatch(r"(.*mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)", key)
+    if attention:
+        return f"{attention[1]}.{_OLD_ATTENTION[attention[2]]}.{attention[3]}"
+    return key.removeprefix("text_model.")
+
+
+def _read_part(folder: Path, part: str, path: Path) -> Mapping[str, Tensor]:
+    try:
+        return read_weights(path)
+    except JobError as error:
+        raise JobError(f"{_no_usable(folder, part)}; {error}") from error
+
+
+def _weight_files(folder: Path, part: str) -> list[Path]:
+    """The file or the shards that hold a part's weights."""
+    names = [stem + ending for ending in ENDINGS for stem in STEMS[part]]
+    for name in names:
+        index = folder / part / f"{name}.index.json"
+        if (folder / part / name).is_file():
+            return [folder / part / name]
+        if index.is_file():
+            shards = {str(shard) for shard in _json(folder, part, index)["weight_map"].values()}
+            if len(shards) > MOST_SHARDS or any("/" in shard or shard.startswith(".") for shard in shards):
+                raise JobError(f"{_no_usable(folder, part)}; {index.name} lists files that are none of its own")
+            return [folder / part / shard for shard in sorted(shards)]
+    raise JobError(f"{_no_usable(folder, part)}; there is no {names[0]} in it")
+
+
+def plan_folder(folder: Path) -> Plan:
+    """The networks that the folder's json files describe.
+
+    Raises:
+        JobError: a part is missing or can't be read, or it is another kind of model.
+    """
+    unet = _config(folder, "unet")
+    _refuse_what_is_not_drawn(folder, unet)
+    with told(_no_usable(folder, "unet")), torch.device("meta"):
+        unet_network = UNet2DConditionModel.from_config(unet)
+    vae = _config(folder, "vae")
+    with told(_no_usable(folder, "vae")), torch.device("meta"):
+        vae_network = AutoencoderKL.from_config(vae)
+    text = _config(folder, "text_encoder")
+    with told(_no_usable(folder, "text_encoder")):
+        text_network = clip_network(**text)
+    schedule = _config(folder, "scheduler")
+    is_open_clip = text_network.config.hidden_act == "gelu"
+    return Plan(
+        name=f"the model folder {folder.name}",
+        config="its json files",
+        unet=Part(unet_network, lambda key: f"unet/{key}"),
+        vae=Part(vae_network, lambda key: f"vae/{key}"),
+        text_encoder=Part(text_network, lambda key: f"text_encoder/{key.removeprefix('text_model.')}"),
+        tokenizer=clip_tokenizer(V2_PADDING) if is_open_clip else clip_tokenizer(),
+        alphas=noise_schedule(
+            folder.name,
+            schedule.get("beta_start", 0.0001),
+            schedule.get("beta_end", 0.02),
+            schedule.get("num_train_timesteps", 1000),
+        ),
+        scale_factor=float(vae_network.config["scaling_factor"]),
+        prediction=_prediction(folder, schedule),
+    )
+
+
+def _prediction(folder: Path, schedule: Mapping[str, Any]) -> Prediction:
+    """What the UNet was trained to give, if the noise schedule is one of Stable Diffusion's."""
+    found: Prediction | None = {"epsilon": "epsilon", "v_prediction": "v_prediction"}.get(  # type: ignore[assignment]
+        schedule.get("prediction_type", "epsilon")
+    )
+    strange = [
+        f"{key} {schedule[key]}"
+        for key, usual in (("beta_schedule", "scaled_linear"), ("rescale_betas_zero_snr", False))
+        if schedule.get(key, usual) != usual
+    ]
+    if found is None or strange:
+        why = ", ".join(strange) or f"prediction_type {schedule['prediction_type']}"
+        raise JobError(f"the model folder {folder.name} is not of a v1 or v2 model (its scheduler says {why})")
+    return found
+
+
+def _refuse_what_is_not_drawn(folder: Path, unet: Mapping[str, Any]) -> None:
+    foreign = next((kind for key, kind in FOREIGN.items() if unet.get(key) is not None), "")
+    foreign = foreign or OTHER_CHANNELS.get(unet.get("in_channels", 4), "")
+    if foreign:
+        raise JobError(f"the model folder {folder.name} is of {foreign}; {UNSUPPORTED}")
+
+
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    return _json(folder, part, folder / part / name)
+
+
+def _json(folder: Path, part: str, path: Path) -> dict[str, Any]:
+    with told(_no_usable(folder, part)):
+        data = files.read_file(path, MAX_CONFIG_BYTES * 64)  # an index of shards names every weight
+        content: Any = json.loads(data)
+        if not isinstance(content, dict):
+            raise TypeError(path.name)
+        return content
+
+
+def _no_usable(folder: Path, part: str) -> str:
+    return (
+        f"the model folder {folder.name} has no usable {part}/: a folder in diffusers format has unet, vae, "
+        "text_encoder and scheduler"
+    )
