@@ -1,44 +1,76 @@
-"""Text as what it is found by: pieces of up to three characters, cut alike from a prompt and from the words looked for.
+"""Text as what it is found by: pieces of it, cut alike from a prompt and from the words that are looked for.
 
-SQLite's own trigrams find nothing shorter than three characters, and most Chinese words have two. So the pieces are
-cut here: every three characters in a row, shorter ones unless they are plain letters and digits, and of plain words
-the first letter and the first two. "a blue truck" is found by "t", "tr", "ruck" and "truck", and 一只可爱的猫 by 猫,
-可爱 and 可爱的.
+Where words stand apart, the pieces are how each begins: "truck" is found by t, tr, tru and so on. Where they don't,
+as in Chinese, they are every one, two and three characters in a row: 一只可爱的猫 by 猫, by 可爱 and by 爱的猫.
+SQLite's own trigrams find nothing of two characters, as most Chinese words are, and make a rare English word of
+frequent pieces.
 """
 
 import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
-LONGEST = 3  # characters of a piece: a text that has all pieces of a longer word need not hold the word
+BEGINNING = 8  # characters: of longer words so many are a piece
+IN_A_ROW = 3
 
 
-def fold(text: str) -> str:
-    """Text as it is compared: letters in one case, full-width forms as plain ones."""
-    known = text.encode("utf-8", "replace").decode().replace("\0", " ")
-    return unicodedata.normalize("NFKC", known).casefold()
+class Part(NamedTuple):
+    """A word of letters that stand apart, or a row of characters that don't (`is_row`)."""
+
+    text: str
+    is_row: bool
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a text that has its pieces need not have it."""
+        return len(self.text) > (IN_A_ROW if self.is_row else BEGINNING)
+
+
+def parts(text: str) -> list[Part]:
+    """What a text is made of, in one case and width; punctuation only parts it."""
+    known = text.encode("utf-8", "replace").decode()
+    folded = unicodedata.normalize("NFKC", known).casefold()
+    return [Part("".join(some), kind == "row") for kind, some in groupby(folded, _kind) if kind != "between"]
 
 
 def pieces(text: str) -> set[str]:
     """What a text is found by."""
-    found = set()
-    for chunk in fold(text).split():
-        for at in range(len(chunk)):
-            starts_word = at == 0 or not _is_plain(chunk[at - 1])
-            for size in range(1, LONGEST + 1):
-                piece = chunk[at : at + size]
-                if len(piece) == size and (size == LONGEST or starts_word or not _is_plain(piece)):
-                    found.add(piece)
-    return found
+    return {piece for part in parts(text) for piece in _pieces(part)}
 
 
-def words(text: str) -> list[str]:
-    """The words that somebody looks for, as they are compared."""
-    return fold(text).split()
+def pieces_of_word(part: Part) -> list[str]:
+    """The pieces of every text that has a part in it."""
+    if not part.is_row:
+        return [part.text[:BEGINNING]]
+    return [part.text[at : at + IN_A_ROW] for at in range(max(1, len(part.text) - IN_A_ROW + 1))]
 
 
-def pieces_of_word(word: str) -> list[str]:
-    """The pieces that every text has that holds a word."""
-    return [word[at : at + LONGEST] for at in range(max(1, len(word) - LONGEST + 1))]
+def has(text: str, wanted: list[Part]) -> bool:
+    """Whether a text has all of these in it: words from their beginning, rows anywhere."""
+    there = parts(text)
+    return all(any(_is_in(part, each) for each in there) for part in wanted)
 
 
-def _is_plain(piece: str) -> bool:
-    return piece.isascii() and piece.isalnum()
+def _is_in(part: Part, other: Part) -> bool:
+    if part.is_row != other.is_row:
+        return False
+    return part.text in other.text if part.is_row else other.text.startswith(part.text)
+
+
+def _pieces(part: Part) -> Iterator[str]:
+    if not part.is_row:
+        yield from (part.text[:size] for size in range(1, min(len(part.text), BEGINNING) + 1))
+        return
+    for size in range(1, IN_A_ROW + 1):
+        yield from (part.text[at : at + size] for at in range(len(part.text) - size + 1))
+
+
+@lru_cache(maxsize=1 << 16)
+def _kind(character: str) -> str:
+    """By Unicode's category. Lo are the letters of scripts without cases, most of which put no blanks between words."""
+    category = unicodedata.category(character)
+    if category in {"Lo", "So", "Mn", "Mc", "Me"}:
+        return "row"
+    return "word" if category[0] in "LN" else "between"

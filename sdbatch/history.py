@@ -17,8 +17,7 @@ from typing import TypeVar
 
 from sdbatch import gathering, index
 from sdbatch.gathering import Entry
-from sdbatch.grams import LONGEST, fold, pieces_of_word
-from sdbatch.grams import words as words_of
+from sdbatch.grams import Part, has, parts, pieces_of_word
 from sdbatch.records import Job, Lineage, Picture
 from sdbatch.root import SAMPLES, Root
 from sdbatch.spool import ERROR
@@ -96,7 +95,7 @@ class History:
     ) -> list[Picture]:
         """Pictures whose prompt (or job's name) has all the words in it, newest first, a job's own in their order.
 
-        A plain word of one or two letters must begin a word there; any other may stand anywhere.
+        A word finds those that begin with it; Chinese, and what else is written without blanks, is found anywhere.
 
         Args:
             words: separated by blanks, in any case; nothing in them is special.
@@ -111,10 +110,12 @@ class History:
         given = {"seed": seed, "ckpt": ckpt, "kind": kind}
         told = [index.fact(key, value) for key, value in given.items() if value is not None]
         told.append(index.fact("failed", failed))
-        wanted = words_of(words)
-        match = index.expression([*told, *(piece for word in wanted for piece in pieces_of_word(word))])
+        wanted = parts(words)
+        if words.strip() and not wanted:
+            return []  # nothing but punctuation, which nothing is found by
+        match = index.expression([*told, *(piece for part in wanted for piece in pieces_of_word(part))])
         oldest = int(since.timestamp() * 1000) if since else 0
-        long = [word for word in wanted if len(word) > LONGEST]
+        long = [part for part in wanted if part.is_long]
         return self._ask(lambda db: _search(db, match, long, oldest, before, limit))
 
     def picture(self, path: str) -> Picture | None:
@@ -230,7 +231,7 @@ class History:
 
 
 def _search(
-    database: sqlite3.Connection, match: str, long: list[str], oldest: int, before: int | None, limit: int
+    database: sqlite3.Connection, match: str, long: list[Part], oldest: int, before: int | None, limit: int
 ) -> list[Picture]:
     newest, start = 2**63 - 1, 2**63 - 1
     if before is not None:  # it may stand in the middle of a run
@@ -243,18 +244,12 @@ def _search(
         WHERE grams MATCH ? AND g.rowid <= ? AND g.rowid >= ? ORDER BY g.rowid DESC"""
     runs: list[int] = []
     for run, *texts in database.execute(question, (match, start, oldest)):
-        if not long or _holds(index.text_of(*texts), long):
+        if not long or has(index.text_of(*texts), long):
             runs.append(run)
         if len(runs) >= limit:
             break
     which = " WHERE p.run IN (SELECT value FROM json_each(?)) AND p.key <= ? ORDER BY p.key DESC LIMIT ?"
     return [Picture(*row) for row in database.execute(_PICTURE + which, (str(runs), newest, limit))]
-
-
-def _holds(text: str, long: list[str]) -> bool:
-    """Whether words are there in one piece; only those need a look that are longer than what the index tells."""
-    folded = fold(text)
-    return all(word in folded for word in long)
 
 
 def _insert(database: sqlite3.Connection, entries: list[Entry]) -> int:

@@ -158,7 +158,7 @@ def facts(state: str, seed: int | None, ckpt: str, kind: str) -> list[str]:
 
 
 def fact(key: str, value: object) -> str:
-    """One of them, longer than any piece of a text and without a blank."""
+    """One of them; no piece of a text has such a sign in it."""
     return f"{key}={'_'.join(str(value).split()).casefold()}"
 
 
