@@ -1,5 +1,6 @@
 """The page, asked without a browser: the queue, the form, and who may ask."""
 
+import os
 import re
 from collections.abc import Callable
 from io import BytesIO
@@ -12,6 +13,7 @@ import yaml
 from flask.testing import FlaskClient
 from PIL import Image
 from tests_support import drain, only, run_sdbatch
+from werkzeug.security import generate_password_hash
 from werkzeug.test import TestResponse
 
 from sdbatch import steer
@@ -22,14 +24,13 @@ from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Settings
 from sdbatch.testing import FakeClock, drop_job
-from sdbatch.web import guard
+from sdbatch.web import guard, language, thumbnails
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields, filled_by, to_yaml
 
 Start = Callable[..., Service]
 SMALL: dict[str, Any] = {"n_iter": "1", "n_samples": "2", "H": "64", "W": "64"}
-# Of "a long password".
-HASH = "pbkdf2:sha256:1000$YjH7V1hNUNK0w9Ab$63a3c2a6030cf1af1d2fc4f2a0d85b6e2e2d0293012b4891b3be9fb64553d7af"
+HASH = generate_password_hash("a long password", method="pbkdf2:sha256:1000")
 
 
 class Visitor:
@@ -49,7 +50,7 @@ class Visitor:
             self.token = found[1]
         return answer
 
-    def post(self, path: str, code: int = 303, **form: Any) -> TestResponse:
+    def post(self, path: str, code: int = 303, /, **form: Any) -> TestResponse:
         self.token or self.get("/login" if "/login" in path else "/")
         answer = self.client.post(
             path, data=form | {"csrf_token": self.token}, headers={"Host": "127.0.0.1:8123"}, follow_redirects=False
@@ -194,7 +195,7 @@ def test_an_upload_that_is_no_usable_picture_is_refused(root: Root, upload: Byte
     visitor = Visitor(root, limits={"init_pixels": 1_000_000})
     assert told in visitor.post("/new", 422, kind="img2img", prompt="a", upload=(upload, "a.png")).text
     assert not list(root.inbox.iterdir())
-    assert not list(root.state.iterdir())
+    assert not list(root.state.glob("upload-*"))
 
 
 def test_an_upload_larger_than_a_file_may_be_is_not_taken(root: Root) -> None:
@@ -381,3 +382,229 @@ def test_steer_is_all_that_the_queue_can_do(root: Root, visitor: Visitor) -> Non
     drop_job(root, "a.yaml", "prompt: a\n")
     visitor.post("/cancel", job="a.yaml")
     assert visitor.said() == "deleted jobs/inbox/a.yaml"
+
+
+# History and pictures
+
+
+@pytest.fixture
+def drawn(root: Root, start: Start, clock: FakeClock) -> Path:
+    """A done job's folder, with two pictures of a Chinese prompt."""
+    drop_job(root, "truck.yaml", "prompt: 一辆蓝色卡车\nseed: 7\nn_iter: 1\nn_samples: 2\nH: 64\nW: 128\n")
+    drop_job(root, "typo.yaml", "promt: a\n")
+    drain(start(), clock)
+    return only(root.done)
+
+
+def shown(drawn: Path, number: int = 0) -> str:
+    return f"jobs/done/{drawn.name}/samples/{number:05}.png"
+
+
+def test_a_picture_is_found_by_a_chinese_word(root: Root, drawn: Path, visitor: Visitor) -> None:
+    found = visitor.get("/history?words=卡车").text
+    assert found.count('loading="lazy"') + found.count('decoding="async"') >= 2
+    assert f"/picture/{shown(drawn)}" in found
+    assert "Nothing found" in visitor.get("/history?words=火车").text
+    for query, there in {"seed=7": True, "seed=8": False, "kind=img2img": False, "since=2030-01-01": False}.items():
+        assert (shown(drawn) in visitor.get(f"/history?{query}").text) == there, query
+
+
+def test_failed_jobs_stand_there_with_their_reason_and_a_button(root: Root, drawn: Path, visitor: Visitor) -> None:
+    text = visitor.get("/history?failed=1").text
+    assert "did you mean prompt?" in text
+    assert 'action="/retry"' in text
+    assert shown(drawn) not in text
+
+
+def test_what_was_drawn_while_the_page_ran_is_found(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor
+) -> None:
+    assert "Nothing found" in visitor.get("/history").text
+    drop_job(root, "late.yaml", "prompt: late\nH: 64\nW: 64\n")
+    drain(start(), clock)
+    visitor.client.application.extensions["sdbatch"].history.refresh()
+    assert "-late/" in visitor.get("/history?words=late").text
+
+
+def test_older_ones_follow_where_the_page_ends(root: Root, start: Start, clock: FakeClock, visitor: Visitor) -> None:
+    drop_job(root, "many.yaml", "prompt: many\nH: 64\nW: 64\nn_iter: 1\nn_samples: 70\n")
+    drain(start(), clock)
+    visitor = Visitor(root)
+    first = visitor.get("/history?words=many").text
+    (older,) = re.findall(r'hx-get="(/history\?[^"]*before=[^"]*)"', first)
+    second = visitor.get(older.replace("&amp;", "&"), headers={"HX-Request": "true"}).text
+    seen = [re.findall(r'href="(/picture/[^"]+)"', text) for text in (first, second)]
+    assert [len(pictures) for pictures in seen] == [60, 10]
+    assert not set(seen[0]) & set(seen[1])
+    assert "before=" not in second
+    assert "<html" not in second
+
+
+def test_a_picture_is_shown_with_all_that_it_came_from(root: Root, drawn: Path, visitor: Visitor) -> None:
+    text = visitor.get(f"/picture/{shown(drawn, 1)}").text
+    for known in ("一辆蓝色卡车", ">7<", "128\u00d764", "2 of 2", "model.ckpt"):
+        assert known in text
+    assert 'rel="prev"' in text
+    assert 'rel="next"' not in text
+    visitor.get("/picture/jobs/done/nothing/samples/00000.png", 404)
+
+
+def test_its_job_is_restored_into_the_form_and_saved_as_a_file(root: Root, drawn: Path, visitor: Visitor) -> None:
+    text = visitor.get(f"/new?from={shown(drawn)}").text
+    for filled in (">一辆蓝色卡车</textarea>", 'name="seed" value="7"', 'name="W" value="128"'):
+        assert filled in text
+    answer = visitor.get(f"/job-file/{shown(drawn)}")
+    assert answer.headers["Content-Disposition"].startswith("attachment")
+    assert yaml.safe_load(answer.text)["seed"] == 7
+
+
+def test_a_follow_up_starts_from_the_picture_and_stands_in_its_lineage(
+    root: Root, drawn: Path, start: Start, clock: FakeClock, visitor: Visitor
+) -> None:
+    visitor.post("/follow-up", path=shown(drawn, 1), prompt="加一个蜘蛛侠\r\non the right", strength="0.6")
+    visitor.post("/again", job=drawn.name, seed="8")
+    drain(start(), clock)
+    visitor = Visitor(root)
+    follow_up = next(path for path in root.done.iterdir() if "蜘蛛侠" in (path / "manifest.yaml").read_text())
+    manifest = yaml.safe_load((follow_up / "manifest.yaml").read_text())
+    assert manifest["parent"] == {"job": drawn.name, "picture": "samples/00001.png"}
+    assert manifest["job"]["strength"] == 0.6
+    assert manifest["job"]["prompt"] == "加一个蜘蛛侠\non the right"
+    text = visitor.get(f"/picture/{shown(drawn)}").text
+    lineage = text[text.index('id="lineage"') :]
+    assert lineage.index(drawn.name) < lineage.index(follow_up.name)
+    assert lineage.count("<li") == 3
+
+
+def test_a_follow_up_that_can_not_be_is_told(root: Root, drawn: Path, visitor: Visitor) -> None:
+    visitor.post("/follow-up", path=shown(drawn), prompt="a", strength="7")
+    assert "strength" in visitor.said()
+    visitor.post("/follow-up", path=shown(drawn), prompt="a", strength="much")
+    assert "much is not a number" in visitor.said()
+    visitor.post("/follow-up", 404, path="configs/sdbatch.yaml", prompt="a")
+    visitor.post("/again", 404, job="nothing")
+    assert not list(root.inbox.iterdir())
+
+
+def test_a_thumbnail_is_drawn_once_and_small(root: Root, drawn: Path, visitor: Visitor) -> None:
+    Image.new("RGB", (2000, 1000), "red").save(drawn / "samples" / "00000.png")
+    answer = visitor.get(f"/thumbnail/{shown(drawn)}")
+    assert answer.mimetype == "image/webp"
+    (kept,) = (root.state / "thumbnails").rglob("*.webp")
+    with Image.open(kept) as small:
+        assert small.size == (320, 160)
+    before = kept.stat().st_mtime_ns
+    visitor.get(f"/thumbnail/{shown(drawn)}")
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_thumbnails_that_nobody_asked_for_lately_make_room(root: Root) -> None:
+    bucket = root.state / "thumbnails" / "ab"
+    bucket.mkdir(parents=True)
+    for number in range(thumbnails.MOST_IN_BUCKET + 1):
+        (bucket / f"{number:03}.webp").write_bytes(b"x")
+        os.utime(bucket / f"{number:03}.webp", (number, number))
+    thumbnails.make_room(bucket)
+    left = sorted(path.name for path in bucket.iterdir())
+    assert len(left) == thumbnails.MOST_IN_BUCKET // 2 + 1
+    assert left[-1] == f"{thumbnails.MOST_IN_BUCKET:03}.webp", "the newest stay"
+
+
+def test_a_picture_too_large_or_damaged_has_no_thumbnail(root: Root, drawn: Path) -> None:
+    visitor = Visitor(root, limits={"init_pixels": 10_000})
+    Image.new("RGB", (200, 200)).save(drawn / "samples" / "00000.png")
+    (drawn / "samples" / "00001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for number in (0, 1):
+        visitor.get(f"/thumbnail/{shown(drawn, number)}", 404)
+
+
+@pytest.mark.parametrize("view", ["file", "thumbnail"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "configs/sdbatch.yaml",
+        "state/history.db",
+        "jobs/failed/x/error.txt",
+        "outputs/../configs/sdbatch.yaml",
+        "outputs/%2e%2e/configs/sdbatch.yaml",
+        "outputs//etc/passwd",
+        "/etc/passwd",
+        "outputs/link.png",
+        "outputs/folder.png",
+        "outputs/pipe.png",
+        "outputs/page.html",
+        "outputs/drawing.svg",
+    ],
+)
+def test_no_file_but_pictures_and_records_of_two_folders_is_shown(
+    root: Root, visitor: Visitor, view: str, path: str
+) -> None:
+    root.configuration.write_text("device: cpu\n")
+    (root.outputs / "link.png").symlink_to(root.configuration)
+    (root.outputs / "folder.png").mkdir()
+    os.mkfifo(root.outputs / "pipe.png")
+    for name in ("page.html", "drawing.svg"):
+        (root.outputs / name).write_text("<script>alert(1)</script>")
+    answer = visitor.client.get(f"/{view}/{path}", headers={"Host": "127.0.0.1"}, follow_redirects=True)
+    assert answer.status_code == 404
+    assert "device: cpu" not in answer.text
+
+
+def test_records_are_saved_and_never_shown(root: Root, drawn: Path, visitor: Visitor) -> None:
+    answer = visitor.get(f"/file/jobs/done/{drawn.name}/manifest.yaml")
+    assert answer.mimetype == "text/plain"
+    assert answer.headers["Content-Disposition"].startswith("attachment")
+    assert visitor.get(f"/file/{shown(drawn)}").mimetype == "image/png"
+
+
+# Two languages
+
+
+def test_every_sentence_is_there_in_chinese(
+    root: Root, drawn: Path, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = set()
+
+    class Watched(dict[str, str]):
+        def get(self, text: str, default: Any = None) -> Any:
+            if text not in self and not text.startswith("20"):
+                missing.add(text)
+            return super().get(text, default)
+
+    watched = Watched(language.chinese())
+    monkeypatch.setattr(language, "chinese", lambda: watched)
+    for name in ("a.yaml", "b.yaml"):
+        drop_job(root, name, "prompt: a\n")
+    visitor.post("/language/zh", back="/new")
+    for path in (
+        "/",
+        "/new",
+        "/new?kind=img2img",
+        "/history",
+        "/history?words=x",
+        "/choose",
+        f"/picture/{shown(drawn)}",
+    ):
+        text = visitor.get(path).text
+        if path in ("/", "/new"):
+            assert '<html lang="zh-Hans"' in text
+            assert "队列" in text
+    visitor.get("/nowhere", 404)
+    assert missing == set()
+
+
+def test_the_language_is_the_browsers_until_one_is_chosen(visitor: Visitor) -> None:
+    preferred = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}
+    assert "新任务" in visitor.get("/", headers=preferred).text
+    answer = visitor.post("/language/en", back="/history?words=a")
+    assert answer.headers["Location"] == "/history?words=a"
+    assert "New job" in visitor.get("/", headers=preferred).text
+    assert visitor.post("/language/xx", back="//evil.example").headers["Location"] == "/"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(45, "45 秒"), (720, "12 分钟"), (12_000, "3 小时 20 分钟"), (9e5, "10 天")]
+)
+def test_a_time_is_told_in_chinese(visitor: Visitor, seconds: float, told: str) -> None:
+    with visitor.client.application.test_request_context(headers={"Accept-Language": "zh"}):
+        assert language.spell_duration(seconds) == told

@@ -8,6 +8,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from sdbatch.errors import JobError
+from sdbatch.history import History
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 from sdbatch.web import form, guard, language, pictures, queue
@@ -24,9 +25,9 @@ WORDS = {
 
 
 def create_app(root: Root, settings: Settings, clock: Callable[[], float] = monotonic) -> Flask:
-    """The page of one root; `clock` counts seconds, for the login."""
+    """The page of one root; `clock` counts seconds."""
     app = Flask(__name__)
-    app.extensions["sdbatch"] = Site(root, settings)
+    app.extensions["sdbatch"] = Site(root, settings, History.open(root), clock)
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.input_bytes + FORM_BYTES
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     # A proxy may serve the page below a path of its own. A visitor who sends the header misleads no one else.

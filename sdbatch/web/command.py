@@ -1,5 +1,6 @@
 """The command `sdbatch web`."""
 
+import socket
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -31,8 +32,8 @@ def web(
 
     Examples: sdbatch web --root /srv/sdbatch; sdbatch web --bind 0.0.0.0:8123
 
-    Exit codes: 0 stopped; 1 Flask is not installed, there is no root, or the address is taken; 78 the configuration
-    is wrong, or opens the page to a network without a password.
+    Exit codes: 0 stopped; 1 Flask is not installed, or there is no root; 78 the configuration is wrong, would open the
+    page to a network without a password, or names an address that is taken.
     """
     if find_spec("flask") is None or find_spec("flask_wtf") is None or find_spec("waitress") is None:
         raise InstallError("the page needs Flask, Flask-WTF and waitress: pip install 'sdbatch[web]'")
@@ -41,25 +42,38 @@ def web(
         return
     place, settings = open_root(root)
     check_root(place)
-    from waitress.server import create_server  # noqa: PLC0415 - what other commands need not wait for
+    from waitress import serve  # noqa: PLC0415 - what other commands need not wait for
 
     from sdbatch.web import guard  # noqa: PLC0415
     from sdbatch.web.app import create_app  # noqa: PLC0415
 
     host, port = guard.split_bind(bind or settings.web.bind)
     guard.require_password(host, settings.web)
-    server = create_server(
+    listener = _listen(host, port)
+    typer.echo(f"the page of {place.path} is at http://{_shown(listener)}/")
+    serve(
         create_app(place, settings),
-        host=host,
-        port=port,
+        sockets=[listener],
         threads=THREADS,
-        ident="",  # says nothing of versions
+        ident=None,  # says nothing of versions
         trusted_proxy="127.0.0.1",  # one on this machine may say that its visitor came by HTTPS
         trusted_proxy_headers={"x-forwarded-proto"},
         max_request_body_size=settings.limits.input_bytes + 2_000_000,
+        _quiet=True,
     )
-    typer.echo(f"the page of {place.path} is at http://{bind or settings.web.bind}/")
-    server.run()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(f"{host}, port {port}: {error.strerror}; choose another with --bind or web.bind") from error
+
+
+def _shown(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
 
 
 def _print_hash() -> None:

@@ -7,9 +7,10 @@ from werkzeug.wrappers import Response
 
 from sdbatch.check import check_data, submit_text
 from sdbatch.errors import JobError
+from sdbatch.restoring import restore
 from sdbatch.spool import slug_of
 from sdbatch.web import uploads
-from sdbatch.web.fields import Kind, fields, to_yaml
+from sdbatch.web.fields import Kind, fields, filled_by, to_yaml
 from sdbatch.web.language import translate
 from sdbatch.web.site import disk_trouble, site
 
@@ -22,8 +23,8 @@ pages = Blueprint("form", __name__)
 
 @pages.get("/new")
 def show() -> str:
-    """The form, filled by what the address says: `/new?prompt=a&init_img=outputs/...`."""
-    return _form(request.args)
+    """The form, filled by the job that drew the picture `from`, or by the address: `/new?prompt=a&init_img=...`."""
+    return _form(_restored(request.args["from"]) if "from" in request.args else request.args)
 
 
 @pages.post("/new/form")
@@ -60,6 +61,18 @@ def drop() -> tuple[str, int] | Response:
     return redirect(url_for("queue.show"), 303)
 
 
+def _restored(path: str) -> dict[str, str]:
+    """What draws a picture again; what could not be carried over is told."""
+    picture = site().history.picture(path)
+    if picture is None:
+        raise JobError(translate("The history has no such picture (any more)."))
+    found = restore(site().root, picture)
+    kind, filled = filled_by(found.text, JOB_FILE)
+    for note in found.notes:
+        flash(note, "warning")
+    return filled | {"kind": kind}
+
+
 def _kind(filled: Mapping[str, str]) -> Kind:
     is_img2img = filled.get("kind") == "img2img" or filled.get("init_img") or filled.get(UPLOAD)
     return "img2img" if is_img2img and filled.get("kind") != "txt2img" else "txt2img"
@@ -75,7 +88,8 @@ def _preview(filled: Mapping[str, str]) -> dict[str, object]:
     if values.pop(UPLOAD, ""):
         values["init_img"] = UPLOADED
     text = to_yaml(_kind(filled), values)
-    return {"text": text, "told": [*_check(text)]}
+    is_blank = not any(value for name, value in values.items() if name != "kind")
+    return {"text": "" if is_blank else text, "told": [] if is_blank else [*_check(text)]}
 
 
 def _check(text: str) -> Iterator[tuple[str, bool]]:

@@ -40,7 +40,7 @@ def translate(text: str, **values: object) -> str:
 def spell_duration(seconds: float) -> str:
     """45 s, 12 min, 3 h 20 min, 2 days."""
     text = duration(seconds)
-    return re.sub("[a-z ]*[a-z]", lambda unit: translate(unit[0]), text) if language() == "zh" else text
+    return re.sub("an unknown time|[a-z]+", lambda unit: translate(unit[0]), text) if language() == "zh" else text
 
 
 def install(app: Flask) -> None:

@@ -1,30 +1,79 @@
-"""Pictures: the files themselves, and small copies."""
+"""History and pictures: search, one picture with all that is known of it, and the jobs that can follow from it."""
 
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import PurePosixPath
 
-from flask import Blueprint, abort, render_template, send_file
+from flask import Blueprint, Response, abort, render_template, request, send_file
 from werkzeug.wrappers import Response as AnyResponse
 
+from sdbatch import restoring
+from sdbatch.check import submit_text
 from sdbatch.errors import JobError
+from sdbatch.records import Lineage, Picture
+from sdbatch.spool import slug_of
 from sdbatch.web import thumbnails
-from sdbatch.web.site import site
+from sdbatch.web.language import translate
+from sdbatch.web.site import done, is_fragment, site
 
+AT_ONCE = 60  # thumbnails
 KEPT_SECONDS = 30 * 86400  # by browsers: a picture never changes, and a thumbnail is cheap
+FAMILY = 50  # jobs of a lineage that are shown
+MOST = 2**63 - 1  # what a column of the index holds
 
 pages = Blueprint("pictures", __name__)
 
 
 @pages.get("/history")
 def history() -> str:
-    """Nothing yet."""
-    return render_template("error.html", text="", code=200)
+    """Search as you type, and on to older ones while scrolling."""
+    if "before" not in request.args:
+        site().catch_up()
+    found = _search(request.args)
+    template = "results.html" if is_fragment() else "history.html"
+    return render_template(
+        template,
+        found=found,
+        more=dict(request.args) | {"before": str(found[-1].key)} if len(found) == AT_ONCE else None,
+        checkpoints=site().history.checkpoints(),
+    )
 
 
 @pages.get("/choose")
 def choose() -> str:
-    """Nothing yet."""
-    return ""
+    """Pictures to start from, for the form."""
+    return render_template("choice.html", found=[picture for picture in _search(request.args) if picture.file])
+
+
+@pages.get("/picture/<path:path>")
+def show(path: str) -> str:
+    """One picture, large."""
+    picture = _known(path)
+    order = site().history.pictures_of(picture.job)
+    place = next((i for i, other in enumerate(order) if other.key == picture.key), 0)
+    try:
+        restored = restoring.restore(site().root, picture)
+    except JobError as error:
+        restored = restoring.Restored("", [str(error)])
+    return render_template(
+        "picture.html",
+        picture=picture,
+        restored=restored,
+        siblings=order,
+        before=order[place - 1] if place else None,
+        after=order[place + 1] if place + 1 < len(order) else None,
+        lineage=_family(picture.job),
+    )
+
+
+@pages.get("/job-file/<path:path>")
+def job_file(path: str) -> Response:
+    """The job file that draws a picture, to be saved."""
+    picture = _known(path)
+    text, name = restoring.restore(site().root, picture).text, f"{picture.job}.yaml"
+    return send_file(BytesIO(text.encode()), "text/plain; charset=utf-8", as_attachment=True, download_name=name)
 
 
 @pages.get("/file/<path:path>")
@@ -47,3 +96,81 @@ def thumbnail(path: str) -> AnyResponse:
     except JobError:
         abort(404)
     return send_file(kept, "image/webp", max_age=KEPT_SECONDS)
+
+
+@pages.post("/follow-up")
+def follow_up() -> AnyResponse:
+    """Drop an img2img job that starts from a picture."""
+    picture, asked = _known(request.form.get("path", "")), request.form
+
+    def drop() -> str:
+        strength, prompt = _number(asked.get("strength", "")), asked.get("prompt", "").replace("\r\n", "\n")
+        return _drop(picture.job, restoring.follow_up(site().root, site().history, picture, prompt, strength))
+
+    return done(drop, "queue.show")
+
+
+@pages.post("/again")
+def again() -> AnyResponse:
+    """Drop a job once more, with another seed if one is given."""
+    job = site().history.job(request.form.get("job", ""))
+    if job is None:
+        abort(404)
+    seed = _whole(request.form.get("seed", ""))
+    return done(lambda: _drop(job.id, restoring.again(site().root, job, seed)), "queue.show")
+
+
+def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
+    """What came of what, from the first ancestor on: each with how deep it stands. Shown is a part of a large one."""
+    found: list[tuple[int, Lineage, list[Picture]]] = []
+    pending = [(0, site().history.lineage(job_id))]
+    while pending and len(found) < FAMILY:
+        depth, node = pending.pop()
+        found.append((depth, node, site().history.pictures_of(node.job)))
+        pending += [(depth + 1, child) for child in reversed(node.children)]
+    return found
+
+
+def _drop(job_id: str, text: str) -> str:
+    """Into the inbox, under the name of the job that it comes from, without its time and number."""
+    name = job_id.split("-", 2)[-1]
+    path = submit_text(text, f"{slug_of(name + '.yaml')}.yaml", site().root)
+    return translate("Dropped as {name}.", name=site().root.show(path))
+
+
+def _known(path: str) -> Picture:
+    picture = site().history.picture(path)
+    if picture is None:
+        abort(404)
+    return picture
+
+
+def _search(asked: Mapping[str, str]) -> list[Picture]:
+    seed, before = _whole(asked.get("seed", "")), _whole(asked.get("before", ""))
+    since = None
+    with suppress(ValueError, OverflowError):
+        since = datetime.fromisoformat(asked["since"]).astimezone(UTC) if asked.get("since") else None
+    return site().history.search(
+        asked.get("words", ""),
+        since=since,
+        seed=seed,
+        ckpt=asked.get("ckpt") or None,
+        kind=asked.get("kind") or None,
+        failed=bool(asked.get("failed")),
+        before=before,
+        limit=AT_ONCE,
+    )
+
+
+def _whole(text: str) -> int | None:
+    """A number that the index can hold; what is none does not narrow the search."""
+    with suppress(ValueError):
+        return number if abs(number := int(text)) <= MOST else None
+    return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError as error:
+        raise JobError(f"{text} is not a number") from error

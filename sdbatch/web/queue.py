@@ -9,6 +9,8 @@ from sdbatch import overview, steer
 from sdbatch.overview import seconds_since
 from sdbatch.web.site import done, site
 
+LATEST = 12  # pictures: one or two rows
+
 pages = Blueprint("queue", __name__)
 
 
@@ -56,7 +58,9 @@ def retry() -> Response:
 
 def _facts() -> dict[str, object]:
     now = datetime.now(UTC)
+    site().catch_up()
     return {
+        "latest": site().history.search(limit=LATEST),
         "facts": overview.look(site().root, now),
         "is_paused": site().root.pause.exists(),
         "since": lambda text: seconds_since(text, now),

@@ -9,16 +9,32 @@ from flask import current_app, flash, redirect, request, url_for
 from werkzeug.wrappers import Response
 
 from sdbatch.errors import JobError
+from sdbatch.history import History
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 
+CATCH_UP_SECONDS = 10.0  # a second of work in a root of a million pictures
 
-@dataclass(frozen=True)
+
+@dataclass
 class Site:
     """One root and its page."""
 
     root: Root
     settings: Settings
+    history: History
+    clock: Callable[[], float]  # seconds
+    _seen: tuple[int, ...] = ()
+    _looked: float = float("-inf")
+
+    def catch_up(self) -> None:
+        """Take in jobs that no service told the history of: it may not be able to write there, or be another's."""
+        if self.clock() - self._looked >= CATCH_UP_SECONDS:
+            self._looked = self.clock()
+            seen = tuple(place.stat().st_mtime_ns for place in (self.root.done, self.root.failed))
+            if seen != self._seen:
+                self._seen = seen
+                self.history.refresh()
 
 
 def site() -> Site:
@@ -28,7 +44,7 @@ def site() -> Site:
 
 def is_fragment() -> bool:
     """Whether htmx asks for a part of the page, and no person for the whole."""
-    return "HX-Request" in request.headers
+    return "HX-Request" in request.headers and "HX-History-Restore-Request" not in request.headers
 
 
 def own_path(back: str) -> str:

@@ -38,10 +38,11 @@ def opened(root: Root, path: str) -> Iterator[BufferedReader]:
                 if files.is_disk_trouble(error):
                     raise
                 break
-            with os.fdopen(handle, "rb") as file:
-                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                with os.fdopen(handle, "rb") as file:
                     yield file
-                    return
+                return
+            os.close(handle)
     raise FileNotFoundError(path)
 
 
@@ -60,7 +61,7 @@ def thumbnail(root: Root, path: str, most_pixels: int) -> Path:
             with _DRAWING:
                 data = _small(file, most_pixels)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            _make_room(kept.parent)
+            make_room(kept.parent)
             files.write_atomically(kept, data, durable=False)
     return kept
 
@@ -85,7 +86,7 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
     raise JobError(f"the picture has more than {most_pixels:,} pixels")
 
 
-def _make_room(bucket: Path) -> None:
+def make_room(bucket: Path) -> None:
     """The older half goes where there are many: they are drawn anew when asked for."""
     kept = [*bucket.iterdir()]
     if len(kept) > MOST_IN_BUCKET:
