@@ -13,7 +13,6 @@ import yaml
 from flask.testing import FlaskClient
 from PIL import Image
 from tests_support import drain, only, run_sdbatch
-from werkzeug.security import generate_password_hash
 from werkzeug.test import TestResponse
 
 from sdbatch import steer
@@ -30,7 +29,8 @@ from sdbatch.web.fields import fields, filled_by, to_yaml
 
 Start = Callable[..., Service]
 SMALL: dict[str, Any] = {"n_iter": "1", "n_samples": "2", "H": "64", "W": "64"}
-HASH = generate_password_hash("a long password", method="pbkdf2:sha256:1000")
+# Of "a long password"; the same in each process that runs the tests.
+HASH = "pbkdf2:sha256:1000$YjH7V1hNUNK0w9Ab$63a3c2a6030cf1af1d2fc4f2a0d85b6e2e2d0293012b4891b3be9fb64553d7af"
 
 
 class Visitor:
