@@ -39,6 +39,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         service = Service(root, settings, make_engine(root, settings, preload=not drain))
         _heed_signals(service)
         service.engine.start()
+        service.historian.start()
         service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
         _warn_of_a_short_watchdog(service)
         if settings.events:
@@ -53,6 +54,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
             service.inbox.watcher.stop()
             service.engine.stop()
             service.hooks.finish()
+            service.historian.finish()
             now = system_clock()
             service.status.tell(now.mono, now.wall, at_once=True, state="stopped", job=None)
 

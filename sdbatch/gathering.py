@@ -6,6 +6,7 @@ may have edited it, so everything is taken as far as it makes sense, and nothing
 
 import posixpath
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -14,8 +15,9 @@ from typing import Any
 
 from sdbatch import files, jobfile, pngtext
 from sdbatch.document import Document, read_yaml
-from sdbatch.errors import printable
+from sdbatch.errors import JobError, printable
 from sdbatch.job import MAX_PROMPT
+from sdbatch.prompts import read_lines
 from sdbatch.root import SAMPLES, Root
 from sdbatch.spool import ERROR, MANIFEST, read_claim
 
@@ -80,8 +82,9 @@ def read_folder(root: Root, folder: Path) -> Entry | None:
 def _done(root: Root, folder: Path, stamp: int) -> Entry:
     record = read_record(folder / MANIFEST)
     job, parent, timings = (_group(record, key) for key in ("job", "parent", "timings"))
+    lines = _lines(folder, record)
     shots = [
-        Shot(file, _text(listed, "published") or None, _text(listed, "prompt", MAX_PROMPT) or None, number)
+        Shot(file, _text(listed, "published") or None, _whole(listed, lines), number)
         for number, listed in enumerate(_list(record, "pictures"))
         if (file := _inner(_text(listed, "file")))
     ]
@@ -101,6 +104,23 @@ def _done(root: Root, folder: Path, stamp: int) -> Entry:
         parent_picture=_text(parent, "picture") or None,
         named={_text(i, "field"): _text(i, "named") for i in _list(record, "inputs")},
     )
+
+
+def _lines(folder: Path, record: Facts) -> list[str]:
+    """The prompt file's lines, of which the manifest has only the beginnings."""
+    for listed in _list(record, "inputs"):
+        file = _inner(_text(listed, "file"))
+        if _text(listed, "field") == "from_file" and file:
+            with suppress(OSError, JobError):
+                return read_lines(folder / file)
+    return []
+
+
+def _whole(listed: Facts, lines: list[str]) -> str | None:
+    """A listed picture's own prompt, if it has one, as whole as it is to be had."""
+    short, number = _text(listed, "prompt", MAX_PROMPT), listed.get("index")
+    line = lines[number % len(lines)] if lines and isinstance(number, int) else ""
+    return line if short and line.startswith(short.removesuffix("...")) else short or None
 
 
 def _failed(root: Root, folder: Path, stamp: int) -> Entry:
@@ -129,7 +149,7 @@ def _entry(folder: Path, root: Root, state: str, stamp: int, job: Facts, shots: 
         state=state,
         place=root.show(folder),
         stamp=stamp,
-        init=_from_root(root, init) if init else None,
+        init=from_root(root, init) if init else None,
         size=size_of(folder / shots[0].file) if shots else (0, 0),
         shots=tuple(shots),
         **of_job(job),
@@ -186,7 +206,7 @@ def _samples(folder: Path) -> Iterator[Shot]:
     yield from (Shot(f"{SAMPLES}/{name}", None, None, number) for number, name in enumerate(pictures))
 
 
-def _from_root(root: Root, named: str) -> str:
+def from_root(root: Root, named: str) -> str:
     """A path that a job named, as the history knows pictures: from the root, without detours."""
     path = posixpath.normpath(named)
     return path.removeprefix(f"{root.path}/")

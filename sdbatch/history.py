@@ -5,7 +5,6 @@ read from there, so it may be deleted or damaged at any time, and where it can't
 """
 
 import json
-import os
 import posixpath
 import sqlite3
 import threading
@@ -15,17 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from sdbatch import gathering, index
-from sdbatch.gathering import Entry
+from sdbatch import index, upkeep
+from sdbatch.errors import JobError
 from sdbatch.grams import Part, has, parts, pieces_of_word
 from sdbatch.records import Job, Lineage, Picture
 from sdbatch.root import SAMPLES, Root
-from sdbatch.spool import ERROR
 
 DATABASE = "history.db"
 WAIT_SECONDS = 5.0  # for another that writes
 FAMILY = 500  # jobs of a lineage
-AT_ONCE = 200  # jobs written in one transaction: others get their turn in between
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 Result = TypeVar("Result")
 
@@ -42,21 +39,35 @@ _PICTURE = (
 
 
 class History:
-    """What was drawn under one root. Threads may share it."""
+    """What was drawn under one root. Threads may share it.
+
+    Attributes:
+        stale: why what is newest may be missing; empty while nothing is.
+    """
 
     def __init__(self, root: Root, database: sqlite3.Connection, *, writable: bool = True) -> None:
         self.root, self.writable = root, writable
+        self.stale = "" if writable else "state/history.db can only be read"
         self._database, self._lock = database, threading.RLock()
 
     @classmethod
-    def open(cls, root: Root, wait_seconds: float = WAIT_SECONDS) -> "History":
+    def open(cls, root: Root, *, in_memory: bool = True) -> "History":
         """The history of a root, brought up to date as far as it can be written.
 
         A damaged file is made anew; one that is another user's is read as it is; without either all is kept in memory.
+
+        Raises:
+            sqlite3.Error: the file can't be written, and `in_memory` is false.
         """
-        database, writable = _connect(root, wait_seconds)
+        database, writable = _connect(root, in_memory=in_memory)
         history = cls(root, database, writable=writable)
-        history.refresh()
+        try:
+            history.refresh()
+        except sqlite3.OperationalError as error:  # locked, full, read-only
+            if not in_memory:
+                history.close()
+                raise
+            history.stale = str(error)
         return history
 
     def close(self) -> None:
@@ -66,7 +77,7 @@ class History:
 
     def refresh(self) -> int:
         """Take in what is new in the folders, and forget what is gone; says how many jobs that were."""
-        return self._ask(self._refresh) if self.writable else 0
+        return self._ask(lambda db: upkeep.refresh(self.root, db)) if self.writable else 0
 
     def rebuild(self) -> int:
         """Forget everything and read the folders again; says how many jobs there are."""
@@ -77,9 +88,8 @@ class History:
 
     def add(self, folder: Path) -> None:
         """Take in one folder of jobs/done/ or jobs/failed/, in the place of what was known of that job."""
-        entry = gathering.read_folder(self.root, folder)
-        if entry is not None and self.writable:
-            self._ask(lambda db: _insert(db, [entry]))
+        if self.writable:
+            self._ask(lambda db: upkeep.take_in(self.root, db, [folder]))
 
     def search(
         self,
@@ -128,6 +138,37 @@ class History:
         question = " WHERE j.id = ? AND j.place = ? AND p.file = ? AND p.key BETWEEN j.key - j.pictures + 1 AND j.key"
         found = self._pictures(question, inside) or self._pictures(" WHERE p.published = ?", (path,))
         return found[0] if found else None
+
+    def find(self, named: str) -> Picture | Job:
+        """A picture by where it lies, or as JOB/NUMBER; or a job by its id, or a part of it that only one job has.
+
+        Raises:
+            JobError: there is none, or there are several.
+        """
+        if found := self.picture(named) or self.job(posixpath.basename(named)) or self.job(named):
+            return found
+        job_named, _, which = named.rpartition("/")
+        job_id, pictures = self._one_job(job_named or named), []
+        if job_named:
+            pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
+            if not pictures:
+                raise JobError(f'{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has')
+        found = pictures[0] if pictures else self.job(job_id)
+        assert found is not None, "its id was just read"
+        return found
+
+    def _one_job(self, part: str) -> str:
+        question = "SELECT id FROM jobs WHERE instr(id, ?) ORDER BY key DESC LIMIT 11"
+        ids = [row[0] for row in self._ask(lambda db: db.execute(question, (part,)).fetchall())]
+        if not ids:
+            raise JobError(
+                f"the history has no job or picture \"{part}\"; give a picture's path, JOB/NUMBER, or a job's id or a "
+                "part of it"
+            )
+        if len(ids) > 1:
+            names = "\n".join(f"  {job_id}" for job_id in ids[:10])
+            raise JobError(f'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}')
+        return str(ids[0])
 
     def job(self, id: str) -> Job | None:  # noqa: A002 - what it is called everywhere
         """A job by its whole id."""
@@ -192,28 +233,6 @@ class History:
         question, given = _PICTURE + which, tuple(values)
         return [Picture(*row) for row in self._ask(lambda db: db.execute(question, given).fetchall())]
 
-    def _refresh(self, database: sqlite3.Connection) -> int:
-        present = {**_folders(self.root.done), **_folders(self.root.failed)}
-        known = {
-            job_id: (state, stamp)
-            for job_id, state, stamp in database.execute("SELECT id, state, stamp FROM jobs WHERE state != 'earlier'")
-        }
-        gone = [job_id for job_id in known if job_id not in present]
-        new = [
-            folder
-            for job_id, folder in sorted(present.items())
-            if job_id not in known or _is_other(folder, known[job_id])
-        ]
-        for at in range(0, len(gone), AT_ONCE):
-            with index.writing(database):
-                for job_id in gone[at : at + AT_ONCE]:
-                    index.remove(database, job_id)
-        added = 0
-        for at in range(0, len(new), AT_ONCE):
-            entries = [gathering.read_folder(self.root, folder) for folder in new[at : at + AT_ONCE]]
-            added += _insert(database, [entry for entry in entries if entry is not None])
-        return len(gone) + added
-
     def _ask(self, question: Callable[[sqlite3.Connection], Result]) -> Result:
         """An answer from the database; if that turns out to be damaged, from one that is made anew."""
         with self._lock:
@@ -224,9 +243,9 @@ class History:
                     raise
             self._database.close()
             _throw_away(self.root)
-            self._database, self.writable = _connect(self.root, WAIT_SECONDS)
+            self._database, self.writable = _connect(self.root, in_memory=True)
             if self.writable:
-                self._refresh(self._database)
+                upkeep.refresh(self.root, self._database)
             return question(self._database)
 
 
@@ -252,50 +271,38 @@ def _search(
     return [Picture(*row) for row in database.execute(_PICTURE + which, (str(runs), newest, limit))]
 
 
-def _insert(database: sqlite3.Connection, entries: list[Entry]) -> int:
-    with index.writing(database):
-        for entry in entries:
-            index.insert(database, entry)
-    return len(entries)
-
-
-def _folders(place: Path) -> dict[str, Path]:
-    try:
-        with os.scandir(place) as entries:
-            return {e.name: place / e.name for e in entries if not e.name.startswith(".") and e.is_dir()}
-    except OSError:
-        return {}
-
-
-def _is_other(folder: Path, known: tuple[str, int]) -> bool:
-    """Whether a job that is known failed, and has gone on to done/ or failed once more since."""
-    state, stamp = known
-    if folder.parent.name != state:
-        return True
-    if state == "done":
-        return False
-    with suppress(OSError):
-        return (folder / ERROR).stat().st_mtime_ns != stamp
-    return False
-
-
-def _connect(root: Root, wait_seconds: float) -> tuple[sqlite3.Connection, bool]:
+def _connect(root: Root, *, in_memory: bool) -> tuple[sqlite3.Connection, bool]:
     """The file, or what stands in for it; and whether rows can be written."""
     path = root.state / DATABASE
-    for _ in range(2):
-        try:
-            return index.connect(path, wait_seconds), True
-        except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", None) not in DAMAGED:
-                break
-            _throw_away(root)
+    try:
+        return _open_or_mend(root), True
+    except (sqlite3.Error, OSError):
+        if not in_memory:
+            raise
     with suppress(sqlite3.Error):
-        database = sqlite3.connect(f"{path.as_uri()}?mode=ro", wait_seconds, uri=True, check_same_thread=False)
+        database = sqlite3.connect(f"{path.as_uri()}?mode=ro", WAIT_SECONDS, uri=True, check_same_thread=False)
         if index.is_current(database):
             return database, False
     database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     index.create(database)
     return database, True
+
+
+def _open_or_mend(root: Root) -> sqlite3.Connection:
+    path = root.state / DATABASE
+    try:
+        return index.connect(path, WAIT_SECONDS)
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", None) not in DAMAGED:
+            raise
+    _throw_away(root)
+    return index.connect(path, WAIT_SECONDS)
+
+
+def _names_of(picture: Picture) -> tuple[str, str, str]:
+    """What a person may call a job's picture: samples/00002.png, 00002.png, 00002."""
+    name = posixpath.basename(picture.file)
+    return picture.file, name, name.rpartition(".")[0]
 
 
 def _throw_away(root: Root) -> None:

@@ -10,6 +10,7 @@ The index of grams holds no text (`content=''`), so a row is taken out by tellin
 They hang on this file's version and on Python's tables of Unicode: where either is another, all is made anew.
 """
 
+import os
 import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -57,6 +58,7 @@ def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: it is no database, is locked for longer than `wait_seconds`, or can't be written.
     """
+    _give_to_owner(path)
     database = sqlite3.connect(path, wait_seconds, isolation_level=None, check_same_thread=False)
     try:
         # WAL lets others read while the service writes, by memory that they share: on a network share they share
@@ -69,6 +71,14 @@ def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _give_to_owner(path: Path) -> None:
+    """An admin who looks first, as root, must not make a file that the service can't write."""
+    if os.geteuid() == 0 and not path.exists():
+        owner = path.parent.stat()
+        path.touch(0o644)
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def is_current(database: sqlite3.Connection) -> bool:
@@ -97,6 +107,8 @@ def writing(database: sqlite3.Connection) -> Iterator[None]:
 def insert(database: sqlite3.Connection, entry: Entry) -> None:
     """Put an entry in, in the place of what was there of the same id; within `writing`."""
     remove(database, entry.id)
+    if entry.state == "done":
+        _replace_found(database, [shot.published for shot in entry.shots if shot.published])
     base = _free_keys(database, int(entry.drawn_at.timestamp() * 1000), max(1, len(entry.shots)))
     cursor = database.execute(
         "INSERT INTO jobs VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -135,9 +147,27 @@ def remove(database: sqlite3.Connection, job_id: str) -> bool:
     for run, own in runs:
         gram = _grams(text_of(own or prompt, name, reason), facts(*told))
         database.execute("INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", (run, gram))
+    where = "key BETWEEN ? AND ? AND published IS NOT NULL"
+    _look_again(database, [path for (path,) in database.execute(f"SELECT published FROM pictures WHERE {where}", span)])  # noqa: S608
     database.execute("DELETE FROM pictures WHERE key BETWEEN ? AND ?", span)
     database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
     return True
+
+
+def _replace_found(database: sqlite3.Connection, published: list[str]) -> None:
+    """Pictures that were found in outputs/ before their job was known are its own."""
+    question = (
+        "SELECT j.id FROM pictures p JOIN jobs j ON j.number = p.job WHERE p.published = ? AND j.state = 'earlier'"
+    )
+    for path in published:
+        for (job_id,) in database.execute(question, (path,)).fetchall():
+            remove(database, job_id)
+
+
+def _look_again(database: sqlite3.Connection, published: list[str]) -> None:
+    """What a job leaves in outputs/ when it goes is found there."""
+    folders = {path.rpartition("/")[0] for path in published}
+    database.executemany("DELETE FROM places WHERE path = ?", [(folder,) for folder in folders])
 
 
 def text_of(prompt: str, name: str, reason: str) -> str:

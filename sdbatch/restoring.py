@@ -1,24 +1,32 @@
 """A job file back from what was drawn: the job itself, the same once more, or a follow-up on one of its pictures.
 
-What is asked for a finished job is written as its manifest would say it, in short: so the new job knows what it came
-from. For any other picture it is a plain job file.
+What is asked of a finished job is written as its manifest would say it, in short: so the new job knows what it came
+from. Of any other picture it is a plain job file.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdbatch import gathering, jobfile
-from sdbatch.errors import JobError
+from pydantic import ValidationError
+
+from sdbatch import files, found, gathering, infotext, jobfile, pngtext
+from sdbatch.errors import JobError, printable
 from sdbatch.history import History
-from sdbatch.job import Img2Img, job_kind
+from sdbatch.job import Img2Img, Txt2Img, job_kind
 from sdbatch.manifest import VERSION, dump
 from sdbatch.records import Job, Picture
-from sdbatch.root import Root
+from sdbatch.root import SAMPLES, WEIGHTS, Root
 from sdbatch.spool import MANIFEST
 
 Fields = dict[str, Any]
-ALWAYS = {"prompt", "seed"}  # told even where they are the defaults
+ALWAYS = ("prompt", "seed")  # told even where they are the defaults
+FILES = ("init_img", "from_file")
+# What a follow-up on a picture without a manifest takes over; the rest is the new picture's own.
+CARRIED_OVER = {"negative_prompt", "ddim_steps", "ddim_eta", "C", "f", "config", "ckpt", "seed", "precision"}
+MOST_WEIGHTS = 2000  # files looked through for a checkpoint of some name
+ELSEWHERE = "drawn by another program: the same seed need not give the same picture"
 
 
 @dataclass(frozen=True)
@@ -30,17 +38,22 @@ class Restored:
 
 
 def restore(root: Root, what: Picture | Job | Path) -> Restored:
-    """The job file that something was drawn by: as a job of the history has it, or as a file tells it.
+    """The job file that something was drawn by: a picture or job of the history, or any picture or setup.json.
 
     Raises:
         JobError: nothing tells how it was drawn.
     """
     if isinstance(what, Path):
-        raise JobError(f"{what}: not yet")
-    job_id = what.job if isinstance(what, Picture) else what.id
-    fields, notes = _fields_of(root, what)
-    header = f"# {what.path} of {job_id}\n" if isinstance(what, Picture) and what.file else f"# {job_id}\n"
-    return Restored(header + job_text(fields), notes)
+        origin, (fields, notes) = str(what), _told_by_file(root, what)
+    else:
+        origin, (fields, notes) = _origin(what), _told_by_history(root, what)
+    fields, misfits = _fitting(fields)
+    missing = [
+        printable(f"{name}: there is no {fields[name]} in the root; without it the job can't be drawn")
+        for name in FILES
+        if fields.get(name) and not _is_there(root, str(fields[name]))
+    ]
+    return Restored(f"# {printable(origin)}\n{job_text(fields)}", [*dict.fromkeys(notes + misfits + missing)])
 
 
 def follow_up(
@@ -54,21 +67,21 @@ def follow_up(
     """The text of an img2img job that starts from a picture; what is not given is as it was drawn.
 
     Raises:
-        JobError: a value is none that the field takes.
+        JobError: a value is none that the field takes, or the picture is there no more.
     """
+    if not picture.file or history.job(picture.job) is None:
+        raise JobError(f"{picture.path}: there is no such picture (any more)")
     asked: Fields = {"prompt": picture.prompt if prompt is None else prompt}
     asked |= {"strength": 0.75 if strength is None else strength, "outdir": Img2Img.model_fields["outdir"].default}
-    if history.job(picture.job) is None:
-        raise JobError(f"{picture.job} is not in the history any more")
     record = _record(root, picture.job) if picture.state == "done" else {}
-    if not record:
-        before, _ = _fields_of(root, picture)
-        carried = {name: before[name] for name in before if name in CARRIED_OVER}
-        return _checked(job_text(carried | asked | {"init_img": picture.path} | fields))
-    listed = [entry for entry in record["pictures"] if entry.get("file") == picture.file]
-    head = {"sdbatch_manifest": VERSION, "id": picture.job}
-    block = {"init_img": picture.file, **asked, **fields}
-    return _checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
+    listed = [entry for entry in record.get("pictures", []) if _is_named(entry, picture.file)]
+    if listed:
+        head = {"sdbatch_manifest": VERSION, "id": picture.job}
+        block = {"init_img": picture.file, **asked, **fields}
+        return _checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
+    before, _ = _fitting(_told_by_history(root, picture)[0])
+    carried = {name: value for name, value in before.items() if name in CARRIED_OVER}
+    return _checked(job_text(carried | asked | {"init_img": picture.path} | fields))
 
 
 def again(root: Root, job: Job, seed: int | None = None) -> str:
@@ -77,36 +90,159 @@ def again(root: Root, job: Job, seed: int | None = None) -> str:
     Raises:
         JobError: nothing tells how it was drawn.
     """
-    record = _record(root, job.id) if job.state == "done" else {}
     changed = {} if seed is None else {"seed": seed}
-    if not record:
-        return _checked(job_text(_fields_of(root, job)[0] | changed))
-    head = {"sdbatch_manifest": VERSION, "id": job.id}
-    return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
-
-
-CARRIED_OVER = {"negative_prompt", "ddim_steps", "ddim_eta", "C", "f", "config", "ckpt", "seed", "precision"}
+    record = _record(root, job.id) if job.state == "done" else {}
+    if record:
+        head = {"sdbatch_manifest": VERSION, "id": job.id}
+        return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
+    fields, _ = _fitting(_told_by_history(root, job)[0])
+    return _checked(job_text(fields | changed))
 
 
 def job_text(fields: Fields) -> str:
     """A job file of these fields, without those that say what holds anyway."""
-    kind = job_kind(fields)
-    told = {
-        name: value
-        for name, value in fields.items()
-        if name in ALWAYS or name not in kind.model_fields or kind.model_fields[name].default != value
-    }
-    return dump(told)
+    known = job_kind(fields).model_fields
+    if fields.get("from_file"):
+        fields = {name: value for name, value in fields.items() if name != "prompt"}
+    return dump(
+        {
+            name: value
+            for name, value in fields.items()
+            if name in ALWAYS or name not in known or known[name].is_required() or known[name].default != value
+        }
+    )
 
 
-def _fields_of(root: Root, what: Picture | Job) -> tuple[Fields, list[str]]:
+def _origin(what: Picture | Job) -> str:
+    if isinstance(what, Job):
+        return what.id
+    return f"{what.path}, picture {what.number} of {what.job}" if what.file else what.job
+
+
+def _told_by_history(root: Root, what: Picture | Job) -> tuple[Fields, list[str]]:
+    """A job's fields as its folder has them, or as a found picture says."""
     job_id = what.job if isinstance(what, Picture) else what.id
-    if what.state == "done" and (record := _record(root, job_id)):
-        return record["job"], []
-    parsed = gathering.parse_dropped(root.failed / job_id) if what.state == "failed" else None
+    if what.state == "earlier":
+        return _told_by_file(root, root.path / (what.path if isinstance(what, Picture) else what.id))
+    if what.state == "done":
+        record = _record(root, job_id)
+        if record:
+            return _with_files(root, job_id, record)
+        if isinstance(what, Picture):  # what stands in the picture is as good
+            return _told_by_file(root, root.path / what.path)
+    parsed = gathering.parse_dropped((root.done if what.state == "done" else root.failed) / job_id)
     if parsed is None or parsed.job is None:
-        raise JobError(f"{job_id}: nothing tells how it was drawn")
+        why = f": {parsed.error}" if parsed and parsed.error else ""
+        raise JobError(f"{job_id}: no job can be restored from it{why}")
     return parsed.job.model_dump(), []
+
+
+def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[str]]:
+    """A manifest's job; where a file that it named is another by now, with the copy that was kept."""
+    job, notes = dict(record["job"]), []
+    kept = {entry.get("field"): entry for entry in record.get("inputs", []) if isinstance(entry, dict)}
+    for name in FILES:
+        if not job.get(name):
+            continue
+        copy = root.done / job_id / str(kept.get(name, {}).get("file"))
+        if _is_same(root, str(job[name]), str(kept.get(name, {}).get("sha256"))):
+            continue
+        if copy.is_file():
+            job[name] = root.show(copy)
+        elif _is_there(root, str(job[name])):
+            notes.append(f"{name}: {printable(str(job[name]))} was changed since, and no copy was kept")
+    return job, notes
+
+
+def _is_same(root: Root, named: str, sha256: str) -> bool:
+    try:
+        return files.sha256(root.find("", named, [root.path])) == sha256
+    except (JobError, OSError):
+        return False
+
+
+def _is_there(root: Root, named: str) -> bool:
+    try:
+        root.find("", named, [root.path])
+    except JobError:
+        return False
+    return True
+
+
+def _told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
+    """What a picture says of itself, or the setup.json beside it, or that itself."""
+    if path.is_dir() or path.name == found.SETUP:
+        fields = found.read_setup(path if path.name == found.SETUP else path / found.SETUP)
+    else:
+        written = pngtext.read(path)
+        if written is None:
+            raise JobError(f"{path}: is no PNG that can be read; only those hold how they were drawn")
+        if isinstance(found.own_text(written).get("job"), dict):
+            return found.job_told(written), []
+        if text := written.texts.get("parameters"):
+            return _told_by_text(root, text)
+        base = path.parent.parent if path.parent.name == SAMPLES else path.parent
+        fields = found.read_setup(base / found.SETUP)
+    if not fields:
+        raise JobError(
+            f"{path}: nothing there says how it was drawn: no text in the picture, no {found.SETUP} beside it"
+        )
+    return fields, []
+
+
+def _told_by_text(root: Root, text: str) -> tuple[Fields, list[str]]:
+    told = infotext.parse(text)
+    fields, notes = infotext.to_fields(told)
+    if not told.settings.get("Version", "").startswith("sdbatch"):
+        notes.append(ELSEWHERE)
+    if model := told.settings.get("Model"):
+        path = _find_weights(root, model)
+        fields |= {"ckpt": path} if path else {}
+        notes += [] if path else [f"Model: no {printable(model)} lies in models/; the job draws with the default ckpt"]
+    return fields, notes
+
+
+def _find_weights(root: Root, stem: str) -> str:
+    """The checkpoint of this name in models/, from the root; empty where there is none."""
+    for number, path in enumerate(root.models.rglob("*") if root.models.is_dir() else ()):
+        if number > MOST_WEIGHTS:
+            break
+        if path.stem == stem and path.suffix.lower() in WEIGHTS:
+            return root.show(path)
+    return ""
+
+
+def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
+    """The fields that a job can have, and why the others were left out: another program's values need not be ours."""
+    known = Txt2Img.model_fields | Img2Img.model_fields
+    notes = [printable(f"{name}: is no field of a job, and was left out") for name in fields if name not in known]
+    fitting = {
+        name: _number(value, known[name].annotation)
+        for name, value in fields.items()
+        if name in known and value is not None
+    }
+    if not fitting.get("init_img"):
+        fitting = {name: value for name, value in fitting.items() if name not in ("init_img", "strength")}
+    if "init_img" in fitting:
+        fitting = {name: value for name, value in fitting.items() if name in Img2Img.model_fields}
+    try:
+        job_kind(fitting).model_validate(fitting)
+    except ValidationError as error:
+        for name in {str(details["loc"][0]) for details in error.errors() if details["loc"]} & set(fitting):
+            value = printable(str(fitting.pop(name))[:80])
+            notes.append(f"{name}: {value} is not allowed here, and was left out")
+    return fitting, notes
+
+
+def _number(value: Any, kind: Any) -> Any:
+    """A number that was kept as text, or a whole one with a point."""
+    if kind not in (int, float) or not isinstance(value, str | float):
+        return value
+    try:
+        number = float(value)
+        return kind(number) if kind is float or number.is_integer() else value
+    except (ValueError, OverflowError):
+        return value
 
 
 def _record(root: Root, job_id: str) -> Fields:
@@ -115,11 +251,16 @@ def _record(root: Root, job_id: str) -> Fields:
         record = gathering.read_record(root.done / job_id / MANIFEST)
     except OSError:
         return {}
-    return record if isinstance(record.get("job"), dict) and isinstance(record.get("pictures"), list) else {}
+    lists = all(isinstance(record.get(part, []), list) for part in ("pictures", "inputs"))
+    return record if isinstance(record.get("job"), dict) and lists else {}
+
+
+def _is_named(entry: object, file: str) -> bool:
+    return isinstance(entry, dict) and entry.get("file") == file
 
 
 def _checked(text: str) -> str:
     (parsed,) = jobfile.parse(text.encode(), "job.yaml")
     if parsed.error is not None:
-        raise parsed.error
+        raise JobError(re.sub(r"(?m)^job\.yaml: line \d+: ", "", str(parsed.error)))  # nobody has seen that file
     return text

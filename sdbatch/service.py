@@ -19,6 +19,7 @@ from sdbatch import configuration, files, housekeeping, log, overview, systemd
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
 from sdbatch.errors import EngineDown, JobError, NotHere, RendererDied, printable
+from sdbatch.historian import Historian
 from sdbatch.hooks import Hooks
 from sdbatch.inbox import Inbox
 from sdbatch.inputs import InputStager, NotYet
@@ -64,6 +65,7 @@ class Service:
         self.publisher = Publisher()
         self.readiness = Readiness(root, engine, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.limit_seconds)
+        self.historian = Historian(root)
         self.turns = Turns(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
         self.manager = systemd.Manager()
@@ -270,6 +272,7 @@ class Service:
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
+        self.historian.tell(self.root.done / task.claim.id)
         self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
@@ -283,6 +286,7 @@ class Service:
         finally:  # a disk that would not sync the move has moved it all the same
             self.failed += not self.spool.folder(claim).exists()
         self._log(claim).warning("failed", reason=text)
+        self.historian.tell(self.root.failed / claim.id)
         when = now.wall.isoformat(timespec="seconds")
         reason = printable(text[: overview.REASON_BYTES])
         self.failures.appendleft({"id": claim.id, "reason": reason, "failed_at": when})

@@ -1,0 +1,64 @@
+"""Keeps the history beside the service: a job that is published or failed gets its rows some time soon.
+
+All of it is done in a thread of its own, from bringing the index up to date at start on: nothing here can block, fail
+or delay a job. What is missed, because the file is locked, the disk is full or the service stops, is taken in by
+whoever opens the history next.
+"""
+
+import queue
+import threading
+from pathlib import Path
+
+from sdbatch import log
+from sdbatch.history import History
+from sdbatch.root import Root
+
+GOODBYE_SECONDS = 2.0  # for what still waits when the service stops
+
+
+class Historian:
+    """Takes job folders in, one after another, once it was started."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.log = log.get()
+        self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._told = ""
+
+    def start(self) -> None:
+        """From now on."""
+        self._thread = threading.Thread(target=self._work, name="history", daemon=True)
+        self._thread.start()
+
+    def tell(self, folder: Path) -> None:
+        """A job's folder has come to jobs/done/ or jobs/failed/."""
+        if self._thread is not None:
+            self._waiting.put(folder)
+
+    def finish(self) -> None:
+        """Give what waits a moment."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join(GOODBYE_SECONDS)
+
+    def _work(self) -> None:
+        history: History | None = None
+        folder: Path | None = self.root.done
+        while folder is not None:
+            try:
+                if history is None:
+                    history = History.open(self.root, in_memory=False)  # which takes in all that lies there
+                else:
+                    history.add(folder)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the pictures are drawn and lie there
+                self._complain(f"{type(error).__name__}: {error}")
+            folder = self._waiting.get()
+        if history is not None:
+            history.close()
+
+    def _complain(self, why: str) -> None:
+        """Once for each reason: a disk may be full all night."""
+        if why != self._told:
+            self.log.warning("the history misses a job until it is opened next", why=why)
+        self._told = why

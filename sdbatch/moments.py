@@ -1,0 +1,25 @@
+"""Times as people give them: 2026-11-20, 2026-11-20 18:30, or how long ago: 90m, 12h, 3d, 2w."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from sdbatch.errors import JobError
+
+_AGO = re.compile(r"(\d{1,5})\s*(m|h|d|w)")
+_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def since(text: str, now: datetime) -> datetime:
+    """The moment that a person means; a time without a zone is this machine's.
+
+    Raises:
+        JobError: it can't be understood.
+    """
+    if ago := _AGO.fullmatch(text.strip().lower()):
+        return now - int(ago[1]) * _UNITS[ago[2]]
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise JobError(
+            f"since: {text!r} is no time; give a day (2026-11-20), a time, or how long ago (12h, 3d)"
+        ) from None

@@ -1,0 +1,101 @@
+"""Pictures, jobs and their families on a terminal; where the output goes elsewhere, lines for other programs."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from sdbatch.errors import printable
+from sdbatch.records import Job, Lineage, Picture
+from sdbatch.root import Root
+
+
+def show_pictures(pictures: list[Picture], root: Root) -> None:
+    """A table; piped, a line each with tabs between path, time, job, seed and prompt or reason."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for each in pictures:
+            said = each.reason if each.state == "failed" else each.prompt
+            fields = (str(root.path / each.path), each.drawn_at, each.job, _seed(each.seed), said)
+            print("\t".join(_line(value) for value in fields))  # noqa: T201 - no folding, no markup
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("drawn", no_wrap=True)
+    table.add_column("picture", overflow="fold")
+    table.add_column("seed", justify="right", no_wrap=True)
+    table.add_column("prompt", overflow="fold", ratio=1)
+    for each in pictures:
+        cell = Text(printable(each.reason), "red") if each.state == "failed" else Text(printable(each.prompt))
+        table.add_row(_local(each.drawn_at), Text(printable(each.path)), _seed(each.seed), cell)
+    console.print(table)
+
+
+def show_one(found: Picture | Job, pictures: list[Picture], tree: Lineage, root: Root) -> None:
+    """Everything known of a picture or a job."""
+    console = Console(highlight=False)
+    for name, value in _facts(found, root):
+        console.print(Text.assemble((f"{name:<17}", "bold"), printable(value)), soft_wrap=True)
+    if isinstance(found, Job) and any(each.file for each in pictures):
+        console.print(Text("pictures", "bold"))
+        for each in pictures:
+            own = f"  {each.prompt}" if each.prompt != found.prompt else ""
+            console.print(Text(printable(f"  {each.number}  {each.path}{own}")), soft_wrap=True)
+    if tree.children or not tree.is_asked:
+        console.print(Text("lineage", "bold"))
+        console.print(_tree(tree), soft_wrap=not console.is_terminal)
+
+
+def _facts(found: Picture | Job, root: Root) -> Iterator[tuple[str, str]]:
+    if isinstance(found, Job):
+        yield "job", found.id
+        yield "folder", str(root.path / found.folder)
+    else:
+        yield "picture", str(root.path / found.path)
+        yield "job", f"{found.job}, picture {found.number}"
+        yield "published", found.published or ""
+    yield "state", found.state
+    if found.reason:
+        yield "reason", found.reason
+    yield "drawn", _local(found.drawn_at)
+    told = [
+        ("prompt", found.prompt),
+        ("negative prompt", found.negative),
+        ("name", found.name),
+        ("kind", found.kind),
+        ("checkpoint", found.ckpt),
+        ("seed", _seed(found.seed)),
+        ("size", f"{found.width}x{found.height}" if found.width else ""),
+        ("came from", " ".join(filter(None, (found.parent_job, found.parent_picture)))),
+    ]
+    yield from ((name, value) for name, value in told if value)
+
+
+def _tree(family: Lineage) -> Tree:
+    tree = Tree(_node(family))
+    for child in family.children:
+        tree.add(_tree(child))
+    return tree
+
+
+def _node(job: Lineage) -> Text:
+    start = f"from {job.picture}: " if job.picture else ""
+    gone = f" ({job.state})" if job.state in ("gone", "failed") else ""
+    said = _line(job.prompt)
+    said = f"  {said[:60]}..." if len(said) > 63 else f"  {said}"
+    return Text(printable(f"{start}{job.job}{gone}{said if job.prompt else ''}"), "bold" if job.is_asked else "")
+
+
+def _line(value: str) -> str:
+    """On one line, and without a tab."""
+    return printable(" ".join(value.split()))
+
+
+def _seed(seed: int | None) -> str:
+    return "" if seed is None else str(seed)
+
+
+def _local(moment: str) -> str:
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,167 @@
+"""What the folders have become since the index was brought up to date: jobs that are new or gone, found pictures.
+
+A folder in which nothing was made, renamed or deleted since is not read again: its time tells, once it is older than
+the coarsest clock of a filesystem.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from sdbatch import found, gathering, index
+from sdbatch.root import Root
+from sdbatch.spool import ERROR
+
+AT_ONCE = 200  # jobs written in one transaction: others get their turn in between
+COARSE_NS = 2_500_000_000  # FAT counts every other second
+Item = TypeVar("Item")
+PICTURES = ".png"
+
+
+def refresh(root: Root, database: sqlite3.Connection) -> int:
+    """Bring the index up to date; says how many jobs were taken in or out."""
+    return _refresh_jobs(root, database) + _refresh_outputs(root, database)
+
+
+def take_in(root: Root, database: sqlite3.Connection, folders: Sequence[Path]) -> int:
+    """Put job folders in; what was known of one that is neither done nor failed (any more) goes."""
+    entries = [(folder, gathering.read_folder(root, folder)) for folder in folders]
+    with index.writing(database):
+        for folder, entry in entries:
+            if entry is not None:
+                index.insert(database, entry)
+            elif database.execute("SELECT 1 FROM jobs WHERE place = ?", (root.show(folder),)).fetchone():
+                index.remove(database, folder.name)
+    return len(entries)
+
+
+def _refresh_jobs(root: Root, database: sqlite3.Connection) -> int:
+    times = {root.show(place): _time(place) for place in (root.done, root.failed)}
+    known_times = dict(database.execute("SELECT path, mtime FROM places WHERE path GLOB 'jobs/*'"))
+    if times == known_times and all(times.values()):
+        return 0
+    present = {**_folders(root.failed), **_folders(root.done)}
+    question = "SELECT id, state, stamp FROM jobs WHERE state != 'earlier'"
+    known = {job_id: (state, stamp) for job_id, state, stamp in database.execute(question)}
+    gone = [job_id for job_id in known if job_id not in present]
+    for some in _chunks(gone):
+        with index.writing(database):
+            for job_id in some:
+                index.remove(database, job_id)
+    new = [folder for name, folder in sorted(present.items()) if name not in known or _is_other(folder, known[name])]
+    added = sum(take_in(root, database, some) for some in _chunks(new))
+    with index.writing(database):
+        database.executemany("REPLACE INTO places VALUES (?, ?)", times.items())
+    return len(gone) + added
+
+
+def _refresh_outputs(root: Root, database: sqlite3.Connection) -> int:
+    """Take in what lies in outputs/ and belongs to no job; forget what was found there and is gone."""
+    looked = dict(database.execute("SELECT path, mtime FROM places WHERE path NOT GLOB 'jobs/*'"))
+    count, pending, seen = 0, [root.outputs], set()
+    below: dict[str, list[str]] = {}
+    for path in looked:
+        below.setdefault(path.rpartition("/")[0], []).append(path)
+    while pending:
+        folder = pending.pop()
+        shown, when = root.show(folder), _time(folder)
+        seen.add(shown)
+        if looked.get(shown) == when and when:
+            pending += [root.path / path for path in below.get(shown, [])]
+            continue
+        names = _names(folder)
+        pending += [folder / name for name, is_folder in names.items() if is_folder]
+        count += _look_into(root, database, folder, [name for name, is_folder in names.items() if not is_folder])
+        with index.writing(database):
+            database.execute("REPLACE INTO places VALUES (?, ?)", (shown, when))
+    gone = [path for path in looked if path not in seen]
+    with index.writing(database):
+        for path in gone:
+            count += _forget(database, _found_in(database, path).values())
+        database.executemany("DELETE FROM places WHERE path = ?", [(path,) for path in gone])
+    return count
+
+
+def _look_into(root: Root, database: sqlite3.Connection, folder: Path, names: list[str]) -> int:
+    """Bring one folder's found pictures up to date."""
+    shown = root.show(folder)
+    span = (f"{shown}/", f"{shown}0")  # "0" is the character behind "/"
+    known = {
+        path for (path,) in database.execute("SELECT published FROM pictures WHERE published BETWEEN ? AND ?", span)
+    }
+    there = {f"{shown}/{name}" for name in names}
+    was_found = _found_in(database, shown)
+    changed = {job_id for path, job_id in was_found.items() if path not in there}
+    new = there - known
+    # A setup.json tells of all pictures beside it: they come and go together.
+    if any(job_id != path for path, job_id in was_found.items()):
+        changed |= {job_id for path, job_id in was_found.items() if new and job_id != path}
+        new |= {path for path, job_id in was_found.items() if job_id in changed and path in there}
+    entries = list(found.read_pictures(root, folder, [path.rpartition("/")[2] for path in new]))
+    with index.writing(database):
+        _forget(database, changed)
+        for entry in entries:
+            index.insert(database, entry)
+    return len(changed | {entry.id for entry in entries})
+
+
+def _found_in(database: sqlite3.Connection, shown: str) -> dict[str, str]:
+    """The found pictures of a folder, not of those in it, and the entry that each belongs to."""
+    question = (
+        "SELECT p.published, j.id FROM pictures p JOIN jobs j ON j.number = p.job "
+        "WHERE p.published BETWEEN ? AND ? AND j.state = 'earlier'"
+    )
+    rows = database.execute(question, (f"{shown}/", f"{shown}0"))
+    return {path: job_id for path, job_id in rows if path.rpartition("/")[0] == shown}
+
+
+def _forget(database: sqlite3.Connection, job_ids: Iterable[str]) -> int:
+    return sum(index.remove(database, job_id) for job_id in set(job_ids))
+
+
+def _names(folder: Path) -> dict[str, bool]:
+    """The names of a folder's pictures and subfolders, but for grids and what is hidden, and whether it is a folder."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return {
+            entry.name: entry.is_dir(follow_symlinks=False)
+            for entry in entries
+            if entry.name.isprintable()  # no half of a character, which SQLite would not take
+            and not entry.name.startswith((".", "grid-"))
+            and (entry.name.lower().endswith(PICTURES) or entry.is_dir(follow_symlinks=False))
+        }
+    return {}
+
+
+def _folders(place: Path) -> dict[str, Path]:
+    with suppress(OSError), os.scandir(place) as entries:
+        return {e.name: place / e.name for e in entries if not e.name.startswith(".") and e.is_dir()}
+    return {}
+
+
+def _is_other(folder: Path, known: tuple[str, int]) -> bool:
+    """Whether a job that is known failed, and has gone on to done/ or failed once more since."""
+    state, stamp = known
+    if folder.parent.name != state:
+        return True
+    if state == "done":
+        return False
+    with suppress(OSError):
+        return (folder / ERROR).stat().st_mtime_ns != stamp
+    return False
+
+
+def _time(folder: Path) -> int:
+    """When a folder was changed, in nanoseconds; 0 where that is too close to say that nothing came after it."""
+    try:
+        changed = folder.stat().st_mtime_ns
+    except OSError:
+        return 0
+    return changed if time.time_ns() - changed > COARSE_NS else 0
+
+
+def _chunks(items: list[Item]) -> Iterator[list[Item]]:
+    yield from (items[at : at + AT_ONCE] for at in range(0, len(items), AT_ONCE))
