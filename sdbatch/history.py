@@ -147,9 +147,9 @@ class History:
         """
         if found := self.picture(named) or self.job(posixpath.basename(named)) or self.job(named):
             return found
-        job_named, _, which = named.rpartition("/")
-        job_id, pictures = self._one_job(job_named or named), []
-        if job_named:
+        part, _, which = named.partition("/")
+        job_id, pictures = self._one_job(part), []
+        if which:
             pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
             if not pictures:
                 raise JobError(f'{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has')

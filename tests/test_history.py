@@ -1,0 +1,412 @@
+"""The index: what finds a picture, how it is kept up to date, and what happens when its file is not well."""
+
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests_support import drain
+
+from sdbatch import found, gathering, housekeeping, index, steer, surroundings, upkeep
+from sdbatch.history import DATABASE, History
+from sdbatch.records import Lineage, Picture
+from sdbatch.root import Root
+from sdbatch.service import Service
+from sdbatch.testing import FakeClock, drop_job
+
+Draw = Callable[..., str]
+SMALL = "H: 64\nW: 64\nn_iter: 1\nn_samples: 2\n"
+
+
+@pytest.fixture
+def draw(start: Callable[..., Service], root: Root, clock: FakeClock) -> Draw:
+    """Draws a job of two small pictures, or of what its text says; tells its id."""
+    service = start()
+
+    def drawn(text: str, name: str = "a.yaml") -> str:
+        before = {path.name for place in (root.done, root.failed) for path in place.iterdir()}
+        drop_job(root, name, text + ("\n" + SMALL if "init_img" not in text and "H:" not in text else ""))
+        clock.sleep(60)
+        drain(service, clock)
+        after = {path.name for place in (root.done, root.failed) for path in place.iterdir()}
+        return max(after - before)
+
+    return drawn
+
+
+def prompts(pictures: list[Picture]) -> list[str]:
+    return [picture.prompt for picture in pictures]
+
+
+def files(pictures: list[Picture]) -> list[str]:
+    return [f"{picture.job[-1]}/{picture.number}" for picture in pictures]
+
+
+def test_pictures_are_found_by_words_newest_job_first_and_a_jobs_own_in_their_order(draw: Draw, root: Root) -> None:
+    draw("prompt: a blue truck", "a.yaml")
+    draw("prompt: 一只可爱的猫", "b.yaml")
+    draw("prompt: a red truck in 上海", "c.yaml")
+    history = History.open(root)
+    assert files(history.search("truck")) == ["c/0", "c/1", "a/0", "a/1"]
+    assert files(history.search("TRUCK blue")) == ["a/0", "a/1"]
+    assert (
+        files(history.search("猫"))
+        == files(history.search("可爱"))
+        == files(history.search("可爱的猫"))
+        == ["b/0", "b/1"]
+    )
+    assert files(history.search()) == ["c/0", "c/1", "b/0", "b/1", "a/0", "a/1"]
+    assert history.search("nothing") == []
+
+
+def test_a_picture_knows_how_it_was_drawn_and_where_it_lies(draw: Draw, root: Root) -> None:
+    job_id = draw("prompt: a truck\nnegative_prompt: snow\nname: study 3\nseed: 7")
+    _, picture = History.open(root).search("study")
+    assert picture.path == f"jobs/done/{job_id}/samples/00001.png"
+    assert picture.published == "outputs/txt2img-samples/samples/00001.png"
+    assert (root.path / picture.path).samefile(root.path / picture.published)
+    assert (picture.prompt, picture.negative, picture.name, picture.seed) == ("a truck", "snow", "study 3", 7)
+    assert (picture.kind, picture.width, picture.height, picture.state) == ("txt2img", 64, 64, "done")
+    assert picture.drawn_at.startswith("2026-11-22T10:16:")
+
+
+@pytest.mark.parametrize(
+    "words", ['"', "*", "a*", "%", "_", "(", "NEAR(a b)", "a AND b", "-a", "^a", "{}", "\0", "'; --"]
+)
+def test_nothing_in_the_words_has_a_meaning_of_its_own(draw: Draw, root: Root, words: str) -> None:
+    draw("prompt: zebra")
+    assert History.open(root).search(words) == []
+
+
+def test_pages_go_on_where_the_last_one_ended_even_within_a_job(draw: Draw, root: Root) -> None:
+    for name in "abc":
+        draw("prompt: a truck\nH: 64\nW: 64\nn_iter: 1\nn_samples: 5", f"{name}.yaml")
+    history = History.open(root)
+    asks: list[dict[str, Any]] = [{}, {"words": "truck"}, {"seed": 42}]
+    for asked in asks:
+        seen: list[Picture] = []
+        while page := history.search(**asked, before=seen[-1].key if seen else None, limit=4):
+            seen += page
+        assert files(seen) == [f"{name}/{number}" for name in "cba" for number in range(5)]
+
+
+def test_filters_narrow(draw: Draw, root: Root, clock: FakeClock) -> None:
+    (root.models / "Anime v3.ckpt").write_bytes(b"for the fake engine")
+    draw("prompt: a\nseed: 1", "a.yaml")
+    draw("prompt: a\nckpt: models/Anime v3.ckpt", "b.yaml")
+    later = clock.wall + timedelta(seconds=30)
+    draw("prompt: a\ninit_img: outputs/txt2img-samples/samples/00000.png", "c.yaml")
+    history = History.open(root)
+    assert files(history.search(seed=1)) == ["a/0", "a/1"]
+    for name in ("models/Anime v3.ckpt", "Anime v3.ckpt", "anime v3"):
+        assert files(history.search("a", ckpt=name)) == ["b/0", "b/1"]
+    assert files(history.search(kind="img2img")) == files(history.search("a", since=later)) == ["c/0", "c/1"]
+    assert history.search("a", seed=1, kind="img2img") == []
+    assert history.checkpoints() == ["models/Anime v3.ckpt", "models/ldm/stable-diffusion-v1/model.ckpt"]
+
+
+def test_the_lines_of_a_prompt_file_are_found_each_by_its_own_words(draw: Draw, root: Root) -> None:
+    (root.path / "p.txt").write_text("red apple\n" + "long " * 40 + "pear\n")
+    job_id = draw("from_file: p.txt\nn_iter: 2\nH: 64\nW: 64")
+    history = History.open(root)
+    assert [picture.number for picture in history.search("pear")] == [1, 3], (
+        "though the manifest has its beginning alone"
+    )
+    assert [picture.number for picture in history.search("apple")] == [0, 2]
+    assert len(history.pictures_of(job_id)) == 4
+
+
+def test_failed_jobs_are_found_by_prompt_and_reason_and_only_when_asked_for(draw: Draw, root: Root) -> None:
+    refused = draw("prompt: a truck\nckpt: models/none.ckpt", "a.yaml")
+    typo = draw("promt: a truck", "b.yaml")
+    history = History.open(root)
+    assert history.search("truck") == []
+    (picture,) = history.search("truck", failed=True)
+    assert (picture.job, picture.file, picture.path) == (refused, "", f"jobs/failed/{refused}")
+    assert [picture.job for picture in history.search("mean prompt", failed=True)] == [typo]
+    job = history.job(typo)
+    assert job is not None
+    assert (job.state, job.pictures) == ("failed", 0)
+    assert "did you mean prompt?" in job.reason
+
+
+def test_what_was_drawn_of_a_failed_job_is_found_with_it(draw: Draw, root: Root) -> None:
+    job_id = draw("prompt: a truck\nckpt: models/none.ckpt")
+    shutil.copytree(root.done / draw("prompt: b", "b.yaml") / "samples", root.failed / job_id / "samples")
+    assert [each.file for each in History.open(root).search(failed=True)] == ["samples/00000.png", "samples/00001.png"]
+
+
+def test_a_picture_is_found_by_either_of_its_places(draw: Draw, root: Root) -> None:
+    job_id = draw("prompt: a")
+    history = History.open(root)
+    for path in (f"jobs/done/{job_id}/samples/00001.png", "outputs/txt2img-samples/./samples/00001.png"):
+        picture = history.picture(path)
+        assert picture is not None
+        assert picture.number == 1
+    assert history.picture(f"jobs/done/{job_id}/samples/00009.png") is None
+    assert history.picture(f"jobs/failed/{job_id}/samples/00001.png") is None
+
+
+def test_people_name_jobs_and_pictures_in_short(draw: Draw, root: Root) -> None:
+    job_id = draw("prompt: a", "truck.yaml")
+    history = History.open(root)
+    assert history.find("000001") == history.find("truck") == history.find(job_id) == history.job(job_id)
+    picture = history.pictures_of(job_id)[1]
+    for named in ("000001/1", "truck/00001.png", f"{job_id}/samples/00001.png", picture.path, picture.published or ""):
+        assert history.find(named) == picture
+
+
+def test_new_gone_and_retried_jobs_are_noticed(draw: Draw, root: Root) -> None:
+    done, failed = draw("prompt: a", "a.yaml"), draw("prompt: b\nckpt: models/none.ckpt", "b.yaml")
+    history = History.open(root)
+    (root.models / "none.ckpt").write_bytes(b"x")
+    steer.retry(root, failed)
+    draw("prompt: c", "c.yaml")
+    housekeeping.remove(root, root.done / done, outputs=True)
+    assert history.refresh() == 3
+    assert prompts(history.search()) == ["c", "c", "b", "b"]
+    assert history.search(failed=True) == []
+    assert history.job(done) is None
+
+
+def test_a_job_that_failed_once_more_is_read_again(draw: Draw, root: Root) -> None:
+    job_id = draw("promt: a")
+    history = History.open(root)
+    (root.failed / job_id / "error.txt").write_text("another reason")
+    history.refresh()
+    assert [picture.reason for picture in history.search(failed=True)] == ["another reason"]
+
+
+def test_a_refresh_reads_nothing_where_nothing_changed(draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw("prompt: a")
+    for place in (
+        root.done,
+        root.failed,
+        *(path for path in [root.outputs, *root.outputs.rglob("*")] if path.is_dir()),
+    ):
+        os.utime(place, (1e9, 1e9))  # long ago; what changed just now is looked at again
+    history = History.open(root)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", None)
+        assert history.refresh() == 0
+    draw("prompt: b")
+    assert history.refresh() > 0
+
+
+def test_adding_a_folder_needs_no_look_at_the_others(draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History.open(root)
+    job_id = draw("prompt: a")
+    monkeypatch.setattr(os, "scandir", None)
+    for _ in range(2):
+        history.add(root.done / job_id)
+    assert len(history.search("a")) == 2
+
+
+def test_a_folder_without_an_end_mark_is_no_job_yet(draw: Draw, root: Root) -> None:
+    job_id = draw("prompt: a")
+    (root.done / job_id / "manifest.yaml").unlink()
+    shutil.rmtree(root.outputs)
+    assert History.open(root).search() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a: [",
+        "- 1",
+        "[" * 1000,
+        "job: 3\npictures: 4",
+        "pictures: [{file: 3}, 5]\njob: {prompt: [1], seed: -1}",
+        "\0",
+    ],
+)
+def test_of_a_damaged_manifest_the_pictures_are_kept(draw: Draw, root: Root, text: str) -> None:
+    job_id = draw("prompt: a")
+    (root.done / job_id / "manifest.yaml").write_text(text)
+    shutil.rmtree(root.outputs)
+    assert [each.file for each in History.open(root).search()] == ["samples/00000.png", "samples/00001.png"]
+
+
+def test_a_manifest_can_not_name_files_outside_its_folder(draw: Draw, root: Root) -> None:
+    manifest = root.done / draw("prompt: a") / "manifest.yaml"
+    for named in ("../../x.png", "/etc/passwd", "samples/../../x.png"):
+        manifest.write_text(f"pictures:\n- file: {named}\njob: {{prompt: b}}\n")
+        History.open(root).rebuild()
+        assert all(each.file.startswith("samples/") for each in History.open(root).search())
+
+
+def family(node: Lineage) -> object:
+    return (node.job[-1], node.picture, [family(child) for child in node.children])
+
+
+def test_lineage_is_a_tree_from_the_first_to_all_that_came_of_it(draw: Draw, root: Root) -> None:
+    first = draw("prompt: a", "a.yaml")
+    manifest = (root.done / first / "manifest.yaml").read_text()
+    child = draw(manifest.replace("init_img: samples/00000.png", "init_img: 1"), "b.yaml")
+    draw(f"prompt: c\ninit_img: jobs/done/{child}/samples/00000.png", "c.yaml")
+    draw("prompt: d\ninit_img: outputs/txt2img-samples/samples/00000.png", "d.yaml")
+    tree = History.open(root).lineage(child)
+    expected: list[object] = [("b", "samples/00001.png", [("c", "samples/00000.png", [])]), ("d", "samples/00000.png", [])]
+    assert family(tree) == ("a", None, expected)
+    assert [node.job for node in (tree, *tree.children) if node.is_asked] == [child]
+
+
+def test_a_parent_that_is_gone_still_has_its_place(draw: Draw, root: Root) -> None:
+    first = draw("prompt: a", "a.yaml")
+    child = draw((root.done / first / "manifest.yaml").read_text(), "b.yaml")
+    shutil.rmtree(root.done / first)
+    tree = History.open(root).lineage(child)
+    assert (tree.job, tree.state, [node.job for node in tree.children]) == (first, "gone", [child])
+
+
+def test_manifests_edited_into_a_ring_have_a_lineage(draw: Draw, root: Root) -> None:
+    one, other = draw("prompt: a", "a.yaml"), draw("prompt: b", "b.yaml")
+    for child, parent in ((one, other), (other, one)):
+        path = root.done / child / "manifest.yaml"
+        path.write_text(path.read_text().replace("parent: null", f"parent: {{job: {parent}}}"))
+    tree = History.open(root).lineage(one)
+    assert {node.job for node in (tree, *tree.children)} == {one, other}
+
+
+def test_the_history_is_read_anew_when_its_file_is_deleted(draw: Draw, root: Root) -> None:
+    draw("prompt: a")
+    History.open(root).close()
+    for path in root.state.glob(f"{DATABASE}*"):
+        path.unlink()
+    assert prompts(History.open(root).search()) == ["a", "a"]
+
+
+@pytest.mark.parametrize("damage", ["no database", "torn", "another version"])
+def test_the_history_is_read_anew_when_its_file_is_damaged(draw: Draw, root: Root, damage: str) -> None:
+    draw("prompt: a")
+    History.open(root).close()
+    path = root.state / DATABASE
+    if damage == "no database":
+        path.write_bytes(b"nothing of the kind" * 1000)
+    elif damage == "torn":
+        data = path.read_bytes()
+        path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    else:
+        with sqlite3.connect(path) as database:
+            database.execute("PRAGMA user_version = 5")
+            database.execute("DELETE FROM jobs")
+    assert prompts(History.open(root).search("a")) == ["a", "a"]
+
+
+def test_a_file_that_is_damaged_while_it_is_open_is_made_anew(draw: Draw, root: Root) -> None:
+    draw("prompt: a")
+    History.open(root).close()
+    history = History.open(root)
+    with (root.state / DATABASE).open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 100_000)
+    assert prompts(history.search("a")) == ["a", "a"]
+    assert prompts(History.open(root).search("a")) == ["a", "a"]
+
+
+def test_a_file_that_another_holds_is_read_as_it_is(draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw("prompt: a", "a.yaml")
+    History.open(root)
+    draw("prompt: b", "b.yaml")
+    monkeypatch.setattr("sdbatch.history.WAIT_SECONDS", 0.05)
+    holder = sqlite3.connect(root.state / DATABASE, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    history = History.open(root)
+    assert "locked" in history.stale
+    assert prompts(history.search()) == ["a", "a"]
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        History.open(root, in_memory=False)
+
+
+def test_without_a_place_for_its_file_all_is_kept_in_memory(draw: Draw, root: Root) -> None:
+    draw("prompt: a")
+    shutil.rmtree(root.state)
+    history = History.open(root)
+    assert (prompts(history.search("a")), history.stale) == (["a", "a"], "")
+
+
+def test_a_file_that_may_only_be_read_is(draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw("prompt: a")
+    History.open(root).close()
+
+    def refused(*_: object) -> None:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr(index, "connect", refused)
+    history = History.open(root)
+    assert (prompts(history.search("a")), history.stale) == (["a", "a"], "state/history.db can only be read")
+    history.add(root.done / "x")
+    assert history.rebuild() == 0
+
+
+def test_on_a_share_the_file_is_kept_without_shared_memory(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def journal() -> str:
+        history = History.open(root)
+        (mode,) = history._database.execute("PRAGMA journal_mode").fetchone()
+        history.close()
+        return str(mode)
+
+    assert journal() == "wal"
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"1 2 0:1 / {root.path} rw - nfs4 server:/x rw\n")
+    monkeypatch.setattr(surroundings, "MOUNTS", mounts)
+    assert journal() == "delete"
+
+
+def test_threads_share_a_history_and_processes_its_file(draw: Draw, root: Root) -> None:
+    ids = [draw(f"prompt: number {number}", f"{number}.yaml") for number in range(8)]
+    shared, other = History.open(root), History.open(root)
+    problems: list[Exception] = []
+
+    def work(job_id: str) -> None:
+        try:
+            for _ in range(10):
+                shared.add(root.done / job_id)
+                assert len(other.search("number", limit=50)) == 16
+        except Exception as error:  # noqa: BLE001 - told by the test
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(job_id,)) for job_id in ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+
+
+def test_taking_a_job_out_leaves_nothing_to_find_it_by(draw: Draw, root: Root) -> None:
+    (root.path / "p.txt").write_text("red apple\ngreen pear\n猫\n")
+    job_id = draw("from_file: p.txt\nH: 64\nW: 64\nn_iter: 2")
+    history = History.open(root)
+    shutil.rmtree(root.done / job_id)
+    shutil.rmtree(root.outputs)
+    history.refresh()
+    database = history._database
+    assert database.execute("SELECT count(*) FROM pictures").fetchone() == (0,)
+    for token in ("red", "g", "猫", "seed=42", "failed=false"):
+        assert database.execute("SELECT rowid FROM grams WHERE grams MATCH ?", (f'"{token}"',)).fetchall() == []
+
+
+def test_many_jobs_of_the_same_moment_keep_their_order(draw: Draw, root: Root) -> None:
+    """As after a copy that sets all times to one."""
+    original = root.done / draw("prompt: a", "a.yaml")
+    for number in range(250):
+        shutil.copytree(original, root.done / f"20261122T111532Z-{number + 10:06}-copy{number}")
+    history = History.open(root)
+    found = history.search(limit=1000)
+    assert len(found) == 502
+    assert len({picture.key for picture in found}) == 502
+    assert [picture.job[-7:] for picture in found[:4:2]] == ["copy249", "copy248"]
+
+
+def test_modules_that_the_service_uses_import_no_imaging_library() -> None:
+    for module in (found, gathering, upkeep):
+        assert "Image" not in vars(module)

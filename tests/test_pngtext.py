@@ -1,0 +1,88 @@
+"""A PNG's size and texts, read within bounds whatever was put into the file."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from sdbatch import pngtext
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+HEAD = pngtext.SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 32, 8, 0, 0, 0, 0))
+END = chunk(b"IEND", b"")
+
+
+def read(tmp_path: Path, data: bytes) -> pngtext.Written | None:
+    (tmp_path / "a.png").write_bytes(data)
+    return pngtext.read(tmp_path / "a.png")
+
+
+def texts(tmp_path: Path, data: bytes) -> dict[str, str]:
+    written = read(tmp_path, HEAD + data + END)
+    assert written is not None
+    return written.texts
+
+
+def test_what_pillow_writes_is_read_in_all_three_forms(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("plain", "one")
+    info.add_text("packed", "two" * 100, zip=True)
+    info.add_itxt("chinese", "一只猫")
+    info.add_itxt("packed chinese", "一只猫" * 100, zip=True)
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png", pnginfo=info)
+    assert pngtext.read(tmp_path / "a.png") == pngtext.Written(
+        300, 200, {"plain": "one", "packed": "two" * 100, "chinese": "一只猫", "packed chinese": "一只猫" * 100}
+    )
+
+
+def test_text_behind_the_pixels_is_found(tmp_path: Path) -> None:
+    assert texts(tmp_path, chunk(b"IDAT", b"x" * 10_000) + chunk(b"tEXt", b"parameters\0a cat")) == {
+        "parameters": "a cat"
+    }
+
+
+def test_utf_8_in_a_latin_1_chunk_is_read_as_meant(tmp_path: Path) -> None:
+    assert texts(tmp_path, chunk(b"tEXt", b"a\0" + "猫".encode()) + chunk(b"tEXt", b"b\0\xe9")) == {"a": "猫", "b": "é"}
+
+
+def test_what_unpacks_to_more_than_a_text_may_have_is_left_out(tmp_path: Path) -> None:
+    bomb = zlib.compress(b"a" * (pngtext.MAX_TEXT + 1))
+    assert texts(tmp_path, chunk(b"zTXt", b"a\0\0" + bomb) + chunk(b"iTXt", b"b\0\1\0\0\0" + bomb)) == {}
+
+
+def test_a_text_that_is_too_long_is_passed_over_and_the_next_read(tmp_path: Path) -> None:
+    long = chunk(b"tEXt", b"a\0" + b"x" * pngtext.MAX_TEXT)
+    assert texts(tmp_path, long + chunk(b"tEXt", b"b\0c")) == {"b": "c"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"GIF89a", HEAD[:20], pngtext.SIGNATURE + b"x" * 100, b"\x89PNG\r\n\x1a\n\0\0\0\rXXXX" + b"\0" * 20],
+)
+def test_what_is_no_png_says_nothing(tmp_path: Path, data: bytes) -> None:
+    assert read(tmp_path, data) is None
+
+
+def test_a_link_a_folder_a_pipe_and_nothing_say_nothing_at_once(tmp_path: Path) -> None:
+    (tmp_path / "real.png").write_bytes(HEAD + END)
+    (tmp_path / "link.png").symlink_to("real.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("link.png", "pipe.png", "none.png", "."):
+        assert pngtext.read(tmp_path / name) is None
+
+
+@given(data=st.binary(max_size=300), cut=st.integers(0, 400))
+def test_damaged_pictures_raise_nothing(tmp_path_factory: pytest.TempPathFactory, data: bytes, cut: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.png"
+    whole = HEAD + chunk(b"tEXt", b"a\0" + data) + chunk(b"iTXt", data) + chunk(b"zTXt", data) + data + END
+    path.write_bytes(whole[: len(whole) - cut])
+    pngtext.read(path)
