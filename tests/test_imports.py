@@ -39,6 +39,7 @@ FLOORS = [
     },
     {
         "bundle",
+        "engine.conversion",
         "engine.networks",
         "engine.pictures",
         "engine.protocol",
