@@ -83,7 +83,12 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
 
         return FakeEngine()
     chosen = settings.preload if preload else Preload(ckpt="")
-    return LocalEngine(settings.device, root.state / "checksums.json", lambda: _to_preload(root, chosen))
+    return LocalEngine(
+        settings.device,
+        root.state / "checksums.json",
+        lambda: _to_preload(root, chosen),
+        settings.converted_bytes,
+    )
 
 
 def _to_preload(root: Root, chosen: Preload) -> Sequence[Path]:

@@ -41,6 +41,7 @@ FLOORS = [
     },
     {
         "bundle",
+        "engine.conversion",
         "engine.networks",
         "engine.pictures",
         "engine.protocol",

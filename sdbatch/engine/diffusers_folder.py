@@ -51,7 +51,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     return {
         f"{part}/{_today(key)}": weight
         for part in STEMS
-        for path in _weight_files(folder, part)
+        for path in weight_files(folder, part)
         for key, weight in _read_part(folder, part, path).items()
     }
 
@@ -71,7 +71,7 @@ def _read_part(folder: Path, part: str, path: Path) -> Mapping[str, Tensor]:
         raise JobError(f"{_no_usable(folder, part)}; {error}") from error
 
 
-def _weight_files(folder: Path, part: str) -> list[Path]:
+def weight_files(folder: Path, part: str) -> list[Path]:
     """The file or the shards that hold a part's weights."""
     names = [stem + ending for ending in ENDINGS for stem in STEMS[part]]
     for name in names:
@@ -108,7 +108,7 @@ def plan_folder(folder: Path) -> Plan:
         name=f"the model folder {folder.name}",
         config="its json files",
         unet=Part(unet_network, lambda key: f"unet/{key}"),
-        vae=Part(vae_network, lambda key: f"vae/{key}"),
+        vae=Part(vae_network, lambda key: f"vae/{key}", computes_in_half=False),
         text_encoder=Part(text_network, lambda key: f"text_encoder/{key.removeprefix('text_model.')}"),
         tokenizer=clip_tokenizer(V2_PADDING) if is_open_clip else clip_tokenizer(),
         alphas=noise_schedule(

@@ -36,8 +36,14 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 class LocalEngine:
     """Talks to `sdbatch.engine.renderer`: requests on its standard input, answers from a pipe of their own."""
 
-    def __init__(self, device: str, checksums: Path, preload: Callable[[], Sequence[Path]] = tuple) -> None:
-        self.command = [sys.executable, "-m", "sdbatch.engine.renderer", device, str(checksums)]
+    def __init__(
+        self,
+        device: str,
+        checksums: Path,
+        preload: Callable[[], Sequence[Path]] = tuple,
+        converted_bytes: int = 0,
+    ) -> None:
+        self.command = [sys.executable, "-m", "sdbatch.engine.renderer", device, str(checksums), str(converted_bytes)]
         self._preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False  # its first word came

@@ -1,5 +1,6 @@
 """A checkpoint and its config, or a folder in diffusers format, as a resident model."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sdbatch.engine.checkpoint import read_weights
-from sdbatch.engine.diffusers_folder import plan_folder, read_folder
+from sdbatch.engine.checkpoint import is_safetensors, read_weights
+from sdbatch.engine.conversion import Conversions
+from sdbatch.engine.diffusers_folder import STEMS, plan_folder, read_folder, weight_files
 from sdbatch.engine.kinds import other_unet
 from sdbatch.engine.original import canonical, plan_original
 from sdbatch.engine.plan import Plan, Prediction, Weights
@@ -87,29 +89,59 @@ class Model:
         return pictures
 
 
-def load_model(ckpt: Path, config: Path) -> Model:
+def load_model(
+    ckpt: Path, config: Path, dtype: torch.dtype = torch.float32, conversions: Conversions | None = None
+) -> Model:
     """Load, on the CPU, a checkpoint in the original layout with its config, or a diffusers folder (config unused).
+
+    With `conversions` what was converted earlier is mapped, and what can't be mapped as it is becomes converted.
 
     Raises:
         JobError: the checkpoint or the config can't be read, or they don't fit each other.
     """
-    plan, weights = plan_model(ckpt, config)
+    place = conversions.place(ckpt, config, dtype) if conversions and conversions.most_bytes else None
+    if conversions and place:
+        kept = conversions.find(place)
+        if kept is not None and not (plan := plan_model(ckpt, config, kept)).lacking(kept):
+            return _assemble(plan, kept, dtype, copy=False)
+    weights = read_model(ckpt)
+    plan = plan_model(ckpt, config, weights)
     require_fit(plan, weights)
-    for part in plan.parts:
-        part.fill(weights)
-    return _assemble(plan)
+    if conversions and place and not is_ready(ckpt, plan, weights, dtype):
+        try:
+            kept = conversions.keep(place, plan, weights, dtype)
+        except OSError as error:
+            print(f"{plan.name} could not be converted, and loads slowly: {error}", file=sys.stderr)  # noqa: T201
+            kept = None
+        if kept is not None:
+            return _assemble(plan, kept, dtype, copy=False)
+    # The resident model must not hang on a file that others can write to.
+    return _assemble(plan, weights, dtype, copy=True)
 
 
-def plan_model(ckpt: Path, config: Path) -> tuple[Plan, Weights]:
-    """The unfilled networks of a checkpoint or a folder, and its weights, which are not read yet where they are mapped.
+def read_model(ckpt: Path) -> Weights:
+    """All weights of a checkpoint or a folder, mapped where the format allows.
 
     Raises:
-        JobError: as `load_model`.
+        JobError: it can't be read.
     """
-    if ckpt.is_dir():
-        return plan_folder(ckpt), read_folder(ckpt)
-    weights = canonical(read_weights(ckpt))
-    return plan_original(ckpt, config, weights), weights
+    return read_folder(ckpt) if ckpt.is_dir() else canonical(read_weights(ckpt))
+
+
+def plan_model(ckpt: Path, config: Path, weights: Weights) -> Plan:
+    """The unfilled networks that these weights of the checkpoint or folder are for.
+
+    Raises:
+        JobError: the config can't be read, or is of another kind of model.
+    """
+    return plan_folder(ckpt) if ckpt.is_dir() else plan_original(ckpt, config, weights)
+
+
+def is_ready(ckpt: Path, plan: Plan, weights: Weights, dtype: torch.dtype) -> bool:
+    """Whether the weights can be mapped as they are, in the precision in use."""
+    paths = [path for part in STEMS for path in weight_files(ckpt, part)] if ckpt.is_dir() else [ckpt]
+    has_precision = all(weights[name].dtype == kept for name, kept in plan.wanted(dtype).items() if name in weights)
+    return has_precision and all(is_safetensors(path) for path in paths)
 
 
 def require_fit(plan: Plan, weights: Weights) -> None:
@@ -145,8 +177,10 @@ def require_fit(plan: Plan, weights: Weights) -> None:
             raise JobError(f"{plan.name} is not a Stable Diffusion model that fits together: {misfit}")
 
 
-def _assemble(plan: Plan) -> Model:
-    """The filled networks as a model on the CPU."""
+def _assemble(plan: Plan, weights: Weights, dtype: torch.dtype, *, copy: bool) -> Model:
+    """The networks, filled, as a model on the CPU."""
+    for part in plan.parts:
+        part.fill(weights, dtype, copy=copy)
     return Model(
         unet=_settle(plan.unet.network),
         vae=_settle(plan.vae.network),
@@ -159,6 +193,7 @@ def _assemble(plan: Plan) -> Model:
         prediction=plan.prediction,
         levels=torch.from_numpy(plan.alphas).float(),
         device=torch.device("cpu"),
+        dtype=dtype,
     )
 
 

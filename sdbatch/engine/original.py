@@ -41,7 +41,7 @@ def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Pl
         name=f"the checkpoint {ckpt.name}",
         config=f"the config {config.name}",
         unet=Part(unet, _unet_names(numbers, unet, weights)),
-        vae=Part(vae, lambda key: names.vae_name(key, len(vae.config["block_out_channels"]))),
+        vae=Part(vae, lambda key: names.vae_name(key, len(vae.config["block_out_channels"])), computes_in_half=False),
         text_encoder=_text_encoder(ckpt, numbers, weights),
         tokenizer=clip_tokenizer(V2_PADDING) if _is_open_clip(numbers) else clip_tokenizer(),
         alphas=noise_schedule(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdbatch.engine.sampler import alphas_cumprod
 from sdbatch.errors import JobError
@@ -19,10 +19,17 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """One unfilled network, and the file's name for each of its weights."""
+    """One unfilled network, and the file's name for each of its weights.
+
+    Attributes:
+        computes_in_half: whether the network may; the autoencoder may not (see `layers_in_half`).
+        sized_by: names of unused weights that tell how large the network is, and are kept with those in use.
+    """
 
     network: Any
     name_of: Callable[[str], str]
+    computes_in_half: bool = True
+    sized_by: tuple[str, ...] = ()
 
     def lacking(self, weights: Weights) -> Iterator[str]:
         """What the file does not hold as the network needs it, in words."""
@@ -37,14 +44,22 @@ class Part:
             elif found.shape != wanted.shape and found.squeeze().shape != wanted.squeeze().shape:
                 yield f"{name} is {list(found.shape)}, the config asks for {list(wanted.shape)}"
 
-    def names(self) -> set[str]:
-        """All names that the network asks the file for."""
-        return {self.name_of(key) for key in self.network.state_dict()}
+    def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """In what each weight is kept, by the network's own key, if the network computes in `dtype`."""
+        found = dict.fromkeys(self.network.state_dict(), torch.float32)
+        if self.computes_in_half:
+            for path, layer in layers_in_half(self.network):
+                found |= {f"{path}.{key}": dtype for key in layer.state_dict()}
+        return found
 
-    def fill(self, weights: Weights) -> None:
-        """Load float32 copies of the weights: a resident model must not hang on a file that others can write to."""
+    def fill(self, weights: Weights, dtype: torch.dtype, *, copy: bool = True) -> None:
+        """Load the weights, for a network that computes in `dtype`.
+
+        Without `copy` those that have that precision already stay where they are, in a mapped file for one.
+        """
+        dtypes = self.dtypes(dtype)
         filled = {
-            key: weights[self.name_of(key)].to(torch.float32, copy=True).reshape(wanted.shape)
+            key: weights[self.name_of(key)].to(dtypes[key], copy=copy).reshape(wanted.shape)
             for key, wanted in self.network.state_dict().items()
         }
         self.network.load_state_dict(filled, strict=False, assign=True)
@@ -81,9 +96,21 @@ class Plan:
         """What the weights do not hold as the networks need it, in words."""
         return [text for part in self.parts for text in part.lacking(weights)]
 
-    def names(self) -> set[str]:
-        """All names under which the networks ask for weights."""
-        return set().union(*(part.names() for part in self.parts))
+    def wanted(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """All names under which the networks ask for weights, and in what each is kept."""
+        used = {part.name_of(key): kept for part in self.parts for key, kept in part.dtypes(dtype).items()}
+        return used | {name: torch.float32 for part in self.parts for name in part.sized_by}
+
+
+def layers_in_half(network: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The layers whose weights autocast casts at each use, by path: linear and convolutional ones.
+
+    Kept in half they give autocast's own numbers to the bit. The autoencoder's stay in float32 all the same: the
+    scripts encode in it, and a decoding that overflows is repeated in it.
+    """
+    for path, layer in network.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            yield path, layer
 
 
 def noise_schedule(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArray[np.float64]:

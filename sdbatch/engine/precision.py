@@ -9,11 +9,11 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from torch import nn
 from torch.nn.functional import conv2d, linear
 
 from sdbatch.engine.memory import is_out_of_memory
 from sdbatch.engine.models import Model
+from sdbatch.engine.plan import layers_in_half
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -41,17 +41,11 @@ def _computes(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def keep_in(model: Model, dtype: torch.dtype) -> Model:
-    """The model with the weights that autocast would cast at each use cast once, in place.
-
-    These are those of linear and convolutional layers, so the numbers are autocast's own to the bit, at half the
-    memory and without its casts. The autoencoder stays in float32: the scripts encode in it, and a decoding that
-    overflows is repeated in it.
-    """
+    """The model with the weights that autocast would cast at each use cast once, in place."""
     if dtype != torch.float32:
         for network in (model.unet, model.text_encoder):
-            for layer in network.modules():
-                if isinstance(layer, (nn.Linear, nn.Conv2d)):
-                    layer.to(dtype)
+            for _, layer in layers_in_half(network):
+                layer.to(dtype)
     return replace(model, dtype=dtype)
 
 

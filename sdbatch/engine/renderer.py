@@ -25,11 +25,12 @@ import transformers
 
 from sdbatch.engine import pictures, protocol
 from sdbatch.engine.checkpoint import fingerprint
+from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.draw import draw
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.models import Model, load_model
 from sdbatch.engine.notes import Notes
-from sdbatch.engine.precision import dtype_of, forbid_tf32, keep_in
+from sdbatch.engine.precision import dtype_of, forbid_tf32
 from sdbatch.engine.protocol import Draw, Message, Request
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.files import is_disk_trouble
@@ -56,9 +57,10 @@ class Resident:
 class Renderer:
     """Draws requests one after another on one model that stays loaded until a job names another."""
 
-    def __init__(self, device: str, checksums: Path, answers: IO[str]) -> None:
+    def __init__(self, device: str, checksums: Path, answers: IO[str], converted_bytes: int = 0) -> None:
         self.device = find_device(device)
         self.checksums = checksums
+        self.conversions = Conversions(checksums.parent / "models", checksums, converted_bytes)
         self.answers = answers
         self.resident: Resident | None = None
 
@@ -136,7 +138,7 @@ class Renderer:
         if self.resident is not None and self.resident.key == key:
             return self.resident, 0.0
         started = time.monotonic()
-        model = keep_in(load_model(ckpt, config), dtype)
+        model = load_model(ckpt, config, dtype, self.conversions)
         self.resident = None  # make room before the new one moves to the device
         self.resident = Resident(key, model.to(self.device), fingerprint(ckpt, self.checksums))
         return self.resident, time.monotonic() - started
@@ -230,13 +232,13 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS FD [CKPT CONFIG]`: answers go to the file descriptor FD."""
+    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS CONVERTED_BYTES FD [CKPT CONFIG]`: FD takes the answers."""
     _die_with_parent()
     forbid_tf32()
-    device, checksums, answers, *preload = sys.argv[1:]
+    device, checksums, converted_bytes, answers, *preload = sys.argv[1:]
     with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
         try:
-            renderer = Renderer(device, Path(checksums), pipe)
+            renderer = Renderer(device, Path(checksums), pipe, int(converted_bytes))
             if preload:
                 renderer.preload(*map(Path, preload))
         except EngineDown as error:

@@ -63,7 +63,7 @@ def open_clip(weights: Weights, *, skip_last: bool) -> Part:
         max_position_embeddings=weights[names.OPEN_TEXT + "positional_embedding"].shape[0],
         hidden_act="gelu",
     )
-    return Part(network, names.open_text_name)
+    return Part(network, names.open_text_name, sized_by=tuple(f"{blocks}{layer}.ln_1.bias" for layer in layers))
 
 
 def clip_network(**numbers: Any) -> Any:
