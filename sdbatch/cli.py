@@ -50,6 +50,8 @@ def serve(
 
     faulthandler.enable()  # the watchdog's SIGABRT then shows where it hung
     place = named_root(root)
+    if not place.inbox.parent.is_dir():  # a slip, or a disk that is not mounted: nothing is made on its mount point
+        raise ConfigError(f"{place.path} is no root (there is no jobs/); make one: sdbatch init {place.path}")
     log.set_up(verbose=verbose, job_folders=(place.running, place.done, place.failed))
     place, settings = open_root(root)
     raise typer.Exit(daemon.run(place, settings, drain=drain))
@@ -158,17 +160,20 @@ def _lay(source: Path | None, target: Path) -> None:
 def main() -> None:
     """The `sdbatch` command: errors become one plain line and an exit code."""
     try:
-        app()
+        app(prog_name="sdbatch")
     except ConfigError as error:
         sys.exit(_say(error, EXIT_CONFIG))
     except RootBusy as error:
         sys.exit(_say(error, EXIT_BUSY))
+    except PermissionError as error:
+        sys.exit(_say(f"{error.filename}: {error.strerror}; the root's group may do this", 1))
     except OSError as error:
-        sys.exit(_say(error, os.EX_IOERR if is_disk_trouble(error) else 1))
+        said = f"{error.filename}: {error.strerror}" if error.filename else error
+        sys.exit(_say(said, os.EX_IOERR if is_disk_trouble(error) else 1))
     except (JobError, InstallError, BundleError) as error:
         sys.exit(_say(error, 1))
 
 
-def _say(error: Exception, code: int) -> int:
+def _say(error: object, code: int) -> int:
     typer.echo(f"sdbatch: {error}", err=True)
     return code

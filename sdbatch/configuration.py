@@ -55,7 +55,10 @@ class Configuration:
         for start in (key, key[:1]):  # a whole group can stand in one variable
             if start in self.variables:
                 return f"{self.variables[start]} in the environment"
-        return f"{self.path}, line {self.lines[key]}" if key in self.lines else "default"
+        if key not in self.lines:
+            return "default"
+        is_default = dict(leaves(self.settings)).get(key) == dict(leaves(Settings.model_construct())).get(key)
+        return f"{self.path}, line {self.lines[key]}{': the default' if is_default else ''}"
 
 
 def load(path: Path) -> Configuration:
@@ -83,16 +86,16 @@ def load(path: Path) -> Configuration:
     return Configuration(path, settings, lines, variables)
 
 
-def reload(path: Path, old: Settings, logger: Log) -> Settings:
+def reload(path: Path, old: Settings, logger: Log) -> tuple[Settings, str]:
     """The settings for a service that runs with `old` ones: what can change does, the rest is told to need a restart.
 
-    A configuration that is wrong changes nothing.
+    A configuration that is wrong changes nothing; then it is said why.
     """
     try:
         new = load(path).settings
     except ConfigError as error:
         logger.error("the configuration is wrong; the old one stays", error=str(error))  # noqa: TRY400 - no slip of ours
-        return old
+        return old, str(error)
     before = dict(leaves(old))
     changed = {
         key: f"{'.'.join(key)}: {before.get(key)} -> {value}" for key, value in leaves(new) if value != before.get(key)
@@ -100,7 +103,7 @@ def reload(path: Path, old: Settings, logger: Log) -> Settings:
     at_once = [text for key, text in changed.items() if key[0] not in NEEDS_RESTART]
     later = [text for key, text in changed.items() if key[0] in NEEDS_RESTART]
     logger.info("the configuration was read again", changed=at_once, needs_a_restart=later)
-    return new.model_copy(update={name: getattr(old, name) for name in NEEDS_RESTART})
+    return new.model_copy(update={name: getattr(old, name) for name in NEEDS_RESTART}), ""
 
 
 def unknown_variables() -> list[str]:

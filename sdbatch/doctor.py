@@ -198,10 +198,16 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
     try:
         facts = json.loads(root.status.read_bytes())
         pid, state, trouble = int(facts["pid"]), str(facts["state"]), str(facts.get("problem") or "")
-        os.kill(pid, 0)
+    except PermissionError:
+        yield warning("service", f"{root.status} can't be read by {surroundings.user_name()}", _ask_the_group(root))
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        pid, state, trouble = 0, "stopped", ""
+    try:
+        os.kill(pid or os.getpid(), 0)
     except PermissionError:
         pass  # it runs, as another user
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, OverflowError):
         state = "stopped"
     if state == "stopped":
         yield ok("service", f"none runs here now; sdbatch serve --root {root.path} starts one")
@@ -209,6 +215,13 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
         yield problem("service", f"it runs (process {pid}) and says: {trouble}", "see to what it says; it then goes on")
     else:
         yield ok("service", f"it runs (process {pid}): {trouble or state}")
+
+
+def _ask_the_group(root: Root) -> str:
+    """Whoever shall look and drop belongs to the group of the inbox."""
+    with suppress(OSError):
+        return f"sudo usermod -aG {root.inbox.stat().st_gid} {surroundings.user_name()}, and log in anew"
+    return f"only the group of {root.path} may look there"
 
 
 def _units() -> Iterator[Finding]:
@@ -221,7 +234,7 @@ def _units() -> Iterator[Finding]:
         facts = _unit_facts(scope)
         if facts.get("LoadState", "not-found") != "not-found":
             found = True
-            yield _judge_unit(" ".join(("systemctl", *scope)), facts)
+            yield _judge_unit(" ".join(("systemctl", *scope)), facts, "user's unit" if scope else "unit")
     if not found:
         yield ok("unit", "none named sdbatch is installed; `sdbatch serve` runs as long as you let it")
 
@@ -235,25 +248,25 @@ def _unit_facts(scope: tuple[str, ...]) -> dict[str, str]:
     return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
 
 
-def _judge_unit(systemctl: str, facts: dict[str, str]) -> Finding:
+def _judge_unit(systemctl: str, facts: dict[str, str], about: str) -> Finding:
     """A unit that should run and doesn't is a problem; one that nobody started, or that no restart will, is told."""
     journal = f"journalctl{' --user' if '--user' in systemctl else ''} -u sdbatch -n 50"
     active, enabled = facts.get("ActiveState", "unknown"), facts.get("UnitFileState", "")
     said = f"{active} ({facts.get('SubState', '')}), {enabled or 'not enabled'}"
     if facts["LoadState"] != "loaded":
         return problem(
-            "unit", f"systemd can't use it: {facts['LoadState']}", "systemctl cat sdbatch; systemctl unmask sdbatch"
+            about, f"systemd can't use it: {facts['LoadState']}", "systemctl cat sdbatch; systemctl unmask sdbatch"
         )
     if active == "failed":
         why = f"{facts.get('Result', '')}, exit code {facts.get('ExecMainStatus', '')}"
         return problem(
-            "unit", f"{said}: {why}", f"{journal}   says why (78: settings); then {systemctl} restart sdbatch"
+            about, f"{said}: {why}", f"{journal}   says why (78: settings); then {systemctl} restart sdbatch"
         )
     if facts.get("SubState") == "auto-restart":
         text = f"{said}: it ends again and again ({facts.get('NRestarts', 'some')} restarts)"
-        return problem("unit", text, f"{journal}   says why")
+        return problem(about, text, f"{journal}   says why")
     if active == "inactive":
-        return warning("unit", said, f"{systemctl} enable --now sdbatch")
+        return warning(about, said, f"{systemctl} enable --now sdbatch")
     if enabled == "disabled":
-        return warning("unit", f"{said}: it will not start with the machine", f"{systemctl} enable sdbatch")
-    return ok("unit", said)
+        return warning(about, f"{said}: it will not start with the machine", f"{systemctl} enable sdbatch")
+    return ok(about, said)

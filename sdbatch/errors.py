@@ -9,6 +9,12 @@ class JobError(SdbatchError):
     """The job is at fault. Its text goes to error.txt as it stands, and the job is not tried again."""
 
 
+class Cancelled(JobError):
+    """A person took the job back."""
+
+    TEXT = "this job was cancelled (`sdbatch retry` takes it up again)"
+
+
 class ConfigError(SdbatchError):
     """The service's configuration is at fault. Exit code 78: restarting cannot help."""
 

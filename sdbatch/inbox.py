@@ -27,6 +27,7 @@ GLANCE_BYTES = 16 << 10
 # On a line of its own, or quoted within one as in JSON.
 _PRIORITY = re.compile(rb"""(?:^[ \t{]*["']?priority["']?|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""", re.MULTILINE)
 
+EMPTY_TOLD = 5
 DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest
 
 Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
@@ -94,6 +95,7 @@ class Inbox:
         self.rescan_seconds = rescan_seconds
         self.stillness = Stillness(settle_seconds)
         self.queue: deque[Arrival] = deque()
+        self.empty: list[str] = []  # the first few that hold nothing yet
         self.unsettled = 0  # jobs that hold something but do not stand still yet
         self.unreadable: dict[str, OSError] = {}  # folders whose files could not be seen, and why
         self.watcher = Watcher(folder)
@@ -134,7 +136,7 @@ class Inbox:
         ready: list[tuple[int, float, NaturalKey, Arrival]] = []
         found: set[str] = set()
         unreadable: dict[str, OSError] = {}
-        self.unsettled = 0
+        self.unsettled, self.empty = 0, []
         self._next_scan = now + self.rescan_seconds
         for entry in _walk(self.folder, unreadable):
             try:
@@ -147,6 +149,8 @@ class Inbox:
             found.add(entry.path)
             seen = self.stillness.look(entry.path, _signature(status), now)
             if not _is_meant_as_job(entry, status):
+                if status.st_size == 0 and is_job_name(entry.name) and len(self.empty) < EMPTY_TOLD:
+                    self.empty.append(os.path.relpath(entry.path, self.folder))
                 continue
             if self._is_ready(entry.path, status, now) or entry.path in complete:
                 relative = os.path.relpath(entry.path, self.folder)

@@ -1,7 +1,7 @@
 """From a claimed file to a task that is ready to draw: parsed, bounded, and with everything it names found."""
 
 from sdbatch import files, jobfile
-from sdbatch.errors import JobError
+from sdbatch.errors import Cancelled, JobError
 from sdbatch.inputs import InputStager
 from sdbatch.job import Txt2Img, count_pictures
 from sdbatch.prompts import read_lines
@@ -28,7 +28,7 @@ class Intake:
         """
         folder = self.spool.folder(claim)
         if (folder / CANCEL).exists():
-            raise JobError("this job was cancelled (`sdbatch retry` takes it up again)")
+            raise Cancelled(Cancelled.TEXT)
         parsed = self._read(claim)
         if parsed.error is not None:
             raise parsed.error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch import files
-from sdbatch.errors import JobError, printable
+from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name, natural_key
 from sdbatch.root import Root
 
@@ -30,8 +30,8 @@ REASON_BYTES = 2000
 Facts = dict[str, Any]
 # What programs find in any case, in the order of status.json.
 _KEYS = (
-    *("state", "pid", "host", "version", "settings", "problem", "problem_since", "inbox", "queue", "unmovable"),
-    *("failures", "done", "failed", "job", "updated_at"),
+    *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
+    *("queue", "unmovable", "failures", "done", "failed", "job", "updated_at"),
 )
 
 
@@ -44,7 +44,9 @@ def look(root: Root, now: datetime) -> Facts:
     if not runs:
         facts |= {"state": _last_state(facts), "problem": paused(root), "problem_since": None}
     said = facts.get("queue")
-    facts["queue"] = queue(root, said if runs and isinstance(said, dict) else {}, facts["job"])
+    empty = facts.get("empty") if runs else None
+    facts["empty"] = unfilled = [name for name in empty if isinstance(name, str)] if isinstance(empty, list) else []
+    facts["queue"] = queue(root, said if runs and isinstance(said, dict) else {}, facts["job"], unfilled)
     return facts | {"is_running": runs, "failures": failures(root)}
 
 
@@ -56,6 +58,10 @@ def check_root(root: Root) -> None:
     """
     if not root.status.parent.is_dir():
         raise JobError(f"{root.path} is no root (there is no jobs/); name one with --root, or make one: sdbatch init")
+    if not os.access(root.status.parent, os.R_OK | os.X_OK) or (
+        root.status.exists() and not os.access(root.status, os.R_OK)
+    ):
+        raise JobError(f"{root.status.parent} can't be read by you: who looks there must be in its group")
 
 
 def read_status(root: Root) -> Facts:
@@ -76,9 +82,9 @@ def is_running(facts: Facts, now: datetime) -> bool:
     return not (is_ours and age > SETTLED_SECONDS and not _is_alive(facts["pid"]))
 
 
-def queue(root: Root, said: Facts, job: Facts | None) -> Facts:
+def queue(root: Root, said: Facts, job: Facts | None, empty: Iterable[str] = ()) -> Facts:
     """What waits, as the folders have it, in the order that the service told (`said`) as far as it did."""
-    waiting, ids = set(_waiting(root.inbox)), claimed(root, job)
+    waiting, ids = set(_waiting(root.inbox)).difference(empty), claimed(root, job)
     there = {"file": waiting, "id": set(ids)}
     order = said.get("next")
     told = [
@@ -164,6 +170,8 @@ def _failure(folder: Path) -> Facts | None:
     except OSError:
         return None
     text = printable(reason.decode("utf-8", "replace").strip())
+    if text == Cancelled.TEXT:
+        return None
     return {"id": folder.name, "reason": text, "failed_at": when.isoformat(timespec="seconds")}
 
 

@@ -120,6 +120,7 @@ class Readiness:
             return f"jobs/PAUSE is there, but can't be read: {error.strerror}"
         reason = said.decode("utf-8", "replace").strip()
         self._is_unloaded = reason.split()[:1] == ["unload"]
+        reason = reason.removeprefix("unload").strip() if self._is_unloaded else reason
         return f"paused until jobs/PAUSE is removed{': ' if reason else ''}{reason}"
 
     def _unwritable(self) -> str:

@@ -21,7 +21,7 @@ QUEUED = 10  # lines of the queue
 REASON_LINES = 3
 REDRAW_SECONDS = 0.2
 WATCH_SECONDS = 1.0  # as often as the service writes
-BAR_WIDTH = 40
+LABEL_WIDTH = 12
 COLOURS = {"drawing": "green", "paused": "red", "ended without a word": "red", "stopped": "yellow"}
 
 
@@ -33,7 +33,7 @@ def show(root: Root, now: datetime) -> None:
 
 def watch(root: Root) -> None:
     """Show it until Ctrl-C."""
-    with Live(console=Console(highlight=False), auto_refresh=False, screen=True, vertical_overflow="crop") as live:
+    with Live(console=Console(highlight=False), auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live:
         while True:
             now = datetime.now(UTC)
             live.update(_screen(look(root, now), now, with_bar=True), refresh=True)
@@ -75,12 +75,16 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
         since = facts.get("problem_since")
         held = f" for {duration(seconds_since(since, now))}" if since else ""
         parts.append(_text(f"nothing is drawn{held}: {facts['problem']}", "bold red"))
+    if facts.get("configuration"):
+        parts.append(_text(f"the configuration is wrong; the old one stays: {facts['configuration']}", "red"))
     if facts["is_running"]:
         parts.append(_text(f"the inbox {facts.get('inbox')}"))
     if job := facts["job"]:
         parts += [Text(), _text(f"drawing {_name(job)}, attempt {job.get('attempt')}", "bold")]
         parts.append(_bar(job) if with_bar else _text(f"  {_pictures(job)}"))
     parts += [Text(), *_queue(facts["queue"])]
+    if facts["empty"]:
+        parts.append(_text(f"taken when there is something in it: {', '.join(facts['empty'])}"))
     parts += _unmovable(facts.get("unmovable"))
     if facts["failures"]:
         parts += [Text(), _text("failed last", "bold"), *_failures(facts["failures"], now)]
@@ -100,12 +104,14 @@ def _service(facts: Facts, now: datetime) -> Text:
 
 
 def _bar(job: Facts, label: str = "") -> RenderableType:
-    row = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=1.0, completed=_number(job.get("fraction")), width=BAR_WIDTH)
-    texts = [_text(label), _text(_pictures(job))]
-    for text in texts:
-        text.no_wrap, text.overflow = True, "ellipsis"
-    row.add_row(*texts[:1] if label else (), bar, texts[1])
+    told = _pictures(job)
+    row = Table.grid(padding=(0, 1), expand=True)
+    if label:
+        row.add_column(no_wrap=True, overflow="ellipsis", min_width=min(len(label), LABEL_WIDTH))
+    row.add_column(ratio=1, min_width=5)
+    row.add_column(no_wrap=True, overflow="ellipsis", min_width=len(told))  # the rest gives way to it
+    bar = ProgressBar(total=1.0, completed=_number(job.get("fraction")))
+    row.add_row(*[_text(label)] * bool(label), bar, _text(told))
     return row
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sdbatch import configuration, files, housekeeping, log, overview, systemd
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
-from sdbatch.errors import EngineDown, JobError, NotHere, RendererDied, printable
+from sdbatch.errors import Cancelled, EngineDown, JobError, NotHere, RendererDied, printable
 from sdbatch.historian import Historian
 from sdbatch.hooks import Hooks
 from sdbatch.inbox import Inbox
@@ -68,6 +68,7 @@ class Service:
         self.historian = Historian(root)
         self.turns = Turns(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
+        self.status.facts["configuration"] = ""  # why it was refused when it was last read again
         self.manager = systemd.Manager()
         self.failures = deque(overview.failures(root), overview.FAILURES)  # newest first
         self.log = log.get()
@@ -99,7 +100,7 @@ class Service:
                 self.turns.waiting[claim.id] = now.mono
                 continue  # others go first
             except JobError as error:
-                self._fail(claim, str(error), clock())
+                self._fail(claim, str(error), clock(), is_cancelled=isinstance(error, Cancelled))
             except RendererDied as error:
                 self._retry(claim, str(error), clock())
             except (Stopped, EngineDown):
@@ -110,7 +111,7 @@ class Service:
             except OSError as error:
                 # A folder of ours that is gone is a share that went away.
                 if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
-                    self._fail(claim, f"{error.strerror}: {error.filename}", clock())
+                    self._fail(claim, _of_file(error), clock())
                 else:
                     self.turns.defer(claim)
                     self.turns.give_back(claim, attempts)
@@ -137,7 +138,9 @@ class Service:
     def _reload_if_asked(self) -> None:
         if self.reload_requested:
             self.reload_requested = False
-            self._use(configuration.reload(self.root.configuration, self.settings, self.log))
+            settings, refused = configuration.reload(self.root.configuration, self.settings, self.log)
+            self.status.facts["configuration"] = refused
+            self._use(settings)
 
     def _use(self, settings: Settings) -> None:
         """Hand the settings to those who keep some of their own."""
@@ -276,7 +279,7 @@ class Service:
         self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
-    def _fail(self, claim: Claim, text: str, now: Now) -> None:
+    def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
         self.turns.waiting.pop(claim.id, None)
         try:
             self.spool.fail(claim, text)
@@ -284,9 +287,12 @@ class Service:
             self.turns.defer(claim)
             raise
         finally:  # a disk that would not sync the move has moved it all the same
-            self.failed += not self.spool.folder(claim).exists()
-        self._log(claim).warning("failed", reason=text)
+            self.failed += not is_cancelled and not self.spool.folder(claim).exists()
         self.historian.tell(self.root.failed / claim.id)
+        if is_cancelled:
+            self._log(claim).info("cancelled")
+            return
+        self._log(claim).warning("failed", reason=text)
         when = now.wall.isoformat(timespec="seconds")
         reason = printable(text[: overview.REASON_BYTES])
         self.failures.appendleft({"id": claim.id, "reason": reason, "failed_at": when})
@@ -308,7 +314,7 @@ class Service:
 
     def _tell(self, now: Now, **facts: Any) -> None:
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
-        told |= {"unmovable": self.turns.unmovable, "failures": [*self.failures]}
+        told |= {"empty": self.inbox.empty, "unmovable": self.turns.unmovable, "failures": [*self.failures]}
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 
@@ -316,6 +322,12 @@ class Service:
         ids = overview.claimed(self.root, self.status.facts.get("job"))
         settling, held = self.inbox.unsettled, len(self.turns.waiting)
         return overview.queue_of(len(ids), len(self.inbox.queue), settling, held, self.turns.line(ids))
+
+
+def _of_file(error: OSError) -> str:
+    """Why a file that a job needs can't be had, and what to do."""
+    remedy = "\nLet the service's group read it (chmod g+r), then: sdbatch retry" * isinstance(error, PermissionError)
+    return f"{error.strerror}: {error.filename}{remedy}"
 
 
 def about(claim: Claim, place: Path) -> dict[str, Any]:

@@ -139,6 +139,7 @@ class Spool:
         # A dropped manifest.yaml must not pass for ours.
         file = f"dropped-{slug_of(name)}{dropped.suffix}" if _RESERVED.fullmatch(name) else name
         claimed_at = now.isoformat(timespec="milliseconds")
+        before = self._last
         claim = Claim(self._next_id(name, now), file, source, claimed_at, priority=priority)
         folder = self.folder(claim)
         try:
@@ -149,6 +150,7 @@ class Spool:
             if not _may_hold(folder / file):  # else the rename happened, or may have, and it is ours
                 with suppress(OSError):
                     files.remove_tree(folder)
+                    self._last = before  # asked for again and again, it would use the numbers up
             if isinstance(error, FileNotFoundError):
                 return None
             raise

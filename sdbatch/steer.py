@@ -4,7 +4,7 @@ import stat
 from pathlib import Path
 
 from sdbatch import files
-from sdbatch.errors import JobError
+from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
 from sdbatch.inbox import URGENT
 from sdbatch.root import Root
@@ -52,9 +52,9 @@ def retry(root: Root, name: str) -> str:
 
 
 def retry_all(root: Root) -> list[str]:
-    """The same with all that failed."""
+    """The same with all that failed; what was cancelled stays."""
     _known(root)
-    return [retry(root, folder.name) for folder in sorted(root.failed.iterdir()) if (folder / ERROR).exists()]
+    return [retry(root, folder.name) for folder in sorted(root.failed.iterdir()) if _has_failed(folder)]
 
 
 def bump(root: Root, name: str) -> str:
@@ -72,6 +72,13 @@ def bump(root: Root, name: str) -> str:
     found[0].rename(target)
     Path(f"{found[0]}.sha256").unlink(missing_ok=True)
     return f"{root.show(target)} is next"
+
+
+def _has_failed(folder: Path) -> bool:
+    try:
+        return (folder / ERROR).read_text(encoding="utf-8", errors="replace").strip() != Cancelled.TEXT
+    except OSError:
+        return False
 
 
 def _known(root: Root) -> None:

@@ -70,19 +70,29 @@ def folders(root: Root) -> Iterator[Finding]:
     refused: dict[str, list[Path]] = {}
     for folder, why in _refusals(root):
         refused.setdefault(why, []).append(folder)
-    for why, places in refused.items():
-        named, user = ", ".join(map(root.show, places)), _name_of(os.geteuid())
-        remedy = f"chown -R {user} {' '.join(map(str, places))}   (the service's user), or mount the disk for writing"
-        yield problem("folders", f"{named}: {why}", remedy)
     owner = root.state.stat().st_uid
+    for why, places in refused.items():
+        named, user = ", ".join(map(root.show, places)), user_name()
+        if owner in (0, os.geteuid()):
+            remedy = (
+                f"chown -R {user} {' '.join(map(str, places))}   (the service's user), or mount the disk for writing"
+            )
+            yield problem("folders", f"{named}: {why}", remedy)
+        else:
+            text = f"{named}: {why}, which is as it should be if the service runs as {_name_of(owner)}"
+            yield warning("folders", text, _as_the_owner(root, owner))
     if not refused:
-        yield ok("folders", f"all of {root.path} can be used by {_name_of(os.geteuid())}")
+        yield ok("folders", f"all of {root.path} can be used by {user_name()}")
     if os.geteuid() == 0 != owner:
         yield warning(
             "folders",
             f"they belong to {_name_of(owner)}; root may do everything, which says nothing of what that user may",
-            f"look again as the service's user: sudo -u {_name_of(owner)} sdbatch doctor --root {root.path}",
+            _as_the_owner(root, owner),
         )
+
+
+def _as_the_owner(root: Root, owner: int) -> str:
+    return f"look again as the service's user: sudo -u {_name_of(owner)} sdbatch doctor --root {root.path}"
 
 
 def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
@@ -91,10 +101,10 @@ def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
             with _probe(folder):
                 pass
         except OSError as error:
-            yield folder, f"no file can be made here by {_name_of(os.geteuid())}: {error.strerror}"
+            yield folder, f"no file can be made here by {user_name()}: {error.strerror}"
     for folder in (root.models, root.configs):
         if not os.access(folder, os.R_OK | os.X_OK):
-            yield folder, f"can't be read by {_name_of(os.geteuid())}"
+            yield folder, f"can't be read by {user_name()}"
 
 
 def filesystem(root: Root) -> Finding:
@@ -227,6 +237,11 @@ def _probe(folder: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def user_name() -> str:
+    """Who asks."""
+    return _name_of(os.geteuid())
 
 
 def _name_of(uid: int) -> str:

@@ -217,7 +217,8 @@ def install(
     _carry_out(plan_install(place, settings, user=user), user=user, dry_run=dry_run)
     if not dry_run:
         systemctl = "systemctl --user" if user else "systemctl"
-        typer.echo(f"sdbatch is installed; a root without a model yet: sdbatch init {place.path} --model FILE")
+        lacks = "" if place.has_checkpoint() else f"; it needs a model: sdbatch init {place.path} --model FILE"
+        typer.echo(f"sdbatch is installed{lacks}")
         typer.echo(f"start it, now and at every boot: {systemctl} enable --now sdbatch")
         if user:
             typer.echo("let it run while you are not logged in: loginctl enable-linger")

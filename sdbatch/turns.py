@@ -60,7 +60,8 @@ class Turns:
         """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
         first = next((claim.priority for claim in self.spool.claimed() if claim.id in ids), ANY_TIME)
         urgent = sum(1 for _ in takewhile(lambda arrival: arrival.priority > first, self.inbox.queue)) if ids else 0
-        queued = [("file", name) for name in islice(self.inbox.names(), max(urgent, overview.SHOWN))]
+        movable = (name for name in self.inbox.names() if name not in self.unmovable)
+        queued = [("file", name) for name in islice(movable, max(urgent, overview.SHOWN))]
         yield from queued[:urgent]
         yield from (("id", name) for name in ids if name not in self.deferred)
         yield from queued[urgent:]
@@ -130,7 +131,8 @@ class Turns:
 def _why_unmovable(arrival: Arrival, error: OSError) -> str:
     if not isinstance(error, PermissionError):
         return str(error)
+    folder = arrival.path.parent
     return (
-        f"the service may not take files out of {arrival.path.parent}, which belongs to someone else: "
-        "give its group the right to write there (chmod g+w)"
+        f"the service may not take files out of {folder}, which belongs to someone else: "
+        f"chgrp {os.getegid()} {folder}; chmod g+w {folder}"
     )

@@ -113,7 +113,8 @@ def test_a_misspelt_variable_is_told_but_no_reason_not_to_start(path: Path, monk
 def test_reload_takes_what_it_can_and_says_what_needs_a_restart(path: Path) -> None:
     path.write_text("attempts: 5\ndevice: cpu\nlimits:\n  steps: 9\n")
     with capture_logs() as said:
-        settings = configuration.reload(path, Settings(), log.get())
+        settings, refused = configuration.reload(path, Settings(), log.get())
+    assert not refused
     assert (settings.attempts, settings.limits.steps, settings.device) == (5, 9, "auto")
     assert said[0]["changed"] == ["attempts: 3 -> 5", "limits.steps: 1000 -> 9"]
     assert said[0]["needs_a_restart"] == ["device: auto -> cpu"]
@@ -122,7 +123,9 @@ def test_reload_takes_what_it_can_and_says_what_needs_a_restart(path: Path) -> N
 def test_reload_of_a_wrong_configuration_changes_nothing(path: Path) -> None:
     path.write_text("attempts: 0\n")
     with capture_logs() as said:
-        assert configuration.reload(path, Settings(rescan_seconds=9), log.get()).rescan_seconds == 9
+        settings, refused = configuration.reload(path, Settings(rescan_seconds=9), log.get())
+    assert settings.rescan_seconds == 9
+    assert refused == said[0]["error"]
     assert said[0]["event"] == "the configuration is wrong; the old one stays"
     assert "line 1: attempts: 0 is not" in said[0]["error"]
 

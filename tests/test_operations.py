@@ -138,6 +138,19 @@ class Admin:
         self.machine.run("runuser", "-u", "alice", "--", "sh", "-euc", f"cd /srv/here; {drop}")
         self._is_done("hers")
 
+        # Who is not of the group is told so.
+        self.machine.run("useradd", "--create-home", "eve")
+        (self.root.path / "jobs").chmod(0o2770)
+        assert "must be in its group" in self._eve("status", code=1)
+        assert "sudo usermod -aG " in self._eve("doctor", "--quick")
+        (self.root.path / "jobs").chmod(0o2775)
+        assert "as it should be if the service runs as sdbatch" in self._eve("doctor", "--quick")
+
+    def _eve(self, *arguments: str, code: int = 0) -> str:
+        return self.machine.run(
+            "runuser", "-u", "eve", "--", "sdbatch", *arguments, "--root", "/srv/sdbatch", code=code
+        )
+
     def _the_job_is_told_of(self, said: str) -> None:
         (job,) = [path.name for path in self.root.done.glob("*-truck")]
         assert '"state": "idle"' in said

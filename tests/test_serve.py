@@ -356,7 +356,8 @@ def test_a_bad_configuration_exits_with_78_and_says_where(tmp_path: Path, config
 
 
 def test_a_bad_environment_exits_with_78_too(tmp_path: Path) -> None:
-    ended = run_sdbatch("serve", "--root", tmp_path / "root", "--drain", env=os.environ | {"SDBATCH_DEVICE": "tpu"})
+    root = make_root(tmp_path / "root").path
+    ended = run_sdbatch("serve", "--root", root, "--drain", env=os.environ | {"SDBATCH_DEVICE": "tpu"})
     assert ended.returncode == 78
     assert 'SDBATCH_DEVICE in the environment: "tpu" is not auto, cpu' in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -378,9 +379,17 @@ def test_what_a_library_prints_does_not_reach_the_service(model_root: Root, tmp_
     drain(model_root, env=os.environ | {"PYTHONPATH": str(chatty.parent)})
 
 
+def test_a_folder_that_is_no_root_is_not_made_one_by_serving_it(tmp_path: Path) -> None:
+    """Such as the mount point of a disk that is not mounted."""
+    ended = run_sdbatch("serve", "--root", tmp_path, "--drain")
+    assert ended.returncode == 78
+    assert f"is no root (there is no jobs/); make one: sdbatch init {tmp_path}" in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_root_that_can_not_be_made_exits_with_78(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    ended = run_sdbatch("serve", "--root", tmp_path / "file", "--drain")
+    ended = run_sdbatch("init", tmp_path / "file")
     assert ended.returncode == 78
     assert "can't be made here" in ended.stderr
 

@@ -1,10 +1,13 @@
+import errno
 import json
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from tests_support import only
 
+from sdbatch import files
 from sdbatch.root import Root
 from sdbatch.spool import Spool, slug_of
 from sdbatch.testing import drop_job
@@ -17,6 +20,24 @@ def spool(root: Root) -> Spool:
     spool = Spool(root)
     spool.recover()
     return spool
+
+
+def test_a_file_that_can_not_be_moved_uses_up_no_number(
+    spool: Spool, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_job(root, "a.yaml", "prompt: a")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "move", refuse)
+        for _ in range(3):
+            with pytest.raises(PermissionError):
+                spool.claim(root.inbox / "a.yaml", NOON)
+    claim = spool.claim(root.inbox / "a.yaml", NOON)
+    assert claim is not None
+    assert claim.id == "20261122T120000Z-000001-a"
+
+
+def refuse(source: Path, target: Path) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", str(source))
 
 
 def test_a_claim_moves_the_file_and_notes_where_it_came_from(spool: Spool, root: Root) -> None:

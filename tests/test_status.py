@@ -24,7 +24,7 @@ from sdbatch.errors import JobError
 from sdbatch.overview import look
 from sdbatch.pace import Pace
 from sdbatch.root import Root
-from sdbatch.screen import Bar, _screen
+from sdbatch.screen import Bar, _bar, _screen
 from sdbatch.service import Service
 from sdbatch.settings import Settings
 from sdbatch.status import duration
@@ -191,12 +191,49 @@ def test_a_file_that_the_service_may_not_take_is_told_with_the_remedy(
         clock.sleep(2)
     text = " ".join(shown(root, clock).split())
     assert "stays in the inbox: batch/1.yaml: the service may not take files out of" in text
-    assert "(chmod g+w)" in text
+    assert f"chmod g+w {root.inbox}/batch" in text
     (root.inbox / "batch/1.yaml").unlink()
     for _ in range(5):
         service.run_once(clock)
         clock.sleep(2)
     assert json.loads(root.status.read_text())["unmovable"] == {}
+
+
+def test_a_file_that_holds_nothing_is_told_until_it_does(start: Start, root: Root, clock: FakeClock) -> None:
+    (root.inbox / "empty.yaml").touch()
+    service = start()
+    drain(service, clock)
+    service.run_once(clock)
+    assert "taken when there is something in it: empty.yaml" in shown(root, clock)
+    assert "queue: empty" in shown(root, clock)
+    drop_job(root, "empty.yaml", "prompt: a\n" + SMALL)
+    drain(service, clock)
+    clock.sleep(2)
+    service.run_once(clock)
+    assert service.done == 1
+    assert "empty.yaml" not in shown(root, clock)
+
+
+def test_a_refused_configuration_is_told_until_it_is_mended(start: Start, root: Root, clock: FakeClock) -> None:
+    service = start()
+    for text, told in (("attempt: 3\n", "line 1: attempt: there is no such key"), ("attempts: 3\n", "")):
+        root.configuration.parent.mkdir(exist_ok=True)
+        root.configuration.write_text(text)
+        service.reload_requested = True
+        clock.sleep(2)
+        service.run_once(clock)
+        assert ("the configuration is wrong; the old one stays" in shown(root, clock)) == bool(told)
+        assert told in shown(root, clock)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_bar_gives_way_to_what_is_told_beside_it(width: int) -> None:
+    job = {"id": "20261122T101530Z-000042-blue-truck", "pictures_done": 34, "pictures": 40, "step": 18, "steps": 50}
+    for label in ("", job["id"]):
+        out = io.StringIO()
+        Console(file=out, width=width).print(_bar(job | {"eta_seconds": 61, "fraction": 0.5}, str(label)))
+        assert "34 of 40 pictures, step 18 of 50, 61 s left" in out.getvalue()
+        assert "━" in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests_support import REFERENCE, drain, lay_model, only, run_sdbatch
 
-from sdbatch import steer
+from sdbatch import overview, steer
 from sdbatch.engine.protocol import Draw, Event, Request
 from sdbatch.errors import JobError, RendererDied
 from sdbatch.root import Root
@@ -96,6 +96,8 @@ def test_a_job_in_work_is_cancelled_after_its_batch(start: Start, root: Root, cl
     assert "was cancelled" in (folder / "error.txt").read_text()
     assert len(list((folder / "samples").iterdir())) == 2, "what was drawn of it stays"
     assert order(root) == ["b"]
+    assert (service.failed, list(service.failures), overview.failures(root)) == (0, [], []), "it is no failure"
+    assert steer.retry_all(root) == []
 
 
 def test_a_claimed_job_is_cancelled_while_everything_is_paused(start: Start, root: Root, clock: FakeClock) -> None:

@@ -186,7 +186,8 @@ class LocalEngine:
         if self._listener is not None:
             self._listener.join(LAST_BREATH_SECONDS)  # its very last words may still be on their way
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return RendererDied("\n".join([f"the renderer ended with {cause}; its last words:", *self._last_words]))
+        words = ["; its last words:", *self._last_words] if self._last_words else []
+        return RendererDied(f"the renderer ended with {cause}" + "\n".join(words))
 
     def _listen(self, pipe: IO[bytes]) -> None:
         """Pass the renderer's log on, and keep its end for error.txt."""
