@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sdbatch.engine.memory import is_out_of_memory, release
+from sdbatch.engine.memory import in_short, is_out_of_memory, release
 from sdbatch.engine.models import Model
 from sdbatch.errors import OutOfMemory
 
@@ -92,11 +92,12 @@ class Ladder:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                said = in_short(error)
             # Only behind the except block is the traceback gone, and with it the tensors that its frames held.
             release(self.device)
             told = self.make_room() or step_down()
             if not told:
-                raise OutOfMemory
+                raise OutOfMemory(said)
             release(self.device)
             self.tell(f"out of memory: from picture {self.first} on {told}")
 

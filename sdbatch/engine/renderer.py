@@ -1,8 +1,9 @@
 """The renderer: a process that holds the resident model and can be thrown away.
 
 It reads requests from standard input and answers on a pipe of its own, a line each. A job's own fault is answered;
-any other error ends the process with its traceback on standard error, since after a CUDA error or an exhausted
-memory nothing in it can be trusted. The service counts the attempt and starts another.
+any other error ends the process with its traceback on standard error, since after a CUDA error nothing in it can be
+trusted, and where memory ran out for good (see ladder.py) another may find more. The service counts the attempt and
+starts one.
 """
 
 import os
@@ -28,11 +29,12 @@ from sdbatch.engine.checkpoint import fingerprint
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.draw import draw
 from sdbatch.engine.ladder import Ladder
+from sdbatch.engine.memory import in_short, is_out_of_memory
 from sdbatch.engine.models import Model, load_model
 from sdbatch.engine.notes import Notes
 from sdbatch.engine.precision import dtype_of, forbid_tf32
 from sdbatch.engine.protocol import Draw, Message, Request
-from sdbatch.errors import EngineDown, JobError
+from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch, count_pictures
 
@@ -87,6 +89,11 @@ class Renderer:
                 except OSError as error:
                     fault: Literal["disk", "job"] = "disk" if is_disk_trouble(error) else "job"
                     self.answer(protocol.Failed(job_id=task.job_id, fault=fault, text=str(error)))
+                except (OutOfMemory, RuntimeError, MemoryError) as error:
+                    if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+                        raise
+                    Notes(task.folder).add("out of memory, with as little as possible at once: a new renderer began")
+                    raise error if isinstance(error, OutOfMemory) else OutOfMemory(in_short(error)) from error
 
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
@@ -245,7 +252,10 @@ def main() -> None:
             pipe.write(protocol.Unfit(text=str(error)).model_dump_json() + "\n")
         else:
             renderer.answer(protocol.Ready())
-            renderer.serve(requests)
+            try:
+                renderer.serve(requests)
+            except OutOfMemory as error:
+                raise SystemExit(str(error)) from None  # in plain words: these are what error.txt ends with
 
 
 if __name__ == "__main__":
