@@ -252,7 +252,10 @@ def test_lineage_is_a_tree_from_the_first_to_all_that_came_of_it(draw: Draw, roo
     draw(f"prompt: c\ninit_img: jobs/done/{child}/samples/00000.png", "c.yaml")
     draw("prompt: d\ninit_img: outputs/txt2img-samples/samples/00000.png", "d.yaml")
     tree = History.open(root).lineage(child)
-    expected: list[object] = [("b", "samples/00001.png", [("c", "samples/00000.png", [])]), ("d", "samples/00000.png", [])]
+    expected: list[object] = [
+        ("b", "samples/00001.png", [("c", "samples/00000.png", [])]),
+        ("d", "samples/00000.png", []),
+    ]
     assert family(tree) == ("a", None, expected)
     assert [node.job for node in (tree, *tree.children) if node.is_asked] == [child]
 

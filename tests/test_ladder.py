@@ -197,9 +197,9 @@ def test_the_next_job_is_not_poorer_and_the_model_stays(tmp_path: Path) -> None:
     answers = io.StringIO()
     renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
     renderer.preload(CKPT, CONFIG)
-    assert renderer.resident is not None
+    (resident,) = renderer.residents.models.values()
     large, small = task(tmp_path / "large", H=256, W=256), task(tmp_path / "small")
-    with small_memory(renderer.resident.model.vae.decoder, 32 * 128 * 128 * 4):
+    with small_memory(resident.model.vae.decoder, 32 * 128 * 128 * 4):
         renderer.serve(io.StringIO(Request(jobs=[large, small]).model_dump_json()))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
     notes = {event["job_id"]: event["notes"] for event in events if event["type"] == "finished"}
@@ -211,9 +211,9 @@ def test_the_next_job_is_not_poorer_and_the_model_stays(tmp_path: Path) -> None:
 def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(tmp_path: Path) -> None:
     renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
     renderer.preload(CKPT, CONFIG)
-    assert renderer.resident is not None
+    (resident,) = renderer.residents.models.values()
     job = task(tmp_path / "job")
-    with small_memory(renderer.resident.model.unet, 100), pytest.raises(OutOfMemory):
+    with small_memory(resident.model.unet, 100), pytest.raises(OutOfMemory):
         renderer.serve(io.StringIO(Request(jobs=[job]).model_dump_json()))
     notes = json.loads((job.folder / "notes.json").read_text())
     assert notes[-1] == "out of memory, with as little as possible at once: a new renderer began"
