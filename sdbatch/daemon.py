@@ -88,6 +88,7 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         root.state / "checksums.json",
         lambda: _to_preload(root, chosen),
         settings.converted_bytes,
+        settings.resident_bytes,
     )
 
 

@@ -42,10 +42,10 @@ class EngineDown(SdbatchError):
 class OutOfMemory(SdbatchError):
     """Not even the most sparing way to draw a job fits into memory. A new renderer may have more of it."""
 
-    def __str__(self) -> str:
-        return (
+    def __init__(self, said: str) -> None:
+        super().__init__(
             "out of memory, with as little as possible at once; ask for a smaller H and W, or see what else uses the "
-            "device's memory"
+            f"device's memory ({said})"
         )
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 # What is built into a running service: a reload leaves it as it is.
-NEEDS_RESTART = ("engine", "device", "preload", "converted_bytes", "events", "allow_paths")
+NEEDS_RESTART = ("engine", "device", "preload", "converted_bytes", "resident_bytes", "events", "allow_paths")
 
 
 class Limits(BaseModel):
@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     preload: Preload = Preload()
     converted_bytes: int = Field(20_000_000_000, ge=0)
+    resident_bytes: int = Field(0, ge=0)
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     events: bool = True

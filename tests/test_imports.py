@@ -85,7 +85,7 @@ FLOORS = [
     {"engine.diffusers_folder", "found", "index", "task", "tending"},
     {"engine.models", "intake", "readiness", "upkeep"},
     {"engine.ladder", "engine.precision", "history", "turns"},
-    {"engine.decoding", "historian", "restoring", "web.site"},
+    {"engine.decoding", "engine.residents", "historian", "restoring", "web.site"},
     {"engine.draw", "looking", "service", "web.guard", "web.language", "web.queue"},
     {"engine.renderer", "testing", "web.form", "web.pictures"},
     {"daemon", "engine.examine", "web.app"},

@@ -146,7 +146,7 @@ def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
     (tmp_path / "broken.ckpt").write_bytes(b"x" * 1000)
     renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
     renderer.preload(tmp_path / "broken.ckpt", task(tmp_path).config)
-    assert renderer.resident is None
+    assert not renderer.residents.models
     assert "the model to preload can't be loaded: the checkpoint broken.ckpt" in capfd.readouterr().err
 
 

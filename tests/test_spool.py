@@ -75,7 +75,7 @@ def test_ids_go_on_behind_the_last_one_after_a_restart(spool: Spool, root: Root)
     assert second.id == "20261122T120000Z-000002-a"
 
 
-@pytest.mark.parametrize("name", ["manifest.yaml", "claim.json", "error.json", "MANIFEST.YAML"])
+@pytest.mark.parametrize("name", ["manifest.yaml", "claim.json", "notes.json", "error.json", "MANIFEST.YAML"])
 def test_a_dropped_file_never_passes_for_one_of_ours(spool: Spool, root: Root, name: str) -> None:
     claim = spool.claim(drop_job(root, name, "prompt: a"), NOON)
     assert claim is not None

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sdbatch import files
+from sdbatch.engine.memory import is_out_of_memory
 from sdbatch.errors import JobError
 
 
@@ -88,10 +89,8 @@ def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
             f"the checkpoint {path.name} holds more than weights (Python objects or code), so it was not loaded; "
             "convert it to .safetensors on a machine where you trust it"
         ) from error
-    except MemoryError:
-        raise
     except Exception as error:  # a damaged pickle makes the unpickler stumble anywhere: struct.error, IndexError, ...
-        if isinstance(error, OSError) and files.is_disk_trouble(error):
+        if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
             f"the checkpoint {path.name} is damaged or was copied incompletely "

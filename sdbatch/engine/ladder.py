@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sdbatch.engine.memory import is_out_of_memory, release
+from sdbatch.engine.memory import in_short, is_out_of_memory, release
 from sdbatch.engine.models import Model
 from sdbatch.errors import OutOfMemory
 
@@ -63,7 +63,7 @@ class Ladder:
             parts = (network(*(one[i : i + each] for one in rows)) for i in range(0, count, each))
             return torch.cat([*parts])
 
-        return self._walk(work, lambda: self._fewer_rows(count))
+        return self.walk(work, lambda: self._fewer_rows(count))
 
     def encode(self, model: Model, picture: Tensor, noise: Tensor) -> Tensor:
         """`model.encode`, in tiles where the picture as a whole does not go through."""
@@ -72,7 +72,7 @@ class Ladder:
             with self._tiles(model):
                 return model.encode(picture, noise)
 
-        return self._walk(work, lambda: self._smaller_tiles(model, noise))
+        return self.walk(work, lambda: self._smaller_tiles(model, noise))
 
     def decode(self, model: Model, latents: Tensor) -> Tensor:
         """`model.decode`, one picture at a time or in tiles where all of them do not go through."""
@@ -82,21 +82,26 @@ class Ladder:
                 each = 1 if self.is_sliced else len(latents)
                 return torch.cat([model.decode(latents[i : i + each]) for i in range(0, len(latents), each)])
 
-        return self._walk(work, lambda: self._one_picture(latents) or self._smaller_tiles(model, latents))
+        return self.walk(work, lambda: self._one_picture(latents) or self._smaller_tiles(model, latents))
 
-    def _walk(self, work: Callable[[], T], step_down: Callable[[], str]) -> T:
-        """What `work` gives, begun anew after each step down; no random number may be drawn in it."""
+    def walk(self, work: Callable[[], T], step_down: Callable[[], str]) -> T:
+        """What `work` gives, begun anew after each step down; no random number may be drawn in it.
+
+        Raises:
+            OutOfMemory: there is no step left.
+        """
         while True:
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                said = in_short(error)
             # Only behind the except block is the traceback gone, and with it the tensors that its frames held.
             release(self.device)
             told = self.make_room() or step_down()
             if not told:
-                raise OutOfMemory
+                raise OutOfMemory(said)
             release(self.device)
             self.tell(f"out of memory: from picture {self.first} on {told}")
 

@@ -42,8 +42,10 @@ class LocalEngine:
         checksums: Path,
         preload: Callable[[], Sequence[Path]] = tuple,
         converted_bytes: int = 0,
+        resident_bytes: int = 0,
     ) -> None:
-        self.command = [sys.executable, "-m", "sdbatch.engine.renderer", device, str(checksums), str(converted_bytes)]
+        budgets = str(converted_bytes), str(resident_bytes)
+        self.command = [sys.executable, "-m", "sdbatch.engine.renderer", device, str(checksums), *budgets]
         self._preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False  # its first word came

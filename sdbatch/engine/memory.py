@@ -12,7 +12,8 @@ SIGNS = (
     "std::bad_alloc",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    "could not create a memory object",  # oneDNN's
+    "could not create a memory object",  # oneDNN's, as the next
+    "could not create a primitive",
 )
 
 
@@ -21,6 +22,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def in_short(error: BaseException) -> str:
+    """What the allocator said, without the advice that it adds."""
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def release(device: torch.device) -> None:

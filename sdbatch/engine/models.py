@@ -1,6 +1,7 @@
 """A checkpoint and its config, or a folder in diffusers format, as a resident model."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,18 @@ class Model:
     device: torch.device
     dtype: torch.dtype = torch.float32
 
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return sum(weight.nbytes for part in self._networks for weight in part.state_dict().values())
+
+    @property
+    def _networks(self) -> tuple[Any, Any, Any]:
+        return self.unet, self.vae, self.text_encoder
+
     def to(self, device: torch.device) -> "Model":
         """The same model on a device; the networks themselves move."""
-        for network in (self.unet, self.vae, self.text_encoder):
+        for network in self._networks:
             network.to(device)
         return replace(self, device=device, levels=self.levels.to(device))
 
@@ -90,11 +100,16 @@ class Model:
 
 
 def load_model(
-    ckpt: Path, config: Path, dtype: torch.dtype = torch.float32, conversions: Conversions | None = None
+    ckpt: Path,
+    config: Path,
+    dtype: torch.dtype = torch.float32,
+    conversions: Conversions | None = None,
+    make_room: Callable[[int], None] = lambda _: None,
 ) -> Model:
     """Load, on the CPU, a checkpoint in the original layout with its config, or a diffusers folder (config unused).
 
     With `conversions` what was converted earlier is mapped, and what can't be mapped as it is becomes converted.
+    `make_room` is told how many bytes are to be loaded, once it is sure that they can be.
 
     Raises:
         JobError: the checkpoint or the config can't be read, or they don't fit each other.
@@ -103,6 +118,7 @@ def load_model(
     if conversions and place:
         kept = conversions.find(place)
         if kept is not None and not (plan := plan_model(ckpt, config, kept)).lacking(kept):
+            make_room(plan.size(dtype))
             return _assemble(plan, kept, dtype, copy=False)
     weights = read_model(ckpt)
     plan = plan_model(ckpt, config, weights)
@@ -114,7 +130,9 @@ def load_model(
             print(f"{plan.name} could not be converted, and loads slowly: {error}", file=sys.stderr)  # noqa: T201
             kept = None
         if kept is not None:
+            make_room(plan.size(dtype))
             return _assemble(plan, kept, dtype, copy=False)
+    make_room(plan.size(dtype))
     # The resident model must not hang on a file that others can write to.
     return _assemble(plan, weights, dtype, copy=True)
 

@@ -52,6 +52,11 @@ class Part:
                 found |= {f"{path}.{key}": dtype for key in layer.state_dict()}
         return found
 
+    def size(self, dtype: torch.dtype) -> int:
+        """Bytes of its weights once filled."""
+        dtypes = self.dtypes(dtype)
+        return sum(weight.numel() * dtypes[key].itemsize for key, weight in self.network.state_dict().items())
+
     def fill(self, weights: Weights, dtype: torch.dtype, *, copy: bool = True) -> None:
         """Load the weights, for a network that computes in `dtype`.
 
@@ -91,6 +96,10 @@ class Plan:
     def parts(self) -> tuple[Part, Part, Part]:
         """UNet, autoencoder and text encoder."""
         return self.unet, self.vae, self.text_encoder
+
+    def size(self, dtype: torch.dtype) -> int:
+        """Bytes of all weights once filled, for networks that compute in `dtype`."""
+        return sum(part.size(dtype) for part in self.parts)
 
     def lacking(self, weights: Weights) -> list[str]:
         """What the weights do not hold as the networks need it, in words."""

@@ -1,8 +1,9 @@
-"""The renderer: a process that holds the resident model and can be thrown away.
+"""The renderer: a process that holds the resident models and can be thrown away.
 
 It reads requests from standard input and answers on a pipe of its own, a line each. A job's own fault is answered;
-any other error ends the process with its traceback on standard error, since after a CUDA error or an exhausted
-memory nothing in it can be trusted. The service counts the attempt and starts another.
+any other error ends the process with its traceback on standard error, since after a CUDA error nothing in it can be
+trusted, and where memory ran out for good (see ladder.py) another may find more. The service counts the attempt and
+starts one.
 """
 
 import os
@@ -15,7 +16,6 @@ import json
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
@@ -24,15 +24,16 @@ import torch
 import transformers
 
 from sdbatch.engine import pictures, protocol
-from sdbatch.engine.checkpoint import fingerprint
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.draw import draw
 from sdbatch.engine.ladder import Ladder
-from sdbatch.engine.models import Model, load_model
+from sdbatch.engine.memory import in_short, is_out_of_memory
+from sdbatch.engine.models import Model
 from sdbatch.engine.notes import Notes
-from sdbatch.engine.precision import dtype_of, forbid_tf32
+from sdbatch.engine.precision import forbid_tf32
 from sdbatch.engine.protocol import Draw, Message, Request
-from sdbatch.errors import EngineDown, JobError
+from sdbatch.engine.residents import Residents
+from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch, count_pictures
 
@@ -45,30 +46,22 @@ PR_SET_PDEATHSIG = 1
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-@dataclass(frozen=True)
-class Resident:
-    """The loaded model, and the files it came from as they were then."""
-
-    key: tuple[object, ...]
-    model: Model
-    sha256: str
-
-
 class Renderer:
-    """Draws requests one after another on one model that stays loaded until a job names another."""
+    """Draws requests one after another on models that stay loaded."""
 
-    def __init__(self, device: str, checksums: Path, answers: IO[str], converted_bytes: int = 0) -> None:
+    def __init__(
+        self, device: str, checksums: Path, answers: IO[str], converted_bytes: int = 0, resident_bytes: int = 0
+    ) -> None:
         self.device = find_device(device)
-        self.checksums = checksums
-        self.conversions = Conversions(checksums.parent / "models", checksums, converted_bytes)
+        conversions = Conversions(checksums.parent / "models", checksums, converted_bytes)
+        self.residents = Residents(self.device, resident_bytes, conversions)
         self.answers = answers
-        self.resident: Resident | None = None
 
     def preload(self, ckpt: Path, config: Path) -> None:
         """Load a model ahead of the jobs. One that can't be loaded is no fault yet: jobs may name others."""
         try:
-            self._load(ckpt, config, "autocast")
-        except (JobError, OSError) as error:
+            self.residents.get(ckpt, config, "autocast", Ladder(self.device))
+        except (JobError, OSError, OutOfMemory) as error:
             print(f"the model to preload can't be loaded: {error}", file=sys.stderr)  # noqa: T201 - goes to the log
 
     def answer(self, message: Message) -> None:
@@ -87,11 +80,18 @@ class Renderer:
                 except OSError as error:
                     fault: Literal["disk", "job"] = "disk" if is_disk_trouble(error) else "job"
                     self.answer(protocol.Failed(job_id=task.job_id, fault=fault, text=str(error)))
+                except (OutOfMemory, RuntimeError, MemoryError) as error:
+                    if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+                        raise
+                    Notes(task.folder).add("out of memory, with as little as possible at once: a new renderer began")
+                    raise error if isinstance(error, OutOfMemory) else OutOfMemory(in_short(error)) from error
 
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
         started = time.monotonic()
-        resident, seconds = self._load(task.ckpt, task.config, task.job.precision)
+        notes = Notes(task.folder)
+        ladder = Ladder(self.device, notes.add)
+        resident, seconds = self.residents.get(task.ckpt, task.config, task.job.precision, ladder)
         self.answer(
             protocol.Loaded(
                 job_id=task.job_id,
@@ -101,10 +101,8 @@ class Renderer:
                 versions=VERSIONS,
             )
         )
-        notes = Notes(task.folder)
         init, said = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
         said += _unread_prompts(resident.model, task)
-        ladder = Ladder(self.device, notes.add)
         staged = self._keep_staged(task, resident.sha256)
         origin = pictures.Origin(task.ckpt.stem, resident.sha256, "CPU" if self.device.type == "cpu" else "GPU")
 
@@ -130,18 +128,6 @@ class Renderer:
             self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
         seconds = time.monotonic() - started
         self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=[*said, *notes.texts]))
-
-    def _load(self, ckpt: Path, config: Path, precision: str) -> tuple[Resident, float]:
-        """A model, and the seconds it took. A model that can't be loaded leaves the resident one in place."""
-        dtype = dtype_of(precision, self.device)
-        key = (_identity(ckpt), _identity(config), dtype)
-        if self.resident is not None and self.resident.key == key:
-            return self.resident, 0.0
-        started = time.monotonic()
-        model = load_model(ckpt, config, dtype, self.conversions)
-        self.resident = None  # make room before the new one moves to the device
-        self.resident = Resident(key, model.to(self.device), fingerprint(ckpt, self.checksums))
-        return self.resident, time.monotonic() - started
 
     def _keep_staged(self, task: Draw, checkpoint: str) -> list[Path]:
         """Samples of an earlier attempt, as far as they are whole and of this job and model; the rest is drawn anew."""
@@ -214,13 +200,6 @@ def _unread_prompts(model: Model, task: Draw) -> list[str]:
     ]
 
 
-def _identity(path: Path) -> tuple[object, ...]:
-    """A file, or all files of a folder, as they are now: copied over with other content, it is another model."""
-    parts = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
-    stats = [part.stat() for part in parts]
-    return (str(path), *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))
-
-
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
@@ -232,20 +211,26 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS CONVERTED_BYTES FD [CKPT CONFIG]`: FD takes the answers."""
+    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS CONVERTED RESIDENT FD [CKPT CONFIG]`: FD takes the answers.
+
+    CONVERTED and RESIDENT are the budgets converted_bytes and resident_bytes.
+    """
     _die_with_parent()
     forbid_tf32()
-    device, checksums, converted_bytes, answers, *preload = sys.argv[1:]
+    device, checksums, converted_bytes, resident_bytes, answers, *preload = sys.argv[1:]
     with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
         try:
-            renderer = Renderer(device, Path(checksums), pipe, int(converted_bytes))
+            renderer = Renderer(device, Path(checksums), pipe, int(converted_bytes), int(resident_bytes))
             if preload:
                 renderer.preload(*map(Path, preload))
         except EngineDown as error:
             pipe.write(protocol.Unfit(text=str(error)).model_dump_json() + "\n")
         else:
             renderer.answer(protocol.Ready())
-            renderer.serve(requests)
+            try:
+                renderer.serve(requests)
+            except OutOfMemory as error:
+                raise SystemExit(str(error)) from None  # in plain words: these are what error.txt ends with
 
 
 if __name__ == "__main__":

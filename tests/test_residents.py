@@ -1,0 +1,188 @@
+"""Which models stay loaded, and what a switch costs."""
+
+import io
+import json
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference_model import CKPT, CONFIG
+from small_memory import SmallMemory
+
+from sdbatch.engine import residents as module
+from sdbatch.engine.conversion import Conversions
+from sdbatch.engine.ladder import Ladder
+from sdbatch.engine.models import Model, load_model
+from sdbatch.engine.protocol import Draw, Request
+from sdbatch.engine.renderer import Renderer
+from sdbatch.engine.residents import Residents
+from sdbatch.errors import JobError, OutOfMemory
+from sdbatch.job import Txt2Img
+
+CPU = torch.device("cpu")
+SIZE = load_model(CKPT, CONFIG).size
+
+
+class Loads:
+    """Stands at `load_model`: counts, and watches how many models live while another is filled."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.most = 0
+
+    def __call__(
+        self, ckpt: Path, config: Path, dtype: torch.dtype, conversions: Conversions, make_room: Callable[[int], None]
+    ) -> Model:
+        def counted(size: int) -> None:
+            make_room(size)
+            self.most = max(self.most, len(self.alive) + 1)
+
+        model = load_model(ckpt, config, dtype, conversions, counted)
+        self.names.append(ckpt.name)
+        self.alive.add(model.unet)
+        return model
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
+    counter = Loads()
+    monkeypatch.setattr(module, "load_model", counter)
+    return counter
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> list[Path]:
+    return [Path(shutil.copy(CKPT, tmp_path / f"{name}.ckpt")) for name in "abc"]
+
+
+def keeping(most_bytes: int, folder: Path) -> Residents:
+    return Residents(CPU, most_bytes, Conversions(folder / "models", folder / "checksums.json", 0))
+
+
+def use(residents: Residents, ckpt: Path, precision: str = "full") -> float:
+    return residents.get(ckpt, CONFIG, precision, Ladder(CPU))[1]
+
+
+def names(residents: Residents) -> list[str]:
+    return [resident.name for resident in residents.models.values()]
+
+
+def test_without_a_budget_the_model_in_use_stays_alone(tmp_path: Path, checkpoints: list[Path], loads: Loads) -> None:
+    residents = keeping(0, tmp_path)
+    a, b, _ = checkpoints
+    assert [use(residents, ckpt) > 0 for ckpt in (a, a, b, b, a)] == [True, False, True, False, True]
+    assert names(residents) == ["a.ckpt"]
+    assert loads.most == 1, "the old model was gone before the new one's weights were read"
+
+
+def test_those_used_last_stay_as_far_as_they_fit(tmp_path: Path, checkpoints: list[Path], loads: Loads) -> None:
+    residents = keeping(2 * SIZE, tmp_path)
+    a, b, c = checkpoints
+    for ckpt in (a, b, a, c, a):
+        use(residents, ckpt)
+    assert names(residents) == ["c.ckpt", "a.ckpt"], "b was not used for longest"
+    assert loads.names == ["a.ckpt", "b.ckpt", "c.ckpt"]
+    assert loads.most == 2, "never more than the budget, in the middle of a switch either"
+
+
+def test_two_precisions_of_a_checkpoint_are_two_models(
+    tmp_path: Path, loads: Loads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        module, "dtype_of", lambda precision, _: torch.bfloat16 if precision == "autocast" else torch.float32
+    )
+    residents = keeping(2 * SIZE, tmp_path)
+    for precision in ("full", "autocast", "full", "autocast"):
+        use(residents, CKPT, precision)
+    full, autocast = residents.models.values()
+    assert (full.model.dtype, autocast.model.dtype) == (torch.float32, torch.bfloat16)
+    assert autocast.size < full.size == SIZE
+    assert len(loads.names) == 2
+
+
+def test_on_a_cpu_both_precisions_are_one_model(tmp_path: Path, loads: Loads) -> None:
+    residents = keeping(2 * SIZE, tmp_path)
+    use(residents, CKPT, "full")
+    assert use(residents, CKPT, "autocast") == 0
+
+
+def test_a_checkpoint_copied_over_is_another_model(tmp_path: Path, checkpoints: list[Path], loads: Loads) -> None:
+    residents = keeping(0, tmp_path)
+    use(residents, checkpoints[0])
+    with checkpoints[0].open("ab") as file:
+        file.write(b"\0")
+    assert use(residents, checkpoints[0]) > 0
+
+
+def test_a_broken_checkpoint_costs_none_of_those_that_lie_there(tmp_path: Path, checkpoints: list[Path]) -> None:
+    residents = keeping(0, tmp_path)
+    a, b, _ = checkpoints
+    use(residents, a)
+    b.write_bytes(b.read_bytes()[:100_000])
+    with pytest.raises(JobError):
+        use(residents, b)
+    assert use(residents, a) == 0
+
+
+def test_a_model_that_finds_no_memory_has_the_others_let_go_and_says_so(
+    tmp_path: Path, checkpoints: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    residents = keeping(3 * SIZE, tmp_path)
+    a, b, c = checkpoints
+    use(residents, a)
+    use(residents, b)
+    told: list[str] = []
+
+    def load(*arguments: Any) -> Model:
+        if residents.models:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load_model(*arguments)
+
+    monkeypatch.setattr(module, "load_model", load)
+    residents.get(c, CONFIG, "full", Ladder(CPU, told.append))
+    assert told == ["out of memory: from picture 0 on no other model is kept (a.ckpt, b.ckpt was)"]
+    assert names(residents) == ["c.ckpt"]
+
+
+def test_a_model_that_finds_no_memory_even_alone_takes_the_renderer_with_it(tmp_path: Path) -> None:
+    with SmallMemory(1000), pytest.raises(OutOfMemory):
+        use(keeping(0, tmp_path), CKPT)
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(0, 30), (2 * SIZE, 2)], ids=["one model", "both models"])
+def test_three_hundred_jobs_are_drawn_in_order_and_load_no_more_than_they_must(
+    tmp_path: Path, checkpoints: list[Path], loads: Loads, budget: int, expected: int
+) -> None:
+    """Ten of one model, ten of the other, and so on."""
+    folders = [tmp_path / f"{n:03}" for n in range(300)]
+    jobs = [small(folder, checkpoints[n // 10 % 2]) for n, folder in enumerate(folders)]
+    answers = io.StringIO()
+    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, resident_bytes=budget)
+    renderer.serve(io.StringIO(Request(jobs=jobs).model_dump_json()))
+    events = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert [event["job_id"] for event in events if event["type"] == "finished"] == [folder.name for folder in folders]
+    assert len(loads.names) == expected
+    assert sum(event["seconds"] > 0 for event in events if event["type"] == "loaded") == expected
+
+
+def small(folder: Path, ckpt: Path) -> Draw:
+    (folder / "samples").mkdir(parents=True)
+    return Draw(
+        job_id=folder.name,
+        job=Txt2Img(prompt="a", H=64, W=64, n_iter=1, n_samples=1, ddim_steps=1, skip_grid=True),
+        lines=None,
+        init=None,
+        max_init_pixels=1,
+        max_pixels=1,
+        folder=folder,
+        samples="samples",
+        ckpt=ckpt,
+        config=CONFIG,
+        start_at=0,
+        halt=folder / "halt",
+    )
