@@ -22,6 +22,7 @@ _BESIDE = {
     "moving averages": r"model_ema\.",
     "the noise schedule": r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",
     "positions": r".*position_ids$",
+    "layers that the config leaves out": r"cond_stage_model\.model\.transformer\.resblocks\.",
     "what training needed": r"(first_stage_model\.loss|cond_stage_model\.model\.(visual|logit_scale|text_projection))",
 }
 
