@@ -57,7 +57,9 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> s
         raise JobError("\n".join(problems))
     root.output_folder(job.outdir)
     if root.inbox.is_dir():
-        root.find_weights(job.ckpt, job.config)
+        root.find_weights(job.ckpt, job.config, job.vae)
+        for lora in job.loras:
+            root.find_model("loras", lora.file)
     shape = f"{size[0]}x{size[1]}" if size else "the size of init_img, which is not there yet"
     pictures = "1 picture" if count == 1 else f"{count} pictures"
     return f"{pictures} of {shape}, {'PLMS' if job.plms else 'DDIM'}, {job.ddim_steps} steps, to {job.outdir}"

@@ -13,6 +13,7 @@ import typer
 from sdbatch import (
     __version__,
     looking,  # noqa: F401 - its commands belong to the app
+    modelling,  # noqa: F401 - its commands belong to the app
     tending,  # noqa: F401 - its commands belong to the app
 )
 from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root

@@ -40,4 +40,4 @@ def open_root(path: Path) -> "tuple[Root, Settings]":
 
     root = named_root(path)
     settings = configuration.load(root.configuration).settings
-    return replace(root, allowed=settings.allow_paths), settings
+    return replace(root, allowed=settings.allow_paths, named=tuple(settings.models.items())), settings

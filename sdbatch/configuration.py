@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -190,10 +190,15 @@ def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variable
 def _home(loc: Key) -> tuple[type[BaseModel], Key]:
     """The model that a key belongs to, and the key without the numbers of a list's items behind it."""
     kind: type[BaseModel] = Settings
-    for depth, name in enumerate(loc):
-        info = kind.model_fields.get(name)
+    depth = 0
+    while depth < len(loc):
+        info = kind.model_fields.get(loc[depth])
         inner = info.annotation if info else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)) or depth == len(loc) - 1:
+        steps = 1
+        if get_origin(inner) is dict:  # groups under names of the admin's
+            inner, steps = get_args(inner)[1], 2
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)) or depth + steps >= len(loc):
             return kind, loc[: depth + 1]
         kind = inner
+        depth += steps
     return kind, loc

@@ -93,9 +93,9 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
 
 
 def _to_preload(root: Root, chosen: Preload) -> Sequence[Path]:
-    """The checkpoint and config to load ahead, as they lie there when a renderer starts; nothing if they don't."""
+    """The checkpoint, config and autoencoder to load ahead, as they lie there when a renderer starts, or nothing."""
     try:
-        return root.find_weights(chosen.ckpt, chosen.config) if chosen.ckpt else ()
+        return [path for path in root.find_weights(chosen.ckpt, chosen.config) if path] if chosen.ckpt else ()
     except JobError:
         return ()  # the jobs that name them are told
 

@@ -40,7 +40,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield ok("version", f"sdbatch {__version__}, Python {platform.python_version()}, {sys.executable}")
     settings, finding = _settings(root)
     yield finding
-    root = replace(root, allowed=settings.allow_paths)
+    root = replace(root, allowed=settings.allow_paths, named=tuple(settings.models.items()))
     yield from surroundings.look(root, settings)
     yield from _driver(settings.device)
     if settings.engine == "fake":
@@ -105,9 +105,7 @@ def _is_nvidia_gpu(card: Path) -> bool:
 def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bool) -> Iterator[Finding]:
     """The model's files, then what the child finds out."""
     try:
-        model = root.find_model("ckpt", ckpt), Path()
-        if not model[0].is_dir():
-            model = model[0], root.find_model("config", config)
+        model = root.find_weights(ckpt, config)[:2]
     except JobError as error:
         yield _no_model(root, ckpt, str(error))
         yield from _child(settings, None)

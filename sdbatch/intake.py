@@ -43,15 +43,18 @@ class Intake:
         size = job.picture_size if isinstance(job, Txt2Img) else None
         if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
             raise JobError("\n".join(problems))
-        ckpt, config = self.root.find_weights(job.ckpt, job.config)
+        model = self.root.find_weights(job.ckpt, job.config, job.vae)
+        loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
         return Task(
             claim=claim,
             job=job,
             parent=parsed.parent,
             lines=lines,
             inputs=staged,
-            ckpt=ckpt,
-            config=config,
+            ckpt=model.ckpt,
+            config=model.config,
+            vae=model.vae,
+            loras=loras,
             outdir=make_outdir(self.root.output_folder(job.outdir), job.skip_save),
         )
 

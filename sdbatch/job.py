@@ -28,6 +28,7 @@ def _just_false(value: object) -> object:
 
 
 MAX_PROMPT = 10_000  # characters
+MAX_LORAS = 20
 
 Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_printable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
@@ -46,6 +47,17 @@ NOT_FOR_IMG2IMG = {
     "laion400m": "img2img has no laion400m; name that model with ckpt and config",
     "plms": "img2img has no PLMS sampler; take plms out to draw with DDIM",
 }
+
+
+class Lora(BaseModel):
+    """A small change of a model's weights, in a file of its own."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, in the root.")
+    weight: float = Field(
+        1.0, ge=-10, le=10, title="Weight", description="How much of it: 1 is as it was trained, 0 nothing."
+    )
 
 
 class Job(BaseModel):
@@ -130,8 +142,21 @@ class Job(BaseModel):
     ckpt: Path_ = Field(
         "models/ldm/stable-diffusion-v1/model.ckpt",
         title="Checkpoint",
-        description="A .ckpt or .safetensors file, or a folder in diffusers format, in the root.",
-        examples=["models/ldm/stable-diffusion-v1/model.ckpt", "v1-5-pruned.safetensors"],
+        description="A .ckpt or .safetensors file or a folder in diffusers format, in the root; or a name of `models`.",
+        examples=["models/ldm/stable-diffusion-v1/model.ckpt", "v1-5-pruned.safetensors", "v15"],
+    )
+    vae: Path_ = Field(
+        "",
+        title="Autoencoder",
+        description="A separate one (VAE) in place of the checkpoint's own: a file in the root.",
+        examples=["models/vae-ft-mse-840000-ema-pruned.safetensors"],
+    )
+    loras: list[Lora] = Field(
+        [],
+        max_length=MAX_LORAS,
+        title="LoRAs",
+        description="Added to the checkpoint's weights for this job, in this order.",
+        examples=[[{"file": "models/lora/pencil.safetensors", "weight": 0.8}]],
     )
     seed: int = Field(
         42,

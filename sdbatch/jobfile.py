@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sdbatch.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.errors import JobError
-from sdbatch.job import NOT_FOR_IMG2IMG, AnyJob, Img2Img, Txt2Img, job_kind
+from sdbatch.job import NOT_FOR_IMG2IMG, AnyJob, Img2Img, Lora, Txt2Img, job_kind
 from sdbatch.manifest import Asked, Kept, Parent, read_asked
 from sdbatch.words import refused, shown, unknown
 
@@ -123,20 +123,35 @@ def _validate(values: dict[str, Any], lines: dict[tuple[Line, ...], int], within
     if kind is Img2Img and fields.get("laion400m") is False:
         del fields["laion400m"]  # false says nothing against img2img
     for name, value in fields.items():
-        if isinstance(value, Unsure):
-            is_text = name in kind.model_fields and kind.model_fields[name].annotation is str
-            fields[name] = str(value) if is_text else value.number
+        fields[name] = _meant(kind, name, value)
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
         found = {_field_of(details): details for details in error.errors(include_url=False)}
+        for name, details in found.items():
+            if nested := lines.get((*within, *details["loc"])):
+                where[name] = f"line {nested}: "
         in_file_order = sorted(found, key=lambda name: list(fields).index(name) if name in fields else -1)
         told = [
-            f"{where.get(name, f'line {start}: ')}{name}: {_in_words(kind, name, found[name], fields)}"
+            f"{where.get(name, f'line {start}: ')}{name}: "
+            + (_in_words(kind, name, found[name], fields) if len(found[name]["loc"]) < 2 else _in_an_entry(found[name]))
             for name in in_file_order[:MAX_PROBLEMS]
         ]
         more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
         raise JobError("\n".join(told + more)) from error
+
+
+def _meant(kind: type[BaseModel], name: str, value: Any) -> Any:
+    """A value as the field takes it, where YAML leaves open whether it is a number or text."""
+    if isinstance(value, Unsure):
+        is_text = name in kind.model_fields and kind.model_fields[name].annotation is str
+        return str(value) if is_text else value.number
+    if isinstance(value, list) and name == "loras":
+        return [
+            {key: _meant(Lora, key, part) for key, part in entry.items()} if isinstance(entry, dict) else entry
+            for entry in value
+        ]
+    return value
 
 
 def _field_of(details: ErrorDetails) -> str:
@@ -162,3 +177,21 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
         case "string_unicode":
             return f"{shown(details['input'])} holds half a character (a lone surrogate); write the whole one"
     return refused(kind.model_fields[name], details)
+
+
+def _in_an_entry(details: ErrorDetails) -> str:
+    """What is wrong with one of `loras`, which are counted from 1."""
+    _, number, *names = details["loc"]
+    if not names:
+        return f"{shown(details['input'])} is not a group such as {{file: x.safetensors, weight: 1}}"
+    name = str(names[0])
+    match details["type"]:
+        case "extra_forbidden":
+            said = unknown(Lora, name, "field")
+        case "missing":
+            said = "is missing: say which LoRA"
+        case "value_error":
+            said = _raised(details)
+        case _:
+            said = refused(Lora.model_fields[name], details)
+    return f"entry {int(number) + 1}: {plain(name)}: {said}"

@@ -96,7 +96,7 @@ class Manifest(Record):
     timings: dict[str, Any]
     versions: dict[str, str]
     device: str
-    checkpoint: dict[str, str]
+    checkpoint: dict[str, Any]
     notes: list[str]
     first_prompt: str | None = None  # of from_file, whole; it stands in follow_up
 

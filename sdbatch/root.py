@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import NamedTuple
 
 from sdbatch import files
 from sdbatch.beneath import open_beneath
 from sdbatch.errors import JobError, NotHere
+from sdbatch.settings import DEFAULT_CONFIG, NamedModel
 
 OURS = ("jobs", "state", "models", "configs")  # no job's pictures go there
 SAMPLES = "samples"  # in every output folder
@@ -17,12 +19,21 @@ WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 MOST_FOLDERS = 2000  # looked through for weights
 
 
+class ModelFiles(NamedTuple):
+    """The files of a model; a folder in diffusers format is its own config."""
+
+    ckpt: Path
+    config: Path
+    vae: Path | None  # where the checkpoint's own autoencoder isn't used
+
+
 @dataclass(frozen=True)
 class Root:
-    """The folders of one service, and the folders outside that the configuration lets jobs name."""
+    """The folders of one service, and what the configuration lets jobs name beside: folders outside, and models."""
 
     path: Path
     allowed: tuple[Path, ...] = ()
+    named: tuple[tuple[str, NamedModel], ...] = ()
 
     @property
     def inbox(self) -> Path:
@@ -140,7 +151,7 @@ class Root:
 
         Links in there are the admin's and lead where they lead.
         """
-        bases = (self.path, self.models if field == "ckpt" else self.configs)
+        bases = (self.path, self.configs if field.endswith("config") else self.models)
         for base in bases:
             path = self._normal(field, named, base)
             if _exists(path) or os.path.islink(path):  # noqa: PTH114 - Path.is_symlink raises on overlong names
@@ -169,10 +180,34 @@ class Root:
                     raise JobError(f'{field}: "{named}" holds too many files for a model')
                 self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())
 
-    def find_weights(self, ckpt: str, config: str) -> tuple[Path, Path]:
-        """A checkpoint and its config; a folder in diffusers format is both."""
-        found = self.find_model("ckpt", ckpt)
-        return found, found if found.is_dir() else self.find_model("config", config)
+    def find_weights(self, ckpt: str, config: str, vae: str = "") -> ModelFiles:
+        """The files of a model that a job names: by its paths, or by a name in the configuration.
+
+        What the job names beside the name, other than the default, is used in place of the named model's own.
+        """
+        known = dict(self.named)
+        if ckpt not in known:
+            found = self.find_model("ckpt", ckpt)
+            own = found if found.is_dir() else self.find_model("config", config)
+            return ModelFiles(found, own, self.find_model("vae", vae) if vae else None)
+        model, where = known[ckpt], f"models: {ckpt}: "
+        found = self._find_named(where + "ckpt", model.ckpt)
+        if found.is_dir():
+            own = found
+        elif config != DEFAULT_CONFIG:
+            own = self.find_model("config", config)
+        else:
+            own = self._find_named(where + "config", model.config)
+        other = self._find_named(where + "vae", model.vae) if model.vae else None
+        return ModelFiles(found, own, self.find_model("vae", vae) if vae else other)
+
+    def _find_named(self, field: str, named: str) -> Path:
+        """A file that the configuration names: an absolute path is the admin's own business."""
+        if not Path(named).is_absolute():
+            return self.find_model(field, named)
+        if not _exists(Path(named)):
+            raise NotHere(f"{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it")
+        return Path(named)
 
     def output_folder(self, named: str) -> Path:
         """Where a job's pictures go; it need not exist yet.

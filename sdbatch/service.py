@@ -209,6 +209,8 @@ class Service:
             samples=samples,
             ckpt=task.ckpt,
             config=task.config,
+            vae=task.vae,
+            loras=task.loras,
             start_at=count_staged(folder / samples),
             halt=folder / HALT,
         )

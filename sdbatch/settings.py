@@ -6,8 +6,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # also of a job
+
 # What is built into a running service: a reload leaves it as it is.
-NEEDS_RESTART = ("engine", "device", "preload", "converted_bytes", "resident_bytes", "events", "allow_paths")
+NEEDS_RESTART = (
+    *("engine", "device", "preload", "models", "converted_bytes", "resident_bytes", "events", "allow_paths"),
+)
 
 
 class Limits(BaseModel):
@@ -80,7 +84,17 @@ class Preload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ckpt: str = "models/ldm/stable-diffusion-v1/model.ckpt"  # empty: none
-    config: str = "configs/stable-diffusion/v1-inference.yaml"
+    config: str = DEFAULT_CONFIG
+
+
+class NamedModel(BaseModel):
+    """A model under a name of the admin's: a job that says `ckpt: NAME` gets all of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ckpt: str = Field(min_length=1)
+    config: str = DEFAULT_CONFIG
+    vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
 
 
 class Settings(BaseSettings):
@@ -91,6 +105,7 @@ class Settings(BaseSettings):
     engine: Literal["local", "fake"] = "local"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     preload: Preload = Preload()
+    models: dict[str, NamedModel] = {}
     converted_bytes: int = Field(20_000_000_000, ge=0)
     resident_bytes: int = Field(0, ge=0)
     settle_seconds: float = Field(2.0, ge=0, le=3600)

@@ -11,6 +11,7 @@ from rich.tree import Tree
 from sdbatch.errors import printable
 from sdbatch.records import Job, Lineage, Picture
 from sdbatch.root import Root
+from sdbatch.shelf import Shelved
 
 
 def show_pictures(pictures: list[Picture], root: Root) -> None:
@@ -46,6 +47,24 @@ def show_one(found: Picture | Job, pictures: list[Picture], tree: Lineage, root:
     if tree.children or not tree.is_asked:
         console.print(Text("lineage", "bold"))
         console.print(_tree(tree), soft_wrap=not console.is_terminal)
+
+
+def show_models(models: list[Shelved]) -> None:
+    """A table; piped, a line each with tabs between name, path, bytes and the precisions converted to."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for each in models:
+            print("\t".join(_line(v) for v in (each.name, each.path, str(each.size), ",".join(each.converted))))  # noqa: T201
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("ckpt", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("converted", no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for each in models:
+        size = Text("missing", "red") if each.kind == "missing" else Text(f"{each.size / 1e9:.1f} GB")
+        table.add_row(Text(printable(each.name)), size, ", ".join(each.converted), Text(printable(each.path)))
+    console.print(table)
 
 
 def _facts(found: Picture | Job, root: Root) -> Iterator[tuple[str, str]]:

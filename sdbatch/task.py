@@ -30,6 +30,8 @@ class Task:
     ckpt: Path
     config: Path
     outdir: Path
+    vae: Path | None = None
+    loras: tuple[Path, ...] = ()
 
     @property
     def total(self) -> int:
@@ -138,14 +140,27 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
         },
         versions={"sdbatch": __version__, **loaded.versions},
         device=loaded.device,
-        checkpoint={
-            "ckpt": root.show(task.ckpt),
-            "config": root.show(task.config),
-            "sha256": loaded.checkpoint_sha256,
-        },
+        checkpoint=_checkpoint(task, loaded, root),
         notes=finished.notes,
         first_prompt=None if task.lines is None else task.lines[0],
     )
+
+
+def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
+    """The files that the weights came from."""
+    told: dict[str, Any] = {
+        "ckpt": root.show(task.ckpt),
+        "config": root.show(task.config),
+        "sha256": loaded.checkpoint_sha256,
+    }
+    if task.vae:
+        told |= {"vae": root.show(task.vae), "vae_sha256": loaded.vae_sha256}
+    if task.loras:
+        told["loras"] = [
+            {"file": root.show(path), "weight": lora.weight, "sha256": sha256}
+            for path, lora, sha256 in zip(task.loras, task.job.loras, loaded.lora_sha256, strict=True)
+        ]
+    return told
 
 
 def count_staged(folder: Path) -> int:

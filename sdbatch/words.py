@@ -57,9 +57,9 @@ def shown(value: object) -> str:
 
 def allowed(info: FieldInfo) -> str:
     """What a field accepts: "a whole number from 1 to 1000 (default 50)"."""
-    if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-        return f"a group of {_names(info.annotation)}, each with its value"
     choices = get_args(info.annotation) if info.annotation not in _KINDS else ()
+    if text := _groups(info, choices):
+        return text
     if choices:
         return " or ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
     text = _KINDS.get(info.annotation, str(info.annotation))
@@ -78,6 +78,19 @@ def allowed(info: FieldInfo) -> str:
             case object(pattern=str()):
                 text = str(info.description)  # a pattern is no answer to a person
     return text if info.is_required() or info.default == "" else f"{text} (default {shown(info.default)})"
+
+
+def _groups(info: FieldInfo, inner: tuple[Any, ...]) -> str:
+    """What a field accepts that holds fields of its own: one group, a list of them, or groups under names."""
+    if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+        return f"a group of {_names(info.annotation)}, each with its value"
+    kinds = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    if not kinds:
+        return ""
+    if inner[0] is str:
+        return f"names, and below each a group of {_names(kinds[0])}"
+    most = next((f"at most {rule.max_length} " for rule in info.metadata if isinstance(rule, MaxLen)), "")
+    return f"a list of {most}groups of {_names(kinds[0])}"
 
 
 def _instead(info: FieldInfo, details: ErrorDetails) -> str:

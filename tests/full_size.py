@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -102,25 +102,19 @@ def write_random_checkpoint(
     return path
 
 
-def write_random_folder(folder: Path, config: Path, dtype: torch.dtype = torch.float16, variant: str = "") -> Path:
-    """A folder in diffusers format of the config's shapes, its weights in safetensors."""
+def write_folder_configs(folder: Path, config: Path, text: dict[str, int]) -> dict[str, Any]:
+    """The json files of a folder in diffusers format; returns the unfilled networks."""
     numbers = Numbers(config)
-    is_v2 = numbers.text_encoder == "FrozenOpenCLIPEmbedder"
-    layers = {"num_hidden_layers": 23} if is_v2 else {}
-    text = clip_network(
-        vocab_size=49408,
-        hidden_act="gelu" if is_v2 else "quick_gelu",
-        **((V2_TEXT if is_v2 else V1_TEXT) | layers),
-    )
-    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-    networks = {"unet": build_unet(numbers), "vae": build_vae(numbers), "text_encoder": text}
+    hidden_act = "gelu" if numbers.text_encoder == "FrozenOpenCLIPEmbedder" else "quick_gelu"
+    networks = {
+        "unet": build_unet(numbers),
+        "vae": build_vae(numbers),
+        "text_encoder": clip_network(vocab_size=49408, hidden_act=hidden_act, **text),
+    }
     for part, network in networks.items():
         (folder / part).mkdir(parents=True)
-        network.config.to_json_file(folder / part / "config.json") if part == "text_encoder" else (
-            network.to_json_file(folder / part / "config.json")
-        )
-        weights = random_weights(chain(network.state_dict().items()), dtype)
-        save_file(weights, folder / part / f"{stems[part]}{variant}.safetensors", metadata={"format": "pt"})
+        told = network.config if part == "text_encoder" else network
+        told.to_json_file(folder / part / "config.json")
     schedule = {
         "_class_name": "DDIMScheduler",
         "beta_start": numbers("linear_start", float),
@@ -131,6 +125,18 @@ def write_random_folder(folder: Path, config: Path, dtype: torch.dtype = torch.f
     }
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule))
+    return networks
+
+
+def write_random_folder(folder: Path, config: Path, dtype: torch.dtype = torch.float16, variant: str = "") -> Path:
+    """A folder in diffusers format of the config's shapes, its weights in safetensors."""
+    is_v2 = Numbers(config).text_encoder == "FrozenOpenCLIPEmbedder"
+    # The library's folders of v2 leave the text encoder's last layer out.
+    text = V2_TEXT | {"num_hidden_layers": 23} if is_v2 else V1_TEXT
+    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    for part, network in write_folder_configs(folder, config, text).items():
+        weights = random_weights(iter(network.state_dict().items()), dtype)
+        save_file(weights, folder / part / f"{stems[part]}{variant}.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from sdbatch import files
 from sdbatch.engine import checkpoint
-from sdbatch.engine.checkpoint import fingerprint, read_weights
+from sdbatch.engine.checkpoint import read_weights
+from sdbatch.engine.fingerprint import fingerprint
 from sdbatch.engine.models import Model, load_model
 from sdbatch.errors import JobError
 

@@ -36,13 +36,19 @@ class Loads:
         self.most = 0
 
     def __call__(
-        self, ckpt: Path, config: Path, dtype: torch.dtype, conversions: Conversions, make_room: Callable[[int], None]
+        self,
+        ckpt: Path,
+        config: Path,
+        dtype: torch.dtype,
+        conversions: Conversions,
+        vae: Path | None,
+        make_room: Callable[[int], None],
     ) -> Model:
         def counted(size: int) -> None:
             make_room(size)
             self.most = max(self.most, len(self.alive) + 1)
 
-        model = load_model(ckpt, config, dtype, conversions, counted)
+        model = load_model(ckpt, config, dtype, conversions, vae, counted)
         self.names.append(ckpt.name)
         self.alive.add(model.unet)
         return model

@@ -1,11 +1,9 @@
 """A checkpoint file as named tensors: the content is sniffed, the suffix never believed, and no code in it runs."""
 
 import errno
-import hashlib
 import json
 import pickle
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,27 +165,3 @@ def _bytes_of(weight: Tensor) -> memoryview:
 def _has_numbers(value: object) -> bool:
     """Whether it is a tensor as all checkpoints hold them: neither sparse nor a mere shape ("meta")."""
     return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-
-
-def fingerprint(path: Path, cache: Path) -> str:
-    """The sha256 of a checkpoint file, or of all weight files of a folder; each file is read once, ever.
-
-    `cache` is a JSON file of digests by device, inode, size and mtime: a file changed in place is read again.
-    """
-    known: dict[str, str] = {}
-    if cache.exists():
-        try:
-            known = dict(json.loads(cache.read_text()))
-        except (ValueError, TypeError):
-            known = {}  # a cache: worth no error
-    parts = sorted(p for p in path.rglob("*") if p.suffix in {".safetensors", ".bin"}) if path.is_dir() else [path]
-    digests = []
-    for part in parts:
-        stat = part.stat()
-        key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key not in known:
-            known[key] = files.sha256(part)
-            with suppress(OSError):  # a cache: worth no error
-                files.write_atomically(cache, json.dumps(known, indent=1).encode())
-        digests.append(known[key])
-    return digests[0] if path.is_file() else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from sdbatch import files
-from sdbatch.engine.checkpoint import fingerprint, read_weights, write_weights
+from sdbatch.engine.checkpoint import read_weights, write_weights
+from sdbatch.engine.fingerprint import fingerprint
 from sdbatch.engine.plan import Plan, Weights
 from sdbatch.errors import JobError
 
@@ -51,6 +52,8 @@ class Conversions:
         try:
             weights = read_weights(place)
             os.utime(place)  # when it was last used
+            with place.open("rb") as file:  # the disk begins while the networks are built
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         except (JobError, OSError):
             return None
         return weights

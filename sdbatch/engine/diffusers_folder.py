@@ -48,12 +48,22 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     Raises:
         JobError: a part has none, or none that can be read.
     """
-    return {
-        f"{part}/{_today(key)}": weight
-        for part in STEMS
-        for path in weight_files(folder, part)
-        for key, weight in _read_part(folder, part, path).items()
-    }
+    return {f"{part}/{key}": weight for part in STEMS for key, weight in read_part(folder, part).items()}
+
+
+def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tensor]:
+    """The weights of one network; `stems_of` says whose file names they have, if not those of a `part`.
+
+    Raises:
+        JobError: as `read_folder`.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder, part, stems_of=stems_of):
+        try:
+            weights |= {_today(key): weight for key, weight in read_weights(path).items()}
+        except JobError as error:
+            raise JobError(f"{_no_usable(folder, part)}; {error}") from error
+    return weights
 
 
 def _today(key: str) -> str:
@@ -64,16 +74,9 @@ def _today(key: str) -> str:
     return key.removeprefix("text_model.")
 
 
-def _read_part(folder: Path, part: str, path: Path) -> Mapping[str, Tensor]:
-    try:
-        return read_weights(path)
-    except JobError as error:
-        raise JobError(f"{_no_usable(folder, part)}; {error}") from error
-
-
-def weight_files(folder: Path, part: str) -> list[Path]:
+def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
     """The file or the shards that hold a part's weights."""
-    names = [stem + ending for ending in ENDINGS for stem in STEMS[part]]
+    names = [stem + ending for ending in ENDINGS for stem in STEMS[stems_of or part]]
     for name in names:
         index = folder / part / f"{name}.index.json"
         if (folder / part / name).is_file():

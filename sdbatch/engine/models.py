@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sdbatch.engine.autoencoder import with_autoencoder
 from sdbatch.engine.checkpoint import is_safetensors, read_weights
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.diffusers_folder import STEMS, plan_folder, read_folder, weight_files
@@ -104,37 +105,48 @@ def load_model(
     config: Path,
     dtype: torch.dtype = torch.float32,
     conversions: Conversions | None = None,
+    vae: Path | None = None,
     make_room: Callable[[int], None] = lambda _: None,
 ) -> Model:
     """Load, on the CPU, a checkpoint in the original layout with its config, or a diffusers folder (config unused).
 
-    With `conversions` what was converted earlier is mapped, and what can't be mapped as it is becomes converted.
-    `make_room` is told how many bytes are to be loaded, once it is sure that they can be.
+    With `conversions` what was converted earlier is mapped, and what can't be mapped as it is becomes converted. With
+    `vae` the autoencoder is that one. `make_room` is told how many bytes are to be loaded, once it is sure that they
+    can be.
 
     Raises:
         JobError: the checkpoint or the config can't be read, or they don't fit each other.
     """
     place = conversions.place(ckpt, config, dtype) if conversions and conversions.most_bytes else None
-    if conversions and place:
-        kept = conversions.find(place)
-        if kept is not None and not (plan := plan_model(ckpt, config, kept)).lacking(kept):
+    kept = conversions.find(place) if conversions and place else None
+    if kept is not None:
+        plan, weights = _planned(ckpt, config, kept, vae)
+        if not plan.lacking(weights):
             make_room(plan.size(dtype))
-            return _assemble(plan, kept, dtype, copy=False)
-    weights = read_model(ckpt)
-    plan = plan_model(ckpt, config, weights)
+            return _assemble(plan, weights, dtype, mapped=kept)
+    read = read_model(ckpt)
+    plan, weights = _planned(ckpt, config, read, vae)
     require_fit(plan, weights)
-    if conversions and place and not is_ready(ckpt, plan, weights, dtype):
-        try:
-            kept = conversions.keep(place, plan, weights, dtype)
-        except OSError as error:
-            print(f"{plan.name} could not be converted, and loads slowly: {error}", file=sys.stderr)  # noqa: T201
-            kept = None
-        if kept is not None:
-            make_room(plan.size(dtype))
-            return _assemble(plan, kept, dtype, copy=False)
+    mapped: Weights = {}
+    if conversions and place and not is_ready(ckpt, plan, read, dtype):
+        mapped = _convert(conversions, place, plan, read, dtype)
+    own = {name: mapped[name] for name, weight in weights.items() if name in mapped and weight is read.get(name)}
     make_room(plan.size(dtype))
-    # The resident model must not hang on a file that others can write to.
-    return _assemble(plan, weights, dtype, copy=True)
+    return _assemble(plan, {**weights, **own}, dtype, mapped=mapped)
+
+
+def _planned(ckpt: Path, config: Path, weights: Weights, vae: Path | None) -> tuple[Plan, Weights]:
+    plan = plan_model(ckpt, config, weights)
+    return plan, with_autoencoder(plan, weights, vae) if vae else weights
+
+
+def _convert(conversions: Conversions, place: Path, plan: Plan, weights: Weights, dtype: torch.dtype) -> Weights:
+    """What was converted, mapped; nothing where there is no room for it: it loads all the same, but slowly."""
+    try:
+        return conversions.keep(place, plan, weights, dtype) or {}
+    except OSError as error:
+        print(f"{plan.name} could not be converted, and loads slowly: {error}", file=sys.stderr)  # noqa: T201
+        return {}
 
 
 def read_model(ckpt: Path) -> Weights:
@@ -173,7 +185,12 @@ def require_fit(plan: Plan, weights: Weights) -> None:
         more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
         hint = other_unet(weights) or "Is it a Stable Diffusion v1 or v2 model, whole, and the config its own?"
         raise JobError(f"{plan.name} does not fit {plan.config}: {'; '.join(lacking[:SHOWN])}{more}. {hint}")
-    # On a GPU a wrong index would cost the whole renderer.
+    if misfits := fit_problems(plan):
+        raise JobError(f"{plan.name} is not a Stable Diffusion model that fits together: {misfits[0]}")
+
+
+def fit_problems(plan: Plan) -> list[str]:
+    """How the networks do not fit each other, in words: on a GPU a wrong index would cost the whole renderer."""
     text, unet, vae = plan.text_encoder.network.config, plan.unet.network.config, plan.vae.network.config
     vocabulary = len(plan.tokenizer)
     needs = {
@@ -190,15 +207,17 @@ def require_fit(plan: Plan, weights: Weights) -> None:
             unet["in_channels"] == unet["out_channels"] == vae["latent_channels"]
         ),
     }
-    for misfit, fits in needs.items():
-        if not fits:
-            raise JobError(f"{plan.name} is not a Stable Diffusion model that fits together: {misfit}")
+    return [misfit for misfit, fits in needs.items() if not fits]
 
 
-def _assemble(plan: Plan, weights: Weights, dtype: torch.dtype, *, copy: bool) -> Model:
-    """The networks, filled, as a model on the CPU."""
+def _assemble(plan: Plan, weights: Weights, dtype: torch.dtype, *, mapped: Weights) -> Model:
+    """The networks, filled, as a model on the CPU.
+
+    Weights that are those in `mapped` stay in the file, which is ours. Others are copied: a resident model must not
+    hang on a file that anybody can write to.
+    """
     for part in plan.parts:
-        part.fill(weights, dtype, copy=copy)
+        part.fill(weights, dtype, mapped)
     return Model(
         unet=_settle(plan.unet.network),
         vae=_settle(plan.vae.network),

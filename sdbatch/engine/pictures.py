@@ -41,6 +41,8 @@ class Origin:
     model: str  # the checkpoint's stem
     model_sha256: str
     rng: str  # "CPU" or "GPU": where the noise was drawn
+    vae_sha256: str = ""  # of a separate autoencoder
+    lora_sha256: tuple[str, ...] = ()  # of the job's LoRAs
 
 
 def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np.float32], list[str]]:
@@ -126,11 +128,20 @@ def write_sample(
     text = PngImagePlugin.PngInfo()
     height, width = pixels.shape[:2]
     text.add_text("parameters", parameters(job, origin, prompt, width, height))
-    exact: dict[str, object] = {"sdbatch": __version__, "job": job.model_dump(), "iteration": iteration, "index": index}
-    exact["checkpoint"] = origin.model_sha256
+    told = {"sdbatch": __version__, "iteration": iteration, **exact(job, origin, index)}
     # ASCII, since a tEXt chunk is Latin-1: any reader gets the JSON as it was.
-    text.add_text("sdbatch", json.dumps(exact))
+    text.add_text("sdbatch", json.dumps(told))
     return _write_png(path, Image.fromarray(pixels), text)
+
+
+def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
+    """All that a sample's pixels hang on, as it stands in its text: job, place and weights."""
+    told: dict[str, object] = {"job": job.model_dump(), "index": index, "checkpoint": origin.model_sha256}
+    if origin.vae_sha256:
+        told["vae"] = origin.vae_sha256
+    if origin.lora_sha256:
+        told["loras"] = [*origin.lora_sha256]
+    return told
 
 
 def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int) -> str:

@@ -57,16 +57,17 @@ class Part:
         dtypes = self.dtypes(dtype)
         return sum(weight.numel() * dtypes[key].itemsize for key, weight in self.network.state_dict().items())
 
-    def fill(self, weights: Weights, dtype: torch.dtype, *, copy: bool = True) -> None:
-        """Load the weights, for a network that computes in `dtype`.
+    def fill(self, weights: Weights, dtype: torch.dtype, mapped: Weights) -> None:
+        """Load copies of the weights, for a network that computes in `dtype`.
 
-        Without `copy` those that have that precision already stay where they are, in a mapped file for one.
+        Those that are in `mapped` and have their precision stay where they are: in a file that nobody else writes.
         """
         dtypes = self.dtypes(dtype)
-        filled = {
-            key: weights[self.name_of(key)].to(dtypes[key], copy=copy).reshape(wanted.shape)
-            for key, wanted in self.network.state_dict().items()
-        }
+        filled = {}
+        for key, wanted in self.network.state_dict().items():
+            weight = weights[name := self.name_of(key)]
+            is_mapped = mapped.get(name) is weight
+            filled[key] = weight.to(dtypes[key], copy=not is_mapped).reshape(wanted.shape)
         self.network.load_state_dict(filled, strict=False, assign=True)
 
 

@@ -32,6 +32,8 @@ class Draw(Message):
     samples: str  # where in it samples go: "samples"
     ckpt: Path
     config: Path
+    vae: Path | None = None  # in place of the checkpoint's own autoencoder
+    loras: tuple[Path, ...] = ()  # the files of the job's loras
     start_at: int  # the first picture that is missing
     halt: Path  # once this is there, no further batch is begun
 
@@ -62,6 +64,8 @@ class Loaded(Message):
     job_id: str
     seconds: float  # it took; 0 if it was there
     checkpoint_sha256: str
+    vae_sha256: str = ""
+    lora_sha256: tuple[str, ...] = ()
     device: str
     versions: dict[str, str]
 

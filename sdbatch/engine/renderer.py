@@ -16,6 +16,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
@@ -25,8 +26,9 @@ import transformers
 
 from sdbatch.engine import pictures, protocol
 from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.draw import draw
+from sdbatch.engine.draw import Drawn, draw
 from sdbatch.engine.ladder import Ladder
+from sdbatch.engine.lora import read_lora, wearing
 from sdbatch.engine.memory import in_short, is_out_of_memory
 from sdbatch.engine.models import Model
 from sdbatch.engine.notes import Notes
@@ -42,6 +44,7 @@ VERSIONS = {
     "diffusers": diffusers.__version__,
     "transformers": transformers.__version__,
 }
+VARYING = ("sdbatch", "iteration")  # in a sample's text: its writer's version, and what follows from the index
 PR_SET_PDEATHSIG = 1
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -57,10 +60,10 @@ class Renderer:
         self.residents = Residents(self.device, resident_bytes, conversions)
         self.answers = answers
 
-    def preload(self, ckpt: Path, config: Path) -> None:
+    def preload(self, ckpt: Path, config: Path, vae: Path | None = None) -> None:
         """Load a model ahead of the jobs. One that can't be loaded is no fault yet: jobs may name others."""
         try:
-            self.residents.get(ckpt, config, "autocast", Ladder(self.device))
+            self.residents.get(ckpt, config, "autocast", Ladder(self.device), vae)
         except (JobError, OSError, OutOfMemory) as error:
             print(f"the model to preload can't be loaded: {error}", file=sys.stderr)  # noqa: T201 - goes to the log
 
@@ -91,25 +94,44 @@ class Renderer:
         started = time.monotonic()
         notes = Notes(task.folder)
         ladder = Ladder(self.device, notes.add)
-        resident, seconds = self.residents.get(task.ckpt, task.config, task.job.precision, ladder)
+        resident, seconds = self.residents.get(task.ckpt, task.config, task.job.precision, ladder, task.vae)
+        loras = [read_lora(path, lora.weight) for path, lora in zip(task.loras, task.job.loras, strict=True)]
+        lora_sha256 = tuple(self.residents.fingerprint(path) for path in task.loras)
         self.answer(
             protocol.Loaded(
                 job_id=task.job_id,
                 seconds=seconds,
                 checkpoint_sha256=resident.sha256,
+                vae_sha256=resident.vae_sha256,
+                lora_sha256=lora_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
             )
         )
         init, said = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
         said += _unread_prompts(resident.model, task)
-        staged = self._keep_staged(task, resident.sha256)
-        origin = pictures.Origin(task.ckpt.stem, resident.sha256, "CPU" if self.device.type == "cpu" else "GPU")
+        rng = "CPU" if self.device.type == "cpu" else "GPU"
+        origin = pictures.Origin(task.ckpt.stem, resident.sha256, rng, resident.vae_sha256, lora_sha256)
+        staged = self._keep_staged(task, origin)
 
         def on_step(batch: Batch, step: int, steps: int) -> None:
             self.answer(protocol.Stepped(job_id=task.job_id, first=batch.first, step=step, steps=steps))
 
-        for drawn in draw(resident.model, task.job, task.lines, init, len(staged), on_step, ladder):
+        with wearing(resident.model, loras):
+            drawing = draw(resident.model, task.job, task.lines, init, len(staged), on_step, ladder)
+            if not self._stage(task, drawing, staged, origin):
+                self.answer(protocol.Halted(job_id=task.job_id))
+                return
+        if not task.job.skip_grid:
+            path = task.folder / "grid-0000.png"
+            sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples)
+            self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
+        seconds = time.monotonic() - started
+        self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=[*said, *notes.texts]))
+
+    def _stage(self, task: Draw, drawing: Iterator[Drawn], staged: list[Path], origin: pictures.Origin) -> bool:
+        """Draw and write what is not staged yet; whether all of it is, or a person wanted it to stop."""
+        for drawn in drawing:
             for i, pixels in enumerate(drawn.pixels):
                 index = drawn.batch.first + i
                 if index < len(staged):
@@ -120,16 +142,10 @@ class Renderer:
                 staged.append(path)
                 self._tell_sample(task, index, sha256)
             if len(staged) < count_pictures(task.job, task.lines) and task.halt.exists():
-                self.answer(protocol.Halted(job_id=task.job_id))
-                return
-        if not task.job.skip_grid:
-            path = task.folder / "grid-0000.png"
-            sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples)
-            self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
-        seconds = time.monotonic() - started
-        self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=[*said, *notes.texts]))
+                return False
+        return True
 
-    def _keep_staged(self, task: Draw, checkpoint: str) -> list[Path]:
+    def _keep_staged(self, task: Draw, origin: pictures.Origin) -> list[Path]:
         """Samples of an earlier attempt, as far as they are whole and of this job and model; the rest is drawn anew."""
         staged: list[Path] = []
         for index in range(task.start_at):
@@ -137,8 +153,8 @@ class Renderer:
             try:
                 sha256, text = pictures.read_sample(path)
                 said = json.loads(text)
-                ours = {"job": task.job.model_dump(), "index": index, "checkpoint": checkpoint}
-                is_ours = all(said[key] == value for key, value in ours.items())
+                ours = pictures.exact(task.job, origin, index)
+                is_ours = {key: value for key, value in said.items() if key not in VARYING} == ours
             except (OSError, ValueError, SyntaxError, KeyError, TypeError):
                 is_ours = False
             if not is_ours:

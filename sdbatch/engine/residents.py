@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from sdbatch.engine.checkpoint import fingerprint
 from sdbatch.engine.conversion import Conversions
+from sdbatch.engine.fingerprint import fingerprint
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.memory import release
 from sdbatch.engine.models import Model, load_model
@@ -26,6 +26,7 @@ class Resident:
     name: str
     model: Model
     sha256: str
+    vae_sha256: str  # of a separate autoencoder; empty: the checkpoint's own
     size: int  # bytes of its weights
 
 
@@ -42,7 +43,9 @@ class Residents:
         self.models: dict[tuple[object, ...], Resident] = {}
         self._in_use: tuple[object, ...] | None = None
 
-    def get(self, ckpt: Path, config: Path, precision: str, ladder: Ladder) -> tuple[Resident, float]:
+    def get(
+        self, ckpt: Path, config: Path, precision: str, ladder: Ladder, vae: Path | None = None
+    ) -> tuple[Resident, float]:
         """A model, and the seconds it took to load; 0 if it was there.
 
         Raises:
@@ -50,22 +53,27 @@ class Residents:
             OutOfMemory: there is not enough even for it alone.
         """
         dtype = dtype_of(precision, self.device)
-        key = (_identity(ckpt), _identity(config), dtype)
+        key = (_identity(ckpt), _identity(config), vae and _identity(vae), dtype)
         started, self._in_use = time.monotonic(), None
         ladder.make_room = self.let_go_of_others
         found = self.models.pop(key, None)
         if found is None:
 
             def load() -> Model:
-                return load_model(ckpt, config, dtype, self.conversions, self._make_room).to(self.device)
+                return load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
 
             model = ladder.walk(load, lambda: "")
-            found = Resident(ckpt.name, model, fingerprint(ckpt, self.conversions.checksums), model.size)
+            sha256, vae_sha256 = self.fingerprint(ckpt), self.fingerprint(vae) if vae else ""
+            found = Resident(ckpt.name, model, sha256, vae_sha256, model.size)
             seconds = time.monotonic() - started
         else:
             seconds = 0.0
         self.models[key], self._in_use = found, key
         return found, seconds
+
+    def fingerprint(self, path: Path) -> str:
+        """The sha256 of a file of weights."""
+        return fingerprint(path, self.conversions.checksums)
 
     def let_go_of_others(self) -> str:
         """Let go of all models but the one in use, and say which; nothing if there is none."""

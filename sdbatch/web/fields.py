@@ -31,7 +31,7 @@ class Field:
     name: str
     title: str
     help: str
-    type: Literal["text", "long", "number", "check", "choice"]
+    type: Literal["text", "long", "number", "check", "choice", "list"]
     default: Any
     low: float | None
     high: float | None
@@ -56,7 +56,7 @@ def fields(kind: Kind) -> tuple[Field, ...]:
 
 
 def _field(name: str, rules: dict[str, Any]) -> Field:
-    kind: Literal["text", "long", "number", "check", "choice"]
+    kind: Literal["text", "long", "number", "check", "choice", "list"]
     match rules:
         case {"enum": _}:
             kind = "choice"
@@ -64,6 +64,8 @@ def _field(name: str, rules: dict[str, Any]) -> Field:
             kind = "check"
         case {"type": "integer" | "number"}:
             kind = "number"
+        case {"type": "array"}:
+            kind = "list"
         case _:
             kind = "long" if name in LONG else "text"
     whole = rules.get("multipleOf", 1) if rules.get("type") == "integer" else "any"
@@ -99,6 +101,9 @@ def _value(field: Field, text: str) -> Any:
         return bool(text)
     if not text.strip():
         return field.default
+    if field.type == "list":
+        with suppress(yaml.YAMLError):
+            return yaml.safe_load(text)
     for number in (int, float) if field.type == "number" else ():
         with suppress(ValueError):
             return number(text)

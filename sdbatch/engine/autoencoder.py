@@ -1,0 +1,43 @@
+"""A separate autoencoder ("VAE") in place of a checkpoint's own, in any of the layouts that those come in."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from sdbatch.engine import names
+from sdbatch.engine.checkpoint import read_weights
+from sdbatch.engine.diffusers_folder import read_part
+from sdbatch.engine.kinds import what_it_is
+from sdbatch.engine.plan import Plan, Weights
+from sdbatch.errors import JobError
+
+
+def with_autoencoder(plan: Plan, weights: Weights, vae: Path) -> Weights:
+    """The model's weights, those of its autoencoder taken from `vae`.
+
+    That is a file with the original's names, with `first_stage_model.` before them or without, or with the names of
+    the diffusers library, or a folder in diffusers format: the autoencoder's own, or a whole model's.
+
+    Raises:
+        JobError: it can't be read, or is no autoencoder of the model's shapes.
+    """
+    found = _read(vae)
+    levels = len(plan.vae.network.config["block_out_channels"])
+    own: dict[str, Tensor] = {}
+    for key in plan.vae.network.state_dict():
+        original = names.vae_name(key, levels)
+        for candidate in (original, original.removeprefix(names.VAE), key):
+            if candidate in found:
+                own[plan.vae.name_of(key)] = found[candidate]
+                break
+    if lacking := [*plan.vae.lacking(own)]:
+        kind = what_it_is(found)
+        said = kind if kind and not own else lacking[0]
+        raise JobError(f"vae: the autoencoder {vae.name} does not fit {plan.name}: {said}")
+    return {**weights, **own}
+
+
+def _read(vae: Path) -> Weights:
+    if not vae.is_dir():
+        return read_weights(vae)
+    return read_part(vae, "vae") if (vae / "vae").is_dir() else read_part(vae.parent, vae.name, stems_of="vae")

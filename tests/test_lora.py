@@ -1,0 +1,299 @@
+"""LoRAs: put on as the library puts them on, in every spelling, and off again bit for bit."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from reference_model import draw_all, pixels_of, reference_model, small_txt2img
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sdbatch.engine.lora import Lora, read_lora, wearing
+from sdbatch.engine.models import Model
+from sdbatch.engine.plan import layers_in_half
+from sdbatch.errors import JobError
+
+RANK = 4
+UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
+CONVOLUTION = "down_blocks.0.resnets.0.conv1"
+PROJECTION = "up_blocks.0.attentions.0.proj_in"
+TEXT = "encoder.layers.1.self_attn.v_proj"
+TEXT_OUT = "encoder.layers.0.self_attn.out_proj"  # the library tells by it what the names of others are
+LAYERS = (("unet", UNET), ("unet", OUT), ("text_encoder", TEXT), ("text_encoder", TEXT_OUT))
+
+Matrices = dict[tuple[str, str], tuple[Tensor, Tensor]]
+
+
+def weight_of(model: Model, part: str, path: str) -> Tensor:
+    weight: Tensor = getattr(model, part).get_submodule(path).weight
+    return weight
+
+
+def random_matrices(layers: tuple[tuple[str, str], ...] = LAYERS, seed: int = 0) -> Matrices:
+    """Down and up for each layer, shaped as its weight wants them."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for part, path in layers:
+        shape = weight_of(reference_model(), part, path).shape
+        down = torch.randn(RANK, *shape[1:], generator=generator)
+        up = torch.randn(shape[0], RANK, *(1 for _ in shape[2:]), generator=generator)
+        found[part, path] = (down, up)
+    return found
+
+
+def weights_of(model: Model) -> dict[str, Tensor]:
+    return {
+        f"{part}.{key}": value.clone()
+        for part in ("unet", "vae", "text_encoder")
+        for key, value in getattr(model, part).state_dict().items()
+    }
+
+
+def kohya(matrices: Matrices, alpha: float | None = None) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for (part, path), (down, up) in matrices.items():
+        prefix = "lora_unet_" if part == "unet" else "lora_te_text_model_"
+        name = prefix + path.replace(".", "_")
+        named |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        if alpha is not None:
+            named[f"{name}.alpha"] = torch.tensor(alpha)
+    return named
+
+
+def peft(matrices: Matrices) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for (part, path), (down, up) in matrices.items():
+        prefix = "unet." if part == "unet" else "text_encoder.text_model."
+        named |= {f"{prefix}{path}.lora_A.weight": down, f"{prefix}{path}.lora_B.weight": up}
+    return named
+
+
+def diffusers_2023(matrices: Matrices) -> dict[str, Tensor]:
+    """With processors in the names, as the library wrote them before it left LoRAs to peft."""
+    named: dict[str, Tensor] = {}
+    for (part, path), (down, up) in matrices.items():
+        if part == "unet":
+            attention, _, projection = path.removesuffix(".0").rpartition(".")
+            name = f"unet.{attention}.processor.{projection}_lora"
+        else:
+            name = f"text_encoder.text_model.{path}.lora_linear_layer"
+        named |= {f"{name}.down.weight": down, f"{name}.up.weight": up}
+    return named
+
+
+def expected(matrices: Matrices, weight: float, alpha: float = RANK) -> dict[str, Tensor]:
+    """The weights, worked out one by one."""
+    found = weights_of(reference_model())
+    for (part, path), (down, up) in matrices.items():
+        key = f"{part}.{path}.weight"
+        product = torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).reshape(found[key].shape)
+        found[key] = found[key] + weight * (alpha / RANK) * product
+    return found
+
+
+def worn(loras: Sequence[Lora]) -> dict[str, Tensor]:
+    """The model's weights with these on."""
+    with wearing(reference_model(), loras):
+        return weights_of(reference_model())
+
+
+def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    return found.keys() == wanted.keys() and all(
+        torch.allclose(found[key], wanted[key], rtol=1e-5, atol=1e-5) for key in found
+    )
+
+
+@pytest.fixture(autouse=True)
+def unchanged() -> Iterator[None]:
+    """No test leaves the shared model other than it was."""
+    before = weights_of(reference_model())
+    yield
+    after = weights_of(reference_model())
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+# Put on.
+
+
+@pytest.mark.parametrize("spell", [kohya, peft, diffusers_2023], ids=lambda f: f.__name__)
+def test_every_spelling_changes_the_same_weights(
+    spell: Callable[[Matrices], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    matrices = random_matrices()
+    save_file(spell(matrices), tmp_path / "l.safetensors")
+    assert close(worn([read_lora(tmp_path / "l.safetensors", 0.7)]), expected(matrices, 0.7))
+
+
+@pytest.mark.parametrize("spell", [kohya, peft, diffusers_2023], ids=lambda f: f.__name__)
+@pytest.mark.filterwarnings("ignore")
+def test_the_library_and_peft_put_the_same_on(spell: Callable[[Matrices], dict[str, Tensor]], tmp_path: Path) -> None:
+    model = reference_model()
+    save_file(spell(random_matrices()), tmp_path / "l.safetensors")
+    with wearing(model, [read_lora(tmp_path / "l.safetensors", 0.7)]):
+        ours = weights_of(model)
+    pipeline = StableDiffusionPipeline(
+        model.vae,
+        model.text_encoder,
+        model.tokenizer,
+        model.unet,
+        DDIMScheduler(),
+        None,
+        None,
+        requires_safety_checker=False,
+    )
+    pipeline.unet, pipeline.text_encoder = copy.deepcopy(model.unet), copy.deepcopy(model.text_encoder)
+    pipeline.load_lora_weights(tmp_path, weight_name="l.safetensors")
+    pipeline.fuse_lora(lora_scale=0.7)
+    pipeline.unload_lora_weights()
+    for part, network in (("unet", pipeline.unet), ("text_encoder", pipeline.text_encoder)):
+        theirs = network.state_dict()
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[f"{part}.{key.replace('.base_layer', '')}"], value, rtol=1e-5, atol=1e-5)
+
+
+def test_alpha_scales(tmp_path: Path) -> None:
+    matrices = random_matrices()
+    save_file(kohya(matrices, alpha=1.0), tmp_path / "l.safetensors")
+    assert close(worn([read_lora(tmp_path / "l.safetensors", 1.0)]), expected(matrices, 1.0, alpha=1.0))
+
+
+def test_alpha_from_the_header_scales_its_network(tmp_path: Path) -> None:
+    matrices = random_matrices(LAYERS[:1])
+    told = {"unet.lora_alpha": 8, "unet.r": RANK, "unet.rank_pattern": {}, "unet.use_dora": False}
+    save_file(peft(matrices), tmp_path / "l.safetensors", metadata={"lora_adapter_metadata": json.dumps(told)})
+    assert close(worn([read_lora(tmp_path / "l.safetensors", 1.0)]), expected(matrices, 1.0, alpha=8))
+
+
+def test_convolutions_are_changed_too(tmp_path: Path) -> None:
+    matrices = random_matrices((("unet", CONVOLUTION), ("unet", PROJECTION)))
+    save_file(kohya(matrices), tmp_path / "l.safetensors")
+    assert close(worn([read_lora(tmp_path / "l.safetensors", 1.0)]), expected(matrices, 1.0))
+
+
+def test_the_original_s_names_of_layers_are_known(tmp_path: Path) -> None:
+    down, up = random_matrices(LAYERS[:1])["unet", UNET]
+    name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, tmp_path / "l.safetensors")
+    assert close(worn([read_lora(tmp_path / "l.safetensors", 1.0)]), expected({("unet", UNET): (down, up)}, 1.0))
+
+
+def test_every_layer_that_is_linear_or_convolutional_can_be_named(tmp_path: Path) -> None:
+    model = reference_model()
+    layers = tuple(
+        (part, path) for part in ("unet", "text_encoder") for path, _ in layers_in_half(getattr(model, part))
+    )
+    matrices = random_matrices(layers)
+    save_file(kohya(matrices), tmp_path / "l.safetensors")
+    with wearing(model, [read_lora(tmp_path / "l.safetensors", 0.1)]):
+        changed = weights_of(model)
+    before = weights_of(model)
+    differing = {key for key in before if not torch.equal(before[key], changed[key])}
+    assert differing == {f"{part}.{path}.weight" for part, path in layers}
+
+
+def test_several_add_up_in_any_order(tmp_path: Path) -> None:
+    one, other = random_matrices(seed=1), random_matrices(LAYERS[:2], seed=2)
+    save_file(kohya(one), tmp_path / "1.safetensors")
+    save_file(peft(other), tmp_path / "2.safetensors")
+    loras = [read_lora(tmp_path / "1.safetensors", 0.5), read_lora(tmp_path / "2.safetensors", -0.25)]
+    wanted = expected(one, 0.5)
+    for (part, path), (down, up) in other.items():
+        wanted[f"{part}.{path}.weight"] = wanted[f"{part}.{path}.weight"] - 0.25 * up @ down
+    for order in (loras, loras[::-1]):
+        assert close(worn(order), wanted)
+
+
+def test_a_picture_changes_with_a_lora_and_is_the_old_one_again_without(tmp_path: Path) -> None:
+    model, job = reference_model(), small_txt2img(n_iter=1)
+    save_file(kohya(random_matrices()), tmp_path / "l.safetensors")
+    before = pixels_of(draw_all(job, model=model))
+    with wearing(model, [read_lora(tmp_path / "l.safetensors", 1.0)]):
+        during = pixels_of(draw_all(job, model=model))
+    after = pixels_of(draw_all(job, model=model))
+    assert all(not np.array_equal(before[i], during[i]) for i in before)
+    assert all(np.array_equal(before[i], after[i]) for i in before)
+
+
+def test_a_weight_of_nothing_changes_no_bit(tmp_path: Path) -> None:
+    save_file(kohya(random_matrices()), tmp_path / "l.safetensors")
+    before = weights_of(reference_model())
+    with wearing(reference_model(), [read_lora(tmp_path / "l.safetensors", 0.0)]):
+        during = weights_of(reference_model())
+    assert all(torch.equal(before[key], during[key]) for key in before)
+
+
+def test_an_error_in_the_middle_of_a_job_takes_it_off(tmp_path: Path) -> None:
+    save_file(kohya(random_matrices()), tmp_path / "l.safetensors")
+    with pytest.raises(RuntimeError), wearing(reference_model(), [read_lora(tmp_path / "l.safetensors", 1.0)]):
+        raise RuntimeError
+
+
+# What is refused.
+
+
+def refusal(weights: dict[str, Tensor], tmp_path: Path) -> str:
+    """What is said of these weights as a LoRA."""
+    save_file(weights, tmp_path / "l.safetensors")
+    with pytest.raises(JobError) as caught, wearing(reference_model(), [read_lora(tmp_path / "l.safetensors", 1.0)]):
+        pass
+    return str(caught.value)
+
+
+def test_a_lora_of_another_model_is_named_with_what_it_changes(tmp_path: Path) -> None:
+    own = kohya(random_matrices())
+    down = "lora_unet_down_blocks_5_attentions_0_proj_in.lora_down.weight"
+    other = own | {down: torch.ones(4, 8), down.replace("down.weight", "up.weight"): torch.ones(8, 4)}
+    assert "is for another model: this one has no lora_unet_down_blocks_5_attentions_0_proj_in" in refusal(
+        other, tmp_path
+    )
+
+
+def test_a_lora_of_another_width_is_named_with_both_shapes(tmp_path: Path) -> None:
+    matrices = {("unet", UNET): (torch.ones(RANK, 320), torch.ones(320, RANK))}
+    assert "changes a weight of [320, 320], here it is [32, 32]" in refusal(kohya(matrices), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("lora_unet_x.hada_w1_a", "a LoHa"),
+        ("lora_unet_x.lokr_w1", "a LoKr"),
+        ("lora_unet_x.lora_mid.weight", "a third matrix"),
+        ("lora_unet_x.dora_scale", "a DoRA"),
+        ("unet.x.lora_magnitude_vector", "a DoRA"),
+        ("lora_unet_x.diff", "of another kind"),
+        ("model.diffusion_model.out.2.weight", "is no LoRA that can be read"),
+    ],
+)
+def test_other_kinds_are_named(key: str, said: str, tmp_path: Path) -> None:
+    assert said in refusal(kohya(random_matrices()) | {key: torch.ones(2, 2)}, tmp_path)
+
+
+def test_half_a_pair_is_told(tmp_path: Path) -> None:
+    weights = kohya(random_matrices())
+    key = next(key for key in weights if "lora_up" in key)
+    del weights[key]
+    assert f"is no LoRA that can be read: {key.removesuffix('.lora_up.weight')}" in refusal(weights, tmp_path)
+
+
+def test_an_empty_file_is_told(tmp_path: Path) -> None:
+    assert "is no LoRA that can be read: it is empty" in refusal({}, tmp_path)
+
+
+@pytest.mark.parametrize("told", ["{", "[]", '{"unet.lora_alpha": "a"}', '{"unet.rank_pattern": {"a": 1}}'])
+def test_a_header_that_says_what_is_not_understood_is_told(told: str, tmp_path: Path) -> None:
+    save_file(peft(random_matrices()), tmp_path / "l.safetensors", metadata={"lora_adapter_metadata": told})
+    with pytest.raises(JobError, match=r"header of l\.safetensors is damaged|only plain LoRAs"):
+        read_lora(tmp_path / "l.safetensors", 1.0)
+
+
+def test_code_in_a_lora_never_runs(tmp_path: Path) -> None:
+    torch.save({"a": Path("x")}, tmp_path / "l.safetensors")
+    with pytest.raises(JobError, match="holds more than weights"):
+        read_lora(tmp_path / "l.safetensors", 1.0)
