@@ -10,33 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_support import drain
 
 from sdbatch import found, gathering, housekeeping, index, steer, surroundings, upkeep
 from sdbatch.history import DATABASE, History
 from sdbatch.records import Lineage, Picture
 from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.testing import FakeClock, drop_job
+from sdbatch.testing import FakeClock
 
 Draw = Callable[..., str]
 SMALL = "H: 64\nW: 64\nn_iter: 1\nn_samples: 2\n"
 
 
 @pytest.fixture
-def draw(start: Callable[..., Service], root: Root, clock: FakeClock) -> Draw:
-    """Draws a job of two small pictures, or of what its text says; tells its id."""
-    service = start()
-
-    def drawn(text: str, name: str = "a.yaml") -> str:
-        before = {path.name for place in (root.done, root.failed) for path in place.iterdir()}
-        drop_job(root, name, text + ("\n" + SMALL if "init_img" not in text and "H:" not in text else ""))
-        clock.sleep(60)
-        drain(service, clock)
-        after = {path.name for place in (root.done, root.failed) for path in place.iterdir()}
-        return max(after - before)
-
-    return drawn
+def draw(draw: Draw) -> Draw:
+    """Two small pictures, where a job's text asks for nothing else."""
+    return lambda text, name="a.yaml": draw(text if "init_img" in text or "H:" in text else f"{text}\n{SMALL}", name)
 
 
 def prompts(pictures: list[Picture]) -> list[str]:
@@ -252,7 +240,10 @@ def test_lineage_is_a_tree_from_the_first_to_all_that_came_of_it(draw: Draw, roo
     draw(f"prompt: c\ninit_img: jobs/done/{child}/samples/00000.png", "c.yaml")
     draw("prompt: d\ninit_img: outputs/txt2img-samples/samples/00000.png", "d.yaml")
     tree = History.open(root).lineage(child)
-    expected: list[object] = [("b", "samples/00001.png", [("c", "samples/00000.png", [])]), ("d", "samples/00000.png", [])]
+    expected: list[object] = [
+        ("b", "samples/00001.png", [("c", "samples/00000.png", [])]),
+        ("d", "samples/00000.png", []),
+    ]
     assert family(tree) == ("a", None, expected)
     assert [node.job for node in (tree, *tree.children) if node.is_asked] == [child]
 
