@@ -1,6 +1,7 @@
 """state/history.db: rows and pieces of text in SQLite, and nothing that could not be read from the folders again.
 
     jobs       a row each; `key` is that of its first picture
+    places     the folders that were looked into: their time then, how much was in them, and when that was
     pictures   a row each. `key` is when it was drawn, in milliseconds since 1970, moved on to where enough keys in a
                row are free: so one number is the order, the place to go on from, and the time
     grams      for each first picture of a prompt, its `run`: the pieces of the text, and facts to filter by, such as
@@ -36,7 +37,7 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_parent ON jobs (parent_job) WHERE parent_job IS NOT NULL;
 CREATE INDEX jobs_init ON jobs (init) WHERE init IS NOT NULL;
-CREATE INDEX jobs_state ON jobs (state) WHERE state != 'done';
+CREATE INDEX jobs_found ON jobs (place) WHERE state = 'earlier';
 CREATE INDEX jobs_ckpt ON jobs (ckpt);
 CREATE TABLE pictures (
     key INTEGER PRIMARY KEY, job INTEGER NOT NULL, run INTEGER NOT NULL, number INTEGER NOT NULL,
@@ -44,7 +45,7 @@ CREATE TABLE pictures (
 );
 CREATE INDEX pictures_run ON pictures (run);
 CREATE INDEX pictures_published ON pictures (published) WHERE published IS NOT NULL;
-CREATE TABLE places (path TEXT PRIMARY KEY, mtime INTEGER NOT NULL);
+CREATE TABLE places (path TEXT PRIMARY KEY, mtime INTEGER NOT NULL, names INTEGER NOT NULL, looked INTEGER NOT NULL);
 CREATE VIRTUAL TABLE grams USING fts5 (
     pieces, content='', detail=none, columnsize=0, tokenize="ascii tokenchars '{_TOKENS}'"
 );

@@ -7,6 +7,7 @@ import pytest
 from laid_pictures import EARLIER, WEBUI, lay, lay_earlier, lay_own
 from tests_support import HERE
 
+from sdbatch import upkeep
 from sdbatch.history import History
 from sdbatch.job import Img2Img, Txt2Img
 from sdbatch.root import Root
@@ -96,6 +97,22 @@ def test_pictures_come_and_go(root: Root) -> None:
     shutil.rmtree(base / "samples")
     history.refresh()
     assert history.search() == []
+
+
+def test_a_folder_of_very_many_pictures_is_looked_into_once_a_minute(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every job that ends there changes it, and is known without a look."""
+    lay(root.outputs / "one.png", WEBUI)
+    lay(root.outputs / "two.png", WEBUI)
+    history = History.open(root)
+    lay(root.outputs / "three.png", WEBUI)
+    monkeypatch.setattr(upkeep, "MANY", 1)
+    history.refresh()
+    assert len(history.search("cat")) == 2
+    monkeypatch.setattr(upkeep, "LOOK_AGAIN_NS", 0)
+    history.refresh()
+    assert len(history.search("cat")) == 3
 
 
 def test_lineage_goes_through_the_earlier_web_service(root: Root) -> None:
