@@ -27,7 +27,10 @@ _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
 _SPECIAL = "".join(c for c in map(chr, range(1, 128)) if not c.isalnum() and not c.isspace())
 _TOKENS = _SPECIAL.replace("'", "''").replace('"', '""')
 _SCHEMA = f"""
-DROP TABLE IF EXISTS jobs; DROP TABLE IF EXISTS pictures; DROP TABLE IF EXISTS grams; DROP TABLE IF EXISTS places;
+DROP TABLE IF EXISTS jobs;
+DROP TABLE IF EXISTS pictures;
+DROP TABLE IF EXISTS grams;
+DROP TABLE IF EXISTS places;
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, place TEXT NOT NULL,
     key INTEGER NOT NULL, pictures INTEGER NOT NULL, stamp INTEGER NOT NULL, drawn_at TEXT NOT NULL,
@@ -67,7 +70,7 @@ def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
         database.execute(f"PRAGMA journal_mode = {'DELETE' if share_of(path.parent) else 'WAL'}").fetchone()
         database.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last rows, never the file
         if not is_current(database):
-            create(database)
+            create(database, anyway=False)
     except BaseException:
         database.close()
         raise
@@ -87,9 +90,12 @@ def is_current(database: sqlite3.Connection) -> bool:
     return bool(database.execute("PRAGMA user_version").fetchone()[0] == _RULES)
 
 
-def create(database: sqlite3.Connection) -> None:
-    """Make the tables anew, without a row."""
-    database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+def create(database: sqlite3.Connection, *, anyway: bool = True) -> None:
+    """Make the tables anew, without a row; with `anyway` false only if no other process just did."""
+    with writing(database):
+        if anyway or not is_current(database):
+            for statement in _SCHEMA.split(";\n"):
+                database.execute(statement)
 
 
 @contextmanager

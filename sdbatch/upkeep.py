@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdbatch import found, gathering, index
-from sdbatch.root import Root
+from sdbatch.filenames import is_text
+from sdbatch.root import SAMPLES, Root
 from sdbatch.spool import ERROR
 
 AT_ONCE = 200  # jobs written in one transaction: others get their turn in between
@@ -46,7 +47,10 @@ def _refresh_jobs(root: Root, database: sqlite3.Connection) -> int:
     known_times = dict(database.execute("SELECT path, mtime FROM places WHERE path GLOB 'jobs/*'"))
     if times == known_times and all(times.values()):
         return 0
-    present = {**_folders(root.failed), **_folders(root.done)}
+    try:
+        present = {**_folders(root.failed), **_folders(root.done)}
+    except OSError:
+        return 0  # a share that went away takes no pictures with it
     question = "SELECT id, state, stamp FROM jobs WHERE state != 'earlier'"
     known = {job_id: (state, stamp) for job_id, state, stamp in database.execute(question)}
     gone = [job_id for job_id in known if job_id not in present]
@@ -67,6 +71,8 @@ def _refresh_jobs(root: Root, database: sqlite3.Connection) -> int:
 
 def _refresh_outputs(root: Root, database: sqlite3.Connection) -> int:
     """Take in what lies in outputs/ and belongs to no job; forget what was found there and is gone."""
+    if not root.outputs.is_dir():
+        return 0  # likewise
     rows = database.execute("SELECT path, mtime, names, looked FROM places WHERE path NOT GLOB 'jobs/*'")
     looked = {path: (mtime, names, when) for path, mtime, names, when in rows}
     below: dict[str, list[Path]] = {}
@@ -75,7 +81,7 @@ def _refresh_outputs(root: Root, database: sqlite3.Connection) -> int:
     count, pending, seen = 0, [root.outputs], set()
     while pending:
         folder = pending.pop()
-        shown, changed, now = root.show(folder), _time(folder), time.time_ns()
+        shown, changed, now = root.show(folder), _time_told(folder), time.time_ns()
         seen.add(shown)
         mtime, many, when = looked.get(shown, (0, 0, 0))
         if (changed and changed == mtime) or (many > MANY and 0 <= now - when < LOOK_AGAIN_NS):
@@ -137,7 +143,7 @@ def _names(folder: Path) -> dict[str, bool]:
         return {
             entry.name: entry.is_dir(follow_symlinks=False)
             for entry in entries
-            if entry.name.isprintable()  # no half of a character, which SQLite would not take
+            if is_text(entry.name)
             and not entry.name.startswith((".", "grid-"))
             and (entry.name.lower().endswith(PICTURES) or entry.is_dir(follow_symlinks=False))
         }
@@ -146,9 +152,8 @@ def _names(folder: Path) -> dict[str, bool]:
 
 def _folders(place: Path) -> dict[str, Path]:
     """The names of a place's folders, each with the place: there may be very many, and few of them are new."""
-    with suppress(OSError), os.scandir(place) as entries:
-        return {entry.name: place for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
-    return {}
+    with os.scandir(place) as entries:
+        return {e.name: place for e in entries if e.is_dir() and is_text(e.name) and not e.name.startswith(".")}
 
 
 def _is_other(place: Path, name: str, state: str, stamp: int) -> bool:
@@ -158,8 +163,14 @@ def _is_other(place: Path, name: str, state: str, stamp: int) -> bool:
     if state == "done":
         return False
     with suppress(OSError):
-        return (place / name / ERROR).stat().st_mtime_ns != stamp
+        return gathering.stamp_of(place / name / ERROR) != stamp
     return False
+
+
+def _time_told(folder: Path) -> int:
+    """The same of a folder of outputs/: what a setup.json tells of samples/ lies above it, and may come later."""
+    times = (_time(folder), _time(folder.parent) if folder.name == SAMPLES else 1)
+    return sum(times) if all(times) else 0
 
 
 def _time(folder: Path) -> int:

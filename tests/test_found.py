@@ -115,6 +115,19 @@ def test_a_folder_of_very_many_pictures_is_looked_into_once_a_minute(
     assert len(history.search("cat")) == 3
 
 
+def test_a_setup_that_arrives_after_its_pictures_tells_of_them(root: Root) -> None:
+    """As rsync copies: in the order of the alphabet, and with the times of where it comes from."""
+    base = lay_earlier(root)
+    setup = (base / "setup.json").rename(root.path / "setup.json")
+    for folder in (base / "samples", base, base.parent, root.outputs):
+        os.utime(folder, (1e9, 1e9))
+    history = History.open(root)
+    assert history.search() == []
+    setup.rename(base / "setup.json")
+    history.refresh()
+    assert len(history.search("truck")) == 3
+
+
 def test_lineage_goes_through_the_earlier_web_service(root: Root) -> None:
     lay_earlier(root)
     child = "outputs/img2img/2023-04-18-22-18-46-0.38229466"

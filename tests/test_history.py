@@ -311,7 +311,7 @@ def test_a_file_that_another_holds_is_read_as_it_is(draw: Draw, root: Root, monk
     history = History.open(root)
     assert "locked" in history.stale
     assert prompts(history.search()) == ["a", "a"]
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
+    with pytest.raises(OSError, match="locked"):
         History.open(root, in_memory=False)
 
 
@@ -371,6 +371,28 @@ def test_threads_share_a_history_and_processes_its_file(draw: Draw, root: Root) 
     for thread in threads:
         thread.join()
     assert problems == []
+
+
+def test_a_share_that_goes_away_takes_nothing_with_it(draw: Draw, root: Root) -> None:
+    draw("prompt: a")
+    history = History.open(root)
+    for place in (root.done, root.outputs):
+        place.rename(root.path / f"{place.name}-away")
+    assert history.refresh() == 0
+    assert prompts(history.search()) == ["a", "a"]
+
+
+def test_names_and_times_that_no_file_of_ours_has_do_no_harm(draw: Draw, root: Root) -> None:
+    folder = root.done / draw("prompt: a")
+    bad = os.fsdecode(b"\xff\xfe")
+    shutil.copytree(folder, root.done / f"20261122T111532Z-000009-{bad}")
+    (folder / "manifest.yaml").write_text("")
+    shutil.copy(folder / "samples/00000.png", folder / f"samples/{bad}.png")
+    shutil.copy(folder / "samples/00000.png", root.outputs / f"{bad}.png")
+    (root.outputs / bad).mkdir()
+    os.utime(folder / "manifest.yaml", (0, 1e12))
+    shutil.rmtree(root.outputs / "txt2img-samples")
+    assert [picture.file for picture in History.open(root).search()] == ["samples/00000.png", "samples/00001.png"]
 
 
 def test_taking_a_job_out_leaves_nothing_to_find_it_by(draw: Draw, root: Root) -> None:
