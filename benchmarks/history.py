@@ -9,6 +9,7 @@ Adding is `History.add` of a finished job's folder, with its manifest. Reading a
 """
 
 import argparse
+import os
 import random
 import resource
 import shutil
@@ -100,7 +101,7 @@ def fill(root: Root, made: Iterator[Entry]) -> tuple[History, float]:
 
 
 def measure(history: History, prompts: Prompts) -> Iterator[tuple[str, int, float, float, float]]:
-    """A name, how many were found on the page, and milliseconds: the first time, the median, the longest."""
+    """A name, how many were found on the page, and milliseconds: the first time, the median, the longest after it."""
     rare = prompts.words[15_000]
     searches: dict[str, Search] = {
         "nothing asked for": {},
@@ -199,20 +200,37 @@ def report(root: Root, count: int, folders: int, a_job: int, own: bool) -> None:
     times.sort()
     print(f"\nadding: median {statistics.median(times):.2f} ms a picture, mean {statistics.fmean(times):.2f}, ", end="")
     print(f"99th of a hundred {times[int(len(times) * 0.99)]:.2f}, longest {times[-1]:.2f}")
-    history.close()
+    report_refresh(root, history, count, a_job)
+    shutil.rmtree(root.outputs)
+    for folder in root.done.iterdir():
+        if not (folder / "manifest.yaml").exists():
+            folder.rmdir()
     began = time.perf_counter()
-    history = History.open(root)
-    print(f"taking in {folders - 1000:,} folders at start: {time.perf_counter() - began:.1f} s, ", end="")
-    print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
-    history.rebuild()
-    began = time.perf_counter()
-    history.rebuild()
+    rebuilt = history.rebuild()
     seconds = time.perf_counter() - began
-    print(f"rebuilding from {folders:,} folders: {folders / seconds:,.0f} jobs a second, ", end="")
-    print(f"{folders * a_job / seconds:,.0f} pictures")
-    began = time.perf_counter()
+    print(f"rebuilding from {rebuilt:,} folders: {rebuilt / seconds:,.0f} jobs a second, ", end="")
+    print(f"{rebuilt * a_job / seconds:,.0f} pictures; ", end="")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+def report_refresh(root: Root, history: History, count: int, a_job: int) -> None:
+    """Bringing it up to date, with every folder of jobs/done/ and every name in outputs/ there: all in one folder."""
+    samples = root.outputs / "txt2img-samples" / "samples"
+    samples.mkdir(parents=True)
+    for number in range(count // a_job * a_job):
+        (samples / f"{number:05}.png").touch()
+    for (job_id,) in history._database.execute("SELECT id FROM jobs"):  # noqa: SLF001 - all of them
+        (root.done / job_id).mkdir(exist_ok=True)
+    places = [root.done, root.failed, root.outputs, samples.parent, samples]
+    for place in places:
+        os.utime(place, (1e9, 1e9))
     history.refresh()
-    print(f"refreshing with nothing new: {(time.perf_counter() - began) * 1000:.1f} ms")
+    for name, changed in (("nothing changed", []), ("a job more", [root.done, samples]), ("another", [root.done])):
+        for place in changed:
+            os.utime(place, (1e9, place.stat().st_mtime + 10))
+        began = time.perf_counter()
+        history.refresh()
+        print(f"bringing it up to date, {name}: {(time.perf_counter() - began) * 1000:,.1f} ms", flush=True)
 
 
 if __name__ == "__main__":

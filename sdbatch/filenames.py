@@ -19,6 +19,15 @@ def is_job_name(name: str) -> bool:
     return lower.endswith(SUFFIXES) and not name.startswith(NOBODYS_PREFIXES) and not lower.endswith(_PARTIAL_SUFFIXES)
 
 
+def is_text(name: str) -> bool:
+    """Whether a name is whole characters; others come of names that are no UTF-8, and can't be written down."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def natural_key(text: str) -> NaturalKey:
     """Sorts "job-2" before "job-10"."""
     parts = filter(None, re.split(r"(\d{1,18})", text))

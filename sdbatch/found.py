@@ -8,12 +8,13 @@ with samples/. In folders that we publish into there may be a setup.json too; wh
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sdbatch import files, infotext, pngtext
-from sdbatch.gathering import Entry, Facts, Shot, from_root, of_job
+from sdbatch.gathering import Entry, Facts, Shot, from_root, moment, of_job, stamp_of
 from sdbatch.root import SAMPLES, Root
 
 SETUP = "setup.json"
@@ -29,13 +30,15 @@ def read_pictures(root: Root, folder: Path, names: Sequence[str]) -> Iterator[En
         if written is None:
             continue
         if job := job_told(written):
-            yield _entry(root, path, job, [path], (written.width, written.height))
+            with suppress(FileNotFoundError):  # deleted just now
+                yield _entry(root, path, job, [path], (written.width, written.height))
         else:
             silent.append((path, written))
     base = folder.parent if folder.name == SAMPLES else folder
     if silent and (job := read_setup(base / SETUP)):
         first = silent[0][1]
-        yield _entry(root, base, job, [path for path, _ in silent], (first.width, first.height))
+        with suppress(FileNotFoundError):
+            yield _entry(root, base, job, [path for path, _ in silent], (first.width, first.height))
 
 
 def job_told(written: pngtext.Written) -> Facts:
@@ -72,7 +75,7 @@ def read_setup(path: Path) -> Facts:
 def _entry(root: Root, told_by: Path, job: Facts, pictures: list[Path], size: tuple[int, int]) -> Entry:
     """An entry for pictures that a folder's setup.json tells of, or one of them itself."""
     place = told_by if told_by.is_dir() else told_by.parent
-    stamp = (place / SETUP if told_by.is_dir() else told_by).stat().st_mtime_ns
+    stamp = stamp_of(place / SETUP if told_by.is_dir() else told_by)
     names = [path.relative_to(place).as_posix() for path in pictures]
     init = job.get("init_img")
     return Entry(
@@ -80,7 +83,7 @@ def _entry(root: Root, told_by: Path, job: Facts, pictures: list[Path], size: tu
         state="earlier",
         place=root.show(place),
         stamp=stamp,
-        drawn_at=_named_time(place.name) or datetime.fromtimestamp(stamp / 1e9, UTC),
+        drawn_at=_named_time(place.name) or moment(stamp),
         init=from_root(root, init) if isinstance(init, str) and init else None,
         size=size,
         shots=tuple(Shot(name, root.show(place / name), None, number) for number, name in enumerate(names)),

@@ -16,6 +16,7 @@ from typing import Any
 from sdbatch import files, jobfile, pngtext
 from sdbatch.document import Document, read_yaml
 from sdbatch.errors import JobError, printable
+from sdbatch.filenames import is_text
 from sdbatch.job import MAX_PROMPT
 from sdbatch.prompts import read_lines
 from sdbatch.root import SAMPLES, Root
@@ -72,7 +73,7 @@ def read_folder(root: Root, folder: Path) -> Entry | None:
     """A done or failed job folder's entry; None where it is neither (any more)."""
     is_done = folder.parent == root.done
     try:
-        stamp = (folder / (MANIFEST if is_done else ERROR)).stat().st_mtime_ns
+        stamp = stamp_of(folder / (MANIFEST if is_done else ERROR))
         entry = _done(root, folder, stamp) if is_done else _failed(root, folder, stamp)
     except OSError:
         return None
@@ -99,7 +100,7 @@ def _done(root: Root, folder: Path, stamp: int) -> Entry:
         stamp,
         job,
         shots,
-        drawn_at=_time(timings.get("finished")) or datetime.fromtimestamp(stamp / 1e9, UTC),
+        drawn_at=_time(timings.get("finished")) or moment(stamp),
         parent_job=_text(parent, "job") or None,
         parent_picture=_text(parent, "picture") or None,
         named={_text(i, "field"): _text(i, "named") for i in _list(record, "inputs")},
@@ -135,7 +136,7 @@ def _failed(root: Root, folder: Path, stamp: int) -> Entry:
         stamp,
         job,
         [*_samples(folder)],
-        drawn_at=datetime.fromtimestamp(stamp / 1e9, UTC),
+        drawn_at=moment(stamp),
         parent_job=parent.job if parent else None,
         parent_picture=parent.picture if parent else None,
         reason=printable(reason.decode("utf-8", "replace").strip()),
@@ -193,6 +194,19 @@ def _parse(data: bytes, name: str) -> list[jobfile.Parsed]:
     return jobfile.parse(data, name)
 
 
+def stamp_of(path: Path) -> int:
+    """When a file was written, in nanoseconds, as far as SQLite can count."""
+    return min(path.stat().st_mtime_ns, 2**63 - 1)
+
+
+def moment(stamp: int) -> datetime:
+    """A file's time, given in nanoseconds; the first of all for one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(stamp / 1e9, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
+
+
 def size_of(picture: Path) -> tuple[int, int]:
     """Width and height in pixels; 0 where they can't be told."""
     written = pngtext.read(picture)
@@ -202,7 +216,7 @@ def size_of(picture: Path) -> tuple[int, int]:
 def _samples(folder: Path) -> Iterator[Shot]:
     place = folder / SAMPLES
     names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-    pictures = [name for name in names if name.endswith(".png") and not name.startswith(".")]
+    pictures = [name for name in names if name.endswith(".png") and not name.startswith(".") and is_text(name)]
     yield from (Shot(f"{SAMPLES}/{name}", None, None, number) for number, name in enumerate(pictures))
 
 

@@ -13,7 +13,7 @@ from sdbatch import log
 from sdbatch.history import History
 from sdbatch.root import Root
 
-GOODBYE_SECONDS = 2.0  # for what still waits when the service stops
+GOODBYE_SECONDS = 5.0  # for what still waits when the service stops
 
 
 class Historian:

@@ -4,6 +4,7 @@ It is an index. The truth lies in jobs/done/, jobs/failed/ and outputs/; state/h
 read from there, so it may be deleted or damaged at any time, and where it can't be written, the same is done in memory.
 """
 
+import errno
 import json
 import posixpath
 import sqlite3
@@ -57,17 +58,17 @@ class History:
         A damaged file is made anew; one that is another user's is read as it is; without either all is kept in memory.
 
         Raises:
-            sqlite3.Error: the file can't be written, and `in_memory` is false.
+            OSError, sqlite3.Error: the file can't be written, and `in_memory` is false.
         """
         database, writable = _connect(root, in_memory=in_memory)
         history = cls(root, database, writable=writable)
         try:
             history.refresh()
-        except sqlite3.OperationalError as error:  # locked, full, read-only
+        except OSError as error:  # locked, full, read-only
             if not in_memory:
                 history.close()
                 raise
-            history.stale = str(error)
+            history.stale = str(error.strerror)
         return history
 
     def close(self) -> None:
@@ -234,10 +235,16 @@ class History:
         return [Picture(*row) for row in self._ask(lambda db: db.execute(question, given).fetchall())]
 
     def _ask(self, question: Callable[[sqlite3.Connection], Result]) -> Result:
-        """An answer from the database; if that turns out to be damaged, from one that is made anew."""
+        """An answer from the database; if that turns out to be damaged, from one that is made anew.
+
+        Raises:
+            OSError: it is locked, or its disk full or failing.
+        """
         with self._lock:
             try:
                 return question(self._database)
+            except sqlite3.OperationalError as error:
+                raise OSError(errno.EIO, f"state/{DATABASE}: {error}", str(self.root.state)) from error
             except sqlite3.DatabaseError as error:
                 if getattr(error, "sqlite_errorcode", None) not in DAMAGED or not self.writable:
                     raise

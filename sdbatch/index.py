@@ -1,6 +1,7 @@
 """state/history.db: rows and pieces of text in SQLite, and nothing that could not be read from the folders again.
 
     jobs       a row each; `key` is that of its first picture
+    places     the folders that were looked into: their time then, how much was in them, and when that was
     pictures   a row each. `key` is when it was drawn, in milliseconds since 1970, moved on to where enough keys in a
                row are free: so one number is the order, the place to go on from, and the time
     grams      for each first picture of a prompt, its `run`: the pieces of the text, and facts to filter by, such as
@@ -26,7 +27,10 @@ _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
 _SPECIAL = "".join(c for c in map(chr, range(1, 128)) if not c.isalnum() and not c.isspace())
 _TOKENS = _SPECIAL.replace("'", "''").replace('"', '""')
 _SCHEMA = f"""
-DROP TABLE IF EXISTS jobs; DROP TABLE IF EXISTS pictures; DROP TABLE IF EXISTS grams; DROP TABLE IF EXISTS places;
+DROP TABLE IF EXISTS jobs;
+DROP TABLE IF EXISTS pictures;
+DROP TABLE IF EXISTS grams;
+DROP TABLE IF EXISTS places;
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, place TEXT NOT NULL,
     key INTEGER NOT NULL, pictures INTEGER NOT NULL, stamp INTEGER NOT NULL, drawn_at TEXT NOT NULL,
@@ -36,7 +40,7 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_parent ON jobs (parent_job) WHERE parent_job IS NOT NULL;
 CREATE INDEX jobs_init ON jobs (init) WHERE init IS NOT NULL;
-CREATE INDEX jobs_state ON jobs (state) WHERE state != 'done';
+CREATE INDEX jobs_found ON jobs (place) WHERE state = 'earlier';
 CREATE INDEX jobs_ckpt ON jobs (ckpt);
 CREATE TABLE pictures (
     key INTEGER PRIMARY KEY, job INTEGER NOT NULL, run INTEGER NOT NULL, number INTEGER NOT NULL,
@@ -44,7 +48,7 @@ CREATE TABLE pictures (
 );
 CREATE INDEX pictures_run ON pictures (run);
 CREATE INDEX pictures_published ON pictures (published) WHERE published IS NOT NULL;
-CREATE TABLE places (path TEXT PRIMARY KEY, mtime INTEGER NOT NULL);
+CREATE TABLE places (path TEXT PRIMARY KEY, mtime INTEGER NOT NULL, names INTEGER NOT NULL, looked INTEGER NOT NULL);
 CREATE VIRTUAL TABLE grams USING fts5 (
     pieces, content='', detail=none, columnsize=0, tokenize="ascii tokenchars '{_TOKENS}'"
 );
@@ -66,7 +70,7 @@ def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
         database.execute(f"PRAGMA journal_mode = {'DELETE' if share_of(path.parent) else 'WAL'}").fetchone()
         database.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last rows, never the file
         if not is_current(database):
-            create(database)
+            create(database, anyway=False)
     except BaseException:
         database.close()
         raise
@@ -86,9 +90,12 @@ def is_current(database: sqlite3.Connection) -> bool:
     return bool(database.execute("PRAGMA user_version").fetchone()[0] == _RULES)
 
 
-def create(database: sqlite3.Connection) -> None:
-    """Make the tables anew, without a row."""
-    database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+def create(database: sqlite3.Connection, *, anyway: bool = True) -> None:
+    """Make the tables anew, without a row; with `anyway` false only if no other process just did."""
+    with writing(database):
+        if anyway or not is_current(database):
+            for statement in _SCHEMA.split(";\n"):
+                database.execute(statement)
 
 
 @contextmanager

@@ -201,6 +201,10 @@ def _open(place: "Root") -> "History":
 
 def _find(opened: "History", named: str) -> "Picture | Job":
     """As people name it: a path counts from here as well as from the root."""
+    from sdbatch.errors import JobError  # noqa: PLC0415
+
+    if not named.strip():
+        raise JobError("name a picture or a job")
     path = Path(os.path.abspath(Path(named).expanduser()))  # noqa: PTH100 - a link keeps its name
     return opened.find(opened.root.show(path) if path.exists() else named)
 
@@ -213,7 +217,7 @@ def _find_or_file(place: "Root", named: str) -> "Picture | Job | Path":
     try:
         return _find(_open(place), named)
     except JobError:
-        if path.exists():
+        if named.strip() and path.exists():
             return path
         raise
 

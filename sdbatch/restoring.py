@@ -231,7 +231,7 @@ def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
         for name in {str(details["loc"][0]) for details in error.errors() if details["loc"]} & set(fitting):
             value = printable(str(fitting.pop(name))[:80])
             notes.append(f"{name}: {value} is not allowed here, and was left out")
-    return fitting, notes
+    return ({} if fitting.get("from_file") else {"prompt": ""}) | fitting, notes
 
 
 def _number(value: Any, kind: Any) -> Any:

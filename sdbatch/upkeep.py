@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdbatch import found, gathering, index
-from sdbatch.root import Root
+from sdbatch.filenames import is_text
+from sdbatch.root import SAMPLES, Root
 from sdbatch.spool import ERROR
 
 AT_ONCE = 200  # jobs written in one transaction: others get their turn in between
 COARSE_NS = 2_500_000_000  # FAT counts every other second
+MANY = 5_000  # names in a folder of outputs/: to look into it takes a while, and every job that ends there changes it
+LOOK_AGAIN_NS = 60_000_000_000
 Item = TypeVar("Item")
 PICTURES = ".png"
 
@@ -44,7 +47,10 @@ def _refresh_jobs(root: Root, database: sqlite3.Connection) -> int:
     known_times = dict(database.execute("SELECT path, mtime FROM places WHERE path GLOB 'jobs/*'"))
     if times == known_times and all(times.values()):
         return 0
-    present = {**_folders(root.failed), **_folders(root.done)}
+    try:
+        present = {**_folders(root.failed), **_folders(root.done)}
+    except OSError:
+        return 0  # a share that went away takes no pictures with it
     question = "SELECT id, state, stamp FROM jobs WHERE state != 'earlier'"
     known = {job_id: (state, stamp) for job_id, state, stamp in database.execute(question)}
     gone = [job_id for job_id in known if job_id not in present]
@@ -52,32 +58,40 @@ def _refresh_jobs(root: Root, database: sqlite3.Connection) -> int:
         with index.writing(database):
             for job_id in some:
                 index.remove(database, job_id)
-    new = [folder for name, folder in sorted(present.items()) if name not in known or _is_other(folder, known[name])]
+    new = [
+        place / name
+        for name, place in sorted(present.items())
+        if name not in known or _is_other(place, name, *known[name])
+    ]
     added = sum(take_in(root, database, some) for some in _chunks(new))
     with index.writing(database):
-        database.executemany("REPLACE INTO places VALUES (?, ?)", times.items())
+        database.executemany("REPLACE INTO places VALUES (?, ?, 0, 0)", times.items())
     return len(gone) + added
 
 
 def _refresh_outputs(root: Root, database: sqlite3.Connection) -> int:
     """Take in what lies in outputs/ and belongs to no job; forget what was found there and is gone."""
-    looked = dict(database.execute("SELECT path, mtime FROM places WHERE path NOT GLOB 'jobs/*'"))
-    count, pending, seen = 0, [root.outputs], set()
-    below: dict[str, list[str]] = {}
+    if not root.outputs.is_dir():
+        return 0  # likewise
+    rows = database.execute("SELECT path, mtime, names, looked FROM places WHERE path NOT GLOB 'jobs/*'")
+    looked = {path: (mtime, names, when) for path, mtime, names, when in rows}
+    below: dict[str, list[Path]] = {}
     for path in looked:
-        below.setdefault(path.rpartition("/")[0], []).append(path)
+        below.setdefault(path.rpartition("/")[0], []).append(root.path / path)
+    count, pending, seen = 0, [root.outputs], set()
     while pending:
         folder = pending.pop()
-        shown, when = root.show(folder), _time(folder)
+        shown, changed, now = root.show(folder), _time_told(folder), time.time_ns()
         seen.add(shown)
-        if looked.get(shown) == when and when:
-            pending += [root.path / path for path in below.get(shown, [])]
+        mtime, many, when = looked.get(shown, (0, 0, 0))
+        if (changed and changed == mtime) or (many > MANY and 0 <= now - when < LOOK_AGAIN_NS):
+            pending += below.get(shown, [])
             continue
         names = _names(folder)
         pending += [folder / name for name, is_folder in names.items() if is_folder]
         count += _look_into(root, database, folder, [name for name, is_folder in names.items() if not is_folder])
         with index.writing(database):
-            database.execute("REPLACE INTO places VALUES (?, ?)", (shown, when))
+            database.execute("REPLACE INTO places VALUES (?, ?, ?, ?)", (shown, changed, len(names), now))
     gone = [path for path in looked if path not in seen]
     with index.writing(database):
         for path in gone:
@@ -112,10 +126,10 @@ def _look_into(root: Root, database: sqlite3.Connection, folder: Path, names: li
 def _found_in(database: sqlite3.Connection, shown: str) -> dict[str, str]:
     """The found pictures of a folder, not of those in it, and the entry that each belongs to."""
     question = (
-        "SELECT p.published, j.id FROM pictures p JOIN jobs j ON j.number = p.job "
-        "WHERE p.published BETWEEN ? AND ? AND j.state = 'earlier'"
+        "SELECT p.published, j.id FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - j.pictures + 1 AND j.key "
+        "WHERE j.state = 'earlier' AND j.place IN (?, ?)"
     )
-    rows = database.execute(question, (f"{shown}/", f"{shown}0"))
+    rows = database.execute(question, (shown, shown.rpartition("/")[0]))
     return {path: job_id for path, job_id in rows if path.rpartition("/")[0] == shown}
 
 
@@ -129,7 +143,7 @@ def _names(folder: Path) -> dict[str, bool]:
         return {
             entry.name: entry.is_dir(follow_symlinks=False)
             for entry in entries
-            if entry.name.isprintable()  # no half of a character, which SQLite would not take
+            if is_text(entry.name)
             and not entry.name.startswith((".", "grid-"))
             and (entry.name.lower().endswith(PICTURES) or entry.is_dir(follow_symlinks=False))
         }
@@ -137,21 +151,26 @@ def _names(folder: Path) -> dict[str, bool]:
 
 
 def _folders(place: Path) -> dict[str, Path]:
-    with suppress(OSError), os.scandir(place) as entries:
-        return {e.name: place / e.name for e in entries if not e.name.startswith(".") and e.is_dir()}
-    return {}
+    """The names of a place's folders, each with the place: there may be very many, and few of them are new."""
+    with os.scandir(place) as entries:
+        return {e.name: place for e in entries if e.is_dir() and is_text(e.name) and not e.name.startswith(".")}
 
 
-def _is_other(folder: Path, known: tuple[str, int]) -> bool:
+def _is_other(place: Path, name: str, state: str, stamp: int) -> bool:
     """Whether a job that is known failed, and has gone on to done/ or failed once more since."""
-    state, stamp = known
-    if folder.parent.name != state:
+    if place.name != state:
         return True
     if state == "done":
         return False
     with suppress(OSError):
-        return (folder / ERROR).stat().st_mtime_ns != stamp
+        return gathering.stamp_of(place / name / ERROR) != stamp
     return False
+
+
+def _time_told(folder: Path) -> int:
+    """The same of a folder of outputs/: what a setup.json tells of samples/ lies above it, and may come later."""
+    times = (_time(folder), _time(folder.parent) if folder.name == SAMPLES else 1)
+    return sum(times) if all(times) else 0
 
 
 def _time(folder: Path) -> int:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests_support import lay_model, run_sdbatch
+from tests_support import drain, lay_model, run_sdbatch
 
 from sdbatch.engine.protocol import Draw
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, make_root
+from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
 
 
 @pytest.fixture
@@ -35,6 +35,24 @@ def start(root: Root) -> Callable[..., Service]:
         return service
 
     return starter
+
+
+@pytest.fixture
+def draw(start: Callable[..., Service], root: Root, clock: FakeClock) -> Callable[..., str]:
+    """Has a service draw a job's text, a minute after the last; tells the job's id, or that of its last part."""
+    service = start()
+
+    def ended() -> set[str]:
+        return {path.name for place in (root.done, root.failed) for path in place.iterdir()}
+
+    def drawn(text: str, name: str = "a.yaml") -> str:
+        before = ended()
+        drop_job(root, name, text)
+        clock.sleep(60)
+        drain(service, clock)
+        return max(ended() - before)
+
+    return drawn
 
 
 @pytest.fixture

@@ -10,33 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_support import drain
 
 from sdbatch import found, gathering, housekeeping, index, steer, surroundings, upkeep
 from sdbatch.history import DATABASE, History
 from sdbatch.records import Lineage, Picture
 from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.testing import FakeClock, drop_job
+from sdbatch.testing import FakeClock
 
 Draw = Callable[..., str]
 SMALL = "H: 64\nW: 64\nn_iter: 1\nn_samples: 2\n"
 
 
 @pytest.fixture
-def draw(start: Callable[..., Service], root: Root, clock: FakeClock) -> Draw:
-    """Draws a job of two small pictures, or of what its text says; tells its id."""
-    service = start()
-
-    def drawn(text: str, name: str = "a.yaml") -> str:
-        before = {path.name for place in (root.done, root.failed) for path in place.iterdir()}
-        drop_job(root, name, text + ("\n" + SMALL if "init_img" not in text and "H:" not in text else ""))
-        clock.sleep(60)
-        drain(service, clock)
-        after = {path.name for place in (root.done, root.failed) for path in place.iterdir()}
-        return max(after - before)
-
-    return drawn
+def draw(draw: Draw) -> Draw:
+    """Two small pictures, where a job's text asks for nothing else."""
+    return lambda text, name="a.yaml": draw(text if "init_img" in text or "H:" in text else f"{text}\n{SMALL}", name)
 
 
 def prompts(pictures: list[Picture]) -> list[str]:
@@ -323,7 +311,7 @@ def test_a_file_that_another_holds_is_read_as_it_is(draw: Draw, root: Root, monk
     history = History.open(root)
     assert "locked" in history.stale
     assert prompts(history.search()) == ["a", "a"]
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
+    with pytest.raises(OSError, match="locked"):
         History.open(root, in_memory=False)
 
 
@@ -383,6 +371,28 @@ def test_threads_share_a_history_and_processes_its_file(draw: Draw, root: Root) 
     for thread in threads:
         thread.join()
     assert problems == []
+
+
+def test_a_share_that_goes_away_takes_nothing_with_it(draw: Draw, root: Root) -> None:
+    draw("prompt: a")
+    history = History.open(root)
+    for place in (root.done, root.outputs):
+        place.rename(root.path / f"{place.name}-away")
+    assert history.refresh() == 0
+    assert prompts(history.search()) == ["a", "a"]
+
+
+def test_names_and_times_that_no_file_of_ours_has_do_no_harm(draw: Draw, root: Root) -> None:
+    folder = root.done / draw("prompt: a")
+    bad = os.fsdecode(b"\xff\xfe")
+    shutil.copytree(folder, root.done / f"20261122T111532Z-000009-{bad}")
+    (folder / "manifest.yaml").write_text("")
+    shutil.copy(folder / "samples/00000.png", folder / f"samples/{bad}.png")
+    shutil.copy(folder / "samples/00000.png", root.outputs / f"{bad}.png")
+    (root.outputs / bad).mkdir()
+    os.utime(folder / "manifest.yaml", (0, 1e12))
+    shutil.rmtree(root.outputs / "txt2img-samples")
+    assert [picture.file for picture in History.open(root).search()] == ["samples/00000.png", "samples/00001.png"]
 
 
 def test_taking_a_job_out_leaves_nothing_to_find_it_by(draw: Draw, root: Root) -> None:

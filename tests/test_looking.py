@@ -1,0 +1,212 @@
+"""The commands that look for pictures and draw on from there."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from laid_pictures import WEBUI, lay
+from tests_support import run_sdbatch
+
+from sdbatch.root import Root
+
+Draw = Callable[..., str]
+SMALL = "H: 64\nW: 64\nn_iter: 1\nn_samples: 2\n"
+
+
+def ask(root: Root, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return run_sdbatch(*arguments, "--root", root.path)
+
+
+def test_history_piped_is_a_line_each_that_begins_with_the_path(draw: Draw, root: Root) -> None:
+    draw(f"prompt: |\n  a blue\n  truck\tat night\n{SMALL}", "a.yaml")
+    newest = draw(f"prompt: 一辆红色汽车\nseed: 7\n{SMALL}", "b.yaml")
+    said = ask(root, "history")
+    assert said.returncode == 0, said.stderr
+    lines = [line.split("\t") for line in said.stdout.splitlines()]
+    assert [line[0] for line in lines[:2]] == [f"{root.done}/{newest}/samples/0000{n}.png" for n in (0, 1)]
+    assert all(Path(line[0]).is_file() for line in lines)
+    assert [line[2:] for line in lines[1:3]] == [
+        [newest, "7", "一辆红色汽车"],
+        [lines[2][2], "42", "a blue truck at night"],
+    ]
+
+
+def test_history_takes_words_and_filters(draw: Draw, root: Root) -> None:
+    draw(f"prompt: a blue truck\n{SMALL}", "a.yaml")
+    draw(f"prompt: 一辆汽车\nseed: 7\n{SMALL}", "b.yaml")
+    for arguments, count in (
+        (("blue", "tru"), 2),
+        (("汽车",), 2),
+        (("汽车", "--seed", 7, "--limit", 1), 1),
+        (("--kind", "txt2img", "--ckpt", "model", "--since", "2026-11-22"), 4),
+        (("--since", "2030-01-01"), 0),
+        (("--failed",), 0),
+        (("100%",), 0),
+    ):
+        said = ask(root, "history", *arguments)
+        assert (len(said.stdout.splitlines()), said.returncode) == (count, 0 if count else 1), (arguments, said.stderr)
+    assert said.stderr == "nothing was found\n"
+
+
+def test_history_for_programs_is_a_list_even_of_nothing(draw: Draw, root: Root) -> None:
+    draw(f"prompt: a truck\n{SMALL}")
+    first, _ = json.loads(ask(root, "history", "--json").stdout)
+    assert (first["prompt"], first["published"]) == ("a truck", "outputs/txt2img-samples/samples/00000.png")
+    assert json.loads(ask(root, "history", "nothing", "--json").stdout) == []
+
+
+def test_history_tells_why_jobs_failed(draw: Draw, root: Root) -> None:
+    job_id = draw("promt: a\n")
+    (line,) = ask(root, "history", "--failed").stdout.splitlines()
+    assert line.split("\t")[0] == f"{root.failed}/{job_id}"
+    assert line.endswith("did you mean prompt?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--kind", "video"), 2, "txt2img or img2img"),
+        (("--since", "soon"), 1, "give a day (2026-11-20)"),
+        (("--limit", "0"), 2, "limit"),
+    ],
+)
+def test_history_tells_what_it_takes(root: Root, arguments: tuple[str, ...], code: int, told: str) -> None:
+    said = ask(root, "history", *arguments)
+    assert (said.returncode, told in said.stderr) == (code, True), said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_history_is_read_again_on_demand(draw: Draw, root: Root) -> None:
+    folder = root.done / draw(f"prompt: a truck\n{SMALL}")
+    ask(root, "history")
+    manifest = folder / "manifest.yaml"
+    manifest.write_text(manifest.read_text().replace("prompt: a truck", "prompt: a boat"))
+    assert ask(root, "history", "boat").stdout == ""
+    said = ask(root, "history", "boat", "--rebuild")
+    assert (len(said.stdout.splitlines()), said.stderr) == (2, "read again: 1 jobs\n")
+
+
+def test_show_tells_everything_and_draws_the_lineage(draw: Draw, root: Root) -> None:
+    job_id = draw(f"prompt: a blue truck\nnegative_prompt: snow\nname: study\n{SMALL}")
+    ask(root, "follow-up", f"{job_id}/1", "--prompt", "at night")
+    (dropped,) = root.inbox.iterdir()
+    child = draw(dropped.read_text(), dropped.name)
+    shown = ask(root, "show", "000001")
+    assert shown.returncode == 0, shown.stderr
+    for told in ("a blue truck", "snow", "study", "64x64", "42", f"jobs/done/{job_id}/samples/00001.png"):
+        assert told in shown.stdout
+    assert f"└── from samples/00001.png: {child}  at night" in shown.stdout
+    picture = ask(root, "show", f"jobs/done/{child}/samples/00000.png")
+    assert f"{child}, picture 0" in picture.stdout
+    assert f"{job_id} samples/00001.png" in picture.stdout
+    told = json.loads(ask(root, "show", child, "--json").stdout)
+    assert (told["lineage"]["job"], told["lineage"]["children"][0]["is_asked"]) == (job_id, True)
+    assert [each["number"] for each in told["pictures"]] == [0, 1]
+
+
+def test_show_takes_a_path_from_where_one_stands(draw: Draw, root: Root) -> None:
+    draw(f"prompt: a\n{SMALL}")
+    said = run_sdbatch("show", "00001.png", "--root", "../../..", cwd=root.outputs / "txt2img-samples/samples")
+    assert said.returncode == 0, said.stderr
+    assert "picture 1" in said.stdout
+
+
+def test_restore_writes_the_job_and_tells_what_is_missing(root: Root, tmp_path: Path) -> None:
+    picture = lay(tmp_path / "webui.png", WEBUI)
+    said = ask(root, "restore", picture)
+    assert said.returncode == 0
+    assert yaml.safe_load(said.stdout)["prompt"] == "a cat"
+    assert said.stderr.splitlines()[0] == "note: Sampler: Euler a is not had here; the job draws with DDIM"
+    written = ask(root, "restore", picture, "-o", tmp_path / "job.yaml")
+    assert written.stdout == f"{tmp_path}/job.yaml\n"
+    assert (tmp_path / "job.yaml").read_text() == said.stdout
+    again = ask(root, "restore", picture, "-o", tmp_path / "job.yaml")
+    assert (again.returncode, "is there already" in again.stderr) == (1, True)
+
+
+def test_restore_of_a_picture_needs_no_root(tmp_path: Path) -> None:
+    said = run_sdbatch("restore", lay(tmp_path / "webui.png", WEBUI), "--root", tmp_path / "none")
+    assert (said.returncode, "prompt: a cat" in said.stdout) == (0, True)
+
+
+def test_what_restore_gives_is_drawn(draw: Draw, root: Root) -> None:
+    job_id = draw(f"prompt: a truck\nseed: 5\n{SMALL}")
+    text = ask(root, "restore", job_id).stdout
+    same = [root.done / each / "samples/00001.png" for each in (job_id, draw(text, "b.yaml"))]
+    assert same[0].read_bytes() == same[1].read_bytes()
+
+
+def test_follow_up_and_again_drop_a_job_or_show_it(draw: Draw, root: Root) -> None:
+    job_id = draw(f"prompt: a truck\n{SMALL}", "truck.yaml")
+    for arguments in (("follow-up", "000001/1", "--strength", "0.3", "--seed", 8), ("again", "000001", "--seed", 8)):
+        shown = ask(root, *arguments, "--dry-run").stdout
+        assert not list(root.inbox.iterdir())
+        dropped = only_line(ask(root, *arguments))
+        assert (Path(dropped), Path(dropped).read_text()) == (root.inbox / "truck.yaml", shown)
+        child = draw(shown, Path(dropped).name)
+        manifest = yaml.safe_load((root.done / child / "manifest.yaml").read_text())
+        assert (manifest["parent"]["job"], manifest["job"]["seed"]) == (job_id, 8)
+        assert manifest["job"].get("strength", 0.3) == 0.3
+
+
+def only_line(said: subprocess.CompletedProcess[str]) -> str:
+    assert said.returncode == 0, said.stderr
+    (line,) = said.stdout.splitlines()
+    return line
+
+
+def test_a_follow_up_on_a_job_of_several_pictures_asks_which(draw: Draw, root: Root) -> None:
+    job_id = draw(f"prompt: a\n{SMALL}")
+    said = ask(root, "follow-up", job_id)
+    assert (said.returncode, said.stderr) == (1, f"sdbatch: {job_id} has 2 pictures; say which: {job_id}/0\n")
+    single = draw(f"prompt: one\n{SMALL}".replace("n_samples: 2", "n_samples: 1"), "one.yaml")
+    assert ask(root, "follow-up", single).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["show", "restore", "follow-up", "again"])
+def test_what_is_not_there_or_not_clear_is_told_in_plain_words(draw: Draw, root: Root, command: str) -> None:
+    draw(f"prompt: a\n{SMALL}", "x.yaml")
+    draw(f"prompt: a\n{SMALL}", "x.yaml")
+    for named, told in (
+        ("nobody", 'the history has no job or picture "nobody"'),
+        ("-x", "No such option"),
+        ("2026", 'several jobs have "2026" in their ids'),
+        ("000001/9", 'has no picture "9"'),
+        ("", "name a picture or a job"),
+    ):
+        said = ask(root, command, named)
+        assert said.returncode in (1, 2)
+        assert told in said.stderr
+        assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("command", [("history",), ("show", "x"), ("follow-up", "x"), ("again", "x")])
+def test_without_a_root_it_is_said_how_to_make_one(tmp_path: Path, command: tuple[str, ...]) -> None:
+    said = run_sdbatch(*command, "--root", tmp_path)
+    assert (said.returncode, "sdbatch init" in said.stderr) == (1, True)
+
+
+def test_names_with_a_terminals_commands_are_shown_harmless(draw: Draw, root: Root) -> None:
+    folder = root.done / draw(f"prompt: a\n{SMALL}")
+    manifest = folder / "manifest.yaml"
+    manifest.write_text(manifest.read_text().replace("prompt: a", 'prompt: "x \\e[31m[bold]red\\e[0m"'))
+    for command in (("history",), ("show", folder.name), ("restore", folder.name)):
+        said = ask(root, *command)
+        assert "[bold]red" in said.stdout + said.stderr
+        assert "\x1b" not in said.stdout + said.stderr
+
+
+def test_they_work_where_the_index_can_not_be_written(draw: Draw, root: Root) -> None:
+    draw(f"prompt: a truck\n{SMALL}")
+    (root.state / "history.db").mkdir()
+    assert len(ask(root, "history", "truck").stdout.splitlines()) == 2
+
+
+def test_the_quick_commands_load_no_database() -> None:
+    code = "import sys, sdbatch.cli; print('sqlite3' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "False\n"
