@@ -146,6 +146,7 @@ def _known(path: str) -> Picture:
 
 
 def _search(asked: Mapping[str, str]) -> list[Picture]:
+    asked = {name: text.replace("\0", "") for name, text in asked.items()}  # where SQLite takes a text to end
     seed, before = _whole(asked.get("seed", "")), _whole(asked.get("before", ""))
     since = None
     with suppress(ValueError, OverflowError):
