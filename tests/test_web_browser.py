@@ -67,7 +67,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     page = started("web", "--root", root, "--bind", "127.0.0.1:0", stdout=subprocess.PIPE)
     try:
         assert page.stdout is not None
-        found = re.search(r"http://\S+(?=/\n)", page.stdout.readline())
+        found = re.search(r"http://\S+(?=/\n)", "".join(page.stdout.readline() for _ in range(2)))
         assert found
         yield Site(root, found[0])
     finally:
