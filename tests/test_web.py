@@ -19,7 +19,7 @@ from werkzeug.test import TestResponse
 
 from sdbatch import configuration, steer
 from sdbatch.check import check_file
-from sdbatch.commands import app
+from sdbatch.cli import app
 from sdbatch.errors import ConfigError
 from sdbatch.job import Img2Img, Txt2Img
 from sdbatch.root import Root
