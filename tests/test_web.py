@@ -17,9 +17,10 @@ from tests_support import drain, only, run_sdbatch
 from typer.testing import CliRunner
 from werkzeug.test import TestResponse
 
+import sdbatch.cli  # noqa: F401 - knows all the commands
 from sdbatch import configuration, steer
 from sdbatch.check import check_file
-from sdbatch.cli import app
+from sdbatch.commands import app
 from sdbatch.errors import ConfigError
 from sdbatch.job import Img2Img, Txt2Img
 from sdbatch.root import Root
