@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from sdbatch.errors import BundleError
 
 ROUNDS = 8  # each goes one level deeper into what only the other machine needs
+EXTRA = "web"  # the page goes along: a server without a network can't fetch it later
 OLDEST_GLIBC = 5  # 2.5 is what manylinux1 was
 
 
@@ -95,7 +96,7 @@ def collect(own: Path, folder: Path, target: Target) -> None:
     """
     choice = ["--only-binary=:all:", "--implementation=cp", f"--python-version={target.python}"]
     choice += [f"--platform={tag}" for tag in target.tags]
-    wanted = [str(own), "pip"]
+    wanted = [f"{own}[{EXTRA}]", "pip"]
     for _ in range(ROUNDS):
         _pip("download", f"--dest={folder}", *choice, *wanted)
         if not (missing := sorted(set(lacking(own, folder, target)))):
@@ -108,7 +109,7 @@ def collect(own: Path, folder: Path, target: Target) -> None:
 def lacking(own: Path, folder: Path, target: Target) -> Iterator[str]:
     """Requirements of our wheel, and of those it needs, that hold on the target and that no wheel there meets."""
     have = {parse_wheel_filename(path.name)[0]: path for path in [*folder.glob("*.whl"), own]}
-    pending, seen = [(parse_wheel_filename(own.name)[0], "")], set()
+    pending, seen = [(parse_wheel_filename(own.name)[0], extra) for extra in ("", EXTRA)], set()
     while pending:
         name, extra = pending.pop()
         if (name, extra) in seen:

@@ -33,8 +33,8 @@ def write_wheel(folder: Path, name: str, requires: list[str], tag: str = "py3-no
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n" + "".join(
         f"Requires-Dist: {r}\n" for r in requires
     )
-    if name == "cuda_toolkit":
-        metadata += "Provides-Extra: cublas\n"
+    extra = {"cuda_toolkit": "cublas", "sdbatch": "web"}.get(name)
+    metadata += f"Provides-Extra: {extra}\n" if extra else ""
     content = {
         f"{name}.py": STUB,
         f"{info}/METADATA": metadata,
@@ -58,6 +58,7 @@ def pool_of(folder: Path) -> Path:
     write_wheel(folder, "cuda_toolkit", ['nvidia_cublas==1.0; extra == "cublas"', 'never; extra == "other"'])
     write_wheel(folder, "nvidia_cublas", [], "py3-none-manylinux_2_17_aarch64")
     write_wheel(folder, "old_python", [])
+    write_wheel(folder, "page", [])
     write_wheel(folder, "pip", [])
     return folder
 
@@ -69,7 +70,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(pool_of(tmp_path / "pool")))
     (tmp_path / "own").mkdir()
-    return write_wheel(tmp_path / "own", "sdbatch", ["torch>=1", 'old_python; python_version < "3.12"'])
+    return write_wheel(
+        tmp_path / "own", "sdbatch", ["torch>=1", 'old_python; python_version < "3.12"', 'page; extra == "web"']
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def test_another_machine_gets_what_only_it_needs(
     target = Target(machine, 28, python)
     wheels.collect(own, folder, target)
     found = {path.name.split("-")[0] for path in folder.glob("*.whl")}
-    assert {"sdbatch", "torch", "pip"} | others <= found
+    assert {"sdbatch", "torch", "pip", "page"} | others <= found
     assert not list(wheels.lacking(own, folder, target))
 
 
@@ -144,7 +147,7 @@ def packed(tmp_path: Path) -> Path:
     """A small bundle with a real installer, a real pip and a stub in sdbatch's place."""
     folder = tmp_path / "gathered"
     folder.mkdir()
-    own = write_wheel(folder, "sdbatch", ["helper"])
+    own = write_wheel(folder, "sdbatch", ['helper; extra == "web"'])
     write_wheel(folder, "helper", [])
     model = {"models/model.ckpt": REFERENCE / "model/v1-inference-tiny.yaml"}
     gathered = [own, folder / "helper-1.0-py3-none-any.whl", pip_wheel(folder)]

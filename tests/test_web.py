@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -13,17 +14,20 @@ import yaml
 from flask.testing import FlaskClient
 from PIL import Image
 from tests_support import drain, only, run_sdbatch
+from typer.testing import CliRunner
 from werkzeug.test import TestResponse
 
-from sdbatch import steer
+import sdbatch.cli  # noqa: F401 - knows all the commands
+from sdbatch import configuration, steer
 from sdbatch.check import check_file
+from sdbatch.commands import app
 from sdbatch.errors import ConfigError
 from sdbatch.job import Img2Img, Txt2Img
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Settings
 from sdbatch.testing import FakeClock, drop_job
-from sdbatch.web import guard, language, thumbnails
+from sdbatch.web import command, guard, language, thumbnails
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields, filled_by, to_yaml
 
@@ -37,8 +41,8 @@ class Visitor:
     """A browser in small: keeps cookies, sends the token of the page that it saw last."""
 
     def __init__(self, root: Root, clock: FakeClock | None = None, **settings: object) -> None:
-        app = create_app(root, Settings.model_validate(settings), clock=lambda: clock.mono if clock else 0.0)
-        self.client: FlaskClient = app.test_client()
+        page = create_app(root, Settings.model_validate(settings), clock=lambda: clock.mono if clock else 0.0)
+        self.client: FlaskClient = page.test_client()
         self.token = ""
 
     def get(self, path: str, code: int = 200, headers: dict[str, str] | None = None) -> TestResponse:
@@ -368,6 +372,29 @@ def test_a_password_is_told_to_nobody(root: Root, start: Start, clock: FakeClock
     service = start(web={"password": HASH})
     service.run_once(clock)
     assert HASH not in root.status.read_text() + told.stdout
+
+
+def test_a_password_becomes_the_line_that_lets_it_in(root: Root) -> None:
+    told = CliRunner().invoke(app, ["web", "--hash-password"], input="a long password\n" * 2)
+    root.configuration.write_text(told.stdout[told.stdout.index("web:") :])
+    visitor = Visitor(root, web={"password": configuration.load(root.configuration).settings.web.password})
+    visitor.post("/login", password="a long password")
+    short = CliRunner().invoke(app, ["web", "--hash-password"], input="short\n" * 2)
+    assert isinstance(short.exception, ConfigError)
+
+
+def test_without_its_packages_web_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda _: None)
+    told = CliRunner().invoke(app, ["web"])
+    assert "sdbatch[web]" in str(told.exception)
+
+
+def test_an_address_that_is_taken_is_told(root: Root) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = run_sdbatch("web", "--root", root.path, "--bind", f"127.0.0.1:{port}")
+    assert told.returncode == 78
+    assert "Address already in use; choose another" in told.stderr
 
 
 def test_web_refuses_the_network_without_a_password(root: Root) -> None:

@@ -129,5 +129,7 @@ def test_nothing_was_written_outside_the_inbox_and_the_state(client: FlaskClient
     known = {"jobs", "outputs", "models", "configs", "state"}
     assert {path.name for path in root.path.iterdir()} == known
     assert {path.name for path in root.path.parent.iterdir()} == {"root"}
-    assert all(path.suffix in {".yaml", ".png", ""} for path in root.inbox.rglob("*")), [*root.inbox.rglob("*")]
+    assert all(path.suffix in {".yaml", ".png", ".sha256", ""} for path in root.inbox.rglob("*")), [
+        *root.inbox.rglob("*")
+    ]
     assert Path(root.configuration).exists() is False

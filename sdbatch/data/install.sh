@@ -90,7 +90,7 @@ install() {
 }
 
 echo "installing into $dir/.venv: a minute or a few"
-install --upgrade --upgrade-strategy eager "$ours"
+install --upgrade --upgrade-strategy eager "${ours}[web]"
 # Two builds of the same version are the same to pip.
 install --no-deps --force-reinstall "$ours"
 

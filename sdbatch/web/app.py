@@ -14,6 +14,7 @@ from sdbatch.settings import Settings
 from sdbatch.web import form, guard, language, pictures, queue
 from sdbatch.web.site import Site, disk_trouble
 
+STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
 FORM_BYTES = 1_000_000  # of an upload's form, beside the picture
 # What a person can do about it; else the server's own words.
 WORDS = {
@@ -29,6 +30,7 @@ def create_app(root: Root, settings: Settings, clock: Callable[[], float] = mono
     app = Flask(__name__)
     app.extensions["sdbatch"] = Site(root, settings, History.open(root), clock)
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.input_bytes + FORM_BYTES
+    app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_SECONDS
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     # A proxy may serve the page below a path of its own. A visitor who sends the header misleads no one else.
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=0, x_prefix=1)  # type: ignore[method-assign] # as Flask says

@@ -1,5 +1,6 @@
 """The command `sdbatch web`."""
 
+import logging
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,10 +50,13 @@ def web(
 
     host, port = guard.split_bind(bind or settings.web.bind)
     guard.require_password(host, settings.web)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page of thumbnails is no reason to warn
     listener = _listen(host, port)
-    typer.echo(f"the page of {place.path} is at http://{_shown(listener)}/")
+    typer.echo(f"reading the history of {place.path}")  # takes a moment the first time, by what lies in jobs/done/
+    page = create_app(place, settings)
+    typer.echo(f"the page is at http://{_shown(listener)}/")
     serve(
-        create_app(place, settings),
+        page,
         sockets=[listener],
         threads=THREADS,
         ident=None,  # says nothing of versions
@@ -68,7 +72,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise ConfigError(f"{host}, port {port}: {error.strerror}; choose another with --bind or web.bind") from error
+        why = str(error.strerror).partition(" (")[0]
+        raise ConfigError(f"{host}, port {port}: {why}; choose another with --bind or web.bind") from error
 
 
 def _shown(listener: socket.socket) -> str:

@@ -107,7 +107,7 @@ def install(app: Flask, clock: Callable[[], float] = monotonic) -> None:
     app.session_interface = _Cookies()
     app.config.update(
         SECRET_KEY=secrets.token_bytes(32),  # of this start: a restart asks everybody to log in again
-        SESSION_COOKIE_NAME="sdbatch",
+        SESSION_COOKIE_NAME=f"sdbatch-{_mark(str(app.extensions['sdbatch'].root.path))}",  # ports share their cookies
         SESSION_COOKIE_SAMESITE="Lax",
         PERMANENT_SESSION_LIFETIME=timedelta(days=STAYS_DAYS),
         WTF_CSRF_TIME_LIMIT=None,  # a form may lie open overnight
@@ -127,7 +127,7 @@ def _refuse_other_names() -> None:
         name = urlsplit(f"//{request.headers.get('Host', '')}").hostname
     except ValueError:
         name = None
-    if not web.password and name not in LOCAL_NAMES and name not in web.hosts:
+    if not web.password and name not in LOCAL_NAMES and name not in map(str.lower, web.hosts):
         abort(421)
 
 
@@ -145,9 +145,9 @@ def _is_known(password: str) -> bool:
     return compare_digest(str(session.get("known", "")), _mark(password))
 
 
-def _mark(password: str) -> str:
-    """What a cookie remembers of a login: another password ends it."""
-    return hashlib.sha256(password.encode()).hexdigest()[:16]
+def _mark(text: str) -> str:
+    """What a cookie tells of a text, without telling it. Of a login's password: another one ends the login."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _add_headers(response: Response) -> Response:
@@ -170,7 +170,6 @@ def login() -> tuple[str, int] | Response:
         if throttle.is_shut(address):
             told, code = "Too many wrong passwords; wait a minute.", 429
         elif check_password_hash(password, request.form.get("password", "")):
-            session.clear()
             session["known"] = _mark(password)
             session.permanent = True
             return redirect(own_path(request.args.get("back", "")), 303)
@@ -183,5 +182,5 @@ def login() -> tuple[str, int] | Response:
 @pages.post("/logout")
 def logout() -> Response:
     """Forget this visitor."""
-    session.clear()
+    session.pop("known", None)
     return redirect(url_for("guard.login"), 303)

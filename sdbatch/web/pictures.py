@@ -19,7 +19,7 @@ from sdbatch.web.language import translate
 from sdbatch.web.site import done, is_fragment, site
 
 AT_ONCE = 60  # thumbnails
-KEPT_SECONDS = 30 * 86400  # by browsers: a picture never changes, and a thumbnail is cheap
+KEPT_SECONDS = 86400  # by browsers: pictures do not change, but for a name in outputs/ that is drawn anew
 FAMILY = 50  # jobs of a lineage that are shown
 MOST = 2**63 - 1  # what a column of the index holds
 
@@ -146,6 +146,7 @@ def _known(path: str) -> Picture:
 
 
 def _search(asked: Mapping[str, str]) -> list[Picture]:
+    asked = {name: text.replace("\0", "") for name, text in asked.items()}  # where SQLite takes a text to end
     seed, before = _whole(asked.get("seed", "")), _whole(asked.get("before", ""))
     since = None
     with suppress(ValueError, OverflowError):

@@ -1,0 +1,307 @@
+"""The page in a real browser: the whole story with the demo model, wide and narrow, light and dark, in two languages.
+
+It wants Chromium (Debian's package). With SDBATCH_SCREENSHOTS=docs the pictures in the documentation are made anew.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from tests_support import HERE, run_sdbatch
+
+CHROMIUM = shutil.which("chromium") or ""
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here: apt-get install chromium")
+
+AXE = (HERE / "browser" / "axe.min.js").read_text()
+SIZES = {"desktop": (1200, 850), "phone": (390, 844)}
+SECONDS = 120_000  # for a job to be drawn, in milliseconds: the machine may be busy
+BEFORE = [
+    "a red apple on a blue background",
+    "a yellow banana on a white background",
+    "a blue car on a white background",
+    "a frog on a green background",
+    "a cat on a purple background",
+]
+
+
+@dataclass
+class Site:
+    """A root with the demo model, its service and its page."""
+
+    root: Path
+    address: str
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+
+def job(prompt: str, seed: int = 1) -> str:
+    return f'prompt: "{prompt}"\nH: 64\nW: 64\nddim_steps: 20\nn_iter: 1\nn_samples: 3\nseed: {seed}\n'
+
+
+def started(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sdbatch", *map(str, arguments)]
+    return subprocess.Popen(command, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """With a few pictures drawn, and a job that failed."""
+    root = tmp_path_factory.mktemp("browser") / "demo"
+    assert run_sdbatch("init", root, "--demo").returncode == 0
+    inbox = root / "jobs" / "inbox"
+    for number, prompt in enumerate(BEFORE):
+        (inbox / f"before-{number}.yaml").write_text(job(prompt, number))
+    (inbox / "typo.yaml").write_text("promt: a fox\n")
+    run_sdbatch("serve", "--drain", "--root", root)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    service = started("serve", "--root", root, **quiet)
+    page = started("web", "--root", root, "--bind", "127.0.0.1:0", stdout=subprocess.PIPE)
+    try:
+        assert page.stdout is not None
+        found = re.search(r"http://\S+(?=/\n)", "".join(page.stdout.readline() for _ in range(2)))
+        assert found
+        yield Site(root, found[0])
+    finally:
+        for process in (page, service):
+            process.terminate()
+            process.wait(60)
+        assert page.stdout is not None
+        page.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=SIZES)
+def size(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["light", "dark"])
+def theme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site, size: str, theme: str) -> Iterator[Page]:
+    """A visitor's; at its end nothing may have gone wrong, and nothing may have been asked of anybody else."""
+    width, height = SIZES[size]
+    context = browser.new_context(
+        base_url=site.address,
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if theme == "dark" else "light",
+        has_touch=size == "phone",
+        is_mobile=size == "phone",
+        locale="en",
+    )
+    visitor = context.new_page()
+    wrong: list[str] = []
+    visitor.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    visitor.on("pageerror", lambda error: wrong.append(str(error)))
+    visitor.on("requestfailed", lambda asked: wrong.append(f"failed: {asked.url} {asked.failure}"))
+    visitor.on("request", lambda asked: wrong.append(asked.url) if is_elsewhere(asked.url, site.address) else None)
+    visitor.on("dialog", lambda dialog: dialog.accept())
+    yield visitor
+    context.close()
+    # What is still under way when a page is left is given up, and no fault.
+    assert [text for text in wrong if "net::ERR_ABORTED" not in text] == []
+
+
+def is_elsewhere(url: str, address: str) -> bool:
+    return urlsplit(url).scheme != "data" and urlsplit(url).netloc != urlsplit(address).netloc
+
+
+def check_access(page: Page) -> None:
+    """axe-core finds nothing serious, and nothing sticks out to the side."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    assert len(found["passes"]) > 10, "it looked"
+    told = [(v["id"], [node["html"] for node in v["nodes"]]) for v in found["violations"]]
+    assert told == []
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def take(page: Page, name: str, size: str, theme: str) -> None:
+    """A picture for the documentation, where one is asked for; of few colours, as it is looked at in small."""
+    folder = os.environ.get("SDBATCH_SCREENSHOTS")
+    if folder and (size, theme) in {("desktop", "light"), ("phone", "dark")}:
+        path = Path(folder) / f"web-{name}{'-phone' if size == 'phone' else ''}.png"
+        page.evaluate("document.activeElement.blur()")
+        page.screenshot(path=path)
+        with Image.open(path) as shot:
+            shot.convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def results(page: Page) -> Locator:
+    return page.locator("#results a[href*='/picture/']")
+
+
+def wait_until_drawn(page: Page, words: str, count: int) -> None:
+    """Until the history has them; typing the words is left to the test."""
+    for _ in range(SECONDS // 500):
+        if page.request.get("/history", params={"words": words}).text().count('href="/picture/') == count:
+            return
+        page.wait_for_timeout(500)
+    raise AssertionError(f"no {count} pictures of {words}")
+
+
+def test_the_whole_story(page: Page, site: Site, size: str, theme: str) -> None:
+    """A job by form, watched, found by a Chinese word, restored, followed up on picture 3, seen in its lineage."""
+    fruit = {"desktoplight": "苹果", "desktopdark": "香蕉", "phonelight": "橙子", "phonedark": "葡萄"}[size + theme]
+    page.goto("/")
+    page.get_by_role("link", name="New job").click()
+    page.get_by_label("Prompt prompt", exact=True).fill(f"a panda on a blue background, {fruit}")
+    for label, value in {"Height": "64", "Width": "64", "Iterations": "2", "Batch size": "3", "Steps": "40"}.items():
+        page.get_by_label(re.compile(f"^{label} ")).fill(value)
+    expect(page.locator("#yaml")).to_contain_text("ddim_steps: 40")
+    expect(page.locator("#preview")).to_contain_text("6 pictures of 64x64, DDIM, 40 steps")
+    take(page, "new", size, theme)
+    page.get_by_role("button", name="Draw", exact=True).click()
+
+    expect(page.get_by_role("status").first).to_contain_text("Dropped as jobs/inbox/a-panda")
+    expect(page.get_by_role("progressbar")).to_be_visible(timeout=SECONDS)
+    expect(page.get_by_text(re.compile(r"[1-5] of 6 pictures|step \d+ of"))).to_be_visible(timeout=SECONDS)
+    take(page, "queue", size, theme)
+    expect(page.get_by_role("progressbar")).to_be_hidden(timeout=SECONDS)
+    wait_until_drawn(page, fruit, 6)
+
+    page.get_by_role("link", name="History").click()
+    page.get_by_label("Words of the prompt").fill(fruit)
+    expect(results(page)).to_have_count(6)
+    results(page).nth(2).click()
+    expect(page.get_by_text("3 of 6")).to_be_visible()
+    third = page.url
+
+    page.get_by_role("link", name="Restore into the form").click()
+    expect(page.get_by_label("Prompt prompt", exact=True)).to_have_value(f"a panda on a blue background, {fruit}")
+    expect(page.get_by_label(re.compile("^Steps"))).to_have_value("40")
+
+    page.goto(third)
+    page.get_by_label("Prompt", exact=True).fill(f"a fox on a yellow background, {fruit}")
+    page.get_by_label("Strength").fill("0.9")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_role("status").first).to_contain_text("Dropped as jobs/inbox/a-panda")
+    wait_until_drawn(page, f"fox {fruit}", 6)
+
+    page.goto("/history")
+    page.get_by_label("Words of the prompt").fill(f"fox {fruit}")
+    expect(results(page)).to_have_count(6)
+    results(page).first.click()
+    lineage = page.locator("#lineage li")
+    expect(lineage).to_have_count(2)
+    expect(lineage.first).to_contain_text("a panda on a blue background")
+    expect(lineage.nth(1)).to_contain_text("from samples/00002.png")
+    take(page, "picture", size, theme)
+    lineage.first.locator("a").first.click()
+    expect(page.get_by_role("heading", name=f"a panda on a blue background, {fruit}")).to_be_visible()
+
+
+@pytest.mark.parametrize("language", ["English", "中文"])
+def test_all_four_views_can_be_used_by_everybody(page: Page, site: Site, size: str, theme: str, language: str) -> None:
+    page.goto("/")
+    if language != "English":
+        page.get_by_role("button", name=language).click()
+        expect(page.get_by_role("link", name="历史")).to_be_visible()
+    expect(page.locator("html")).to_have_attribute("data-bs-theme", theme)
+    expect(page.get_by_text("did you mean prompt?").first).to_be_visible()
+    check_access(page)
+    page.goto("/new")
+    page.locator("#field-prompt").fill("a fox")
+    expect(page.locator("#yaml")).to_contain_text("a fox")
+    page.locator("summary").click()
+    check_access(page)
+    page.goto("/new?kind=img2img")
+    page.locator("#field-prompt").fill("a fox")
+    page.get_by_text("or an earlier one" if language == "English" else "或选择以前的图片").click()
+    expect(page.locator("#choices button")).not_to_have_count(0)
+    check_access(page)
+    page.goto("/history")
+    page.wait_for_load_state("networkidle")
+    check_access(page)
+    if language == "English":
+        take(page, "history", size, theme)
+    results(page).first.click()
+    expect(page.locator("img.large")).to_be_visible()
+    page.locator("summary").click()
+    check_access(page)
+    page.goto("/history?failed=1")
+    check_access(page)
+
+
+def test_a_job_starts_from_an_upload_or_an_earlier_picture(
+    page: Page, site: Site, size: str, theme: str, tmp_path: Path
+) -> None:
+    upload = tmp_path / f"mine-{size}-{theme}.png"
+    Image.new("RGB", (64, 64), "orange").save(upload)
+    page.goto("/new")
+    page.get_by_label("Prompt prompt", exact=True).fill("a fox")
+    page.get_by_role("button", name="From a picture").click()
+    expect(page.get_by_label("Prompt prompt", exact=True)).to_have_value("a fox")
+    page.get_by_text("or an earlier one").click()
+    page.locator("#choices button").first.click()
+    expect(page.get_by_label(re.compile("^Init image"))).to_have_value(re.compile(r"jobs/done/.*\.png"))
+    expect(page.locator("img.chosen")).to_be_visible()
+    page.get_by_label("or a picture of yours").set_input_files(upload)
+    expect(page.locator("#yaml")).to_contain_text("init_img: your-picture.png")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_role("status").first).to_contain_text("Dropped as jobs/inbox/a-fox")
+    assert list((site.root / "jobs" / "inbox").glob(f"mine-{size}-{theme}-*.png"))
+
+
+def test_the_keyboard_is_enough(page: Page, site: Site, size: str, theme: str) -> None:
+    page.goto("/history")
+    page.keyboard.press("/")
+    expect(page.get_by_label("Words of the prompt")).to_be_focused()
+    page.keyboard.type("banana")
+    expect(results(page)).to_have_count(3)
+    for _ in range(8):
+        if page.evaluate("document.activeElement.closest('#results a') !== null"):
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("1 of 3")).to_be_visible()
+    for key, told in {"ArrowRight": "2 of 3", "ArrowLeft": "1 of 3"}.items():
+        page.wait_for_load_state("load")  # the keys work from then on
+        page.keyboard.press(key)
+        expect(page.get_by_text(told)).to_be_visible()
+    page.wait_for_load_state("load")
+    page.keyboard.press("n")
+    expect(page.get_by_label("Prompt prompt", exact=True)).to_be_visible()
+
+
+def test_the_queue_is_steered(page: Page, site: Site, size: str, theme: str) -> None:
+    page.goto("/")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("button", name="Go on")).to_be_visible()
+    for name in ("one", "two"):
+        (site.root / "jobs" / "inbox" / f"{name}.yaml").write_text(job("a fox"))
+    expect(page.locator("li", has_text="two.yaml")).to_be_visible()
+    page.get_by_role("button", name="To the front: two.yaml").click()
+    expect(page.locator("ol li").first).to_contain_text("urgent/two.yaml", timeout=SECONDS)
+    page.get_by_role("button", name="Cancel: one.yaml").click()
+    page.get_by_role("button", name="Cancel: urgent/two.yaml").click()
+    expect(page.get_by_text("Nothing waits.")).to_be_visible()
+    page.get_by_role("button", name="Go on").click()
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+
+
+def test_a_theme_that_is_chosen_stays(page: Page, site: Site, size: str, theme: str) -> None:
+    page.goto("/")
+    other = "light" if theme == "dark" else "dark"
+    page.get_by_role("button", name="Light or dark").click()
+    page.goto("/new")
+    expect(page.locator("html")).to_have_attribute("data-bs-theme", other)
