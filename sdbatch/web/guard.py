@@ -127,7 +127,7 @@ def _refuse_other_names() -> None:
         name = urlsplit(f"//{request.headers.get('Host', '')}").hostname
     except ValueError:
         name = None
-    if not web.password and name not in LOCAL_NAMES and name not in map(str.lower, web.hosts):
+    if not web.password and name not in LOCAL_NAMES and name not in {host.lower() for host in web.hosts}:
         abort(421)
 
 
