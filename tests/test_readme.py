@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -43,10 +44,15 @@ def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
     root = Root(tmp_path / "srv")
     (tmp_path / "truck.yaml").write_text(blocks("yaml")[0])
     (tmp_path / "v1-5-pruned.ckpt").write_bytes(b"the fake engine does not look")
+    for arguments in (("init", "demo", "--demo"), ("submit", PROJECT / "docs/jobs/blue-truck.json", "--root", "demo")):
+        assert run_sdbatch(*arguments, cwd=tmp_path).returncode == 0
+    assert run_sdbatch("serve", "--root", "demo", "--drain", env=FAKE, cwd=tmp_path).returncode == 0, (
+        "as make demo does"
+    )
     commands = [line.split("#")[0].strip() for text in blocks("sh") for line in text.splitlines()]
     ran = []
     for command in commands:
-        words = command.replace("/srv/sdbatch", str(root.path)).split()
+        words = shlex.split(command.replace("/srv/sdbatch", str(root.path)))
         if words[0] == "cp":
             shutil.copy(tmp_path / words[1], words[2])
         elif words[0] == "sdbatch":
@@ -57,7 +63,9 @@ def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
             if ">" in words:
                 (tmp_path / words[-1]).write_text(ended.stdout)
         ran.append(words[1] if words[0] == "sdbatch" else words[0])
-    assert ran == ["make", "make", "init", "cp", "serve", "schema", "validate", "submit", "status", "config"]
+    first = ["make", "make", "init", "cp", "serve", "schema", "validate", "submit", "status", "config"]
+    assert ran == [*first, "history", "show", "restore", "follow-up", "again", "model", "model"]
+    assert len(list(tmp_path.glob("demo/jobs/inbox/*"))) == 2, "the follow-up and the job once more"
     jsonschema.validate(yaml.safe_load(blocks("yaml")[0]), json.loads((tmp_path / "job.schema.json").read_text()))
     assert (root.inbox / "truck.yaml").exists()
 
