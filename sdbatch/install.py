@@ -20,7 +20,7 @@ from sdbatch.errors import InstallError
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 
-UNIT = "sdbatch.service"
+UNIT, PAGE = "sdbatch.service", "sdbatch-web.service"
 # As the files in systemd/ have them.
 SHIPPED_ROOT, SHIPPED_PYTHON = "/srv/sdbatch", "/opt/sdbatch/.venv/bin/python"
 WATCHDOG_GRACE = 60  # seconds in which the service replaces a hanging renderer itself
@@ -88,7 +88,7 @@ def plan_install(root: Root, settings: Settings, *, user: bool) -> Plan:
         write={
             sysusers: _filled("sysusers.d/sdbatch.conf", root, settings),
             tmpfiles: _filled("tmpfiles.d/sdbatch.conf", root, settings),
-            _units(user) / UNIT: _filled(UNIT, root, settings),
+            **{_units(user) / name: _filled(name, root, settings) for name in (UNIT, PAGE)},
         },
         after=[["systemd-sysusers", str(sysusers)], ["systemd-tmpfiles", "--create", str(tmpfiles)], *_reload(user)],
     )
@@ -96,12 +96,14 @@ def plan_install(root: Root, settings: Settings, *, user: bool) -> Plan:
 
 def plan_uninstall(*, user: bool) -> Plan:
     """Everything that `plan_install` writes goes; the root, its pictures and the account stay."""
-    laid = [_units(user) / UNIT]
+    units = [UNIT] if user else [UNIT, PAGE]
+    laid = [_units(user) / name for name in units]
     if not user:
         laid += [Path("/etc") / kind / "sdbatch.conf" for kind in ("sysusers.d", "tmpfiles.d")]
     there = [path for path in laid if path.exists()]
     now = ["--now"] if _is_running(user) else []
-    disable = [[*_systemctl(user), "disable", *now, UNIT]] if laid[0] in there else []
+    installed = [name for name in units if _units(user) / name in there]
+    disable = [[*_systemctl(user), "disable", *now, *installed]] if installed else []
     return Plan(_is_running(user), before=disable, remove=there, after=_reload(user) if there else [])
 
 

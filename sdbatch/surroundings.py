@@ -53,7 +53,8 @@ def look(root: Root, settings: Settings) -> Iterator[Finding]:
     for finding in folders(root):
         usable &= finding.level != "problem"
         yield finding
-    if usable:
+    # Who may not write there can't try either.
+    if usable and all(os.access(folder, os.W_OK) for folder in (root.inbox, root.running, root.outputs, root.state)):
         yield filesystem(root)
         yield hard_links(root)
         yield events(root, settings)

@@ -4,12 +4,15 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -52,9 +55,10 @@ def lay_out(machine: Machine) -> None:
         program = machine.root / "usr/local/bin" / name
         program.write_text(text)
         program.chmod(0o755)
-    service = machine.root / "etc/systemd/system/sdbatch.service.d/checkout.conf"
-    service.parent.mkdir(parents=True)
-    service.write_text(f"[Service]\nEnvironment=PYTHONPATH={CHECKOUT}\n")
+    for unit in ("sdbatch", "sdbatch-web"):
+        service = machine.root / f"etc/systemd/system/{unit}.service.d/checkout.conf"
+        service.parent.mkdir(parents=True)
+        service.write_text(f"[Service]\nEnvironment=PYTHONPATH={CHECKOUT}\n")
     config = machine.root / "srv/sdbatch/configs/stable-diffusion/v1-inference.yaml"
     config.parent.mkdir(parents=True)
     config.write_bytes((DEMO / "v1-inference.yaml").read_bytes())
@@ -94,11 +98,14 @@ class Admin:
     def __init__(self, machine: Machine, listener: Listener) -> None:
         self.machine, self.listener = machine, listener
         self.root = Root(machine.root / "srv/sdbatch")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.page_port = free.getsockname()[1]
         self.before: dict[str, Callable[[], None]] = {
             "usermod": self._alice_comes,
             "retry --all-failed": self._a_job_fails_and_is_mended,
             "reload": lambda: self._configure(rescan_seconds=1),
             "hooks.conf": self._hooks,
+            "sdbatch-web": lambda: self._configure(web={"bind": f"127.0.0.1:{self.page_port}"}),
         }
         self.after: dict[str, Callable[[str], None]] = {
             "enable --now": lambda _: self._is_active(),
@@ -109,6 +116,7 @@ class Admin:
             "retry --all-failed": lambda _: self._is_done("mended"),
             "reload": lambda _: self._has_taken(rescan_seconds=1),
             "hooks.conf": lambda _: self._is_told(),
+            "enable --now sdbatch-web": lambda _: self._page_answers(),
             "uninstall": self._is_gone,
         }
 
@@ -140,11 +148,10 @@ class Admin:
 
         # Who is not of the group is told so.
         self.machine.run("useradd", "--create-home", "eve")
-        (self.root.path / "jobs").chmod(0o2770)
         assert "must be in its group" in self._eve("status", code=1)
-        assert "sudo usermod -aG " in self._eve("doctor", "--quick")
-        (self.root.path / "jobs").chmod(0o2775)
-        assert "as it should be if the service runs as sdbatch" in self._eve("doctor", "--quick")
+        found = self._eve("doctor", "--quick")
+        assert "sudo usermod -aG " in found
+        assert "as it should be if the service runs as sdbatch" in found
 
     def _eve(self, *arguments: str, code: int = 0) -> str:
         return self.machine.run(
@@ -181,6 +188,14 @@ class Admin:
         drop_job(self.root, "typo.yaml", "promt: a\n")
         heard = wait_for(lambda: self.listener.heard, "the hook")
         assert "did you mean prompt?" in str(heard[0]["reason"])
+
+    def _page_answers(self) -> None:
+        def asked() -> bytes:
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{self.page_port}/") as answer:
+                return bytes(answer.read())
+            return b""
+
+        assert b"<html" in wait_for(asked, "the page")
 
     def _is_gone(self, said: str) -> None:
         assert said.splitlines()[-1] == "sdbatch is uninstalled"

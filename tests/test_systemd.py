@@ -25,7 +25,7 @@ from sdbatch.testing import FakeClock, FakeEngine, drop_job
 
 Start = Callable[..., Service]
 SHIPPED = HERE.parent / "systemd"
-UNITS = ("sdbatch.service", "user/sdbatch.service")
+UNITS = ("sdbatch.service", "sdbatch-web.service", "user/sdbatch.service")
 PYTHON = sys.executable
 MOST_EXPOSED = 2.0
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd to ask here")
@@ -207,8 +207,8 @@ def at_opt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/opt/sdbatch/.venv/bin/python")
 
 
-def unit_of(plan: Plan) -> str:
-    return next(text for path, text in plan.write.items() if path.name == "sdbatch.service")
+def unit_of(plan: Plan, name: str = "sdbatch.service") -> str:
+    return next(text for path, text in plan.write.items() if path.name == name)
 
 
 def verified(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -238,10 +238,11 @@ def test_systemd_has_nothing_to_say_against_what_is_installed(at_opt: None, tmp_
 
 
 @needs_systemd
+@pytest.mark.parametrize("name", ["sdbatch.service", "sdbatch-web.service"])
 @pytest.mark.parametrize("home", [False, True])
-def test_the_installed_unit_is_hardened(at_opt: None, tmp_path: Path, home: bool) -> None:
-    unit = tmp_path / "sdbatch.service"
-    unit.write_text(unit_of(plan(Path("/srv/sdbatch"), allow_paths=["/home/alice"] if home else [])))
+def test_the_installed_unit_is_hardened(at_opt: None, tmp_path: Path, home: bool, name: str) -> None:
+    unit = tmp_path / name
+    unit.write_text(unit_of(plan(Path("/srv/sdbatch"), allow_paths=["/home/alice"] if home else []), name))
     assert ("ProtectHome=read-only" in unit.read_text()) == home
     said = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager", unit],
@@ -249,7 +250,7 @@ def test_the_installed_unit_is_hardened(at_opt: None, tmp_path: Path, home: bool
         text=True,
         check=True,
     )
-    (exposure,) = re.findall(r"exposure level for sdbatch.service: ([\d.]+)", said.stdout)
+    (exposure,) = re.findall(r"exposure level for [a-z-]+.service: ([\d.]+)", said.stdout)
     assert float(exposure) <= MOST_EXPOSED
 
 
