@@ -156,7 +156,7 @@ def test_new_gone_and_retried_jobs_are_noticed(draw: Draw, root: Root) -> None:
     steer.retry(root, failed)
     draw("prompt: c", "c.yaml")
     housekeeping.remove(root, root.done / done, outputs=True)
-    assert history.refresh() == 3
+    assert history.refresh() == 4, "two out, two in"
     assert prompts(history.search()) == ["c", "c", "b", "b"]
     assert history.search(failed=True) == []
     assert history.job(done) is None
@@ -181,6 +181,7 @@ def test_a_refresh_reads_nothing_where_nothing_changed(draw: Draw, root: Root, m
     history = History.open(root)
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", None)
+        patched.setattr(os, "listdir", None)
         assert history.refresh() == 0
     draw("prompt: b")
     assert history.refresh() > 0
@@ -190,6 +191,7 @@ def test_adding_a_folder_needs_no_look_at_the_others(draw: Draw, root: Root, mon
     history = History.open(root)
     job_id = draw("prompt: a")
     monkeypatch.setattr(os, "scandir", None)
+    monkeypatch.setattr(os, "listdir", None)
     for _ in range(2):
         history.add(root.done / job_id)
     assert len(history.search("a")) == 2
