@@ -83,6 +83,14 @@ def test_pages_go_on_where_the_last_one_ended_even_within_a_job(draw: Draw, root
         assert files(seen) == [f"{name}/{number}" for name in "cba" for number in range(5)]
 
 
+@pytest.mark.parametrize(
+    "asked", [{"before": 10**30}, {"before": -(10**30)}, {"limit": -1}, {"words": "x y" * 100_000}]
+)
+def test_a_search_bears_any_number_and_any_length(draw: Draw, root: Root, asked: dict[str, Any]) -> None:
+    draw("prompt: a")
+    assert len(History.open(root).search(**asked)) <= 2
+
+
 def test_filters_narrow(draw: Draw, root: Root, clock: FakeClock) -> None:
     (root.models / "Anime v3.ckpt").write_bytes(b"for the fake engine")
     draw("prompt: a\nseed: 1", "a.yaml")
