@@ -153,7 +153,15 @@ def lay_folders(root: Root, made: Iterator[Entry]) -> list[Path]:
         (folder / entry.shots[0].file).write_bytes(head)
         job = {"prompt": entry.prompt, "ckpt": entry.ckpt, "seed": entry.seed, "H": 512, "W": 512, "n_iter": 2}
         pictures = [
-            Picture(file=shot.file, sha256="0" * 64, seed=42, iteration=0, index=shot.number, published=shot.published)
+            Picture(
+                file=shot.file,
+                sha256="0" * 64,
+                seed=42,
+                iteration=0,
+                index=shot.number,
+                prompt=shot.prompt,
+                published=shot.published,
+            )
             for shot in entry.shots
         ]
         manifest = Manifest(

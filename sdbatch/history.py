@@ -23,6 +23,8 @@ from sdbatch.root import SAMPLES, Root
 
 DATABASE = "history.db"
 WAIT_SECONDS = 5.0  # for another that writes
+MOST_WORDS = 1000  # characters that are looked for
+LAST = 2**63 - 1  # the greatest key
 FAMILY = 500  # jobs of a lineage
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 Result = TypeVar("Result")
@@ -121,13 +123,14 @@ class History:
         given = {"seed": seed, "ckpt": ckpt, "kind": kind}
         told = [index.fact(key, value) for key, value in given.items() if value is not None]
         told.append(index.fact("failed", failed))
-        wanted = parts(words)
+        wanted = parts(words[:MOST_WORDS])
         if words.strip() and not wanted:
             return []  # nothing but punctuation, which nothing is found by
         match = index.expression([*told, *(piece for part in wanted for piece in pieces_of_word(part))])
         oldest = int(since.timestamp() * 1000) if since else 0
         long = [part for part in wanted if part.is_long]
-        return self._ask(lambda db: _search(db, match, long, oldest, before, limit))
+        end = LAST if before is None else max(0, min(before, LAST))
+        return self._ask(lambda db: _search(db, match, long, oldest, end, max(1, limit)))
 
     def picture(self, path: str) -> Picture | None:
         """A picture by where it lies, from the root: in its job's folder or in outputs/."""
@@ -257,13 +260,11 @@ class History:
 
 
 def _search(
-    database: sqlite3.Connection, match: str, long: list[Part], oldest: int, before: int | None, limit: int
+    database: sqlite3.Connection, match: str, long: list[Part], oldest: int, before: int, limit: int
 ) -> list[Picture]:
-    newest, start = 2**63 - 1, 2**63 - 1
-    if before is not None:  # it may stand in the middle of a run
-        newest = before - 1
-        row = database.execute("SELECT run FROM pictures WHERE key < ? ORDER BY key DESC LIMIT 1", (before,)).fetchone()
-        start = row[0] if row else newest
+    # Its run may have begun on the page before.
+    question = "SELECT run FROM pictures WHERE key < ? ORDER BY key DESC LIMIT 1"
+    (start,) = database.execute(question, (before,)).fetchone() or (0,)
     question = """
         SELECT g.rowid, coalesce(p.prompt, j.prompt), j.name, j.reason
         FROM grams g JOIN pictures p ON p.key = g.rowid JOIN jobs j ON j.number = p.job
@@ -274,8 +275,8 @@ def _search(
             runs.append(run)
         if len(runs) >= limit:
             break
-    which = " WHERE p.run IN (SELECT value FROM json_each(?)) AND p.key <= ? ORDER BY p.key DESC LIMIT ?"
-    return [Picture(*row) for row in database.execute(_PICTURE + which, (str(runs), newest, limit))]
+    which = " WHERE p.run IN (SELECT value FROM json_each(?)) AND p.key < ? ORDER BY p.key DESC LIMIT ?"
+    return [Picture(*row) for row in database.execute(_PICTURE + which, (str(runs), before, limit))]
 
 
 def _connect(root: Root, *, in_memory: bool) -> tuple[sqlite3.Connection, bool]:
@@ -291,7 +292,10 @@ def _connect(root: Root, *, in_memory: bool) -> tuple[sqlite3.Connection, bool]:
         if index.is_current(database):
             return database, False
     database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    index.create(database)
+    try:
+        index.create(database)
+    except sqlite3.OperationalError as error:
+        raise JobError(f"the history needs SQLite with FTS5, which this Python's has not: {error}") from error
     return database, True
 
 

@@ -40,6 +40,7 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_parent ON jobs (parent_job) WHERE parent_job IS NOT NULL;
 CREATE INDEX jobs_init ON jobs (init) WHERE init IS NOT NULL;
+CREATE INDEX jobs_state ON jobs (state, id);
 CREATE INDEX jobs_found ON jobs (place) WHERE state = 'earlier';
 CREATE INDEX jobs_ckpt ON jobs (ckpt);
 CREATE TABLE pictures (

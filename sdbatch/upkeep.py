@@ -48,21 +48,19 @@ def _refresh_jobs(root: Root, database: sqlite3.Connection) -> int:
     if times == known_times and all(times.values()):
         return 0
     try:
-        present = {**_folders(root.failed), **_folders(root.done)}
+        done, failed = ({*os.listdir(place)} for place in (root.done, root.failed))  # noqa: PTH208 - very many names
     except OSError:
         return 0  # a share that went away takes no pictures with it
-    question = "SELECT id, state, stamp FROM jobs WHERE state != 'earlier'"
-    known = {job_id: (state, stamp) for job_id, state, stamp in database.execute(question)}
-    gone = [job_id for job_id in known if job_id not in present]
+    known = {job_id for (job_id,) in database.execute("SELECT id FROM jobs WHERE state = 'done'")}
+    stamps = dict(database.execute("SELECT id, stamp FROM jobs WHERE state = 'failed'"))
+    gone = [*(known - done), *(stamps.keys() - failed)]
     for some in _chunks(gone):
         with index.writing(database):
             for job_id in some:
                 index.remove(database, job_id)
-    new = [
-        place / name
-        for name, place in sorted(present.items())
-        if name not in known or _is_other(place, name, *known[name])
-    ]
+    changed = {name for name in failed if name not in stamps or _stamp(root.failed / name) != stamps[name]}
+    places = [*(root.failed / name for name in changed), *(root.done / name for name in done - known)]
+    new = sorted((path for path in places if _is_job(path)), key=lambda path: path.name)
     added = sum(take_in(root, database, some) for some in _chunks(new))
     with index.writing(database):
         database.executemany("REPLACE INTO places VALUES (?, ?, 0, 0)", times.items())
@@ -150,21 +148,15 @@ def _names(folder: Path) -> dict[str, bool]:
     return {}
 
 
-def _folders(place: Path) -> dict[str, Path]:
-    """The names of a place's folders, each with the place: there may be very many, and few of them are new."""
-    with os.scandir(place) as entries:
-        return {e.name: place for e in entries if e.is_dir() and is_text(e.name) and not e.name.startswith(".")}
+def _is_job(folder: Path) -> bool:
+    return is_text(folder.name) and not folder.name.startswith(".") and folder.is_dir()
 
 
-def _is_other(place: Path, name: str, state: str, stamp: int) -> bool:
-    """Whether a job that is known failed, and has gone on to done/ or failed once more since."""
-    if place.name != state:
-        return True
-    if state == "done":
-        return False
+def _stamp(folder: Path) -> int:
+    """When a job failed: one that was retried may have failed once more since."""
     with suppress(OSError):
-        return gathering.stamp_of(place / name / ERROR) != stamp
-    return False
+        return gathering.stamp_of(folder / ERROR)
+    return 0
 
 
 def _time_told(folder: Path) -> int:

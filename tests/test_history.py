@@ -83,6 +83,14 @@ def test_pages_go_on_where_the_last_one_ended_even_within_a_job(draw: Draw, root
         assert files(seen) == [f"{name}/{number}" for name in "cba" for number in range(5)]
 
 
+@pytest.mark.parametrize(
+    "asked", [{"before": 10**30}, {"before": -(10**30)}, {"limit": -1}, {"words": "x y" * 100_000}]
+)
+def test_a_search_bears_any_number_and_any_length(draw: Draw, root: Root, asked: dict[str, Any]) -> None:
+    draw("prompt: a")
+    assert len(History.open(root).search(**asked)) <= 2
+
+
 def test_filters_narrow(draw: Draw, root: Root, clock: FakeClock) -> None:
     (root.models / "Anime v3.ckpt").write_bytes(b"for the fake engine")
     draw("prompt: a\nseed: 1", "a.yaml")
@@ -156,7 +164,7 @@ def test_new_gone_and_retried_jobs_are_noticed(draw: Draw, root: Root) -> None:
     steer.retry(root, failed)
     draw("prompt: c", "c.yaml")
     housekeeping.remove(root, root.done / done, outputs=True)
-    assert history.refresh() == 3
+    assert history.refresh() == 4, "two out, two in"
     assert prompts(history.search()) == ["c", "c", "b", "b"]
     assert history.search(failed=True) == []
     assert history.job(done) is None
@@ -181,6 +189,7 @@ def test_a_refresh_reads_nothing_where_nothing_changed(draw: Draw, root: Root, m
     history = History.open(root)
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", None)
+        patched.setattr(os, "listdir", None)
         assert history.refresh() == 0
     draw("prompt: b")
     assert history.refresh() > 0
@@ -190,6 +199,7 @@ def test_adding_a_folder_needs_no_look_at_the_others(draw: Draw, root: Root, mon
     history = History.open(root)
     job_id = draw("prompt: a")
     monkeypatch.setattr(os, "scandir", None)
+    monkeypatch.setattr(os, "listdir", None)
     for _ in range(2):
         history.add(root.done / job_id)
     assert len(history.search("a")) == 2
