@@ -2,7 +2,7 @@
 
     python benchmarks/web.py [--pictures 2000 100000] [--repeats 15] [--place DIR]
 
-Done folders of six 512x512 pictures each (hard links of fifty different ones), a prompt a job, two in five Chinese;
+Done folders of six 512x512 pictures each (hard links of twenty different ones), a prompt a job, two in five Chinese;
 the page as `sdbatch web` serves it, headless Chromium at 1200x850. First paint is the browser's own
 first-contentful-paint; a search is from the last letter typed to the results' being there, the 150 ms in which the page
 waits for another letter among it. A small root in the same run is what to compare with. Wants Chromium.
@@ -44,11 +44,11 @@ SHOWN = """[...document.images].filter(i => i.getBoundingClientRect().top < inne
 def fill(root: Root, pictures: int) -> None:
     """Done folders with real pictures in them."""
     rng, base = np.random.default_rng(1), []
-    for number in range(50):
+    for number in range(20):
         rough = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).resize((512, 512))
         noise = rng.integers(0, 12, (512, 512, 3), np.uint8)
         base.append(root.state / f"base-{number}.png")
-        Image.fromarray(np.asarray(rough) // 2 + noise).save(base[-1])
+        Image.fromarray(np.asarray(rough) // 2 + noise).save(base[-1], compress_level=1)
     chosen = random.Random(1)
     for folder in lay_folders(root, entries(Prompts(), pictures, A_JOB, own=False)):
         (folder / "samples" / "00000.png").unlink()
