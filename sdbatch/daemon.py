@@ -12,7 +12,7 @@ from types import FrameType
 
 from sdbatch import configuration, files, systemd
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Engine
+from sdbatch.engine.protocol import Engine, Outfit
 from sdbatch.errors import ConfigError, JobError, RootBusy
 from sdbatch.root import Root
 from sdbatch.service import Clock, Service, system_clock
@@ -83,13 +83,16 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
 
         return FakeEngine()
     chosen = settings.preload if preload else Preload(ckpt="")
-    return LocalEngine(
-        settings.device,
-        root.state / "checksums.json",
-        lambda: _to_preload(root, chosen),
-        settings.converted_bytes,
-        settings.resident_bytes,
+    checker = settings.safety_checker
+    outfit = Outfit(
+        device=settings.device,
+        checksums=root.state / "checksums.json",
+        converted_bytes=settings.converted_bytes,
+        resident_bytes=settings.resident_bytes,
+        safety_checker=checker if checker in {"auto", "off"} else str(root.path / checker),
+        watermark=settings.watermark,
     )
+    return LocalEngine(outfit, lambda: _to_preload(root, chosen))
 
 
 def _to_preload(root: Root, chosen: Preload) -> Sequence[Path]:

@@ -97,6 +97,8 @@ class Manifest(Record):
     versions: dict[str, str]
     device: str
     checkpoint: dict[str, Any]
+    safety_checker: str = "off"
+    watermark: str = ""  # the text, where there is one
     notes: list[str]
     first_prompt: str | None = None  # of from_file, whole; it stands in follow_up
 

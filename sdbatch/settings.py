@@ -10,7 +10,16 @@ DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # also of a job
 
 # What is built into a running service: a reload leaves it as it is.
 NEEDS_RESTART = (
-    *("engine", "device", "preload", "models", "converted_bytes", "resident_bytes", "events", "allow_paths"),
+    "engine",
+    "device",
+    "preload",
+    "models",
+    "converted_bytes",
+    "resident_bytes",
+    "safety_checker",
+    "watermark",
+    "events",
+    "allow_paths",
 )
 
 
@@ -108,6 +117,8 @@ class Settings(BaseSettings):
     models: dict[str, NamedModel] = {}
     converted_bytes: int = Field(20_000_000_000, ge=0)
     resident_bytes: int = Field(0, ge=0)
+    safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
+    watermark: str = Field("", max_length=64)
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     events: bool = True

@@ -141,6 +141,8 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
         versions={"sdbatch": __version__, **loaded.versions},
         device=loaded.device,
         checkpoint=_checkpoint(task, loaded, root),
+        safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
+        watermark=loaded.watermark,
         notes=finished.notes,
         first_prompt=None if task.lines is None else task.lines[0],
     )

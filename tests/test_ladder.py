@@ -26,7 +26,7 @@ from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.memory import is_out_of_memory
 from sdbatch.engine.models import load_model
 from sdbatch.engine.pictures import Pixels
-from sdbatch.engine.protocol import Draw, Request
+from sdbatch.engine.protocol import Draw, Outfit, Request
 from sdbatch.engine.renderer import Renderer
 from sdbatch.errors import OutOfMemory
 from sdbatch.job import AnyJob, Txt2Img
@@ -259,7 +259,7 @@ renderer.main()
 
 
 def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_next_is_drawn(model_root: Root) -> None:
-    engine = LocalEngine("cpu", model_root.state / "checksums.json")
+    engine = LocalEngine(Outfit(device="cpu", checksums=model_root.state / "checksums.json"))
     engine.command[1:3] = ["-c", LIMITED]
     service = Service(model_root, Settings(settle_seconds=0, attempts=2), engine)
     model = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nddim_steps: 1\nn_iter: 1\nn_samples: 1\n"

@@ -15,7 +15,7 @@ from tests_support import REFERENCE, drain, only, run_sdbatch
 
 from sdbatch import files
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, Request, Tick
+from sdbatch.engine.protocol import Draw, Outfit, Request, Tick
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.job import Txt2Img
 from sdbatch.root import Root
@@ -219,7 +219,7 @@ def request(prompts: int) -> Request:
 
 
 def test_a_renderer_that_does_not_read_on_does_not_stop_the_service(tmp_path: Path) -> None:
-    engine = LocalEngine("cpu", tmp_path / "checksums.json")
+    engine = LocalEngine(Outfit(device="cpu", checksums=tmp_path / "checksums.json"))
     says_ready = 'import os, sys, time; os.write(int(sys.argv[1]), b\'{"type": "ready"}\\n\'); time.sleep(600)'
     engine.command = [sys.executable, "-c", says_ready]
     events = engine.render(request(prompts=900))
@@ -231,7 +231,7 @@ def test_a_renderer_that_does_not_read_on_does_not_stop_the_service(tmp_path: Pa
 
 
 def test_a_renderer_that_can_not_be_started_is_the_machines_fault_and_leaks_nothing(tmp_path: Path) -> None:
-    engine = LocalEngine("cpu", tmp_path / "checksums.json")
+    engine = LocalEngine(Outfit(device="cpu", checksums=tmp_path / "checksums.json"))
     engine.command = ["/nonexistent"]
     before = len([*Path("/proc/self/fd").iterdir()])
     for _ in range(5):

@@ -89,6 +89,18 @@ def test_samples_of_another_checkpoint_are_drawn_again(tmp_path: Path) -> None:
     assert (tmp_path / "samples/00000.png").stat().st_ino != before
 
 
+def test_samples_that_were_finished_otherwise_are_drawn_again(tmp_path: Path) -> None:
+    """An earlier attempt's pictures were not marked, or not looked at by the checker that is configured now."""
+    render(task(tmp_path))
+    before = (tmp_path / "samples/00000.png").stat().st_ino
+    renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO(), watermark="StableDiffusionV1")
+    renderer.render(task(tmp_path, start_at=2))
+    after = (tmp_path / "samples/00000.png").stat().st_ino
+    assert after != before
+    renderer.render(task(tmp_path, start_at=2))
+    assert (tmp_path / "samples/00000.png").stat().st_ino == after
+
+
 def test_killed_at_every_durable_step_it_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
     """The renderer's own steps; whole pictures are not drawn again."""
     whole = tmp_path / "whole"

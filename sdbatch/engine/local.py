@@ -14,7 +14,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Halted, Ready, Request, Tick, Unfit
+from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Halted, Outfit, Ready, Request, Tick, Unfit
 from sdbatch.errors import EngineDown, RendererDied
 
 TICK_SECONDS = 0.5
@@ -36,16 +36,8 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 class LocalEngine:
     """Talks to `sdbatch.engine.renderer`: requests on its standard input, answers from a pipe of their own."""
 
-    def __init__(
-        self,
-        device: str,
-        checksums: Path,
-        preload: Callable[[], Sequence[Path]] = tuple,
-        converted_bytes: int = 0,
-        resident_bytes: int = 0,
-    ) -> None:
-        budgets = str(converted_bytes), str(resident_bytes)
-        self.command = [sys.executable, "-m", "sdbatch.engine.renderer", device, str(checksums), *budgets]
+    def __init__(self, outfit: Outfit, preload: Callable[[], Sequence[Path]] = tuple) -> None:
+        self.command = [sys.executable, "-m", "sdbatch.engine.renderer", outfit.model_dump_json()]
         self._preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False  # its first word came

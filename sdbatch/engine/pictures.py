@@ -4,8 +4,8 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class Origin:
     rng: str  # "CPU" or "GPU": where the noise was drawn
     vae_sha256: str = ""  # of a separate autoencoder
     lora_sha256: tuple[str, ...] = ()  # of the job's LoRAs
+    finish: Mapping[str, str] = field(default_factory=dict)  # what was done to the picture once it was drawn
 
 
 def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np.float32], list[str]]:
@@ -135,13 +136,13 @@ def write_sample(
 
 
 def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
-    """All that a sample's pixels hang on, as it stands in its text: job, place and weights."""
+    """All that a sample's pixels hang on, as it stands in its text: job, place, weights and finish."""
     told: dict[str, object] = {"job": job.model_dump(), "index": index, "checkpoint": origin.model_sha256}
     if origin.vae_sha256:
         told["vae"] = origin.vae_sha256
     if origin.lora_sha256:
         told["loras"] = [*origin.lora_sha256]
-    return told
+    return told | dict(origin.finish)
 
 
 def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int) -> str:
@@ -190,7 +191,9 @@ def read_sample(path: Path) -> tuple[str, str]:
         raise ValueError("the PNG is larger than any of ours") from error
 
 
-def write_grid(path: Path, samples: Sequence[Path], columns: int) -> str:
+def write_grid(
+    path: Path, samples: Sequence[Path], columns: int, mark: Callable[[Pixels], Pixels] = lambda grid: grid
+) -> str:
     """All samples of a job in one picture, `columns` in a row; returns its sha256 (torchvision's `make_grid`)."""
     with Image.open(samples[0]) as first:
         width, height = (side + GRID_PADDING for side in first.size)
@@ -200,7 +203,7 @@ def write_grid(path: Path, samples: Sequence[Path], columns: int) -> str:
     for i, sample in enumerate(samples):
         with Image.open(sample, formats=("PNG",)) as tile:
             grid.paste(tile, (i % columns * width + GRID_PADDING, i // columns * height + GRID_PADDING))
-    return _write_png(path, grid, PngImagePlugin.PngInfo())
+    return _write_png(path, Image.fromarray(mark(np.asarray(grid))), PngImagePlugin.PngInfo())
 
 
 def _write_png(path: Path, picture: Image.Image, text: PngImagePlugin.PngInfo) -> str:

@@ -19,6 +19,17 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Outfit(Message):
+    """What a renderer is started with."""
+
+    device: str  # auto, cpu, cuda, cuda:1 ...
+    checksums: Path  # the cache of checkpoints' digests; what was converted lies beside it
+    converted_bytes: int = 0  # what conversions may take
+    resident_bytes: int = 0  # what loaded models may take
+    safety_checker: str = "auto"  # auto, off, or the folder of one
+    watermark: str = ""
+
+
 class Draw(Message):
     """A job to draw. Paths are resolved; nothing is looked up on the other side."""
 
@@ -68,6 +79,8 @@ class Loaded(Message):
     lora_sha256: tuple[str, ...] = ()
     device: str
     versions: dict[str, str]
+    safety_checker: Path | None = None  # that looks at the pictures
+    watermark: str = ""
 
 
 class Stepped(Message):

@@ -26,15 +26,18 @@ import transformers
 
 from sdbatch.engine import pictures, protocol
 from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.draw import Drawn, draw
+from sdbatch.engine.draw import draw
+from sdbatch.engine.finishing import Finish
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.lora import read_lora, wearing
 from sdbatch.engine.memory import in_short, is_out_of_memory
 from sdbatch.engine.models import Model
 from sdbatch.engine.notes import Notes
 from sdbatch.engine.precision import forbid_tf32
-from sdbatch.engine.protocol import Draw, Message, Request
+from sdbatch.engine.protocol import Draw, Message, Outfit, Request
 from sdbatch.engine.residents import Residents
+from sdbatch.engine.safety import Checkers
+from sdbatch.engine.watermark import Watermark
 from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch, count_pictures
@@ -46,6 +49,7 @@ VERSIONS = {
 }
 VARYING = ("sdbatch", "iteration")  # in a sample's text: its writer's version, and what follows from the index
 PR_SET_PDEATHSIG = 1
+Sheet = tuple[Batch, list[pictures.Pixels]]
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -53,9 +57,18 @@ class Renderer:
     """Draws requests one after another on models that stay loaded."""
 
     def __init__(
-        self, device: str, checksums: Path, answers: IO[str], converted_bytes: int = 0, resident_bytes: int = 0
+        self,
+        device: str,
+        checksums: Path,
+        answers: IO[str],
+        converted_bytes: int = 0,
+        resident_bytes: int = 0,
+        safety_checker: str = "auto",
+        watermark: str = "",
     ) -> None:
         self.device = find_device(device)
+        self.watermark = Watermark(watermark) if watermark else None
+        self.checkers = Checkers(safety_checker, self.device, checksums)
         conversions = Conversions(checksums.parent / "models", checksums, converted_bytes)
         self.residents = Residents(self.device, resident_bytes, conversions)
         self.answers = answers
@@ -95,6 +108,7 @@ class Renderer:
         notes = Notes(task.folder)
         ladder = Ladder(self.device, notes.add)
         resident, seconds = self.residents.get(task.ckpt, task.config, task.job.precision, ladder, task.vae)
+        finish = Finish(self.checkers.of(task.ckpt, ladder), self.watermark)
         loras = [read_lora(path, lora.weight) for path, lora in zip(task.loras, task.job.loras, strict=True)]
         lora_sha256 = tuple(self.residents.fingerprint(path) for path in task.loras)
         self.answer(
@@ -106,12 +120,15 @@ class Renderer:
                 lora_sha256=lora_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
+                safety_checker=finish.checker.folder if finish.checker else None,
+                watermark=finish.watermark.text if finish.watermark else "",
             )
         )
         init, said = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
         said += _unread_prompts(resident.model, task)
         rng = "CPU" if self.device.type == "cpu" else "GPU"
-        origin = pictures.Origin(task.ckpt.stem, resident.sha256, rng, resident.vae_sha256, lora_sha256)
+        model = task.ckpt.stem, resident.sha256, rng, resident.vae_sha256, lora_sha256
+        origin = pictures.Origin(*model, finish.origin)
         staged = self._keep_staged(task, origin)
 
         def on_step(batch: Batch, step: int, steps: int) -> None:
@@ -119,25 +136,26 @@ class Renderer:
 
         with wearing(resident.model, loras):
             drawing = draw(resident.model, task.job, task.lines, init, len(staged), on_step, ladder)
-            if not self._stage(task, drawing, staged, origin):
+            sheets = ((drawn.batch, finish.apply(drawn.pixels, ladder)) for drawn in drawing)
+            if not self._stage(task, sheets, staged, origin):
                 self.answer(protocol.Halted(job_id=task.job_id))
                 return
         if not task.job.skip_grid:
             path = task.folder / "grid-0000.png"
-            sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples)
+            sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples, finish.mark)
             self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
         seconds = time.monotonic() - started
         self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=[*said, *notes.texts]))
 
-    def _stage(self, task: Draw, drawing: Iterator[Drawn], staged: list[Path], origin: pictures.Origin) -> bool:
+    def _stage(self, task: Draw, drawing: Iterator[Sheet], staged: list[Path], origin: pictures.Origin) -> bool:
         """Draw and write what is not staged yet; whether all of it is, or a person wanted it to stop."""
-        for drawn in drawing:
-            for i, pixels in enumerate(drawn.pixels):
-                index = drawn.batch.first + i
+        for batch, sheet in drawing:
+            for i, pixels in enumerate(sheet):
+                index = batch.first + i
                 if index < len(staged):
                     continue  # its batch was drawn before, but not staged to its end
                 path = _sample(task, index)
-                prompt, iteration = drawn.batch.prompts[i], drawn.batch.iteration
+                prompt, iteration = batch.prompts[i], batch.iteration
                 sha256 = pictures.write_sample(path, pixels, task.job, origin, iteration, index, prompt)
                 staged.append(path)
                 self._tell_sample(task, index, sha256)
@@ -227,16 +245,13 @@ def _die_with_parent() -> None:
 
 
 def main() -> None:
-    """`python -m sdbatch.engine.renderer DEVICE CHECKSUMS CONVERTED RESIDENT FD [CKPT CONFIG]`: FD takes the answers.
-
-    CONVERTED and RESIDENT are the budgets converted_bytes and resident_bytes.
-    """
+    """`python -m sdbatch.engine.renderer OUTFIT FD [CKPT CONFIG]`: OUTFIT is JSON, FD takes the answers."""
     _die_with_parent()
     forbid_tf32()
-    device, checksums, converted_bytes, resident_bytes, answers, *preload = sys.argv[1:]
+    outfit, answers, *preload = sys.argv[1:]
     with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
         try:
-            renderer = Renderer(device, Path(checksums), pipe, int(converted_bytes), int(resident_bytes))
+            renderer = Renderer(answers=pipe, **dict(Outfit.model_validate_json(outfit)))
             if preload:
                 renderer.preload(*map(Path, preload))
         except EngineDown as error:
