@@ -89,6 +89,8 @@ def init(
     _lay(config, shipped)
     _lay(model, checkpoint)
     configs = {name: shipped.with_name(name) for name in (shipped.name, "v2-inference.yaml", "v2-inference-v.yaml")}
+    laion400m = "txt2img-1p4B-eval.yaml"
+    configs[laion400m] = place.configs / "latent-diffusion" / laion400m
     for source, target in (configs | {"sdbatch.yaml": place.configuration}).items():
         if not target.exists():
             _lay(data / "configs" / source, target)

@@ -76,7 +76,8 @@ def _shelved(root: Root, name: str, path: Path) -> Shelved:
     if not path.exists():
         return Shelved(name, root.show(path), "missing", 0, None, [])
     sha256 = known_fingerprint(path, root.state / "checksums.json")
-    kept = (root.state / "models" / sha256).glob("*.safetensors") if sha256 else ()
+    # No drafts, which a conversion that was killed leaves.
+    kept = (root.state / "models" / sha256).glob("[!.]*.safetensors") if sha256 else ()
     precisions = sorted({conversion.stem.rpartition("-")[2] for conversion in kept})
     return Shelved(name, root.show(path), "folder" if path.is_dir() else "file", size_of(path), sha256, precisions)
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdbatch.engine import names
+from sdbatch.engine.bert import bert_name, bert_network
 from sdbatch.engine.networks import Numbers, build_unet, build_vae
 from sdbatch.engine.text import clip_network
 from sdbatch.root import Root
@@ -18,6 +19,9 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "stable-diffusion"
 # OpenAI's ViT-L/14, the text encoder of every v1 model, and OpenCLIP's ViT-H/14, that of every v2 model.
 V1_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 V2_TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+
+# The encoder of the LAION-400M model.
+BERT_TEXT = {"d_model": 1280, "encoder_layers": 32, "encoder_ffn_dim": 5120, "encoder_attention_heads": 8}
 
 
 def original_shapes(config: Path, text: dict[str, int] | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -32,6 +36,9 @@ def original_shapes(config: Path, text: dict[str, int] | None = None) -> Iterato
         yield names.vae_name(key, len(vae.config["block_out_channels"])), _as_original(key, weight)
     if numbers.text_encoder == "FrozenOpenCLIPEmbedder":
         yield from _open_clip_shapes(text or V2_TEXT)
+    elif numbers.text_encoder == "BERTEmbedder":
+        for key, weight in bert_network(vocab_size=30522, **(text or BERT_TEXT)).state_dict().items():
+            yield bert_name(key), weight
     else:
         encoder = clip_network(vocab_size=49408, hidden_act="quick_gelu", **(text or V1_TEXT))
         for key, weight in encoder.state_dict().items():

@@ -205,6 +205,16 @@ def test_what_was_not_used_for_longest_makes_room(conversions: Conversions, tmp_
     assert not small.place(ckpts[1], CONFIG, torch.float32).parent.exists()
 
 
+def test_what_a_killed_conversion_left_makes_room_too(conversions: Conversions, tmp_path: Path) -> None:
+    small = budget(conversions, 1.5)
+    left = small.folder / "0" / ".sdbatch-x-float32.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(small.most_bytes))
+    load_model(other_checkpoint(tmp_path, 0), CONFIG, conversions=small)
+    assert not left.parent.exists()
+    assert len(small.kept()) == 1
+
+
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_a_budget_too_small_for_one_converts_nothing(share: float, conversions: Conversions) -> None:
     small = budget(conversions, share)

@@ -1,16 +1,25 @@
+import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from full_size import CONFIGS, write_random_checkpoint, write_random_folder
+import yaml
+from full_size import CONFIGS, lay_full_size_model, write_random_checkpoint, write_random_folder
+from PIL import Image
 from reference_model import draw_all, small_img2img, small_txt2img
+from tests_support import run_sdbatch
 
+from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.models import Model, load_model
+from sdbatch.root import Root
 
+LAION400M_CONFIG = CONFIGS.parent / "latent-diffusion" / "txt2img-1p4B-eval.yaml"
+JOBS = Path(__file__).parent / "jobs"
 V1_CONFIG, V2_CONFIG = CONFIGS / "v1-inference.yaml", CONFIGS / "v2-inference-v.yaml"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def sizes(model: Model) -> list[int]:
@@ -69,6 +78,49 @@ def test_a_checkpoint_of_v2_1_s_shapes_loads_and_draws(tmp_path: Path) -> None:
     assert sizes(model) == [865910724, 83653863, 340387840]
     assert model.prediction == "v_prediction"
     assert draws(model)
+
+
+def test_a_checkpoint_of_the_laion_400m_model_s_shapes_loads_and_draws(tmp_path: Path) -> None:
+    ckpt = write_random_checkpoint(tmp_path / "model.ckpt", LAION400M_CONFIG)
+    model = load_model(ckpt, LAION400M_CONFIG)
+    ckpt.unlink()
+    assert len(model.text_encoder.layers) == 32
+    assert model.encode_prompts(["a"]).shape == (1, 77, 1280)
+    assert draws(model)
+
+
+def test_the_7_7_gb_of_v1_5_are_converted_once_and_mapped_from_then_on(tmp_path: Path) -> None:
+    ckpt = write_random_checkpoint(tmp_path / "v1-5-pruned.ckpt", V1_CONFIG, dtype=torch.float32, averaged=True)
+    conversions = Conversions(tmp_path / "models", tmp_path / "checksums.json", 20_000_000_000)
+    started = time.monotonic()
+    load_model(ckpt, V1_CONFIG, conversions=conversions)
+    first = time.monotonic() - started
+    ((kept, stat),) = conversions.kept()
+    assert 4.2e9 < stat.st_size < 4.3e9
+    started = time.monotonic()
+    model = load_model(ckpt, V1_CONFIG, conversions=conversions)
+    assert time.monotonic() - started < first / 2
+    assert stat.st_ino == kept.stat().st_ino
+    assert draws(model)
+
+
+def test_the_first_users_two_files_are_drawn_in_two_steps(tmp_path: Path) -> None:
+    """As they are, but for the steps; the second starts from the third picture of the first."""
+    root = Root(tmp_path / "root")
+    assert run_sdbatch("init", root.path).returncode == 0
+    lay_full_size_model(root)
+    for order, name in enumerate(("blue-truck.json", "spider-man.json")):
+        job = json.loads((JOBS / name).read_text()) | {"ddim_steps": 2}
+        (root.inbox / f"{order}-{name}").write_text(json.dumps(job))
+        ended = run_sdbatch("serve", "--drain", "--root", root.path)
+        assert ended.returncode == 0, ended.stderr
+    first, second = (yaml.safe_load((folder / "manifest.yaml").read_text()) for folder in sorted(root.done.iterdir()))
+    for record in (first, second):
+        assert len(record["pictures"]) == 6
+        for picture in record["pictures"]:
+            with Image.open(root.path / picture["published"]) as opened:
+                assert opened.size == (512, 512)
+                assert len(set(opened.convert("L").resize((8, 8)).tobytes())) > 1
 
 
 @pytest.mark.parametrize(("config", "variant"), [(V1_CONFIG, ".fp16"), (V2_CONFIG, "")])

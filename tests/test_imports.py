@@ -62,6 +62,7 @@ FLOORS = [
     },
     {
         "configuration",
+        "engine.bert",
         "engine.kinds",
         "engine.local",
         "engine.watermark",

@@ -76,6 +76,7 @@ def test_what_was_converted_is_listed(model_root: Root, sdbatch: Sdbatch) -> Non
         )
         assert ended.returncode == 0, ended.stderr
         assert (model_root.path / ended.stdout.strip()).is_file()
+    (model_root.state / "models" / files.sha256(CKPT) / ".sdbatch-x-bfloat16.safetensors").touch()
     ended = sdbatch("model", "list", "--json", "--root", model_root.path)
     (one,) = json.loads(ended.stdout)
     assert one["converted"] == ["float16", "float32"]

@@ -20,7 +20,7 @@ _TELLTALES = (
     (r"\.joint_blocks\.|^joint_blocks\.", f"it is an SD3 model; {UNSUPPORTED}"),
     (r"(^|\.)double_blocks\.", f"it is a Flux model; {UNSUPPORTED}"),
     (r"^cond_stage_model\.transformer\.attn_layers\.",
-     "it has the BERT text encoder of the LAION-400M model, and wants that model's config"),
+     "it has the BERT text encoder of the LAION-400M model; name configs/latent-diffusion/txt2img-1p4B-eval.yaml"),
     (r"^cond_stage_model\.model\.transformer\.",
      "it has the text encoder of a v2 model; name a v2 config, such as configs/stable-diffusion/v2-inference-v.yaml"),
     (r"^cond_stage_model\.transformer\.text_model\.",

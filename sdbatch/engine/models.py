@@ -66,11 +66,12 @@ class Model:
         return replace(self, device=device, levels=self.levels.to(device))
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """[batch, 77, width]: the last hidden state behind the final norm (`FrozenCLIPEmbedder`)."""
+        """[batch, 77, width]: the last hidden state behind the final norm (`FrozenCLIPEmbedder` and the others)."""
         tokens = self.tokenizer(
             prompts, truncation=True, max_length=TEXT_POSITIONS, padding="max_length", return_tensors="pt"
         )
-        hidden: Tensor = self.text_encoder(input_ids=tokens["input_ids"].to(self.device)).last_hidden_state
+        ids = tokens["input_ids"].to(self.device)
+        hidden: Tensor = self.text_encoder(input_ids=ids, return_dict=True).last_hidden_state
         return hidden
 
     def unread_tokens(self, prompt: str) -> int:

@@ -17,7 +17,7 @@ from sdbatch.errors import JobError
 
 T = TypeVar("T")
 
-TEXT_ENCODERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder")
+TEXT_ENCODERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder", "BERTEmbedder")
 PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v_prediction"}
 # What a UNet reads beside the latents says what it was made for.
 OTHER_CHANNELS = {

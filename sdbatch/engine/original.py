@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdbatch.engine import names
+from sdbatch.engine import bert, names
 from sdbatch.engine.kinds import what_it_is
 from sdbatch.engine.networks import Numbers, build_unet, build_vae
 from sdbatch.engine.plan import Part, Plan, noise_schedule
@@ -43,7 +43,7 @@ def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Pl
         unet=Part(unet, _unet_names(numbers, unet, weights)),
         vae=Part(vae, lambda key: names.vae_name(key, len(vae.config["block_out_channels"])), computes_in_half=False),
         text_encoder=_text_encoder(ckpt, numbers, weights),
-        tokenizer=clip_tokenizer(V2_PADDING) if _is_open_clip(numbers) else clip_tokenizer(),
+        tokenizer=_tokenizer(numbers),
         alphas=noise_schedule(
             config.name, numbers("linear_start", float), numbers("linear_end", float), numbers("timesteps", int)
         ),
@@ -65,16 +65,26 @@ def _unet_names(numbers: Numbers, unet: Any, weights: Mapping[str, Tensor]) -> C
     return name_of
 
 
-def _is_open_clip(numbers: Numbers) -> bool:
-    return numbers.text_encoder == "FrozenOpenCLIPEmbedder"
+def _tokenizer(numbers: Numbers) -> Any:
+    match numbers.text_encoder:
+        case "BERTEmbedder":
+            return bert.bert_tokenizer()
+        case "FrozenOpenCLIPEmbedder":
+            return clip_tokenizer(V2_PADDING)
+        case _:
+            return clip_tokenizer()
 
 
 def _text_encoder(ckpt: Path, numbers: Numbers, weights: Mapping[str, Tensor]) -> Part:
     """The encoder that the config names, of the size that the checkpoint has."""
-    prefix = names.OPEN_TEXT if _is_open_clip(numbers) else names.TEXT
+    prefix = {"BERTEmbedder": bert.PREFIX, "FrozenOpenCLIPEmbedder": names.OPEN_TEXT}.get(
+        numbers.text_encoder, names.TEXT
+    )
     try:
         with told(f"the text encoder in the checkpoint {ckpt.name} is not the {numbers.text_encoder} of its config"):
-            if _is_open_clip(numbers):
+            if numbers.text_encoder == "BERTEmbedder":
+                return bert.bert(weights)
+            if numbers.text_encoder == "FrozenOpenCLIPEmbedder":
                 last = numbers("cond_stage_config.params.layer", str, "last")
                 return open_clip(weights, skip_last=last == "penultimate")
             return clip(weights)

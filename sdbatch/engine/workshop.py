@@ -24,6 +24,7 @@ _BESIDE = {
     "positions": r".*position_ids$",
     "layers that the config leaves out": r"cond_stage_model\.model\.transformer\.resblocks\.",
     "what training needed": r"(first_stage_model\.loss|cond_stage_model\.model\.(visual|logit_scale|text_projection))",
+    "the text encoder's other half": r"cond_stage_model\.transformer\.to_logits",
 }
 
 
