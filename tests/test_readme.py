@@ -44,8 +44,8 @@ def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
     root = Root(tmp_path / "srv")
     (tmp_path / "truck.yaml").write_text(blocks("yaml")[0])
     (tmp_path / "v1-5-pruned.ckpt").write_bytes(b"the fake engine does not look")
-    for arguments in (("init", "demo", "--demo"), ("submit", PROJECT / "docs/jobs/blue-truck.json", "--root", "demo")):
-        assert run_sdbatch(*arguments, cwd=tmp_path).returncode == 0
+    for given in (("init", "demo", "--demo"), ("submit", PROJECT / "docs/jobs/blue-truck.json", "--root", "demo")):
+        assert run_sdbatch(*given, cwd=tmp_path).returncode == 0
     assert run_sdbatch("serve", "--root", "demo", "--drain", env=FAKE, cwd=tmp_path).returncode == 0, (
         "as make demo does"
     )
