@@ -24,7 +24,19 @@ Fields = dict[str, Any]
 ALWAYS = ("prompt", "seed")  # told even where they are the defaults
 FILES = ("init_img", "from_file")
 # What a follow-up on a picture without a manifest takes over; the rest is the new picture's own.
-CARRIED_OVER = {"negative_prompt", "ddim_steps", "ddim_eta", "C", "f", "config", "ckpt", "seed", "precision"}
+CARRIED_OVER = {
+    "negative_prompt",
+    "ddim_steps",
+    "ddim_eta",
+    "C",
+    "f",
+    "config",
+    "ckpt",
+    "vae",
+    "loras",
+    "seed",
+    "precision",
+}
 MOST_WEIGHTS = 2000  # files looked through for a checkpoint of some name
 ELSEWHERE = "drawn by another program: the same seed need not give the same picture"
 
@@ -108,7 +120,7 @@ def job_text(fields: Fields) -> str:
         {
             name: value
             for name, value in fields.items()
-            if name in ALWAYS or name not in known or known[name].is_required() or known[name].default != value
+            if name in ALWAYS or name not in known or known[name].get_default(call_default_factory=True) != value
         }
     )
 
