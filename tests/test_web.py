@@ -516,8 +516,8 @@ def test_a_follow_up_that_can_not_be_is_told(root: Root, drawn: Path, visitor: V
 def test_a_thumbnail_is_drawn_once_and_small(root: Root, drawn: Path, visitor: Visitor) -> None:
     Image.new("RGB", (2000, 1000), "red").save(drawn / "samples" / "00000.png")
     answer = visitor.get(f"/thumbnail/{shown(drawn)}")
-    assert answer.mimetype == "image/webp"
-    (kept,) = (root.state / "thumbnails").rglob("*.webp")
+    assert answer.mimetype == "image/jpeg"
+    (kept,) = (root.state / "thumbnails").rglob("*.jpg")
     with Image.open(kept) as small:
         assert small.size == (320, 160)
     before = kept.stat().st_mtime_ns
@@ -529,12 +529,12 @@ def test_thumbnails_that_nobody_asked_for_lately_make_room(root: Root) -> None:
     bucket = root.state / "thumbnails" / "ab"
     bucket.mkdir(parents=True)
     for number in range(thumbnails.MOST_IN_BUCKET + 1):
-        (bucket / f"{number:03}.webp").write_bytes(b"x")
-        os.utime(bucket / f"{number:03}.webp", (number, number))
+        (bucket / f"{number:03}.jpg").write_bytes(b"x")
+        os.utime(bucket / f"{number:03}.jpg", (number, number))
     thumbnails.make_room(bucket)
     left = sorted(path.name for path in bucket.iterdir())
     assert len(left) == thumbnails.MOST_IN_BUCKET // 2 + 1
-    assert left[-1] == f"{thumbnails.MOST_IN_BUCKET:03}.webp", "the newest stay"
+    assert left[-1] == f"{thumbnails.MOST_IN_BUCKET:03}.jpg", "the newest stay"
 
 
 def test_a_picture_too_large_or_damaged_has_no_thumbnail(root: Root, drawn: Path) -> None:

@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +18,11 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
-from tests_support import HERE, run_sdbatch
+from tests_support import HERE, drain, run_sdbatch
+
+from sdbatch.service import Service
+from sdbatch.settings import Settings
+from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
 
 CHROMIUM = shutil.which("chromium") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here: apt-get install chromium")
@@ -40,7 +45,6 @@ class Site:
 
     root: Path
     address: str
-    processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
 
 def job(prompt: str, seed: int = 1) -> str:
@@ -63,19 +67,29 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (inbox / "typo.yaml").write_text("promt: a fox\n")
     run_sdbatch("serve", "--drain", "--root", root)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    service = started("serve", "--root", root, **quiet)
-    page = started("web", "--root", root, "--bind", "127.0.0.1:0", stdout=subprocess.PIPE)
+    with ended(started("serve", "--root", root, **quiet)), served(root) as address:
+        yield Site(root, address)
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Of a process that goes on until it is told to stop."""
     try:
-        assert page.stdout is not None
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@contextmanager
+def served(root: Path) -> Iterator[str]:
+    """The address of a root's page."""
+    page = started("web", "--root", root, "--bind", "127.0.0.1:0", stdout=subprocess.PIPE)
+    assert page.stdout is not None
+    with page.stdout, ended(page):
         found = re.search(r"http://\S+(?=/\n)", "".join(page.stdout.readline() for _ in range(2)))
         assert found
-        yield Site(root, found[0])
-    finally:
-        for process in (page, service):
-            process.terminate()
-            process.wait(60)
-        assert page.stdout is not None
-        page.stdout.close()
+        yield found[0]
 
 
 @pytest.fixture(scope="module")
@@ -306,3 +320,19 @@ def test_a_theme_that_is_chosen_stays(page: Page, site: Site, size: str, theme: 
     page.get_by_role("button", name="Light or dark").click()
     page.goto("/new")
     expect(page.locator("html")).to_have_attribute("data-bs-theme", other)
+
+
+def test_older_pictures_come_while_scrolling(browser: Browser, tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    drop_job(root, "many.yaml", "prompt: many\nH: 64\nW: 64\nn_iter: 1\nn_samples: 150\n")
+    drain(Service(root, Settings(), FakeEngine()), FakeClock())
+    with served(root.path) as address:
+        page = browser.new_page(base_url=address)
+        page.goto("/history")
+        expect(results(page)).to_have_count(60)
+        for count in (120, 150):
+            page.mouse.wheel(0, 100_000)
+            expect(results(page)).to_have_count(count)
+        expect(page.get_by_text("Older ones")).to_have_count(0)
+        assert len(set(results(page).evaluate_all("links => links.map(link => link.href)"))) == 150
+        page.close()

@@ -95,7 +95,7 @@ def thumbnail(path: str) -> AnyResponse:
         kept = thumbnails.thumbnail(site().root, path, site().settings.limits.init_pixels)
     except JobError:
         abort(404)
-    return send_file(kept, "image/webp", max_age=KEPT_SECONDS)
+    return send_file(kept, "image/jpeg", max_age=KEPT_SECONDS)
 
 
 @pages.post("/follow-up")
