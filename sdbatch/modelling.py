@@ -13,7 +13,7 @@ import typer
 
 from sdbatch.commands import JsonOption, RootOption, app, open_root
 from sdbatch.errors import JobError
-from sdbatch.settings import DEFAULT_CONFIG
+from sdbatch.root import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from sdbatch.root import ModelFiles, Root
