@@ -138,12 +138,10 @@ def convert(
     if output is not None and output.exists():
         raise JobError(f"{output} is there already; choose another name")
     _be_offline()
-    import torch  # noqa: PLC0415
+    from sdbatch.engine import workshop  # noqa: PLC0415 - torch
+    from sdbatch.engine.conversion import Conversions  # noqa: PLC0415 - torch
 
-    from sdbatch.engine import workshop  # noqa: PLC0415
-    from sdbatch.engine.conversion import Conversions  # noqa: PLC0415
-
-    dtype: torch.dtype = getattr(torch, precision)
+    dtype = workshop.PRECISIONS[precision]
     with _bar("converting") as told:
         if output is not None:
             workshop.convert_file(found.ckpt, found.config, output, dtype, told)
