@@ -40,4 +40,4 @@ def open_root(path: Path) -> "tuple[Root, Settings]":
 
     root = named_root(path)
     settings = configuration.load(root.configuration).settings
-    return replace(root, allowed=settings.allow_paths, named=tuple(settings.models.items())), settings
+    return replace(root, allowed=settings.allow_paths, named=settings.named_models), settings

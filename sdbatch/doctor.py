@@ -40,7 +40,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield ok("version", f"sdbatch {__version__}, Python {platform.python_version()}, {sys.executable}")
     settings, finding = _settings(root)
     yield finding
-    root = replace(root, allowed=settings.allow_paths, named=tuple(settings.models.items()))
+    root = replace(root, allowed=settings.allow_paths, named=settings.named_models)
     yield from surroundings.look(root, settings)
     yield from _driver(settings.device)
     if settings.engine == "fake":

@@ -129,7 +129,8 @@ def _validate(values: dict[str, Any], lines: dict[tuple[Line, ...], int], within
     except ValidationError as error:
         found = {_field_of(details): details for details in error.errors(include_url=False)}
         for name, details in found.items():
-            if nested := lines.get((*within, *details["loc"])):
+            nested = lines.get((*within, *details["loc"]))
+            if nested and len(details["loc"]) > 1:
                 where[name] = f"line {nested}: "
         in_file_order = sorted(found, key=lambda name: list(fields).index(name) if name in fields else -1)
         told = [

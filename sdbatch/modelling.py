@@ -13,7 +13,7 @@ import typer
 
 from sdbatch.commands import JsonOption, RootOption, app, open_root
 from sdbatch.errors import JobError
-from sdbatch.settings import DEFAULT_CONFIG
+from sdbatch.root import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from sdbatch.root import ModelFiles, Root
@@ -138,12 +138,10 @@ def convert(
     if output is not None and output.exists():
         raise JobError(f"{output} is there already; choose another name")
     _be_offline()
-    import torch  # noqa: PLC0415
+    from sdbatch.engine import workshop  # noqa: PLC0415 - torch
+    from sdbatch.engine.conversion import Conversions  # noqa: PLC0415 - torch
 
-    from sdbatch.engine import workshop  # noqa: PLC0415
-    from sdbatch.engine.conversion import Conversions  # noqa: PLC0415
-
-    dtype: torch.dtype = getattr(torch, precision)
+    dtype = workshop.PRECISIONS[precision]
     with _bar("converting") as told:
         if output is not None:
             workshop.convert_file(found.ckpt, found.config, output, dtype, told)

@@ -11,12 +11,20 @@ from typing import NamedTuple
 from sdbatch import files
 from sdbatch.beneath import open_beneath
 from sdbatch.errors import JobError, NotHere
-from sdbatch.settings import DEFAULT_CONFIG, NamedModel
 
 OURS = ("jobs", "state", "models", "configs")  # no job's pictures go there
+DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 MOST_FOLDERS = 2000  # looked through for weights
+
+
+class NamedModel(NamedTuple):
+    """A model under a name of the admin's: its files as the configuration names them."""
+
+    ckpt: str
+    config: str = DEFAULT_CONFIG
+    vae: str = ""
 
 
 class ModelFiles(NamedTuple):

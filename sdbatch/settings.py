@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # also of a job
+from sdbatch import root
 
 # What is built into a running service: a reload leaves it as it is.
 NEEDS_RESTART = (
@@ -93,7 +93,7 @@ class Preload(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ckpt: str = "models/ldm/stable-diffusion-v1/model.ckpt"  # empty: none
-    config: str = DEFAULT_CONFIG
+    config: str = root.DEFAULT_CONFIG
 
 
 class NamedModel(BaseModel):
@@ -102,7 +102,7 @@ class NamedModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ckpt: str = Field(min_length=1)
-    config: str = DEFAULT_CONFIG
+    config: str = root.DEFAULT_CONFIG
     vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
 
 
@@ -137,6 +137,11 @@ class Settings(BaseSettings):
     keep: Keep = Keep()
     limits: Limits = Limits()
     web: Web = Web()
+
+    @property
+    def named_models(self) -> tuple[tuple[str, root.NamedModel], ...]:
+        """The models by their names, as a root knows them."""
+        return tuple((name, root.NamedModel(**model.model_dump())) for name, model in self.models.items())
 
     @classmethod
     def settings_customise_sources(

@@ -21,8 +21,7 @@ from sdbatch.engine import workshop
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.models import load_model
 from sdbatch.errors import JobError
-from sdbatch.root import Root
-from sdbatch.settings import NamedModel
+from sdbatch.root import NamedModel, Root
 
 Sdbatch = Callable[..., CompletedProcess[str]]
 CONFIG_NAME = "configs/v1-inference-tiny.yaml"

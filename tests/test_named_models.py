@@ -21,9 +21,8 @@ from sdbatch.commands import open_root
 from sdbatch.errors import JobError, NotHere
 from sdbatch.job import Txt2Img
 from sdbatch.jobfile import parse
-from sdbatch.root import Root
+from sdbatch.root import NamedModel, Root
 from sdbatch.service import Service
-from sdbatch.settings import NamedModel
 from sdbatch.testing import FakeClock, drop_job
 
 SMALL = "prompt: a\nH: 64\nW: 64\nn_iter: 1\nn_samples: 1\nddim_steps: 2\nskip_grid: true\n"

@@ -15,6 +15,7 @@ from sdbatch.engine.original import canonical
 from sdbatch.engine.plan import Weights
 from sdbatch.errors import JobError
 
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Told = Callable[[int, int], None]  # bytes done, bytes in all
 
 # What lies in many checkpoints beside the weights that are drawn with.
