@@ -70,6 +70,14 @@ def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
     assert (root.inbox / "truck.yaml").exists()
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/reliability.md", "benchmarks/README.md"])
+def test_every_picture_and_page_that_is_linked_is_there(page: str) -> None:
+    path = PROJECT / page
+    text = path.read_text()
+    for link in re.findall(r'src="([^"]+)"', text) + re.findall(r"\]\(([^)#]+)\)", text):
+        assert (path.parent / link).exists(), link
+
+
 def test_the_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make ([a-z-]+)", README)) <= targets
