@@ -1,10 +1,12 @@
 """Keeps the history beside the service: a job that is published or failed gets its rows some time soon.
 
 All of it is done in a thread of its own, from bringing the index up to date at start on: nothing here can block, fail
-or delay a job. What is missed, because the file is locked, the disk is full or the service stops, is taken in by
-whoever opens the history next.
+or delay a job. What is missed, because the file is locked, the disk is full or the service stops, is taken in with
+the next job, or by whoever opens the history next.
 """
 
+import errno
+import os
 import queue
 import threading
 from pathlib import Path
@@ -14,6 +16,7 @@ from sdbatch.history import History
 from sdbatch.root import Root
 
 GOODBYE_SECONDS = 5.0  # for what still waits when the service stops
+LEAST_FREE = 64 << 20  # bytes: the last of a disk belongs to pictures
 
 
 class Historian:
@@ -47,12 +50,16 @@ class Historian:
         folder: Path | None = self.root.done
         while folder is not None:
             try:
+                _require_space(self.root.state)
                 if history is None:
                     history = History.open(self.root, in_memory=False)  # which takes in all that lies there
                 else:
                     history.add(folder)
             except Exception as error:  # noqa: BLE001 - whatever it is, the pictures are drawn and lie there
                 self._complain(f"{type(error).__name__}: {error}")
+                if history is not None:
+                    history.close()
+                history = None  # opened anew with the next job, it takes in what it missed
             folder = self._waiting.get()
         if history is not None:
             history.close()
@@ -60,5 +67,11 @@ class Historian:
     def _complain(self, why: str) -> None:
         """Once for each reason: a disk may be full all night."""
         if why != self._told:
-            self.log.warning("the history misses a job until it is opened next", why=why)
+            self.log.warning("the history misses a job for now", why=why)
         self._told = why
+
+
+def _require_space(folder: Path) -> None:
+    disk = os.statvfs(folder)
+    if disk.f_bavail * disk.f_frsize < LEAST_FREE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

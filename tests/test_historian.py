@@ -1,5 +1,6 @@
 """The service keeps its history, and never minds how that fares."""
 
+import errno
 import os
 import sqlite3
 import threading
@@ -42,6 +43,35 @@ def test_a_history_that_can_not_be_kept_costs_no_job(root: Root) -> None:
     assert ended.returncode == 0
     assert only(root.done)
     assert ended.stderr.count("the history misses a job") == 1
+
+
+def test_what_was_missed_is_taken_in_with_the_next_job(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here for want of space: the last of a disk belongs to pictures."""
+    free = [0, 0, 1 << 40]
+
+    def require_space(_: Path) -> None:
+        if not free.pop(0):
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(beside, "_require_space", require_space)
+    for name in "ab":
+        folder = root.done / f"20261122T101530Z-000001-{name}"
+        folder.mkdir()
+        (folder / "manifest.yaml").write_text(f"job: {{prompt: {name}}}\n")
+    keeper = Historian(root)
+    keeper.start()
+    keeper.tell(root.done / "20261122T101530Z-000001-a")
+    keeper.tell(root.done / "20261122T101530Z-000001-b")
+    keeper.finish()
+    assert rows(root) == [("done", "a"), ("done", "b")]
+
+
+def test_the_last_of_a_disk_is_left_to_pictures(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "LEAST_FREE", 1 << 60)
+    keeper = Historian(root)
+    keeper.start()
+    keeper.finish()
+    assert not (root.state / DATABASE).exists()
 
 
 def test_telling_waits_for_nothing(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
