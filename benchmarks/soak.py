@@ -2,9 +2,9 @@
 
     python benchmarks/soak.py [--jobs 1000] [--svg benchmarks/soak.svg]
 
-Three small checkpoints, of which two may be resident, so that models come and go; txt2img and img2img, DDIM and PLMS,
-64 to 256 pixels a side, one to three pictures at once. Once a second the resident set of the supervisor and of the
-renderer are read from /proc: `anonymous` is what they hold for themselves, without mapped files.
+Three small checkpoints, of which two may be resident, so that models come and go; two LoRAs, on and off; txt2img and
+img2img, DDIM and PLMS, 64 to 256 pixels a side, one to three pictures at once. Once a second the resident sets of the
+supervisor and of the renderer are read from /proc: `anonymous` is what one holds for itself, without mapped files.
 """
 
 import argparse
@@ -22,9 +22,11 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors.torch import save_file
 
 REFERENCE = Path(__file__).parent.parent / "tests" / "reference"
 MODELS = ("a.ckpt", "b.ckpt", "c.ckpt")
+LORAS = ("x.safetensors", "y.safetensors")
 SIDES = (64, 128, 192, 256)
 MB = 1e6
 
@@ -51,6 +53,8 @@ def make_root(place: Path, jobs: int) -> None:
             {"state_dict": {key: _shaken(weight, generator) for key, weight in weights.items()}},
             place / "models" / name,
         )
+    for name in LORAS:
+        write_lora(place / "models" / name, generator)
     shutil.copy(REFERENCE / "init-203x150.png", place / "init.png")
     choice = random.Random(0)
     for n in range(jobs):
@@ -62,6 +66,16 @@ def _shaken(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if not weight.is_floating_point():
         return weight
     return weight * (1 + 0.01 * torch.randn(weight.shape, generator=generator).to(weight.dtype))
+
+
+def write_lora(path: Path, generator: torch.Generator) -> None:
+    """A LoRA of rank 2 for the attention in the small UNet's middle."""
+    matrices = {}
+    for part in ("q", "k", "v"):
+        layer = f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_{part}"
+        matrices[f"{layer}.lora_down.weight"] = torch.randn(2, 64, generator=generator) * 0.1
+        matrices[f"{layer}.lora_up.weight"] = torch.randn(64, 2, generator=generator) * 0.1
+    save_file(matrices, path)
 
 
 def make_job(number: int, choice: random.Random) -> dict[str, object]:
@@ -76,6 +90,7 @@ def make_job(number: int, choice: random.Random) -> dict[str, object]:
         "n_samples": choice.randint(1, 3),
         "precision": choice.choice(["autocast", "full"]),
         "outdir": "outputs/soak",
+        "loras": [{"file": name, "weight": 0.7} for name in LORAS if choice.random() < 0.25],
     }
     if choice.random() < 0.25:
         return job | {"init_img": "init.png", "strength": 0.9}

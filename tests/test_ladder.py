@@ -5,6 +5,8 @@ import io
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -14,7 +16,6 @@ import numpy.typing as npt
 import pytest
 import torch
 import yaml
-from crash import in_child
 from reference_model import CKPT, CONFIG, draw_all, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from small_memory import SmallMemory, small_memory
 from tests_support import HERE, only
@@ -219,26 +220,33 @@ def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(
     assert notes[-1] == "out of memory, with as little as possible at once: a new renderer began"
 
 
+def little_memory() -> None:
+    """In a process of its own: the jobs of a request, with ROOM bytes beyond what is taken once the model is there."""
+    # Else freed tensors keep their address space, and a thread's heap takes 128 MB of it at once.
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 17)
+    libc.mallopt(M_ARENA_MAX, 1)
+    request = sys.stdin.read()
+    renderer = Renderer("cpu", Path(sys.argv[1]), sys.stdout)
+    renderer.preload(CKPT, CONFIG)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, taken + ROOM))
+    renderer.serve(io.StringIO(request))
+
+
 def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp_path: Path) -> None:
     """Not refused by us: the kernel gives no more address space, whoever asks."""
-    answers = tmp_path / "answers"
-
-    def with_little_memory() -> int:
-        # Else freed tensors keep their address space, and a thread's heap takes 128 MB of it at once.
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 17)
-        libc.mallopt(M_ARENA_MAX, 1)
-        with answers.open("w") as pipe:
-            renderer = Renderer("cpu", tmp_path / "checksums.json", pipe)
-            renderer.preload(CKPT, CONFIG)
-            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, taken + ROOM))
-            jobs = [task(tmp_path / "large", H=384, W=384, ddim_steps=1), task(tmp_path / "small")]
-            renderer.serve(io.StringIO(Request(jobs=jobs).model_dump_json()))
-        return 0
-
-    assert in_child(with_little_memory) == 0
-    events = [json.loads(line) for line in answers.read_text().splitlines()]
+    jobs = [task(tmp_path / "large", H=384, W=384, ddim_steps=1), task(tmp_path / "small")]
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_ladder; test_ladder.little_memory()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "checksums.json")],
+        input=Request(jobs=jobs).model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
     notes = {event["job_id"]: event["notes"] for event in events if event["type"] == "finished"}
     assert notes["large"][-1].endswith("where seams may show")
     assert notes["small"] == []

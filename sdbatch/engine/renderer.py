@@ -30,7 +30,7 @@ from sdbatch.engine.draw import draw
 from sdbatch.engine.finishing import Finish
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.lora import read_lora, wearing
-from sdbatch.engine.memory import in_short, is_out_of_memory
+from sdbatch.engine.memory import in_short, is_out_of_memory, trim
 from sdbatch.engine.models import Model
 from sdbatch.engine.notes import Notes
 from sdbatch.engine.precision import forbid_tf32
@@ -101,6 +101,7 @@ class Renderer:
                         raise
                     Notes(task.folder).add("out of memory, with as little as possible at once: a new renderer began")
                     raise error if isinstance(error, OutOfMemory) else OutOfMemory(in_short(error)) from error
+                trim()
 
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
