@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,7 +22,7 @@ QUEUED = 10  # lines of the queue
 REASON_LINES = 3
 REDRAW_SECONDS = 0.2
 WATCH_SECONDS = 1.0  # as often as the service writes
-LABEL_WIDTH = 12
+LEAST_BAR = 8
 COLOURS = {"drawing": "green", "paused": "red", "ended without a word": "red", "stopped": "yellow"}
 
 
@@ -62,7 +63,7 @@ class Bar:
             return
         self._drawn = monotonic()
         if job := facts.get("job"):
-            line = _bar(job, str(job.get("name") or job["id"]))
+            line = _BarLine(job, str(job.get("name") or job["id"]))
         else:
             line = _text(f"{facts['state']}: {facts['problem']}" if facts.get("problem") else str(facts["state"]))
         with suppress(OSError, ValueError):  # the terminal was closed: no reason to stop drawing
@@ -81,7 +82,7 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
         parts.append(_text(f"the inbox {facts.get('inbox')}"))
     if job := facts["job"]:
         parts += [Text(), _text(f"drawing {_name(job)}, attempt {job.get('attempt')}", "bold")]
-        parts.append(_bar(job) if with_bar else _text(f"  {_pictures(job)}"))
+        parts.append(_BarLine(job) if with_bar else _text(f"  {_pictures(job)}"))
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
         parts.append(_text(f"taken when there is something in it: {', '.join(facts['empty'])}"))
@@ -103,16 +104,23 @@ def _service(facts: Facts, now: datetime) -> Text:
     return _text(text, f"bold {COLOURS.get(state, '')}".strip())
 
 
-def _bar(job: Facts, label: str = "") -> RenderableType:
-    told = _pictures(job)
-    row = Table.grid(padding=(0, 1), expand=True)
-    if label:
-        row.add_column(no_wrap=True, overflow="ellipsis", min_width=min(len(label), LABEL_WIDTH))
-    row.add_column(ratio=1, min_width=5)
-    row.add_column(no_wrap=True, overflow="ellipsis", min_width=len(told))  # the rest gives way to it
-    bar = ProgressBar(total=1.0, completed=_number(job.get("fraction")))
-    row.add_row(*[_text(label)] * bool(label), bar, _text(told))
-    return row
+@dataclass
+class _BarLine:
+    """A job's bar on one line. What is told beside it is kept whole: the name is cut first, then the bar is short."""
+
+    job: Facts
+    label: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        told = _pictures(self.job)
+        label = _text(self.label)
+        label.truncate(max(options.max_width - len(told) - LEAST_BAR - 2, 0), overflow="ellipsis")
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(no_wrap=True)
+        row.add_column(ratio=1, min_width=LEAST_BAR)
+        row.add_column(no_wrap=True, overflow="ellipsis")
+        row.add_row(label, ProgressBar(total=1.0, completed=_number(self.job.get("fraction"))), _text(told))
+        yield row
 
 
 def _pictures(job: Facts) -> str:
