@@ -24,17 +24,13 @@ class Site:
     settings: Settings
     history: History
     clock: Callable[[], float]  # seconds
-    _seen: tuple[int, ...] = ()
     _looked: float = float("-inf")
 
     def catch_up(self) -> None:
         """Take in jobs that no service told the history of: it may not be able to write there, or be another's."""
         if self.clock() - self._looked >= CATCH_UP_SECONDS:
             self._looked = self.clock()
-            seen = tuple(place.stat().st_mtime_ns for place in (self.root.done, self.root.failed))
-            if seen != self._seen:
-                self._seen = seen
-                self.history.refresh()
+            self.history.refresh()
 
 
 def site() -> Site:
