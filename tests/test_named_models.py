@@ -24,6 +24,7 @@ from sdbatch.jobfile import parse
 from sdbatch.root import NamedModel, Root
 from sdbatch.service import Service
 from sdbatch.testing import FakeClock, drop_job
+from sdbatch.web.fields import filled_by, to_yaml
 
 SMALL = "prompt: a\nH: 64\nW: 64\nn_iter: 1\nn_samples: 1\nddim_steps: 2\nskip_grid: true\n"
 QUERY = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -155,6 +156,18 @@ def test_yaml_numbers_are_taken_as_weights() -> None:
     (parsed,) = parse(b"prompt: a\nloras: [{file: 08, weight: 5e-1}]\n", "a.yaml")
     assert parsed.job is not None
     assert [(lora.file, lora.weight) for lora in parsed.job.loras] == [("08", 0.5)]
+
+
+def test_the_form_takes_loras_as_a_job_file_has_them() -> None:
+    text = to_yaml("txt2img", {"prompt": "a", "loras": "[{file: a.safetensors, weight: 0.5}]"})
+    (parsed,) = parse(text.encode(), "a.yaml")
+    assert parsed.job is not None
+    assert [(lora.file, lora.weight) for lora in parsed.job.loras] == [("a.safetensors", 0.5)]
+    assert "loras" not in to_yaml("txt2img", {"prompt": "a", "loras": "[]"})
+    (refused,) = parse(to_yaml("txt2img", {"prompt": "a", "loras": "a.safetensors"}).encode(), "a.yaml")
+    assert "is not a list of at most 20 groups" in str(refused.error)
+    _, filled = filled_by(text, "a.yaml")
+    assert to_yaml("txt2img", filled) == text
 
 
 # Drawn.
