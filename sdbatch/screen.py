@@ -62,6 +62,7 @@ class Bar:
         if monotonic() - self._drawn < REDRAW_SECONDS:
             return
         self._drawn = monotonic()
+        line: RenderableType
         if job := facts.get("job"):
             line = _BarLine(job, str(job.get("name") or job["id"]))
         else:
