@@ -14,7 +14,7 @@ def job_schema() -> dict[str, Any]:
     """
     _, definitions = models_json_schema([(Txt2Img, "validation"), (Img2Img, "validation")])
     kinds: dict[str, Any] = definitions["$defs"]
-    for kind in kinds.values():
+    for kind in (kinds["Txt2Img"], kinds["Img2Img"]):
         kind["properties"]["$schema"] = {
             "type": "string",
             "description": "For editors; sdbatch does not read it.",

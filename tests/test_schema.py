@@ -142,6 +142,7 @@ AN_IMAGE = {"prompt": "a", "init_img": "x.png"}
         AN_IMAGE | {"laion400m": False},
         AN_IMAGE | {"ddim_eta": 0.3},
         {"from_file": "a.txt", "init_img": "x.png"},
+        {"prompt": "a", "loras": [{"file": "a.safetensors"}, {"file": "b.safetensors", "weight": -1}]},
     ],
     ids=json.dumps,
 )

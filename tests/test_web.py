@@ -220,6 +220,7 @@ def test_a_job_names_no_picture_outside_the_root(tmp_path: Path, visitor: Visito
 @pytest.mark.parametrize("kind", ["txt2img", "img2img"])
 def test_what_is_restored_into_the_form_makes_the_same_job(kind: str) -> None:
     job = 'prompt: "a: b\\n猫"\nseed: 5\nddim_eta: 0.3\nskip_grid: true\nprecision: full\n'
+    job += "loras:\n- file: models/lora/a pencil.safetensors\n  weight: 0.8\n"
     job += "init_img: x.png\n" if kind == "img2img" else "W: 640\n"
     found, filled = filled_by(job, "a.yaml")
     assert found == kind

@@ -15,6 +15,7 @@ from sdbatch.jobfile import parse
 from sdbatch.schema import job_schema
 
 Kind = Literal["txt2img", "img2img"]
+Type = Literal["text", "long", "loras", "number", "check", "choice"]
 # In this order; all that the schema has besides follows under "More".
 FIRST = (
     *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
@@ -31,7 +32,7 @@ class Field:
     name: str
     title: str
     help: str
-    type: Literal["text", "long", "number", "check", "choice", "list"]
+    type: Type
     default: Any
     low: float | None
     high: float | None
@@ -56,7 +57,7 @@ def fields(kind: Kind) -> tuple[Field, ...]:
 
 
 def _field(name: str, rules: dict[str, Any]) -> Field:
-    kind: Literal["text", "long", "number", "check", "choice", "list"]
+    kind: Type
     match rules:
         case {"enum": _}:
             kind = "choice"
@@ -65,7 +66,7 @@ def _field(name: str, rules: dict[str, Any]) -> Field:
         case {"type": "integer" | "number"}:
             kind = "number"
         case {"type": "array"}:
-            kind = "list"
+            kind = "loras"
         case _:
             kind = "long" if name in LONG else "text"
     whole = rules.get("multipleOf", 1) if rules.get("type") == "integer" else "any"
@@ -101,13 +102,24 @@ def _value(field: Field, text: str) -> Any:
         return bool(text)
     if not text.strip():
         return field.default
-    if field.type == "list":
-        with suppress(yaml.YAMLError):
-            return yaml.safe_load(text)
-    for number in (int, float) if field.type == "number" else ():
+    if field.type == "loras":
+        return [_lora(line.strip()) for line in text.splitlines() if line.strip()]
+    return _number(text) if field.type == "number" else text.replace("\r\n", "\n")
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
         with suppress(ValueError):
-            return number(text)
-    return text.replace("\r\n", "\n")
+            return kind(text)
+    return text
+
+
+def _lora(line: str) -> dict[str, Any]:
+    """Of a line such as "pencil.safetensors 0.8"."""
+    file, _, weight = line.rpartition(" ")
+    if file and not isinstance(number := _number(weight), str):
+        return {"file": file.strip(), "weight": number}
+    return {"file": line}
 
 
 def filled_by(text: str, file_name: str) -> tuple[Kind, dict[str, str]]:
@@ -128,7 +140,9 @@ def kind_of(job: AnyJob) -> Kind:
 
 
 def _written(value: Any) -> str:
-    """As a form field holds it; an empty text is a tick that is not set."""
+    """As a form field holds it; an empty text is a tick that is not set, and a LoRA has a line."""
     if isinstance(value, bool):
         return "true" if value else ""
+    if isinstance(value, list | tuple):
+        return "\n".join(f"{lora['file']} {lora['weight']}" for lora in value)
     return value if isinstance(value, str) else json.dumps(value)
