@@ -106,9 +106,7 @@ def test_an_init_image_that_can_not_be_encoded_whole_is_encoded_in_tiles() -> No
     whole = pixels_of(draw_all(job, None, INIT))
     with small_memory(reference_model().vae.encoder, 32 * 129 * 129 * 4):
         ours, told = draw_told(job, INIT)
-    assert told == [
-        TILED
-    ]
+    assert told == [TILED]
     assert 0 < apart(ours, whole).mean() < 20
 
 
