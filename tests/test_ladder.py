@@ -40,6 +40,9 @@ CPU = torch.device("cpu")
 ROW = 70_000  # bytes: more than the largest tensor of one row through the small UNet at 64x64 needs, less than two do
 PICTURE = 600_000  # likewise for the decoder at 64x64
 ROOM = 100 << 20  # bytes beyond what a renderer with the small model has: too few to decode 384x384 at once
+TILED = (
+    "out of memory: from picture 0 on the autoencoder worked in tiles of 128 pixels: colours may be off, seams may show"
+)
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 INIT = np.linspace(-1, 1, 3 * 256 * 256, dtype=np.float32).reshape(3, 256, 256)
 
@@ -90,12 +93,11 @@ def test_a_decoder_that_can_not_take_one_picture_takes_tiles() -> None:
         ours, told = draw_told(job)
     assert told == [
         "out of memory: from picture 0 on pictures were decoded one at a time",
-        "out of memory: from picture 0 on the autoencoder worked in tiles of 128 pixels, where seams may show",
+        TILED,
     ]
     difference = apart(ours, whole)
     assert ours[0].shape == (256, 192, 3)
-    # Random weights make the norms of a tile far more telling than a trained decoder's are.
-    assert difference.mean() < 12
+    assert 0 < difference.mean() < 8
     assert not reference_model().vae.use_tiling, "the next job has the decoder as a whole"
 
 
@@ -104,10 +106,8 @@ def test_an_init_image_that_can_not_be_encoded_whole_is_encoded_in_tiles() -> No
     whole = pixels_of(draw_all(job, None, INIT))
     with small_memory(reference_model().vae.encoder, 32 * 129 * 129 * 4):
         ours, told = draw_told(job, INIT)
-    assert told == [
-        "out of memory: from picture 0 on the autoencoder worked in tiles of 128 pixels, where seams may show"
-    ]
-    assert apart(ours, whole).mean() < 12
+    assert told == [TILED]
+    assert 0 < apart(ours, whole).mean() < 20
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae.decoder"])
@@ -248,7 +248,7 @@ def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp
     assert ended.returncode == 0, ended.stderr
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     notes = {event["job_id"]: event["notes"] for event in events if event["type"] == "finished"}
-    assert notes["large"][-1].endswith("where seams may show")
+    assert notes["large"][-1].endswith("seams may show")
     assert notes["small"] == []
 
 

@@ -6,8 +6,10 @@
     pictures decoded in tiles, of 64, 32, 16 latents
     a new renderer: OutOfMemory ends this one, and the service tries again, until it gives up on the job
 
-Fewer rows change a picture by rounding alone, since some kernels add up in another order: on the CPU in float32 by at
-most one step of 255. Tiles do change it: each has norms of its own, which a blended overlap hides.
+Fewer rows or pictures at once change a picture by rounding alone, since some kernels add up in another order: on the
+CPU in float32 one colour value in five thousand by one step of 255. Tiles do change it, since each has norms of its
+own, which a blended overlap hides as well as it can: tiles of 128 pixels in a picture of 256, the worst there is,
+moved colours by 4 of 255 on the mean with a small random decoder, and by 20 with the demo's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -123,7 +125,9 @@ class Ladder:
         if side <= min(TILES):
             return ""
         self.tile = next(tile for tile in TILES if tile < side)
-        return f"the autoencoder worked in tiles of {self.tile * model.factor} pixels, where seams may show"
+        return (
+            f"the autoencoder worked in tiles of {self.tile * model.factor} pixels: colours may be off, seams may show"
+        )
 
     @contextmanager
     def _tiles(self, model: Model) -> Iterator[None]:
