@@ -1,6 +1,6 @@
 """The page in a real browser: the whole story with the demo model, wide and narrow, light and dark, in two languages.
 
-It wants Chromium (Debian's package). With SDBATCH_SCREENSHOTS=docs the pictures in the documentation are made anew.
+It wants Chromium (Debian's package). With SCREENSHOTS=docs the pictures in the documentation are made anew.
 """
 
 import os
@@ -151,7 +151,7 @@ def check_access(page: Page) -> None:
 
 def take(page: Page, name: str, size: str, theme: str) -> None:
     """A picture for the documentation, where one is asked for; of few colours, as it is looked at in small."""
-    folder = os.environ.get("SDBATCH_SCREENSHOTS")
+    folder = os.environ.get("SCREENSHOTS")
     is_narrow = (size, theme) == ("phone", "dark") and name in ("queue", "history")
     if folder and ((size, theme) == ("desktop", "light") or is_narrow):
         path = Path(folder) / f"web-{name}{'-phone' if size == 'phone' else ''}.png"
