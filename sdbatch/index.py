@@ -197,7 +197,7 @@ def facts(state: str, seed: int | None, ckpt: str, kind: str) -> list[str]:
 
 def fact(key: str, value: object) -> str:
     """One of them; no piece of a text has such a sign in it."""
-    return f"{key}={'_'.join(str(value).split()).casefold()}"
+    return f"{key}={'_'.join(str(value).replace(chr(0), ' ').split()).casefold()}"
 
 
 def expression(tokens: Iterable[str]) -> str:
