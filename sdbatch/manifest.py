@@ -96,6 +96,7 @@ class Manifest(Record):
     timings: dict[str, Any]
     versions: dict[str, str]
     device: str
+    computed_in: str = "float32"  # or float16, bfloat16: what the job's precision meant on the device
     checkpoint: dict[str, Any]
     safety_checker: str = "off"
     watermark: str = ""  # the text, where there is one

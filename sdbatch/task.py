@@ -140,6 +140,7 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
         },
         versions={"sdbatch": __version__, **loaded.versions},
         device=loaded.device,
+        computed_in=loaded.computed_in,
         checkpoint=_checkpoint(task, loaded, root),
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,

@@ -5,10 +5,13 @@ import io
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from small_memory import SmallMemory, small_memory
 from tests_support import HERE, only
 from torch import Tensor
 
+from sdbatch.engine import renderer as renderer_module
 from sdbatch.engine.draw import draw
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.local import LocalEngine
@@ -207,6 +211,26 @@ def test_the_next_job_is_not_poorer_and_the_model_stays(tmp_path: Path) -> None:
     assert len(notes["large"]) == 2, "one at a time, then in tiles"
     assert notes["small"] == [], "two at once, as ever"
     assert [event["seconds"] for event in events if event["type"] == "loaded"] == [0, 0]
+
+
+def test_loras_that_find_no_memory_have_the_other_models_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = io.StringIO()
+    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, resident_bytes=10**9)
+    other = Path(shutil.copy(CKPT, tmp_path / "other.ckpt"))
+    renderer.preload(other, CONFIG)
+
+    @contextmanager
+    def wearing(*_: object) -> Iterator[None]:
+        if len(renderer.residents.models) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr(renderer_module, "wearing", wearing)
+    renderer.render(task(tmp_path / "job"))
+    last = json.loads(answers.getvalue().splitlines()[-1])
+    assert last["notes"] == ["out of memory: from picture 0 on no other model is kept (other.ckpt was)"]
 
 
 def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ class Loaded(Message):
     lora_sha256: tuple[str, ...] = ()
     device: str
     versions: dict[str, str]
+    computed_in: str = "float32"  # or float16, bfloat16
     safety_checker: Path | None = None  # that looks at the pictures
     watermark: str = ""
 

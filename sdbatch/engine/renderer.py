@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Literal
 
@@ -121,6 +122,7 @@ class Renderer:
                 lora_sha256=lora_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
+                computed_in=str(resident.model.dtype).removeprefix("torch."),
                 safety_checker=finish.checker.folder if finish.checker else None,
                 watermark=finish.watermark.text if finish.watermark else "",
             )
@@ -135,7 +137,8 @@ class Renderer:
         def on_step(batch: Batch, step: int, steps: int) -> None:
             self.answer(protocol.Stepped(job_id=task.job_id, first=batch.first, step=step, steps=steps))
 
-        with wearing(resident.model, loras):
+        with ExitStack() as worn:
+            ladder.walk(lambda: worn.enter_context(wearing(resident.model, loras)), lambda: "")
             drawing = draw(resident.model, task.job, task.lines, init, len(staged), on_step, ladder)
             sheets = ((drawn.batch, finish.apply(drawn.pixels, ladder)) for drawn in drawing)
             if not self._stage(task, sheets, staged, origin):
