@@ -30,6 +30,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here:
 AXE = (HERE / "browser" / "axe.min.js").read_text()
 SIZES = {"desktop": (1200, 850), "phone": (390, 844)}
 SECONDS = 120_000  # for a job to be drawn, in milliseconds: the machine may be busy
+expect.set_options(timeout=SECONDS)  # five seconds, unless said, are few on a machine that has other work
 BEFORE = [
     "a red apple on a blue background",
     "a yellow banana on a white background",
