@@ -158,14 +158,14 @@ def test_yaml_numbers_are_taken_as_weights() -> None:
     assert [(lora.file, lora.weight) for lora in parsed.job.loras] == [("08", 0.5)]
 
 
-def test_the_form_takes_loras_as_a_job_file_has_them() -> None:
-    text = to_yaml("txt2img", {"prompt": "a", "loras": "[{file: a.safetensors, weight: 0.5}]"})
+def test_the_form_takes_a_lora_and_its_weight_a_line() -> None:
+    text = to_yaml("txt2img", {"prompt": "a", "loras": "a.safetensors 0.5\n\n"})
     (parsed,) = parse(text.encode(), "a.yaml")
     assert parsed.job is not None
     assert [(lora.file, lora.weight) for lora in parsed.job.loras] == [("a.safetensors", 0.5)]
-    assert "loras" not in to_yaml("txt2img", {"prompt": "a", "loras": "[]"})
-    (refused,) = parse(to_yaml("txt2img", {"prompt": "a", "loras": "a.safetensors"}).encode(), "a.yaml")
-    assert "is not a list of at most 20 groups" in str(refused.error)
+    assert "loras" not in to_yaml("txt2img", {"prompt": "a", "loras": ""})
+    (refused,) = parse(to_yaml("txt2img", {"prompt": "a", "loras": "a.safetensors 11"}).encode(), "a.yaml")
+    assert "weight" in str(refused.error)
     _, filled = filled_by(text, "a.yaml")
     assert to_yaml("txt2img", filled) == text
 
