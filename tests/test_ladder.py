@@ -21,7 +21,7 @@ import torch
 import yaml
 from reference_model import CKPT, CONFIG, draw_all, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from small_memory import SmallMemory, small_memory
-from tests_support import HERE, only
+from tests_support import HERE, only, small_draw
 from torch import Tensor
 
 from sdbatch.engine import renderer as renderer_module
@@ -34,7 +34,7 @@ from sdbatch.engine.pictures import Pixels
 from sdbatch.engine.protocol import Draw, Outfit, Request
 from sdbatch.engine.renderer import Renderer
 from sdbatch.errors import OutOfMemory
-from sdbatch.job import AnyJob, Txt2Img
+from sdbatch.job import AnyJob
 from sdbatch.root import Root
 from sdbatch.service import Service, system_clock
 from sdbatch.settings import Settings
@@ -180,22 +180,7 @@ def test_a_checkpoint_that_finds_no_memory_is_not_called_damaged() -> None:
 
 
 def task(folder: Path, **fields: object) -> Draw:
-    (folder / "samples").mkdir(parents=True)
-    job = {"prompt": "a", "H": 64, "W": 64, "n_iter": 1, "n_samples": 2, "ddim_steps": 2}
-    return Draw(
-        job_id=folder.name,
-        job=Txt2Img.model_validate(job | fields),
-        lines=None,
-        init=None,
-        max_init_pixels=1,
-        max_pixels=1,
-        folder=folder,
-        samples="samples",
-        ckpt=CKPT,
-        config=CONFIG,
-        start_at=0,
-        halt=folder / "halt",
-    )
+    return small_draw(folder, n_samples=2, **fields)
 
 
 def test_the_next_job_is_not_poorer_and_the_model_stays(tmp_path: Path) -> None:

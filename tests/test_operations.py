@@ -102,6 +102,7 @@ class Admin:
             self.page_port = free.getsockname()[1]
         self.before: dict[str, Callable[[], None]] = {
             "usermod": self._alice_comes,
+            '"state"': self._nothing_is_left_to_do,
             "retry --all-failed": self._a_job_fails_and_is_mended,
             "reload": lambda: self._configure(rescan_seconds=1),
             "hooks.conf": self._hooks,
@@ -157,6 +158,10 @@ class Admin:
         return self.machine.run(
             "runuser", "-u", "eve", "--", "sdbatch", *arguments, "--root", "/srv/sdbatch", code=code
         )
+
+    def _nothing_is_left_to_do(self) -> None:
+        """A job is in done/ before the status file says so: that is rewritten once a second at most."""
+        wait_for(lambda: json.loads(self.root.status.read_text())["state"] == "idle", "the service to be idle")
 
     def _the_job_is_told_of(self, said: str) -> None:
         (job,) = [path.name for path in self.root.done.glob("*-truck")]

@@ -10,33 +10,18 @@ from pathlib import Path
 
 import pytest
 from crash import KILLED, in_child
-from tests_support import REFERENCE
+from tests_support import REFERENCE, small_draw
 
 from sdbatch import files
 from sdbatch.engine.notes import Notes
 from sdbatch.engine.protocol import Draw, Request
 from sdbatch.engine.renderer import Renderer
 from sdbatch.files import sha256
-from sdbatch.job import Txt2Img
 from sdbatch.testing import StepCounter, kill_self
 
 
 def task(folder: Path, start_at: int = 0, ckpt: Path = REFERENCE / "model/model.ckpt") -> Draw:
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    return Draw(
-        job_id="job",
-        job=Txt2Img(prompt="a", H=64, W=64, n_iter=2, n_samples=1, ddim_steps=2),
-        lines=None,
-        init=None,
-        max_init_pixels=1,
-        max_pixels=1,
-        folder=folder,
-        samples="samples",
-        ckpt=ckpt,
-        config=REFERENCE / "model/v1-inference-tiny.yaml",
-        start_at=start_at,
-        halt=folder / "halt",
-    )
+    return small_draw(folder, ckpt, start_at, n_iter=2, n_samples=1)
 
 
 def render(draw: Draw, last: str = "finished") -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from reference_model import CKPT, CONFIG
 from small_memory import SmallMemory
+from tests_support import small_draw
 
 from sdbatch.engine import residents as module
 from sdbatch.engine.conversion import Conversions
@@ -21,7 +22,6 @@ from sdbatch.engine.protocol import Draw, Request
 from sdbatch.engine.renderer import Renderer
 from sdbatch.engine.residents import Residents
 from sdbatch.errors import JobError, OutOfMemory
-from sdbatch.job import Txt2Img
 
 CPU = torch.device("cpu")
 SIZE = load_model(CKPT, CONFIG).size
@@ -177,18 +177,4 @@ def test_three_hundred_jobs_are_drawn_in_order_and_load_no_more_than_they_must(
 
 
 def small(folder: Path, ckpt: Path) -> Draw:
-    (folder / "samples").mkdir(parents=True)
-    return Draw(
-        job_id=folder.name,
-        job=Txt2Img(prompt="a", H=64, W=64, n_iter=1, n_samples=1, ddim_steps=1, skip_grid=True),
-        lines=None,
-        init=None,
-        max_init_pixels=1,
-        max_pixels=1,
-        folder=folder,
-        samples="samples",
-        ckpt=ckpt,
-        config=CONFIG,
-        start_at=0,
-        halt=folder / "halt",
-    )
+    return small_draw(folder, ckpt, n_samples=1, ddim_steps=1, skip_grid=True)

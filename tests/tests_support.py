@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sdbatch.engine.protocol import Draw
+from sdbatch.job import Txt2Img
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.testing import FakeClock
@@ -48,3 +50,22 @@ def only(folder: Path) -> Path:
     """The one entry of a folder."""
     (entry,) = folder.iterdir()
     return entry
+
+
+def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_at: int = 0, **fields: object) -> Draw:
+    """A request for 64x64 pictures by the small reference model, to be staged in `folder`."""
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    return Draw(
+        job_id=folder.name,
+        job=Txt2Img.model_validate({"prompt": "a", "H": 64, "W": 64, "n_iter": 1, "ddim_steps": 2} | fields),
+        lines=None,
+        init=None,
+        max_init_pixels=1,
+        max_pixels=1,
+        folder=folder,
+        samples="samples",
+        ckpt=ckpt,
+        config=REFERENCE / "model/v1-inference-tiny.yaml",
+        start_at=start_at,
+        halt=folder / "halt",
+    )
