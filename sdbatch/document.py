@@ -71,7 +71,11 @@ def read_yaml(text: str) -> Iterator[Document | JobError]:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         hint = '; text that holds ": " goes in quotes' if "mapping values" in (error.problem or "") else ""
-        yield JobError(f"{where}this is not valid YAML: {error.problem or error.context}{hint}")
+        problem = error.problem or error.context or ""
+        if "nesting depth" in problem and mark:  # libyaml's own limit, since 0.2.6
+            yield JobError(f"line {mark.line + 1}: {_NESTED}; {_UNREAD}")
+        else:
+            yield JobError(f"{where}this is not valid YAML: {problem}{hint}")
     except yaml.YAMLError as error:
         yield JobError(f"this is not valid YAML: {getattr(error, 'reason', 'unreadable characters')}")
 
@@ -164,11 +168,10 @@ class _Builder:
         self.problems.setdefault(self.item, JobError(f"line {line}: {text}"))
 
     def _check_depth(self, depth: int, line: int) -> None:
-        text = f"nested more than {MAX_DEPTH} deep; a job is flat: fields and values"
         if depth > MAX_DEPTH:
-            self._forbid(line, text)
+            self._forbid(line, _NESTED)
         if depth > GIVE_UP_DEPTH:
-            raise JobError(f"line {line}: {text}; {_UNREAD}")
+            raise JobError(f"line {line}: {_NESTED}; {_UNREAD}")
 
     def _key(self, event: Event, container: dict[str, Any], path: tuple[Line, ...], line: int) -> str:
         key: str = event.value if isinstance(event, ScalarEvent) else ""
@@ -198,6 +201,7 @@ class _Builder:
         return _scalar(event.value) if event.implicit[0] else event.value
 
 
+_NESTED = f"nested more than {MAX_DEPTH} deep; a job is flat: fields and values"
 _UNREAD = "what comes behind it was not read"
 _TAGS = "tags (!...) are not allowed here; write a plain value"
 

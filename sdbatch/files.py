@@ -6,6 +6,7 @@ synced again: the kernel may have dropped its pages and would report success the
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -93,6 +94,14 @@ def drafted(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
         raise
     if durable:
         sync_dir(path.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time in the block; the kernel lets go however it ends. The file stays, as others may wait."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def draft_of(path: Path) -> Path:
@@ -185,6 +194,23 @@ def sha256(path: Path) -> str:
     """The hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def below(folder: Path, *above: tuple[int, int]) -> Iterator[Path]:
+    """All that lies below a folder, in order; links to folders are followed, but for those that lead back.
+
+    Folders that may not be looked into are passed over, as `rglob` does.
+    """
+    try:
+        status, paths = folder.stat(), sorted(folder.iterdir())
+    except PermissionError:
+        return
+    if (place := (status.st_dev, status.st_ino)) in above:
+        return
+    for path in paths:
+        yield path
+        if path.is_dir():
+            yield from below(path, *above, place)
 
 
 def read_file(path: Path, most: int) -> bytes:

@@ -160,7 +160,8 @@ def _ours() -> list[Path]:
 
 def _needs_homes(root: Root, settings: Settings) -> bool:
     """Whether the service has to look into home folders: for itself, its root, or checkpoints linked from there."""
-    links = [path.resolve() for path in root.models.rglob("*") if path.is_symlink()]
+    entries = files.below(root.models) if root.models.is_dir() else ()
+    links = [path.resolve() for path in entries if path.is_symlink()]
     places = [*_ours(), root.path, root.path.resolve(), *settings.allow_paths, *links]
     return any(place.is_relative_to(home) for place in places for home in HOMES)
 

@@ -216,7 +216,7 @@ def _told_by_text(root: Root, text: str) -> tuple[Fields, list[str]]:
 
 def _find_weights(root: Root, stem: str) -> str:
     """The checkpoint of this name in models/, from the root; empty where there is none."""
-    for number, path in enumerate(root.models.rglob("*") if root.models.is_dir() else ()):
+    for number, path in enumerate(files.below(root.models) if root.models.is_dir() else ()):
         if number > MOST_WEIGHTS:
             break
         if path.stem == stem and path.suffix.lower() in WEIGHTS:

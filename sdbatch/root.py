@@ -183,7 +183,7 @@ class Root:
     def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
         """A folder that anybody may have made: what it holds lies in the root, too."""
         if path.is_dir():
-            for number, part in enumerate(path.rglob("*")):
+            for number, part in enumerate(files.below(path)):
                 if number > MOST_FOLDERS:
                     raise JobError(f'{field}: "{named}" holds too many files for a model')
                 self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())

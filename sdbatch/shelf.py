@@ -89,7 +89,7 @@ def size_of(path: Path) -> int:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return [part for part in sorted(path.rglob("*")) if part.is_file() and not part.name.startswith(".")]
+        return [part for part in files.below(path) if part.is_file() and not part.name.startswith(".")]
     return [path]
 
 

@@ -5,6 +5,7 @@ import socket
 from contextlib import suppress
 
 FEED_SECONDS = 1.0  # between two signs of life: a fast GPU makes dozens of steps a second
+PATIENCE_SECONDS = 5.0  # with a manager that is too busy to listen: a few datagrams fill its queue
 STARTING_SECONDS = 60  # that systemd waits on, each time it hears that the service still starts
 
 
@@ -17,6 +18,7 @@ def notify(**facts: object) -> None:
         address = "\0" + address[1:]  # Linux's abstract names
     text = "\n".join(f"{name}={' '.join(str(value).split())}" for name, value in facts.items())
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+        out.settimeout(PATIENCE_SECONDS)
         out.sendto(text.encode("utf-8", "replace"), address)
 
 

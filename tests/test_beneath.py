@@ -136,3 +136,18 @@ def test_an_output_folder_swapped_for_a_link_while_it_is_drawn_is_refused(
     assert "is a link out of the root" in (only(root.failed) / "error.txt").read_text()
     assert list((only(root.failed) / "samples").iterdir()), "what was drawn is not thrown away"
     assert not list(away.iterdir())
+
+
+def test_a_model_folder_whose_linked_part_leads_out_is_refused(
+    start: Callable[..., Service], root: Root, clock: FakeClock, tmp_path: Path
+) -> None:
+    """The link to the part stays inside; what lies there does not."""
+    model, part = root.outputs / "model", root.outputs / "part"
+    model.mkdir()
+    part.mkdir()
+    (tmp_path / "secret.safetensors").write_text("x")
+    (part / "diffusion_pytorch_model.safetensors").symlink_to(tmp_path / "secret.safetensors")
+    (model / "unet").symlink_to(part)
+    drop_job(root, "a.yaml", SMALL + "ckpt: outputs/model\n")
+    drain(start(), clock)
+    assert "is a link out of the root" in (only(root.failed) / "error.txt").read_text()

@@ -108,6 +108,20 @@ def test_a_name_that_is_allowed_gets_no_code_to_run(name: str, tmp_path: Path) -
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
+def test_a_program_of_torchscript_is_told_and_not_run(tmp_path: Path) -> None:
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(2)).save(str(tmp_path / "m.ckpt"))
+    with pytest.raises(JobError, match=r"m\.ckpt holds more than weights"):
+        load_model(tmp_path / "m.ckpt", CONFIG)
+
+
+def test_a_textual_inversion_is_named(tmp_path: Path) -> None:
+    torch.save(
+        {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": {"*": torch.ones(2, 768)}}, tmp_path / "m.pt"
+    )
+    with pytest.raises(JobError, match=r"m\.pt is a textual inversion"):
+        load_model(tmp_path / "m.pt", CONFIG)
+
+
 # What the original release files hold beside the weights.
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -129,6 +130,28 @@ def test_a_folder_in_half_is_converted_too(conversions: Conversions, read: list[
     assert read == [kept.name]
 
 
+def two_folders_with_linked_parts(place: Path) -> list[Path]:
+    """All parts behind links, and all but the UNet the same."""
+    base = save_folder(reference_model(), place / "base")
+    as_fp16_variant(base)
+    tuned = shutil.copytree(base / "unet", place / "tuned")
+    for path in tuned.glob("*.safetensors"):
+        save_file({key: value * 2 for key, value in load_file(path).items()}, path)
+    for name, unet in (("one", base / "unet"), ("other", tuned)):
+        (place / name).mkdir()
+        for part in base.iterdir():
+            (place / name / part.name).symlink_to(unet if part.name == "unet" else part)
+    return [place / "one", place / "other"]
+
+
+def test_folders_that_share_parts_by_links_are_two_models(conversions: Conversions, tmp_path: Path) -> None:
+    one, other = two_folders_with_linked_parts(tmp_path)
+    for folder in (one, other, other):
+        model = load_model(folder, folder, conversions=conversions)
+        assert same(model, load_model(folder, folder))
+    assert len([*conversions.folder.glob("*/*")]) == 2
+
+
 def test_what_can_be_mapped_as_it_is_is_not_converted(conversions: Conversions, tmp_path: Path) -> None:
     save_file(random_weights(original_shapes(CONFIG, TINY_TEXT).__iter__(), torch.float32), tmp_path / "m.safetensors")
     load_model(tmp_path / "m.safetensors", CONFIG, conversions=conversions)
@@ -145,7 +168,7 @@ def test_a_checkpoint_changed_in_place_is_converted_anew(conversions: Conversion
         assert torch.equal(
             model.unet.conv_in.weight, weights["model.diffusion_model.input_blocks.0.0.weight"].float() * factor
         )
-    assert len([*conversions.folder.glob("*")]) == 2
+    assert len(conversions.kept()) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 5000])
@@ -170,10 +193,42 @@ def test_one_that_lacks_a_weight_is_made_again(conversions: Conversions) -> None
     assert len(load_file(kept)) == len(weights) + 1
 
 
+def test_one_without_its_token_embedding_is_made_again(conversions: Conversions) -> None:
+    """Without it no text encoder can even be planned."""
+    load_model(CKPT, CONFIG, conversions=conversions)
+    (kept,) = conversions.folder.glob("*/*")
+    weights = load_file(kept)
+    del weights["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]
+    save_file(weights, kept.with_name("draft"))
+    kept.with_name("draft").rename(kept)
+    assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=conversions))
+
+
 def test_a_conversion_that_is_deleted_under_a_model_leaves_it_as_it_is(conversions: Conversions) -> None:
     model = load_model(CKPT, CONFIG, conversions=conversions)
     shutil.rmtree(conversions.folder)
     assert draws_as_the_reference(model)
+
+
+def test_two_that_convert_at_once_do_it_one_after_the_other(
+    conversions: Conversions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins while the first writes, and finds what that wrote."""
+    writes: list[Path] = []
+    second = Thread(target=load_model, args=(CKPT, CONFIG), kwargs={"conversions": conversions})
+
+    def step(name: str, path: Path) -> None:
+        if name == "write" and path.suffix == ".safetensors":
+            writes.append(path)
+            if len(writes) == 1:
+                second.start()
+                second.join(0.5)  # it would be done long before
+
+    monkeypatch.setattr(files, "on_step", step)
+    load_model(CKPT, CONFIG, conversions=conversions)
+    second.join()
+    assert len(writes) == 1
+    assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=conversions))
 
 
 # Room.
@@ -242,7 +297,7 @@ def test_a_disk_that_fails_at_the_conversion_is_told_and_no_reason_not_to_draw(
     monkeypatch.setattr(files, "on_step", fail)
     assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=conversions))
     assert "model.ckpt could not be converted" in capsys.readouterr().err
-    assert not [path for path in conversions.folder.rglob("*") if path.is_file()]
+    assert not conversions.kept()
 
 
 # The file.

@@ -60,3 +60,17 @@ def test_a_file_that_grows_while_it_is_copied_is_copied_as_it_was(
 )
 def test_what_may_pass_by_itself_is_told_from_what_will_not(number: int, *, is_trouble: bool) -> None:
     assert files.is_disk_trouble(OSError(number, os.strerror(number))) == is_trouble
+
+
+def test_everything_below_a_folder_is_found_behind_links_too_and_nothing_twice_round(tmp_path: Path) -> None:
+    for name in ("a/x", "b/y", "elsewhere/z"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    top = tmp_path / "top"
+    top.mkdir()
+    (top / "b").symlink_to(tmp_path / "b")
+    (top / "a").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "back").symlink_to(top)
+    (tmp_path / "a" / "nowhere").symlink_to("gone")
+    found = [path.relative_to(top).as_posix() for path in files.below(top)]
+    assert found == ["a", "a/back", "a/nowhere", "a/x", "b", "b/y"]

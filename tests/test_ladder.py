@@ -226,7 +226,7 @@ def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(
     with small_memory(resident.model.unet, 100), pytest.raises(OutOfMemory):
         renderer.serve(io.StringIO(Request(jobs=[job]).model_dump_json()))
     notes = json.loads((job.folder / "notes.json").read_text())
-    assert notes[-1] == "out of memory, with as little as possible at once: a new renderer began"
+    assert notes[-1] == "out of memory, with as little as possible at once: this renderer ends"
 
 
 def little_memory() -> None:
@@ -295,5 +295,5 @@ def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_ne
     assert told.startswith("the renderer died at each of 2 attempts to draw this job.")
     assert told.splitlines()[-1].startswith("out of memory, with as little as possible at once; ask for a smaller H")
     assert "Traceback" not in told
-    assert json.loads((failed / "notes.json").read_text())[-1].endswith("a new renderer began")
+    assert json.loads((failed / "notes.json").read_text())[-1].endswith("this renderer ends")
     assert yaml.safe_load((done / "manifest.yaml").read_text())["notes"] == []

@@ -74,6 +74,11 @@ def peft(matrices: Matrices) -> dict[str, Tensor]:
     return named
 
 
+def peft_of_its_own(matrices: Matrices) -> dict[str, Tensor]:
+    """As peft itself saves one network's."""
+    return {f"base_model.model.{name}": value for name, value in peft(matrices).items()}
+
+
 def diffusers_2023(matrices: Matrices) -> dict[str, Tensor]:
     """With processors in the names, as the library wrote them before it left LoRAs to peft."""
     named: dict[str, Tensor] = {}
@@ -121,7 +126,7 @@ def unchanged() -> Iterator[None]:
 # Put on.
 
 
-@pytest.mark.parametrize("spell", [kohya, peft, diffusers_2023], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("spell", [kohya, peft, peft_of_its_own, diffusers_2023], ids=lambda f: f.__name__)
 def test_every_spelling_changes_the_same_weights(
     spell: Callable[[Matrices], dict[str, Tensor]], tmp_path: Path
 ) -> None:

@@ -122,6 +122,15 @@ def test_a_folder_is_copied_with_all_its_parts(root: Root, tmp_path: Path) -> No
     assert not [path for path in root.models.iterdir() if path.name.startswith(".")]
 
 
+def test_a_folder_whose_parts_are_links_is_copied_whole(root: Root, tmp_path: Path) -> None:
+    folder = save_folder(reference_model(), tmp_path / "tiny")
+    (folder / "unet").rename(tmp_path / "elsewhere")
+    (folder / "unet").symlink_to(tmp_path / "elsewhere")
+    target = shelf.bring(folder, root, "", lambda _done, _total: None)
+    assert {p.name for p in (target / "unet").iterdir()} == {p.name for p in (tmp_path / "elsewhere").iterdir()}
+    assert not (target / "unet").is_symlink()
+
+
 def test_a_missing_file_is_told(root: Root, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"there is no .*x\.ckpt"):
         shelf.bring(tmp_path / "x.ckpt", root, "", no_report)

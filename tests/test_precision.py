@@ -15,7 +15,7 @@ from sdbatch.engine.draw import Drawn, draw
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.models import Model
 from sdbatch.engine.precision import computing, dtype_of, keep_in
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, OutOfMemory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 HALVES = (torch.float16, torch.bfloat16)
@@ -64,12 +64,17 @@ def test_what_a_device_computes_is_tried_out() -> None:
     assert not precision._computes(CPU, torch.int8)
 
 
-def test_a_trial_that_finds_no_memory_says_nothing_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED")]
+)
+def test_a_trial_that_finds_no_memory_says_nothing_of_the_device(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_memory(*_: object) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(precision, "linear", no_memory)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(OutOfMemory):
         precision._computes(CPU, torch.float16)
 
 

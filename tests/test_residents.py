@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from reference_model import CKPT, CONFIG
+from reference_model import CKPT, CONFIG, reference_model
 from small_memory import SmallMemory
+from test_layouts import save_folder
 from tests_support import small_draw
 
 from sdbatch.engine import residents as module
@@ -123,6 +125,17 @@ def test_a_checkpoint_copied_over_is_another_model(tmp_path: Path, checkpoints: 
     with checkpoints[0].open("ab") as file:
         file.write(b"\0")
     assert use(residents, checkpoints[0]) > 0
+
+
+def test_a_part_changed_behind_a_link_is_another_model(tmp_path: Path, loads: Loads) -> None:
+    folder = save_folder(reference_model(), tmp_path / "tiny")
+    (folder / "unet").rename(tmp_path / "elsewhere")
+    (folder / "unet").symlink_to(tmp_path / "elsewhere")
+    residents = keeping(0, tmp_path)
+    assert use(residents, folder) > 0
+    assert use(residents, folder) == 0
+    os.utime(next((tmp_path / "elsewhere").glob("*.safetensors")), (1, 1))
+    assert use(residents, folder) > 0
 
 
 def test_a_broken_checkpoint_costs_none_of_those_that_lie_there(tmp_path: Path, checkpoints: list[Path]) -> None:

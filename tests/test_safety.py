@@ -1,6 +1,8 @@
 """The safety checker, with a small one of random weights: whom it looks at, and what becomes of what it withholds."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,16 @@ def test_a_model_folder_brings_its_own_unless_the_configuration_says_otherwise(t
     assert [looks("auto", model), looks("auto", file)] == [own, None]
     assert [looks("off", model), looks("off", file)] == [None, None]
     assert [looks(str(other), model), looks(str(other), file)] == [other, other]
+
+
+def test_a_checker_that_no_picture_needs_is_let_go(tmp_path: Path) -> None:
+    write_checker(tmp_path / "model/safety_checker", 0)
+    checkers = Checkers("auto", CPU, tmp_path / "checksums.json")
+    loaded = weakref.ref(checkers.of(tmp_path / "model", Ladder(CPU)))
+    assert loaded() is not None
+    checkers.of(tmp_path / "model.ckpt", Ladder(CPU))
+    gc.collect()
+    assert loaded() is None
 
 
 def test_a_configured_checker_that_is_not_there_stops_the_service_and_no_job(tmp_path: Path) -> None:

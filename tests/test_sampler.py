@@ -116,6 +116,17 @@ def test_plms_evaluates_and_draws_once_more_in_its_first_step(steps: int) -> Non
     assert calls.drawn == len(schedule) + 1 == sampler.draws(schedule, is_plms=True)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_step_on_a_prediction_in_half_is_taken_in_float32(half: torch.dtype) -> None:
+    """As in the scripts under autocast: their coefficients are tensors of float32."""
+    x, prediction, noise = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    prediction = prediction.to(half)
+    for step in sampler.make_schedule(ALPHAS, 50, 0.5):
+        halfway = sampler.advance(x, prediction, step, noise)
+        assert halfway.dtype == torch.float32
+        assert torch.equal(halfway, sampler.advance(x, prediction.float(), step, noise))
+
+
 def test_no_steps_need_no_noise() -> None:
     calls = Counted()
     for sample, is_plms in ((sampler.ddim, False), (sampler.plms, True)):

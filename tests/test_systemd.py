@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 
 import pytest
 from tests_support import HERE, run_sdbatch
@@ -20,7 +22,7 @@ from sdbatch.job import Txt2Img
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Preload, Settings
-from sdbatch.systemd import Manager, watchdog_seconds
+from sdbatch.systemd import Manager, notify, watchdog_seconds
 from sdbatch.testing import FakeClock, FakeEngine, drop_job
 
 Start = Callable[..., Service]
@@ -36,16 +38,17 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     """What systemd was told since last asked, but for STATUS."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        heard: SimpleQueue[str] = SimpleQueue()
+        # The kernel keeps ten datagrams for who does not read.
+        listening = Thread(
+            target=lambda: [*iter(lambda: heard.put(manager.recv(4096).decode()), "for ever")], daemon=True
+        )
+        listening.start()
 
         def read() -> list[str]:
-            heard = []
-            while True:
-                try:
-                    heard.append(manager.recv(4096).decode())
-                except BlockingIOError:
-                    return [text for text in heard if not text.startswith("STATUS=")]
+            notify(UNTIL="here")
+            return [text for text in iter(heard.get, "UNTIL=here") if not text.startswith("STATUS=")]
 
         yield read
 

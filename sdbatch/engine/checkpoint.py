@@ -82,12 +82,12 @@ def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
                 weights_only=True,
                 mmap=mmap and not named_wrongly,
             )
-    except pickle.UnpicklingError as error:
-        raise JobError(
-            f"the checkpoint {path.name} holds more than weights (Python objects or code), so it was not loaded; "
-            "convert it to .safetensors on a machine where you trust it"
-        ) from error
     except Exception as error:  # a damaged pickle makes the unpickler stumble anywhere: struct.error, IndexError, ...
+        if isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error):
+            raise JobError(
+                f"the checkpoint {path.name} holds more than weights (Python objects or code), so it was not loaded; "
+                "convert it to .safetensors on a machine where you trust it"
+            ) from error
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
@@ -98,6 +98,8 @@ def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise JobError(f"the checkpoint {path.name} holds no named weights")
+    if "string_to_param" in content:
+        raise JobError(f"{path.name} is a textual inversion (an embedding), not a model")
     return {name: value for name, value in content.items() if isinstance(name, str) and _has_numbers(value)}
 
 

@@ -23,6 +23,7 @@ from sdbatch.engine.plan import Plan, Weights
 from sdbatch.errors import JobError
 
 SPARE_SHARE = 50  # a fiftieth of the disk stays free
+LOCK = ".lock"  # held while one is written: the next would write over its draft, or take it away for room
 
 Told = Callable[[int, int], None]
 
@@ -63,14 +64,26 @@ class Conversions:
     ) -> Weights | None:
         """Convert, and map what was written. None where there is no room for it: the model is drawn with all the same.
 
+        One process at a time: what another just converted is taken.
+
         Raises:
             OSError: the disk failed.
         """
         wanted = {name: kept for name, kept in plan.wanted(dtype).items() if name in weights}
+        files.make_dir(self.folder)
+        with files.locked(self.folder / LOCK):
+            found = self.find(place)
+            if found is None or not found.keys() >= wanted.keys():
+                found = self._convert(place, weights, wanted, plan.name, on_written)
+            return found
+
+    def _convert(
+        self, place: Path, weights: Weights, wanted: dict[str, torch.dtype], source: str, on_written: Told
+    ) -> Weights | None:
         if not self._make_room(sum(weights[name].numel() * kept.itemsize for name, kept in wanted.items())):
             return None
         files.make_dir(place.parent)
-        write_weights(place, weights, wanted, {"format": "pt", "source": plan.name}, on_written)
+        write_weights(place, weights, wanted, {"format": "pt", "source": source}, on_written)
         return self.find(place)
 
     def kept(self) -> list[tuple[Path, os.stat_result]]:
@@ -83,7 +96,6 @@ class Conversions:
         kept = self.kept()
         if size > self.most_bytes:
             return False
-        files.make_dir(self.folder)
         usage = shutil.disk_usage(self.folder)
         excess = size + sum(stat.st_size for _, stat in kept) - self.most_bytes
         short = size + usage.total // SPARE_SHARE - usage.free

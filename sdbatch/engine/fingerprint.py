@@ -40,7 +40,7 @@ def _together(path: Path, digests: list[str]) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.suffix in {".safetensors", ".bin"}) if path.is_dir() else [path]
+    return [p for p in files.below(path) if p.suffix in {".safetensors", ".bin"}] if path.is_dir() else [path]
 
 
 def _identity(path: Path) -> str:

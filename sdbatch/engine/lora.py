@@ -97,7 +97,8 @@ def read_lora(path: Path, weight: float) -> Lora:
 
 def _layer(name: str) -> str:
     """A layer's name without what libraries put into it at one time or another."""
-    return re.sub(r"\.to_out$", ".to_out.0", name.replace(".processor.", "."))
+    bare = name.removeprefix("base_model.model.").replace(".processor.", ".")
+    return re.sub(r"\.to_out$", ".to_out.0", bare)
 
 
 def _alphas_beside(path: Path, layers: Mapping[str, Any]) -> dict[str, float]:
@@ -107,9 +108,7 @@ def _alphas_beside(path: Path, layers: Mapping[str, Any]) -> dict[str, float]:
     try:
         with safe_open(path, framework="pt") as file:
             told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        if odd := [
-            key for key, value in told.items() if value and key.endswith(("_pattern", "use_dora", "use_rslora"))
-        ]:
+        if odd := [key for key, value in told.items() if value and key.endswith(_NOT_PLAIN)]:
             raise JobError(f"loras: {path.name} was trained with {odd[0]}; only plain LoRAs can be put on")
         alphas = {
             key.removesuffix("lora_alpha"): float(value) for key, value in told.items() if key.endswith("lora_alpha")
@@ -170,7 +169,7 @@ def _layers(model: Model) -> dict[str, nn.Module]:
         bare = path.removeprefix("text_model.")
         for prefix in ("text_encoder.", "text_encoder.text_model."):
             found[prefix + bare] = layer
-        for prefix in ("lora_te_text_model_", "lora_te1_text_model_"):
+        for prefix in ("lora_te_text_model_", "lora_te1_text_model_", "lora_te_"):
             found[prefix + _flat(bare)] = layer
     return found
 

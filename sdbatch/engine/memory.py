@@ -7,14 +7,21 @@ from contextlib import suppress
 
 import torch
 
-# CUDA has an error of its own; its libraries and the CPU's allocator say it in words alone.
+# CUDA has an error of its own; its libraries and the CPU's allocator say it in words alone. cuDNN tries one plan after
+# another, each of which may want memory that is not there, and in the end says only that none is left; cuBLAS finds no
+# room for its handle, and calls itself not initialized.
 SIGNS = (
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
     "can't allocate memory",  # c10's DefaultCPUAllocator
     "std::bad_alloc",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+    "nable to find a valid cuDNN algorithm",
+    "Cannot allocate memory",  # the kernel's, when a file is to be mapped
     "could not create a memory object",  # oneDNN's, as the next
     "could not create a primitive",
 )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Model:
         output: Tensor = self.unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
         if self.prediction == "epsilon":
             return output
-        alpha = self.levels[timesteps]
+        alpha = self.levels.index_select(0, timesteps.view(1))  # levels[timesteps] would wait for the GPU
         return alpha.sqrt() * output + (1 - alpha).sqrt() * x
 
     def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
@@ -121,10 +122,11 @@ def load_model(
     place = conversions.place(ckpt, config, dtype) if conversions and conversions.most_bytes else None
     kept = conversions.find(place) if conversions and place else None
     if kept is not None:
-        plan, weights = _planned(ckpt, config, kept, vae)
-        if not plan.lacking(weights):
-            make_room(plan.size(dtype))
-            return _assemble(plan, weights, dtype, mapped=kept)
+        with suppress(JobError):  # not whole: somebody wrote there; the checkpoint itself is the truth
+            plan, weights = _planned(ckpt, config, kept, vae)
+            if not plan.lacking(weights):
+                make_room(plan.size(dtype))
+                return _assemble(plan, weights, dtype, mapped=kept)
     read = read_model(ckpt)
     plan, weights = _planned(ckpt, config, read, vae)
     require_fit(plan, weights)

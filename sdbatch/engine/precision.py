@@ -11,9 +11,10 @@ from functools import cache
 import torch
 from torch.nn.functional import conv2d, linear
 
-from sdbatch.engine.memory import is_out_of_memory
+from sdbatch.engine.memory import in_short, is_out_of_memory
 from sdbatch.engine.models import Model
 from sdbatch.engine.plan import layers_in_half
+from sdbatch.errors import OutOfMemory
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -30,13 +31,17 @@ def half_of(device: torch.device) -> torch.dtype:
 
 
 def _computes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Tried out, with the two operations that networks consist of: what a device claims is of no use here."""
+    """Tried out, with the two operations that networks consist of: what a device claims is of no use here.
+
+    Raises:
+        OutOfMemory: there is none even for that; nothing is known of the device then.
+    """
     try:
         ones = torch.ones(1, 8, 8, 8, device=device, dtype=dtype)
         return conv2d(ones, linear(ones, ones[0, 0])).item() == 8**4
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise
+            raise OutOfMemory(in_short(error)) from error
         return False
 
 

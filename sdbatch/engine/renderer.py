@@ -100,7 +100,7 @@ class Renderer:
                 except (OutOfMemory, RuntimeError, MemoryError) as error:
                     if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
                         raise
-                    Notes(task.folder).add("out of memory, with as little as possible at once: a new renderer began")
+                    Notes(task.folder).add("out of memory, with as little as possible at once: this renderer ends")
                     raise error if isinstance(error, OutOfMemory) else OutOfMemory(in_short(error)) from error
                 trim()
 
@@ -220,7 +220,10 @@ def find_device(asked: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise EngineDown(f"device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it") from error
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
+    return device
 
 
 def _sample(task: Draw, index: int) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sdbatch import files
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.fingerprint import fingerprint
 from sdbatch.engine.ladder import Ladder
@@ -90,6 +91,6 @@ class Residents:
 
 def _identity(path: Path) -> tuple[object, ...]:
     """A file, or all files of a folder, as they are now: copied over with other content, it is another model."""
-    parts = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    parts = [part for part in files.below(path) if part.is_file()] if path.is_dir() else [path]
     stats = [part.stat() for part in parts]
     return (str(path), *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))

@@ -88,6 +88,7 @@ class Checkers:
         own = ckpt / "safety_checker"
         folder = (own if own.is_dir() else None) if self.choice == "auto" else Path(self.choice)
         if folder is None or self.choice == "off":
+            self._loaded = None  # a gigabyte that lies idle would have another model's pictures drawn in tiles
             return None
         if self._loaded is None or self._loaded.folder != folder:
             self._loaded = None

@@ -56,7 +56,12 @@ def make_schedule(alphas: npt.NDArray[np.float64], ddim_steps: int, eta: float) 
 
 
 def advance(x: Tensor, noise_pred: Tensor, step: Step, noise: Tensor) -> Tensor:
-    """One update x_t -> x_(t-1), equation 12 of DDIM (Song et al. 2020, arXiv:2010.02502)."""
+    """One update x_t -> x_(t-1), equation 12 of DDIM (Song et al. 2020, arXiv:2010.02502).
+
+    In the precision of `x`, as in the scripts, whose coefficients are float32 tensors: a float times a float16
+    prediction would be rounded to float16.
+    """
+    noise_pred = noise_pred.to(x.dtype)
     pred_x0 = (x - sqrt(1 - step.alpha) * noise_pred) / sqrt(step.alpha)
     direction = sqrt(1 - step.alpha_prev - step.sigma**2) * noise_pred
     x_prev = sqrt(step.alpha_prev) * pred_x0 + direction
