@@ -109,7 +109,8 @@ def test_a_name_that_is_allowed_gets_no_code_to_run(name: str, tmp_path: Path) -
 
 
 def test_a_program_of_torchscript_is_told_and_not_run(tmp_path: Path) -> None:
-    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(2)).save(str(tmp_path / "m.ckpt"))
+    program = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(2))  # type: ignore[no-untyped-call]
+    program.save(str(tmp_path / "m.ckpt"))
     with pytest.raises(JobError, match=r"m\.ckpt holds more than weights"):
         load_model(tmp_path / "m.ckpt", CONFIG)
 

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -179,7 +180,7 @@ def test_a_checkpoint_that_finds_no_memory_is_not_called_damaged() -> None:
 # In the renderer.
 
 
-def task(folder: Path, **fields: object) -> Draw:
+def task(folder: Path, **fields: Any) -> Draw:
     return small_draw(folder, n_samples=2, **fields)
 
 

@@ -40,10 +40,12 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         manager.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         heard: SimpleQueue[str] = SimpleQueue()
-        # The kernel keeps ten datagrams for who does not read.
-        listening = Thread(
-            target=lambda: [*iter(lambda: heard.put(manager.recv(4096).decode()), "for ever")], daemon=True
-        )
+
+        def listen() -> None:
+            while (text := manager.recv(4096).decode()) != "END=":
+                heard.put(text)
+
+        listening = Thread(target=listen)  # all the time: the kernel may keep no more than ten datagrams
         listening.start()
 
         def read() -> list[str]:
@@ -51,6 +53,8 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
             return [text for text in iter(heard.get, "UNTIL=here") if not text.startswith("STATUS=")]
 
         yield read
+        notify(END="")
+        listening.join()
 
 
 class Loading(FakeEngine):

@@ -52,7 +52,7 @@ def only(folder: Path) -> Path:
     return entry
 
 
-def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_at: int = 0, **fields: object) -> Draw:
+def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_at: int = 0, **fields: Any) -> Draw:
     """A request for 64x64 pictures by the small reference model, to be staged in `folder`."""
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     return Draw(
