@@ -216,11 +216,10 @@ def find_device(asked: str) -> torch.device:
         )
     name = ("cuda" if is_gpu else "cpu") if asked == "auto" else asked
     try:
-        torch.zeros(1, device=name)
+        device = torch.zeros(1, device=name).device  # with its number: set_device takes no bare cuda
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise EngineDown(f"device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it") from error
-    device = torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
     return device
