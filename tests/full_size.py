@@ -129,21 +129,28 @@ def write_folder_configs(folder: Path, config: Path, text: dict[str, int]) -> di
         "beta_schedule": "scaled_linear",
         "num_train_timesteps": numbers("timesteps", int),
         "prediction_type": numbers.prediction,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
     }
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule))
     return networks
 
 
-def write_random_folder(folder: Path, config: Path, dtype: torch.dtype = torch.float16, variant: str = "") -> Path:
-    """A folder in diffusers format of the config's shapes, its weights in safetensors."""
+def write_random_folder(folder: Path, config: Path, ending: str = ".safetensors") -> Path:
+    """A folder in diffusers format of the config's shapes; the ending says how its weights are kept (.fp16.bin)."""
     is_v2 = Numbers(config).text_encoder == "FrozenOpenCLIPEmbedder"
     # The library's folders of v2 leave the text encoder's last layer out.
     text = V2_TEXT | {"num_hidden_layers": 23} if is_v2 else V1_TEXT
-    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    stems = dict.fromkeys(("unet", "vae"), "diffusion_pytorch_model")
+    stems["text_encoder"] = "pytorch_model" if ending.endswith(".bin") else "model"
     for part, network in write_folder_configs(folder, config, text).items():
-        weights = random_weights(iter(network.state_dict().items()), dtype)
-        save_file(weights, folder / part / f"{stems[part]}{variant}.safetensors", metadata={"format": "pt"})
+        weights, path = random_weights(iter(network.state_dict().items())), folder / part / f"{stems[part]}{ending}"
+        if ending.endswith(".bin"):
+            torch.save(weights, path)
+        else:
+            save_file(weights, path, metadata={"format": "pt"})
     return folder
 
 

@@ -137,10 +137,8 @@ def lightning(monkeypatch: pytest.MonkeyPatch, content: Callable[[type], object]
         torch.save(content(model_checkpoint), path)
 
 
-def test_training_leftovers_of_the_original_release_are_ignored(
-    weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    path = tmp_path / "v1-5-pruned.ckpt"
+def save_with_leftovers(weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """With all that the training of the original release left in its files."""
 
     def content(model_checkpoint: type) -> dict[str, object]:
         kept = {
@@ -162,6 +160,13 @@ def test_training_leftovers_of_the_original_release_are_ignored(
         }
 
     lightning(monkeypatch, content, path)
+
+
+def test_training_leftovers_of_the_original_release_are_ignored(
+    weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "v1-5-pruned.ckpt"
+    save_with_leftovers(weights, monkeypatch, path)
     assert draws_as_the_reference(load_model(path, CONFIG))
     assert "pytorch_lightning" not in sys.modules
 

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from full_size import CONFIGS, lay_full_size_model, write_random_checkpoint, write_random_folder
+from full_size import (
+    CONFIGS,
+    lay_full_size_model,
+    original_shapes,
+    random_weights,
+    write_random_checkpoint,
+    write_random_folder,
+)
 from PIL import Image
 from reference_model import draw_all, small_img2img, small_txt2img
+from test_checkpoint import save_with_leftovers
 from tests_support import run_sdbatch
 
 from sdbatch.engine.conversion import Conversions
@@ -18,6 +26,9 @@ from sdbatch.root import Root
 LAION400M_CONFIG = CONFIGS.parent / "latent-diffusion" / "txt2img-1p4B-eval.yaml"
 JOBS = Path(__file__).parent / "jobs"
 V1_CONFIG, V2_CONFIG = CONFIGS / "v1-inference.yaml", CONFIGS / "v2-inference-v.yaml"
+
+# Of v2's text encoder the 23 layers that are used, as in the library's folder of v2-1.
+V1_SIZES, V2_SIZES = [859520964, 83653863, 123060480], [865910724, 83653863, 340387840]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -42,7 +53,7 @@ def test_a_checkpoint_of_v1_5_s_shapes_loads_and_draws(tmp_path: Path) -> None:
     text = model.text_encoder.config
     assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads) == (768, 12, 12)
     assert (text.intermediate_size, text.max_position_embeddings, text.vocab_size) == (3072, 77, 49408)
-    assert sizes(model) == [859520964, 83653863, 123060480]
+    assert sizes(model) == V1_SIZES
     assert (model.channels, model.factor, len(model.alphas)) == (4, 8, 1000)
     assert draws(model)
     init = np.zeros((3, 64, 64), np.float32)
@@ -58,7 +69,23 @@ def test_a_full_ckpt_with_moving_averages_loads_and_draws(tmp_path: Path) -> Non
     link.symlink_to(ckpt)
     model = load_model(link, V1_CONFIG)
     ckpt.unlink()
-    assert sizes(model) == [859520964, 83653863, 123060480]
+    assert sizes(model) == V1_SIZES
+    assert draws(model)
+
+
+@pytest.mark.parametrize("has_leftovers", [False, True], ids=["bare", "leftovers"])
+def test_a_ckpt_of_nothing_but_weights_and_one_with_what_training_left_load_and_draw(
+    has_leftovers: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ckpt, weights = tmp_path / "model.ckpt", random_weights(original_shapes(V1_CONFIG))
+    if has_leftovers:
+        save_with_leftovers(weights, monkeypatch, ckpt)
+    else:
+        torch.save(weights, ckpt)
+    del weights
+    model = load_model(ckpt, V1_CONFIG)
+    ckpt.unlink()
+    assert sizes(model) == V1_SIZES
     assert draws(model)
 
 
@@ -66,7 +93,7 @@ def test_safetensors_in_bfloat16_load_and_draw(tmp_path: Path) -> None:
     ckpt = write_random_checkpoint(tmp_path / "model.safetensors", V1_CONFIG, dtype=torch.bfloat16)
     model = load_model(ckpt, V1_CONFIG)
     ckpt.unlink()
-    assert sizes(model) == [859520964, 83653863, 123060480]
+    assert sizes(model) == V1_SIZES
     assert draws(model)
 
 
@@ -74,10 +101,19 @@ def test_a_checkpoint_of_v2_1_s_shapes_loads_and_draws(tmp_path: Path) -> None:
     ckpt = write_random_checkpoint(tmp_path / "v2-1_768-ema-pruned.ckpt", V2_CONFIG)
     model = load_model(ckpt, V2_CONFIG)
     ckpt.unlink()
-    # The UNet and the 23 layers that are used of the text encoder, as in the library's folder of v2-1.
-    assert sizes(model) == [865910724, 83653863, 340387840]
+    assert sizes(model) == V2_SIZES
     assert model.prediction == "v_prediction"
     assert draws(model)
+
+
+def test_safetensors_of_v2_1_s_shapes_are_drawn_with_at_their_own_768_pixels(tmp_path: Path) -> None:
+    ckpt = write_random_checkpoint(tmp_path / "v2-1_768-ema-pruned.safetensors", V2_CONFIG)
+    model = load_model(ckpt, V2_CONFIG)
+    ckpt.unlink()
+    assert sizes(model) == V2_SIZES
+    (drawn,) = draw_all(small_txt2img(n_samples=1, n_iter=1, ddim_steps=2, W=768, H=768), model=model)
+    assert drawn.pixels.shape == (1, 768, 768, 3)
+    assert drawn.pixels.std() > 0
 
 
 def test_a_checkpoint_of_the_laion_400m_model_s_shapes_loads_and_draws(tmp_path: Path) -> None:
@@ -123,9 +159,11 @@ def test_the_first_users_two_files_are_drawn_in_two_steps(tmp_path: Path) -> Non
                 assert len(set(opened.convert("L").resize((8, 8)).tobytes())) > 1
 
 
-@pytest.mark.parametrize(("config", "variant"), [(V1_CONFIG, ".fp16"), (V2_CONFIG, "")])
-def test_a_folder_of_full_size_loads_and_draws(config: Path, variant: str, tmp_path: Path) -> None:
-    folder = write_random_folder(tmp_path / "model", config, variant=variant)
+@pytest.mark.parametrize(
+    ("config", "ending"), [(V1_CONFIG, ".fp16.safetensors"), (V2_CONFIG, ".safetensors"), (V1_CONFIG, ".bin")]
+)
+def test_a_folder_of_full_size_loads_and_draws(config: Path, ending: str, tmp_path: Path) -> None:
+    folder = write_random_folder(tmp_path / "model", config, ending)
     model = load_model(folder, folder)
-    assert sizes(model)[0] in (859520964, 865910724)
+    assert sizes(model) == (V1_SIZES if config == V1_CONFIG else V2_SIZES)
     assert draws(model)
