@@ -116,7 +116,7 @@ def measure_peer(root: Path, jobs: list[dict[str, Any]], device: str) -> list[Fi
         torch_dtype=dtype,
         safety_checker=None,
     ).to(where)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     other = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
