@@ -1,4 +1,5 @@
 # make demo: two jobs drawn in ./demo        make test: the tests        make test-slow: those that need minutes
+# make test-gpu: those that need a GPU; without one they are skipped
 # make bundle: dist/sdbatch-bundle.tar, for a server without any network; OPTIONS='--python 3.12 --ckpt FILE' and so on
 # Each sets up .venv on its own; PYTHON=python3.12 chooses the interpreter.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5)))
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint benchmark bundle clean
+.PHONY: demo test test-slow test-gpu lint benchmark bundle clean
 
 $(BIN)/sdbatch: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -34,6 +35,9 @@ test: $(BIN)/sdbatch
 
 test-slow: $(BIN)/sdbatch
 	$(BIN)/pytest -m slow
+
+test-gpu: $(BIN)/sdbatch
+	$(BIN)/pytest -m gpu
 
 lint: $(BIN)/sdbatch
 	$(BIN)/ruff check

@@ -122,6 +122,7 @@ class Finished(Message):
     job_id: str
     seconds: float
     notes: list[str]
+    peak_bytes: int | None = None  # allocated on the GPU at most, models and all; a CPU's are not counted
 
 
 class Halted(Message):

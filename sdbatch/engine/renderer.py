@@ -31,7 +31,7 @@ from sdbatch.engine.draw import draw
 from sdbatch.engine.finishing import Finish
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.lora import read_lora, wearing
-from sdbatch.engine.memory import in_short, is_out_of_memory, trim
+from sdbatch.engine.memory import in_short, is_out_of_memory, peak_bytes, reset_peak, trim
 from sdbatch.engine.models import Model
 from sdbatch.engine.notes import Notes
 from sdbatch.engine.precision import forbid_tf32
@@ -107,6 +107,7 @@ class Renderer:
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
         started = time.monotonic()
+        reset_peak(self.device)
         notes = Notes(task.folder)
         ladder = Ladder(self.device, notes.add)
         resident, seconds = self.residents.get(task.ckpt, task.config, task.job.precision, ladder, task.vae)
@@ -148,8 +149,9 @@ class Renderer:
             path = task.folder / "grid-0000.png"
             sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples, finish.mark)
             self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
-        seconds = time.monotonic() - started
-        self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=[*said, *notes.texts]))
+        seconds, peak = time.monotonic() - started, peak_bytes(self.device)
+        told = [*said, *notes.texts]
+        self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=told, peak_bytes=peak))
 
     def _stage(self, task: Draw, drawing: Iterator[Sheet], staged: list[Path], origin: pictures.Origin) -> bool:
         """Draw and write what is not staged yet; whether all of it is, or a person wanted it to stop."""
@@ -216,11 +218,10 @@ def find_device(asked: str) -> torch.device:
         )
     name = ("cuda" if is_gpu else "cpu") if asked == "auto" else asked
     try:
-        torch.zeros(1, device=name)
+        device = torch.zeros(1, device=name).device  # with its number: set_device takes no bare cuda
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise EngineDown(f"device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it") from error
-    device = torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
     return device
