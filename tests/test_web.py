@@ -217,6 +217,30 @@ def test_a_job_names_no_picture_outside_the_root(tmp_path: Path, visitor: Visito
         assert "leads out of the root" in text
 
 
+@pytest.mark.parametrize(
+    "named", ["configs/sdbatch.yaml", "jobs/../state/a.yaml", "models/a.yaml", "{root}/configs/a.png"]
+)
+@pytest.mark.parametrize("field", ["from_file", "init_img"])
+def test_a_job_reads_none_of_the_services_own_files(root: Root, visitor: Visitor, field: str, named: str) -> None:
+    root.configuration.write_text("web:\n  password: secret\n")
+    job = {"prompt": "a", "kind": "img2img" if field == "init_img" else "txt2img"}
+    text = visitor.post("/new", 422, **job, **{field: named.format(root=root.path)}).text
+    assert "is a file of the service" in text
+    assert "secret" not in text
+    assert not list(root.inbox.iterdir())
+
+
+def test_the_services_own_files_are_refused_to_jobs_of_any_origin(root: Root, start: Start, clock: FakeClock) -> None:
+    root.configuration.write_text("web:\n  password: secret\n")
+    (root.outputs / "link.txt").symlink_to(root.configuration)
+    for number, named in enumerate(("configs/sdbatch.yaml", "outputs/link.txt")):
+        drop_job(root, f"{number}.yaml", f"from_file: {named}\n")
+    drain(start(), clock)
+    assert not list(root.done.iterdir())
+    assert all("is a file of the service" in (path / "error.txt").read_text() for path in root.failed.iterdir())
+    assert not [*root.failed.rglob("inputs")]
+
+
 @pytest.mark.parametrize("kind", ["txt2img", "img2img"])
 def test_what_is_restored_into_the_form_makes_the_same_job(kind: str) -> None:
     job = 'prompt: "a: b\\n猫"\nseed: 5\nddim_eta: 0.3\nskip_grid: true\nprecision: full\n'
@@ -583,6 +607,21 @@ def test_records_are_saved_and_never_shown(root: Root, drawn: Path, visitor: Vis
     assert answer.mimetype == "text/plain"
     assert answer.headers["Content-Disposition"].startswith("attachment")
     assert visitor.get(f"/file/{shown(drawn)}").mimetype == "image/png"
+
+
+@pytest.mark.parametrize("place", ["inputs", "./inputs", "samples/../inputs", "/inputs", "INPUTS"])
+def test_a_prompt_file_is_shown_to_nobody(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor, place: str
+) -> None:
+    """The folder that it came from may be one of `allow_paths`."""
+    (root.path / "prompts.txt").write_text("a secret\n")
+    drop_job(root, "lines.yaml", "from_file: prompts.txt\nH: 64\nW: 64\nn_iter: 1\n")
+    drain(start(), clock)
+    (done := only(root.done) / "INPUTS").mkdir()  # as a share that knows no difference would have it
+    (done / "from_file.txt").write_text("a secret\n")
+    path = f"/file/jobs/done/{only(root.done).name}/{place}/from_file.txt"
+    answer = visitor.client.get(path, headers={"Host": "127.0.0.1"}, follow_redirects=True)
+    assert answer.status_code == 404
 
 
 # Two languages
