@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 from flask.testing import FlaskClient
+from laid_pictures import EARLIER, lay_earlier
 from PIL import Image
 from tests_support import drain, only, run_sdbatch
 from typer.testing import CliRunner
@@ -490,6 +491,62 @@ def test_older_ones_follow_where_the_page_ends(root: Root, start: Start, clock: 
     assert not set(seen[0]) & set(seen[1])
     assert "before=" not in second
     assert "<html" not in second
+
+
+def test_who_comes_back_finds_all_that_was_scrolled_through(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor
+) -> None:
+    drop_job(root, "many.yaml", "prompt: many\nH: 64\nW: 64\nn_iter: 1\nn_samples: 130\n")
+    drain(start(), clock)
+    text = Visitor(root).get("/history?words=many").text
+    for shown in (120, 130):
+        (older,) = re.findall(r'hx-get="(/history\?[^"]*before=[^"]*)"', text)
+        answer = visitor.get(older.replace("&amp;", "&"), headers={"HX-Request": "true"})
+        text = answer.text
+        assert answer.headers["HX-Replace-Url"] == f"/history?words=many&shown={shown}"
+        again = visitor.get(answer.headers["HX-Replace-Url"]).text
+        assert len(re.findall(r'href="/picture/', again)) == shown
+
+
+@pytest.mark.parametrize("name", ["_method", "_scheme", "_external", "_anchor", "endpoint", "values", "self"])
+def test_the_address_of_older_ones_has_nothing_of_others(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor, name: str
+) -> None:
+    drop_job(root, "many.yaml", "prompt: many\nH: 64\nW: 64\nn_iter: 1\nn_samples: 60\n")
+    drain(start(), clock)
+    text = visitor.get(f"/history?words=many&{name}=DELETE").text
+    (older,) = re.findall(r'hx-get="([^"]*before=[^"]*)"', text)
+    assert older.startswith("/history?words=many&amp;before=")
+    assert name not in older
+
+
+def test_what_was_drawn_of_a_failed_job_is_seen_with_the_reason(root: Root, drawn: Path, visitor: Visitor) -> None:
+    failed = root.failed / drawn.name.replace("000001", "000009")
+    drawn.rename(failed)
+    (failed / "manifest.yaml").unlink()
+    (failed / "error.txt").write_text("the renderer died\n")
+    text = visitor.get("/history?failed=1").text
+    assert text.count('action="/retry"') == 1, "of the job without pictures"
+    paths = re.findall(r'href="/picture/([^"]+)"', text)
+    assert len(paths) == 2
+    assert visitor.get(f"/thumbnail/{paths[0]}").mimetype == "image/jpeg"
+    page = visitor.get(f"/picture/{paths[0]}").text
+    assert "the renderer died" in page
+    assert 'action="/retry"' in page
+    visitor.get(f"/file/{paths[0]}")
+    for hidden in ("error.txt", "truck.yaml", "samples/../error.txt", "claim.json", "samples/a/00000.png"):
+        visitor.get(f"/file/jobs/failed/{failed.name}/{hidden}", 404)
+
+
+def test_the_job_file_of_a_found_picture_has_a_plain_name(root: Root) -> None:
+    lay_earlier(root)
+    answer = Visitor(root).get(f"/job-file/{EARLIER}/samples/00000.png")
+    assert answer.headers["Content-Disposition"].endswith("filename=2023-04-18-18-01-48-0.32806818.yaml")
+
+
+def test_an_empty_search_says_so_beside_the_list(root: Root, visitor: Visitor) -> None:
+    text = visitor.get("/history?words=nothing", headers={"HX-Request": "true"}).text
+    assert re.fullmatch(r'\s*<p [^>]*role="status">Nothing found\.</p>\s*', text)
 
 
 def test_a_picture_is_shown_with_all_that_it_came_from(root: Root, drawn: Path, visitor: Visitor) -> None:

@@ -58,6 +58,8 @@ def _place(root: Root, path: str) -> tuple[Path, str]:
                 pass
             case ["jobs", "done", *below]:
                 return root.done, "/".join(below)
+            case ["jobs", "failed", _, "samples", name] if name.endswith(".png"):
+                return root.failed, "/".join(parts[2:])
     raise FileNotFoundError(path)
 
 
