@@ -3,7 +3,9 @@
 import os
 import re
 import socket
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from sdbatch import configuration, steer
 from sdbatch.check import check_file
 from sdbatch.commands import app
 from sdbatch.errors import ConfigError
+from sdbatch.history import History
 from sdbatch.job import Img2Img, Txt2Img
 from sdbatch.root import Root
 from sdbatch.service import Service
@@ -605,6 +608,36 @@ def test_a_thumbnail_is_drawn_once_and_small(root: Root, drawn: Path, visitor: V
     before = kept.stat().st_mtime_ns
     visitor.get(f"/thumbnail/{shown(drawn)}")
     assert kept.stat().st_mtime_ns == before
+
+
+def test_a_thumbnail_that_can_not_be_kept_is_sent_all_the_same(root: Root, drawn: Path, visitor: Visitor) -> None:
+    (root.state / "thumbnails").write_text("no folder")
+    assert visitor.get(f"/thumbnail/{shown(drawn)}").mimetype == "image/jpeg"
+
+
+@pytest.mark.parametrize("trouble", ["locked", "read-only"])
+def test_an_index_that_can_not_be_written_costs_the_newest_pictures_alone(
+    root: Root, drawn: Path, start: Start, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    History.open(root).close()
+    drop_job(root, "late.yaml", "prompt: late\nH: 64\nW: 64\n")
+    drain(start(), clock)
+    monkeypatch.setattr("sdbatch.history.WAIT_SECONDS", 0.05)
+    with closing(sqlite3.connect(root.state / "history.db", isolation_level=None)) as other:
+        if trouble == "locked":
+            other.execute("BEGIN IMMEDIATE")
+        else:
+            monkeypatch.setattr("sdbatch.history._open_or_mend", refuse)
+        visitor = Visitor(root)
+        for path in ("/", "/queue", "/history", "/history?words=卡车"):
+            text = visitor.get(path).text
+            assert shown(drawn) in text
+            assert "What was drawn last may be missing here: state/history.db" in text
+            assert trouble in text or "can only be read" in text
+
+
+def refuse(_: Root) -> None:
+    raise sqlite3.OperationalError("attempt to write a readonly database")
 
 
 def test_thumbnails_that_nobody_asked_for_lately_make_room(root: Root) -> None:

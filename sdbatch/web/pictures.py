@@ -44,6 +44,7 @@ def history() -> AnyResponse:
         render_template(
             "results.html" if is_fragment() else "history.html",
             found=found,
+            stale=site().history.stale,
             is_part=is_part,
             more=asked | {"before": found[-1].key, "shown": shown} if len(found) == most else None,
             checkpoints=site().history.checkpoints(),

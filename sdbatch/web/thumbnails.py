@@ -63,8 +63,8 @@ def _place(root: Root, path: str) -> tuple[Path, str]:
     raise FileNotFoundError(path)
 
 
-def thumbnail(root: Root, path: str, most_pixels: int) -> Path:
-    """A small JPEG of a picture, drawn when it is first asked for and kept in state/thumbnails/.
+def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
+    """A small JPEG of a picture, drawn when it is first asked for and kept in state/thumbnails/, where that can be.
 
     Raises:
         FileNotFoundError: there is no such picture.
@@ -77,9 +77,12 @@ def thumbnail(root: Root, path: str, most_pixels: int) -> Path:
         if not kept.exists():
             with _DRAWING:
                 data = _small(file, most_pixels)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            make_room(kept.parent)
-            files.write_atomically(kept, data, durable=False)
+            try:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                make_room(kept.parent)
+                files.write_atomically(kept, data, durable=False)
+            except OSError:  # full, read-only, another's: then it is drawn each time
+                return BytesIO(data)
     return kept
 
 
