@@ -50,6 +50,11 @@ class Root:
         return self.path / "jobs" / "inbox"
 
     @property
+    def uploads(self) -> Path:
+        """Pictures that visitors of the page sent, until the jobs that name them have copies."""
+        return self.inbox / "uploads"
+
+    @property
     def running(self) -> Path:
         """Claimed jobs, a folder each."""
         return self.path / "jobs" / "running"

@@ -171,23 +171,16 @@ def test_the_other_kind_of_job_keeps_what_was_filled_in_and_takes_its_own_defaul
     assert 'id="field-strength"' in text
 
 
-def test_an_upload_lands_beside_its_job_and_is_drawn_from(
+def test_an_upload_lands_in_a_folder_of_the_inbox_and_is_drawn_from(
     root: Root, start: Start, clock: FakeClock, visitor: Visitor
 ) -> None:
     upload = (picture(kind="JPEG"), "../../Größe 1.jpg")
     visitor.post("/new", kind="img2img", prompt="a", upload=upload)
-    (laid,) = root.inbox.glob("*.jpg")
+    laid = only(root.uploads)
     (job,) = root.inbox.glob("*.yaml")
-    assert yaml.safe_load(job.read_text()) == {"prompt": "a", "init_img": laid.name}
+    assert yaml.safe_load(job.read_text()) == {"prompt": "a", "init_img": f"jobs/inbox/uploads/{laid.name}"}
     drain(start(), clock)
     assert (only(root.done) / "inputs" / "init_img.jpg").read_bytes() == laid.read_bytes()
-
-
-def test_the_same_upload_is_laid_there_once(root: Root, visitor: Visitor) -> None:
-    for _ in range(2):
-        visitor.post("/new", kind="img2img", prompt="a", upload=(picture(), "a.png"))
-    assert len(list(root.inbox.glob("*.png"))) == 1
-    assert len(list(root.inbox.glob("*.yaml"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -202,7 +195,7 @@ def test_the_same_upload_is_laid_there_once(root: Root, visitor: Visitor) -> Non
 def test_an_upload_that_is_no_usable_picture_is_refused(root: Root, upload: BytesIO, told: str) -> None:
     visitor = Visitor(root, limits={"init_pixels": 1_000_000})
     assert told in visitor.post("/new", 422, kind="img2img", prompt="a", upload=(upload, "a.png")).text
-    assert not list(root.inbox.iterdir())
+    assert not [path for path in root.inbox.rglob("*") if path.is_file()]
     assert not list(root.state.glob("upload-*"))
 
 
