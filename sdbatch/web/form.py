@@ -13,7 +13,6 @@ from sdbatch.restoring import restore
 from sdbatch.spool import slug_of
 from sdbatch.web import uploads
 from sdbatch.web.fields import Kind, fields, filled_by, to_yaml
-from sdbatch.web.language import translate
 from sdbatch.web.site import disk_trouble, site
 
 JOB_FILE = "job.yaml"  # how errors call a job that has no name yet
@@ -62,7 +61,7 @@ def drop() -> tuple[str, int] | Response:
     except (JobError, OSError) as error:
         flash(disk_trouble(error) if isinstance(error, OSError) else str(error), "danger")
         return _refuse(filled)
-    flash(translate("Dropped as {name}.", name=site().root.show(path)), "success")
+    flash(f"Dropped as {site().root.show(path)}.", "success")
     return redirect(url_for("queue.show"), 303)
 
 
@@ -70,7 +69,7 @@ def _restored(path: str) -> dict[str, str]:
     """What draws a picture again; what could not be carried over is told."""
     picture = site().history.picture(path)
     if picture is None:
-        raise JobError(translate("The history has no such picture (any more)."))
+        raise JobError("The history has no such picture (any more).")
     found = restore(site().root, picture)
     kind, filled = filled_by(found.text, JOB_FILE)
     for note in found.notes:
@@ -90,7 +89,7 @@ def _form(filled: Mapping[str, str], template: str = "new.html") -> str:
 
 def _refuse(filled: Mapping[str, str]) -> tuple[str, int]:
     if filled.get(UPLOAD):
-        flash(translate("Choose your picture once more: it was not kept."), "warning")
+        flash("Choose your picture once more: it was not kept.", "warning")
     return _form(filled), 422
 
 
@@ -100,9 +99,9 @@ def _job_file(filled: Mapping[str, str]) -> str:
 
 def _preview(filled: Mapping[str, str]) -> dict[str, object]:
     if not any(value for name, value in filled.items() if name != "kind"):
-        return {"text": "", "told": []}
+        return {"text": "", "lines": []}
     text = _job_file(filled)
-    return {"text": text, "told": [*_check(text)]}
+    return {"text": text, "lines": [*_check(text)]}
 
 
 def _check(text: str) -> Iterator[tuple[str, bool]]:

@@ -165,18 +165,18 @@ def login() -> tuple[str, int] | Response:
     if not password:
         abort(404)
     throttle: Throttle = current_app.extensions["sdbatch.throttle"]
-    address, told, code = request.remote_addr or "", "", 200
+    address, wrong, code = request.remote_addr or "", "", 200
     if request.method == "POST":
         if throttle.is_shut(address):
-            told, code = "Too many wrong passwords; wait a minute.", 429
+            wrong, code = "Too many wrong passwords; wait a minute.", 429
         elif check_password_hash(password, request.form.get("password", "")):
             session["known"] = _mark(password)
             session.permanent = True
             return redirect(own_path(request.args.get("back", "")), 303)
         else:
             throttle.count(address)
-            told, code = "That is not the password.", 403
-    return render_template("login.html", told=told), code
+            wrong, code = "That is not the password.", 403
+    return render_template("login.html", wrong=wrong), code
 
 
 @pages.post("/logout")

@@ -16,7 +16,6 @@ from sdbatch.errors import JobError
 from sdbatch.records import Lineage, Picture
 from sdbatch.spool import slug_of
 from sdbatch.web import thumbnails
-from sdbatch.web.language import translate
 from sdbatch.web.site import done, is_fragment, site
 
 AT_ONCE = 60  # thumbnails
@@ -149,7 +148,7 @@ def _drop(job_id: str, text: str) -> str:
     """Into the inbox, under the name of the job that it comes from, without its time and number."""
     name = job_id.split("-", 2)[-1]
     path = submit_text(text, f"{slug_of(name + '.yaml')}.yaml", site().root)
-    return translate("Dropped as {name}.", name=site().root.show(path))
+    return f"Dropped as {site().root.show(path)}."
 
 
 def _known(path: str) -> Picture:
