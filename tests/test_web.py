@@ -238,6 +238,12 @@ def test_the_services_own_files_are_refused_to_jobs_of_any_origin(root: Root, st
     assert not [*root.failed.rglob("inputs")]
 
 
+def test_a_pipe_named_as_a_picture_is_told_and_not_waited_for(root: Root, visitor: Visitor) -> None:
+    os.mkfifo(root.outputs / "pipe.png")
+    text = visitor.post("/new/preview", 200, kind="img2img", prompt="a", init_img="outputs/pipe.png").text
+    assert "outputs/pipe.png is not a file" in text
+
+
 @pytest.mark.parametrize("kind", ["txt2img", "img2img"])
 def test_what_is_restored_into_the_form_makes_the_same_job(kind: str) -> None:
     job = 'prompt: "a: b\\n猫"\nseed: 5\nddim_eta: 0.3\nskip_grid: true\nprecision: full\n'
@@ -297,6 +303,23 @@ def test_with_a_password_nothing_is_shown_before_the_login(root: Root) -> None:
     visitor.post("/logout")
     visitor.get("/new", 303)
     assert root.pause.exists()
+
+
+def test_a_cookie_that_was_kept_is_worth_nothing_after_the_logout(root: Root) -> None:
+    visitor = Visitor(root, web={"password": HASH})
+    cookie = visitor.post("/login", password="a long password").headers["Set-Cookie"].partition(";")[0]
+    other = visitor.client.application.test_client(use_cookies=False)
+    kept = {"Host": "127.0.0.1:8123", "Cookie": cookie}
+    assert other.get("/", headers=kept).status_code == 200
+    visitor.post("/logout")
+    assert other.get("/", headers=kept).status_code == 303
+
+
+def test_of_very_many_logins_the_oldest_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MOST_LOGINS", 2)
+    logins = guard.Logins()
+    names = [logins.open() for _ in range(3)]
+    assert [logins.is_open(name) for name in names] == [False, True, True]
 
 
 def test_its_cookie_is_out_of_reach_for_scripts_and_other_sites(root: Root) -> None:
@@ -543,6 +566,14 @@ def test_the_job_file_of_a_found_picture_has_a_plain_name(root: Root) -> None:
 def test_an_empty_search_says_so_beside_the_list(root: Root, visitor: Visitor) -> None:
     text = visitor.get("/history?words=nothing", headers={"HX-Request": "true"}).text
     assert re.fullmatch(r'\s*<p [^>]*role="status">Nothing found\.</p>\s*', text)
+
+
+def test_pictures_are_kept_by_the_visitors_browser_alone(root: Root, drawn: Path, visitor: Visitor) -> None:
+    for path in (f"/file/{shown(drawn)}", f"/thumbnail/{shown(drawn)}"):
+        told = visitor.get(path).headers["Cache-Control"]
+        assert "private" in told
+        assert "public" not in told
+        assert "max-age=86400" in told
 
 
 def test_a_picture_is_shown_with_all_that_it_came_from(root: Root, drawn: Path, visitor: Visitor) -> None:
