@@ -84,8 +84,11 @@ def _init_size(job: Img2Img, beside: Path | None, root: Root) -> tuple[int, int]
     from PIL import Image  # noqa: PLC0415 - only here, and the answer shall be quick
 
     try:
-        with Image.open(path) as picture:
-            return img2img_size(*picture.size)
+        with files.open_regular(path) as file:
+            if file is None:
+                raise JobError(f"init_img: {path} is not a file")
+            with Image.open(file) as picture:
+                return img2img_size(*picture.size)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise JobError(f"init_img: {path} is no picture that can be read") from error
 

@@ -128,6 +128,7 @@ class Service:
         """Nothing is left to draw: told once, after some work; and time to tidy up."""
         if now.mono >= self._tidy_at:
             self._tidy_at = now.mono + housekeeping.EVERY_SECONDS
+            housekeeping.sweep_uploads(self.root, now.wall)
             for folder in [*housekeeping.outdated(self.root, self.settings.keep, now.wall)]:
                 housekeeping.remove(self.root, folder, outputs=self.settings.keep.outputs)
                 self.log.info("taken away by the rules of keep", folder=self.root.show(folder))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -30,7 +31,8 @@ class Site:
         """Take in jobs that no service told the history of: it may not be able to write there, or be another's."""
         if self.clock() - self._looked >= CATCH_UP_SECONDS:
             self._looked = self.clock()
-            self.history.refresh()
+            with suppress(OSError):  # locked, full, read-only: what is known is shown all the same
+                self.history.refresh()
 
 
 def site() -> Site:
