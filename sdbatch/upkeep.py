@@ -114,10 +114,13 @@ def _look_into(root: Root, database: sqlite3.Connection, folder: Path, names: li
         changed |= {job_id for path, job_id in was_found.items() if new and job_id != path}
         new |= {path for path, job_id in was_found.items() if job_id in changed and path in there}
     entries = list(found.read_pictures(root, folder, [path.rpartition("/")[2] for path in new]))
-    with index.writing(database):
-        _forget(database, changed)
-        for entry in entries:
-            index.insert(database, entry)
+    for some in _chunks([*changed]):
+        with index.writing(database):
+            _forget(database, some)
+    for several in _chunks(entries):
+        with index.writing(database):
+            for entry in several:
+                index.insert(database, entry)
     return len(changed | {entry.id for entry in entries})
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laid_pictures import WEBUI, lay
 
 from sdbatch import found, gathering, housekeeping, index, steer, surroundings, upkeep
 from sdbatch.history import DATABASE, History
@@ -428,6 +429,20 @@ def test_many_jobs_of_the_same_moment_keep_their_order(draw: Draw, root: Root) -
     assert len(found) == 502
     assert len({picture.key for picture in found}) == 502
     assert [picture.job[-7:] for picture in found[:4:2]] == ["copy249", "copy248"]
+
+
+def test_the_thousandth_picture_of_one_moment_is_put_in_as_soon_as_the_first(root: Root) -> None:
+    for number in range(1000):
+        lay(root.outputs / f"mine/{number:04}.png", WEBUI)
+        os.utime(root.outputs / f"mine/{number:04}.png", (1e9, 1e9))
+    history = History.open(root)
+    assert [picture.path[-8:] for picture in history.search(limit=2)] == ["0999.png", "0998.png"]
+    lay(root.outputs / "mine/one-more.png", WEBUI)
+    os.utime(root.outputs / "mine/one-more.png", (1e9, 1e9))
+    statements: list[str] = []
+    history._database.set_trace_callback(statements.append)
+    history.refresh()
+    assert len([each for each in statements if "FROM pictures WHERE key BETWEEN" in each]) < 30
 
 
 def test_modules_that_the_service_uses_import_no_imaging_library() -> None:
