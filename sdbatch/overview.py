@@ -54,10 +54,9 @@ def check_root(root: Root) -> None:
     """Say so where there is nothing to look at.
 
     Raises:
-        JobError: there is no root.
+        JobError: there is no root, or not for this user.
     """
-    if not root.status.parent.is_dir():
-        raise JobError(f"{root.path} is no root (there is no jobs/); name one with --root, or make one: sdbatch init")
+    root.require(root.status.parent)
     if not os.access(root.status.parent, os.R_OK | os.X_OK) or (
         root.status.exists() and not os.access(root.status, os.R_OK)
     ):

@@ -159,7 +159,7 @@ class Service:
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
         left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable
-        return not left and next(self.spool.claimed(), None) is None
+        return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _look_around(self, now: Now) -> None:
         """Whether jobs can be drawn; a problem is logged once."""
@@ -289,7 +289,7 @@ class Service:
             self.turns.defer(claim)
             raise
         finally:  # a disk that would not sync the move has moved it all the same
-            self.failed += not is_cancelled and not self.spool.folder(claim).exists()
+            self.failed += not is_cancelled and (self.root.failed / claim.id).exists()
         self.historian.tell(self.root.failed / claim.id)
         if is_cancelled:
             self._log(claim).info("cancelled")

@@ -13,14 +13,14 @@ from sdbatch.spool import CANCEL, ERROR, Spool
 
 def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
     """Stop after the current batch of pictures; with `unload` the model leaves the memory too."""
-    _known(root)
+    root.require(root.inbox)
     files.write_atomically(root.pause, ("unload\n" * unload + reason).encode())
     return "paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)"
 
 
 def resume(root: Root) -> str:
     """Go on."""
-    _known(root)
+    root.require(root.inbox)
     try:
         root.pause.unlink()
     except FileNotFoundError:
@@ -53,7 +53,7 @@ def retry(root: Root, name: str) -> str:
 
 def retry_all(root: Root) -> list[str]:
     """The same with all that failed; what was cancelled stays."""
-    _known(root)
+    root.require(root.inbox)
     return [retry(root, folder.name) for folder in sorted(root.failed.iterdir()) if _has_failed(folder)]
 
 
@@ -81,14 +81,9 @@ def _has_failed(folder: Path) -> bool:
         return False
 
 
-def _known(root: Root) -> None:
-    if not root.inbox.is_dir():
-        raise JobError(f"{root.path} is no root (there is no jobs/inbox); name one with --root")
-
-
 def _waiting(root: Root, name: str) -> list[Path]:
     """Files in the inbox of this name, or at this place in it."""
-    _known(root)
+    root.require(root.inbox)
     jobs = [path for path in root.inbox.rglob("*") if is_job_name(path.name) and not path.is_dir()]
     exact = [path for path in jobs if path.relative_to(root.inbox).as_posix() == name]
     return exact or [path for path in jobs if name in (path.name, path.stem)]

@@ -95,7 +95,8 @@ class Renderer:
                 except JobError as error:
                     self.answer(protocol.Failed(job_id=task.job_id, fault="job", text=str(error)))
                 except OSError as error:
-                    fault: Literal["disk", "job"] = "disk" if is_disk_trouble(error) else "job"
+                    is_away = not task.folder.is_dir()  # the job's own: a share that went away
+                    fault: Literal["disk", "job"] = "disk" if is_away or is_disk_trouble(error) else "job"
                     self.answer(protocol.Failed(job_id=task.job_id, fault=fault, text=str(error)))
                 except (OutOfMemory, RuntimeError, MemoryError) as error:
                     if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
