@@ -3,7 +3,9 @@
 import faulthandler
 import json
 import os
+import stat
 import sys
+from getpass import getuser
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated
@@ -171,12 +173,27 @@ def main() -> None:
     except RootBusy as error:
         sys.exit(_say(error, EXIT_BUSY))
     except PermissionError as error:
-        sys.exit(_say(f"{error.filename}: {error.strerror}; the root's group may do this", 1))
+        sys.exit(_say(f"{error.filename}: {error.strerror}{_who_may(error.filename)}", 1))
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else error
         sys.exit(_say(said, os.EX_IOERR if is_disk_trouble(error) else 1))
     except (JobError, InstallError, BundleError) as error:
         sys.exit(_say(error, 1))
+
+
+def _who_may(refused: str | None) -> str:
+    """Whom to ask: the group of a folder, where its members could do what was refused."""
+    for folder in Path(refused or os.curdir).absolute().parents:
+        try:
+            status = folder.stat()
+        except OSError:
+            continue  # what it lies in is closed, too
+        if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
+            return (
+                f"; the group of {folder} may do this (sudo usermod -aG {status.st_gid} {getuser()}, and log in anew)"
+            )
+        break
+    return ""
 
 
 def _say(error: object, code: int) -> int:

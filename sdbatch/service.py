@@ -213,11 +213,13 @@ class Service:
             loras=task.loras,
             start_at=count_staged(folder / samples),
             halt=folder / HALT,
+            cancel=folder / CANCEL,
         )
         # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
         with closing(self.engine.render(Request(jobs=[draw]))) as events:
             for event in events:
                 self._heed(event, task, drawing, clock())
+        self.spool.heed_cancel(claim)
         return drawing
 
     def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
@@ -231,10 +233,9 @@ class Service:
             raise Stopped
 
     def _halt_if_asked(self, claim: Claim, now: Now) -> None:
-        """A pause, the end of the hours or a cancellation lets the engine finish its batch, no more."""
-        folder = self.spool.folder(claim)
-        if self.readiness.why_held(now.wall) or (folder / CANCEL).exists():
-            (folder / HALT).touch()
+        """A pause or the end of the hours lets the engine finish its batch, no more."""
+        if self.readiness.why_held(now.wall):
+            (self.spool.folder(claim) / HALT).touch()
 
     def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
         """Remember what an event says of the drawing, and what it means for the job."""
@@ -253,6 +254,7 @@ class Service:
             case protocol.Halted():
                 raise Stopped
             case protocol.Failed():
+                self.spool.heed_cancel(task.claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:

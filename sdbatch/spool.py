@@ -17,6 +17,7 @@ cannot do so for ever. `<id>` is time, number and name; it sorts by arrival even
 
 import json
 import re
+import stat
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch import files, log
-from sdbatch.errors import JobError, printable
+from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.root import Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
 STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
 _ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
-HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches, and for good
+HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _RESERVED = re.compile(
     r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*",
@@ -130,13 +131,23 @@ class Spool:
         marks = self.root.running.glob(f"*/{CANCEL}")
         return next((claim for mark in marks if (claim := self._read(mark.parent)) is not None), None)
 
+    def heed_cancel(self, claim: Claim) -> None:
+        """End a job that a person took back.
+
+        Raises:
+            Cancelled: it is one.
+        """
+        if (self.folder(claim) / CANCEL).exists():
+            raise Cancelled(Cancelled.TEXT)
+
     def take_up(self, failed: Path) -> None:
         """Bring a failed job back to running/, with a clean slate and what was drawn of it."""
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
             raise JobError(f"{failed.name} holds no job file any more")
-        claim.attempts = 0
+        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).stat().st_mode)
         files.write_atomically(failed / CLAIM, _to_json(claim))
+        (failed / CLAIM).chmod(mode)  # the service is to read it, whatever the umask of who asks
         _unmark(failed)
         (failed / ERROR).unlink(missing_ok=True)
         files.move(failed, self.root.running / failed.name)

@@ -246,7 +246,7 @@ def request(prompts: int) -> Request:
     anywhere = Path("/nowhere")
     draw = Draw(
         job_id="job", job=job, lines=["a" * 1000] * prompts, init=None, max_init_pixels=1, max_pixels=1,
-        folder=anywhere, samples="samples", ckpt=anywhere, config=anywhere, start_at=0, halt=anywhere,
+        folder=anywhere, samples="samples", ckpt=anywhere, config=anywhere, start_at=0, halt=anywhere, cancel=anywhere,
     )  # fmt: skip
     return Request(jobs=[draw])
 

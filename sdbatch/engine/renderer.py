@@ -39,7 +39,7 @@ from sdbatch.engine.protocol import Draw, Message, Outfit, Request
 from sdbatch.engine.residents import Residents
 from sdbatch.engine.safety import Checkers
 from sdbatch.engine.watermark import Watermark
-from sdbatch.errors import EngineDown, JobError, OutOfMemory
+from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch, count_pictures
 
@@ -137,6 +137,8 @@ class Renderer:
 
         def on_step(batch: Batch, step: int, steps: int) -> None:
             self.answer(protocol.Stepped(job_id=task.job_id, first=batch.first, step=step, steps=steps))
+            if task.cancel.exists():
+                raise Cancelled(Cancelled.TEXT)
 
         with ExitStack() as worn:
             ladder.walk(lambda: worn.enter_context(wearing(resident.model, loras)), lambda: "")
