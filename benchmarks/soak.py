@@ -1,10 +1,11 @@
 """Whether memory stays flat: a thousand jobs of changing sizes and models through the real service in one run.
 
-    python benchmarks/soak.py [--jobs 1000] [--svg benchmarks/soak.svg]
+    python benchmarks/soak.py [--jobs 1000] [--svg benchmarks/soak.svg] [--device cuda]
 
 Three small checkpoints, of which two may be resident, so that models come and go; two LoRAs, on and off; txt2img and
 img2img, DDIM and PLMS, 64 to 256 pixels a side, one to three pictures at once. Once a second the resident sets of the
 supervisor and of the renderer are read from /proc: `anonymous` is what one holds for itself, without mapped files.
+With a GPU, on which nothing else should run then, the memory in use there is read too, from nvidia-smi.
 """
 
 import argparse
@@ -39,6 +40,7 @@ class Sample:
     supervisor: int
     renderer: int  # its resident set
     anonymous: int  # the renderer's, without mapped files
+    gpu: int  # all that is in use there; 0 without one
 
 
 def make_root(place: Path, jobs: int) -> None:
@@ -98,9 +100,9 @@ def make_job(number: int, choice: random.Random) -> dict[str, object]:
     return job | plain | ({"plms": True} if choice.random() < 0.5 else {"ddim_eta": choice.choice([0.0, 0.5])})
 
 
-def soak(place: Path, resident_bytes: int) -> list[Sample]:
+def soak(place: Path, resident_bytes: int, device: str) -> list[Sample]:
     """Drain the root, looking once a second."""
-    settings = {"SETTLE_SECONDS": "0", "RESIDENT_BYTES": str(resident_bytes), "DEVICE": "cpu"}
+    settings = {"SETTLE_SECONDS": "0", "RESIDENT_BYTES": str(resident_bytes), "DEVICE": device}
     environment = os.environ | {f"SDBATCH_{key}": value for key, value in settings.items()}
     samples: list[Sample] = []
     with (place / "log").open("w") as log:
@@ -109,7 +111,7 @@ def soak(place: Path, resident_bytes: int) -> list[Sample]:
         while service.poll() is None:
             time.sleep(1)
             try:
-                samples.append(look(place, service.pid))
+                samples.append(look(place, service.pid, device))
             except (OSError, ValueError, StopIteration):
                 continue  # not there yet, or on its way out
     if service.returncode != 0:
@@ -117,12 +119,22 @@ def soak(place: Path, resident_bytes: int) -> list[Sample]:
     return samples
 
 
-def look(place: Path, supervisor: int) -> Sample:
+def look(place: Path, supervisor: int, device: str) -> Sample:
     """Memory and progress now."""
     status = json.loads((place / "jobs" / "status.json").read_text())
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
     renderer = next(int(pid) for pid in children if b"engine.renderer" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    return Sample(status["done"], _of(supervisor, "VmRSS"), _of(renderer, "VmRSS"), _of(renderer, "RssAnon"))
+    own = _of(supervisor, "VmRSS"), _of(renderer, "VmRSS"), _of(renderer, "RssAnon")
+    return Sample(status["done"], *own, gpu_bytes(device))
+
+
+def gpu_bytes(device: str) -> int:
+    """Memory in use on the GPU that the service draws on."""
+    if device == "cpu":
+        return 0
+    number = device.partition(":")[2] or "0"
+    command = ["nvidia-smi", f"--id={number}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) << 20
 
 
 def _of(pid: int, key: str) -> int:
@@ -165,15 +177,14 @@ def draw_plot(samples: list[Sample], jobs: int, path: Path) -> None:
 
 def print_table(samples: list[Sample], jobs: int, seconds: float) -> None:
     """Medians over tenths of the run."""
-    print("| jobs | supervisor MB | renderer MB | of it anonymous MB |")
-    print("|---|---|---|---|")
+    columns = {"supervisor": "supervisor MB", "renderer": "renderer MB", "anonymous": "of it anonymous MB"}
+    columns |= {"gpu": "GPU MB"} if samples[-1].gpu else {}
+    print(f"| jobs | {' | '.join(columns.values())} |")
+    print(f"|{'---|' * (1 + len(columns))}")
     for tenth in range(10):
         within = [s for s in samples if tenth * jobs / 10 <= s.done <= (tenth + 1) * jobs / 10]
         if within:
-            medians = [
-                statistics.median(getattr(s, key) for s in within) / MB
-                for key in ("supervisor", "renderer", "anonymous")
-            ]
+            medians = [statistics.median(getattr(s, key) for s in within) / MB for key in columns]
             print(
                 f"| {tenth * jobs // 10} to {(tenth + 1) * jobs // 10} | "
                 + " | ".join(f"{m:.0f}" for m in medians)
@@ -194,12 +205,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--svg", type=Path, default=Path(__file__).with_name("soak.svg"))
     parser.add_argument("--resident-bytes", type=int, default=20_000_000, help="two of the three models fit into 20 MB")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp())
     try:
         make_root(place, options.jobs)
         began = time.perf_counter()
-        samples = soak(place, options.resident_bytes)
+        samples = soak(place, options.resident_bytes, options.device)
         print_table(samples, options.jobs, time.perf_counter() - began)
         print(f"models were loaded {count_loads(place)} times")
         draw_plot(samples, options.jobs, options.svg)

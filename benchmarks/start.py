@@ -1,17 +1,19 @@
 """From the start of a renderer to its first word: a 7.7 GB .ckpt the first time, converted, and beside diffusers' own.
 
-    python benchmarks/start.py [--folder DIR]
+    python benchmarks/start.py [--folder DIR] [--device cuda]
 
-The checkpoint is of v1-5's shapes in float32 with moving averages, of random numbers, behind a link; it is made in the
-folder (14 GB are needed there) and taken away again. Each figure is of a process of its own: imports, checkpoint, and
-all three networks on the CPU. "cold" is with nothing of the checkpoint in the kernel's page cache. A mapped weight is
-read from the disk when it is first used, hence the second figure.
+The checkpoint is of v1-5's shapes in float32 with moving averages, of random numbers, behind a link; it is made in
+the folder (14 GB are needed there) and taken away again. Each figure is of a process of its own: imports, checkpoint,
+and all three networks, on the CPU in float32 or on a GPU in float16. "cold" is with nothing of the checkpoint in the
+kernel's page cache. A mapped weight is read from the disk when it is first used, hence the second figure. The last
+row is the real service, from its start until systemd hears that it is ready.
 """
 
 import argparse
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,11 +29,16 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_VERBOS
 # Each tells when the model is there, and when every weight of it was read once: a mapped one is there at once.
 TELL = """
 import time
+device, dtype = sys.argv[2], torch.float32 if sys.argv[2] == "cpu" else torch.float16
 def tell(parts, started=float(sys.argv[1])):
+    if device != "cpu":
+        torch.cuda.synchronize()
     ready = time.monotonic() - started
     for part in parts:
         for weight in part.parameters():
             weight.abs().max()
+    if device != "cpu":
+        torch.cuda.synchronize()
     print(ready, time.monotonic() - started)
 """
 OURS = f"""
@@ -41,9 +48,9 @@ import sdbatch.engine.renderer, torch
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.models import load_model
 {TELL}
-ckpt, config, state = map(Path, sys.argv[2:])
+ckpt, config, state = map(Path, sys.argv[3:])
 conversions = Conversions(state / "models", state / "checksums.json", 20_000_000_000)
-model = load_model(ckpt, config, conversions=conversions)
+model = load_model(ckpt, config, dtype, conversions).to(torch.device(device))
 tell([model.unet, model.vae, model.text_encoder])
 """
 PEER = f"""
@@ -51,21 +58,21 @@ import sys, torch
 from diffusers import StableDiffusionPipeline
 {TELL}
 pipeline = StableDiffusionPipeline.from_single_file(
-    sys.argv[2], config=sys.argv[3], local_files_only=True, torch_dtype=torch.float32, safety_checker=None
-)
+    sys.argv[3], config=sys.argv[4], local_files_only=True, torch_dtype=dtype, safety_checker=None
+).to(device)
 tell([pipeline.unet, pipeline.vae, pipeline.text_encoder])
 """
-IMPORTS = f"import sys, sdbatch.engine.renderer\n{TELL}\ntell([])"
+IMPORTS = f"import sys, torch, sdbatch.engine.renderer\n{TELL}\ntell([])"
 
 
-def write_peer_folder(folder: Path) -> Path:
+def write_peer_folder(folder: Path, config: Path = CONFIG, text: dict[str, int] | None = None) -> Path:
     """What `from_single_file` would else ask the network for: the json files of a v1 folder, and its tokenizer."""
     sys.path.insert(0, str(HERE.parent / "tests"))
     from full_size import V1_TEXT, write_folder_configs
 
     from sdbatch.engine.text import clip_tokenizer
 
-    write_folder_configs(folder, CONFIG, V1_TEXT)
+    write_folder_configs(folder, config, text or V1_TEXT)
     clip_tokenizer().save_pretrained(folder / "tokenizer")
     parts = {
         "scheduler": ["diffusers", "DDIMScheduler"],
@@ -103,12 +110,12 @@ def forget(*places: Path) -> None:
                 os.close(handle)
 
 
-def measure(code: str, *arguments: Path) -> tuple[float, float, float]:
+def measure(code: str, device: str, *arguments: Path) -> tuple[float, float, float]:
     """Seconds from the start of a process until its model is there, and is read once; its peak anonymous memory in GB.
 
     The peak is of what is the process's own: mapped pages can be had back by the kernel at any time.
     """
-    command = [sys.executable, "-c", code, str(time.monotonic()), *map(str, arguments)]
+    command = [sys.executable, "-c", code, str(time.monotonic()), device, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | OFFLINE) as process:
         peak = 0
         status = Path(f"/proc/{process.pid}/status")
@@ -123,43 +130,64 @@ def measure(code: str, *arguments: Path) -> tuple[float, float, float]:
     return ready, read, peak / 1e6
 
 
+def measure_service(root: Path, device: str) -> float:
+    """Seconds from the start of `sdbatch serve` until it tells systemd that it is ready."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(root / "notify"))
+        environment = os.environ | {"SDBATCH_DEVICE": device, "NOTIFY_SOCKET": str(root / "notify")}
+        command = [sys.executable, "-m", "sdbatch", "serve", "--root", str(root)]
+        began = time.monotonic()
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as service:
+            while b"READY=1" not in systemd.recv(1 << 16):
+                pass
+            ready = time.monotonic() - began
+            service.terminate()
+        return ready
+
+
 @contextmanager
 def made_in(folder: Path | None) -> Iterator[tuple[Path, Path]]:
-    """A folder to work in, and the checkpoint behind its link."""
+    """A root, and the checkpoint behind a link where the service preloads it from."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        work = Path(name)
-        link = work / "model.ckpt"
-        link.symlink_to(write_checkpoint(work / "v1-5-pruned.ckpt"))
-        yield work, link
+        root = Path(name) / "root"
+        subprocess.run([sys.executable, "-m", "sdbatch", "init", root], check=True, capture_output=True)
+        link = root / "models" / "ldm" / "stable-diffusion-v1" / "model.ckpt"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(write_checkpoint(root / "models" / "v1-5-pruned.ckpt"))
+        yield root, link
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path)
-    with made_in(parser.parse_args().folder) as (work, ckpt):
-        peer, state = write_peer_folder(work / "peer"), work / "state"
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    with made_in(options.folder) as (root, ckpt):
+        peer, state, device = write_peer_folder(root / "peer"), root / "state", options.device
+        config = root / "configs" / "stable-diffusion" / "v1-inference.yaml"
         size = ckpt.stat().st_size / 1e9
-        rows = [("imports alone", *measure(IMPORTS))]
+        rows = [("imports alone", *measure(IMPORTS, "cpu"))]
         for cache in ("cold", "warm"):
             shutil.rmtree(state, ignore_errors=True)
             state.mkdir()
             if cache == "cold":
                 forget(ckpt)
-            rows.append((f"sdbatch, first time, {cache}", *measure(OURS, ckpt, CONFIG, state)))
+            rows.append((f"sdbatch, first time, {cache}", *measure(OURS, device, ckpt, config, state)))
         for cache in ("cold", "warm"):
             if cache == "cold":
                 forget(ckpt, state)
-            rows.append((f"sdbatch, later, {cache}", *measure(OURS, ckpt, CONFIG, state)))
+            rows.append((f"sdbatch, later, {cache}", *measure(OURS, device, ckpt, config, state)))
         for cache in ("cold", "warm"):
             if cache == "cold":
                 forget(ckpt)
-            rows.append((f"diffusers from_single_file, {cache}", *measure(PEER, ckpt, peer)))
+            rows.append((f"diffusers from_single_file, {cache}", *measure(PEER, device, ckpt, peer)))
         kept = sum(path.stat().st_size for path in state.rglob("*.safetensors")) / 1e9
-        print(f"checkpoint {size:.1f} GB, converted {kept:.1f} GB\n")
+        print(f"on {device}, checkpoint {size:.1f} GB, converted {kept:.1f} GB\n")
         print("| | s to READY | s until all weights were read | peak GB of its own |\n|---|---|---|---|")
         for name, ready, read, peak in rows:
             print(f"| {name} | {ready:.1f} | {read:.1f} | {peak:.1f} |")
+        print(f"| `sdbatch serve`, later, warm | {measure_service(root, device):.1f} | | |")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
-"""Which device a renderer takes, and what it tells of its memory, where torch has one that is not here."""
+"""Another device than the CPU, without one: which one a renderer takes, what it tells of it and asks it for."""
 
 import io
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from reference_model import CKPT, CONFIG, draw_all, small_txt2img
+from small_models import small_laion400m, small_v2
 from tests_support import drain, only, small_draw
 from torch.cuda._utils import _get_device_index
 
+from sdbatch.engine import draw as draw_module
 from sdbatch.engine import memory
 from sdbatch.engine import renderer as renderer_module
-from sdbatch.engine.draw import draw
+from sdbatch.engine.draw import NoiseSource, draw
+from sdbatch.engine.models import load_model
 from sdbatch.engine.renderer import Renderer, find_device
 from sdbatch.root import Root
 from sdbatch.service import Service
@@ -97,3 +102,31 @@ def test_the_manifest_records_a_gpus_peak_and_is_silent_of_a_cpus(
     drain(service, clock)
     record = yaml.safe_load((only(root.done) / "manifest.yaml").read_text())
     assert {key: record[key] for key in ("peak_bytes",) if key in record} == recorded
+
+
+# A device whose tensors have no numbers: what lies elsewhere can't meet them, and who asks for a number is refused.
+
+NOWHERE = torch.device("meta")
+MODELS = {
+    "v1": lambda _: (CKPT, CONFIG),
+    "v2": small_v2,
+    "LAION-400M": small_laion400m,
+}
+
+
+@pytest.mark.parametrize("version", MODELS)
+@pytest.mark.parametrize("fields", [{"ddim_eta": 0.5}, {"plms": True}, {"scale": 1.0}], ids=str)
+def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
+    version: str, fields: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noise(*_: object) -> torch.Tensor:
+        return torch.empty(2, 4, 8, 8, device=NOWHERE)
+
+    decoded: list[torch.Tensor] = []
+    monkeypatch.setattr(NoiseSource, "seeded", lambda *_: SimpleNamespace(draw=noise))
+    monkeypatch.setattr(draw_module, "computing", lambda *_: nullcontext())  # there is no autocast for it
+    monkeypatch.setattr(draw_module, "decode", lambda model, latents, _: decoded.append(model.decode(latents)))
+    model = load_model(*MODELS[version](tmp_path)).to(NOWHERE)
+    drawn = draw_all(small_txt2img(**fields), model=model)
+    assert [picture.shape for picture in decoded] == [(2, 3, 64, 64)] * len(drawn) == [(2, 3, 64, 64)] * 2
+    assert model.encode(decoded[0][:1], noise()).device == NOWHERE

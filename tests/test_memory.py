@@ -39,6 +39,8 @@ def test_freed_tensors_below_one_that_lives_go_back_to_the_system() -> None:
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
         "CUDA driver error: out of memory",
         "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "GET was unable to find an engine to execute this computation",
         "Unable to find a valid cuDNN algorithm to run convolution",
         "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8",

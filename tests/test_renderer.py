@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,3 +161,14 @@ def test_notes_of_an_earlier_attempt_are_told_with_those_of_the_last(tmp_path: P
 def test_damaged_notes_cost_no_job(tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_bytes(b"\0[")
     render(task(tmp_path))
+
+
+def test_the_collector_rests_while_the_libraries_are_imported_and_works_from_then_on() -> None:
+    code = (
+        "import gc; runs = []; gc.callbacks.append(lambda phase, _: runs.append(phase)); "
+        "import sdbatch.engine.renderer; print(len(runs) // 2, gc.isenabled())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    runs, is_enabled = ended.stdout.split()
+    assert int(runs) < 100, "it would be a thousand"
+    assert is_enabled == "True"

@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import torch
 
-# CUDA has an error of its own; its libraries and the CPU's allocator say it in words alone. cuDNN tries one plan after
-# another, each of which may want memory that is not there, and in the end says only that none is left; cuBLAS finds no
-# room for its handle, and calls itself not initialized.
+# CUDA has an error of its own; its libraries and the CPU's allocator say it in words alone. cuDNN tries one plan
+# after another, each of which may want memory that is not there, and in the end says only that none is left. Where
+# cuBLAS or cuDNN find no room for their handle, they call themselves not initialized.
 SIGNS = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -19,6 +19,9 @@ SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # from cuDNN 9 on, as the next
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
     "unable to find an engine to execute this computation",
     "nable to find a valid cuDNN algorithm",
     "Cannot allocate memory",  # the kernel's, when a file is to be mapped

@@ -6,8 +6,11 @@ trusted, and where memory ran out for good (see ladder.py) another may find more
 starts one.
 """
 
+import gc
 import os
 
+# What the libraries set up is no garbage, and looking through it again and again costs half a second.
+gc.disable()
 # Before any import that could ask the network.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -42,6 +45,8 @@ from sdbatch.engine.watermark import Watermark
 from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch, count_pictures
+
+gc.enable()
 
 VERSIONS = {
     "torch": torch.__version__,
@@ -258,6 +263,7 @@ def _die_with_parent() -> None:
 def main() -> None:
     """`python -m sdbatch.engine.renderer OUTFIT FD [CKPT CONFIG]`: OUTFIT is JSON, FD takes the answers."""
     _die_with_parent()
+    gc.freeze()  # so that `release` need not look through the libraries either
     forbid_tf32()
     outfit, answers, *preload = sys.argv[1:]
     with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
