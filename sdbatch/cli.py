@@ -109,7 +109,7 @@ def validate(files: FilesArgument, root: RootOption = Path()) -> None:
 
     Example: sdbatch validate truck.yaml --root /srv/sdbatch
 
-    Exit codes: 0 all good; 1 a job would fail.
+    Exit codes: 0 all good; 1 a job would fail; 78 the configuration is wrong.
     """
     from sdbatch.check import check_file  # noqa: PLC0415
 

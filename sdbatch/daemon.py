@@ -41,7 +41,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         service.engine.start()
         service.historian.start()
         service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
-        _warn_of_a_short_watchdog(service)
+        configuration.warn_of_a_short_watchdog(settings, service.log)
         if settings.events:
             service.inbox.watcher.start()
         for text in configuration.unknown_variables():
@@ -101,16 +101,6 @@ def _to_preload(root: Root, chosen: Preload) -> Sequence[Path]:
         return [path for path in root.find_weights(chosen.ckpt, chosen.config) if path] if chosen.ckpt else ()
     except JobError:
         return ()  # the jobs that name them are told
-
-
-def _warn_of_a_short_watchdog(service: Service) -> None:
-    limit, watchdog = service.settings.hang_seconds, systemd.watchdog_seconds()
-    if 0 < watchdog <= limit:
-        service.log.warning(
-            "systemd will restart the service before hang_seconds are over; to fit them run `sdbatch install` again",
-            hang_seconds=limit,
-            watchdog_seconds=watchdog,
-        )
 
 
 def _loop(service: Service, clock: Clock, *, drain: bool) -> int:

@@ -36,7 +36,7 @@ class RootBusy(SdbatchError):
 
 
 class NotHere(SdbatchError):
-    """Something that the job needs lies on a disk that is not there now: the job waits, others go first."""
+    """Something that the job needs is not there now, as its disk or room on it: the job waits, others go first."""
 
 
 class EngineDown(SdbatchError):

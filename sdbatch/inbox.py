@@ -24,8 +24,11 @@ URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behin
 MOST_PRIORITY = 100
 _FOLDERS = {URGENT: 1000, BULK: -1000}
 GLANCE_BYTES = 16 << 10
-# On a line of its own, or quoted within one as in JSON.
-_PRIORITY = re.compile(rb"""(?:^[ \t{]*["']?priority["']?|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""", re.MULTILINE)
+# On a line of its own, within braces on one line, or quoted as in JSON.
+_PRIORITY = re.compile(
+    rb"""(?:^[ \t{-]*["']?priority["']?|^[ \t-]*\{.*,[ \t]*priority|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""",
+    re.MULTILINE,
+)
 
 EMPTY_TOLD = 5
 DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest

@@ -183,12 +183,16 @@ def clean(
 
     Examples: sdbatch clean --root /srv/sdbatch; sdbatch clean --apply
 
-    Exit codes: 0 shown, or done; 78 the configuration is wrong.
+    Exit codes: 0 shown, or done; 1 there is no root; 78 the configuration is wrong.
     """
     from sdbatch import housekeeping  # noqa: PLC0415
 
     place, settings = open_root(root)
-    for folder in [*housekeeping.outdated(place, settings.keep, datetime.now(UTC))]:
+    place.require(place.inbox)
+    outdated = [*housekeeping.outdated(place, settings.keep, datetime.now(UTC))]
+    if not outdated:
+        typer.echo("the rules of keep: give nothing up")
+    for folder in outdated:
         if apply:
             housekeeping.remove(place, folder, outputs=settings.keep.outputs)
         typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")

@@ -40,9 +40,13 @@ class Turns:
     @property
     def absent(self) -> str:
         """What a deferred job waits for."""
-        for job, error in self.spool.unreadable.items():
-            return f"{job} waits, as it can't be read: {error.strerror}: {error.filename}"
-        return self._absent if self.deferred else ""
+        if not self.spool.unreadable:
+            return self._absent if self.deferred else ""
+        job, error = min(self.spool.unreadable.items())
+        return (
+            f"{job} waits, as it can't be read: {error.strerror}: {error.filename}; "
+            "let the service's user read it, or see to the disk"
+        )
 
     def next_claim(self, now: float, wall: datetime) -> Claim | None:
         """The job whose turn it is; None if there is none, or none can be drawn now.
@@ -64,11 +68,12 @@ class Turns:
         first = self._priority(ids[0]) if ids else ANY_TIME
         urgent = sum(1 for _ in takewhile(lambda arrival: arrival.priority > first, self.inbox.queue)) if ids else 0
         movable = (name for name in self.inbox.names() if name not in self.unmovable)
+        others_pass = self.deferred.keys() | self.spool.unreadable.keys()
         queued = [("file", name) for name in islice(movable, max(urgent, overview.SHOWN))]
         yield from queued[:urgent]
-        yield from (("id", name) for name in ids if name not in self.deferred)
+        yield from (("id", name) for name in ids if name not in others_pass)
         yield from queued[urgent:]
-        yield from (("id", name) for name in ids if name in self.deferred)
+        yield from (("id", name) for name in ids if name in others_pass)
 
     def defer(self, claim: Claim, now: float = ANY_TIME, why: str = "") -> None:
         """Others go first: what this job needs, or where it lies, may be well again later."""

@@ -167,6 +167,7 @@ def test_a_full_filesystem_keeps_everything_and_goes_on_when_there_is_space(tmp_
             drain(root)
             check(root, pictures)
             shutil.rmtree(root.path)
-        assert codes == {os.EX_IOERR, ALL_DONE_BUT_THE_TYPO}, "full at some, enough at others"
+        assert codes > {ALL_DONE_BUT_THE_TYPO}, "full at some, enough at others"
+        assert codes <= {ALL_DONE_BUT_THE_TYPO, os.EX_IOERR, os.EX_UNAVAILABLE}
     finally:
         subprocess.run(["umount", "-l", place], check=True)

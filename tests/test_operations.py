@@ -21,6 +21,7 @@ from tests_support import HERE, run_sdbatch
 
 from sdbatch import wheels
 from sdbatch.root import Root
+from sdbatch.settings import NEEDS_RESTART
 from sdbatch.testing import drop_job
 
 PAGE = (HERE.parent / "docs/operations.md").read_text()
@@ -64,6 +65,8 @@ def lay_out(machine: Machine) -> None:
     config = machine.root / "srv/sdbatch/configs/stable-diffusion/v1-inference.yaml"
     config.parent.mkdir(parents=True)
     config.write_bytes((DEMO / "v1-inference.yaml").read_bytes())
+    # Someone served it by hand first.
+    (machine.root / "srv/sdbatch/outputs/txt2img-samples/samples").mkdir(parents=True)
     here = machine.root / "srv/here"
     here.mkdir()
     (here / "v1-5-pruned.ckpt").write_bytes((DEMO / "model.safetensors").read_bytes())
@@ -280,6 +283,10 @@ def test_the_hook_in_the_page_is_the_shipped_one() -> None:
     (example,) = blocks("yaml")
     command = yaml.safe_load(example)["hooks"]["on_failed"][0]
     assert (HERE.parent / "docs/hooks" / Path(command).name).exists()
+
+
+def test_the_page_names_every_setting_that_needs_a_restart() -> None:
+    assert {f"`{name}`" for name in NEEDS_RESTART} <= {*re.findall("`[a-z_]+`", PAGE)}
 
 
 def test_every_command_in_the_page_is_one(capsys: pytest.CaptureFixture[str]) -> None:

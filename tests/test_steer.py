@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests_support import REFERENCE, drain, lay_model, only, run_sdbatch
@@ -85,6 +86,17 @@ def test_a_pause_that_unloads_ends_the_renderer(start: Start, root: Root, clock:
     let_pass(service, clock)
     assert engine.stops
     assert root.pause.read_text() == "unload\n"
+
+
+@pytest.mark.parametrize("text", ["UNLOAD", "the card is needed: unload it", "Unload, please"])
+def test_a_pause_that_asks_for_it_in_ones_own_words_unloads_too(
+    start: Start, root: Root, clock: FakeClock, text: str
+) -> None:
+    service = start()
+    use(service, engine := During(lambda: None))
+    root.pause.write_text(text)
+    let_pass(service, clock)
+    assert engine.stops
 
 
 def test_a_job_in_work_is_cancelled_at_its_next_step(start: Start, root: Root, clock: FakeClock) -> None:
@@ -185,10 +197,12 @@ def test_the_urgent_goes_first_and_the_bulk_last(start: Start, root: Root, clock
         "4.json": '{"prompt": "a", "priority": 7, "n_iter": 1, "n_samples": 1}',
         "5.yaml": SMALL + "priority: -1\n",
         "urgent/6.yaml": SMALL,
+        "7.yaml": "{prompt: a, n_iter: 1, priority: 6, n_samples: 1}",
+        "8.yaml": "- prompt: a\n  n_iter: 1\n- priority: 4\n  prompt: b\n",
     }.items():
         drop_job(root, name, text)
     drain(start(), clock)
-    assert order(root) == ["6", "4", "3", "2", "5", "1"]
+    assert order(root) == ["6", "4", "7", "3", "8", "8", "2", "5", "1"]
 
 
 def test_a_bumped_file_is_next(start: Start, root: Root, clock: FakeClock) -> None:
@@ -269,13 +283,54 @@ def test_a_job_that_the_disk_has_no_room_for_is_not_begun(
 
     monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", lambda _: Usage)
     drop_job(root, "a.yaml", SMALL)
+    drop_job(root, "small.yaml", SMALL.replace("n_iter: 3", "n_iter: 1"))
     service = start(free_bytes=0)
-    with pytest.raises(OSError, match=r"the job may need 0.1 MB, and 0.1 MB are free"):
-        let_pass(service, clock)
+    let_pass(service, clock)
+    assert "-a may need 0.1 MB, and 0.1 MB are free for jobs/running/" in str(status(root)["problem"])
+    assert "free some space" in str(status(root)["problem"])
+    assert order(root) == ["small"]
+    service.engine.drawn.clear()  # type: ignore[attr-defined]
+    clock.sleep(60)
+    service.run_once(clock)
     assert service.engine.drawn == []  # type: ignore[attr-defined]
     monkeypatch.undo()
     drain(service, clock)
+    assert service.done == 2
+
+
+@pytest.mark.parametrize("full", ["running", "outputs"])
+def test_a_full_disk_is_told_with_what_to_do_and_the_inbox_stays_as_it_is(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    def usage(folder: Path) -> object:
+        is_full = folder.is_relative_to(getattr(root, full))
+        return SimpleNamespace(total=10**12, free=10**6 if is_full else 10**11)
+
+    monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", usage)
+    drop_job(root, "a.yaml", SMALL)
+    service = start()
+    let_pass(service, clock)
+    place = root.show(getattr(root, full))
+    assert str(status(root)["problem"]).startswith(f"the disk of {place}/ is full")
+    assert "free some space" in str(status(root)["problem"])
+    assert list(root.inbox.iterdir())
+    monkeypatch.undo()
+    drain(service, clock)
     assert service.done == 1
+
+
+def test_a_job_is_not_begun_whose_output_folder_has_no_room_for_it(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def usage(folder: Path) -> object:
+        return SimpleNamespace(total=10**12, free=100 if folder.name == "far" else 10**11)
+
+    monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", usage)
+    drop_job(root, "a.yaml", SMALL + "outdir: outputs/far\n")
+    service = start(free_bytes=0)
+    let_pass(service, clock)
+    assert "free for outputs/far/" in str(status(root)["problem"])
+    assert service.engine.drawn == []  # type: ignore[attr-defined]
 
 
 def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
