@@ -18,7 +18,7 @@ from sdbatch.errors import JobError
 
 DATABASE = "history.db"
 WAIT_SECONDS = 5.0  # for another that writes
-SMALL = 16 << 20  # bytes: to look through so many takes no time that a person would notice
+SMALL = 4 << 20  # bytes: to look through so many takes no time that a person would notice (10 ms for each 1 << 20)
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 # What SQLite calls no damage, but never says of a file that is whole.
 SIGNS = ("no such table", "no such column", "invalid fts5 file format", "vtable constructor failed", "Could not decode")

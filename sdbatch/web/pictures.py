@@ -13,6 +13,7 @@ from sdbatch import restoring
 from sdbatch.check import submit_text
 from sdbatch.errors import JobError
 from sdbatch.records import Lineage, Picture
+from sdbatch.searching import Found
 from sdbatch.spool import slug_of
 from sdbatch.web import thumbnails
 from sdbatch.web.language import translate
@@ -36,7 +37,7 @@ def history() -> str:
     return render_template(
         template,
         found=found,
-        more=dict(request.args) | {"before": str(found[-1].key)} if len(found) == AT_ONCE else None,
+        more=dict(request.args) | {"before": str(found.rest)} if found.rest is not None else None,
         checkpoints=site().history.checkpoints(),
     )
 
@@ -145,7 +146,7 @@ def _known(path: str) -> Picture:
     return picture
 
 
-def _search(asked: Mapping[str, str]) -> list[Picture]:
+def _search(asked: Mapping[str, str]) -> Found:
     asked = {name: text.replace("\0", "") for name, text in asked.items()}  # where SQLite takes a text to end
     seed, before = _whole(asked.get("seed", "")), _whole(asked.get("before", ""))
     since = None

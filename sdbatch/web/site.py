@@ -13,6 +13,7 @@ from sdbatch.history import History
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 
+PATIENCE = 0.03  # seconds: a search shows by then what it has found, and goes on as one scrolls
 CATCH_UP_SECONDS = 10.0  # a second of work in a root of a million pictures
 
 
