@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sdbatch import files, found, gathering, infotext, jobfile, pngtext
 from sdbatch.errors import JobError, printable
 from sdbatch.history import History
+from sdbatch.inputs import INPUTS
 from sdbatch.job import Img2Img, Txt2Img, job_kind
 from sdbatch.manifest import VERSION, dump
 from sdbatch.records import Job, Picture
@@ -142,11 +143,22 @@ def _told_by_history(root: Root, what: Picture | Job) -> tuple[Fields, list[str]
             return _with_files(root, job_id, record)
         if isinstance(what, Picture):  # what stands in the picture is as good
             return _told_by_file(root, root.path / what.path)
-    parsed = gathering.parse_dropped((root.done if what.state == "done" else root.failed) / job_id)
+    folder = (root.done if what.state == "done" else root.failed) / job_id
+    parsed = gathering.parse_dropped(folder)
     if parsed is None or parsed.job is None:
         why = f": {parsed.error}" if parsed and parsed.error else ""
         raise JobError(f"{job_id}: no job can be restored from it{why}")
-    return parsed.job.model_dump(), []
+    return _with_copies(root, folder, parsed.job.model_dump()), []
+
+
+def _with_copies(root: Root, folder: Path, job: Fields) -> Fields:
+    """The fields of a job without a manifest; where a file that it named is gone, with the copy in its folder."""
+    copies = {
+        name: next(iter(folder.glob(f"{INPUTS}/{name}.*")), None)
+        for name in FILES
+        if job.get(name) and not _is_there(root, str(job[name]))
+    }
+    return job | {name: root.show(copy) for name, copy in copies.items() if copy}
 
 
 def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[str]]:
@@ -157,7 +169,8 @@ def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[s
         if not job.get(name):
             continue
         copy = root.done / job_id / str(kept.get(name, {}).get("file"))
-        if _is_same(root, str(job[name]), str(kept.get(name, {}).get("sha256"))):
+        is_passing = root.show(root.path / str(job[name])).startswith(f"{root.show(root.inbox)}/")
+        if not is_passing and _is_same(root, str(job[name]), str(kept.get(name, {}).get("sha256"))):
             continue
         if copy.is_file():
             job[name] = root.show(copy)
@@ -175,7 +188,7 @@ def _is_same(root: Root, named: str, sha256: str) -> bool:
 
 def _is_there(root: Root, named: str) -> bool:
     try:
-        root.find("", named, [root.path])
+        root.find("", named, [root.inbox, root.path])  # as for a job that is dropped there
     except JobError:
         return False
     return True

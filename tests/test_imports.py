@@ -20,6 +20,7 @@ FLOORS = [
         "grams",
         "journal",
         "pace",
+        "web.retelling",
         "records",
         "systemd",
     },

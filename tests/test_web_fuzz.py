@@ -22,7 +22,7 @@ from sdbatch.web.fields import fields
 HOST = {"Host": "127.0.0.1"}
 NAMES = [*(field.name for field in fields("txt2img")), "init_img", "strength"]
 NAMES += ["kind", "to", "from", "path", "prompt", "seed", "words", "since", "before", "ckpt", "failed", "job", "reason"]
-NAMES += ["back", "password", "upload"]
+NAMES += ["back", "password", "upload", "shown", "_method", "_scheme", "_external", "_anchor", "endpoint"]
 PATHS = [
     *(
         "jobs/done/x/samples/00000.png",
@@ -57,12 +57,12 @@ headers = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> FlaskClient:
-    """Of a root with a done, a failed and a waiting job."""
+    """Of a root with a done, a failed and a waiting job, and more pictures than a page shows."""
     root = make_root(tmp_path_factory.mktemp("fuzz") / "root")
-    drop_job(root, "a.yaml", "prompt: 蓝色\nH: 64\nW: 64\nn_iter: 1\n")
+    drop_job(root, "a.yaml", "prompt: 蓝色\nH: 64\nW: 64\nn_iter: 1\nn_samples: 70\n")
     drop_job(root, "bad.yaml", "promt: a\n")
     drain(Service(root, Settings(), FakeEngine()), FakeClock())
-    PATHS.extend(str(path.relative_to(root.path)) for path in root.done.rglob("*"))
+    PATHS.extend(str(path.relative_to(root.path)) for path in [*root.done.rglob("*")][:20])
     PATHS.extend(path.name for path in (*root.done.iterdir(), *root.failed.iterdir()))
     drop_job(root, "b.yaml", "prompt: b\n")
     return create_app(root, Settings.model_validate({"web": {"hosts": ["127.0.0.1"]}})).test_client()
