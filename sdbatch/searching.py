@@ -19,9 +19,9 @@ from sdbatch.grams import Part, has
 from sdbatch.records import PICTURE_QUESTION, Picture
 
 LAST = 2**63 - 1  # the greatest key
-A_STEP = 20_000  # pictures, about
+A_STEP = 50_000  # pictures, about
 SAMPLE = 1000  # pictures, to tell by how dense they stand
-MOMENT = 0.01  # seconds
+MOMENT = 0.02  # seconds
 OFTEN = 100  # of SQLite's operations: a millisecond at most
 Ask = Callable[[Callable[[sqlite3.Connection], Any]], Any]
 
@@ -48,9 +48,9 @@ def search(ask: Ask, wanted: Wanted, before: int | None, limit: int, patience: f
     below = LAST if before is None else max(0, min(before, LAST))
     end, oldest = ask(lambda db: _bounds(db, below, wanted.oldest))
     runs: list[int] = []
-    reached, by_spans = end + 1, False
+    reached, by_spans, at_once = end + 1, False, MOMENT if patience < math.inf else math.inf
     while len(runs) < limit and reached > oldest and (now <= deadline or reached > end):  # else it would stay there
-        step = _step_in_span if by_spans else _step
+        step = _step_in_span if by_spans else partial(_step, seconds=at_once)
         some, down_to = ask(partial(step, wanted=wanted, oldest=oldest, end=reached - 1, limit=limit - len(runs)))
         by_spans = by_spans or down_to == reached
         runs, reached, now = runs + some, down_to, perf_counter()
@@ -72,7 +72,7 @@ def _bounds(database: sqlite3.Connection, below: int, oldest: int | None) -> tup
 
 
 def _step(
-    database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float = MOMENT
+    database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float
 ) -> tuple[list[int], int]:
     """Runs with keys up to `end`, and the key down to which there is none but these."""
     question = """

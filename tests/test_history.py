@@ -95,9 +95,9 @@ def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
         step = searching._step
 
         def stopped(
-            database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float = 0
+            database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float
         ) -> tuple[list[int], int]:
-            return step(database, wanted, oldest, end, limit, seconds) if seconds else ([], end + 1)
+            return step(database, wanted, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
 
         monkeypatch.setattr(searching, "_step", stopped)
         monkeypatch.setattr(index, "SPANS", (14, 16))  # a job takes a minute here
