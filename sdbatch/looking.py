@@ -82,7 +82,7 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
 
     Exit codes: 0 shown; 1 there is none, or several have that in their ids.
     """
-    from sdbatch import tables  # noqa: PLC0415
+    from sdbatch import particulars, tables  # noqa: PLC0415
 
     place = named_root(root)
     opened = _open(place)
@@ -93,7 +93,8 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
         told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
-        tables.show_one(found, pictures, tree, place)
+        how = [(title.lower(), value) for title, value in particulars.parameters(place, found)]
+        tables.show_one(found, how + particulars.circumstances(place, found), pictures, tree, place)
 
 
 @app.command()

@@ -69,6 +69,20 @@ def restore(root: Root, what: Picture | Job | Path) -> Restored:
     return Restored(f"# {printable(origin)}\n{job_text(fields)}", [*dict.fromkeys(notes + misfits + missing)])
 
 
+def fields_of(root: Root, what: Picture | Job) -> Fields:
+    """The fields of the job that something was drawn by, as far as a job can have them.
+
+    Raises:
+        JobError: nothing tells how it was drawn.
+    """
+    return _fitting(_told_by_history(root, what)[0])[0]
+
+
+def record_of(root: Root, what: Picture | Job) -> Fields:
+    """The manifest of a done job; nothing of any other."""
+    return _record(root, what.job if isinstance(what, Picture) else what.id) if what.state == "done" else {}
+
+
 def follow_up(
     root: Root,
     history: History,
@@ -86,14 +100,13 @@ def follow_up(
         raise JobError(f"{picture.path}: there is no such picture (any more)")
     asked: Fields = {"prompt": picture.prompt if prompt is None else prompt}
     asked |= {"strength": 0.75 if strength is None else strength, "outdir": Img2Img.model_fields["outdir"].default}
-    record = _record(root, picture.job) if picture.state == "done" else {}
+    record = record_of(root, picture)
     listed = [entry for entry in record.get("pictures", []) if _is_named(entry, picture.file)]
     if listed:
         head = {"sdbatch_manifest": VERSION, "id": picture.job}
         block = {"init_img": picture.file, **asked, **fields}
         return _checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
-    before, _ = _fitting(_told_by_history(root, picture)[0])
-    carried = {name: value for name, value in before.items() if name in CARRIED_OVER}
+    carried = {name: value for name, value in fields_of(root, picture).items() if name in CARRIED_OVER}
     return _checked(job_text(carried | asked | {"init_img": picture.path} | fields))
 
 
@@ -104,12 +117,11 @@ def again(root: Root, job: Job, seed: int | None = None) -> str:
         JobError: nothing tells how it was drawn.
     """
     changed = {} if seed is None else {"seed": seed}
-    record = _record(root, job.id) if job.state == "done" else {}
+    record = record_of(root, job)
     if record:
         head = {"sdbatch_manifest": VERSION, "id": job.id}
         return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
-    fields, _ = _fitting(_told_by_history(root, job)[0])
-    return _checked(job_text(fields | changed))
+    return _checked(job_text(fields_of(root, job) | changed))
 
 
 def job_text(fields: Fields) -> str:

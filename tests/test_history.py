@@ -293,6 +293,34 @@ def test_lineage_is_a_tree_from_the_first_to_all_that_came_of_it(draw: Draw, roo
     assert [node.job for node in (tree, *tree.children) if node.is_asked] == [child]
 
 
+def test_of_a_large_family_those_around_the_asked_one_are_shown_and_the_others_counted(root: Root) -> None:
+    """A first with 70 follow-ups; of the 66th came two, of one of which came one more."""
+
+    def lay_job(job_id: str, parent: str = "") -> None:
+        (root.done / job_id).mkdir()
+        line = f"parent: {{job: {parent}, picture: samples/00000.png}}\n" if parent else ""
+        (root.done / job_id / "manifest.yaml").write_text(f"{line}job: {{prompt: a}}\n")
+
+    lay_job("a")
+    for number in range(70):
+        lay_job(f"b{number:02}", "a")
+    for child, parent in (("c0", "b66"), ("c1", "b66"), ("d", "c1")):
+        lay_job(child, parent)
+    history = History.open(root)
+
+    tree = history.lineage("b66", 6)
+    assert (tree.job, tree.above, tree.more) == ("a", 0, 67)
+    assert [node.job for node in tree.children] == ["b00", "b01", "b66"]
+    asked = tree.children[-1]
+    assert (asked.is_asked, asked.more, [node.job for node in asked.children]) == (True, 0, ["c0", "c1"])
+    assert [node.more for node in asked.children] == [0, 1]
+
+    tree = history.lineage("d", 4)
+    assert (tree.job, tree.above, tree.more) == ("b66", 1, 0)
+    assert [node.job for node in tree.children] == ["c0", "c1"]
+    assert [node.job for node in tree.children[1].children if node.is_asked] == ["d"]
+
+
 def test_a_parent_that_is_gone_still_has_its_place(draw: Draw, root: Root) -> None:
     first = draw("prompt: a", "a.yaml")
     child = draw((root.done / first / "manifest.yaml").read_text(), "b.yaml")

@@ -586,7 +586,7 @@ def test_pictures_are_kept_by_the_visitors_browser_alone(root: Root, drawn: Path
 
 def test_a_picture_is_shown_with_all_that_it_came_from(root: Root, drawn: Path, visitor: Visitor) -> None:
     text = visitor.get(f"/picture/{shown(drawn, 1)}").text
-    for known in ("一辆蓝色卡车", ">7<", "128\u00d764", "2 of 2", "model.ckpt"):
+    for known in ("一辆蓝色卡车", ">7<", "128\u00d764", "2 of 2", "model.ckpt", ">DDIM<", "<dt>Steps</dt>", ">7.5<"):
         assert known in text
     assert 'rel="prev"' in text
     assert 'rel="next"' not in text

@@ -10,7 +10,7 @@ from typing import Any
 from flask import Blueprint, Response, abort, make_response, render_template, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from sdbatch import restoring
+from sdbatch import particulars, restoring
 from sdbatch.check import submit_text
 from sdbatch.errors import JobError
 from sdbatch.records import Lineage, Picture
@@ -23,7 +23,7 @@ AT_ONCE = 60  # thumbnails
 MOST_AT_ONCE = 20 * AT_ONCE  # for who comes back to where they had scrolled to
 ASKED = ("words", "kind", "ckpt", "since", "seed", "failed")  # what a search can be narrowed by
 KEPT_SECONDS = 86400  # by browsers: pictures do not change, but for a name in outputs/ that is drawn anew
-FAMILY = 50  # jobs of a lineage that are shown
+FAMILY = 50  # jobs of a lineage
 MOST = 2**63 - 1  # what a column of the index holds
 
 pages = Blueprint("pictures", __name__)
@@ -75,6 +75,7 @@ def show(path: str) -> str:
         "picture.html",
         picture=picture,
         restored=restored,
+        parameters=particulars.parameters(site().root, picture),
         siblings=order,
         before=order[place - 1] if place else None,
         after=order[place + 1] if place + 1 < len(order) else None,
@@ -135,10 +136,10 @@ def again() -> AnyResponse:
 
 
 def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
-    """What came of what, from the first ancestor on: each with how deep it stands. Shown is a part of a large one."""
+    """What came of what, from the first ancestor on: each with how deep it stands."""
     found: list[tuple[int, Lineage, list[Picture]]] = []
-    pending = [(0, site().history.lineage(job_id))]
-    while pending and len(found) < FAMILY:
+    pending = [(0, site().history.lineage(job_id, FAMILY))]
+    while pending:
         depth, node = pending.pop()
         found.append((depth, node, site().history.pictures_of(node.job)))
         pending += [(depth + 1, child) for child in reversed(node.children)]
