@@ -231,10 +231,9 @@ def _job_of(found: "Picture | Job") -> str:
 
 def _drop(place: "Root", text: str, job_id: str, *, dry_run: bool) -> None:
     from sdbatch.check import submit_text  # noqa: PLC0415
-    from sdbatch.spool import slug_of  # noqa: PLC0415
+    from sdbatch.restoring import file_name  # noqa: PLC0415
 
     if dry_run:
         typer.echo(text, nl=False)
         return
-    name = job_id.split("-", 2)[-1] if "/" not in job_id else Path(job_id).name
-    typer.echo(submit_text(text, f"{slug_of(name + '.')}.yaml", place))
+    typer.echo(submit_text(text, file_name(job_id), place))

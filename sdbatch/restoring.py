@@ -19,7 +19,7 @@ from sdbatch.job import Img2Img, Txt2Img, job_kind
 from sdbatch.manifest import VERSION, dump
 from sdbatch.records import Job, Picture
 from sdbatch.root import SAMPLES, WEIGHTS, Root
-from sdbatch.spool import MANIFEST
+from sdbatch.spool import MANIFEST, slug_of
 
 Fields = dict[str, Any]
 ALWAYS = ("prompt", "seed")  # told even where they are the defaults
@@ -63,8 +63,8 @@ def restore(root: Root, what: Picture | Job | Path) -> Restored:
     fields, misfits = _fitting(fields)
     missing = [
         printable(f"{name}: there is no {fields[name]} in the root; without it the job can't be drawn")
-        for name in FILES
-        if fields.get(name) and not _is_there(root, str(fields[name]))
+        for name in (*FILES, "ckpt")
+        if fields.get(name) and not _is_there(root, name, str(fields[name]))
     ]
     return Restored(f"# {printable(origin)}\n{job_text(fields)}", [*dict.fromkeys(notes + misfits + missing)])
 
@@ -124,6 +124,12 @@ def again(root: Root, job: Job, seed: int | None = None) -> str:
     return _checked(job_text(fields_of(root, job) | changed))
 
 
+def file_name(job_id: str) -> str:
+    """Of a job that comes from another: that one's name, without its time and number; or where it lies."""
+    name = job_id.rpartition("/")[2] if "/" in job_id else job_id.split("-", 2)[-1]
+    return f"{slug_of(name + '.yaml')}.yaml"
+
+
 def job_text(fields: Fields) -> str:
     """A job file of these fields, without those that say what holds anyway."""
     known = job_kind(fields).model_fields
@@ -168,7 +174,7 @@ def _with_copies(root: Root, folder: Path, job: Fields) -> Fields:
     copies = {
         name: next(iter(folder.glob(f"{INPUTS}/{name}.*")), None)
         for name in FILES
-        if job.get(name) and not _is_there(root, str(job[name]))
+        if job.get(name) and not _is_there(root, name, str(job[name]))
     }
     return job | {name: root.show(copy) for name, copy in copies.items() if copy}
 
@@ -186,7 +192,7 @@ def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[s
             continue
         if copy.is_file():
             job[name] = root.show(copy)
-        elif _is_there(root, str(job[name])):
+        elif _is_there(root, name, str(job[name])):
             notes.append(f"{name}: {printable(str(job[name]))} was changed since, and no copy was kept")
     return job, notes
 
@@ -198,9 +204,12 @@ def _is_same(root: Root, named: str, sha256: str) -> bool:
         return False
 
 
-def _is_there(root: Root, named: str) -> bool:
+def _is_there(root: Root, field: str, named: str) -> bool:
     try:
-        root.find("", named, [root.inbox, root.path])  # as for a job that is dropped there
+        if field != "ckpt":
+            root.find(field, named, [root.inbox, root.path])  # as for a job that is dropped there
+        elif "/" in named:  # else it may be a name of the configuration
+            root.find_model(field, named)
     except JobError:
         return False
     return True

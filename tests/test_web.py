@@ -485,7 +485,13 @@ def test_a_picture_is_found_by_a_chinese_word(root: Root, drawn: Path, visitor: 
     assert found.count('loading="lazy"') + found.count('decoding="async"') >= 2
     assert f"/picture/{shown(drawn)}" in found
     assert "Nothing found" in visitor.get("/history?words=火车").text
-    for query, there in {"seed=7": True, "seed=8": False, "kind=img2img": False, "since=2030-01-01": False}.items():
+    for query, there in {
+        "seed=7": True,
+        "seed=8": False,
+        "kind=img2img": False,
+        "since=2030-01-01": False,
+        "since=1m": False,
+    }.items():
         assert (shown(drawn) in visitor.get(f"/history?{query}").text) == there, query
 
 

@@ -10,12 +10,11 @@ from typing import Any
 from flask import Blueprint, Response, abort, make_response, render_template, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from sdbatch import particulars, restoring
+from sdbatch import moments, particulars, restoring
 from sdbatch.check import submit_text
 from sdbatch.errors import JobError
 from sdbatch.records import Lineage, Picture
 from sdbatch.searching import Found
-from sdbatch.spool import slug_of
 from sdbatch.web import thumbnails
 from sdbatch.web.site import done, is_fragment, site
 
@@ -147,9 +146,8 @@ def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
 
 
 def _drop(job_id: str, text: str) -> str:
-    """Into the inbox, under the name of the job that it comes from, without its time and number."""
-    name = job_id.split("-", 2)[-1]
-    path = submit_text(text, f"{slug_of(name + '.yaml')}.yaml", site().root)
+    """Into the inbox, under the name of the job that it comes from."""
+    path = submit_text(text, restoring.file_name(job_id), site().root)
     return f"Dropped as {site().root.show(path)}."
 
 
@@ -164,8 +162,8 @@ def _search(asked: Mapping[str, str], most: int = AT_ONCE) -> Found:
     asked = {name: text.replace("\0", "") for name, text in asked.items()}  # where SQLite takes a text to end
     seed, before = _whole(asked.get("seed", "")), _whole(asked.get("before", ""))
     since = None
-    with suppress(ValueError, OverflowError):
-        since = datetime.fromisoformat(asked["since"]).astimezone(UTC) if asked.get("since") else None
+    with suppress(JobError):
+        since = moments.since(asked["since"], datetime.now(UTC)) if asked.get("since") else None
     return site().history.search(
         asked.get("words", ""),
         since=since,
