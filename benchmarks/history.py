@@ -9,6 +9,7 @@ Adding is `History.add` of a finished job's folder, with its manifest. Reading a
 """
 
 import argparse
+import math
 import os
 import random
 import resource
@@ -28,9 +29,10 @@ from sdbatch.history import History
 from sdbatch.manifest import Manifest, Picture
 from sdbatch.root import Root
 from sdbatch.testing import make_root
+from sdbatch.web.site import PATIENCE
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
-KNOWN = ("painting", "photogra", "spaceshi")  # where they stand is chosen
+KNOWN = ("painting", "photograph", "spaceship")  # where they stand is chosen
 HAN = [chr(0x4E00 + 7 * n) for n in range(2500)]
 CKPTS = ["models/ldm/stable-diffusion-v1/model.ckpt", "models/v1-5-pruned.safetensors", "models/anime.ckpt"]
 PAGE, REPEATS = 100, 100
@@ -113,12 +115,14 @@ def measure(history: History, prompts: Prompts) -> Iterator[tuple[str, int, floa
         "a frequent word, in every other": {"words": "painting"},
         "three frequent words": {"words": f"{prompts.words[0]} {prompts.words[1]} painting"},
         "two frequent words, never together": {"words": "painting photograph"},
+        "a long word, whose first ten letters are in every other": {"words": "photographer"},
         "a word that is nowhere": {"words": "zzyzx"},
         "one Chinese character, rare": {"words": "龙"},
         "two Chinese characters, frequent": {"words": "汽车"},
         "two Chinese characters, rare": {"words": "龙猫"},
         "three Chinese characters, rare": {"words": "猫飞船"},
         "four Chinese characters, frequent": {"words": "摄影照片"},
+        "five Chinese characters, of which four are frequent": {"words": "摄影照片集"},
         "one letter": {"words": "p"},
         "a frequent word, a seed": {"words": "painting", "seed": 3003},
         "a frequent word, a rare model": {"words": "painting", "ckpt": "anime"},
@@ -128,6 +132,10 @@ def measure(history: History, prompts: Prompts) -> Iterator[tuple[str, int, floa
     }
     for name, asked in searches.items():
         yield name, *timed(history, asked, None)
+    together = "two frequent words, never together"
+    history.patience = PATIENCE
+    yield f"{together}: as the page asks, which then asks on", *timed(history, searches[together], None)
+    history.patience = math.inf
     for name in ("nothing asked for", "a frequent word, in every other", "two Chinese characters, frequent"):
         before = None
         for _ in range(49):

@@ -18,7 +18,7 @@ from sdbatch.errors import JobError
 
 DATABASE = "history.db"
 WAIT_SECONDS = 5.0  # for another that writes
-SMALL = 16 << 20  # bytes: to look through so many takes no time that a person would notice
+SMALL = 4 << 20  # bytes: to look through so many takes no time that a person would notice (10 ms for each 1 << 20)
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 # What SQLite calls no damage, but never says of a file that is whole.
 SIGNS = ("no such table", "no such column", "invalid fts5 file format", "vtable constructor failed", "Could not decode")
@@ -35,10 +35,11 @@ class Database:
 
     Attributes:
         writable: whether rows can be put in.
+        in_memory: whether it stands in for the file.
     """
 
     def __init__(self, state: Path, *, in_memory: bool, fill: Callable[[sqlite3.Connection], object]) -> None:
-        self._path, self._in_memory, self._fill = state / DATABASE, in_memory, fill
+        self._path, self._may_be_in_memory, self._fill = state / DATABASE, in_memory, fill
         self._lock = threading.RLock()
         self._connect()
 
@@ -77,7 +78,7 @@ class Database:
             if not self.writable:
                 self._connect_memory()
                 return
-            with suppress(OSError):
+            with suppress(OSError):  # in memory there may be none, or one that is not ours
                 _delete(self._path)
             self._connect()
 
@@ -92,10 +93,11 @@ class Database:
             self._fill(self._connection)
 
     def _connect(self) -> None:
+        self.in_memory = False
         try:
             self._connection, self.writable = _open_or_mend(self._path), True
         except (sqlite3.Error, OSError):
-            if not self._in_memory:
+            if not self._may_be_in_memory:
                 raise
             read = _open_to_read(self._path)
             if read is None:
@@ -105,10 +107,8 @@ class Database:
         self._identity = _identity(self._path, self.writable)
 
     def _connect_memory(self) -> None:
-        self._connection, self.writable = (
-            sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False),
-            True,
-        )
+        self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self.writable = self.in_memory = True
         self._identity = _identity(self._path, self.writable)
         try:
             index.create(self._connection)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
-BEGINNING = 8  # characters: of longer words so many are a piece
+BEGINNING = 16  # characters: of longer words so many are a piece
 IN_A_ROW = 3
 
 

@@ -64,6 +64,11 @@ class History:
         """Whether what is new can be taken in."""
         return self._database.writable
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether no file holds it, and no one else has it."""
+        return self._database.in_memory
+
     def close(self) -> None:
         """Let go of the file."""
         self._database.close()

@@ -82,7 +82,7 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
 
     Exit codes: 0 shown; 1 there is none, or several have that in their ids.
     """
-    from sdbatch import tables  # noqa: PLC0415
+    from sdbatch import particulars, tables  # noqa: PLC0415
 
     place = named_root(root)
     opened = _open(place)
@@ -93,7 +93,8 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
         told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
-        tables.show_one(found, pictures, tree, place)
+        how = [(title.lower(), value) for title, value in particulars.parameters(place, found)]
+        tables.show_one(found, how + particulars.circumstances(place, found), pictures, tree, place)
 
 
 @app.command()
@@ -230,10 +231,9 @@ def _job_of(found: "Picture | Job") -> str:
 
 def _drop(place: "Root", text: str, job_id: str, *, dry_run: bool) -> None:
     from sdbatch.check import submit_text  # noqa: PLC0415
-    from sdbatch.spool import slug_of  # noqa: PLC0415
+    from sdbatch.restoring import file_name  # noqa: PLC0415
 
     if dry_run:
         typer.echo(text, nl=False)
         return
-    name = job_id.split("-", 2)[-1] if "/" not in job_id else Path(job_id).name
-    typer.echo(submit_text(text, f"{slug_of(name + '.')}.yaml", place))
+    typer.echo(submit_text(text, file_name(job_id), place))

@@ -1,5 +1,6 @@
 """The index: what finds a picture, how it is kept up to date, and what happens when its file is not well."""
 
+import math
 import os
 import shutil
 import sqlite3
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 from laid_pictures import WEBUI, lay
 
-from sdbatch import found, gathering, housekeeping, index, steer, surroundings, upkeep
+from sdbatch import found, gathering, housekeeping, index, searching, steer, surroundings, upkeep
 from sdbatch.database import DATABASE
 from sdbatch.history import History
 from sdbatch.records import Lineage, Picture
 from sdbatch.root import Root
+from sdbatch.searching import Wanted
 from sdbatch.testing import FakeClock
 
 Draw = Callable[..., str]
@@ -83,6 +85,37 @@ def test_pages_go_on_where_the_last_one_ended_even_within_a_job(draw: Draw, root
         while page := history.search(**asked, before=seen[-1].key if seen else None, limit=4):
             seen += page
         assert files(seen) == [f"{name}/{number}" for name in "cba" for number in range(5)]
+
+
+@pytest.mark.parametrize("in_spans", [False, True])
+def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
+    draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch, in_spans: bool
+) -> None:
+    if in_spans:
+        step = searching._step
+
+        def stopped(
+            database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float
+        ) -> tuple[list[int], int]:
+            return step(database, wanted, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
+
+        monkeypatch.setattr(searching, "_step", stopped)
+        monkeypatch.setattr(index, "SPANS", (14, 16))  # a job takes a minute here
+    (root.path / "p.txt").write_text("a truck\na boat\n" * 4)
+    for name in "abc":
+        draw("from_file: p.txt\nH: 64\nW: 64\nn_iter: 1", f"{name}.yaml")
+        draw("prompt: a truck\nH: 64\nW: 64\nn_iter: 1\nn_samples: 5", f"{name}{name}.yaml")
+    history = History.open(root)
+    for words in ("", "truck", "a truck", "truck boat", "nowhere"):
+        at_once = history.search(words, limit=1000)
+        history.patience = 0
+        pages = [history.search(words, limit=4)]
+        while (rest := pages[-1].rest) is not None:
+            pages.append(history.search(words, before=rest, limit=4))
+        history.patience = math.inf
+        assert [picture for page in pages for picture in page] == at_once
+        assert not in_spans or len(pages) > 3
+        assert at_once.rest is None
 
 
 @pytest.mark.parametrize(
@@ -258,6 +291,34 @@ def test_lineage_is_a_tree_from_the_first_to_all_that_came_of_it(draw: Draw, roo
     ]
     assert family(tree) == ("a", None, expected)
     assert [node.job for node in (tree, *tree.children) if node.is_asked] == [child]
+
+
+def test_of_a_large_family_those_around_the_asked_one_are_shown_and_the_others_counted(root: Root) -> None:
+    """A first with 70 follow-ups; of the 66th came two, of one of which came one more."""
+
+    def lay_job(job_id: str, parent: str = "") -> None:
+        (root.done / job_id).mkdir()
+        line = f"parent: {{job: {parent}, picture: samples/00000.png}}\n" if parent else ""
+        (root.done / job_id / "manifest.yaml").write_text(f"{line}job: {{prompt: a}}\n")
+
+    lay_job("a")
+    for number in range(70):
+        lay_job(f"b{number:02}", "a")
+    for child, parent in (("c0", "b66"), ("c1", "b66"), ("d", "c1")):
+        lay_job(child, parent)
+    history = History.open(root)
+
+    tree = history.lineage("b66", 6)
+    assert (tree.job, tree.above, tree.more) == ("a", 0, 67)
+    assert [node.job for node in tree.children] == ["b00", "b01", "b66"]
+    asked = tree.children[-1]
+    assert (asked.is_asked, asked.more, [node.job for node in asked.children]) == (True, 0, ["c0", "c1"])
+    assert [node.more for node in asked.children] == [0, 1]
+
+    tree = history.lineage("d", 4)
+    assert (tree.job, tree.above, tree.more) == ("b66", 1, 0)
+    assert [node.job for node in tree.children] == ["c0", "c1"]
+    assert [node.job for node in tree.children[1].children if node.is_asked] == ["d"]
 
 
 def test_a_parent_that_is_gone_still_has_its_place(draw: Draw, root: Root) -> None:

@@ -92,6 +92,7 @@ FLOORS = [
     {"database", "engine.autoencoder", "intake", "readiness", "searching", "upkeep"},
     {"engine.models", "history", "turns"},
     {"engine.ladder", "engine.lora", "engine.precision", "engine.workshop", "historian", "restoring", "web.site"},
+    {"particulars"},
     {
         "engine.decoding",
         "engine.residents",

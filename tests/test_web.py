@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import socket
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from io import BytesIO
@@ -21,7 +23,7 @@ from typer.testing import CliRunner
 from werkzeug.test import TestResponse
 
 import sdbatch.cli  # noqa: F401 - knows all the commands
-from sdbatch import configuration, steer
+from sdbatch import configuration, steer, upkeep
 from sdbatch.check import check_file
 from sdbatch.commands import app
 from sdbatch.errors import ConfigError
@@ -31,7 +33,7 @@ from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Settings
 from sdbatch.testing import FakeClock, drop_job
-from sdbatch.web import command, guard, language, thumbnails
+from sdbatch.web import command, guard, language, site, thumbnails
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields, filled_by, to_yaml
 
@@ -81,6 +83,12 @@ def picture(width: int = 80, height: int = 72, kind: str = "PNG") -> BytesIO:
     Image.new("RGB", (width, height), "blue").save(data, kind)
     data.seek(0)
     return data
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is new in the folders is waited for."""
+    monkeypatch.setattr(site, "MOMENT", 60)
 
 
 # The queue
@@ -477,7 +485,13 @@ def test_a_picture_is_found_by_a_chinese_word(root: Root, drawn: Path, visitor: 
     assert found.count('loading="lazy"') + found.count('decoding="async"') >= 2
     assert f"/picture/{shown(drawn)}" in found
     assert "Nothing found" in visitor.get("/history?words=火车").text
-    for query, there in {"seed=7": True, "seed=8": False, "kind=img2img": False, "since=2030-01-01": False}.items():
+    for query, there in {
+        "seed=7": True,
+        "seed=8": False,
+        "kind=img2img": False,
+        "since=2030-01-01": False,
+        "since=1m": False,
+    }.items():
         assert (shown(drawn) in visitor.get(f"/history?{query}").text) == there, query
 
 
@@ -578,7 +592,7 @@ def test_pictures_are_kept_by_the_visitors_browser_alone(root: Root, drawn: Path
 
 def test_a_picture_is_shown_with_all_that_it_came_from(root: Root, drawn: Path, visitor: Visitor) -> None:
     text = visitor.get(f"/picture/{shown(drawn, 1)}").text
-    for known in ("一辆蓝色卡车", ">7<", "128\u00d764", "2 of 2", "model.ckpt"):
+    for known in ("一辆蓝色卡车", ">7<", "128\u00d764", "2 of 2", "model.ckpt", ">DDIM<", "<dt>Steps</dt>", ">7.5<"):
         assert known in text
     assert 'rel="prev"' in text
     assert 'rel="next"' not in text
@@ -646,18 +660,40 @@ def test_an_index_that_can_not_be_written_costs_the_newest_pictures_alone(
     History.open(root).close()
     drop_job(root, "late.yaml", "prompt: late\nH: 64\nW: 64\n")
     drain(start(), clock)
-    monkeypatch.setattr("sdbatch.history.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("sdbatch.database.WAIT_SECONDS", 0.05)
     with closing(sqlite3.connect(root.state / "history.db", isolation_level=None)) as other:
         if trouble == "locked":
             other.execute("BEGIN IMMEDIATE")
         else:
-            monkeypatch.setattr("sdbatch.history._open_or_mend", refuse)
+            monkeypatch.setattr("sdbatch.database._open_or_mend", refuse)
         visitor = Visitor(root)
         for path in ("/", "/queue", "/history", "/history?words=卡车"):
             text = visitor.get(path).text
             assert shown(drawn) in text
             assert "What was drawn last may be missing here: state/history.db" in text
             assert trouble in text or "can only be read" in text
+
+
+@pytest.mark.parametrize("place", ["its file", "memory"])
+def test_while_the_folders_are_read_pages_answer_and_say_so(
+    root: Root, drawn: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "memory":
+        shutil.rmtree(root.state)
+    going_on, refresh = threading.Event(), upkeep.refresh
+    monkeypatch.setattr(upkeep, "refresh", lambda *asked: going_on.wait(60) and refresh(*asked))
+    monkeypatch.setattr(site, "MOMENT", 0)
+    visitor = Visitor(root)
+    for path in ("/", "/history", "/history?words=卡车"):
+        text = visitor.get(path).text
+        assert "What was drawn last may be missing here: the folders are still being read" in text
+        assert shown(drawn) not in text
+    going_on.set()
+    visitor.client.application.extensions["sdbatch"]._reading.join()
+    monkeypatch.setattr(site, "MOMENT", 60)
+    text = visitor.get("/history").text
+    assert shown(drawn) in text
+    assert "missing here" not in text
 
 
 def refuse(_: Root) -> None:
