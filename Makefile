@@ -1,11 +1,14 @@
 # make demo: two jobs drawn in ./demo        make test: the tests        make test-slow: those that need minutes
+# make test-gpu: those that need a GPU; without one they are skipped
 # make bundle: dist/sdbatch-bundle.tar, for a server without any network; OPTIONS='--python 3.12 --ckpt FILE' and so on
 # Each sets up .venv on its own; PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
+# One more than cores, up to five: many tests wait for other programs.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5)))
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint benchmark bundle clean
+.PHONY: demo test test-slow test-gpu lint benchmark bundle clean
 
 $(BIN)/sdbatch: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,10 +31,13 @@ docs/demo-txt2img.png docs/demo-img2img.png: demo
 	cp demo/outputs/img2img/*/grid-0000.png docs/demo-img2img.png
 
 test: $(BIN)/sdbatch
-	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(BIN)/sdbatch
 	$(BIN)/pytest -m slow
+
+test-gpu: $(BIN)/sdbatch
+	$(BIN)/pytest -m gpu
 
 lint: $(BIN)/sdbatch
 	$(BIN)/ruff check

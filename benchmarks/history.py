@@ -22,8 +22,9 @@ from pathlib import Path
 
 import sdbatch
 from sdbatch import index
+from sdbatch.database import DATABASE
 from sdbatch.gathering import Entry, Shot
-from sdbatch.history import DATABASE, History
+from sdbatch.history import History
 from sdbatch.manifest import Manifest, Picture
 from sdbatch.root import Root
 from sdbatch.testing import make_root
@@ -97,7 +98,8 @@ def fill(root: Root, made: Iterator[Entry]) -> tuple[History, float]:
         for each in some:
             index.insert(database, each)
     seconds = time.perf_counter() - began
-    return History(root, database), seconds
+    database.close()
+    return History(root), seconds
 
 
 def measure(history: History, prompts: Prompts) -> Iterator[tuple[str, int, float, float, float]]:
@@ -227,7 +229,7 @@ def report_refresh(root: Root, history: History, count: int, a_job: int) -> None
     samples.mkdir(parents=True)
     for number in range(count // a_job * a_job):
         (samples / f"{number:05}.png").touch()
-    for (job_id,) in history._database.execute("SELECT id FROM jobs"):  # noqa: SLF001 - all of them
+    for (job_id,) in history._database._connection.execute("SELECT id FROM jobs"):  # noqa: SLF001 - all of them
         (root.done / job_id).mkdir(exist_ok=True)
     places = [root.done, root.failed, root.outputs, samples.parent, samples]
     for place in places:

@@ -105,12 +105,11 @@ def submit_file(path: Path, root: Root) -> Path:
     """Copy a job file into the inbox so that the service sees it whole or not at all; returns where it lies.
 
     Raises:
-        JobError: its name is no job's.
+        JobError: its name is no job's, or there is no root.
     """
     if not is_job_name(path.name):
         raise JobError(f"{path.name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~")
-    if not root.inbox.is_dir():
-        raise JobError(f"{root.path} is no root (there is no jobs/inbox); make one with `sdbatch init {root.path}`")
+    root.require(root.inbox)
     return files.drop(path, root.inbox)
 
 

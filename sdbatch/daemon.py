@@ -122,6 +122,8 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
                 service.failed += service.spool.recover()
                 recovered = True
             worked, troubles = service.run_once(clock), 0
+            if drain and not worked and (code := _end_of_drain(service)) is not None:
+                return code
         except OSError as error:
             troubles += 1
             if str(error) != told:  # once: a share can be away all night
@@ -133,15 +135,18 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             _nap(service, TROUBLE_NAP_SECONDS)
             continue
         told = ""
-        if drain and not worked and service.inbox.unreadable:
-            return os.EX_IOERR  # jobs may lie there unseen
-        if drain and service.is_drained():
-            return 1 if service.failed or service.turns.unmovable else 0
-        if drain and service.problem and not worked and not service.inbox.unsettled:
-            return os.EX_UNAVAILABLE
         if not worked:
             service.inbox.bell.wait(NAP_SECONDS)
     return 1 if drain else 0
+
+
+def _end_of_drain(service: Service) -> int | None:
+    """The exit code, once nothing is left to draw, or none of it can be drawn."""
+    if service.inbox.unreadable:
+        return os.EX_IOERR  # jobs may lie there unseen
+    if service.is_drained():
+        return 1 if service.failed or service.turns.unmovable else 0
+    return os.EX_UNAVAILABLE if service.problem and not service.inbox.unsettled else None
 
 
 def _bar(service: Service) -> AbstractContextManager[object]:

@@ -219,6 +219,14 @@ class Inbox:
             self.log.info("the inbox can be read again", inbox=str(self.folder))
 
 
+def beside(source: str) -> list[Path]:
+    """Where files may lie that a job names: beside it, or where it lay itself before it got into urgent/ or bulk/."""
+    places = [Path(source).parent]
+    while places[-1].parts[:1] in ((URGENT,), (BULK,)):
+        places.append(Path(*places[-1].parts[1:]))
+    return places
+
+
 def _walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:
     """Everything below `folder` that is no folder; hidden folders and links to folders are not entered.
 

@@ -210,10 +210,19 @@ def _grams(text: str, told: Iterable[str]) -> str:
 
 
 def _free_keys(database: sqlite3.Connection, at: int, count: int) -> int:
-    """The highest of `count` keys in a row that are free, none below `at`."""
-    while True:
-        question = "SELECT max(key) FROM pictures WHERE key BETWEEN ? AND ?"
-        (taken,) = database.execute(question, (at, at + count - 1)).fetchone()
-        if taken is None:
-            return at + count - 1
-        at = taken + 1
+    """The highest of `count` keys in a row that are free, none below `at`.
+
+    Thousands may share a moment, so the end of those is not stepped to but leapt over, and then closed in on.
+    """
+
+    def is_taken(key: int) -> bool:
+        return database.execute(question, (key, key + count - 1)).fetchone() is not None
+
+    question = "SELECT 1 FROM pictures WHERE key BETWEEN ? AND ? LIMIT 1"
+    taken, free = at - 1, at
+    while is_taken(free):
+        taken, free = free, 2 * free - at + 1
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        taken, free = (middle, free) if is_taken(middle) else (taken, middle)
+    return free + count - 1

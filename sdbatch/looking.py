@@ -61,9 +61,7 @@ def history(  # noqa: PLR0913 - each is an option
         raise typer.BadParameter("--kind is txt2img or img2img")
     place = named_root(root)
     drawn = moment(since, datetime.now(UTC)) if since else None
-    opened = _open(place)
-    if rebuild:
-        typer.echo(f"read again: {opened.rebuild()} jobs", err=True)
+    opened = _open(place, anew=rebuild)
     found = opened.search(
         " ".join(words or []), since=drawn, seed=seed, ckpt=ckpt, kind=kind, failed=failed, limit=limit
     )
@@ -188,12 +186,14 @@ def again(
     _drop(place, restoring.again(place, known, seed), job_id, dry_run=dry_run)
 
 
-def _open(place: "Root") -> "History":
+def _open(place: "Root", *, anew: bool = False) -> "History":
     from sdbatch import overview  # noqa: PLC0415
     from sdbatch.history import History  # noqa: PLC0415
 
     overview.check_root(place)
-    opened = History.open(place)
+    opened = History(place) if anew else History.open(place)
+    if anew:
+        typer.echo(f"read again: {opened.rebuild()} jobs", err=True)
     if opened.stale:
         typer.echo(f"note: {opened.stale}: what is newest may be missing", err=True)
     return opened

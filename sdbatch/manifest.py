@@ -94,6 +94,7 @@ class Manifest(Record):
     inputs: list[Input]
     outdir: str
     timings: dict[str, Any]
+    peak_bytes: int | None = None  # allocated on the GPU at most
     versions: dict[str, str]
     device: str
     computed_in: str = "float32"  # or float16, bfloat16: what the job's precision meant on the device
@@ -109,6 +110,8 @@ class Manifest(Record):
         for picture in content["pictures"]:
             if picture["prompt"] is None:
                 del picture["prompt"]
+        if self.peak_bytes is None:
+            del content["peak_bytes"]
         head = {key: content.pop(key) for key in ("sdbatch_manifest", "id")}
         if self.pictures:
             head["follow_up"] = self._follow_up()

@@ -29,7 +29,7 @@ class Readiness:
     Attributes:
         problem: why nothing is drawn, in words for a person; empty while all is well.
         is_ready: whether a job can be drawn at once. Neither ready nor a problem: a renderer is on its way.
-        is_held: whether a person wants everything left where it is.
+        is_held: whether everything is left where it is: a person wants it, or there is nowhere to put it.
     """
 
     def __init__(self, root: Root, engine: Engine, settings: Settings) -> None:
@@ -43,10 +43,11 @@ class Readiness:
     def look(self, now: float, wall: datetime) -> None:
         """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
         held = self.why_held(wall)
-        self.is_held = bool(held)
+        unwritable = self._unwritable()
+        self.is_held = bool(held or unwritable)
         if held and self._is_unloaded:
             self.engine.stop()  # its memory is wanted elsewhere; it comes back when it is needed
-        self.problem = held or self._unwritable() or self._without_model() or self._without_engine(now)
+        self.problem = held or unwritable or self._without_model() or self._without_engine(now)
         self.is_ready = not self.problem and self._starting_since is None
 
     def count_failure(self, why: str) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sdbatch import files
 from sdbatch.beneath import open_beneath
-from sdbatch.errors import JobError, NotHere
+from sdbatch.errors import JobError, NoRoot, NotHere
 
 SECRET = ("state", "models", "configs")  # no job reads there but its model: a manifest would tell what it read
 OURS = ("jobs", *SECRET)  # no job's pictures go there
@@ -116,6 +116,18 @@ class Root:
             self.configs,
             self.state,
         )
+
+    def require(self, folder: Path) -> None:
+        """Make sure of a folder that every root has; a link may lead to a share that is away.
+
+        Raises:
+            NoRoot: it isn't there.
+        """
+        if not os.path.lexists(folder):
+            raise NoRoot(
+                f"{self.path} is no root (there is no {self.show(folder)}): mount its disk, name another with --root, "
+                f"or make one: sdbatch init {self.path}"
+            )
 
     def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
         """The file that a job names, looked for in each of `bases` in order; it lies inside the root, links resolved.

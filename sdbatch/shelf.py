@@ -139,5 +139,6 @@ def _copy(source: Path, draft: Path, told: Callable[[int], None]) -> None:
                 writing.write(chunk)
                 done += len(chunk)
                 told(done)
+            files.to_disk(writing)
         if files.sha256(place) != digest.hexdigest():
             raise OSError(errno.EIO, "the disk gave back something else than was written", str(place))

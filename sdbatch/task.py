@@ -138,6 +138,7 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
             "load_seconds": round(loaded.seconds, 3),
             "draw_seconds": round(finished.seconds - loaded.seconds, 3),
         },
+        peak_bytes=finished.peak_bytes,
         versions={"sdbatch": __version__, **loaded.versions},
         device=loaded.device,
         computed_in=loaded.computed_in,

@@ -9,7 +9,7 @@ from itertools import islice, takewhile
 from sdbatch import files, log, overview
 from sdbatch.inbox import Arrival, Inbox
 from sdbatch.readiness import Readiness
-from sdbatch.spool import Claim, Spool
+from sdbatch.spool import Claim, Spool, read_claim
 from sdbatch.triage import Triage
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
@@ -35,10 +35,13 @@ class Turns:
         self.owed: dict[str, int] = {}
         self.unmovable: dict[str, str] = {}
         self._absent = ""
+        self._first: tuple[str, float] = ("", ANY_TIME)  # of the jobs in running/, with its priority
 
     @property
     def absent(self) -> str:
         """What a deferred job waits for."""
+        for job, error in self.spool.unreadable.items():
+            return f"{job} waits, as it can't be read: {error.strerror}: {error.filename}"
         return self._absent if self.deferred else ""
 
     def next_claim(self, now: float, wall: datetime) -> Claim | None:
@@ -58,7 +61,7 @@ class Turns:
 
     def line(self, ids: list[str]) -> Iterator[tuple[str, str]]:
         """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
-        first = next((claim.priority for claim in self.spool.claimed() if claim.id in ids), ANY_TIME)
+        first = self._priority(ids[0]) if ids else ANY_TIME
         urgent = sum(1 for _ in takewhile(lambda arrival: arrival.priority > first, self.inbox.queue)) if ids else 0
         movable = (name for name in self.inbox.names() if name not in self.unmovable)
         queued = [("file", name) for name in islice(movable, max(urgent, overview.SHOWN))]
@@ -81,6 +84,16 @@ class Turns:
         with suppress(OSError):
             self.spool.note(claim, attempts=attempts)
             del self.owed[claim.id]
+
+    def _priority(self, job_id: str) -> float:
+        """Of a claimed job: it stays as it is, and this is asked once a second."""
+        if self._first[0] != job_id:
+            try:
+                claim = read_claim(self.spool.root.running / job_id)
+            except OSError:
+                return ANY_TIME
+            self._first = (job_id, claim.priority if claim else ANY_TIME)
+        return self._first[1]
 
     def _claimed(self, now: float, *, deferred: bool = False) -> Claim | None:
         """The first job in running/ that can go on, unless a more urgent one waits in the inbox."""

@@ -21,6 +21,12 @@ from sdbatch.settings import NEEDS_RESTART, Settings
 from sdbatch.testing import FakeClock, FakeEngine, drop_job
 
 
+@pytest.fixture(autouse=True)
+def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the device, which all other tests have there."""
+    monkeypatch.delenv("SDBATCH_DEVICE")
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "sdbatch.yaml"

@@ -25,6 +25,7 @@ FLOORS = [
         "systemd",
     },
     {
+        "ancestry",
         "document",
         "engine.checkpoint",
         "engine.fingerprint",
@@ -88,7 +89,7 @@ FLOORS = [
         "web.fields",
     },
     {"engine.diffusers_folder", "found", "index", "task", "tending"},
-    {"engine.autoencoder", "intake", "readiness", "upkeep"},
+    {"database", "engine.autoencoder", "intake", "readiness", "searching", "upkeep"},
     {"engine.models", "history", "turns"},
     {"engine.ladder", "engine.lora", "engine.precision", "engine.workshop", "historian", "restoring", "web.site"},
     {

@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ import torch
 import yaml
 from reference_model import CKPT, CONFIG, draw_all, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from small_memory import SmallMemory, small_memory
-from tests_support import HERE, only, small_draw
+from tests_support import HERE, drain_for_real, only, small_draw
 from torch import Tensor
 
 from sdbatch.engine import renderer as renderer_module
@@ -37,7 +36,7 @@ from sdbatch.engine.renderer import Renderer
 from sdbatch.errors import OutOfMemory
 from sdbatch.job import AnyJob
 from sdbatch.root import Root
-from sdbatch.service import Service, system_clock
+from sdbatch.service import Service
 from sdbatch.settings import Settings
 from sdbatch.testing import drop_job
 
@@ -283,14 +282,7 @@ def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_ne
     model = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nddim_steps: 1\nn_iter: 1\nn_samples: 1\n"
     drop_job(model_root, "1-large.yaml", model + "H: 256\nW: 256\n")
     drop_job(model_root, "2-small.yaml", model + "H: 64\nW: 64\n")
-    try:
-        until = time.monotonic() + 200
-        while service.done + service.failed < 2:
-            assert time.monotonic() < until
-            if not service.run_once(system_clock):
-                time.sleep(0.05)  # a real renderer has no clock to inject
-    finally:
-        engine.stop()
+    drain_for_real(service, engine, jobs=2)
     failed, done = only(model_root.failed), only(model_root.done)
     told = (failed / "error.txt").read_text()
     assert told.startswith("the renderer died at each of 2 attempts to draw this job.")

@@ -4,17 +4,21 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.job import Txt2Img
 from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service import Service, system_clock
 from sdbatch.testing import FakeClock
 
 # The small model gains nothing from threads, and those of several renderers would wait for each other, spinning.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The reference pictures are a CPU's: a GPU draws other noise. test_gpu.py asks for one by name.
+os.environ["SDBATCH_DEVICE"] = "cpu"
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference"
@@ -46,6 +50,18 @@ def drain(service: Service, clock: FakeClock, seconds: float = 600) -> None:
     raise AssertionError(f"not drained: {list(service.root.inbox.iterdir())}, {list(service.root.running.iterdir())}")
 
 
+def drain_for_real(service: Service, engine: LocalEngine, jobs: int, seconds: float = 200) -> None:
+    """Run passes of a service with a real renderer until so many jobs ended; then that ends too."""
+    until = time.monotonic() + seconds
+    try:
+        while service.done + service.failed < jobs:
+            assert time.monotonic() < until
+            if not service.run_once(system_clock):
+                time.sleep(0.05)  # a real renderer has no clock to inject
+    finally:
+        engine.stop()
+
+
 def only(folder: Path) -> Path:
     """The one entry of a folder."""
     (entry,) = folder.iterdir()
@@ -68,4 +84,5 @@ def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_
         config=REFERENCE / "model/v1-inference-tiny.yaml",
         start_at=start_at,
         halt=folder / "halt",
+        cancel=folder / "cancel",
     )

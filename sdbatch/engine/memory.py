@@ -1,4 +1,4 @@
-"""Memory that runs out: how that shows, and how what is no longer needed is given back."""
+"""Memory: how it shows that it ran out, how what is no longer needed is given back, and how much was needed."""
 
 import ctypes
 import gc
@@ -55,3 +55,14 @@ def trim() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError):  # a libc without it, such as musl, has no need of it
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def reset_peak(device: torch.device) -> None:
+    """What `peak_bytes` tells counts from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """How much was allocated on a GPU at most, without what torch keeps for later and what CUDA itself takes."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -47,6 +47,7 @@ class Draw(Message):
     loras: tuple[Path, ...] = ()  # the files of the job's loras
     start_at: int  # the first picture that is missing
     halt: Path  # once this is there, no further batch is begun
+    cancel: Path  # once this is there, no further step is made
 
 
 class Request(Message):
@@ -122,6 +123,7 @@ class Finished(Message):
     job_id: str
     seconds: float
     notes: list[str]
+    peak_bytes: int | None = None  # allocated on the GPU at most, models and all; a CPU's are not counted
 
 
 class Halted(Message):

@@ -31,7 +31,7 @@ from sdbatch.engine.draw import draw
 from sdbatch.engine.finishing import Finish
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.lora import read_lora, wearing
-from sdbatch.engine.memory import in_short, is_out_of_memory, trim
+from sdbatch.engine.memory import in_short, is_out_of_memory, peak_bytes, reset_peak, trim
 from sdbatch.engine.models import Model
 from sdbatch.engine.notes import Notes
 from sdbatch.engine.precision import forbid_tf32
@@ -39,7 +39,7 @@ from sdbatch.engine.protocol import Draw, Message, Outfit, Request
 from sdbatch.engine.residents import Residents
 from sdbatch.engine.safety import Checkers
 from sdbatch.engine.watermark import Watermark
-from sdbatch.errors import EngineDown, JobError, OutOfMemory
+from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch, count_pictures
 
@@ -95,7 +95,8 @@ class Renderer:
                 except JobError as error:
                     self.answer(protocol.Failed(job_id=task.job_id, fault="job", text=str(error)))
                 except OSError as error:
-                    fault: Literal["disk", "job"] = "disk" if is_disk_trouble(error) else "job"
+                    is_away = not task.folder.is_dir()  # the job's own: a share that went away
+                    fault: Literal["disk", "job"] = "disk" if is_away or is_disk_trouble(error) else "job"
                     self.answer(protocol.Failed(job_id=task.job_id, fault=fault, text=str(error)))
                 except (OutOfMemory, RuntimeError, MemoryError) as error:
                     if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
@@ -107,6 +108,7 @@ class Renderer:
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
         started = time.monotonic()
+        reset_peak(self.device)
         notes = Notes(task.folder)
         ladder = Ladder(self.device, notes.add)
         resident, seconds = self.residents.get(task.ckpt, task.config, task.job.precision, ladder, task.vae)
@@ -136,6 +138,8 @@ class Renderer:
 
         def on_step(batch: Batch, step: int, steps: int) -> None:
             self.answer(protocol.Stepped(job_id=task.job_id, first=batch.first, step=step, steps=steps))
+            if task.cancel.exists():
+                raise Cancelled(Cancelled.TEXT)
 
         with ExitStack() as worn:
             ladder.walk(lambda: worn.enter_context(wearing(resident.model, loras)), lambda: "")
@@ -148,8 +152,9 @@ class Renderer:
             path = task.folder / "grid-0000.png"
             sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples, finish.mark)
             self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
-        seconds = time.monotonic() - started
-        self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=[*said, *notes.texts]))
+        seconds, peak = time.monotonic() - started, peak_bytes(self.device)
+        told = [*said, *notes.texts]
+        self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=told, peak_bytes=peak))
 
     def _stage(self, task: Draw, drawing: Iterator[Sheet], staged: list[Path], origin: pictures.Origin) -> bool:
         """Draw and write what is not staged yet; whether all of it is, or a person wanted it to stop."""
@@ -216,11 +221,10 @@ def find_device(asked: str) -> torch.device:
         )
     name = ("cuda" if is_gpu else "cpu") if asked == "auto" else asked
     try:
-        torch.zeros(1, device=name)
+        device = torch.zeros(1, device=name).device  # with its number: set_device takes no bare cuda
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise EngineDown(f"device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it") from error
-    device = torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
     return device
