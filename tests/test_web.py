@@ -238,6 +238,12 @@ def test_the_services_own_files_are_refused_to_jobs_of_any_origin(root: Root, st
     assert not [*root.failed.rglob("inputs")]
 
 
+def test_a_model_on_a_disk_that_is_not_mounted_is_told(root: Root, visitor: Visitor) -> None:
+    (root.models / "away.ckpt").symlink_to("/nowhere/away.ckpt")
+    text = visitor.post("/new/preview", 200, prompt="a", ckpt="away.ckpt").text
+    assert "is a link to a file that is not there" in text
+
+
 def test_a_pipe_named_as_a_picture_is_told_and_not_waited_for(root: Root, visitor: Visitor) -> None:
     os.mkfifo(root.outputs / "pipe.png")
     text = visitor.post("/new/preview", 200, kind="img2img", prompt="a", init_img="outputs/pipe.png").text
@@ -666,12 +672,12 @@ def test_an_index_that_can_not_be_written_costs_the_newest_pictures_alone(
     History.open(root).close()
     drop_job(root, "late.yaml", "prompt: late\nH: 64\nW: 64\n")
     drain(start(), clock)
-    monkeypatch.setattr("sdbatch.history.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("sdbatch.database.WAIT_SECONDS", 0.05)
     with closing(sqlite3.connect(root.state / "history.db", isolation_level=None)) as other:
         if trouble == "locked":
             other.execute("BEGIN IMMEDIATE")
         else:
-            monkeypatch.setattr("sdbatch.history._open_or_mend", refuse)
+            monkeypatch.setattr("sdbatch.database._open_or_mend", refuse)
         visitor = Visitor(root)
         for path in ("/", "/queue", "/history", "/history?words=卡车"):
             text = visitor.get(path).text
@@ -680,7 +686,7 @@ def test_an_index_that_can_not_be_written_costs_the_newest_pictures_alone(
             assert trouble in text or "can only be read" in text
 
 
-def refuse(_: Root) -> None:
+def refuse(_: Path) -> None:
     raise sqlite3.OperationalError("attempt to write a readonly database")
 
 
