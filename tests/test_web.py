@@ -246,6 +246,12 @@ def test_the_services_own_files_are_refused_to_jobs_of_any_origin(root: Root, st
     assert not [*root.failed.rglob("inputs")]
 
 
+def test_a_model_on_a_disk_that_is_not_mounted_is_told(root: Root, visitor: Visitor) -> None:
+    (root.models / "away.ckpt").symlink_to("/nowhere/away.ckpt")
+    text = visitor.post("/new/preview", 200, prompt="a", ckpt="away.ckpt").text
+    assert "is a link to a file that is not there" in text
+
+
 def test_a_pipe_named_as_a_picture_is_told_and_not_waited_for(root: Root, visitor: Visitor) -> None:
     os.mkfifo(root.outputs / "pipe.png")
     text = visitor.post("/new/preview", 200, kind="img2img", prompt="a", init_img="outputs/pipe.png").text
@@ -277,13 +283,33 @@ def test_no_button_works_without_the_token_of_its_page(root: Root, visitor: Visi
     assert not root.pause.exists()
 
 
-def test_nothing_changes_by_looking(root: Root) -> None:
-    app = create_app(root, Settings())
-    changing = ("pause", "resume", "cancel", "bump", "retry", "logout", "follow-up", "again", "language")
-    for rule in app.url_map.iter_rules():
-        if any(rule.rule.startswith(f"/{name}") for name in changing):
-            assert rule.methods == {"POST", "OPTIONS"}, rule
-    assert {rule.rule for rule in app.url_map.iter_rules()} >= {"/pause", "/cancel", "/language/<name>"}
+def test_nothing_changes_by_looking(root: Root, drawn: Path, visitor: Visitor) -> None:
+    drop_job(root, "waits.yaml", "prompt: a\n")
+    (root.running / "20261122T101532Z-000009-runs").mkdir()
+    root.pause.touch()
+    asked = {
+        "job": "waits.yaml",
+        "path": shown(drawn),
+        "from": shown(drawn),
+        "prompt": "a",
+        "strength": "0.5",
+        "to": "x",
+    }
+    before, looked = listed(root), 0
+    for rule in visitor.client.application.url_map.iter_rules():
+        methods = (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        path = re.sub("<.*?>", "zh", re.sub("<path:.*?>", shown(drawn), rule.rule))
+        assert methods in ({"GET"}, {"POST"}) or rule.endpoint == "guard.login", rule
+        with visitor.client.get(path, query_string=asked, headers={"Host": "127.0.0.1"}) as answer:
+            looked += answer.status_code == 200
+    assert looked >= 9
+    assert listed(root) == before
+
+
+def listed(root: Root) -> dict[Path, tuple[int, int]]:
+    """All but the index and the thumbnails, with time and size."""
+    places = [path for place in root.path.iterdir() if place != root.state for path in place.rglob("*")]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in places}
 
 
 def test_other_names_are_not_answered_without_a_password(root: Root) -> None:

@@ -56,7 +56,14 @@ def test_every_button_answers_in_chinese(root: Root, start: Start, clock: FakeCl
         drop_job(root, name, "prompt: a\n")
     for path, job in (
         *(("/pause", ""), ("/resume", ""), ("/resume", "")),
-        *(("/retry", failed), ("/retry", failed), ("/retry", "nothing"), ("/bump", "a.yaml"), ("/bump", "nothing")),
+        *(
+            ("/retry", failed),
+            ("/retry", failed),
+            ("/retry", "nothing"),
+            ("/bump", "a.yaml"),
+            ("/bump", "a.yaml"),
+            ("/bump", "nothing"),
+        ),
         *(("/cancel", "b.yaml"), ("/cancel", "b.yaml"), ("/cancel", "c.yaml"), ("/cancel", "000009")),
     ):
         visitor.post(path, job=job)
@@ -94,10 +101,12 @@ def test_dropping_and_following_up_answer_in_chinese(
         {"from_file": "configs/sdbatch.yaml"},
         {"prompt": "a", "outdir": "models/x"},
         {"prompt": "a", "ckpt": "nothing.ckpt"},
+        {"prompt": "a", "ckpt": "away.ckpt"},
         {"prompt": "a", "loras": "x.safetensors 100"},
     ],
 )
-def test_what_stands_under_the_job_file_is_chinese(visitor: Visitor, form: dict[str, str]) -> None:
+def test_what_stands_under_the_job_file_is_chinese(root: Root, visitor: Visitor, form: dict[str, str]) -> None:
+    (root.models / "away.ckpt").symlink_to("/nowhere/away.ckpt")
     text = visitor.post("/new/preview", 200, **form).text
     for said in re.findall(r'<p class="said[^>]*>(.*?)</p>', text):
         assert_chinese(re.sub(r"&#34;.*?&#34;", "", said))
@@ -142,6 +151,7 @@ def test_the_queue_of_a_running_service_is_chinese(
 def test_the_table_has_sentences_that_are_said() -> None:
     source = "\n".join(path.read_text() for path in Path(sdbatch.__file__).parent.rglob("*.py"))
     source = re.sub(r'["\']\s*\n\s*f?["\']', "", source).replace('\\"', '"').replace("\\'", "'")
+    source = source.replace("{URGENT}", "urgent").replace("{DATABASE}", "history.db")
     composed = {"Permission denied", "Read-only file system", "state/history.db: database is locked"}
     composed |= {"there is no such field; did you mean", "there is no such field; fields are", "a number from"}
     composed |= {"; the nearest are", "; the nearest is", "autocast or full"}

@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response
 
 from sdbatch import housekeeping
 from sdbatch.check import check_data, submit_text
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, NotHere
 from sdbatch.restoring import restore
 from sdbatch.spool import slug_of
 from sdbatch.web import uploads
@@ -107,6 +107,8 @@ def _preview(filled: Mapping[str, str]) -> dict[str, object]:
 def _check(text: str) -> Iterator[tuple[str, bool]]:
     try:
         yield from check_data(text.encode(), JOB_FILE, None, site().root, site().settings.limits)
+    except NotHere as error:
+        yield str(error), False
     except OSError as error:
         yield disk_trouble(error), False
 
