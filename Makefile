@@ -4,6 +4,8 @@
 # Each sets up .venv on its own; PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
+# One more than cores, up to five: many tests wait for other programs.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5)))
 BIN := .venv/bin
 
 .PHONY: demo test test-slow test-gpu lint benchmark bundle clean
@@ -29,7 +31,7 @@ docs/demo-txt2img.png docs/demo-img2img.png: demo
 	cp demo/outputs/img2img/*/grid-0000.png docs/demo-img2img.png
 
 test: $(BIN)/sdbatch
-	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(BIN)/sdbatch
 	$(BIN)/pytest -m slow

@@ -9,6 +9,7 @@ Adding is `History.add` of a finished job's folder, with its manifest. Reading a
 """
 
 import argparse
+import math
 import os
 import random
 import resource
@@ -22,14 +23,16 @@ from pathlib import Path
 
 import sdbatch
 from sdbatch import index
+from sdbatch.database import DATABASE
 from sdbatch.gathering import Entry, Shot
-from sdbatch.history import DATABASE, History
+from sdbatch.history import History
 from sdbatch.manifest import Manifest, Picture
 from sdbatch.root import Root
 from sdbatch.testing import make_root
+from sdbatch.web.site import PATIENCE
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
-KNOWN = ("painting", "photogra", "spaceshi")  # where they stand is chosen
+KNOWN = ("painting", "photograph", "spaceship")  # where they stand is chosen
 HAN = [chr(0x4E00 + 7 * n) for n in range(2500)]
 CKPTS = ["models/ldm/stable-diffusion-v1/model.ckpt", "models/v1-5-pruned.safetensors", "models/anime.ckpt"]
 PAGE, REPEATS = 100, 100
@@ -97,7 +100,8 @@ def fill(root: Root, made: Iterator[Entry]) -> tuple[History, float]:
         for each in some:
             index.insert(database, each)
     seconds = time.perf_counter() - began
-    return History(root, database), seconds
+    database.close()
+    return History(root), seconds
 
 
 def measure(history: History, prompts: Prompts) -> Iterator[tuple[str, int, float, float, float]]:
@@ -111,12 +115,14 @@ def measure(history: History, prompts: Prompts) -> Iterator[tuple[str, int, floa
         "a frequent word, in every other": {"words": "painting"},
         "three frequent words": {"words": f"{prompts.words[0]} {prompts.words[1]} painting"},
         "two frequent words, never together": {"words": "painting photograph"},
+        "a long word, whose first ten letters are in every other": {"words": "photographer"},
         "a word that is nowhere": {"words": "zzyzx"},
         "one Chinese character, rare": {"words": "龙"},
         "two Chinese characters, frequent": {"words": "汽车"},
         "two Chinese characters, rare": {"words": "龙猫"},
         "three Chinese characters, rare": {"words": "猫飞船"},
         "four Chinese characters, frequent": {"words": "摄影照片"},
+        "five Chinese characters, of which four are frequent": {"words": "摄影照片集"},
         "one letter": {"words": "p"},
         "a frequent word, a seed": {"words": "painting", "seed": 3003},
         "a frequent word, a rare model": {"words": "painting", "ckpt": "anime"},
@@ -126,6 +132,10 @@ def measure(history: History, prompts: Prompts) -> Iterator[tuple[str, int, floa
     }
     for name, asked in searches.items():
         yield name, *timed(history, asked, None)
+    together = "two frequent words, never together"
+    history.patience = PATIENCE
+    yield f"{together}: as the page asks, which then asks on", *timed(history, searches[together], None)
+    history.patience = math.inf
     for name in ("nothing asked for", "a frequent word, in every other", "two Chinese characters, frequent"):
         before = None
         for _ in range(49):
@@ -227,7 +237,7 @@ def report_refresh(root: Root, history: History, count: int, a_job: int) -> None
     samples.mkdir(parents=True)
     for number in range(count // a_job * a_job):
         (samples / f"{number:05}.png").touch()
-    for (job_id,) in history._database.execute("SELECT id FROM jobs"):  # noqa: SLF001 - all of them
+    for (job_id,) in history._database._connection.execute("SELECT id FROM jobs"):  # noqa: SLF001 - all of them
         (root.done / job_id).mkdir(exist_ok=True)
     places = [root.done, root.failed, root.outputs, samples.parent, samples]
     for place in places:

@@ -118,7 +118,7 @@ def report(count: int, repeats: int, place: Path) -> dict[str, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served, sync_playwright() as playwright:
         try:
             assert served.stdout is not None
-            found = re.search(r"http://\S+(?=/\n)", "".join(served.stdout.readline() for _ in range(2)))
+            found = re.search(r"http://\S+(?=/\n)", served.stdout.readline())
             assert found
             seconds = time.perf_counter() - began
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))

@@ -5,7 +5,7 @@
         SHA256SUMS      of every other file; install.sh looks at them first
         bundle.conf     what the bundle is for
         wheels/         sdbatch with the vocabulary and the demo, everything it needs, and pip
-        configs/ systemd/ README.md     to read
+        configs/ docs/ systemd/ README.md     to read
         models/         on request: the checkpoint, and its config
 
 A plain tar: wheels are compressed already, and weights can't be.
@@ -23,7 +23,7 @@ from sdbatch.errors import BundleError
 from sdbatch.wheels import Target
 
 FOLDER = "sdbatch-bundle"
-TO_READ = ("configs", "systemd", "README.md", "LICENSE")
+TO_READ = ("configs", "docs", "systemd", "README.md", "LICENSE")
 INSTALLER = Path(__file__).parent / "data" / "install.sh"
 SOURCE = Path(__file__).resolve().parents[1]
 

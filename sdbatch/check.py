@@ -84,8 +84,11 @@ def _init_size(job: Img2Img, beside: Path | None, root: Root) -> tuple[int, int]
     from PIL import Image  # noqa: PLC0415 - only here, and the answer shall be quick
 
     try:
-        with Image.open(path) as picture:
-            return img2img_size(*picture.size)
+        with files.open_regular(path) as file:
+            if file is None:
+                raise JobError(f"init_img: {path} is not a file")
+            with Image.open(file) as picture:
+                return img2img_size(*picture.size)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise JobError(f"init_img: {path} is no picture that can be read") from error
 
@@ -102,12 +105,11 @@ def submit_file(path: Path, root: Root) -> Path:
     """Copy a job file into the inbox so that the service sees it whole or not at all; returns where it lies.
 
     Raises:
-        JobError: its name is no job's.
+        JobError: its name is no job's, or there is no root.
     """
     if not is_job_name(path.name):
         raise JobError(f"{path.name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~")
-    if not root.inbox.is_dir():
-        raise JobError(f"{root.path} is no root (there is no jobs/inbox); make one with `sdbatch init {root.path}`")
+    root.require(root.inbox)
     return files.drop(path, root.inbox)
 
 

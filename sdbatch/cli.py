@@ -3,7 +3,9 @@
 import faulthandler
 import json
 import os
+import stat
 import sys
+from getpass import getuser
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +19,7 @@ from sdbatch import (
     tending,  # noqa: F401 - its commands belong to the app
 )
 from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root
-from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, RootBusy
+from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, NoRoot, RootBusy
 from sdbatch.files import copy_atomically, is_disk_trouble, same_content
 from sdbatch.web import command as _web  # noqa: F401 - likewise
 
@@ -43,16 +45,18 @@ def serve(
 
     Example: sdbatch serve --root /srv/sdbatch
 
-    Exit codes: 0 stopped, or all done; 1 drained, but a job failed; 69 nothing can be drawn for now (no GPU, no
-    checkpoint, paused), jobs stay where they are; 74 the disk failed, or the inbox can't be read; 75 another service
-    holds the root; 78 the configuration is wrong.
+    Exit codes: 0 stopped, or all done; 1 drained, but a job failed; 69 there is no root (its disk is not mounted?), or
+    with --drain nothing can be drawn for now (no GPU, no checkpoint, paused), jobs stay where they are; 74 the disk
+    failed, or the inbox can't be read; 75 another service holds the root; 78 the configuration is wrong.
     """
     from sdbatch import daemon, log  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
 
     faulthandler.enable()  # the watchdog's SIGABRT then shows where it hung
     place = named_root(root)
-    if not place.inbox.parent.is_dir():  # a slip, or a disk that is not mounted: nothing is made on its mount point
-        raise ConfigError(f"{place.path} is no root (there is no jobs/); make one: sdbatch init {place.path}")
+    try:
+        place.require(place.inbox)  # else folders would be made on the mount point of a disk that is not mounted
+    except NoRoot as error:  # which it may be soon: systemd tries again
+        raise typer.Exit(_say(error, os.EX_UNAVAILABLE)) from None
     log.set_up(verbose=verbose, job_folders=(place.running, place.done, place.failed))
     place, settings = open_root(root)
     raise typer.Exit(daemon.run(place, settings, drain=drain))
@@ -105,7 +109,7 @@ def validate(files: FilesArgument, root: RootOption = Path()) -> None:
 
     Example: sdbatch validate truck.yaml --root /srv/sdbatch
 
-    Exit codes: 0 all good; 1 a job would fail.
+    Exit codes: 0 all good; 1 a job would fail; 78 the configuration is wrong.
     """
     from sdbatch.check import check_file  # noqa: PLC0415
 
@@ -169,12 +173,27 @@ def main() -> None:
     except RootBusy as error:
         sys.exit(_say(error, EXIT_BUSY))
     except PermissionError as error:
-        sys.exit(_say(f"{error.filename}: {error.strerror}; the root's group may do this", 1))
+        sys.exit(_say(f"{error.filename}: {error.strerror}{_who_may(error.filename)}", 1))
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else error
         sys.exit(_say(said, os.EX_IOERR if is_disk_trouble(error) else 1))
     except (JobError, InstallError, BundleError) as error:
         sys.exit(_say(error, 1))
+
+
+def _who_may(refused: str | None) -> str:
+    """Whom to ask: the group of a folder, where its members could do what was refused."""
+    for folder in Path(refused or os.curdir).absolute().parents:
+        try:
+            status = folder.stat()
+        except OSError:
+            continue  # what it lies in is closed, too
+        if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
+            return (
+                f"; the group of {folder} may do this (sudo usermod -aG {status.st_gid} {getuser()}, and log in anew)"
+            )
+        break
+    return ""
 
 
 def _say(error: object, code: int) -> int:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource, SettingsError
 
+from sdbatch import systemd
 from sdbatch.document import Document, Unsure, plain, read_yaml
 from sdbatch.errors import ConfigError, JobError
 from sdbatch.log import Log
@@ -103,7 +104,19 @@ def reload(path: Path, old: Settings, logger: Log) -> tuple[Settings, str]:
     at_once = [text for key, text in changed.items() if key[0] not in NEEDS_RESTART]
     later = [text for key, text in changed.items() if key[0] in NEEDS_RESTART]
     logger.info("the configuration was read again", changed=at_once, needs_a_restart=later)
+    warn_of_a_short_watchdog(new, logger)
     return new.model_copy(update={name: getattr(old, name) for name in NEEDS_RESTART}), ""
+
+
+def warn_of_a_short_watchdog(settings: Settings, logger: Log) -> None:
+    """The unit was written for another hang_seconds."""
+    limit, watchdog = settings.hang_seconds, systemd.watchdog_seconds()
+    if 0 < watchdog <= limit:
+        logger.warning(
+            "systemd will restart the service before hang_seconds are over; to fit them run `sdbatch install` again",
+            hang_seconds=limit,
+            watchdog_seconds=watchdog,
+        )
 
 
 def unknown_variables() -> list[str]:

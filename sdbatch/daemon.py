@@ -41,7 +41,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         service.engine.start()
         service.historian.start()
         service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
-        _warn_of_a_short_watchdog(service)
+        configuration.warn_of_a_short_watchdog(settings, service.log)
         if settings.events:
             service.inbox.watcher.start()
         for text in configuration.unknown_variables():
@@ -103,16 +103,6 @@ def _to_preload(root: Root, chosen: Preload) -> Sequence[Path]:
         return ()  # the jobs that name them are told
 
 
-def _warn_of_a_short_watchdog(service: Service) -> None:
-    limit, watchdog = service.settings.hang_seconds, systemd.watchdog_seconds()
-    if 0 < watchdog <= limit:
-        service.log.warning(
-            "systemd will restart the service before hang_seconds are over; to fit them run `sdbatch install` again",
-            hang_seconds=limit,
-            watchdog_seconds=watchdog,
-        )
-
-
 def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
     recovered, troubles, told = False, 0, ""
     while not service.stop_requested:
@@ -122,6 +112,8 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
                 service.failed += service.spool.recover()
                 recovered = True
             worked, troubles = service.run_once(clock), 0
+            if drain and not worked and (code := _end_of_drain(service)) is not None:
+                return code
         except OSError as error:
             troubles += 1
             if str(error) != told:  # once: a share can be away all night
@@ -133,15 +125,18 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             _nap(service, TROUBLE_NAP_SECONDS)
             continue
         told = ""
-        if drain and not worked and service.inbox.unreadable:
-            return os.EX_IOERR  # jobs may lie there unseen
-        if drain and service.is_drained():
-            return 1 if service.failed or service.turns.unmovable else 0
-        if drain and service.problem and not worked and not service.inbox.unsettled:
-            return os.EX_UNAVAILABLE
         if not worked:
             service.inbox.bell.wait(NAP_SECONDS)
     return 1 if drain else 0
+
+
+def _end_of_drain(service: Service) -> int | None:
+    """The exit code, once nothing is left to draw, or none of it can be drawn."""
+    if service.inbox.unreadable:
+        return os.EX_IOERR  # jobs may lie there unseen
+    if service.is_drained():
+        return 1 if service.failed or service.turns.unmovable else 0
+    return os.EX_UNAVAILABLE if service.problem and not service.inbox.unsettled else None
 
 
 def _bar(service: Service) -> AbstractContextManager[object]:

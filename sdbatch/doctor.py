@@ -15,9 +15,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from sdbatch import __version__, configuration, surroundings
+from sdbatch import __version__, configuration, overview, surroundings
 from sdbatch.engine.local import OFFLINE, PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.files import read_regular
@@ -193,26 +194,17 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
             yield warning(
                 "service", f"paused by {root.pause}: {reason}", f"see to it, then: sdbatch resume --root {root.path}"
             )
-    try:
-        facts = json.loads(root.status.read_bytes())
-        pid, state, trouble = int(facts["pid"]), str(facts["state"]), str(facts.get("problem") or "")
-    except PermissionError:
+    if root.status.exists() and not os.access(root.status, os.R_OK):
         yield warning("service", f"{root.status} can't be read by {surroundings.user_name()}", _ask_the_group(root))
         return
-    except (OSError, ValueError, KeyError, TypeError):
-        pid, state, trouble = 0, "stopped", ""
-    try:
-        os.kill(pid or os.getpid(), 0)
-    except PermissionError:
-        pass  # it runs, as another user
-    except (OSError, OverflowError):
-        state = "stopped"
-    if state == "stopped":
+    facts = overview.read_status(root)
+    pid, trouble = facts.get("pid"), str(facts.get("problem") or "")
+    if not overview.is_running(facts, datetime.now(UTC)):
         yield ok("service", f"none runs here now; sdbatch serve --root {root.path} starts one")
     elif trouble and not root.pause.exists() and not (settings.active_hours and settings.active_hours in trouble):
         yield problem("service", f"it runs (process {pid}) and says: {trouble}", "see to what it says; it then goes on")
     else:
-        yield ok("service", f"it runs (process {pid}): {trouble or state}")
+        yield ok("service", f"it runs (process {pid}): {trouble or facts.get('state')}")
 
 
 def _ask_the_group(root: Root) -> str:

@@ -9,6 +9,10 @@ class JobError(SdbatchError):
     """The job is at fault. Its text goes to error.txt as it stands, and the job is not tried again."""
 
 
+class NoRoot(JobError):
+    """Where a root was named there is none: a slip, or a disk that is not mounted."""
+
+
 class Cancelled(JobError):
     """A person took the job back."""
 
@@ -32,7 +36,7 @@ class RootBusy(SdbatchError):
 
 
 class NotHere(SdbatchError):
-    """Something that the job needs lies on a disk that is not there now: the job waits, others go first."""
+    """Something that the job needs is not there now, as its disk or room on it: the job waits, others go first."""
 
 
 class EngineDown(SdbatchError):

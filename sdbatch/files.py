@@ -96,6 +96,14 @@ def drafted(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
         sync_dir(path.parent)
 
 
+def to_disk(file: BinaryIO) -> None:
+    """What was written lies on the disk, and who checks it next reads it from there, not from memory."""
+    file.flush()
+    _step("fsync", Path(file.name))
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process at a time in the block; the kernel lets go however it ends. The file stays, as others may wait."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
-BEGINNING = 8  # characters: of longer words so many are a piece
+BEGINNING = 16  # characters: of longer words so many are a piece
 IN_A_ROW = 3
 
 
@@ -30,9 +30,7 @@ class Part(NamedTuple):
 
 def parts(text: str) -> list[Part]:
     """What a text is made of, in one case and width; punctuation only parts it."""
-    known = text.encode("utf-8", "replace").decode()
-    folded = unicodedata.normalize("NFKC", known).casefold()
-    return [Part("".join(some), kind == "row") for kind, some in groupby(folded, _kind) if kind != "between"]
+    return [Part("".join(some), kind == "row") for kind, some in groupby(_folded(text), _kind) if kind != "between"]
 
 
 def pieces(text: str) -> set[str]:
@@ -49,6 +47,9 @@ def pieces_of_word(part: Part) -> list[str]:
 
 def has(text: str, wanted: list[Part]) -> bool:
     """Whether a text has all of these in it: words from their beginning, rows anywhere."""
+    folded = _folded(text)
+    if not all(part.text in folded for part in wanted):  # thousands may have the pieces alone: to tell soon
+        return False
     there = parts(text)
     return all(any(_is_in(part, each) for each in there) for part in wanted)
 
@@ -65,6 +66,11 @@ def _pieces(part: Part) -> Iterator[str]:
         return
     for size in range(1, IN_A_ROW + 1):
         yield from (part.text[at : at + size] for at in range(len(part.text) - size + 1))
+
+
+def _folded(text: str) -> str:
+    known = text.encode("utf-8", "replace").decode()
+    return unicodedata.normalize("NFKC", known).casefold()
 
 
 @lru_cache(maxsize=1 << 16)

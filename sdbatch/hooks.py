@@ -12,11 +12,13 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from tempfile import TemporaryFile
 from typing import Any
 
 from sdbatch import log
 
 MOST_WAITING = 100  # events; a hook that takes longer than the jobs do misses some
+LAST_BYTES = 4096  # of what a command says on its standard error
 GOODBYE_SECONDS = 5.0  # for what still waits when the service stops
 
 Command = Sequence[str]
@@ -59,28 +61,33 @@ class Hooks:
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:
             event, command, facts = item
-            if problem := run(command, json.dumps(facts, ensure_ascii=False), self.limit_seconds):
+            try:
+                problem = run(command, json.dumps(facts, ensure_ascii=False), self.limit_seconds)
+            except OSError as error:  # a /tmp that is full
+                problem = str(error)
+            if problem:
                 self.log.warning("a hook failed", hook=event, problem=problem)
 
 
 def run(command: Command, text: str, limit_seconds: float) -> str:
     """Run a command with `text` on its standard input; what went wrong, or nothing."""
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        return f"{command[0]} can't be run: {error.strerror}"
-    try:
-        _, said = process.communicate(text.encode("utf-8", "replace"), limit_seconds)
-    except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
-        process.communicate()
-        return f"{command[0]} took longer than {limit_seconds:g} seconds"
-    last = said.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
+    # Files, not pipes: what a command leaves running behind it would hold those open.
+    with TemporaryFile() as told, TemporaryFile() as said:
+        told.write(text.encode("utf-8", "replace"))
+        told.seek(0)
+        try:
+            process = subprocess.Popen(
+                command, stdin=told, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            )
+        except OSError as error:
+            return f"{command[0]} can't be run: {error.strerror}"
+        try:
+            process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
+            process.wait()
+            return f"{command[0]} took longer than {limit_seconds:g} seconds"
+        said.seek(max(0, said.seek(0, os.SEEK_END) - LAST_BYTES))
+        last = said.read().decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
     return f"{command[0]} ended with {process.returncode}: {last}" if process.returncode else ""

@@ -1,17 +1,27 @@
-"""Old folders of jobs/done/ and jobs/failed/, taken away by the rules of `keep:`. Pictures in outputs/ stay."""
+"""Old folders of jobs/done/ and jobs/failed/, taken away by the rules of `keep:`; pictures in outputs/ stay.
 
+And pictures that visitors of the page sent, once no job waits for them: each was copied when its job was taken up.
+"""
+
+import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
 
 from sdbatch import files
+from sdbatch.filenames import is_job_name
 from sdbatch.root import Root
 from sdbatch.settings import Keep
 from sdbatch.spool import ERROR, MANIFEST, arrived
 
 EVERY_SECONDS = 3600.0  # between two looks of an idle service
+UPLOAD_STAYS = timedelta(hours=1)  # its job is dropped behind it
+JOB_BYTES = 64 << 20  # more than a job file may have
+_UPLOAD = re.compile(rb"-([0-9a-f]{12})(?:-\d+)?\.(?:png|jpg|webp)\b")  # as the page names them, and none else
 
 
 def outdated(root: Root, keep: Keep, now: datetime) -> Iterator[Path]:
@@ -42,6 +52,31 @@ def remove(root: Root, folder: Path, *, outputs: bool) -> None:
     hidden = folder.with_name(files.BUSY_PREFIX + folder.name)
     folder.rename(hidden)
     files.remove_tree(hidden)
+
+
+def sweep_uploads(root: Root, now: datetime) -> None:
+    """Take away what visitors sent and no waiting or running job names; where that can't be told, nothing."""
+    with suppress(OSError):
+        old = {path: _UPLOAD.search(os.fsencode(path.name)) for path in root.uploads.iterdir() if _is_old(path, now)}
+        if not any(old.values()):
+            return
+        # Looked through twice: a file that is moved meanwhile, as `bump` does, is met at least once.
+        named = {mark for _ in range(2) for job in _undrawn(root) for mark in _UPLOAD.findall(job)}
+        for path, found in old.items():
+            if found and found[1] not in named:
+                path.unlink(missing_ok=True)
+
+
+def _is_old(path: Path, now: datetime) -> bool:
+    return now - datetime.fromtimestamp(path.stat().st_mtime, UTC) > UPLOAD_STAYS
+
+
+def _undrawn(root: Root) -> Iterator[bytes]:
+    """What the job files say that are yet to be drawn."""
+    for place in (root.inbox, root.running):  # in this order, as they go
+        for path in place.rglob("*"):
+            if is_job_name(path.name):
+                yield files.read_regular(path, JOB_BYTES) or b""
 
 
 def _pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:

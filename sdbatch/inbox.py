@@ -24,8 +24,11 @@ URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behin
 MOST_PRIORITY = 100
 _FOLDERS = {URGENT: 1000, BULK: -1000}
 GLANCE_BYTES = 16 << 10
-# On a line of its own, or quoted within one as in JSON.
-_PRIORITY = re.compile(rb"""(?:^[ \t{]*["']?priority["']?|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""", re.MULTILINE)
+# On a line of its own, within braces on one line, or quoted as in JSON.
+_PRIORITY = re.compile(
+    rb"""(?:^[ \t{-]*["']?priority["']?|^[ \t-]*\{.*,[ \t]*priority|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""",
+    re.MULTILINE,
+)
 
 EMPTY_TOLD = 5
 DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest
@@ -217,6 +220,14 @@ class Inbox:
             self.log.warning("trouble with the inbox; looking again every few seconds", inbox=self.condition)
         elif not unreadable and not was_readable:
             self.log.info("the inbox can be read again", inbox=str(self.folder))
+
+
+def beside(source: str) -> list[Path]:
+    """Where files may lie that a job names: beside it, or where it lay itself before it got into urgent/ or bulk/."""
+    places = [Path(source).parent]
+    while places[-1].parts[:1] in ((URGENT,), (BULK,)):
+        places.append(Path(*places[-1].parts[1:]))
+    return places
 
 
 def _walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:

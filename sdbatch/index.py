@@ -4,8 +4,9 @@
     places     the folders that were looked into: their time then, how much was in them, and when that was
     pictures   a row each. `key` is when it was drawn, in milliseconds since 1970, moved on to where enough keys in a
                row are free: so one number is the order, the place to go on from, and the time
-    grams      for each first picture of a prompt, its `run`: the pieces of the text, and facts to filter by, such as
-               seed=42. Their lists are met with each other from the newest on, so a search ends with a full page
+    grams      for each first picture of a prompt, its `run`: the pieces of the text, facts to filter by, such as
+               seed=42, and the spans of time that it is in, shorter and longer ones. Their lists are met with each
+               other from the newest on, so a search ends with a full page
 
 The index of grams holds no text (`content=''`), so a row is taken out by telling SQLite the pieces that were put in.
 They hang on this file's version and on Python's tables of Unicode: where either is another, all is made anew.
@@ -17,13 +18,15 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sdbatch.gathering import Entry
 from sdbatch.grams import pieces
 from sdbatch.surroundings import share_of
 
-VERSION = 1
+VERSION = 2
 _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
+SPANS = (20, 23, 26, 29, 32, 35)  # as powers of two, in milliseconds: from a quarter of an hour to a year
 _SPECIAL = "".join(c for c in map(chr, range(1, 128)) if not c.isalnum() and not c.isspace())
 _TOKENS = _SPECIAL.replace("'", "''").replace('"', '""')
 _SCHEMA = f"""
@@ -128,18 +131,18 @@ def insert(database: sqlite3.Connection, entry: Entry) -> None:
         ),
     )
     job, run, last = cursor.lastrowid, base, entry.shots[0].prompt if entry.shots else None
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for offset, shot in enumerate(entry.shots):
         if shot.prompt != last:
             run, last = base - offset, shot.prompt
         rows.append((base - offset, job, run, shot.number, shot.file, shot.published, shot.prompt))
     rows = rows or [(base, job, base, 0, "", None, None)]  # one that failed before its first picture
     database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-    for row in rows:
-        if row[0] == row[2]:
-            text = text_of(str(row[6] or entry.prompt), entry.name, entry.reason)
-            gram = _grams(text, facts(entry.state, entry.seed, entry.ckpt, entry.kind))
-            database.execute("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", (row[0], gram))
+    for key, _, run, *_, own in rows:
+        if key == run:
+            text = text_of(own or entry.prompt, entry.name, entry.reason)
+            gram = _grams(key, text, facts(entry.state, entry.seed, entry.ckpt, entry.kind))
+            database.execute("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", (key, gram))
 
 
 def remove(database: sqlite3.Connection, job_id: str) -> bool:
@@ -153,7 +156,7 @@ def remove(database: sqlite3.Connection, job_id: str) -> bool:
     span = (key - max(1, count) + 1, key)
     runs = database.execute("SELECT key, prompt FROM pictures WHERE key BETWEEN ? AND ? AND key = run", span).fetchall()
     for run, own in runs:
-        gram = _grams(text_of(own or prompt, name, reason), facts(*told))
+        gram = _grams(run, text_of(own or prompt, name, reason), facts(*told))
         database.execute("INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", (run, gram))
     where = "key BETWEEN ? AND ? AND published IS NOT NULL"
     _look_again(database, [path for (path,) in database.execute(f"SELECT published FROM pictures WHERE {where}", span)])  # noqa: S608
@@ -200,20 +203,46 @@ def fact(key: str, value: object) -> str:
     return f"{key}={'_'.join(str(value).replace(chr(0), ' ').split()).casefold()}"
 
 
+class Span(NamedTuple):
+    """A span of time: its first key, and what those in it are found by."""
+
+    begin: int
+    fact: str
+
+
+def span(key: int, most: int) -> Span:
+    """Of the spans that a key is in the one that goes back farthest within `most` milliseconds, or the shortest."""
+    shortest, *longer = _spans(key)
+    return min(each for each in (shortest, *longer) if each is shortest or key - each.begin <= most)
+
+
+def _spans(key: int) -> list[Span]:
+    return [Span(key >> power << power, fact("span", f"{power}.{key >> power}")) for power in SPANS]
+
+
 def expression(tokens: Iterable[str]) -> str:
     """All of these, for MATCH: nothing in them has a meaning of its own."""
     return " ".join('"' + token.replace('"', '""') + '"' for token in tokens)
 
 
-def _grams(text: str, told: Iterable[str]) -> str:
-    return " ".join(sorted({*pieces(text), *told}))
+def _grams(key: int, text: str, told: Iterable[str]) -> str:
+    return " ".join(sorted({*pieces(text), *told, *(each.fact for each in _spans(key))}))
 
 
 def _free_keys(database: sqlite3.Connection, at: int, count: int) -> int:
-    """The highest of `count` keys in a row that are free, none below `at`."""
-    while True:
-        question = "SELECT max(key) FROM pictures WHERE key BETWEEN ? AND ?"
-        (taken,) = database.execute(question, (at, at + count - 1)).fetchone()
-        if taken is None:
-            return at + count - 1
-        at = taken + 1
+    """The highest of `count` keys in a row that are free, none below `at`.
+
+    Thousands may share a moment, so the end of those is not stepped to but leapt over, and then closed in on.
+    """
+
+    def is_taken(key: int) -> bool:
+        return database.execute(question, (key, key + count - 1)).fetchone() is not None
+
+    question = "SELECT 1 FROM pictures WHERE key BETWEEN ? AND ? LIMIT 1"
+    taken, free = at - 1, at
+    while is_taken(free):
+        taken, free = free, 2 * free - at + 1
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        taken, free = (middle, free) if is_taken(middle) else (taken, middle)
+    return free + count - 1

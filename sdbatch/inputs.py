@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sdbatch import files
 from sdbatch.errors import JobError
-from sdbatch.inbox import Inbox
+from sdbatch.inbox import Inbox, beside
 from sdbatch.manifest import Kept
 from sdbatch.root import Root
 
@@ -69,11 +69,11 @@ class InputStager:
         raise JobError(f'{field}: "{places[0]}" is gone or was changed since the manifest was written')
 
     def _find(self, field: str, named: str, folder: Path, source: str, now: float) -> Path:
-        beside = (self.root.inbox / source).parent
+        places = [self.root.inbox / place for place in beside(source)]
         try:
-            found = self.root.find(field, named, [beside, self.root.path])
+            found = self.root.find(field, named, [*places, self.root.path])
         except JobError:
-            self._wait(folder.name, beside / named, now)
+            self._wait(folder.name, places[0] / named, now)
             raise
         inbox = self.root.inbox.resolve()
         if found.is_relative_to(inbox):

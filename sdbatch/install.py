@@ -90,8 +90,20 @@ def plan_install(root: Root, settings: Settings, *, user: bool) -> Plan:
             tmpfiles: _filled("tmpfiles.d/sdbatch.conf", root, settings),
             **{_units(user) / name: _filled(name, root, settings) for name in (UNIT, PAGE)},
         },
-        after=[["systemd-sysusers", str(sysusers)], ["systemd-tmpfiles", "--create", str(tmpfiles)], *_reload(user)],
+        after=[
+            ["systemd-sysusers", str(sysusers)],
+            ["systemd-tmpfiles", "--create", str(tmpfiles)],
+            *_handed_over(root),
+            *_reload(user),
+        ],
     )
+
+
+def _handed_over(root: Root) -> list[list[str]]:
+    """What a service left that someone ran by hand becomes the account's, and the group steers its jobs."""
+    jobs = [str(folder) for folder in (root.running, root.failed)]
+    owned = [*jobs, str(root.done), str(root.outputs)]
+    return [["chown", "-R", "-H", "sdbatch:sdbatch", *owned], ["chmod", "-R", "g+rwX", *jobs]]
 
 
 def plan_uninstall(*, user: bool) -> Plan:
@@ -131,7 +143,7 @@ def _filled(name: str, root: Root, settings: Settings) -> str:
     """A file of systemd/ with what is ours in the places of its own."""
     text = (Path(str(package_files("sdbatch"))) / "data" / "systemd" / name).read_text(encoding="utf-8")
     # "-": one of the folders that jobs may name besides the root can be away without holding the service up.
-    writable = [_written(root.path), *("-" + _written(path) for path in settings.allow_paths)]
+    writable = [_written(root.path), *("-" + _written(path) for path in (*_linked(root), *settings.allow_paths))]
     ours = {
         f'ReadWritePaths="{SHIPPED_ROOT}"': "ReadWritePaths=" + " ".join(f'"{path}"' for path in writable),
         f'"{SHIPPED_ROOT}': f'"{_written(root.path)}',
@@ -158,11 +170,27 @@ def _ours() -> list[Path]:
     return [python, python.resolve(), Path(sys.base_prefix), package, package.resolve()]
 
 
+def _linked(root: Root) -> list[Path]:
+    """Where those of the root's folders lie that are links to elsewhere, and that the service writes."""
+    jobs = root.status.parent
+    written = (jobs, root.inbox, root.running, root.done, root.failed, root.outputs, root.state)
+    return [folder.resolve() for folder in written if folder.is_symlink()]
+
+
+def _named(settings: Settings) -> list[Path]:
+    """The absolute paths of models that the configuration names, links followed too."""
+    models = (settings.preload, *settings.models.values())
+    named = [Path(name) for model in models for name in model.model_dump().values()]
+    absolute = [path for path in (*named, Path(settings.safety_checker)) if path.is_absolute()]
+    return [*absolute, *(path.resolve() for path in absolute)]
+
+
 def _needs_homes(root: Root, settings: Settings) -> bool:
-    """Whether the service has to look into home folders: for itself, its root, or checkpoints linked from there."""
+    """Whether the service has to look into home folders: for itself, its root, or checkpoints that lie there."""
     entries = files.below(root.models) if root.models.is_dir() else ()
     links = [path.resolve() for path in entries if path.is_symlink()]
-    places = [*_ours(), root.path, root.path.resolve(), *settings.allow_paths, *links]
+    ours = [*_ours(), root.path, root.path.resolve(), *_linked(root)]
+    places = [*ours, *links, *settings.allow_paths, *_named(settings)]
     return any(place.is_relative_to(home) for place in places for home in HOMES)
 
 

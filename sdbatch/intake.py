@@ -1,14 +1,14 @@
 """From a claimed file to a task that is ready to draw: parsed, bounded, and with everything it names found."""
 
 from sdbatch import files, jobfile
-from sdbatch.errors import Cancelled, JobError
+from sdbatch.errors import JobError
 from sdbatch.inputs import InputStager
 from sdbatch.job import Txt2Img, count_pictures
 from sdbatch.prompts import read_lines
 from sdbatch.publish import make_outdir
 from sdbatch.root import Root
 from sdbatch.settings import Limits
-from sdbatch.spool import CANCEL, Claim, Spool
+from sdbatch.spool import Claim, Spool
 from sdbatch.task import Task
 
 
@@ -27,8 +27,7 @@ class Intake:
             NotYet: a file that it names is still on its way.
         """
         folder = self.spool.folder(claim)
-        if (folder / CANCEL).exists():
-            raise Cancelled(Cancelled.TEXT)
+        self.spool.heed_cancel(claim)
         parsed = self._read(claim)
         if parsed.error is not None:
             raise parsed.error

@@ -61,9 +61,7 @@ def history(  # noqa: PLR0913 - each is an option
         raise typer.BadParameter("--kind is txt2img or img2img")
     place = named_root(root)
     drawn = moment(since, datetime.now(UTC)) if since else None
-    opened = _open(place)
-    if rebuild:
-        typer.echo(f"read again: {opened.rebuild()} jobs", err=True)
+    opened = _open(place, anew=rebuild)
     found = opened.search(
         " ".join(words or []), since=drawn, seed=seed, ckpt=ckpt, kind=kind, failed=failed, limit=limit
     )
@@ -84,7 +82,7 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
 
     Exit codes: 0 shown; 1 there is none, or several have that in their ids.
     """
-    from sdbatch import tables  # noqa: PLC0415
+    from sdbatch import particulars, tables  # noqa: PLC0415
 
     place = named_root(root)
     opened = _open(place)
@@ -95,7 +93,8 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
         told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
-        tables.show_one(found, pictures, tree, place)
+        how = [(title.lower(), value) for title, value in particulars.parameters(place, found)]
+        tables.show_one(found, how + particulars.circumstances(place, found), pictures, tree, place)
 
 
 @app.command()
@@ -188,12 +187,14 @@ def again(
     _drop(place, restoring.again(place, known, seed), job_id, dry_run=dry_run)
 
 
-def _open(place: "Root") -> "History":
+def _open(place: "Root", *, anew: bool = False) -> "History":
     from sdbatch import overview  # noqa: PLC0415
     from sdbatch.history import History  # noqa: PLC0415
 
     overview.check_root(place)
-    opened = History.open(place)
+    opened = History(place) if anew else History.open(place)
+    if anew:
+        typer.echo(f"read again: {opened.rebuild()} jobs", err=True)
     if opened.stale:
         typer.echo(f"note: {opened.stale}: what is newest may be missing", err=True)
     return opened
@@ -230,10 +231,9 @@ def _job_of(found: "Picture | Job") -> str:
 
 def _drop(place: "Root", text: str, job_id: str, *, dry_run: bool) -> None:
     from sdbatch.check import submit_text  # noqa: PLC0415
-    from sdbatch.spool import slug_of  # noqa: PLC0415
+    from sdbatch.restoring import file_name  # noqa: PLC0415
 
     if dry_run:
         typer.echo(text, nl=False)
         return
-    name = job_id.split("-", 2)[-1] if "/" not in job_id else Path(job_id).name
-    typer.echo(submit_text(text, f"{slug_of(name + '.')}.yaml", place))
+    typer.echo(submit_text(text, file_name(job_id), place))

@@ -54,10 +54,9 @@ def check_root(root: Root) -> None:
     """Say so where there is nothing to look at.
 
     Raises:
-        JobError: there is no root.
+        JobError: there is no root, or not for this user.
     """
-    if not root.status.parent.is_dir():
-        raise JobError(f"{root.path} is no root (there is no jobs/); name one with --root, or make one: sdbatch init")
+    root.require(root.status.parent)
     if not os.access(root.status.parent, os.R_OK | os.X_OK) or (
         root.status.exists() and not os.access(root.status, os.R_OK)
     ):
@@ -124,14 +123,21 @@ def paused(root: Root) -> str:
     return "paused until jobs/PAUSE is removed" if root.pause.exists() else ""
 
 
+def matching(named: str, places: Iterable[Path]) -> list[Path]:
+    """Folders of jobs by their id, by its end (number and name, or the name alone), or else by a part of it."""
+    found = [place / name for place in places for name in sorted(_folders(place))]
+    exact = [path for path in found if path.name == named]
+    ending = [path for path in found if path.name.endswith(f"-{named}")]
+    return exact or ending or [path for path in found if named in path.name]
+
+
 def find_job(root: Root, named: str) -> Path:
-    """The folder of a job by its id, or a part of it that only one job has, such as 000042.
+    """The folder of the one job of a name.
 
     Raises:
         JobError: there is none, or there are several.
     """
-    places = [place / name for place in (root.running, root.done, root.failed) for name in _folders(place)]
-    found = [path for path in places if path.name == named] or [path for path in places if named in path.name]
+    found = matching(named, (root.running, root.done, root.failed))
     if not found:
         raise JobError(f'there is no job "{named}" in jobs/running/, done/ or failed/; give its id or a part of it')
     if len(found) > 1:

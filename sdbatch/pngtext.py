@@ -1,7 +1,8 @@
 """What is written into a PNG beside its pixels, and its size: read chunk by chunk, within bounds, without a decoder.
 
 Pictures come from anybody, and the supervisor reads them too: it must survive everything, so no imaging library is
-let near them there. Nothing is taken for whole that is longer than it may be.
+let near them there. Nothing is taken for whole that is longer than it may be, and of all texts only those two are kept
+that say how a picture was drawn: a small file may hold thousands.
 """
 
 import struct
@@ -13,13 +14,14 @@ from typing import BinaryIO
 from sdbatch import files
 
 MAX_TEXT = 256 * 1024  # bytes of one text, unpacked; a prompt of ours has up to 40,000
+KEYWORDS = {"parameters", "sdbatch"}  # as other programs say it, and as we do
 MAX_CHUNKS = 20_000  # of a picture; one of 64 million pixels has a few thousand
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Written:
-    """A picture's size in pixels, and its texts by keyword."""
+    """A picture's size in pixels, and its texts by keyword: those of KEYWORDS, the first of each."""
 
     width: int
     height: int
@@ -47,10 +49,11 @@ def _read(file: BinaryIO) -> Written | None:
             break
         size = int.from_bytes(start[:4])
         if start[4:] in _READERS and size <= MAX_TEXT:
-            keyword, _, rest = file.read(size).partition(b"\0")
-            text = _READERS[start[4:]](rest)
+            named, _, rest = file.read(size).partition(b"\0")
+            keyword = named.decode("latin-1")
+            text = _READERS[start[4:]](rest) if keyword in KEYWORDS - texts.keys() else None
             if text is not None:
-                texts.setdefault(keyword.decode("latin-1"), text)
+                texts[keyword] = text
             size = 0
         file.seek(size + 4, 1)  # over what is left, and the checksum
     return Written(width, height, texts)

@@ -102,12 +102,15 @@ def make_outdir(outdir: Path, grid_alone: bool) -> Path:
     """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
     try:
         files.make_dir(outdir if grid_alone else outdir / SAMPLES)
-        if not os.access(outdir, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        for folder in (outdir, outdir / SAMPLES):
+            if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise JobError(f"outdir: no pictures can be put into {outdir}: {error.strerror}") from error
+        remedy = f"; give it to the service's user (chown -R {os.geteuid()} {outdir}), then: sdbatch retry"
+        remedy *= isinstance(error, PermissionError)
+        raise JobError(f"outdir: no pictures can be put into {outdir}: {error.strerror}{remedy}") from error
     return outdir
 
 

@@ -4,21 +4,23 @@ jobs/PAUSE holds the service back for as long as it lies there, over restarts to
 service does so itself when one job after another fails by the machine's fault.
 """
 
-import errno
 import os
+import re
 import shutil
 from contextlib import suppress
 from datetime import datetime, time
+from pathlib import Path
 
 from sdbatch import files
 from sdbatch.engine.protocol import Engine
-from sdbatch.errors import EngineDown
+from sdbatch.errors import EngineDown, NotHere
 from sdbatch.job import Txt2Img
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 from sdbatch.task import Task
 
 READ_BYTES = 2000
+FREE_SOME = ", but for what free_bytes keeps: free some space (`sdbatch clean`, old folders in jobs/done/ and outputs/)"
 FAILURES = "failures-in-a-row"
 ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
 
@@ -29,7 +31,7 @@ class Readiness:
     Attributes:
         problem: why nothing is drawn, in words for a person; empty while all is well.
         is_ready: whether a job can be drawn at once. Neither ready nor a problem: a renderer is on its way.
-        is_held: whether a person wants everything left where it is.
+        is_held: whether everything is left where it is: a person wants it, or there is nowhere to put it.
     """
 
     def __init__(self, root: Root, engine: Engine, settings: Settings) -> None:
@@ -43,10 +45,11 @@ class Readiness:
     def look(self, now: float, wall: datetime) -> None:
         """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
         held = self.why_held(wall)
-        self.is_held = bool(held)
+        unwritable = self._unwritable()
+        self.is_held = bool(held or unwritable)
         if held and self._is_unloaded:
             self.engine.stop()  # its memory is wanted elsewhere; it comes back when it is needed
-        self.problem = held or self._unwritable() or self._without_model() or self._without_engine(now)
+        self.problem = held or unwritable or self._without_room() or self._without_model() or self._without_engine(now)
         self.is_ready = not self.problem and self._starting_since is None
 
     def count_failure(self, why: str) -> None:
@@ -85,22 +88,35 @@ class Readiness:
         return self._paused() or self._outside_hours(wall)
 
     def require_space(self, task: Task) -> None:
-        """Low space stops the service before a job and not in it.
+        """Low space holds a job up before it is begun and not in the middle.
 
         Raises:
-            OSError: ENOSPC; the job stays.
+            NotHere: it may need more than there is; a smaller one may not.
         """
-        usage = shutil.disk_usage(self.root.path)
         if isinstance(task.job, Txt2Img):
             width, height = task.job.picture_size
             each = 3 * width * height  # a PNG is at worst as large as its pixels
         else:
             each = sum(staged.path.stat().st_size for staged in task.inputs)
         need = 2 * task.total * each  # the grid holds all of them again
-        keep = min(self.settings.free_bytes, usage.total // 100)
-        if usage.free < need + keep:
-            text = f"the job may need {need / 1e6:,.1f} MB, and {usage.free / 1e6:,.1f} MB are free"
-            raise OSError(errno.ENOSPC, text, str(self.root.path))
+        for folder in (self.root.running, task.outdir):
+            if (room := self._room(folder)) < need:
+                raise NotHere(
+                    f"{task.claim.id} may need {need / 1e6:,.1f} MB, and {max(0, room) / 1e6:,.1f} MB are free for "
+                    f"{self.root.show(folder)}/{FREE_SOME}"
+                )
+
+    def _room(self, folder: Path) -> int:
+        """Bytes that jobs may take where a folder lies; less than none where what shall be left free is not."""
+        usage = shutil.disk_usage(folder)
+        return usage.free - min(self.settings.free_bytes, usage.total // 100)
+
+    def _without_room(self) -> str:
+        """Nothing is begun on a full disk, whatever it needs."""
+        for folder in (self.root.running, self.root.outputs):
+            if self._room(folder) < 0:
+                return f"the disk of {self.root.show(folder)}/ is full{FREE_SOME}"
+        return ""
 
     def _outside_hours(self, wall: datetime) -> str:
         if not self.settings.active_hours:
@@ -119,8 +135,8 @@ class Readiness:
         except OSError as error:
             return f"jobs/PAUSE is there, but can't be read: {error.strerror}"
         reason = said.decode("utf-8", "replace").strip()
-        self._is_unloaded = reason.split()[:1] == ["unload"]
-        reason = reason.removeprefix("unload").strip() if self._is_unloaded else reason
+        self._is_unloaded = "unload" in re.findall(r"\w+", reason.lower())
+        reason = re.sub(r"^unload\b\W*", "", reason, flags=re.IGNORECASE)
         return f"paused until jobs/PAUSE is removed{': ' if reason else ''}{reason}"
 
     def _unwritable(self) -> str:

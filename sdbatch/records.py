@@ -2,6 +2,17 @@
 
 from dataclasses import dataclass
 
+# What the index is asked for, in the order of the fields.
+JOB_QUESTION = (
+    "SELECT id, state, place, prompt, negative, name, kind, ckpt, seed, drawn_at, pictures, reason, parent_job, "
+    "parent_picture, init, width, height, key FROM jobs"
+)
+PICTURE_QUESTION = (
+    "SELECT p.key, j.id, p.number, p.file, CASE WHEN p.file = '' THEN j.place ELSE j.place || '/' || p.file END, "
+    "p.published, coalesce(p.prompt, j.prompt), j.negative, j.name, j.seed, j.kind, j.ckpt, j.width, j.height, "
+    "j.drawn_at, j.parent_job, j.parent_picture, j.state, j.reason FROM pictures p JOIN jobs j ON j.number = p.job"
+)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -70,6 +81,8 @@ class Lineage:
         state: as a job's; gone, where another names it as its parent and it is there no more.
         is_asked: whether it is the one whose lineage was asked for.
         children: oldest first.
+        more: how many other children it has, which are left out.
+        above: how many jobs stand above the first one, and are left out.
     """
 
     job: str
@@ -79,3 +92,5 @@ class Lineage:
     drawn_at: str
     is_asked: bool
     children: tuple["Lineage", ...] = ()
+    more: int = 0
+    above: int = 0

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from sdbatch import files, found, gathering, infotext, jobfile, pngtext
 from sdbatch.errors import JobError, printable
 from sdbatch.history import History
+from sdbatch.inputs import INPUTS
 from sdbatch.job import Img2Img, Txt2Img, job_kind
 from sdbatch.manifest import VERSION, dump
 from sdbatch.records import Job, Picture
 from sdbatch.root import SAMPLES, WEIGHTS, Root
-from sdbatch.spool import MANIFEST
+from sdbatch.spool import MANIFEST, slug_of
 
 Fields = dict[str, Any]
 ALWAYS = ("prompt", "seed")  # told even where they are the defaults
@@ -62,10 +63,24 @@ def restore(root: Root, what: Picture | Job | Path) -> Restored:
     fields, misfits = _fitting(fields)
     missing = [
         printable(f"{name}: there is no {fields[name]} in the root; without it the job can't be drawn")
-        for name in FILES
-        if fields.get(name) and not _is_there(root, str(fields[name]))
+        for name in (*FILES, "ckpt")
+        if fields.get(name) and not _is_there(root, name, str(fields[name]))
     ]
     return Restored(f"# {printable(origin)}\n{job_text(fields)}", [*dict.fromkeys(notes + misfits + missing)])
+
+
+def fields_of(root: Root, what: Picture | Job) -> Fields:
+    """The fields of the job that something was drawn by, as far as a job can have them.
+
+    Raises:
+        JobError: nothing tells how it was drawn.
+    """
+    return _fitting(_told_by_history(root, what)[0])[0]
+
+
+def record_of(root: Root, what: Picture | Job) -> Fields:
+    """The manifest of a done job; nothing of any other."""
+    return _record(root, what.job if isinstance(what, Picture) else what.id) if what.state == "done" else {}
 
 
 def follow_up(
@@ -85,14 +100,13 @@ def follow_up(
         raise JobError(f"{picture.path}: there is no such picture (any more)")
     asked: Fields = {"prompt": picture.prompt if prompt is None else prompt}
     asked |= {"strength": 0.75 if strength is None else strength, "outdir": Img2Img.model_fields["outdir"].default}
-    record = _record(root, picture.job) if picture.state == "done" else {}
+    record = record_of(root, picture)
     listed = [entry for entry in record.get("pictures", []) if _is_named(entry, picture.file)]
     if listed:
         head = {"sdbatch_manifest": VERSION, "id": picture.job}
         block = {"init_img": picture.file, **asked, **fields}
         return _checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
-    before, _ = _fitting(_told_by_history(root, picture)[0])
-    carried = {name: value for name, value in before.items() if name in CARRIED_OVER}
+    carried = {name: value for name, value in fields_of(root, picture).items() if name in CARRIED_OVER}
     return _checked(job_text(carried | asked | {"init_img": picture.path} | fields))
 
 
@@ -103,12 +117,17 @@ def again(root: Root, job: Job, seed: int | None = None) -> str:
         JobError: nothing tells how it was drawn.
     """
     changed = {} if seed is None else {"seed": seed}
-    record = _record(root, job.id) if job.state == "done" else {}
+    record = record_of(root, job)
     if record:
         head = {"sdbatch_manifest": VERSION, "id": job.id}
         return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
-    fields, _ = _fitting(_told_by_history(root, job)[0])
-    return _checked(job_text(fields | changed))
+    return _checked(job_text(fields_of(root, job) | changed))
+
+
+def file_name(job_id: str) -> str:
+    """Of a job that comes from another: that one's name, without its time and number; or where it lies."""
+    name = job_id.rpartition("/")[2] if "/" in job_id else job_id.split("-", 2)[-1]
+    return f"{slug_of(name + '.yaml')}.yaml"
 
 
 def job_text(fields: Fields) -> str:
@@ -142,11 +161,22 @@ def _told_by_history(root: Root, what: Picture | Job) -> tuple[Fields, list[str]
             return _with_files(root, job_id, record)
         if isinstance(what, Picture):  # what stands in the picture is as good
             return _told_by_file(root, root.path / what.path)
-    parsed = gathering.parse_dropped((root.done if what.state == "done" else root.failed) / job_id)
+    folder = (root.done if what.state == "done" else root.failed) / job_id
+    parsed = gathering.parse_dropped(folder)
     if parsed is None or parsed.job is None:
         why = f": {parsed.error}" if parsed and parsed.error else ""
         raise JobError(f"{job_id}: no job can be restored from it{why}")
-    return parsed.job.model_dump(), []
+    return _with_copies(root, folder, parsed.job.model_dump()), []
+
+
+def _with_copies(root: Root, folder: Path, job: Fields) -> Fields:
+    """The fields of a job without a manifest; where a file that it named is gone, with the copy in its folder."""
+    copies = {
+        name: next(iter(folder.glob(f"{INPUTS}/{name}.*")), None)
+        for name in FILES
+        if job.get(name) and not _is_there(root, name, str(job[name]))
+    }
+    return job | {name: root.show(copy) for name, copy in copies.items() if copy}
 
 
 def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[str]]:
@@ -157,11 +187,12 @@ def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[s
         if not job.get(name):
             continue
         copy = root.done / job_id / str(kept.get(name, {}).get("file"))
-        if _is_same(root, str(job[name]), str(kept.get(name, {}).get("sha256"))):
+        is_passing = root.show(root.path / str(job[name])).startswith(f"{root.show(root.inbox)}/")
+        if not is_passing and _is_same(root, str(job[name]), str(kept.get(name, {}).get("sha256"))):
             continue
         if copy.is_file():
             job[name] = root.show(copy)
-        elif _is_there(root, str(job[name])):
+        elif _is_there(root, name, str(job[name])):
             notes.append(f"{name}: {printable(str(job[name]))} was changed since, and no copy was kept")
     return job, notes
 
@@ -173,9 +204,12 @@ def _is_same(root: Root, named: str, sha256: str) -> bool:
         return False
 
 
-def _is_there(root: Root, named: str) -> bool:
+def _is_there(root: Root, field: str, named: str) -> bool:
     try:
-        root.find("", named, [root.path])
+        if field != "ckpt":
+            root.find(field, named, [root.inbox, root.path])  # as for a job that is dropped there
+        elif "/" in named:  # else it may be a name of the configuration
+            root.find_model(field, named)
     except JobError:
         return False
     return True

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from sdbatch import files
 from sdbatch.beneath import open_beneath
-from sdbatch.errors import JobError, NotHere
+from sdbatch.errors import JobError, NoRoot, NotHere
 
-OURS = ("jobs", "state", "models", "configs")  # no job's pictures go there
+SECRET = ("state", "models", "configs")  # no job reads there but its model: a manifest would tell what it read
+OURS = ("jobs", *SECRET)  # no job's pictures go there
 DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
@@ -47,6 +48,11 @@ class Root:
     def inbox(self) -> Path:
         """Files that people drop."""
         return self.path / "jobs" / "inbox"
+
+    @property
+    def uploads(self) -> Path:
+        """Pictures that visitors of the page sent, until the jobs that name them have copies."""
+        return self.inbox / "uploads"
 
     @property
     def running(self) -> Path:
@@ -111,14 +117,28 @@ class Root:
             self.state,
         )
 
+    def require(self, folder: Path) -> None:
+        """Make sure of a folder that every root has; a link may lead to a share that is away.
+
+        Raises:
+            NoRoot: it isn't there.
+        """
+        if not os.path.lexists(folder):
+            raise NoRoot(
+                f"{self.path} is no root (there is no {self.show(folder)}): mount its disk, name another with --root, "
+                f"or make one: sdbatch init {self.path}"
+            )
+
     def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
         """The file that a job names, looked for in each of `bases` in order; it lies inside the root, links resolved.
 
         Raises:
-            JobError: it isn't there, or leads out of the root.
+            JobError: it isn't there, leads out of the root, or into the service's own folders.
         """
         for base in bases:
             path = self._inside(field, named, base)
+            if any(_is_below(path, (self.path / own).resolve()) for own in SECRET):
+                raise JobError(f'{field}: "{named}" is a file of the service; name one beside the job or in outputs/')
             if _exists(path):
                 return path
         places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))

@@ -128,6 +128,7 @@ class Service:
         """Nothing is left to draw: told once, after some work; and time to tidy up."""
         if now.mono >= self._tidy_at:
             self._tidy_at = now.mono + housekeeping.EVERY_SECONDS
+            housekeeping.sweep_uploads(self.root, now.wall)
             for folder in [*housekeeping.outdated(self.root, self.settings.keep, now.wall)]:
                 housekeeping.remove(self.root, folder, outputs=self.settings.keep.outputs)
                 self.log.info("taken away by the rules of keep", folder=self.root.show(folder))
@@ -159,7 +160,7 @@ class Service:
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
         left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable
-        return not left and next(self.spool.claimed(), None) is None
+        return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _look_around(self, now: Now) -> None:
         """Whether jobs can be drawn; a problem is logged once."""
@@ -213,11 +214,13 @@ class Service:
             loras=task.loras,
             start_at=count_staged(folder / samples),
             halt=folder / HALT,
+            cancel=folder / CANCEL,
         )
         # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
         with closing(self.engine.render(Request(jobs=[draw]))) as events:
             for event in events:
                 self._heed(event, task, drawing, clock())
+        self.spool.heed_cancel(claim)
         return drawing
 
     def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
@@ -231,10 +234,9 @@ class Service:
             raise Stopped
 
     def _halt_if_asked(self, claim: Claim, now: Now) -> None:
-        """A pause, the end of the hours or a cancellation lets the engine finish its batch, no more."""
-        folder = self.spool.folder(claim)
-        if self.readiness.why_held(now.wall) or (folder / CANCEL).exists():
-            (folder / HALT).touch()
+        """A pause or the end of the hours lets the engine finish its batch, no more."""
+        if self.readiness.why_held(now.wall):
+            (self.spool.folder(claim) / HALT).touch()
 
     def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
         """Remember what an event says of the drawing, and what it means for the job."""
@@ -253,6 +255,7 @@ class Service:
             case protocol.Halted():
                 raise Stopped
             case protocol.Failed():
+                self.spool.heed_cancel(task.claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
@@ -289,7 +292,7 @@ class Service:
             self.turns.defer(claim)
             raise
         finally:  # a disk that would not sync the move has moved it all the same
-            self.failed += not is_cancelled and not self.spool.folder(claim).exists()
+            self.failed += not is_cancelled and (self.root.failed / claim.id).exists()
         self.historian.tell(self.root.failed / claim.id)
         if is_cancelled:
             self._log(claim).info("cancelled")

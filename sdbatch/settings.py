@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sdbatch import root
@@ -130,13 +130,21 @@ class Settings(BaseSettings):
     active_hours: str = Field(
         "",
         pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$",
-        description='two times of day, such as "22:00-07:00", or empty for always',
+        description='two times of day that differ, such as "22:00-07:00", or empty for always',
     )
     free_bytes: int = Field(1_000_000_000, ge=0)
     hooks: HookCommands = HookCommands()
     keep: Keep = Keep()
     limits: Limits = Limits()
     web: Web = Web()
+
+    @field_validator("active_hours")
+    @classmethod
+    def _last_for_a_while(cls, hours: str) -> str:
+        start, _, end = hours.partition("-")
+        if hours and start == end:
+            raise ValueError("the hours end when they begin")
+        return hours
 
     @property
     def named_models(self) -> tuple[tuple[str, root.NamedModel], ...]:

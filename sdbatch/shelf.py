@@ -105,8 +105,7 @@ def bring(source: Path, root: Root, name: str, told: Told, *, link: bool = False
         raise JobError(f"there is no {source}")
     if os.path.lexists(target):
         raise JobError(f"{root.show(target)} is there already; give the new one another name with --as")
-    if not root.models.is_dir():
-        raise JobError(f"{root.path} is no root (there is no models/); make one with `sdbatch init {root.path}`")
+    root.require(root.models)
     if link:
         target.symlink_to(source.resolve())
         files.sync_dir(target.parent)
@@ -139,5 +138,6 @@ def _copy(source: Path, draft: Path, told: Callable[[int], None]) -> None:
                 writing.write(chunk)
                 done += len(chunk)
                 told(done)
+            files.to_disk(writing)
         if files.sha256(place) != digest.hexdigest():
             raise OSError(errno.EIO, "the disk gave back something else than was written", str(place))

@@ -17,6 +17,7 @@ cannot do so for ever. `<id>` is time, number and name; it sorts by arrival even
 
 import json
 import re
+import stat
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,14 +26,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sdbatch import files
-from sdbatch.errors import JobError, printable
+from sdbatch import files, log
+from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.root import Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
 STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
 _ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
-HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches, and for good
+HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _RESERVED = re.compile(
     r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*",
@@ -67,10 +68,16 @@ class Claim:
 
 
 class Spool:
-    """Claims, finishes, fails and recovers jobs. Knows nothing of what a job says or who draws it."""
+    """Claims, finishes, fails and recovers jobs. Knows nothing of what a job says or who draws it.
+
+    Attributes:
+        unreadable: claimed jobs that can't be read now, and why. They stay where they are and let the others pass.
+    """
 
     def __init__(self, root: Root) -> None:
         self.root = root
+        self.unreadable: dict[str, OSError] = {}
+        self.log = log.get()
         self._last = ("", 0)
 
     def folder(self, claim: Claim) -> Path:
@@ -86,7 +93,9 @@ class Spool:
         for folder in _folders(self.root.running):
             for draft in [*folder.rglob(files.BUSY_PREFIX + "*")]:
                 draft.unlink(missing_ok=True)
-            claim = read_claim(folder) or self._rebuilt(folder)
+            claim = self._read(folder)
+            if folder.name in self.unreadable:
+                continue  # it may be whole
             if claim is None or folder.name.startswith(files.BUSY_PREFIX):
                 files.remove_tree(folder)  # the rename that claims, or that splits off, never happened
             elif (folder / MANIFEST).exists():
@@ -110,24 +119,35 @@ class Spool:
 
     def claimed(self) -> Iterator[Claim]:
         """Jobs in running/, in order, each read only when it is its turn: a file can hold a thousand."""
-        for folder in _folders(self.root.running):
-            if not folder.name.startswith("."):
-                claim = read_claim(folder) or self._rebuilt(folder)
-                if claim is not None:
-                    yield claim
+        folders = [folder for folder in _folders(self.root.running) if not folder.name.startswith(".")]
+        for gone in self.unreadable.keys() - {folder.name for folder in folders}:
+            del self.unreadable[gone]
+        for folder in folders:
+            if (claim := self._read(folder)) is not None:
+                yield claim
 
     def cancelled(self) -> Claim | None:
         """A claimed job that a person took back."""
         marks = self.root.running.glob(f"*/{CANCEL}")
-        return next((claim for mark in marks if (claim := read_claim(mark.parent)) is not None), None)
+        return next((claim for mark in marks if (claim := self._read(mark.parent)) is not None), None)
+
+    def heed_cancel(self, claim: Claim) -> None:
+        """End a job that a person took back.
+
+        Raises:
+            Cancelled: it is one.
+        """
+        if (self.folder(claim) / CANCEL).exists():
+            raise Cancelled(Cancelled.TEXT)
 
     def take_up(self, failed: Path) -> None:
         """Bring a failed job back to running/, with a clean slate and what was drawn of it."""
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
             raise JobError(f"{failed.name} holds no job file any more")
-        claim.attempts = 0
+        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).stat().st_mode)
         files.write_atomically(failed / CLAIM, _to_json(claim))
+        (failed / CLAIM).chmod(mode)  # the service is to read it, whatever the umask of who asks
         _unmark(failed)
         (failed / ERROR).unlink(missing_ok=True)
         files.move(failed, self.root.running / failed.name)
@@ -199,6 +219,20 @@ class Spool:
         stamp, number = self._last
         self._last = (max(stamp, now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")), number + 1)
         return f"{self._last[0]}-{self._last[1]:06}-{slug_of(name)}"
+
+    def _read(self, folder: Path) -> Claim | None:
+        """The claim in a folder; None without one, or where it can't be read now."""
+        try:
+            claim = read_claim(folder) or self._rebuilt(folder)
+        except OSError as error:
+            if folder.name not in self.unreadable:
+                self.log.warning(
+                    "a claimed job can't be read, and lets the others pass", job=folder.name, error=str(error)
+                )
+            self.unreadable[folder.name] = error
+            return None
+        self.unreadable.pop(folder.name, None)
+        return claim
 
     def _rebuilt(self, folder: Path) -> Claim | None:
         """A claim for a folder whose claim.json is unreadable but that holds a dropped file: never lose that."""

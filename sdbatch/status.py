@@ -46,7 +46,7 @@ class StatusFile:
         self._written = mono
         self.facts["updated_at"] = wall.isoformat(timespec="seconds")
         systemd.notify(STATUS=self.sentence())
-        told = {name: fact() if callable(fact) else fact for name, fact in self.facts.items()}
+        told = {name: _asked(fact) for name, fact in self.facts.items()}
         with suppress(OSError):  # a full disk is told where it matters
             files.write_atomically(self.path, json.dumps(told, indent=1).encode(), durable=False)
 
@@ -59,6 +59,14 @@ class StatusFile:
             left = f", {duration(job['eta_seconds'])} left" if job.get("eta_seconds") is not None else ""
             return f"{state} {job['name'] or job['id']}: {job['pictures_done']} of {job['pictures']} pictures{left}"
         return str(state)
+
+
+def _asked(fact: Any) -> Any:
+    """A fact, or nothing where it can't be had now: that must not silence the others, least of all why."""
+    try:
+        return fact() if callable(fact) else fact
+    except OSError:
+        return None
 
 
 def duration(seconds: float) -> str:

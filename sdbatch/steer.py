@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from sdbatch import files
+from sdbatch import files, overview
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
 from sdbatch.inbox import URGENT
@@ -13,14 +13,15 @@ from sdbatch.spool import CANCEL, ERROR, Spool
 
 def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
     """Stop after the current batch of pictures; with `unload` the model leaves the memory too."""
-    _known(root)
+    root.require(root.inbox)
     files.write_atomically(root.pause, ("unload\n" * unload + reason).encode())
+    root.pause.chmod(0o664)  # the service is to read it, whatever the umask of who asks
     return "paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)"
 
 
 def resume(root: Root) -> str:
     """Go on."""
-    _known(root)
+    root.require(root.inbox)
     try:
         root.pause.unlink()
     except FileNotFoundError:
@@ -30,7 +31,7 @@ def resume(root: Root) -> str:
 
 def cancel(root: Root, name: str) -> str:
     """Take a job out: a waiting file is deleted, a claimed one goes to failed/ with what was drawn of it."""
-    waiting, claimed = _waiting(root, name), _folders(root.running, name)
+    waiting, claimed = _waiting(root, name), overview.matching(name, [root.running])
     if len(waiting) + len(claimed) > 1:
         raise _ambiguous(name, [*waiting, *claimed])
     if waiting:
@@ -38,13 +39,14 @@ def cancel(root: Root, name: str) -> str:
         return f"deleted {root.show(waiting[0])}"
     if claimed:
         (claimed[0] / CANCEL).touch()
-        return f"{claimed[0].name} is cancelled; it goes to jobs/failed/ after the pictures in work"
+        return f"{claimed[0].name} is cancelled; it goes to jobs/failed/ with the pictures that are finished"
     raise _unknown(root, name, "waits or is drawn")
 
 
 def retry(root: Root, name: str) -> str:
     """Let a failed job run once more; pictures that were finished are kept."""
-    found = _folders(root.failed, name)
+    root.require(root.inbox)
+    found = overview.matching(name, [root.failed])
     if len(found) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, "lies in jobs/failed/")
     Spool(root).take_up(found[0])
@@ -53,25 +55,34 @@ def retry(root: Root, name: str) -> str:
 
 def retry_all(root: Root) -> list[str]:
     """The same with all that failed; what was cancelled stays."""
-    _known(root)
+    root.require(root.inbox)
     return [retry(root, folder.name) for folder in sorted(root.failed.iterdir()) if _has_failed(folder)]
 
 
 def bump(root: Root, name: str) -> str:
-    """Put a waiting file before the others."""
+    """Put a waiting file before those of other folders: what it names is found where it lay."""
     found = _waiting(root, name)
     if len(found) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, "waits in jobs/inbox/")
-    urgent = root.inbox / URGENT
-    if not urgent.exists():
-        urgent.mkdir()
-        urgent.chmod(stat.S_IMODE(root.inbox.stat().st_mode))  # so that the service's account may take files out of it
-    target = next(t for n in range(1, 10_000) if not (t := urgent / (f"{n}-" * (n > 1) + found[0].name)).exists())
-    if stat.S_ISREG(found[0].lstat().st_mode):  # its digest beside it says that it need not settle again
-        Path(f"{target}.sha256").write_text(files.sha256(found[0]), encoding="ascii")
-    found[0].rename(target)
-    Path(f"{found[0]}.sha256").unlink(missing_ok=True)
-    return f"{root.show(target)} is next"
+    (file,), urgent = found, root.inbox / URGENT
+    if file.is_relative_to(urgent):
+        return f"{root.show(file)} goes first already, in its turn among those in jobs/inbox/{URGENT}/"
+    place = _make_like(root.inbox, urgent / file.parent.relative_to(root.inbox))
+    target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
+    if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
+        Path(f"{target}.sha256").write_text(files.sha256(file), encoding="ascii")
+    file.rename(target)
+    Path(f"{file}.sha256").unlink(missing_ok=True)
+    return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
+
+
+def _make_like(inbox: Path, folder: Path) -> Path:
+    """A folder in the inbox, which the service's account may take files out of."""
+    if not folder.exists():
+        _make_like(inbox, folder.parent)
+        folder.mkdir()
+        folder.chmod(stat.S_IMODE(inbox.stat().st_mode))
+    return folder
 
 
 def _has_failed(folder: Path) -> bool:
@@ -81,25 +92,12 @@ def _has_failed(folder: Path) -> bool:
         return False
 
 
-def _known(root: Root) -> None:
-    if not root.inbox.is_dir():
-        raise JobError(f"{root.path} is no root (there is no jobs/inbox); name one with --root")
-
-
 def _waiting(root: Root, name: str) -> list[Path]:
     """Files in the inbox of this name, or at this place in it."""
-    _known(root)
+    root.require(root.inbox)
     jobs = [path for path in root.inbox.rglob("*") if is_job_name(path.name) and not path.is_dir()]
     exact = [path for path in jobs if path.relative_to(root.inbox).as_posix() == name]
     return exact or [path for path in jobs if name in (path.name, path.stem)]
-
-
-def _folders(place: Path, name: str) -> list[Path]:
-    """Jobs by their id, by the end of one (its number and name, or its name alone), or by a part of it."""
-    folders = sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
-    exact = [path for path in folders if path.name == name]
-    ending = [path for path in folders if path.name.endswith(f"-{name}")]
-    return exact or ending or [path for path in folders if name in path.name]
 
 
 def _ambiguous(name: str, found: list[Path]) -> JobError:

@@ -10,8 +10,9 @@ import pwd
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from watchdog.events import FileSystemEventHandler
@@ -24,6 +25,7 @@ from sdbatch.settings import Settings
 
 LITTLE_SPACE, NO_SPACE = 5_000_000_000, 200_000_000  # bytes: a job of 1000 pictures takes half a gigabyte
 FEW_FILES = 10_000
+MOST_TOLD = 10  # folders
 CLOCK_SLACK = 60.0  # seconds
 RELEASED = datetime(2026, 1, 1, tzinfo=UTC).timestamp()  # no clock that is right says less
 LIMITS = ("max_user_watches", "max_user_instances")
@@ -69,7 +71,7 @@ def folders(root: Root) -> Iterator[Finding]:
         yield problem("folders", text, f"sdbatch init {root.path}   (makes what is missing, keeps what is there)")
         return
     refused: dict[str, list[Path]] = {}
-    for folder, why in _refusals(root):
+    for folder, why in islice(_refusals(root), MOST_TOLD):
         refused.setdefault(why, []).append(folder)
     owner = root.state.stat().st_uid
     for why, places in refused.items():
@@ -103,9 +105,19 @@ def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
                 pass
         except OSError as error:
             yield folder, f"no file can be made here by {user_name()}: {error.strerror}"
+    for folder in _made_by_jobs(root):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            yield folder, f"no file can be made here by {user_name()}: {os.strerror(errno.EACCES)}"
     for folder in (root.models, root.configs):
         if not os.access(folder, os.R_OK | os.X_OK):
             yield folder, f"can't be read by {user_name()}"
+
+
+def _made_by_jobs(root: Root) -> Iterator[Path]:
+    """Output folders and jobs in work, which may be left from a service that another user ran."""
+    for place in (root.running, root.outputs, *root.outputs.glob("*/")):
+        with suppress(OSError):
+            yield from (path for path in sorted(place.iterdir()) if path.is_dir())
 
 
 def filesystem(root: Root) -> Finding:

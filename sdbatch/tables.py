@@ -6,7 +6,6 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 from sdbatch.errors import printable
 from sdbatch.records import Job, Lineage, Picture
@@ -34,11 +33,13 @@ def show_pictures(pictures: list[Picture], root: Root) -> None:
     console.print(table)
 
 
-def show_one(found: Picture | Job, pictures: list[Picture], tree: Lineage, root: Root) -> None:
+def show_one(
+    found: Picture | Job, particulars: list[tuple[str, str]], pictures: list[Picture], tree: Lineage, root: Root
+) -> None:
     """Everything known of a picture or a job."""
     console = Console(highlight=False)
-    for name, value in _facts(found, root):
-        console.print(Text.assemble((f"{name:<17}", "bold"), printable(value)), soft_wrap=True)
+    for name, value in [*_facts(found, root), *particulars]:
+        console.print(Text.assemble((f"{name:<18}", "bold"), printable(value)), soft_wrap=True)
     if isinstance(found, Job) and any(each.file for each in pictures):
         console.print(Text("pictures", "bold"))
         for each in pictures:
@@ -46,7 +47,8 @@ def show_one(found: Picture | Job, pictures: list[Picture], tree: Lineage, root:
             console.print(Text(printable(f"  {each.number}  {each.path}{own}")), soft_wrap=True)
     if tree.children or not tree.is_asked:
         console.print(Text("lineage", "bold"))
-        console.print(_tree(tree), soft_wrap=not console.is_terminal)
+        for line in _lines(tree):
+            console.print(line, soft_wrap=True)
 
 
 def show_models(models: list[Shelved]) -> None:
@@ -92,11 +94,15 @@ def _facts(found: Picture | Job, root: Root) -> Iterator[tuple[str, str]]:
     yield from ((name, value) for name, value in told if value)
 
 
-def _tree(family: Lineage) -> Tree:
-    tree = Tree(_node(family))
-    for child in family.children:
-        tree.add(_tree(child))
-    return tree
+def _lines(job: Lineage, depth: int = 0) -> Iterator[Text]:
+    """A line each, set in by how deep it stands; no frame, which would be cut at the terminal's edge."""
+    if job.above:
+        yield Text(f"... {job.above} more above")
+    yield Text("  " * depth).append_text(_node(job))
+    for child in job.children:
+        yield from _lines(child, depth + 1)
+    if job.more:
+        yield Text(f"{'  ' * (depth + 1)}... {job.more} more")
 
 
 def _node(job: Lineage) -> Text:

@@ -77,7 +77,7 @@ class Drawing:
 
     def progress(self, task: Task, now: float) -> dict[str, Any]:
         """What status.json tells of a job that is drawn."""
-        done, step = len(self.samples), self.stepped
+        done, step, left = len(self.samples), self.stepped, self.pace.seconds_left(now)
         return {
             "id": task.claim.id,
             "name": task.job.name,
@@ -88,7 +88,7 @@ class Drawing:
             "step": step and step.step,
             "steps": step and step.steps,
             "fraction": round(max(done, task.drawn_at(step) if step else 0) / task.total, 3),
-            "eta_seconds": self.pace.seconds_left(now),
+            "eta_seconds": (left or None) if done < task.total else left,  # how long decoding takes nobody knows
         }
 
     def to_publish(self, job: AnyJob) -> list[str]:

@@ -154,13 +154,15 @@ def retry(
 
     if bool(job) == all_failed:
         raise JobError("name a job, or say --all-failed")
-    for line in steer.retry_all(named_root(root)) if all_failed else [steer.retry(named_root(root), job)]:
+    place = named_root(root)
+    lines = steer.retry_all(place) if all_failed else [steer.retry(place, job)]
+    for line in lines or ["nothing in jobs/failed/ is to be tried again"]:
         typer.echo(line)
 
 
 @app.command()
 def bump(job: JobArgument, root: RootOption = Path()) -> None:
-    """Put a waiting file before all others, into jobs/inbox/urgent/.
+    """Put a waiting file into jobs/inbox/urgent/, before all that is not there. What it names may stay where it is.
 
     Example: sdbatch bump truck.yaml
 
@@ -181,12 +183,16 @@ def clean(
 
     Examples: sdbatch clean --root /srv/sdbatch; sdbatch clean --apply
 
-    Exit codes: 0 shown, or done; 78 the configuration is wrong.
+    Exit codes: 0 shown, or done; 1 there is no root; 78 the configuration is wrong.
     """
     from sdbatch import housekeeping  # noqa: PLC0415
 
     place, settings = open_root(root)
-    for folder in [*housekeeping.outdated(place, settings.keep, datetime.now(UTC))]:
+    place.require(place.inbox)
+    outdated = [*housekeeping.outdated(place, settings.keep, datetime.now(UTC))]
+    if not outdated:
+        typer.echo("the rules of keep: give nothing up")
+    for folder in outdated:
         if apply:
             housekeeping.remove(place, folder, outputs=settings.keep.outputs)
         typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")

@@ -10,8 +10,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sdbatch import files
-from sdbatch.engine.protocol import Draw, Event, Finished, Halted, Loaded, Request, StagedGrid, StagedSample, Stepped
-from sdbatch.errors import EngineDown
+from sdbatch.engine.protocol import (
+    Draw,
+    Event,
+    Failed,
+    Finished,
+    Halted,
+    Loaded,
+    Request,
+    StagedGrid,
+    StagedSample,
+    Stepped,
+)
+from sdbatch.errors import Cancelled, EngineDown
 from sdbatch.job import Txt2Img, batches
 from sdbatch.root import Root
 from sdbatch.service import Now
@@ -48,7 +59,11 @@ class FakeEngine:
                 self.before(task)
             self.drawn.append(task)
             yield Loaded(job_id=task.job_id, seconds=0, checkpoint_sha256="0" * 64, device="fake", versions={})
-            yield from self._samples(task)
+            try:
+                yield from self._samples(task)
+            except Cancelled as error:
+                yield Failed(job_id=task.job_id, fault="job", text=str(error))
+                continue
             if task.halt.exists():
                 yield Halted(job_id=task.job_id)
                 continue
@@ -61,6 +76,8 @@ class FakeEngine:
         size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
         for batch in batches(task.job, task.lines):
             yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
+            if task.cancel.exists():
+                raise Cancelled(Cancelled.TEXT)
             for i, prompt in enumerate(batch.prompts):
                 index = batch.first + i
                 path = task.folder / task.samples / f"{index:05}.png"

@@ -9,7 +9,7 @@ from itertools import islice, takewhile
 from sdbatch import files, log, overview
 from sdbatch.inbox import Arrival, Inbox
 from sdbatch.readiness import Readiness
-from sdbatch.spool import Claim, Spool
+from sdbatch.spool import Claim, Spool, read_claim
 from sdbatch.triage import Triage
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
@@ -35,11 +35,18 @@ class Turns:
         self.owed: dict[str, int] = {}
         self.unmovable: dict[str, str] = {}
         self._absent = ""
+        self._first: tuple[str, float] = ("", ANY_TIME)  # of the jobs in running/, with its priority
 
     @property
     def absent(self) -> str:
         """What a deferred job waits for."""
-        return self._absent if self.deferred else ""
+        if not self.spool.unreadable:
+            return self._absent if self.deferred else ""
+        job, error = min(self.spool.unreadable.items())
+        return (
+            f"{job} waits, as it can't be read: {error.strerror}: {error.filename}; "
+            "let the service's user read it, or see to the disk"
+        )
 
     def next_claim(self, now: float, wall: datetime) -> Claim | None:
         """The job whose turn it is; None if there is none, or none can be drawn now.
@@ -58,14 +65,15 @@ class Turns:
 
     def line(self, ids: list[str]) -> Iterator[tuple[str, str]]:
         """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
-        first = next((claim.priority for claim in self.spool.claimed() if claim.id in ids), ANY_TIME)
+        first = self._priority(ids[0]) if ids else ANY_TIME
         urgent = sum(1 for _ in takewhile(lambda arrival: arrival.priority > first, self.inbox.queue)) if ids else 0
         movable = (name for name in self.inbox.names() if name not in self.unmovable)
+        others_pass = self.deferred.keys() | self.spool.unreadable.keys()
         queued = [("file", name) for name in islice(movable, max(urgent, overview.SHOWN))]
         yield from queued[:urgent]
-        yield from (("id", name) for name in ids if name not in self.deferred)
+        yield from (("id", name) for name in ids if name not in others_pass)
         yield from queued[urgent:]
-        yield from (("id", name) for name in ids if name in self.deferred)
+        yield from (("id", name) for name in ids if name in others_pass)
 
     def defer(self, claim: Claim, now: float = ANY_TIME, why: str = "") -> None:
         """Others go first: what this job needs, or where it lies, may be well again later."""
@@ -81,6 +89,16 @@ class Turns:
         with suppress(OSError):
             self.spool.note(claim, attempts=attempts)
             del self.owed[claim.id]
+
+    def _priority(self, job_id: str) -> float:
+        """Of a claimed job: it stays as it is, and this is asked once a second."""
+        if self._first[0] != job_id:
+            try:
+                claim = read_claim(self.spool.root.running / job_id)
+            except OSError:
+                return ANY_TIME
+            self._first = (job_id, claim.priority if claim else ANY_TIME)
+        return self._first[1]
 
     def _claimed(self, now: float, *, deferred: bool = False) -> Claim | None:
         """The first job in running/ that can go on, unless a more urgent one waits in the inbox."""

@@ -1,5 +1,7 @@
 """What the folders have become since the index was brought up to date: jobs that are new or gone, found pictures.
 
+It looks first, and locks only to write what it found: another may be writing, for long.
+
 A folder in which nothing was made, renamed or deleted since is not read again: its time tells, once it is older than
 the coarsest clock of a filesystem.
 """
@@ -62,8 +64,9 @@ def _refresh_jobs(root: Root, database: sqlite3.Connection) -> int:
     places = [*(root.failed / name for name in changed), *(root.done / name for name in done - known)]
     new = sorted((path for path in places if _is_job(path)), key=lambda path: path.name)
     added = sum(take_in(root, database, some) for some in _chunks(new))
-    with index.writing(database):
-        database.executemany("REPLACE INTO places VALUES (?, ?, 0, 0)", times.items())
+    if times != known_times:
+        with index.writing(database):
+            database.executemany("REPLACE INTO places VALUES (?, ?, 0, 0)", times.items())
     return len(gone) + added
 
 
@@ -87,14 +90,15 @@ def _refresh_outputs(root: Root, database: sqlite3.Connection) -> int:
             continue
         names = _names(folder)
         pending += [folder / name for name, is_folder in names.items() if is_folder]
-        count += _look_into(root, database, folder, [name for name, is_folder in names.items() if not is_folder])
+        news = _look_into(root, database, folder, [name for name, is_folder in names.items() if not is_folder])
+        count += news
+        if news or len(names) > MANY or (changed, len(names)) != (mtime, many):
+            with index.writing(database):
+                database.execute("REPLACE INTO places VALUES (?, ?, ?, ?)", (shown, changed, len(names), now))
+    for path in [path for path in looked if path not in seen]:
         with index.writing(database):
-            database.execute("REPLACE INTO places VALUES (?, ?, ?, ?)", (shown, changed, len(names), now))
-    gone = [path for path in looked if path not in seen]
-    with index.writing(database):
-        for path in gone:
             count += _forget(database, _found_in(database, path).values())
-        database.executemany("DELETE FROM places WHERE path = ?", [(path,) for path in gone])
+            database.execute("DELETE FROM places WHERE path = ?", (path,))
     return count
 
 
@@ -114,10 +118,13 @@ def _look_into(root: Root, database: sqlite3.Connection, folder: Path, names: li
         changed |= {job_id for path, job_id in was_found.items() if new and job_id != path}
         new |= {path for path, job_id in was_found.items() if job_id in changed and path in there}
     entries = list(found.read_pictures(root, folder, [path.rpartition("/")[2] for path in new]))
-    with index.writing(database):
-        _forget(database, changed)
-        for entry in entries:
-            index.insert(database, entry)
+    for some in _chunks([*changed]):
+        with index.writing(database):
+            _forget(database, some)
+    for several in _chunks(entries):
+        with index.writing(database):
+            for entry in several:
+                index.insert(database, entry)
     return len(changed | {entry.id for entry in entries})
 
 

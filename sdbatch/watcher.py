@@ -5,6 +5,7 @@ is told. So whoever looks through the folder says, each time, whether it found w
 watch is made anew.
 """
 
+import logging
 import os
 import threading
 from collections import deque
@@ -15,6 +16,9 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from sdbatch import log
+
+# Its thread says of itself, as an error, that it is being stopped: most times that it is.
+logging.getLogger("watchdog.observers.inotify").addFilter(lambda said: "thread is inactive" not in said.getMessage())
 
 
 class Watcher:

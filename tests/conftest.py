@@ -13,6 +13,13 @@ from sdbatch.service import Service
 from sdbatch.settings import Settings
 from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
 
+# Minutes, or much waiting: begun first, so that the last to end is a short one. Each file stays with one process.
+FIRST = ("test_power_cut", "test_operations", "test_web_browser", "test_systemd_boot", "test_crash", "test_serve")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+
 
 @pytest.fixture
 def clock() -> FakeClock:

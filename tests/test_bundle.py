@@ -181,6 +181,7 @@ def test_the_archive_holds_everything_and_its_sums(packed: Path, tmp_path: Path)
     place = unpack(packed, tmp_path)
     names = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
     assert {"install.sh", "bundle.conf", "configs/sdbatch.yaml", "models/model.ckpt", "README.md"} < names
+    assert {"docs/operations.md", "docs/hooks/webhook.sh"} < names, "what the README and the page send to"
     assert any(name.startswith("wheels/sdbatch-") for name in names)
     sums = {line[66:]: line[:64] for line in (place / "SHA256SUMS").read_text().splitlines()}
     assert sums == {name: files.sha256(place / name) for name in names - {"SHA256SUMS"}}

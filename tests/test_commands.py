@@ -2,10 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from tests_support import HERE, REFERENCE, run_sdbatch
 
 import sdbatch.cli  # noqa: F401 - its commands belong to the app
@@ -145,10 +147,30 @@ def test_init_demo_lays_a_model_that_the_first_users_jobs_name(tmp_path: Path) -
     assert "image_size: 8" in (root.configs / "stable-diffusion/v1-inference.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    "command", [c.callback for c in app.registered_commands if c.callback], ids=lambda c: c.__name__
-)
-def test_every_command_shows_an_example_and_tells_its_exit_codes(command: Callable[..., None]) -> None:
+def commands(within: typer.Typer = app, above: str = "") -> Iterator[tuple[str, Callable[..., None]]]:
+    """Every command by its whole name, those of groups too."""
+    for command in within.registered_commands:
+        assert command.callback is not None
+        yield above + (command.name or command.callback.__name__.strip("_")), command.callback
+    for group in within.registered_groups:
+        assert group.typer_instance is not None
+        yield from commands(group.typer_instance, f"{above}{group.name} ")
+
+
+@pytest.mark.parametrize(("name", "command"), [*commands()], ids=[name for name, _ in commands()])
+def test_every_command_shows_an_example_and_tells_its_exit_codes(name: str, command: Callable[..., None]) -> None:
     said = command.__doc__ or ""
-    assert "xample" in said or f"    sdbatch {command.__name__} " in said
+    assert "xample" in said or f"    sdbatch {name} " in said
     assert "Exit codes: 0 " in said
+
+
+def test_a_shell_is_taught_the_commands() -> None:
+    asking = {"_SDBATCH_COMPLETE": "complete_bash", "COMP_WORDS": "sdbatch su", "COMP_CWORD": "1"}
+    assert run_sdbatch(env=os.environ | asking).stdout.split() == ["submit"]
+
+
+def test_a_ctrl_c_before_the_command_began_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")  # as if it came during this import
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = run_sdbatch("serve", env=os.environ | {"PYTHONPATH": path})
+    assert (ended.returncode, ended.stderr) == (130, "")

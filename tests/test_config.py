@@ -126,6 +126,20 @@ def test_reload_takes_what_it_can_and_says_what_needs_a_restart(path: Path) -> N
     assert said[0]["needs_a_restart"] == ["device: auto -> cpu"]
 
 
+def test_reload_warns_of_a_hang_time_that_the_unit_does_not_fit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "660000000")
+    path.write_text("hang_seconds: 900\n")
+    with capture_logs() as said:
+        configuration.reload(path, Settings(), log.get())
+    assert "run `sdbatch install` again" in said[-1]["event"]
+
+
+def test_hours_that_end_when_they_begin_are_refused(path: Path) -> None:
+    path.write_text('active_hours: "08:00-08:00"\n')
+    with pytest.raises(ConfigError, match='active_hours: "08:00-08:00" is not two times of day that differ'):
+        configuration.load(path)
+
+
 def test_reload_of_a_wrong_configuration_changes_nothing(path: Path) -> None:
     path.write_text("attempts: 0\n")
     with capture_logs() as said:

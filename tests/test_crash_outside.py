@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crash import ALL_DONE_BUT_THE_TYPO, check, digests, fill, samples_in
+from crash import ALL_DONE_BUT_THE_TYPO, check, digests, fill, manifests, samples_in
 from tests_support import run_sdbatch
 
 from sdbatch.root import Root
@@ -55,7 +55,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Counter[str],
     assert traced(root, "-o", str(trace), "-e", f"trace={CALLS}") == ALL_DONE_BUT_THE_TYPO
     calls = Counter(re.findall(r"^\d+ +(\w+)\(", trace.read_text(), re.MULTILINE))
     assert calls["fsync"] > 80
-    return calls, digests(root)
+    return calls, digests(manifests(root))
 
 
 @pytest.mark.parametrize("fault", ["signal=SIGKILL", "error=EIO", "error=ENOSPC"])

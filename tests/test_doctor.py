@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,17 @@ def test_root_is_told_that_it_sees_what_the_services_user_may_not(root: Root, mo
     shutil.chown(root.state, 65534) if owner == 0 else None
     told = list(surroundings.folders(root))[-1]
     assert "sudo -u" in told.remedy
+
+
+@pytest.mark.parametrize("place", ["outputs/txt2img-samples", "outputs/txt2img-samples/samples", "jobs/running/1-a"])
+def test_folders_left_by_another_user_are_found(root: Root, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    left, access = root.path / place, os.access
+    left.mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != left and access(path, mode))
+    found = next(surroundings.folders(root))
+    assert found.level == "problem"
+    assert found.text.startswith(f"{place}: no file can be made here")
+    assert found.remedy.startswith(f"chown -R {surroundings.user_name()} {left} ")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EIO])
@@ -271,18 +284,23 @@ def test_what_the_service_says_of_itself_is_passed_on(root: Root) -> None:
     def told(**settings: str) -> list[Finding]:
         return list(doctor._service(root, Settings.model_validate(settings)))
 
+    def says(state: str, problem: str = "", age: float = 0, pid: int = os.getpid()) -> None:
+        when = datetime.now(UTC) - timedelta(seconds=age)
+        facts = {"pid": pid, "host": platform.node(), "state": state, "problem": problem}
+        root.status.write_text(json.dumps(facts | {"updated_at": when.isoformat()}))
+
     assert [finding.level for finding in told()] == ["ok"]
-    root.status.write_text(json.dumps({"pid": os.getpid(), "state": "idle", "problem": ""}))
+    says("idle")
     assert "idle" in told()[0].text
-    root.status.write_text(json.dumps({"pid": os.getpid(), "state": "paused", "problem": "no GPU"}))
+    says("paused", "no GPU")
     assert (told()[0].level, "no GPU" in told()[0].text) == ("problem", True)
-    root.status.write_text(
-        json.dumps({"pid": os.getpid(), "state": "paused", "problem": "waits until 20:00 (20:00-06:00)"})
-    )
+    says("paused", "waits until 20:00 (20:00-06:00)")
     assert [finding.level for finding in told(active_hours="20:00-06:00")] == ["ok"], "as the admin wants it"
     root.pause.write_text("the fan is broken\n")
     assert [finding.level for finding in told()] == ["warning", "ok"]
     assert "the fan is broken" in told()[0].text
+    says("drawing", age=3600)
+    assert told()[-1].text.startswith("none runs"), "its process id is another's by now"
     root.status.write_text("[]")
     assert told()[-1].text.startswith("none runs")
 

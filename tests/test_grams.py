@@ -46,12 +46,19 @@ def test_words_find_a_text_that_has_them(words: str, text: str) -> None:
         ("trucks", "a truck"),
         ("truck red", "a blue truck"),
         ("transformer", "a car transforming"),
+        ("electroencephalographer", "an electroencephalogram"),
         ("车汽", "汽车"),
         ("可爱的狗", "可爱的猫, 爱的狗"),
     ],
 )
 def test_words_do_not_find_a_text_without_them(words: str, text: str) -> None:
     assert not finds(words, text)
+
+
+def test_long_words_that_begin_alike_have_pieces_of_their_own() -> None:
+    """Else each text with the one would be looked through for the other."""
+    for word, other in (("photographer", "photograph"), ("photorealism", "photorealistic")):
+        assert not {*pieces_of_word(*parts(word))} <= pieces(other)
 
 
 @given(st.text(max_size=200), st.data())

@@ -11,8 +11,9 @@ import pytest
 from tests_support import only, run_sdbatch
 
 from sdbatch import historian as beside
+from sdbatch.database import DATABASE
 from sdbatch.historian import Historian
-from sdbatch.history import DATABASE, History
+from sdbatch.history import History
 from sdbatch.root import Root
 from sdbatch.testing import drop_job
 

@@ -1,5 +1,6 @@
 """The index: what finds a picture, how it is kept up to date, and what happens when its file is not well."""
 
+import math
 import os
 import shutil
 import sqlite3
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laid_pictures import WEBUI, lay
 
-from sdbatch import found, gathering, housekeeping, index, steer, surroundings, upkeep
-from sdbatch.history import DATABASE, History
+from sdbatch import found, gathering, housekeeping, index, searching, steer, surroundings, upkeep
+from sdbatch.database import DATABASE
+from sdbatch.history import History
 from sdbatch.records import Lineage, Picture
 from sdbatch.root import Root
+from sdbatch.searching import Wanted
 from sdbatch.testing import FakeClock
 
 Draw = Callable[..., str]
@@ -81,6 +85,37 @@ def test_pages_go_on_where_the_last_one_ended_even_within_a_job(draw: Draw, root
         while page := history.search(**asked, before=seen[-1].key if seen else None, limit=4):
             seen += page
         assert files(seen) == [f"{name}/{number}" for name in "cba" for number in range(5)]
+
+
+@pytest.mark.parametrize("in_spans", [False, True])
+def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
+    draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch, in_spans: bool
+) -> None:
+    if in_spans:
+        step = searching._step
+
+        def stopped(
+            database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float
+        ) -> tuple[list[int], int]:
+            return step(database, wanted, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
+
+        monkeypatch.setattr(searching, "_step", stopped)
+        monkeypatch.setattr(index, "SPANS", (14, 16))  # a job takes a minute here
+    (root.path / "p.txt").write_text("a truck\na boat\n" * 4)
+    for name in "abc":
+        draw("from_file: p.txt\nH: 64\nW: 64\nn_iter: 1", f"{name}.yaml")
+        draw("prompt: a truck\nH: 64\nW: 64\nn_iter: 1\nn_samples: 5", f"{name}{name}.yaml")
+    history = History.open(root)
+    for words in ("", "truck", "a truck", "truck boat", "nowhere"):
+        at_once = history.search(words, limit=1000)
+        history.patience = 0
+        pages = [history.search(words, limit=4)]
+        while (rest := pages[-1].rest) is not None:
+            pages.append(history.search(words, before=rest, limit=4))
+        history.patience = math.inf
+        assert [picture for page in pages for picture in page] == at_once
+        assert not in_spans or len(pages) > 3
+        assert at_once.rest is None
 
 
 @pytest.mark.parametrize(
@@ -258,6 +293,34 @@ def test_lineage_is_a_tree_from_the_first_to_all_that_came_of_it(draw: Draw, roo
     assert [node.job for node in (tree, *tree.children) if node.is_asked] == [child]
 
 
+def test_of_a_large_family_those_around_the_asked_one_are_shown_and_the_others_counted(root: Root) -> None:
+    """A first with 70 follow-ups; of the 66th came two, of one of which came one more."""
+
+    def lay_job(job_id: str, parent: str = "") -> None:
+        (root.done / job_id).mkdir()
+        line = f"parent: {{job: {parent}, picture: samples/00000.png}}\n" if parent else ""
+        (root.done / job_id / "manifest.yaml").write_text(f"{line}job: {{prompt: a}}\n")
+
+    lay_job("a")
+    for number in range(70):
+        lay_job(f"b{number:02}", "a")
+    for child, parent in (("c0", "b66"), ("c1", "b66"), ("d", "c1")):
+        lay_job(child, parent)
+    history = History.open(root)
+
+    tree = history.lineage("b66", 6)
+    assert (tree.job, tree.above, tree.more) == ("a", 0, 67)
+    assert [node.job for node in tree.children] == ["b00", "b01", "b66"]
+    asked = tree.children[-1]
+    assert (asked.is_asked, asked.more, [node.job for node in asked.children]) == (True, 0, ["c0", "c1"])
+    assert [node.more for node in asked.children] == [0, 1]
+
+    tree = history.lineage("d", 4)
+    assert (tree.job, tree.above, tree.more) == ("b66", 1, 0)
+    assert [node.job for node in tree.children] == ["c0", "c1"]
+    assert [node.job for node in tree.children[1].children if node.is_asked] == ["d"]
+
+
 def test_a_parent_that_is_gone_still_has_its_place(draw: Draw, root: Root) -> None:
     first = draw("prompt: a", "a.yaml")
     child = draw((root.done / first / "manifest.yaml").read_text(), "b.yaml")
@@ -300,6 +363,65 @@ def test_the_history_is_read_anew_when_its_file_is_damaged(draw: Draw, root: Roo
     assert prompts(History.open(root).search("a")) == ["a", "a"]
 
 
+def test_whichever_page_is_damaged_all_is_found_and_nothing_twice(draw: Draw, root: Root) -> None:
+    (root.path / "p.txt").write_text("red apple\ngreen pear\n一只可爱的猫\n")
+    draw("from_file: p.txt\nH: 64\nW: 64\nn_iter: 2", "a.yaml")
+    draw("prompt: a truck\nseed: 7", "b.yaml")
+
+    def answers(history: History) -> list[list[str]]:
+        found = [files(history.search(words)) for words in ("", "apple", "可爱", "truck", "a")]
+        history.close()
+        return found
+
+    right, path = answers(History.open(root)), root.state / DATABASE
+    data = path.read_bytes()
+    for at in range(0, len(data), 4096):
+        for bad in (bytes(4096), data[at : at + 2048] + bytes(2048), data[at : at + 1000] + b"\xff" * 3096):
+            path.write_bytes(data[:at] + bad + data[at + 4096 :])
+            assert answers(History.open(root)) == right, f"page {at // 4096}"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE grams_data SET block = x'ffffffffffffffff' WHERE id = 10",
+        "DELETE FROM grams_config",
+        "DROP TABLE jobs",
+        "UPDATE jobs SET prompt = CAST(x'ff' AS TEXT)",
+    ],
+)
+def test_damage_that_is_met_with_first_in_a_search_is_mended(draw: Draw, root: Root, damage: str) -> None:
+    draw("prompt: a")
+    History.open(root).close()
+    history = History(root)
+    with sqlite3.connect(root.state / DATABASE) as database:
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute(damage)
+    database.close()
+    assert prompts(history.search("a")) == ["a", "a"]
+
+
+def test_reading_all_again_asks_nothing_of_the_damaged_file(draw: Draw, root: Root) -> None:
+    draw("prompt: a")
+    History.open(root).close()
+    with sqlite3.connect(root.state / DATABASE) as database:
+        database.execute("UPDATE grams_data SET block = x'ffffffffffffffff' WHERE id = 10")
+    database.close()
+    history = History(root)
+    assert history.rebuild() == 1
+    assert prompts(history.search("a")) == ["a", "a"]
+
+
+def test_a_file_that_is_deleted_while_it_is_open_is_made_anew(draw: Draw, root: Root) -> None:
+    draw("prompt: a", "a.yaml")
+    history = History.open(root)
+    for path in root.state.glob(f"{DATABASE}*"):
+        path.unlink()
+    job_id = draw("prompt: b", "b.yaml")
+    history.add(root.done / job_id)
+    assert prompts(history.search()) == prompts(History.open(root).search()) == ["b", "b", "a", "a"]
+
+
 def test_a_file_that_is_damaged_while_it_is_open_is_made_anew(draw: Draw, root: Root) -> None:
     draw("prompt: a")
     History.open(root).close()
@@ -315,7 +437,7 @@ def test_a_file_that_another_holds_is_read_as_it_is(draw: Draw, root: Root, monk
     draw("prompt: a", "a.yaml")
     History.open(root)
     draw("prompt: b", "b.yaml")
-    monkeypatch.setattr("sdbatch.history.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("sdbatch.database.WAIT_SECONDS", 0.05)
     holder = sqlite3.connect(root.state / DATABASE, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     history = History.open(root)
@@ -323,6 +445,37 @@ def test_a_file_that_another_holds_is_read_as_it_is(draw: Draw, root: Root, monk
     assert prompts(history.search()) == ["a", "a"]
     with pytest.raises(OSError, match="locked"):
         History.open(root, in_memory=False)
+
+
+def test_where_nothing_is_new_nobody_waits_for_another_who_writes(draw: Draw, root: Root) -> None:
+    draw("prompt: a")
+    lay(root.outputs / "mine/one.png", WEBUI)
+    history = History.open(root)
+    holder = sqlite3.connect(root.state / DATABASE, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    assert history.refresh() == 0
+    assert History.open(root).stale == ""
+
+
+def test_a_file_that_one_may_only_read_is_followed_and_nothing_is_laid_beside_it(
+    draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another user, while no service runs, while one does, and after it."""
+    draw("prompt: a", "a.yaml")
+    History.open(root).close()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_: False)
+        reader = History.open(root)
+        assert (reader.stale, prompts(reader.search())) == ("state/history.db can only be read", ["a", "a"])
+        assert [path.name for path in root.state.glob(f"{DATABASE}*")] == [DATABASE]
+    draw("prompt: b", "b.yaml")
+    writer = History.open(root)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_: False)
+        assert prompts(reader.search()) == ["b", "b", "a", "a"]
+        writer.close()
+        assert prompts(reader.search()) == ["b", "b", "a", "a"]
+        assert reader.refresh() == 0
 
 
 def test_without_a_place_for_its_file_all_is_kept_in_memory(draw: Draw, root: Root) -> None:
@@ -343,7 +496,7 @@ def test_a_file_that_may_only_be_read_is(draw: Draw, root: Root, monkeypatch: py
     history = History.open(root)
     assert (prompts(history.search("a")), history.stale) == (["a", "a"], "state/history.db can only be read")
     history.add(root.done / "x")
-    assert history.rebuild() == 0
+    assert (history.refresh(), history.rebuild()) == (0, 1), "in memory"
 
 
 def test_on_a_share_the_file_is_kept_without_shared_memory(
@@ -351,7 +504,7 @@ def test_on_a_share_the_file_is_kept_without_shared_memory(
 ) -> None:
     def journal() -> str:
         history = History.open(root)
-        (mode,) = history._database.execute("PRAGMA journal_mode").fetchone()
+        (mode,) = history._database._connection.execute("PRAGMA journal_mode").fetchone()
         history.close()
         return str(mode)
 
@@ -412,7 +565,7 @@ def test_taking_a_job_out_leaves_nothing_to_find_it_by(draw: Draw, root: Root) -
     shutil.rmtree(root.done / job_id)
     shutil.rmtree(root.outputs)
     history.refresh()
-    database = history._database
+    database = history._database._connection
     assert database.execute("SELECT count(*) FROM pictures").fetchone() == (0,)
     for token in ("red", "g", "猫", "seed=42", "failed=false"):
         assert database.execute("SELECT rowid FROM grams WHERE grams MATCH ?", (f'"{token}"',)).fetchall() == []
@@ -428,6 +581,20 @@ def test_many_jobs_of_the_same_moment_keep_their_order(draw: Draw, root: Root) -
     assert len(found) == 502
     assert len({picture.key for picture in found}) == 502
     assert [picture.job[-7:] for picture in found[:4:2]] == ["copy249", "copy248"]
+
+
+def test_the_thousandth_picture_of_one_moment_is_put_in_as_soon_as_the_first(root: Root) -> None:
+    for number in range(1000):
+        lay(root.outputs / f"mine/{number:04}.png", WEBUI)
+        os.utime(root.outputs / f"mine/{number:04}.png", (1e9, 1e9))
+    history = History.open(root)
+    assert [picture.path[-8:] for picture in history.search(limit=2)] == ["0999.png", "0998.png"]
+    lay(root.outputs / "mine/one-more.png", WEBUI)
+    os.utime(root.outputs / "mine/one-more.png", (1e9, 1e9))
+    statements: list[str] = []
+    history._database._connection.set_trace_callback(statements.append)
+    history.refresh()
+    assert len([each for each in statements if "FROM pictures WHERE key BETWEEN" in each]) < 30
 
 
 def test_modules_that_the_service_uses_import_no_imaging_library() -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests_support import HERE, drain, only
 
 from sdbatch import hooks
@@ -21,11 +22,14 @@ def writing_to(path: Path) -> list[str]:
     return [sys.executable, "-c", f"import sys; open({str(path)!r}, 'a').write(sys.stdin.read() + '\\n')"]
 
 
-def test_each_event_reaches_its_command_as_json(start: Start, root: Root, clock: FakeClock, tmp_path: Path) -> None:
+def test_each_event_reaches_its_command_as_json(
+    start: Start, root: Root, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard = tmp_path / "heard"
     command = writing_to(heard)
     drop_job(root, "a.yaml", SMALL)
     drop_job(root, "b.yaml", "promt: b")
+    monkeypatch.setattr(hooks, "GOODBYE_SECONDS", 60)
     service = start(hooks={"on_done": command, "on_failed": command, "on_idle": command})
     drain(service, clock)
     service.run_once(clock)
@@ -41,10 +45,14 @@ def test_each_event_reaches_its_command_as_json(start: Start, root: Root, clock:
 
 def test_a_command_that_fails_hangs_or_is_not_there_costs_no_job(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "a.yaml", SMALL)
-    service = start(hooks={"on_done": ["/nonexistent"], "on_idle": [sys.executable, "-c", "1/0"]})
+    drop_job(root, "b.yaml", "promt: b")
+    commands = {"on_done": ["sleep", "60"], "on_failed": ["/nonexistent"], "on_idle": ["false"]}
+    service = start(hooks=commands | {"limit_seconds": 0.1})
     drain(service, clock)
+    service.run_once(clock)
     service.hooks.finish()
     assert service.done == 1
+    assert service.hooks._waiting.empty(), "each had its end"
 
 
 def test_what_went_wrong_with_a_command_is_told_in_a_line() -> None:
@@ -52,6 +60,7 @@ def test_what_went_wrong_with_a_command_is_told_in_a_line() -> None:
     assert hooks.run([sys.executable, "-c", "1/0"], "", 60).endswith(
         "ended with 1: ZeroDivisionError: division by zero"
     )
+    assert hooks.run(["sh", "-c", "setsid sleep 60 & exit 0"], "", 30) == "", "what it leaves behind is not waited for"
     assert hooks.run(["sleep", "60"], "", 0.1) == "sleep took longer than 0.1 seconds"
     assert hooks.run(["true"], "not read" * 100_000, 5) == ""
 

@@ -14,6 +14,9 @@ from tests_support import only, run_sdbatch
 
 from sdbatch import journal as journald
 from sdbatch import log
+from sdbatch.engine.local import LocalEngine
+from sdbatch.engine.protocol import Outfit
+from sdbatch.errors import EngineDown
 from sdbatch.journal import is_behind
 from sdbatch.root import Root
 from sdbatch.testing import drop_job
@@ -182,3 +185,14 @@ def test_a_journal_that_does_not_listen_costs_no_line(root: Root, tmp_path: Path
     assert serve_under_systemd(root, str(tmp_path / "nobody"), tmp_path / "errors") == 0
     events = [json.loads(line) for line in (tmp_path / "errors").read_text().splitlines()]
     assert [event["event"] for event in events if event.get("attempt")] == ["drawing", "loaded", "done"]
+
+
+def test_what_a_renderer_prints_is_a_line_of_json_as_all_are(
+    logger: log.Log, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = LocalEngine(Outfit(device="cpu", checksums=tmp_path / "checksums.json"))
+    engine.command = [sys.executable, "-c", "print('a library warns')"]
+    with pytest.raises(EngineDown, match="a library warns"):
+        list(iter(engine.is_ready, True))  # asks on; bounded by the test's own timeout
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["text"] == "a library warns"

@@ -99,13 +99,50 @@ def test_show_tells_everything_and_draws_the_lineage(draw: Draw, root: Root) -> 
     assert shown.returncode == 0, shown.stderr
     for told in ("a blue truck", "snow", "study", "64x64", "42", f"jobs/done/{job_id}/samples/00001.png"):
         assert told in shown.stdout
-    assert f"└── from samples/00001.png: {child}  at night" in shown.stdout
+    assert f"\n  from samples/00001.png: {child}  at night\n" in shown.stdout
     picture = ask(root, "show", f"jobs/done/{child}/samples/00000.png")
     assert f"{child}, picture 0" in picture.stdout
     assert f"{job_id} samples/00001.png" in picture.stdout
     told = json.loads(ask(root, "show", child, "--json").stdout)
     assert (told["lineage"]["job"], told["lineage"]["children"][0]["is_asked"]) == (job_id, True)
     assert [each["number"] for each in told["pictures"]] == [0, 1]
+
+
+def test_show_tells_how_it_was_drawn_where_and_by_what(draw: Draw, root: Root) -> None:
+    first = draw(f"prompt: a\nddim_steps: 20\nplms: true\n{SMALL}")
+    manifest = root.done / first / "manifest.yaml"
+    lora = "loras: [{file: models/pencil.safetensors, weight: 0.8}]"
+    manifest.write_text(manifest.read_text().replace("loras: []", lora))
+    shown = {line[:18].strip(): line[18:] for line in ask(root, "show", first).stdout.splitlines()}
+    assert (shown["steps"], shown["sampler"], shown["guidance scale"]) == ("20", "PLMS", "7.5")
+    assert shown["loras"] == "models/pencil.safetensors × 0.8"  # noqa: RUF001
+    assert (shown["device"], "sdbatch " in shown["versions"]) == ("fake", True)
+    assert shown["drawing took"].endswith(" s")
+    child = draw(f"prompt: b\ninit_img: jobs/done/{first}/samples/00000.png\n", "b.yaml")
+    shown = {line[:18].strip(): line[18:] for line in ask(root, "show", child).stdout.splitlines()}
+    assert (shown["strength"], shown["init image"]) == ("0.75", f"jobs/done/{first}/samples/00000.png")
+
+
+def chain(root: Root, length: int, before: str = "") -> list[str]:
+    """Jobs of which each is a follow-up on the one before."""
+    ids = []
+    for number in range(length):
+        ids.append(f"20261122T101530Z-{number:06}-{before or 'chain'}")
+        folder = root.done / ids[-1]
+        folder.mkdir()
+        parent = f"parent: {{job: {ids[-2]}, picture: samples/00000.png}}\n" if number else ""
+        (folder / "manifest.yaml").write_text(f"{parent}job: {{prompt: {'long ' * 20}}}\n")
+    return ids
+
+
+def test_show_piped_tells_of_a_long_chain_those_around_the_asked_one_each_on_a_line_of_its_own(root: Root) -> None:
+    ids = chain(root, 300)
+    shown = ask(root, "show", ids[250]).stdout
+    lineage = shown[shown.index("lineage\n") :].splitlines()[1:]
+    assert lineage[0] == "... 200 more above"
+    assert [line.strip().split(": ")[1][: len(ids[0])] for line in lineage[2:]] == ids[201:]
+    assert lineage[51].startswith("  " * 50 + f"from samples/00000.png: {ids[250]}  long long")
+    json.loads(ask(root, "show", ids[250], "--json").stdout)
 
 
 def test_show_takes_a_path_from_where_one_stands(draw: Draw, root: Root) -> None:

@@ -21,11 +21,14 @@ from tests_support import HERE, run_sdbatch
 
 from sdbatch import wheels
 from sdbatch.root import Root
+from sdbatch.settings import NEEDS_RESTART
 from sdbatch.testing import drop_job
 
 PAGE = (HERE.parent / "docs/operations.md").read_text()
 DEMO = HERE.parent / "sdbatch/data/demo"
 JOB = "prompt: a red apple\nH: 64\nW: 64\nddim_steps: 2\nn_iter: 1\nn_samples: 1\n"
+LONG = JOB.replace("ddim_steps: 2", "ddim_steps: 900")
+STEERING = ("sdbatch pause", "sdbatch retry")  # blocks for whoever belongs to the group
 
 # The checkout is its own installation there; nobody asks for a password.
 PROGRAMS = {
@@ -62,6 +65,8 @@ def lay_out(machine: Machine) -> None:
     config = machine.root / "srv/sdbatch/configs/stable-diffusion/v1-inference.yaml"
     config.parent.mkdir(parents=True)
     config.write_bytes((DEMO / "v1-inference.yaml").read_bytes())
+    # Someone served it by hand first.
+    (machine.root / "srv/sdbatch/outputs/txt2img-samples/samples").mkdir(parents=True)
     here = machine.root / "srv/here"
     here.mkdir()
     (here / "v1-5-pruned.ckpt").write_bytes((DEMO / "model.safetensors").read_bytes())
@@ -104,7 +109,7 @@ class Admin:
             "usermod": self._alice_comes,
             '"state"': self._nothing_is_left_to_do,
             "retry --all-failed": self._a_job_fails_and_is_mended,
-            "reload": lambda: self._configure(rescan_seconds=1),
+            "systemctl reload": lambda: self._configure(rescan_seconds=1),
             "hooks.conf": self._hooks,
             "sdbatch-web": lambda: self._configure(web={"bind": f"127.0.0.1:{self.page_port}"}),
         }
@@ -115,7 +120,7 @@ class Admin:
             "journalctl": self._the_job_is_told_of,
             "resume": lambda _: self._bumped_and_cancelled(),
             "retry --all-failed": lambda _: self._is_done("mended"),
-            "reload": lambda _: self._has_taken(rescan_seconds=1),
+            "systemctl reload": lambda _: self._has_taken(rescan_seconds=1),
             "hooks.conf": lambda _: self._is_told(),
             "enable --now sdbatch-web": lambda _: self._page_answers(),
             "uninstall": self._is_gone,
@@ -124,9 +129,14 @@ class Admin:
     def type(self, block: str) -> None:
         for mark in (mark for mark in self.before if mark in block):
             self.before[mark]()
-        said = self.machine.run("sh", "-euc", f"cd /srv/here\n{block}")
+        is_alices = any(mark in block for mark in STEERING)
+        said = self._alice(block) if is_alices else self.machine.run("sh", "-euc", f"cd /srv/here\n{block}")
         for mark in [mark for mark in self.after if mark in block]:
             self.after.pop(mark)(said)
+
+    def _alice(self, block: str) -> str:
+        """Her umask takes the right to write from the group, and the right to read from all."""
+        return self.machine.run("runuser", "-u", "alice", "--", "sh", "-euc", f"umask 077; cd /srv/here\n{block}")
 
     def _configure(self, **settings: object) -> None:
         content = yaml.safe_load(self.root.configuration.read_text()) | settings
@@ -142,9 +152,7 @@ class Admin:
         self.machine.run("useradd", "--create-home", "--uid", "4242", "alice")
 
     def _alice_drops_a_folder(self) -> None:
-        """Her umask takes the right to write from the group, and the right to read from all."""
-        drop = "umask 077; mkdir /srv/sdbatch/jobs/inbox/batch; cp truck.yaml /srv/sdbatch/jobs/inbox/batch/hers.yaml"
-        self.machine.run("runuser", "-u", "alice", "--", "sh", "-euc", f"cd /srv/here; {drop}")
+        self._alice("mkdir /srv/sdbatch/jobs/inbox/batch; cp truck.yaml /srv/sdbatch/jobs/inbox/batch/hers.yaml")
         self._is_done("hers")
 
         # Who is not of the group is told so.
@@ -173,10 +181,17 @@ class Admin:
         assert not [*self.root.path.glob("jobs/*/*-bulk")]
         assert not [*self.root.inbox.glob("*.yaml")]
 
+        # What is drawn already, too; who is not of the group is told who may.
+        drop_job(self.root, "long.yaml", LONG)
+        wait_for(lambda: [*self.root.running.glob("*-long/samples")], "the job to be drawn")
+        assert "the group of /srv/sdbatch/jobs/running" in self._eve("cancel", "long", code=1)
+        self._alice("sdbatch cancel long --root /srv/sdbatch")
+        wait_for(lambda: [*self.root.failed.glob("*-long/error.txt")], "the job to be cancelled")
+
     def _a_job_fails_and_is_mended(self) -> None:
         drop_job(self.root, "mended.yaml", JOB + "ddim_step: 3\n")
         wait_for(lambda: [*self.root.failed.glob("*-mended/error.txt")], "the job to fail")
-        next(self.root.failed.glob("*-mended/mended.yaml")).write_text(JOB)
+        self._alice("cd /srv/sdbatch/jobs/failed/*-mended; cp /srv/here/truck.yaml new; mv -f new mended.yaml")
 
     def _has_taken(self, **settings: object) -> None:
         def has_taken() -> bool:
@@ -268,6 +283,10 @@ def test_the_hook_in_the_page_is_the_shipped_one() -> None:
     (example,) = blocks("yaml")
     command = yaml.safe_load(example)["hooks"]["on_failed"][0]
     assert (HERE.parent / "docs/hooks" / Path(command).name).exists()
+
+
+def test_the_page_names_every_setting_that_needs_a_restart() -> None:
+    assert {f"`{name}`" for name in NEEDS_RESTART} <= {*re.findall("`[a-z_]+`", PAGE)}
 
 
 def test_every_command_in_the_page_is_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -32,16 +33,26 @@ def texts(tmp_path: Path, data: bytes) -> dict[str, str]:
     return written.texts
 
 
-def test_what_pillow_writes_is_read_in_all_three_forms(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [False, True])
+def test_what_pillow_writes_is_read_in_all_its_forms(tmp_path: Path, zipped: bool) -> None:
     info = PngImagePlugin.PngInfo()
-    info.add_text("plain", "one")
-    info.add_text("packed", "two" * 100, zip=True)
-    info.add_itxt("chinese", "一只猫")
-    info.add_itxt("packed chinese", "一只猫" * 100, zip=True)
+    info.add_text("sdbatch", "two" * 100, zip=zipped)
+    info.add_itxt("parameters", "一只猫" * 100, zip=zipped)
     Image.new("RGB", (300, 200)).save(tmp_path / "a.png", pnginfo=info)
-    assert pngtext.read(tmp_path / "a.png") == pngtext.Written(
-        300, 200, {"plain": "one", "packed": "two" * 100, "chinese": "一只猫", "packed chinese": "一只猫" * 100}
-    )
+    texts = {"sdbatch": "two" * 100, "parameters": "一只猫" * 100}
+    assert pngtext.read(tmp_path / "a.png") == pngtext.Written(300, 200, texts)
+
+
+def test_a_picture_of_thousands_of_texts_is_read_without_the_memory_that_they_unpack_to(tmp_path: Path) -> None:
+    packed = zlib.compress(b"a" * 200_000)
+    many = b"".join(chunk(b"zTXt", b"%d\0\0" % number + packed) for number in range(3000))
+    twice = chunk(b"zTXt", b"parameters\0\0" + packed) * 2
+    tracemalloc.start()
+    found = texts(tmp_path, many + twice)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert {keyword: len(text) for keyword, text in found.items()} == {"parameters": 200_000}
+    assert peak < 8_000_000
 
 
 def test_text_behind_the_pixels_is_found(tmp_path: Path) -> None:
@@ -51,17 +62,19 @@ def test_text_behind_the_pixels_is_found(tmp_path: Path) -> None:
 
 
 def test_utf_8_in_a_latin_1_chunk_is_read_as_meant(tmp_path: Path) -> None:
-    assert texts(tmp_path, chunk(b"tEXt", b"a\0" + "猫".encode()) + chunk(b"tEXt", b"b\0\xe9")) == {"a": "猫", "b": "é"}
+    written = chunk(b"tEXt", b"parameters\0" + "猫".encode()) + chunk(b"tEXt", b"sdbatch\0\xe9")
+    assert texts(tmp_path, written) == {"parameters": "猫", "sdbatch": "é"}
 
 
 def test_what_unpacks_to_more_than_a_text_may_have_is_left_out(tmp_path: Path) -> None:
     bomb = zlib.compress(b"a" * (pngtext.MAX_TEXT + 1))
-    assert texts(tmp_path, chunk(b"zTXt", b"a\0\0" + bomb) + chunk(b"iTXt", b"b\0\1\0\0\0" + bomb)) == {}
+    written = chunk(b"zTXt", b"sdbatch\0\0" + bomb) + chunk(b"iTXt", b"parameters\0\1\0\0\0" + bomb)
+    assert texts(tmp_path, written) == {}
 
 
 def test_a_text_that_is_too_long_is_passed_over_and_the_next_read(tmp_path: Path) -> None:
-    long = chunk(b"tEXt", b"a\0" + b"x" * pngtext.MAX_TEXT)
-    assert texts(tmp_path, long + chunk(b"tEXt", b"b\0c")) == {"b": "c"}
+    long = chunk(b"tEXt", b"sdbatch\0" + b"x" * pngtext.MAX_TEXT)
+    assert texts(tmp_path, long + chunk(b"tEXt", b"sdbatch\0c")) == {"sdbatch": "c"}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +96,13 @@ def test_a_link_a_folder_a_pipe_and_nothing_say_nothing_at_once(tmp_path: Path) 
 @given(data=st.binary(max_size=300), cut=st.integers(0, 400))
 def test_damaged_pictures_raise_nothing(tmp_path_factory: pytest.TempPathFactory, data: bytes, cut: int) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.png"
-    whole = HEAD + chunk(b"tEXt", b"a\0" + data) + chunk(b"iTXt", data) + chunk(b"zTXt", data) + data + END
+    whole = (
+        HEAD
+        + chunk(b"tEXt", b"sdbatch\0" + data)
+        + chunk(b"iTXt", b"parameters\0" + data)
+        + chunk(b"zTXt", data)
+        + data
+        + END
+    )
     path.write_bytes(whole[: len(whole) - cut])
     pngtext.read(path)

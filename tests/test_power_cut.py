@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from crash import ALL_DONE_BUT_THE_TYPO, check, digests, drain, fill, in_child, serve
+from crash import ALL_DONE_BUT_THE_TYPO, check, digests, drain, fill, in_child, manifests, serve
 from power_cut import Recording, Tree, trees_after_a_power_cut, write_tree
 
 from sdbatch.root import Root
@@ -48,7 +48,7 @@ def pictures(memory: Path) -> dict[str, list[str]]:
     root = make_root(memory / "undisturbed")
     fill(root)
     drain(root)
-    return digests(root)
+    return digests(manifests(root))
 
 
 def test_the_power_goes(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from sdbatch import files
-from sdbatch.publish import Names, Publisher
+from sdbatch.errors import JobError
+from sdbatch.publish import Names, Publisher, make_outdir
 
 STAGED = ["samples/00000.png", "samples/00001.png", "grid-0000.png"]
 
@@ -114,3 +115,14 @@ def test_a_number_taken_unseen_by_the_folders_clock_is_passed_over(folder: Path,
     os.utime(outdir / "samples", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert publish(folder, outdir, publisher=publisher)["samples/00000.png"] == "samples/00003.png"
     assert (outdir / "samples/00002.png").read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("closed", ["", "samples"])
+def test_an_output_folder_of_someone_else_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    (tmp_path / "samples").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / closed and access(path, mode))
+    with pytest.raises(JobError, match=f"Permission denied; give it to the service's user .chown -R .* {tmp_path}"):
+        make_outdir(tmp_path, grid_alone=False)

@@ -18,7 +18,7 @@ from sdbatch.history import History
 from sdbatch.job import AnyJob, Img2Img, Txt2Img
 from sdbatch.manifest import Parent
 from sdbatch.records import Job, Picture
-from sdbatch.restoring import again, follow_up, job_text, restore
+from sdbatch.restoring import again, file_name, follow_up, job_text, restore
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Settings
@@ -222,6 +222,20 @@ def test_again_draws_the_same_and_knows_its_parent(draw: Draw, root: Root) -> No
         assert (tree.job, child in [node.job for node in tree.children]) == (job_id, True)
         same = [(root.done / each / "samples/00001.png").read_bytes() for each in (job_id, child)]
         assert (same[0] == same[1]) == (seed is None)
+
+
+def test_a_checkpoint_that_is_there_no_more_is_told(draw: Draw, root: Root) -> None:
+    (root.models / "mine.ckpt").write_bytes(b"x")
+    job_id = draw(JOB + "ckpt: models/mine.ckpt\n")
+    assert restore(root, known(root, job_id)).notes == []
+    (root.models / "mine.ckpt").unlink()
+    (note,) = restore(root, known(root, job_id)).notes
+    assert note == "ckpt: there is no models/mine.ckpt in the root; without it the job can't be drawn"
+
+
+def test_a_job_that_comes_from_another_is_named_as_that_is() -> None:
+    assert file_name("20261122T101530Z-000042-blue-truck") == "blue-truck.yaml"
+    assert file_name(EARLIER) == "2023-04-18-18-01-48-0-32806818.yaml"
 
 
 def test_again_goes_for_failed_and_earlier_jobs_too(draw: Draw, root: Root) -> None:

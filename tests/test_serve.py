@@ -382,9 +382,18 @@ def test_what_a_library_prints_does_not_reach_the_service(model_root: Root, tmp_
 def test_a_folder_that_is_no_root_is_not_made_one_by_serving_it(tmp_path: Path) -> None:
     """Such as the mount point of a disk that is not mounted."""
     ended = run_sdbatch("serve", "--root", tmp_path, "--drain")
-    assert ended.returncode == 78
-    assert f"is no root (there is no jobs/); make one: sdbatch init {tmp_path}" in ended.stderr
+    assert ended.returncode == 69, "systemd tries again"
+    assert "is no root (there is no jobs/inbox): mount its disk, name another with --root" in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_are_not_made_where_the_disk_of_jobs_is_not_mounted(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    root.inbox.parent.rename(tmp_path / "the disk")
+    root.inbox.parent.mkdir()
+    ended = run_sdbatch("serve", "--root", root.path, "--drain")
+    assert ended.returncode == 69
+    assert not list(root.inbox.parent.iterdir())
 
 
 def test_a_root_that_can_not_be_made_exits_with_78(tmp_path: Path) -> None:

@@ -302,6 +302,9 @@ def test_a_share_that_is_unmounted_and_mounted_again(tmp_path: Path) -> None:
             subprocess.run(["umount", "--lazy", jobs], check=True)
             wait_for(lambda: {AWAY, PAUSED} <= set(told(log)), "the log to tell")
             (share / "inbox" / "b.yaml").write_text("prompt: b")
+            wait_for(root.status.exists, "the service to go on telling")
+            before = status(root)["updated_at"]
+            wait_for(lambda: status(root)["updated_at"] > before, "it to tell again")
             assert {path.name for path in jobs.iterdir()} <= {"status.json"}
             subprocess.run(["mount", "--bind", share, jobs], check=True)
             wait_for(lambda: len(done(root)) == 2, "the job that came meanwhile")
@@ -309,6 +312,22 @@ def test_a_share_that_is_unmounted_and_mounted_again(tmp_path: Path) -> None:
         assert [told(log).count(text) for text in (AWAY, PAUSED)] == [1, 1]
     finally:
         subprocess.run(["umount", "--lazy", jobs], check=False)
+
+
+def test_a_folder_of_jobs_in_work_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    with serving(root) as (process, _):
+        wait_for(lambda: status(root)["state"] == "idle", "the service to be idle")
+        root.running.rename(root.path / "away")
+        drop_job(root, "a.yaml", "prompt: a")
+        drop_job(root, "typo.yaml", "promt: a")
+        wait_for(lambda: "jobs/running is not there" in (status(root)["problem"] or ""), "the problem to be told")
+        before = status(root)["updated_at"]
+        wait_for(lambda: status(root)["updated_at"] > before, "the service to go on telling")
+        assert not root.running.exists(), "nothing takes its place"
+        (root.path / "away").rename(root.running)
+        wait_for(lambda: (status(root)["done"], status(root)["failed"]) == (1, 1), "the jobs that came meanwhile")
+        assert process.poll() is None
 
 
 def drained(service: Service, clock: FakeClock) -> int:

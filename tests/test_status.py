@@ -72,8 +72,8 @@ def test_the_time_left_counts_drawing_alone(root: Root, clock: FakeClock) -> Non
     engine = SlowEngine(clock, root, steps=3)
     drain(Service(root, Settings(), engine), clock)
     jobs = [facts["job"] for facts in engine.seen]
-    assert [job["eta_seconds"] for job in jobs] == [None, 40, 30, 20, 10, 0], (
-        "ten seconds a step, whatever loading took"
+    assert [job["eta_seconds"] for job in jobs] == [None, 40, 30, 20, 10, None], (
+        "ten seconds a step, whatever loading took, and no 0 while pictures are missing"
     )
     assert [job["fraction"] for job in jobs] == [0.167, 0.333, 0.5, 0.667, 0.833, 1.0]
     assert [job["pictures_done"] for job in jobs] == [0, 0, 0, 2, 2, 2]

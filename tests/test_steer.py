@@ -1,9 +1,11 @@
 """Pause, resume, cancel, retry, bump, priorities and hours: by files, and by the commands that write them."""
 
+import io
 import json
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests_support import REFERENCE, drain, lay_model, only, run_sdbatch
@@ -38,11 +40,11 @@ def order(root: Root) -> list[str]:
 
 
 class During(FakeEngine):
-    """Does something in the middle of a job: before its second batch."""
+    """Does something in the middle of a job, behind one of its events: the first batch's step, if not another."""
 
-    def __init__(self, then: Callable[[], object]) -> None:
+    def __init__(self, then: Callable[[], object], number: int = 1) -> None:
         super().__init__()
-        self.then, self.stops = then, 0
+        self.then, self.number, self.stops = then, number, 0
 
     def stop(self) -> None:
         self.stops += 1
@@ -50,7 +52,7 @@ class During(FakeEngine):
     def render(self, request: Request) -> Generator[Event]:
         for number, event in enumerate(super().render(request)):
             yield event
-            if number == 1:
+            if number == self.number:
                 self.then()
 
 
@@ -86,11 +88,22 @@ def test_a_pause_that_unloads_ends_the_renderer(start: Start, root: Root, clock:
     assert root.pause.read_text() == "unload\n"
 
 
-def test_a_job_in_work_is_cancelled_after_its_batch(start: Start, root: Root, clock: FakeClock) -> None:
+@pytest.mark.parametrize("text", ["UNLOAD", "the card is needed: unload it", "Unload, please"])
+def test_a_pause_that_asks_for_it_in_ones_own_words_unloads_too(
+    start: Start, root: Root, clock: FakeClock, text: str
+) -> None:
+    service = start()
+    use(service, engine := During(lambda: None))
+    root.pause.write_text(text)
+    let_pass(service, clock)
+    assert engine.stops
+
+
+def test_a_job_in_work_is_cancelled_at_its_next_step(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "a.yaml", SMALL)
     drop_job(root, "b.yaml", SMALL)
     service = start()
-    use(service, During(lambda: steer.cancel(root, "a") if list(root.running.glob("*-a")) else None))
+    use(service, During(lambda: steer.cancel(root, "a") if list(root.running.glob("*-a")) else None, number=4))
     drain(service, clock)
     folder = only(root.failed)
     assert "was cancelled" in (folder / "error.txt").read_text()
@@ -98,6 +111,17 @@ def test_a_job_in_work_is_cancelled_after_its_batch(start: Start, root: Root, cl
     assert order(root) == ["b"]
     assert (service.failed, list(service.failures), overview.failures(root)) == (0, [], []), "it is no failure"
     assert steer.retry_all(root) == []
+
+
+@pytest.mark.parametrize("number", range(6), ids=["loaded", "step", "sample 0", "sample 1", "grid", "finished"])
+def test_a_job_of_one_batch_is_cancelled_at_any_moment(start: Start, root: Root, clock: FakeClock, number: int) -> None:
+    drop_job(root, "a.yaml", SMALL.replace("n_iter: 3", "n_iter: 1"))
+    service = start()
+    use(service, During(lambda: steer.cancel(root, "a"), number))
+    drain(service, clock)
+    assert "was cancelled" in (only(root.failed) / "error.txt").read_text()
+    assert not list(root.outputs.glob("*/samples/*.png")), "nothing of it is published"
+    assert not (only(root.failed) / "cancel").exists()
 
 
 def test_a_claimed_job_is_cancelled_while_everything_is_paused(start: Start, root: Root, clock: FakeClock) -> None:
@@ -173,10 +197,12 @@ def test_the_urgent_goes_first_and_the_bulk_last(start: Start, root: Root, clock
         "4.json": '{"prompt": "a", "priority": 7, "n_iter": 1, "n_samples": 1}',
         "5.yaml": SMALL + "priority: -1\n",
         "urgent/6.yaml": SMALL,
+        "7.yaml": "{prompt: a, n_iter: 1, priority: 6, n_samples: 1}",
+        "8.yaml": "- prompt: a\n  n_iter: 1\n- priority: 4\n  prompt: b\n",
     }.items():
         drop_job(root, name, text)
     drain(start(), clock)
-    assert order(root) == ["6", "4", "3", "2", "5", "1"]
+    assert order(root) == ["6", "4", "7", "3", "8", "8", "2", "5", "1"]
 
 
 def test_a_bumped_file_is_next(start: Start, root: Root, clock: FakeClock) -> None:
@@ -184,9 +210,33 @@ def test_a_bumped_file_is_next(start: Start, root: Root, clock: FakeClock) -> No
         drop_job(root, name, SMALL)
     service = start(lambda _: clock.sleep(10))
     service.run_once(clock)
-    assert steer.bump(root, "3") == "jobs/inbox/urgent/3.yaml is next"
+    assert steer.bump(root, "3").startswith("jobs/inbox/urgent/x/3.yaml goes first")
     drain(service, clock)
     assert order(root)[0] == "3"
+
+
+@pytest.mark.parametrize("folder", ["", "batch/", "bulk/", "bulk/batch/"])
+def test_a_bumped_file_finds_what_lies_beside_its_old_place(
+    start: Start, root: Root, clock: FakeClock, folder: str
+) -> None:
+    drop_job(root, f"{folder}a.yaml", "prompt: a\ninit_img: mine.png\n")
+    drop_job(root, f"{folder}mine.png", b"the fake engine does not look")
+    steer.bump(root, "a.yaml")
+    service = start()
+    drain(service, clock)
+    assert (service.done, service.failed) == (1, 0)
+    assert not list(root.inbox.rglob("*.yaml"))
+
+
+def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: FakeClock) -> None:
+    for name in ("urgent/1.yaml", "urgent/2.yaml", "3.yaml"):
+        drop_job(root, name, SMALL)
+    service = start(lambda _: clock.sleep(10))
+    service.run_once(clock)
+    assert "goes first already" in steer.bump(root, "1.yaml")
+    assert steer.bump(root, "3.yaml").endswith("goes first, behind what lay in jobs/inbox/urgent/ before")
+    drain(service, clock)
+    assert order(root) == ["1", "2", "3"]
 
 
 def test_an_urgent_file_goes_before_the_parts_of_a_claimed_one(start: Start, root: Root, clock: FakeClock) -> None:
@@ -233,13 +283,54 @@ def test_a_job_that_the_disk_has_no_room_for_is_not_begun(
 
     monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", lambda _: Usage)
     drop_job(root, "a.yaml", SMALL)
+    drop_job(root, "small.yaml", SMALL.replace("n_iter: 3", "n_iter: 1"))
     service = start(free_bytes=0)
-    with pytest.raises(OSError, match=r"the job may need 0.1 MB, and 0.1 MB are free"):
-        let_pass(service, clock)
+    let_pass(service, clock)
+    assert "-a may need 0.1 MB, and 0.1 MB are free for jobs/running/" in str(status(root)["problem"])
+    assert "free some space" in str(status(root)["problem"])
+    assert order(root) == ["small"]
+    service.engine.drawn.clear()  # type: ignore[attr-defined]
+    clock.sleep(60)
+    service.run_once(clock)
     assert service.engine.drawn == []  # type: ignore[attr-defined]
     monkeypatch.undo()
     drain(service, clock)
+    assert service.done == 2
+
+
+@pytest.mark.parametrize("full", ["running", "outputs"])
+def test_a_full_disk_is_told_with_what_to_do_and_the_inbox_stays_as_it_is(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    def usage(folder: Path) -> object:
+        is_full = folder.is_relative_to(getattr(root, full))
+        return SimpleNamespace(total=10**12, free=10**6 if is_full else 10**11)
+
+    monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", usage)
+    drop_job(root, "a.yaml", SMALL)
+    service = start()
+    let_pass(service, clock)
+    place = root.show(getattr(root, full))
+    assert str(status(root)["problem"]).startswith(f"the disk of {place}/ is full")
+    assert "free some space" in str(status(root)["problem"])
+    assert list(root.inbox.iterdir())
+    monkeypatch.undo()
+    drain(service, clock)
     assert service.done == 1
+
+
+def test_a_job_is_not_begun_whose_output_folder_has_no_room_for_it(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def usage(folder: Path) -> object:
+        return SimpleNamespace(total=10**12, free=100 if folder.name == "far" else 10**11)
+
+    monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", usage)
+    drop_job(root, "a.yaml", SMALL + "outdir: outputs/far\n")
+    service = start(free_bytes=0)
+    let_pass(service, clock)
+    assert "free for outputs/far/" in str(status(root)["problem"])
+    assert service.engine.drawn == []  # type: ignore[attr-defined]
 
 
 def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
@@ -247,14 +338,17 @@ def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
     drop_job(root, "a.yaml", SMALL)
     for command, said in (
         (["pause", "for tea"], "paused"),
-        (["bump", "a.yaml"], "jobs/inbox/urgent/a.yaml is next"),
+        (["bump", "a.yaml"], "jobs/inbox/urgent/a.yaml goes first"),
         (["resume"], "resumed"),
         (["resume"], "it was not paused"),
         (["cancel", "a"], "deleted jobs/inbox/urgent/a.yaml"),
-        (["retry", "--all-failed"], ""),
+        (["retry", "--all-failed"], "nothing in jobs/failed/ is to be tried"),
     ):
         ended = run_sdbatch(*command, "--root", root.path)
         assert (ended.returncode, ended.stdout[: len(said)]) == (0, said), ended.stderr
+    for command in (["cancel", "a"], ["retry", "a"], ["retry", "--all-failed"]):
+        ended = run_sdbatch(*command, "--root", tmp_path)
+        assert (ended.returncode, "is no root" in ended.stderr) == (1, True)
     for command in (["cancel", "a"], ["retry"], ["retry", "a"], ["bump", "a"]):
         ended = run_sdbatch(*command, "--root", root.path)
         assert ended.returncode == 1
@@ -272,3 +366,16 @@ def test_a_real_renderer_stops_between_two_batches_and_goes_on_with_the_same_byt
     assert first == whole[:1]
     halted.halt.unlink()
     assert render(task(tmp_path / "halted", start_at=1)) == whole
+
+
+def test_a_real_renderer_stops_a_cancelled_job_within_its_batch(tmp_path: Path) -> None:
+    from test_renderer import task  # noqa: PLC0415 - torch, for this one alone
+
+    from sdbatch.engine.renderer import Renderer  # noqa: PLC0415
+
+    cancelled, answers = task(tmp_path / "cancelled"), io.StringIO()
+    cancelled.cancel.touch()
+    Renderer("cpu", tmp_path / "checksums.json", answers).serve(
+        io.StringIO(Request(jobs=[cancelled]).model_dump_json() + "\n")
+    )
+    assert [json.loads(line)["type"] for line in answers.getvalue().splitlines()] == ["loaded", "stepped", "failed"]

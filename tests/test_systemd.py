@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
 import pytest
 from tests_support import HERE, run_sdbatch
@@ -268,9 +269,12 @@ def test_what_would_break_cuda_is_left_out() -> None:
     assert (keys["ProcSubset"], keys["DeviceAllow"]) == ("all", "char-nvidia* rw")
 
 
-def test_the_shipped_files_are_the_packages_own() -> None:
-    for name in (*UNITS, "sysusers.d/sdbatch.conf", "tmpfiles.d/sdbatch.conf"):
-        assert (HERE.parent / "sdbatch/data/systemd" / name).read_bytes() == (SHIPPED / name).read_bytes()
+def test_the_shipped_files_are_the_packages_own_and_all_are_installed(at_opt: None) -> None:
+    """By a link, which a wheel has the files of."""
+    assert (HERE.parent / "sdbatch/data/systemd").resolve() == SHIPPED.resolve()
+    installed = [path.relative_to("/etc").as_posix() for path in plan(Path("/srv/x")).write]
+    shipped = [path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*") if path.is_file()]
+    assert {name.removeprefix("systemd/system/") for name in installed} | {"user/sdbatch.service"} == {*shipped}
 
 
 def test_the_folders_that_are_made_are_those_of_a_root(at_opt: None) -> None:
@@ -300,6 +304,28 @@ def test_links_from_models_into_a_home_are_seen(at_opt: None, tmp_path: Path, mo
     assert "ProtectHome=yes" in unit_of(plan(tmp_path))
     (tmp_path / "models/model.ckpt").symlink_to("/home/alice/model.ckpt")
     assert "ProtectHome=read-only" in unit_of(plan(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"models": {"v15": {"ckpt": "/home/alice/v15.ckpt"}}},
+        {"models": {"v15": {"ckpt": "v15.ckpt", "vae": "/home/alice/vae.pt"}}},
+        {"preload": {"ckpt": "/home/alice/v15.ckpt"}},
+        {"safety_checker": "/home/alice/checker"},
+    ],
+)
+def test_models_in_a_home_that_the_configuration_names_are_seen(at_opt: None, settings: dict[str, Any]) -> None:
+    assert "ProtectHome=read-only" in unit_of(plan(Path("/srv/sdbatch"), **settings))
+
+
+def test_outputs_that_are_a_link_to_another_disk_can_be_written(
+    at_opt: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "_refuse_unreachable", lambda _: None)
+    (tmp_path / "outputs").symlink_to("/mnt/pictures")
+    for name in ("sdbatch.service", "sdbatch-web.service"):
+        assert f'ReadWritePaths="{tmp_path}" "-/mnt/pictures"\n' in unit_of(plan(tmp_path), name)
 
 
 def as_user(folder: Path) -> dict[str, str]:

@@ -128,3 +128,12 @@ def test_a_kernel_that_grants_no_watch_is_complained_of_once(folder: Path, monke
     assert len(inbox.queue) == 2
     assert told == ["no events for the inbox, looking every few seconds instead"]
     assert inbox.condition == "is looked through every 5 s"
+
+
+def test_an_end_of_listening_is_no_error(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(20):
+        watched = Inbox(folder, settle_seconds=2, rescan_seconds=5)
+        watched.watcher.start()
+        (folder / f"{number}.yaml").write_text("prompt: a")
+        watched.watcher.stop()
+    assert caplog.messages == []

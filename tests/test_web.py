@@ -2,8 +2,12 @@
 
 import os
 import re
+import shutil
 import socket
+import sqlite3
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,22 +16,24 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 from flask.testing import FlaskClient
+from laid_pictures import EARLIER, lay_earlier
 from PIL import Image
 from tests_support import drain, only, run_sdbatch
 from typer.testing import CliRunner
 from werkzeug.test import TestResponse
 
 import sdbatch.cli  # noqa: F401 - knows all the commands
-from sdbatch import configuration, steer
+from sdbatch import configuration, steer, upkeep
 from sdbatch.check import check_file
 from sdbatch.commands import app
 from sdbatch.errors import ConfigError
+from sdbatch.history import History
 from sdbatch.job import Img2Img, Txt2Img
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Settings
 from sdbatch.testing import FakeClock, drop_job
-from sdbatch.web import command, guard, language, thumbnails
+from sdbatch.web import command, guard, language, site, thumbnails
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields, filled_by, to_yaml
 
@@ -77,6 +83,12 @@ def picture(width: int = 80, height: int = 72, kind: str = "PNG") -> BytesIO:
     Image.new("RGB", (width, height), "blue").save(data, kind)
     data.seek(0)
     return data
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is new in the folders is waited for."""
+    monkeypatch.setattr(site, "MOMENT", 60)
 
 
 # The queue
@@ -167,23 +179,16 @@ def test_the_other_kind_of_job_keeps_what_was_filled_in_and_takes_its_own_defaul
     assert 'id="field-strength"' in text
 
 
-def test_an_upload_lands_beside_its_job_and_is_drawn_from(
+def test_an_upload_lands_in_a_folder_of_the_inbox_and_is_drawn_from(
     root: Root, start: Start, clock: FakeClock, visitor: Visitor
 ) -> None:
     upload = (picture(kind="JPEG"), "../../Größe 1.jpg")
     visitor.post("/new", kind="img2img", prompt="a", upload=upload)
-    (laid,) = root.inbox.glob("*.jpg")
+    laid = only(root.uploads)
     (job,) = root.inbox.glob("*.yaml")
-    assert yaml.safe_load(job.read_text()) == {"prompt": "a", "init_img": laid.name}
+    assert yaml.safe_load(job.read_text()) == {"prompt": "a", "init_img": f"jobs/inbox/uploads/{laid.name}"}
     drain(start(), clock)
     assert (only(root.done) / "inputs" / "init_img.jpg").read_bytes() == laid.read_bytes()
-
-
-def test_the_same_upload_is_laid_there_once(root: Root, visitor: Visitor) -> None:
-    for _ in range(2):
-        visitor.post("/new", kind="img2img", prompt="a", upload=(picture(), "a.png"))
-    assert len(list(root.inbox.glob("*.png"))) == 1
-    assert len(list(root.inbox.glob("*.yaml"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_the_same_upload_is_laid_there_once(root: Root, visitor: Visitor) -> Non
 def test_an_upload_that_is_no_usable_picture_is_refused(root: Root, upload: BytesIO, told: str) -> None:
     visitor = Visitor(root, limits={"init_pixels": 1_000_000})
     assert told in visitor.post("/new", 422, kind="img2img", prompt="a", upload=(upload, "a.png")).text
-    assert not list(root.inbox.iterdir())
+    assert not [path for path in root.inbox.rglob("*") if path.is_file()]
     assert not list(root.state.glob("upload-*"))
 
 
@@ -215,6 +220,42 @@ def test_a_job_names_no_picture_outside_the_root(tmp_path: Path, visitor: Visito
     for named in ("../secret.png", str(tmp_path / "secret.png")):
         text = visitor.post("/new", 422, prompt="a", init_img=named, kind="img2img").text
         assert "leads out of the root" in text
+
+
+@pytest.mark.parametrize(
+    "named", ["configs/sdbatch.yaml", "jobs/../state/a.yaml", "models/a.yaml", "{root}/configs/a.png"]
+)
+@pytest.mark.parametrize("field", ["from_file", "init_img"])
+def test_a_job_reads_none_of_the_services_own_files(root: Root, visitor: Visitor, field: str, named: str) -> None:
+    root.configuration.write_text("web:\n  password: secret\n")
+    job = {"prompt": "a", "kind": "img2img" if field == "init_img" else "txt2img"}
+    text = visitor.post("/new", 422, **job, **{field: named.format(root=root.path)}).text
+    assert "is a file of the service" in text
+    assert "secret" not in text
+    assert not list(root.inbox.iterdir())
+
+
+def test_the_services_own_files_are_refused_to_jobs_of_any_origin(root: Root, start: Start, clock: FakeClock) -> None:
+    root.configuration.write_text("web:\n  password: secret\n")
+    (root.outputs / "link.txt").symlink_to(root.configuration)
+    for number, named in enumerate(("configs/sdbatch.yaml", "outputs/link.txt")):
+        drop_job(root, f"{number}.yaml", f"from_file: {named}\n")
+    drain(start(), clock)
+    assert not list(root.done.iterdir())
+    assert all("is a file of the service" in (path / "error.txt").read_text() for path in root.failed.iterdir())
+    assert not [*root.failed.rglob("inputs")]
+
+
+def test_a_model_on_a_disk_that_is_not_mounted_is_told(root: Root, visitor: Visitor) -> None:
+    (root.models / "away.ckpt").symlink_to("/nowhere/away.ckpt")
+    text = visitor.post("/new/preview", 200, prompt="a", ckpt="away.ckpt").text
+    assert "is a link to a file that is not there" in text
+
+
+def test_a_pipe_named_as_a_picture_is_told_and_not_waited_for(root: Root, visitor: Visitor) -> None:
+    os.mkfifo(root.outputs / "pipe.png")
+    text = visitor.post("/new/preview", 200, kind="img2img", prompt="a", init_img="outputs/pipe.png").text
+    assert "outputs/pipe.png is not a file" in text
 
 
 @pytest.mark.parametrize("kind", ["txt2img", "img2img"])
@@ -242,13 +283,33 @@ def test_no_button_works_without_the_token_of_its_page(root: Root, visitor: Visi
     assert not root.pause.exists()
 
 
-def test_nothing_changes_by_looking(root: Root) -> None:
-    app = create_app(root, Settings())
-    changing = ("pause", "resume", "cancel", "bump", "retry", "logout", "follow-up", "again", "language")
-    for rule in app.url_map.iter_rules():
-        if any(rule.rule.startswith(f"/{name}") for name in changing):
-            assert rule.methods == {"POST", "OPTIONS"}, rule
-    assert {rule.rule for rule in app.url_map.iter_rules()} >= {"/pause", "/cancel", "/language/<name>"}
+def test_nothing_changes_by_looking(root: Root, drawn: Path, visitor: Visitor) -> None:
+    drop_job(root, "waits.yaml", "prompt: a\n")
+    (root.running / "20261122T101532Z-000009-runs").mkdir()
+    root.pause.touch()
+    asked = {
+        "job": "waits.yaml",
+        "path": shown(drawn),
+        "from": shown(drawn),
+        "prompt": "a",
+        "strength": "0.5",
+        "to": "x",
+    }
+    before, looked = listed(root), 0
+    for rule in visitor.client.application.url_map.iter_rules():
+        methods = (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        path = re.sub("<.*?>", "zh", re.sub("<path:.*?>", shown(drawn), rule.rule))
+        assert methods in ({"GET"}, {"POST"}) or rule.endpoint == "guard.login", rule
+        with visitor.client.get(path, query_string=asked, headers={"Host": "127.0.0.1"}) as answer:
+            looked += answer.status_code == 200
+    assert looked >= 9
+    assert listed(root) == before
+
+
+def listed(root: Root) -> dict[Path, tuple[int, int]]:
+    """All but the index and the thumbnails, with time and size."""
+    places = [path for place in root.path.iterdir() if place != root.state for path in place.rglob("*")]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in places}
 
 
 def test_other_names_are_not_answered_without_a_password(root: Root) -> None:
@@ -276,6 +337,23 @@ def test_with_a_password_nothing_is_shown_before_the_login(root: Root) -> None:
     visitor.post("/logout")
     visitor.get("/new", 303)
     assert root.pause.exists()
+
+
+def test_a_cookie_that_was_kept_is_worth_nothing_after_the_logout(root: Root) -> None:
+    visitor = Visitor(root, web={"password": HASH})
+    cookie = visitor.post("/login", password="a long password").headers["Set-Cookie"].partition(";")[0]
+    other = visitor.client.application.test_client(use_cookies=False)
+    kept = {"Host": "127.0.0.1:8123", "Cookie": cookie}
+    assert other.get("/", headers=kept).status_code == 200
+    visitor.post("/logout")
+    assert other.get("/", headers=kept).status_code == 303
+
+
+def test_of_very_many_logins_the_oldest_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MOST_LOGINS", 2)
+    logins = guard.Logins()
+    names = [logins.open() for _ in range(3)]
+    assert [logins.is_open(name) for name in names] == [False, True, True]
 
 
 def test_its_cookie_is_out_of_reach_for_scripts_and_other_sites(root: Root) -> None:
@@ -433,7 +511,13 @@ def test_a_picture_is_found_by_a_chinese_word(root: Root, drawn: Path, visitor: 
     assert found.count('loading="lazy"') + found.count('decoding="async"') >= 2
     assert f"/picture/{shown(drawn)}" in found
     assert "Nothing found" in visitor.get("/history?words=火车").text
-    for query, there in {"seed=7": True, "seed=8": False, "kind=img2img": False, "since=2030-01-01": False}.items():
+    for query, there in {
+        "seed=7": True,
+        "seed=8": False,
+        "kind=img2img": False,
+        "since=2030-01-01": False,
+        "since=1m": False,
+    }.items():
         assert (shown(drawn) in visitor.get(f"/history?{query}").text) == there, query
 
 
@@ -468,9 +552,73 @@ def test_older_ones_follow_where_the_page_ends(root: Root, start: Start, clock: 
     assert "<html" not in second
 
 
+def test_who_comes_back_finds_all_that_was_scrolled_through(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor
+) -> None:
+    drop_job(root, "many.yaml", "prompt: many\nH: 64\nW: 64\nn_iter: 1\nn_samples: 130\n")
+    drain(start(), clock)
+    text = Visitor(root).get("/history?words=many").text
+    for shown in (120, 130):
+        (older,) = re.findall(r'hx-get="(/history\?[^"]*before=[^"]*)"', text)
+        answer = visitor.get(older.replace("&amp;", "&"), headers={"HX-Request": "true"})
+        text = answer.text
+        assert answer.headers["HX-Replace-Url"] == f"/history?words=many&shown={shown}"
+        again = visitor.get(answer.headers["HX-Replace-Url"]).text
+        assert len(re.findall(r'href="/picture/', again)) == shown
+
+
+@pytest.mark.parametrize("name", ["_method", "_scheme", "_external", "_anchor", "endpoint", "values", "self"])
+def test_the_address_of_older_ones_has_nothing_of_others(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor, name: str
+) -> None:
+    drop_job(root, "many.yaml", "prompt: many\nH: 64\nW: 64\nn_iter: 1\nn_samples: 60\n")
+    drain(start(), clock)
+    text = visitor.get(f"/history?words=many&{name}=DELETE").text
+    (older,) = re.findall(r'hx-get="([^"]*before=[^"]*)"', text)
+    assert older.startswith("/history?words=many&amp;before=")
+    assert name not in older
+
+
+def test_what_was_drawn_of_a_failed_job_is_seen_with_the_reason(root: Root, drawn: Path, visitor: Visitor) -> None:
+    failed = root.failed / drawn.name.replace("000001", "000009")
+    drawn.rename(failed)
+    (failed / "manifest.yaml").unlink()
+    (failed / "error.txt").write_text("the renderer died\n")
+    text = visitor.get("/history?failed=1").text
+    assert text.count('action="/retry"') == 1, "of the job without pictures"
+    paths = re.findall(r'href="/picture/([^"]+)"', text)
+    assert len(paths) == 2
+    assert visitor.get(f"/thumbnail/{paths[0]}").mimetype == "image/jpeg"
+    page = visitor.get(f"/picture/{paths[0]}").text
+    assert "the renderer died" in page
+    assert 'action="/retry"' in page
+    visitor.get(f"/file/{paths[0]}")
+    for hidden in ("error.txt", "truck.yaml", "samples/../error.txt", "claim.json", "samples/a/00000.png"):
+        visitor.get(f"/file/jobs/failed/{failed.name}/{hidden}", 404)
+
+
+def test_the_job_file_of_a_found_picture_has_a_plain_name(root: Root) -> None:
+    lay_earlier(root)
+    answer = Visitor(root).get(f"/job-file/{EARLIER}/samples/00000.png")
+    assert answer.headers["Content-Disposition"].endswith("filename=2023-04-18-18-01-48-0.32806818.yaml")
+
+
+def test_an_empty_search_says_so_beside_the_list(root: Root, visitor: Visitor) -> None:
+    text = visitor.get("/history?words=nothing", headers={"HX-Request": "true"}).text
+    assert re.fullmatch(r'\s*<p [^>]*role="status">Nothing found\.</p>\s*', text)
+
+
+def test_pictures_are_kept_by_the_visitors_browser_alone(root: Root, drawn: Path, visitor: Visitor) -> None:
+    for path in (f"/file/{shown(drawn)}", f"/thumbnail/{shown(drawn)}"):
+        told = visitor.get(path).headers["Cache-Control"]
+        assert "private" in told
+        assert "public" not in told
+        assert "max-age=86400" in told
+
+
 def test_a_picture_is_shown_with_all_that_it_came_from(root: Root, drawn: Path, visitor: Visitor) -> None:
     text = visitor.get(f"/picture/{shown(drawn, 1)}").text
-    for known in ("一辆蓝色卡车", ">7<", "128\u00d764", "2 of 2", "model.ckpt"):
+    for known in ("一辆蓝色卡车", ">7<", "128\u00d764", "2 of 2", "model.ckpt", ">DDIM<", "<dt>Steps</dt>", ">7.5<"):
         assert known in text
     assert 'rel="prev"' in text
     assert 'rel="next"' not in text
@@ -524,6 +672,58 @@ def test_a_thumbnail_is_drawn_once_and_small(root: Root, drawn: Path, visitor: V
     before = kept.stat().st_mtime_ns
     visitor.get(f"/thumbnail/{shown(drawn)}")
     assert kept.stat().st_mtime_ns == before
+
+
+def test_a_thumbnail_that_can_not_be_kept_is_sent_all_the_same(root: Root, drawn: Path, visitor: Visitor) -> None:
+    (root.state / "thumbnails").write_text("no folder")
+    assert visitor.get(f"/thumbnail/{shown(drawn)}").mimetype == "image/jpeg"
+
+
+@pytest.mark.parametrize("trouble", ["locked", "read-only"])
+def test_an_index_that_can_not_be_written_costs_the_newest_pictures_alone(
+    root: Root, drawn: Path, start: Start, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    History.open(root).close()
+    drop_job(root, "late.yaml", "prompt: late\nH: 64\nW: 64\n")
+    drain(start(), clock)
+    monkeypatch.setattr("sdbatch.database.WAIT_SECONDS", 0.05)
+    with closing(sqlite3.connect(root.state / "history.db", isolation_level=None)) as other:
+        if trouble == "locked":
+            other.execute("BEGIN IMMEDIATE")
+        else:
+            monkeypatch.setattr("sdbatch.database._open_or_mend", refuse)
+        visitor = Visitor(root)
+        for path in ("/", "/queue", "/history", "/history?words=卡车"):
+            text = visitor.get(path).text
+            assert shown(drawn) in text
+            assert "What was drawn last may be missing here: state/history.db" in text
+            assert trouble in text or "can only be read" in text
+
+
+@pytest.mark.parametrize("place", ["its file", "memory"])
+def test_while_the_folders_are_read_pages_answer_and_say_so(
+    root: Root, drawn: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "memory":
+        shutil.rmtree(root.state)
+    going_on, refresh = threading.Event(), upkeep.refresh
+    monkeypatch.setattr(upkeep, "refresh", lambda *asked: going_on.wait(60) and refresh(*asked))
+    monkeypatch.setattr(site, "MOMENT", 0)
+    visitor = Visitor(root)
+    for path in ("/", "/history", "/history?words=卡车"):
+        text = visitor.get(path).text
+        assert "What was drawn last may be missing here: the folders are still being read" in text
+        assert shown(drawn) not in text
+    going_on.set()
+    visitor.client.application.extensions["sdbatch"]._reading.join()
+    monkeypatch.setattr(site, "MOMENT", 60)
+    text = visitor.get("/history").text
+    assert shown(drawn) in text
+    assert "missing here" not in text
+
+
+def refuse(_: Root) -> None:
+    raise sqlite3.OperationalError("attempt to write a readonly database")
 
 
 def test_thumbnails_that_nobody_asked_for_lately_make_room(root: Root) -> None:
@@ -583,6 +783,21 @@ def test_records_are_saved_and_never_shown(root: Root, drawn: Path, visitor: Vis
     assert answer.mimetype == "text/plain"
     assert answer.headers["Content-Disposition"].startswith("attachment")
     assert visitor.get(f"/file/{shown(drawn)}").mimetype == "image/png"
+
+
+@pytest.mark.parametrize("place", ["inputs", "./inputs", "samples/../inputs", "/inputs", "INPUTS"])
+def test_a_prompt_file_is_shown_to_nobody(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor, place: str
+) -> None:
+    """The folder that it came from may be one of `allow_paths`."""
+    (root.path / "prompts.txt").write_text("a secret\n")
+    drop_job(root, "lines.yaml", "from_file: prompts.txt\nH: 64\nW: 64\nn_iter: 1\n")
+    drain(start(), clock)
+    (done := only(root.done) / "INPUTS").mkdir()  # as a share that knows no difference would have it
+    (done / "from_file.txt").write_text("a secret\n")
+    path = f"/file/jobs/done/{only(root.done).name}/{place}/from_file.txt"
+    answer = visitor.client.get(path, headers={"Host": "127.0.0.1"}, follow_redirects=True)
+    assert answer.status_code == 404
 
 
 # Two languages

@@ -84,4 +84,5 @@ def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_
         config=REFERENCE / "model/v1-inference-tiny.yaml",
         start_at=start_at,
         halt=folder / "halt",
+        cancel=folder / "cancel",
     )

@@ -144,7 +144,7 @@ def write_weights(
         for name in names:
             file.write(_bytes_of(weights[name].to(dtypes[name])))
             on_written(header[name]["data_offsets"][1], end)
-        file.flush()
+        files.to_disk(file)
         try:
             written = load_file(file.name)
         except SafetensorError as error:

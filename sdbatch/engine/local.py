@@ -14,6 +14,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
+from sdbatch import log
 from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Halted, Outfit, Ready, Request, Tick, Unfit
 from sdbatch.errors import EngineDown, RendererDied
 
@@ -45,6 +46,7 @@ class LocalEngine:
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._unread = b""
         self._listener: threading.Thread | None = None
+        self.log = log.get()
 
     def start(self) -> None:
         """Start the renderer: its imports take seconds, which pass while the first files settle."""
@@ -188,6 +190,5 @@ class LocalEngine:
         for line in pipe:
             text = line.decode(errors="replace").rstrip()
             self._last_words.append(text)
-            with suppress(OSError, ValueError):  # nobody reads them: no reason to let the renderer's pipe fill
-                print(text, file=sys.stderr, flush=True)  # noqa: T201 - the renderer's own log lines, as they are
+            self.log.info("the renderer says", text=text)
         pipe.close()

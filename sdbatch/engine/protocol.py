@@ -47,6 +47,7 @@ class Draw(Message):
     loras: tuple[Path, ...] = ()  # the files of the job's loras
     start_at: int  # the first picture that is missing
     halt: Path  # once this is there, no further batch is begun
+    cancel: Path  # once this is there, no further step is made
 
 
 class Request(Message):

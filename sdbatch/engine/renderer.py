@@ -42,7 +42,7 @@ from sdbatch.engine.protocol import Draw, Message, Outfit, Request
 from sdbatch.engine.residents import Residents
 from sdbatch.engine.safety import Checkers
 from sdbatch.engine.watermark import Watermark
-from sdbatch.errors import EngineDown, JobError, OutOfMemory
+from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch, count_pictures
 
@@ -100,7 +100,8 @@ class Renderer:
                 except JobError as error:
                     self.answer(protocol.Failed(job_id=task.job_id, fault="job", text=str(error)))
                 except OSError as error:
-                    fault: Literal["disk", "job"] = "disk" if is_disk_trouble(error) else "job"
+                    is_away = not task.folder.is_dir()  # the job's own: a share that went away
+                    fault: Literal["disk", "job"] = "disk" if is_away or is_disk_trouble(error) else "job"
                     self.answer(protocol.Failed(job_id=task.job_id, fault=fault, text=str(error)))
                 except (OutOfMemory, RuntimeError, MemoryError) as error:
                     if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
@@ -142,6 +143,8 @@ class Renderer:
 
         def on_step(batch: Batch, step: int, steps: int) -> None:
             self.answer(protocol.Stepped(job_id=task.job_id, first=batch.first, step=step, steps=steps))
+            if task.cancel.exists():
+                raise Cancelled(Cancelled.TEXT)
 
         with ExitStack() as worn:
             ladder.walk(lambda: worn.enter_context(wearing(resident.model, loras)), lambda: "")

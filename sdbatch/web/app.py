@@ -8,7 +8,6 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from sdbatch.errors import JobError
-from sdbatch.history import History
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 from sdbatch.web import form, guard, language, pictures, queue
@@ -28,7 +27,7 @@ WORDS = {
 def create_app(root: Root, settings: Settings, clock: Callable[[], float] = monotonic) -> Flask:
     """The page of one root; `clock` counts seconds."""
     app = Flask(__name__)
-    app.extensions["sdbatch"] = Site(root, settings, History.open(root), clock)
+    app.extensions["sdbatch"] = Site(root, settings, clock)
     app.config["MAX_CONTENT_LENGTH"] = settings.limits.input_bytes + FORM_BYTES
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_SECONDS
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}

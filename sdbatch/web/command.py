@@ -52,7 +52,6 @@ def web(
     guard.require_password(host, settings.web)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page of thumbnails is no reason to warn
     listener = _listen(host, port)
-    typer.echo(f"reading the history of {place.path}")  # takes a moment the first time, by what lies in jobs/done/
     page = create_app(place, settings)
     typer.echo(f"the page is at http://{_shown(listener)}/")
     serve(

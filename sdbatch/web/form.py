@@ -1,22 +1,23 @@
 """New job: a form from the schema, the job file that it makes beside it, and the drop into the inbox."""
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
+from sdbatch import housekeeping
 from sdbatch.check import check_data, submit_text
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, NotHere
 from sdbatch.restoring import restore
 from sdbatch.spool import slug_of
 from sdbatch.web import uploads
 from sdbatch.web.fields import Kind, fields, filled_by, to_yaml
-from sdbatch.web.language import translate
 from sdbatch.web.site import disk_trouble, site
 
 JOB_FILE = "job.yaml"  # how errors call a job that has no name yet
 UPLOAD = "upload"  # the form's file; a preview gets no more of it than that there is one
-UPLOADED = "your-picture.png"  # in a preview
+UPLOADED = "jobs/inbox/uploads/your-picture.png"  # as long as it is not there
 
 pages = Blueprint("form", __name__)
 
@@ -43,21 +44,24 @@ def preview() -> str:
 
 @pages.post("/new")
 def drop() -> tuple[str, int] | Response:
-    """Drop the job, and the picture that was sent with it beside it."""
+    """Drop the job; the picture that was sent with it goes before, once all else is right."""
     filled = request.form.to_dict()
     filled.pop(UPLOAD, None)
     upload = request.files.get(UPLOAD)
+    if upload and upload.filename:
+        filled[UPLOAD] = UPLOADED
     try:
-        if upload and upload.filename:
-            filled["init_img"] = uploads.take(upload, site().root, site().settings.limits)
-        text = to_yaml(_kind(filled), filled)
-        if [line for line, is_good in _check(text) if not is_good]:
-            return _form(filled), 422  # what is wrong stands beside the form
-        path = submit_text(text, _file_name(filled), site().root)
+        if [line for line, is_good in _check(_job_file(filled)) if not is_good]:
+            return _refuse(filled)  # what is wrong stands beside the form
+        if upload and UPLOAD in filled:
+            housekeeping.sweep_uploads(site().root, datetime.now(UTC))
+            filled["init_img"] = uploads.take(upload, site().root, site().settings)
+            del filled[UPLOAD]
+        path = submit_text(_job_file(filled), _file_name(filled), site().root)
     except (JobError, OSError) as error:
         flash(disk_trouble(error) if isinstance(error, OSError) else str(error), "danger")
-        return _form(filled), 422
-    flash(translate("Dropped as {name}.", name=site().root.show(path)), "success")
+        return _refuse(filled)
+    flash(f"Dropped as {site().root.show(path)}.", "success")
     return redirect(url_for("queue.show"), 303)
 
 
@@ -65,7 +69,7 @@ def _restored(path: str) -> dict[str, str]:
     """What draws a picture again; what could not be carried over is told."""
     picture = site().history.picture(path)
     if picture is None:
-        raise JobError(translate("The history has no such picture (any more)."))
+        raise JobError("The history has no such picture (any more).")
     found = restore(site().root, picture)
     kind, filled = filled_by(found.text, JOB_FILE)
     for note in found.notes:
@@ -83,18 +87,28 @@ def _form(filled: Mapping[str, str], template: str = "new.html") -> str:
     return render_template(template, kind=kind, fields=fields(kind), filled=filled, **_preview(filled))
 
 
+def _refuse(filled: Mapping[str, str]) -> tuple[str, int]:
+    if filled.get(UPLOAD):
+        flash("Choose your picture once more: it was not kept.", "warning")
+    return _form(filled), 422
+
+
+def _job_file(filled: Mapping[str, str]) -> str:
+    return to_yaml(_kind(filled), {**filled, "init_img": UPLOADED} if filled.get(UPLOAD) else filled)
+
+
 def _preview(filled: Mapping[str, str]) -> dict[str, object]:
-    values = dict(filled)
-    if values.pop(UPLOAD, ""):
-        values["init_img"] = UPLOADED
-    text = to_yaml(_kind(filled), values)
-    is_blank = not any(value for name, value in values.items() if name != "kind")
-    return {"text": "" if is_blank else text, "told": [] if is_blank else [*_check(text)]}
+    if not any(value for name, value in filled.items() if name != "kind"):
+        return {"text": "", "lines": []}
+    text = _job_file(filled)
+    return {"text": text, "lines": [*_check(text)]}
 
 
 def _check(text: str) -> Iterator[tuple[str, bool]]:
     try:
         yield from check_data(text.encode(), JOB_FILE, None, site().root, site().settings.limits)
+    except NotHere as error:
+        yield str(error), False
     except OSError as error:
         yield disk_trouble(error), False
 

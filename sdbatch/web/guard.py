@@ -13,8 +13,8 @@ import secrets
 from collections import defaultdict, deque
 from collections.abc import Callable
 from datetime import timedelta
-from hmac import compare_digest
 from time import monotonic
+from typing import cast
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, abort, current_app, redirect, render_template, request, session, url_for
@@ -30,6 +30,7 @@ from sdbatch.web.site import is_fragment, own_path, site
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 TRIES, WITHIN_SECONDS = 5, 60.0  # wrong passwords from one address
 STAYS_DAYS = 30  # logged in
+MOST_LOGINS = 1000
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -66,6 +67,29 @@ class Throttle:
         if len(self._wrong) > 10_000:
             self._wrong.clear()  # many addresses that come once: nothing to hold against any of them
         self._wrong[address].append(self.clock())
+
+
+class Logins:
+    """Who is logged in. A cookie can be kept and sent again, so that alone a name in it counts for nothing."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+
+    def open(self) -> str:
+        """A name for one who knew the password; of very many the oldest must log in again."""
+        if len(self._names) >= MOST_LOGINS:
+            del self._names[next(iter(self._names))]
+        name = secrets.token_urlsafe(16)
+        self._names[name] = None
+        return name
+
+    def close(self, name: str) -> None:
+        """It is known no more."""
+        self._names.pop(name, None)
+
+    def is_open(self, name: str) -> bool:
+        """Whether it is."""
+        return name in self._names
 
 
 def split_bind(bind: str) -> tuple[str, int]:
@@ -114,6 +138,7 @@ def install(app: Flask, clock: Callable[[], float] = monotonic) -> None:
         WTF_CSRF_SSL_STRICT=False,  # compares names that a proxy may have changed; the token is enough
     )
     app.extensions["sdbatch.throttle"] = Throttle(clock)
+    app.extensions["sdbatch.logins"] = Logins()
     app.before_request(_refuse_other_names)
     app.before_request(_require_login)
     CSRFProtect(app)
@@ -132,8 +157,8 @@ def _refuse_other_names() -> None:
 
 
 def _require_login() -> Response | None:
-    password = site().settings.web.password
-    if not password or request.endpoint in ("guard.login", "static") or _is_known(password):
+    is_open = not site().settings.web.password or request.endpoint in ("guard.login", "static")
+    if is_open or _logins().is_open(str(session.get("known", ""))):
         return None
     if is_fragment():  # a swap would put the login into the middle of the page
         return Response(status=204, headers={"HX-Redirect": url_for("guard.login")})
@@ -141,12 +166,12 @@ def _require_login() -> Response | None:
     return redirect(url_for("guard.login", back=back or None), 303)
 
 
-def _is_known(password: str) -> bool:
-    return compare_digest(str(session.get("known", "")), _mark(password))
+def _logins() -> Logins:
+    return cast("Logins", current_app.extensions["sdbatch.logins"])
 
 
 def _mark(text: str) -> str:
-    """What a cookie tells of a text, without telling it. Of a login's password: another one ends the login."""
+    """What a cookie's name tells of a root, without telling it."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -155,6 +180,8 @@ def _add_headers(response: Response) -> Response:
         response.headers.setdefault(name, value)
     if response.mimetype == "text/html":
         response.headers.setdefault("Cache-Control", "no-store")  # also keeps other people's proxies out of it
+    elif request.endpoint != "static" and response.cache_control.public:
+        response.cache_control.public, response.cache_control.private = False, True  # likewise
     return response
 
 
@@ -165,22 +192,22 @@ def login() -> tuple[str, int] | Response:
     if not password:
         abort(404)
     throttle: Throttle = current_app.extensions["sdbatch.throttle"]
-    address, told, code = request.remote_addr or "", "", 200
+    address, wrong, code = request.remote_addr or "", "", 200
     if request.method == "POST":
         if throttle.is_shut(address):
-            told, code = "Too many wrong passwords; wait a minute.", 429
+            wrong, code = "Too many wrong passwords; wait a minute.", 429
         elif check_password_hash(password, request.form.get("password", "")):
-            session["known"] = _mark(password)
+            session["known"] = _logins().open()
             session.permanent = True
             return redirect(own_path(request.args.get("back", "")), 303)
         else:
             throttle.count(address)
-            told, code = "That is not the password.", 403
-    return render_template("login.html", told=told), code
+            wrong, code = "That is not the password.", 403
+    return render_template("login.html", wrong=wrong), code
 
 
 @pages.post("/logout")
 def logout() -> Response:
     """Forget this visitor."""
-    session.pop("known", None)
+    _logins().close(str(session.pop("known", "")))
     return redirect(url_for("guard.login"), 303)

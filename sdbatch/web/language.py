@@ -1,4 +1,7 @@
-"""English and Chinese. The English sentence is the key: what chinese.json lacks is shown in English."""
+"""English and Chinese. The English sentence is the key: what chinese.json lacks is shown in English.
+
+The page's own sentences are translated where they are shown, those of others retold there.
+"""
 
 import json
 import re
@@ -9,6 +12,7 @@ from flask import Blueprint, Flask, redirect, request, session
 from werkzeug.wrappers import Response
 
 from sdbatch.status import duration
+from sdbatch.web import retelling
 from sdbatch.web.site import own_path
 
 NAMES = {"en": "English", "zh": "中文"}
@@ -37,6 +41,13 @@ def translate(text: str, **values: object) -> str:
     return sentence.format(**values) if values else sentence
 
 
+def retell(text: str) -> str:
+    """What was said elsewhere, in the visitor's language as far as it is known there."""
+    if language() != "zh":
+        return text
+    return chinese()[text] if text in chinese() else retelling.in_chinese(text)
+
+
 def spell_duration(seconds: float) -> str:
     """45 s, 12 min, 3 h 20 min, 2 days."""
     text = duration(seconds)
@@ -44,8 +55,8 @@ def spell_duration(seconds: float) -> str:
 
 
 def install(app: Flask) -> None:
-    """Give templates `_` and `duration`, and visitors a switch."""
-    app.jinja_env.globals |= {"_": translate, "duration": spell_duration}
+    """Give templates `_`, `told` and `duration`, and visitors a switch."""
+    app.jinja_env.globals |= {"_": translate, "told": retell, "duration": spell_duration}
     app.context_processor(lambda: {"language": language(), "html_language": HTML_NAMES[language()], "languages": NAMES})
     app.register_blueprint(pages)
 

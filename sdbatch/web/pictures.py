@@ -5,40 +5,53 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import PurePosixPath
+from typing import Any
 
-from flask import Blueprint, Response, abort, render_template, request, send_file
+from flask import Blueprint, Response, abort, make_response, render_template, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from sdbatch import restoring
+from sdbatch import moments, particulars, restoring
 from sdbatch.check import submit_text
 from sdbatch.errors import JobError
 from sdbatch.records import Lineage, Picture
-from sdbatch.spool import slug_of
+from sdbatch.searching import Found
 from sdbatch.web import thumbnails
-from sdbatch.web.language import translate
 from sdbatch.web.site import done, is_fragment, site
 
 AT_ONCE = 60  # thumbnails
+MOST_AT_ONCE = 20 * AT_ONCE  # for who comes back to where they had scrolled to
+ASKED = ("words", "kind", "ckpt", "since", "seed", "failed")  # what a search can be narrowed by
 KEPT_SECONDS = 86400  # by browsers: pictures do not change, but for a name in outputs/ that is drawn anew
-FAMILY = 50  # jobs of a lineage that are shown
+FAMILY = 50  # jobs of a lineage
 MOST = 2**63 - 1  # what a column of the index holds
 
 pages = Blueprint("pictures", __name__)
 
 
 @pages.get("/history")
-def history() -> str:
-    """Search as you type, and on to older ones while scrolling."""
-    if "before" not in request.args:
+def history() -> AnyResponse:
+    """Search as you type, and on to older ones while scrolling; the address tells how many are `shown` by then."""
+    is_more, before = "before" in request.args, _whole(request.args.get("shown", "")) or 0
+    is_part = is_more and is_fragment()
+    if not is_more:
         site().catch_up()
-    found = _search(request.args)
-    template = "results.html" if is_fragment() else "history.html"
-    return render_template(
-        template,
-        found=found,
-        more=dict(request.args) | {"before": str(found[-1].key)} if len(found) == AT_ONCE else None,
-        checkpoints=site().history.checkpoints(),
+    most = AT_ONCE if is_more else max(AT_ONCE, min(before, MOST_AT_ONCE))
+    found = _search(request.args, most)
+    shown = len(found) + (before if is_more else 0)
+    asked: dict[str, Any] = {name: request.args[name] for name in ASKED if request.args.get(name)}
+    answer = make_response(
+        render_template(
+            "results.html" if is_fragment() else "history.html",
+            found=found,
+            stale=site().stale,
+            is_part=is_part,
+            more=asked | {"before": found.rest, "shown": shown} if found.rest is not None else None,
+            checkpoints=site().history.checkpoints(),
+        )
     )
+    if is_part:
+        answer.headers["HX-Replace-Url"] = url_for("pictures.history", **asked, shown=shown)
+    return answer
 
 
 @pages.get("/choose")
@@ -61,6 +74,7 @@ def show(path: str) -> str:
         "picture.html",
         picture=picture,
         restored=restored,
+        parameters=particulars.parameters(site().root, picture),
         siblings=order,
         before=order[place - 1] if place else None,
         after=order[place + 1] if place + 1 < len(order) else None,
@@ -72,7 +86,7 @@ def show(path: str) -> str:
 def job_file(path: str) -> Response:
     """The job file that draws a picture, to be saved."""
     picture = _known(path)
-    text, name = restoring.restore(site().root, picture).text, f"{picture.job}.yaml"
+    text, name = restoring.restore(site().root, picture).text, f"{PurePosixPath(picture.job).name}.yaml"
     return send_file(BytesIO(text.encode()), "text/plain; charset=utf-8", as_attachment=True, download_name=name)
 
 
@@ -121,10 +135,10 @@ def again() -> AnyResponse:
 
 
 def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
-    """What came of what, from the first ancestor on: each with how deep it stands. Shown is a part of a large one."""
+    """What came of what, from the first ancestor on: each with how deep it stands."""
     found: list[tuple[int, Lineage, list[Picture]]] = []
-    pending = [(0, site().history.lineage(job_id))]
-    while pending and len(found) < FAMILY:
+    pending = [(0, site().history.lineage(job_id, FAMILY))]
+    while pending:
         depth, node = pending.pop()
         found.append((depth, node, site().history.pictures_of(node.job)))
         pending += [(depth + 1, child) for child in reversed(node.children)]
@@ -132,10 +146,9 @@ def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
 
 
 def _drop(job_id: str, text: str) -> str:
-    """Into the inbox, under the name of the job that it comes from, without its time and number."""
-    name = job_id.split("-", 2)[-1]
-    path = submit_text(text, f"{slug_of(name + '.yaml')}.yaml", site().root)
-    return translate("Dropped as {name}.", name=site().root.show(path))
+    """Into the inbox, under the name of the job that it comes from."""
+    path = submit_text(text, restoring.file_name(job_id), site().root)
+    return f"Dropped as {site().root.show(path)}."
 
 
 def _known(path: str) -> Picture:
@@ -145,12 +158,12 @@ def _known(path: str) -> Picture:
     return picture
 
 
-def _search(asked: Mapping[str, str]) -> list[Picture]:
+def _search(asked: Mapping[str, str], most: int = AT_ONCE) -> Found:
     asked = {name: text.replace("\0", "") for name, text in asked.items()}  # where SQLite takes a text to end
     seed, before = _whole(asked.get("seed", "")), _whole(asked.get("before", ""))
     since = None
-    with suppress(ValueError, OverflowError):
-        since = datetime.fromisoformat(asked["since"]).astimezone(UTC) if asked.get("since") else None
+    with suppress(JobError):
+        since = moments.since(asked["since"], datetime.now(UTC)) if asked.get("since") else None
     return site().history.search(
         asked.get("words", ""),
         since=since,
@@ -159,7 +172,7 @@ def _search(asked: Mapping[str, str]) -> list[Picture]:
         kind=asked.get("kind") or None,
         failed=bool(asked.get("failed")),
         before=before,
-        limit=AT_ONCE,
+        limit=most,
     )
 
 

@@ -61,6 +61,7 @@ def _facts() -> dict[str, object]:
     site().catch_up()
     return {
         "latest": site().history.search(limit=LATEST),
+        "stale": site().stale,
         "facts": overview.look(site().root, now),
         "is_paused": site().root.pause.exists(),
         "since": lambda text: seconds_since(text, now),

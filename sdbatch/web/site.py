@@ -1,8 +1,11 @@
 """What every view works on: the root, the settings, and how a view answers."""
 
+import math
 import re
+import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
+from threading import Lock, Thread
 from typing import cast
 
 from flask import current_app, flash, redirect, request, url_for
@@ -13,24 +16,67 @@ from sdbatch.history import History
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 
+PATIENCE = 0.03  # seconds: a search shows by then what it has found, and goes on as one scrolls
 CATCH_UP_SECONDS = 10.0  # a second of work in a root of a million pictures
+MOMENT = 0.3  # seconds that a page waits for what is new
+STILL_READING = "the folders are still being read"
 
 
-@dataclass
 class Site:
-    """One root and its page."""
+    """One root and its page; `clock` counts seconds."""
 
-    root: Root
-    settings: Settings
-    history: History
-    clock: Callable[[], float]  # seconds
-    _looked: float = float("-inf")
+    def __init__(self, root: Root, settings: Settings, clock: Callable[[], float]) -> None:
+        self.root, self.settings, self.clock = root, settings, clock
+        self.history = self._opened()
+        self._lock, self._looked = Lock(), -math.inf
+        self._start(self._read_all)
+        self._reading.join(MOMENT)
 
     def catch_up(self) -> None:
-        """Take in jobs that no service told the history of: it may not be able to write there, or be another's."""
-        if self.clock() - self._looked >= CATCH_UP_SECONDS:
+        """Take in jobs that no service told the history of: it may not be able to write there, or be another's.
+
+        Where much is new that takes a while; pages show what is known until then.
+        """
+        with self._lock:
+            if self._reading.is_alive() or self.clock() - self._looked < CATCH_UP_SECONDS:
+                return
             self._looked = self.clock()
-            self.history.refresh()
+            self._start(self._read)
+        self._reading.join(MOMENT)
+
+    def _start(self, read: Callable[[], None]) -> None:
+        self._reading = Thread(target=read, name="history", daemon=True)
+        self._reading.start()
+
+    @property
+    def stale(self) -> str:
+        """Why what was drawn last may be missing."""
+        return STILL_READING if self._reading.is_alive() else self.history.stale
+
+    def _opened(self) -> History:
+        history = History(self.root, reads_folders=False)
+        history.patience = PATIENCE
+        return history
+
+    def _read_all(self) -> None:
+        if self.history.in_memory:  # of one connection, which is held for as long as is read
+            history = self._opened()
+            history.catch_up()
+            self.history = history
+        else:
+            self._read()
+
+    def _read(self) -> None:
+        if self.history.in_memory or not self.history.writable:
+            self.history.catch_up()
+            return
+        try:
+            with closing(History(self.root, in_memory=False)) as keeper:  # who holds up no page
+                keeper.look_through()
+                keeper.refresh()
+            self.history.stale = ""
+        except (OSError, sqlite3.Error) as error:  # locked, full, read-only: what is known is shown all the same
+            self.history.stale = str(getattr(error, "strerror", error))
 
 
 def site() -> Site:

@@ -1,4 +1,7 @@
-"""What the page shows of the disk: pictures and records in outputs/ and jobs/done/, no other; and small copies."""
+"""What the page shows of the disk: pictures and records of outputs/ and jobs/, no other; and small copies.
+
+A prompt file that a job named is none of them: it may have come from a folder that is the admin's own.
+"""
 
 import hashlib
 import os
@@ -24,30 +27,44 @@ _DRAWING = BoundedSemaphore(2)  # pictures are decoded whole
 
 @contextmanager
 def opened(root: Root, path: str) -> Iterator[BufferedReader]:
-    """A file of outputs/ or jobs/done/ by its path from the root; no link leads out of them.
+    """A file by its path from the root; no link leads out of the folder that it is said to lie in.
 
     Raises:
         FileNotFoundError: there is none, or it is none to show.
     """
-    for place in (root.outputs, root.done):
-        below = path.removeprefix(f"{root.show(place)}/")
-        if below != path and Path(path).suffix.lower() in (*PICTURES, *RECORDS) and "\0" not in path:
-            try:
-                handle = open_beneath(place, below)
-            except OSError as error:
-                if files.is_disk_trouble(error):
-                    raise
-                break
-            if stat.S_ISREG(os.fstat(handle).st_mode):
-                with os.fdopen(handle, "rb") as file:
-                    yield file
-                return
-            os.close(handle)
+    place, below = _place(root, path)
+    try:
+        handle = open_beneath(place, below)
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
+        raise FileNotFoundError(path) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise FileNotFoundError(path)
+    with os.fdopen(handle, "rb") as file:
+        yield file
+
+
+def _place(root: Root, path: str) -> tuple[Path, str]:
+    """The folder that a path to show lies in, and the rest of it: nothing is shown that is not named here."""
+    parts = path.split("/")
+    is_plain = not {"", ".", ".."} & {*parts} and "\0" not in path
+    if is_plain and Path(path).suffix.lower() in (*PICTURES, *RECORDS):
+        match parts:
+            case ["outputs", *below]:
+                return root.outputs, "/".join(below)
+            case ["jobs", "done", _, inner, name] if inner.lower() == "inputs" and not name.startswith("init_img"):
+                pass
+            case ["jobs", "done", *below]:
+                return root.done, "/".join(below)
+            case ["jobs", "failed", _, "samples", name] if name.endswith(".png"):
+                return root.failed, "/".join(parts[2:])
     raise FileNotFoundError(path)
 
 
-def thumbnail(root: Root, path: str, most_pixels: int) -> Path:
-    """A small JPEG of a picture, drawn when it is first asked for and kept in state/thumbnails/.
+def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
+    """A small JPEG of a picture, drawn when it is first asked for and kept in state/thumbnails/, where that can be.
 
     Raises:
         FileNotFoundError: there is no such picture.
@@ -60,9 +77,12 @@ def thumbnail(root: Root, path: str, most_pixels: int) -> Path:
         if not kept.exists():
             with _DRAWING:
                 data = _small(file, most_pixels)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            make_room(kept.parent)
-            files.write_atomically(kept, data, durable=False)
+            try:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                make_room(kept.parent)
+                files.write_atomically(kept, data, durable=False)
+            except OSError:  # full, read-only, another's: then it is drawn each time
+                return BytesIO(data)
     return kept
 
 

@@ -1,5 +1,12 @@
-"""Pictures that a visitor sends, to start from: seen to be such, bounded, and laid beside the job in the inbox."""
+"""Pictures that a visitor sends, to start from: seen to be such, bounded, and laid into a folder of the inbox.
 
+A job names its picture by the whole path, so that it may be moved itself, as `bump` does. Housekeeping takes away what
+no job waits for.
+"""
+
+import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -9,30 +16,50 @@ from werkzeug.datastructures import FileStorage
 from sdbatch import files
 from sdbatch.errors import JobError
 from sdbatch.root import Root
-from sdbatch.settings import Limits
+from sdbatch.settings import Limits, Settings
 from sdbatch.spool import slug_of
 
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
+MOST_WAITING = 100  # times the largest that one may be
 _DECODING = Lock()  # one at a time: a picture may be as large as `limits.init_pixels`
 
 
-def take(upload: FileStorage, root: Root, limits: Limits) -> str:
-    """Lay a picture into the inbox; returns its name there. The same one sent again is the same file.
+def take(upload: FileStorage, root: Root, settings: Settings) -> str:
+    """Lay a picture into jobs/inbox/uploads/; returns its path from the root.
 
     Raises:
-        JobError: it is no picture that a job could start from, or too large.
+        JobError: it is no picture that a job could start from, or too large; or there is no room for more of them.
     """
-    from sdbatch.engine.pictures import load_init  # noqa: PLC0415 - numpy and Pillow, for those who send pictures alone
-
     with TemporaryDirectory(prefix="upload-", dir=root.state) as scratch:
         draft = Path(scratch) / "upload"
         upload.save(draft)
-        if (size := draft.stat().st_size) > limits.input_bytes:
-            raise JobError(f"init_img: the picture has {size:,} bytes; the limit is {limits.input_bytes:,}")
-        with _DECODING:
-            load_init(draft, limits.init_pixels, limits.pixels)
-        suffix = SUFFIXES.get(upload.mimetype, ".png")
-        name = f"{slug_of(upload.filename or '')}-{files.sha256(draft)[:12]}{suffix}"
-        if (root.inbox / name).exists():
-            return name
-        return files.drop(draft.rename(draft.with_name(name)), root.inbox).name
+        _check(draft, settings.limits)
+        _make_folder(root)
+        _check_room(root, settings, draft.stat().st_size)
+        mark = files.sha256(draft)[:12]  # housekeeping knows it by this
+        name = f"{slug_of(upload.filename or '')}-{mark}{SUFFIXES.get(upload.mimetype, '.png')}"
+        return root.show(files.drop(draft.rename(draft.with_name(name)), root.uploads))
+
+
+def _check(draft: Path, limits: Limits) -> None:
+    from sdbatch.engine.pictures import load_init  # noqa: PLC0415 - numpy and Pillow, for those who send pictures alone
+
+    if (size := draft.stat().st_size) > limits.input_bytes:
+        raise JobError(f"init_img: the picture has {size:,} bytes; the limit is {limits.input_bytes:,}")
+    with _DECODING:
+        load_init(draft, limits.init_pixels, limits.pixels)
+
+
+def _make_folder(root: Root) -> None:
+    with suppress(FileExistsError):
+        root.uploads.mkdir()
+        root.uploads.chmod(stat.S_IMODE(root.inbox.stat().st_mode))  # so that the service's account may clean up there
+
+
+def _check_room(root: Root, settings: Settings, size: int) -> None:
+    waiting = sum(path.stat().st_size for path in root.uploads.iterdir())
+    if waiting + size > (most := MOST_WAITING * settings.limits.input_bytes):
+        raise JobError(f"init_img: the pictures that wait in jobs/inbox/uploads/ may have {most:,} bytes in all")
+    usage = shutil.disk_usage(root.uploads)
+    if usage.free - size < min(settings.free_bytes, usage.total // 100):
+        raise JobError(f"init_img: the disk is nearly full ({usage.free:,} bytes are left)")

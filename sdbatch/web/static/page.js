@@ -34,6 +34,11 @@ document.addEventListener("keydown", (event) => {
   else found.click();
 });
 
-const lost = (isLost) => () => { document.getElementById("lost").hidden = !isLost; };
-document.addEventListener("htmx:sendError", lost(true));
-document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) lost(false)(); });
+// A field that is closed away can't be pointed at by the browser, and the form would just not be sent.
+document.addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
+
+// What htmx asked for did not come. A server that was started again knows no token of before: 400.
+const show = (id, isShown) => { document.getElementById(id).hidden = !isShown; };
+document.addEventListener("htmx:sendError", () => show("lost", true));
+document.addEventListener("htmx:responseError", (event) => show(event.detail.xhr.status === 400 ? "outdated" : "lost", true));
+document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) show("lost", false); });
