@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 from history import Prompts, entries, lay_folders
@@ -27,6 +28,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from sdbatch.root import Root
 from sdbatch.testing import make_root
+from sdbatch.web.site import STILL_READING
 
 A_JOB = 6
 WORDS = {
@@ -121,9 +123,13 @@ def report(count: int, repeats: int, place: Path) -> dict[str, float]:
             found = re.search(r"http://\S+(?=/\n)", served.stdout.readline())
             assert found
             seconds = time.perf_counter() - began
+            while STILL_READING in urlopen(f"{found[0]}/history").read().decode():
+                time.sleep(0.1)
+            read_seconds = time.perf_counter() - began
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
             page = browser.new_page(base_url=found[0], viewport={"width": 1200, "height": 850})
-            medians = {"start of the page, seconds, with no index yet": seconds}
+            medians = {"start of the page with no index yet, seconds": seconds}
+            medians |= {"until all folders were read, seconds": read_seconds}
             medians |= {name: statistics.median(times) for name, times in measure(page, repeats)}
             browser.close()
         finally:
