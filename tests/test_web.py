@@ -329,6 +329,7 @@ def test_with_a_password_nothing_is_shown_before_the_login(root: Root) -> None:
         if rule.endpoint not in ("static", "guard.login") and "GET" in (rule.methods or ()):
             assert answer.headers["Location"].startswith("/login"), path
     assert visitor.client.get("/queue", headers={"HX-Request": "true"}).headers["HX-Redirect"] == "/login"
+    assert visitor.client.post("/new/preview", headers={"HX-Request": "true"}).status_code == 400, "the form stays"
     assert "not the password" in visitor.post("/login", 403, password="a guess").text
     answer = visitor.post("/login?back=/new?prompt%3Da", password="a long password")
     assert answer.headers["Location"] == "/new?prompt=a"

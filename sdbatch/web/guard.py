@@ -160,6 +160,8 @@ def _require_login() -> Response | None:
     is_open = not site().settings.web.password or request.endpoint in ("guard.login", "static")
     if is_open or _logins().is_open(str(session.get("known", ""))):
         return None
+    if is_fragment() and request.method == "POST":
+        abort(400)  # the page says that it is out of date; what is written in its form stays
     if is_fragment():  # a swap would put the login into the middle of the page
         return Response(status=204, headers={"HX-Redirect": url_for("guard.login")})
     back = request.full_path if request.method == "GET" else ""
