@@ -174,8 +174,12 @@ class History:
         return found
 
     def _one_job(self, part: str) -> str:
-        question = "SELECT id FROM jobs WHERE instr(id, ?) ORDER BY key DESC LIMIT 11"
-        ids = [row[0] for row in self._database.ask(lambda db: db.execute(question, (part,)).fetchall())]
+        """As `overview.matching`: by the end of an id, or else by a part of it."""
+        ending = f"-{part}"
+        question = "SELECT id FROM jobs WHERE instr(id, ?) ORDER BY substr(id, ?) = ? DESC, key DESC LIMIT 11"
+        asked = (part, -len(ending), ending)
+        ids = [str(row[0]) for row in self._database.ask(lambda db: db.execute(question, asked).fetchall())]
+        ids = [job_id for job_id in ids if job_id.endswith(ending)] or ids
         if not ids:
             raise JobError(
                 f"the history has no job or picture \"{part}\"; give a picture's path, JOB/NUMBER, or a job's id or a "
@@ -184,7 +188,7 @@ class History:
         if len(ids) > 1:
             names = "\n".join(f"  {job_id}" for job_id in ids[:10])
             raise JobError(f'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}')
-        return str(ids[0])
+        return ids[0]
 
     def job(self, id: str) -> Job | None:  # noqa: A002 - what it is called everywhere
         """A job by its whole id."""

@@ -204,6 +204,15 @@ def test_a_follow_up_on_a_job_of_several_pictures_asks_which(draw: Draw, root: R
     assert ask(root, "follow-up", single).returncode == 0
 
 
+def test_the_end_of_an_id_goes_before_a_part_of_others(draw: Draw, root: Root) -> None:
+    """As it does for `logs`, `retry` and `cancel`."""
+    whole = draw(f"prompt: a\n{SMALL}", "truck.yaml")
+    draw(f"prompt: a\n{SMALL}", "trucks.yaml")
+    assert ask(root, "show", "truck").stdout.split()[1] == whole
+    assert ask(root, "show", "truc").returncode == 1
+
+
+
 @pytest.mark.parametrize("command", ["show", "restore", "follow-up", "again"])
 def test_what_is_not_there_or_not_clear_is_told_in_plain_words(draw: Draw, root: Root, command: str) -> None:
     draw(f"prompt: a\n{SMALL}", "x.yaml")
