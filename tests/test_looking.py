@@ -212,7 +212,6 @@ def test_the_end_of_an_id_goes_before_a_part_of_others(draw: Draw, root: Root) -
     assert ask(root, "show", "truc").returncode == 1
 
 
-
 @pytest.mark.parametrize("command", ["show", "restore", "follow-up", "again"])
 def test_what_is_not_there_or_not_clear_is_told_in_plain_words(draw: Draw, root: Root, command: str) -> None:
     draw(f"prompt: a\n{SMALL}", "x.yaml")
