@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -16,7 +17,7 @@ from small_models import small_v2
 from test_layouts import save_folder
 from torch import Tensor
 
-from sdbatch import files, shelf
+from sdbatch import cli, files, shelf
 from sdbatch.engine import workshop
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.models import load_model
@@ -25,6 +26,19 @@ from sdbatch.root import NamedModel, Root
 
 Sdbatch = Callable[..., CompletedProcess[str]]
 CONFIG_NAME = "configs/v1-inference-tiny.yaml"
+
+
+@pytest.fixture
+def sdbatch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Sdbatch:
+    """The command, in this process, where torch is loaded; `test_readme.py` runs the real one."""
+
+    def run(*arguments: object) -> CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["sdbatch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return CompletedProcess([], int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 def no_report(done: int, total: int) -> None:
