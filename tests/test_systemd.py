@@ -364,10 +364,10 @@ def test_uninstalling_takes_out_what_installing_wrote(at_opt: None, monkeypatch:
 
 def test_a_bad_configuration_is_not_installed(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/sdbatch.yaml").write_text("device: tpu\n")
+    (tmp_path / "configs/sdbatch.yaml").write_text("engine: nobody\n")
     said = run_sdbatch("install", "--user", "--root", tmp_path, env=as_user(tmp_path))
     assert (said.returncode, said.stdout) == (78, "")
-    assert "device" in said.stderr
+    assert "engine" in said.stderr
 
 
 def test_a_command_that_fails_is_told_in_its_own_words() -> None:

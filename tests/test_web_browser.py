@@ -89,7 +89,7 @@ def served(root: Path, port: str = "0") -> Iterator[str]:
     page = started("web", "--root", root, "--bind", f"127.0.0.1:{port}", stdout=subprocess.PIPE)
     assert page.stdout is not None
     with page.stdout, ended(page):
-        found = re.search(r"http://\S+(?=/\n)", "".join(page.stdout.readline() for _ in range(2)))
+        found = re.search(r"http://\S+(?=/\n)", page.stdout.readline())
         assert found
         yield found[0]
 
