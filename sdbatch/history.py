@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sdbatch import ancestry, index, searching, upkeep
 from sdbatch.ancestry import Kin
-from sdbatch.database import DATABASE, Database
+from sdbatch.database import DATABASE, SMALL, Database
 from sdbatch.errors import JobError
 from sdbatch.grams import parts, pieces_of_word
 from sdbatch.records import JOB_QUESTION, PICTURE_QUESTION, Job, Lineage, Picture
@@ -75,7 +75,7 @@ class History:
 
     def look_through(self, *, all_of_it: bool = False) -> None:
         """See to it that the file is no damaged one; a large one is read through only if `all_of_it` is asked for."""
-        self._database.look_through(**({"most": searching.LAST} if all_of_it else {}))
+        self._database.look_through(searching.LAST if all_of_it else SMALL)
 
     def refresh(self) -> int:
         """Take in what is new in the folders, and forget what is gone; says how many jobs that were.
