@@ -228,6 +228,22 @@ def test_a_bumped_file_finds_what_lies_beside_its_old_place(
     assert not list(root.inbox.rglob("*.yaml"))
 
 
+def test_a_bumped_file_waits_for_a_picture_on_its_way_to_its_old_place(
+    start: Start, root: Root, clock: FakeClock
+) -> None:
+    drop_job(root, "a.yaml", "prompt: a\ninit_img: mine.png\n")
+    steer.bump(root, "a.yaml")
+    service = start(picture_wait_seconds=10)
+    part = root.inbox / ".mine.png.x7Yz"  # as rsync names it
+    for second in range(30):
+        part.write_bytes(b"x" * (second + 1))
+        clock.sleep(1)
+        service.run_once(clock)
+    part.rename(root.inbox / "mine.png")
+    drain(service, clock)
+    assert (service.done, service.failed) == (1, 0)
+
+
 def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: FakeClock) -> None:
     for name in ("urgent/1.yaml", "urgent/2.yaml", "3.yaml"):
         drop_job(root, name, SMALL)
