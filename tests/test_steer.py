@@ -153,6 +153,16 @@ def test_what_is_not_there_or_not_clear_is_told(root: Root) -> None:
         steer.pause(Root(root.path / "nowhere"))
 
 
+def test_no_name_at_all_means_no_job(root: Root) -> None:
+    folders = [place / "20261122T101530Z-000001-a" for place in (root.running, root.failed)]
+    for folder in folders:
+        folder.mkdir()
+    for command in (steer.cancel, steer.retry):
+        with pytest.raises(JobError, match="no job of the name"):
+            command(root, "")
+    assert not any(list(folder.iterdir()) for folder in folders)
+
+
 def test_a_failed_job_is_tried_again_with_the_pictures_it_has(start: Start, root: Root, clock: FakeClock) -> None:
     sick = [True]
 
