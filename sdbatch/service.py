@@ -156,7 +156,7 @@ class Service:
 
     def tell_trouble(self, error: OSError, now: Now) -> None:
         """The disk failed: say so, if only to systemd."""
-        self._tell(now, at_once=True, state="paused", problem=f"the disk fails; jobs are kept: {error}")
+        self._tell(now, at_once=True, state="paused", job=None, problem=f"the disk fails; jobs are kept: {error}")
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
