@@ -66,11 +66,16 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> s
 
 
 def _find(field: str, named: str, beside: Path | None, root: Root) -> Path:
-    """A file that a job names: beside it, wherever that is, or in the root; for one yet to be dropped, in the root."""
+    """A file that a job names: beside it, wherever that is, or in the root; for one yet to be dropped, in the root.
+
+    What lies in the root is found or refused by the service's own rules.
+    """
     if beside is None:
         return root.find(field, named, [root.inbox, root.path])
-    found = beside / named
-    return found.resolve() if _is_file(found) else root.find(field, named, [root.path])
+    found, top, beside = beside / named, root.path.resolve(), beside.resolve()
+    if _is_file(found) and not found.resolve().is_relative_to(top):
+        return found.resolve()
+    return root.find(field, named, [beside, root.path] if beside.is_relative_to(top) else [root.path])
 
 
 def _init_size(job: Img2Img, beside: Path | None, root: Root) -> tuple[int, int] | None:

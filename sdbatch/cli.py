@@ -5,7 +5,6 @@ import json
 import os
 import stat
 import sys
-from getpass import getuser
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated
@@ -183,6 +182,8 @@ def main() -> None:
 
 def _who_may(refused: str | None) -> str:
     """Whom to ask: the group of a folder, where its members could do what was refused."""
+    from sdbatch.surroundings import user_name  # noqa: PLC0415 - watchdog costs the quick commands time
+
     for folder in Path(refused or os.curdir).absolute().parents:
         try:
             status = folder.stat()
@@ -190,7 +191,7 @@ def _who_may(refused: str | None) -> str:
             continue  # what it lies in is closed, too
         if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
             return (
-                f"; the group of {folder} may do this (sudo usermod -aG {status.st_gid} {getuser()}, and log in anew)"
+                f"; the group of {folder} may do this (sudo usermod -aG {status.st_gid} {user_name()}, and log in anew)"
             )
         break
     return ""

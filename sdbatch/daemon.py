@@ -111,9 +111,10 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             if not recovered:
                 service.failed += service.spool.recover()
                 recovered = True
-            worked, troubles = service.run_once(clock), 0
+            worked = service.run_once(clock)
             if drain and not worked and (code := _end_of_drain(service)) is not None:
                 return code
+            troubles = 0
         except OSError as error:
             troubles += 1
             if str(error) != told:  # once: a share can be away all night

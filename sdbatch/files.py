@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -210,14 +210,18 @@ def below(folder: Path, *above: tuple[int, int]) -> Iterator[Path]:
     Folders that may not be looked into are passed over, as `rglob` does.
     """
     try:
-        status, paths = folder.stat(), sorted(folder.iterdir())
+        status = os.stat(f"{folder}/.")  # noqa: PTH116 - a Path loses the dot, which only who may enter can look at
+        paths = sorted(folder.iterdir())
     except PermissionError:
         return
     if (place := (status.st_dev, status.st_ino)) in above:
         return
     for path in paths:
         yield path
-        if path.is_dir():
+        is_folder = False
+        with suppress(PermissionError):  # a link to what lies in such a folder
+            is_folder = path.is_dir()
+        if is_folder:
             yield from below(path, *above, place)
 
 

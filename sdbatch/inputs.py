@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,24 +74,26 @@ class InputStager:
         try:
             found = self.root.find(field, named, [*places, self.root.path])
         except JobError:
-            self._wait(folder.name, places[0] / named, now)
+            self._wait(folder.name, [place / named for place in places], now)
             raise
         inbox = self.root.inbox.resolve()
         if found.is_relative_to(inbox):
             arriving = self.root.inbox / found.relative_to(inbox)
             if not self.inbox.is_still(arriving, now):
-                self._wait(folder.name, arriving, now)
+                self._wait(folder.name, [arriving], now)
         return found
 
-    def _wait(self, job_id: str, path: Path, now: float) -> None:
-        """Raise NotYet while something that looks like `path` still changes, and a while after."""
-        if not path.parent.is_relative_to(self.root.inbox):
+    def _wait(self, job_id: str, paths: Sequence[Path], now: float) -> None:
+        """Raise NotYet while anything that looks like one of `paths` still changes, and a while after."""
+        paths = [path for path in paths if path.parent.is_relative_to(self.root.inbox)]
+        if not paths:
             return  # nothing is on its way there
         if not self.root.inbox.is_dir():
             raise NotYet  # it is on a share that went away, and who knows what lies there
-        if not path.parent.is_dir():
+        paths = [path for path in paths if path.parent.is_dir()]
+        if not paths:
             return
-        evidence = self.inbox.evidence(path.parent, path.name)
+        evidence = tuple(self.inbox.evidence(path.parent, path.name) for path in paths)
         seen, until = self._waits.get(job_id, (None, 0.0))
         if seen != evidence:
             until = now + self.wait_seconds

@@ -125,6 +125,8 @@ def paused(root: Root) -> str:
 
 def matching(named: str, places: Iterable[Path]) -> list[Path]:
     """Folders of jobs by their id, by its end (number and name, or the name alone), or else by a part of it."""
+    if not named:
+        return []  # it is a part of every id
     found = [place / name for place in places for name in sorted(_folders(place))]
     exact = [path for path in found if path.name == named]
     ending = [path for path in found if path.name.endswith(f"-{named}")]

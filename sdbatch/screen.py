@@ -76,7 +76,8 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
     if facts.get("problem"):
         since = facts.get("problem_since")
         held = f" for {duration(seconds_since(since, now))}" if since else ""
-        parts.append(_text(f"nothing is drawn{held}: {facts['problem']}", "bold red"))
+        what, style = ("a job waits", "yellow") if facts["job"] else ("nothing is drawn", "bold red")
+        parts.append(_text(f"{what}{held}: {facts['problem']}", style))
     if facts.get("configuration"):
         parts.append(_text(f"the configuration is wrong; the old one stays: {facts['configuration']}", "red"))
     if facts["is_running"]:

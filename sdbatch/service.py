@@ -126,7 +126,8 @@ class Service:
 
     def _rest(self, now: Now) -> None:
         """Nothing is left to draw: told once, after some work; and time to tidy up."""
-        if now.mono >= self._tidy_at:
+        # Not while jobs are only held back: they may name a picture of done/, or an input that was kept there.
+        if now.mono >= self._tidy_at and self.is_drained():
             self._tidy_at = now.mono + housekeeping.EVERY_SECONDS
             housekeeping.sweep_uploads(self.root, now.wall)
             for folder in [*housekeeping.outdated(self.root, self.settings.keep, now.wall)]:
@@ -155,7 +156,7 @@ class Service:
 
     def tell_trouble(self, error: OSError, now: Now) -> None:
         """The disk failed: say so, if only to systemd."""
-        self._tell(now, at_once=True, state="paused", problem=f"the disk fails; jobs are kept: {error}")
+        self._tell(now, at_once=True, state="paused", job=None, problem=f"the disk fails; jobs are kept: {error}")
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""

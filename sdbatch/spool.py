@@ -90,6 +90,7 @@ class Spool:
         Returns how many jobs were on their way to failed/.
         """
         failed = 0
+        self.unreadable.clear()  # a disk that failed in the middle has this begin anew
         for folder in _folders(self.root.running):
             for draft in [*folder.rglob(files.BUSY_PREFIX + "*")]:
                 draft.unlink(missing_ok=True)
@@ -98,11 +99,8 @@ class Spool:
                 continue  # it may be whole
             if claim is None or folder.name.startswith(files.BUSY_PREFIX):
                 files.remove_tree(folder)  # the rename that claims, or that splits off, never happened
-            elif (folder / MANIFEST).exists():
-                self.finish(claim)
-            elif (folder / ERROR).exists():
-                files.move(folder, self.root.failed / folder.name)
-                failed += 1
+            else:
+                failed += self._settle(folder, claim) == self.root.failed
         for rubbish in [
             *self.root.status.parent.glob(files.BUSY_PREFIX + "*"),
             *self.root.state.glob(files.BUSY_PREFIX + "*"),
@@ -125,6 +123,16 @@ class Spool:
         for folder in folders:
             if (claim := self._read(folder)) is not None:
                 yield claim
+
+    def _settle(self, folder: Path, claim: Claim) -> Path | None:
+        """Give a job that has ended the move that it lacks, to done/ or failed/; says which, None for any other."""
+        if (folder / MANIFEST).exists():
+            self.finish(claim)
+            return self.root.done
+        if (folder / ERROR).exists():
+            files.move(folder, self.root.failed / folder.name)
+            return self.root.failed
+        return None
 
     def cancelled(self) -> Claim | None:
         """A claimed job that a person took back."""
@@ -221,9 +229,12 @@ class Spool:
         return f"{self._last[0]}-{self._last[1]:06}-{slug_of(name)}"
 
     def _read(self, folder: Path) -> Claim | None:
-        """The claim in a folder; None without one, or where it can't be read now."""
+        """The claim in a folder; None without one, where it can't be read now, or where the job had ended."""
         try:
             claim = read_claim(folder) or self._rebuilt(folder)
+            # What `recover` passed over may have ended before the stop: it is settled now.
+            if claim is not None and folder.name in self.unreadable and self._settle(folder, claim):
+                claim = None
         except OSError as error:
             if folder.name not in self.unreadable:
                 self.log.warning(

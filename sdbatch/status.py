@@ -53,12 +53,12 @@ class StatusFile:
     def sentence(self) -> str:
         """The facts in one line, for `systemctl status`."""
         state, problem, job = (self.facts.get(key) for key in ("state", "problem", "job"))
-        if problem:
-            return f"{state}: {problem}"
         if job:
             left = f", {duration(job['eta_seconds'])} left" if job.get("eta_seconds") is not None else ""
-            return f"{state} {job['name'] or job['id']}: {job['pictures_done']} of {job['pictures']} pictures{left}"
-        return str(state)
+            held = f"; a job waits: {problem}" if problem else ""
+            name = job["name"] or job["id"]
+            return f"{state} {name}: {job['pictures_done']} of {job['pictures']} pictures{left}{held}"
+        return f"{state}: {problem}" if problem else str(state)
 
 
 def _asked(fact: Any) -> Any:

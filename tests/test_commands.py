@@ -10,11 +10,12 @@ import pytest
 import typer
 from tests_support import HERE, REFERENCE, run_sdbatch
 
-import sdbatch.cli  # noqa: F401 - its commands belong to the app
-from sdbatch.check import submit_file
+import sdbatch.cli
+from sdbatch.check import check_file, submit_file
 from sdbatch.commands import app
 from sdbatch.errors import JobError
 from sdbatch.root import Root
+from sdbatch.settings import Limits
 from sdbatch.testing import make_root
 
 
@@ -68,6 +69,34 @@ def test_validate_tells_the_size_of_an_init_image_that_is_there(tmp_path: Path) 
     (tmp_path / "job.yaml").write_text("prompt: a\ninit_img: mine.png\n")
     said = run_sdbatch("validate", tmp_path / "job.yaml", "--root", tmp_path)
     assert "2 pictures of 192x128, DDIM" in said.stdout
+
+
+def test_validate_refuses_the_services_own_files_as_the_service_does(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    for place in (root.models, root.path):
+        shutil.copy(REFERENCE / "init-203x150.png", place / "p.png")
+    (root.path / "job.yaml").write_text("prompt: a\ninit_img: models/p.png\n")
+    (tmp_path / "job.yaml").write_text("prompt: a\ninit_img: root/models/p.png\n")
+    for job, where in ((root.path / "job.yaml", "is a file of the service"), (tmp_path / "job.yaml", "not there yet")):
+        (line,) = check_file(job, root, Limits())
+        assert where in line[0]
+    (root.path / "job.yaml").write_text("prompt: a\ninit_img: p.png\n")
+    ((line_of_the_root, is_good),) = check_file(root.path / "job.yaml", root, Limits())
+    assert is_good
+    assert "of 192x128" in line_of_the_root
+
+
+def test_a_user_without_a_name_is_told_whom_to_ask_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    tmp_path.chmod(0o770)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr(os, "getegid", lambda: -1)
+    monkeypatch.setattr(os, "getgroups", list)
+    assert f" {os.geteuid()}, and log in anew" in sdbatch.cli._who_may(str(tmp_path / "a.yaml"))
 
 
 def test_validate_in_a_root_looks_for_the_model(tmp_path: Path) -> None:

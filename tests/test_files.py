@@ -74,3 +74,23 @@ def test_everything_below_a_folder_is_found_behind_links_too_and_nothing_twice_r
     (tmp_path / "a" / "nowhere").symlink_to("gone")
     found = [path.relative_to(top).as_posix() for path in files.below(top)]
     assert found == ["a", "a/back", "a/nowhere", "a/x", "b", "b/y"]
+
+
+def test_a_folder_that_may_be_listed_but_not_entered_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("closed/a/x", "open/y"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "open" / "link").symlink_to("../closed/a")
+    (tmp_path / "closed").chmod(0o644)
+    monkeypatch.chdir(tmp_path)  # others than root may not come here by its whole path
+    tmp_path.chmod(0o755)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        found = [path.as_posix() for path in files.below(Path())]
+    finally:
+        os.seteuid(user)
+        (tmp_path / "closed").chmod(0o755)
+    assert found == ["closed", "open", "open/link", "open/y"]

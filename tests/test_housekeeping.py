@@ -89,3 +89,17 @@ def test_the_command_says_it_first_and_does_it_when_told_to(filled: Root) -> Non
     assert len(list(filled.done.glob("2*"))) == 4
     assert run_sdbatch("clean", "--apply", "--root", filled.path).stdout.startswith("removed jobs/done/2")
     assert len(list(filled.done.glob("2*"))) == 3
+
+
+def test_what_a_waiting_job_may_name_is_kept_until_it_is_drawn(filled: Root, start: Start, clock: FakeClock) -> None:
+    drop_job(filled, "again.yaml", SMALL)
+    filled.pause.touch()
+    service = start(keep={"done_count": 2})
+    for _ in range(3):
+        service.run_once(clock)
+        clock.sleep(housekeeping.EVERY_SECONDS)
+    assert len(list(filled.done.glob("2*"))) == 4
+    filled.pause.unlink()
+    drain(service, clock)
+    service.run_once(clock)
+    assert len(list(filled.done.glob("2*"))) == 2

@@ -307,3 +307,25 @@ def test_a_log_that_can_not_be_written_stops_nothing(tmp_path: Path) -> None:
         )
     assert (only(root.done) / "manifest.yaml").exists()
     assert ended.returncode in {0, 120}  # 120: Python itself could not flush its last words
+
+
+@pytest.mark.parametrize(
+    ("mark", "ended"), [("manifest.yaml", "done"), ("error.txt", "failed")], ids=["published", "failed"]
+)
+def test_a_job_that_had_ended_but_could_not_be_read_at_the_start_is_settled_later(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, mark: str, ended: str
+) -> None:
+    spool = Spool(root)
+    claim = spool.claim(drop_job(root, "a.yaml", SMALL), clock.wall)
+    assert claim is not None
+    spool.note(claim, attempts=3)
+    (spool.folder(claim) / mark).write_text("cancelled\n")
+    unreadable(monkeypatch, "claim.json")
+    service = start()
+    service.run_once(clock)
+    assert only(root.running).name == claim.id
+    monkeypatch.undo()
+    drain(service, clock)
+    assert only(root.path / "jobs" / ended).name == claim.id
+    assert (root.path / "jobs" / ended / claim.id / mark).read_text() == "cancelled\n"
+    assert service.engine.drawn == []  # type: ignore[attr-defined]

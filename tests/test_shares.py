@@ -382,3 +382,21 @@ def test_a_job_waits_for_its_picture_while_the_inbox_is_away(
     (root.path / "away").rename(root.inbox)
     drain(service, clock)
     assert service.done == 1
+
+
+def test_a_drain_whose_end_can_not_be_seen_ends_all_the_same(
+    start: Callable[..., Service], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Service) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    naps = 0
+
+    def nap(service: Service, _: float) -> None:
+        nonlocal naps
+        naps += 1
+        service.stop_requested = naps > daemon.TROUBLES_IN_A_DRAIN
+
+    monkeypatch.setattr(daemon, "_end_of_drain", fail)
+    monkeypatch.setattr(daemon, "_nap", nap)
+    assert drained(start(settle_seconds=0), clock) == os.EX_IOERR

@@ -27,7 +27,7 @@ from sdbatch.root import Root
 from sdbatch.screen import Bar, _BarLine, _screen
 from sdbatch.service import Service
 from sdbatch.settings import Settings
-from sdbatch.status import duration
+from sdbatch.status import StatusFile, duration
 from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
 
 Start = Callable[..., Service]
@@ -306,6 +306,28 @@ def test_a_running_job_is_shown_with_its_bar(root: Root, clock: FakeClock) -> No
     ]
     assert lines[3] == "drawing truck (20261122T101530Z-000001-x), attempt 2"
     assert lines[4].strip("━╸╺ ") == "3 of 6 pictures, step 5 of 50, 67 min left"
+
+
+def test_one_job_that_waits_is_not_told_as_if_nothing_were_drawn(root: Root, clock: FakeClock) -> None:
+    file = StatusFile(root.status)
+    job = {"id": "20261122T101530Z-000001-x", "name": "truck", "pictures": 6, "pictures_done": 3}
+    told_now = {"state": "drawing", "problem": "y waits, as it can't be read", "job": job}
+    file.tell(0.0, clock.wall, at_once=True, **told_now)
+    assert file.sentence() == "drawing truck: 3 of 6 pictures; a job waits: y waits, as it can't be read"
+    assert "a job waits for 0 s: y waits" in shown(root, clock)
+    assert "nothing is drawn" not in shown(root, clock)
+    file.tell(0.0, clock.wall, at_once=True, **told_now | {"state": "paused", "job": None})
+    assert file.sentence() == "paused: y waits, as it can't be read"
+    assert "nothing is drawn for 0 s: y waits" in shown(root, clock)
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_job_is_told_and_no_job_as_being_drawn(
+    start: Start, root: Root, clock: FakeClock
+) -> None:
+    service = start()
+    service.status.facts["job"] = {"id": "20261122T101530Z-000001-x"}
+    service.tell_trouble(OSError(errno.EIO, "Input/output error"), clock())
+    assert service.status.sentence().startswith("paused: the disk fails")
 
 
 def test_a_long_queue_fits_one_screen(root: Root, clock: FakeClock) -> None:

@@ -153,6 +153,16 @@ def test_what_is_not_there_or_not_clear_is_told(root: Root) -> None:
         steer.pause(Root(root.path / "nowhere"))
 
 
+def test_no_name_at_all_means_no_job(root: Root) -> None:
+    folders = [place / "20261122T101530Z-000001-a" for place in (root.running, root.failed)]
+    for folder in folders:
+        folder.mkdir()
+    for command in (steer.cancel, steer.retry):
+        with pytest.raises(JobError, match="no job of the name"):
+            command(root, "")
+    assert not any(list(folder.iterdir()) for folder in folders)
+
+
 def test_a_failed_job_is_tried_again_with_the_pictures_it_has(start: Start, root: Root, clock: FakeClock) -> None:
     sick = [True]
 
@@ -226,6 +236,22 @@ def test_a_bumped_file_finds_what_lies_beside_its_old_place(
     drain(service, clock)
     assert (service.done, service.failed) == (1, 0)
     assert not list(root.inbox.rglob("*.yaml"))
+
+
+def test_a_bumped_file_waits_for_a_picture_on_its_way_to_its_old_place(
+    start: Start, root: Root, clock: FakeClock
+) -> None:
+    drop_job(root, "a.yaml", "prompt: a\ninit_img: mine.png\n")
+    steer.bump(root, "a.yaml")
+    service = start(picture_wait_seconds=10)
+    part = root.inbox / ".mine.png.x7Yz"  # as rsync names it
+    for second in range(30):
+        part.write_bytes(b"x" * (second + 1))
+        clock.sleep(1)
+        service.run_once(clock)
+    part.rename(root.inbox / "mine.png")
+    drain(service, clock)
+    assert (service.done, service.failed) == (1, 0)
 
 
 def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: FakeClock) -> None:

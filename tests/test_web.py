@@ -598,6 +598,17 @@ def test_what_was_drawn_of_a_failed_job_is_seen_with_the_reason(root: Root, draw
         visitor.get(f"/file/jobs/failed/{failed.name}/{hidden}", 404)
 
 
+def test_a_failed_jobs_copy_of_its_picture_is_shown_and_no_other_of_its_files(root: Root, visitor: Visitor) -> None:
+    inputs = root.failed / "20261122T101530Z-000001-a" / "inputs"
+    inputs.mkdir(parents=True)
+    for name in ("init_img.png", "init_img.txt", "from_file.txt", "from_file.png"):
+        (inputs / name).write_bytes(picture().getvalue())
+    kept = root.show(inputs)
+    assert visitor.get(f"/thumbnail/{kept}/init_img.png").mimetype == "image/jpeg"
+    for hidden in ("init_img.txt", "from_file.txt", "from_file.png"):
+        visitor.get(f"/file/{kept}/{hidden}", 404)
+
+
 def test_the_job_file_of_a_found_picture_has_a_plain_name(root: Root) -> None:
     lay_earlier(root)
     answer = Visitor(root).get(f"/job-file/{EARLIER}/samples/00000.png")

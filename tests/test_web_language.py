@@ -129,6 +129,7 @@ def test_refused_pictures_are_told_in_chinese(visitor: Visitor) -> None:
             "state": "paused",
             "problem": "there is no checkpoint in /srv/models: copy one there, or a link to it (or mount its disk)",
         },
+        {"state": "paused", "problem": "paused until jobs/PAUSE is removed", "job": None},
         {"state": "waiting for files"},
         {"state": "stopped"},
     ],

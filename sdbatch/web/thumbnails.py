@@ -60,7 +60,13 @@ def _place(root: Root, path: str) -> tuple[Path, str]:
                 return root.done, "/".join(below)
             case ["jobs", "failed", _, "samples", name] if name.endswith(".png"):
                 return root.failed, "/".join(parts[2:])
+            case ["jobs", "failed", _, "inputs", name] if name.startswith("init_img.") and _is_picture(name):
+                return root.failed, "/".join(parts[2:])
     raise FileNotFoundError(path)
+
+
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in PICTURES
 
 
 def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
