@@ -12,7 +12,9 @@ import re
 import stat
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from os import scandir
 from pathlib import Path
 
@@ -228,6 +230,16 @@ def beside(source: str) -> list[Path]:
     while places[-1].parts[:1] in ((URGENT,), (BULK,)):
         places.append(Path(*places[-1].parts[1:]))
     return places
+
+
+def make_folder(inbox: Path, folder: Path) -> None:
+    """A folder in the inbox, which the service's account may take files out of; no error where it exists."""
+    missing = [*takewhile(lambda place: not place.exists(), (folder, *folder.parents))]
+    for place in reversed(missing):
+        with suppress(FileExistsError):
+            place.mkdir()
+            with suppress(PermissionError):  # the page's unit may not ask for the setgid bit, which is inherited anyway
+                place.chmod(stat.S_IMODE(inbox.stat().st_mode))
 
 
 def _walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:

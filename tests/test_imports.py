@@ -74,7 +74,6 @@ FLOORS = [
         "screen",
         "surroundings",
         "tables",
-        "web.uploads",
     },
     {
         "check",
@@ -87,6 +86,7 @@ FLOORS = [
         "steer",
         "triage",
         "web.fields",
+        "web.uploads",
     },
     {"engine.diffusers_folder", "found", "index", "task", "tending"},
     {"database", "engine.autoencoder", "intake", "readiness", "searching", "upkeep"},

@@ -228,6 +228,17 @@ def test_a_bumped_file_finds_what_lies_beside_its_old_place(
     assert not list(root.inbox.rglob("*.yaml"))
 
 
+def test_a_file_is_bumped_where_no_mode_may_be_set(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under RestrictSUIDSGID=, which denies the setgid bit that the folder has inherited."""
+
+    def denied(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    drop_job(root, "batch/of/mine/a.yaml", SMALL)
+    monkeypatch.setattr(Path, "chmod", denied)
+    assert steer.bump(root, "a.yaml").startswith("jobs/inbox/urgent/batch/of/mine/a.yaml goes first")
+
+
 def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: FakeClock) -> None:
     for name in ("urgent/1.yaml", "urgent/2.yaml", "3.yaml"):
         drop_job(root, name, SMALL)

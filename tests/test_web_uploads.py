@@ -44,6 +44,19 @@ def test_a_picture_is_kept_only_with_a_job_that_is_dropped(root: Root, visitor: 
     assert not list(root.inbox.iterdir())
 
 
+def test_a_picture_is_taken_where_no_mode_may_be_set(
+    root: Root, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under RestrictSUIDSGID=, which denies the setgid bit that the folder has inherited."""
+
+    def denied(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", denied)
+    send(visitor)
+    assert only(root.uploads).is_file()
+
+
 def test_a_job_that_is_put_before_the_others_keeps_its_picture(
     root: Root, start: Start, clock: FakeClock, visitor: Visitor
 ) -> None:

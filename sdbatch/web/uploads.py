@@ -5,8 +5,6 @@ no job waits for.
 """
 
 import shutil
-import stat
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -15,6 +13,7 @@ from werkzeug.datastructures import FileStorage
 
 from sdbatch import files
 from sdbatch.errors import JobError
+from sdbatch.inbox import make_folder
 from sdbatch.root import Root
 from sdbatch.settings import Limits, Settings
 from sdbatch.spool import slug_of
@@ -34,7 +33,7 @@ def take(upload: FileStorage, root: Root, settings: Settings) -> str:
         draft = Path(scratch) / "upload"
         upload.save(draft)
         _check(draft, settings.limits)
-        _make_folder(root)
+        make_folder(root.inbox, root.uploads)
         _check_room(root, settings, draft.stat().st_size)
         mark = files.sha256(draft)[:12]  # housekeeping knows it by this
         name = f"{slug_of(upload.filename or '')}-{mark}{SUFFIXES.get(upload.mimetype, '.png')}"
@@ -48,12 +47,6 @@ def _check(draft: Path, limits: Limits) -> None:
         raise JobError(f"init_img: the picture has {size:,} bytes; the limit is {limits.input_bytes:,}")
     with _DECODING:
         load_init(draft, limits.init_pixels, limits.pixels)
-
-
-def _make_folder(root: Root) -> None:
-    with suppress(FileExistsError):
-        root.uploads.mkdir()
-        root.uploads.chmod(stat.S_IMODE(root.inbox.stat().st_mode))  # so that the service's account may clean up there
 
 
 def _check_room(root: Root, settings: Settings, size: int) -> None:
