@@ -143,7 +143,7 @@ class Inbox:
         unreadable: dict[str, OSError] = {}
         self.unsettled, self.empty = 0, []
         self._next_scan = now + self.rescan_seconds
-        for entry in _walk(self.folder, unreadable):
+        for entry in walk(self.folder, unreadable):
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -242,7 +242,7 @@ def make_folder(inbox: Path, folder: Path) -> None:
                 place.chmod(stat.S_IMODE(inbox.stat().st_mode))
 
 
-def _walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:
+def walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:
     """Everything below `folder` that is no folder; hidden folders and links to folders are not entered.
 
     Folders that can't be read, or not to their end, are noted in `unreadable`.

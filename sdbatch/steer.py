@@ -6,7 +6,7 @@ from pathlib import Path
 from sdbatch import files, overview
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
-from sdbatch.inbox import URGENT, make_folder
+from sdbatch.inbox import URGENT, make_folder, walk
 from sdbatch.root import Root
 from sdbatch.spool import CANCEL, ERROR, Spool
 
@@ -87,7 +87,8 @@ def _has_failed(folder: Path) -> bool:
 def _waiting(root: Root, name: str) -> list[Path]:
     """Files in the inbox of this name, or at this place in it."""
     root.require(root.inbox)
-    jobs = [path for path in root.inbox.rglob("*") if is_job_name(path.name) and not path.is_dir()]
+    found = (Path(entry.path) for entry in walk(root.inbox, {}) if is_job_name(entry.name))
+    jobs = [path for path in found if not path.is_dir()]
     exact = [path for path in jobs if path.relative_to(root.inbox).as_posix() == name]
     return exact or [path for path in jobs if name in (path.name, path.stem)]
 

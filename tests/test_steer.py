@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests_support import REFERENCE, drain, lay_model, only, run_sdbatch
+from tests_support import REFERENCE, drain, lay_model, nested, only, run_sdbatch
 
 from sdbatch import overview, steer
 from sdbatch.engine.protocol import Draw, Event, Request
@@ -226,6 +226,12 @@ def test_a_bumped_file_finds_what_lies_beside_its_old_place(
     drain(service, clock)
     assert (service.done, service.failed) == (1, 0)
     assert not list(root.inbox.rglob("*.yaml"))
+
+
+def test_a_job_is_found_beside_folders_nested_beyond_measure(root: Root) -> None:
+    drop_job(root, "a.yaml", SMALL)
+    with nested(root.inbox):
+        assert steer.cancel(root, "a.yaml") == "deleted jobs/inbox/a.yaml"
 
 
 def test_a_file_is_bumped_where_no_mode_may_be_set(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
