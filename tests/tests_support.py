@@ -75,8 +75,10 @@ def nested(folder: Path, levels: int = 1100) -> Iterator[None]:
     """Folders within each other, more than Python calls functions; gone afterwards, which shutil might not manage."""
     for level in range(1, levels):
         (folder / "/".join("d" * level)).mkdir()
-    yield
-    subprocess.run(["rm", "-r", folder / "d"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["rm", "-r", folder / "d"], check=True)
 
 
 def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_at: int = 0, **fields: Any) -> Draw:
