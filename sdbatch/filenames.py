@@ -2,6 +2,7 @@
 
 import re
 
+SENT = "from-the-page-"  # how pictures begin that visitors of the page sent, until the jobs that name them have copies
 JOB_LOG = "log.jsonl"  # in a job's folder: what the service said about it
 
 SUFFIXES = (".yaml", ".yml", ".json")

@@ -107,9 +107,16 @@ def to_disk(file: BinaryIO) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process at a time in the block; the kernel lets go however it ends. The file stays, as others may wait."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    flags = os.O_CREAT | os.O_CLOEXEC
+    try:
+        handle = os.open(path, os.O_RDWR | flags, 0o644)  # NFS locks only what may be written
+    except PermissionError:  # root was here first
+        handle = os.open(path, os.O_RDONLY | flags, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 def draft_of(path: Path) -> Path:

@@ -3,25 +3,26 @@
 And pictures that visitors of the page sent, once no job waits for them: each was copied when its job was taken up.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import yaml
 
 from sdbatch import files
-from sdbatch.filenames import is_job_name
+from sdbatch.filenames import SENT, is_job_name
+from sdbatch.inbox import walk
 from sdbatch.root import Root
 from sdbatch.settings import Keep
 from sdbatch.spool import ERROR, MANIFEST, arrived
 
 EVERY_SECONDS = 3600.0  # between two looks of an idle service
-UPLOAD_STAYS = timedelta(hours=1)  # its job is dropped behind it
+DAY, UPLOAD_STAYS = 86400.0, 3600.0  # seconds; an upload's job is dropped behind it
 JOB_BYTES = 64 << 20  # more than a job file may have
-_UPLOAD = re.compile(rb"-([0-9a-f]{12})(?:-\d+)?\.(?:png|jpg|webp)\b")  # as the page names them, and none else
+_MARK = r"-([0-9a-f]{12})(?:-\d+)?\.(?:png|jpg|webp)"  # as the page ends the names of pictures
+_SENT, _NAMED = re.compile(rf"{SENT}.*{_MARK}", re.DOTALL), re.compile(_MARK.encode() + rb"\b")
 
 
 def outdated(root: Root, keep: Keep, now: datetime) -> Iterator[Path]:
@@ -36,8 +37,7 @@ def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: 
     folders = sorted(path for path in place.iterdir() if (path / mark).is_file())
     spare = 0 if count is None else len(folders) - count
     for number, folder in enumerate(folders):
-        ended = datetime.fromtimestamp((folder / mark).stat().st_mtime, UTC)
-        is_old = days is not None and now - ended > timedelta(days=days)
+        is_old = days is not None and _age(folder / mark, now) > days * DAY
         if arrived(folder.name) and (number < spare or is_old):
             yield folder
 
@@ -57,26 +57,35 @@ def remove(root: Root, folder: Path, *, outputs: bool) -> None:
 def sweep_uploads(root: Root, now: datetime) -> None:
     """Take away what visitors sent and no waiting or running job names; where that can't be told, nothing."""
     with suppress(OSError):
-        old = {path: _UPLOAD.search(os.fsencode(path.name)) for path in root.uploads.iterdir() if _is_old(path, now)}
-        if not any(old.values()):
-            return
+        ages = {path: _age(path, now) for path in root.uploads.iterdir()}
+        drafts = [path for path, age in ages.items() if path.name.startswith(files.BUSY_PREFIX) and age > DAY]
+        old = {path: _SENT.fullmatch(path.name) for path, age in ages.items() if age > UPLOAD_STAYS}
         # Looked through twice: a file that is moved meanwhile, as `bump` does, is met at least once.
-        named = {mark for _ in range(2) for job in _undrawn(root) for mark in _UPLOAD.findall(job)}
-        for path, found in old.items():
-            if found and found[1] not in named:
-                path.unlink(missing_ok=True)
+        looks = 2 if any(old.values()) else 0
+        named = {mark.decode() for _ in range(looks) for job in _undrawn(root) for mark in _NAMED.findall(job)}
+        for path in [*drafts, *(path for path, found in old.items() if found and found[1] not in named)]:
+            with suppress(OSError):
+                path.unlink()
 
 
-def _is_old(path: Path, now: datetime) -> bool:
-    return now - datetime.fromtimestamp(path.stat().st_mtime, UTC) > UPLOAD_STAYS
+def _age(path: Path, now: datetime) -> float:
+    """In seconds: a file's time may lie beyond all dates."""
+    return now.timestamp() - path.lstat().st_mtime
 
 
 def _undrawn(root: Root) -> Iterator[bytes]:
-    """What the job files say that are yet to be drawn."""
+    """What the job files say that are yet to be drawn.
+
+    Raises:
+        OSError: not all of them could be read.
+    """
+    unreadable: dict[str, OSError] = {}
     for place in (root.inbox, root.running):  # in this order, as they go
-        for path in place.rglob("*"):
-            if is_job_name(path.name):
-                yield files.read_regular(path, JOB_BYTES) or b""
+        for entry in walk(place, unreadable):
+            if is_job_name(entry.name):
+                yield files.read_regular(Path(entry.path), JOB_BYTES) or b""
+    for error in unreadable.values():
+        raise error
 
 
 def _pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:

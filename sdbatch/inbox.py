@@ -12,7 +12,9 @@ import re
 import stat
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from os import scandir
 from pathlib import Path
 
@@ -141,7 +143,7 @@ class Inbox:
         unreadable: dict[str, OSError] = {}
         self.unsettled, self.empty = 0, []
         self._next_scan = now + self.rescan_seconds
-        for entry in _walk(self.folder, unreadable):
+        for entry in walk(self.folder, unreadable):
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -230,7 +232,17 @@ def beside(source: str) -> list[Path]:
     return places
 
 
-def _walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:
+def make_folder(inbox: Path, folder: Path) -> None:
+    """A folder in the inbox, which the service's account may take files out of; no error where it exists."""
+    missing = [*takewhile(lambda place: not place.exists(), (folder, *folder.parents))]
+    for place in reversed(missing):
+        with suppress(FileExistsError):
+            place.mkdir()
+            with suppress(PermissionError):  # the page's unit may not ask for the setgid bit, which is inherited anyway
+                place.chmod(stat.S_IMODE(inbox.stat().st_mode))
+
+
+def walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:
     """Everything below `folder` that is no folder; hidden folders and links to folders are not entered.
 
     Folders that can't be read, or not to their end, are noted in `unreadable`.

@@ -24,6 +24,7 @@ UNIT, PAGE = "sdbatch.service", "sdbatch-web.service"
 # As the files in systemd/ have them.
 SHIPPED_ROOT, SHIPPED_PYTHON = "/srv/sdbatch", "/opt/sdbatch/.venv/bin/python"
 WATCHDOG_GRACE = 60  # seconds in which the service replaces a hanging renderer itself
+ADMIN = 0  # root's uid: whose links are followed
 HOMES = ("/home", "/root", "/run/user")  # what ProtectHome= hides
 UNWRITABLE = re.compile(
     r"[\"'\\$\x00-\x20\x7f]"
@@ -101,9 +102,23 @@ def plan_install(root: Root, settings: Settings, *, user: bool) -> Plan:
 
 def _handed_over(root: Root) -> list[list[str]]:
     """What a service left that someone ran by hand becomes the account's, and the group steers its jobs."""
-    jobs = [str(folder) for folder in (root.running, root.failed)]
-    owned = [*jobs, str(root.done), str(root.outputs)]
-    return [["chown", "-R", "-H", "sdbatch:sdbatch", *owned], ["chmod", "-R", "g+rwX", *jobs]]
+    jobs = [str(place) for place in _places(root, root.running, root.failed)]
+    owned = [*jobs, *(str(place) for place in _places(root, root.done, root.outputs))]
+    commands = [["chown", "-R", "-P", "-h", "sdbatch:sdbatch", *owned], ["chmod", "-R", "g+rwX", *jobs]]
+    return [command for command, places in zip(commands, (owned, jobs), strict=True) if places]
+
+
+def _places(root: Root, *folders: Path) -> list[Path]:
+    """Where folders of the root lie, but for those behind a link that isn't the admin's.
+
+    The group may write in the root: a link of a member's to /etc would hand that over to them.
+    """
+    jobs = root.status.parent
+    return [folder.resolve() for folder in folders if not any(_is_planted(path) for path in (jobs, folder))]
+
+
+def _is_planted(path: Path) -> bool:
+    return path.is_symlink() and path.lstat().st_uid != ADMIN
 
 
 def plan_uninstall(*, user: bool) -> Plan:
@@ -171,10 +186,12 @@ def _ours() -> list[Path]:
 
 
 def _linked(root: Root) -> list[Path]:
-    """Where those of the root's folders lie that are links to elsewhere, and that the service writes."""
-    jobs = root.status.parent
-    written = (jobs, root.inbox, root.running, root.done, root.failed, root.outputs, root.state)
-    return [folder.resolve() for folder in written if folder.is_symlink()]
+    """Where those of the root's folders lie that the admin made links to elsewhere, and that the service writes.
+
+    Not outputs/: no job may name pictures there but by `allow_paths`.
+    """
+    written = (root.status.parent, root.inbox, root.running, root.done, root.failed, root.state)
+    return _places(root, *(folder for folder in written if folder.is_symlink()))
 
 
 def _named(settings: Settings) -> list[Path]:
@@ -210,6 +227,12 @@ def _refuse_unreachable(root: Root) -> None:
 def _run(command: list[str]) -> None:
     if shutil.which(command[0]) is None:
         raise InstallError(f"{command[0]} is not there: is this a machine with systemd?")
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
+    if ended.returncode and not (command[0] in ("chown", "chmod") and _only_missed(ended.stderr)):
         raise InstallError(f"`{' '.join(command)}` failed: {ended.stderr.strip() or f'exit code {ended.returncode}'}")
+
+
+def _only_missed(said: str) -> bool:
+    """Whether files went away under the command, as jobs of a running service do, and nothing else was wrong."""
+    lines = said.splitlines()
+    return bool(lines) and all(line.endswith(": No such file or directory") for line in lines)

@@ -17,6 +17,7 @@ OURS = ("jobs", *SECRET)  # no job's pictures go there
 DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
 
 
@@ -122,12 +123,15 @@ class Root:
 
         Raises:
             NoRoot: it isn't there.
+            OSError: nobody can say; it may not be looked at, or its disk fails.
         """
-        if not os.path.lexists(folder):
+        try:
+            folder.lstat()
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise NoRoot(
                 f"{self.path} is no root (there is no {self.show(folder)}): mount its disk, name another with --root, "
                 f"or make one: sdbatch init {self.path}"
-            )
+            ) from error
 
     def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
         """The file that a job names, looked for in each of `bases` in order; it lies inside the root, links resolved.
@@ -137,7 +141,7 @@ class Root:
         """
         for base in bases:
             path = self._inside(field, named, base)
-            if any(_is_below(path, (self.path / own).resolve()) for own in SECRET):
+            if any(_leads_into(path, (self.path / own).resolve()) for own in SECRET):
                 raise JobError(f'{field}: "{named}" is a file of the service; name one beside the job or in outputs/')
             if _exists(path):
                 return path
@@ -245,7 +249,7 @@ class Root:
         """
         path = self._inside("outdir", named, self.path)
         self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
-        if path == self.path.resolve() or any(_is_below(path, self.path.resolve() / own) for own in OURS):
+        if path == self.path.resolve() or any(_leads_into(path, self.path.resolve() / own) for own in OURS):
             raise JobError(f'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine')
         return path
 
@@ -298,7 +302,7 @@ def _place(folder: Path) -> tuple[int, int]:
     try:
         status = folder.stat()
     except OSError:
-        return 0, 0
+        return NOWHERE
     return status.st_dev, status.st_ino
 
 
@@ -319,3 +323,11 @@ def _exists(path: Path) -> bool:
 
 def _is_below(path: Path, folder: Path) -> bool:
     return path == folder or folder in path.parents
+
+
+def _leads_into(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder by any name: to some filesystems Configs is configs."""
+    if _is_below(path, folder):
+        return True
+    there = _place(folder)
+    return there != NOWHERE and any(_place(place) == there for place in (path, *path.parents))

@@ -6,7 +6,7 @@ from pathlib import Path
 from sdbatch import files, overview
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
-from sdbatch.inbox import URGENT
+from sdbatch.inbox import URGENT, make_folder, walk
 from sdbatch.root import Root
 from sdbatch.spool import CANCEL, ERROR, Spool
 
@@ -67,22 +67,14 @@ def bump(root: Root, name: str) -> str:
     (file,), urgent = found, root.inbox / URGENT
     if file.is_relative_to(urgent):
         return f"{root.show(file)} goes first already, in its turn among those in jobs/inbox/{URGENT}/"
-    place = _make_like(root.inbox, urgent / file.parent.relative_to(root.inbox))
+    place = urgent / file.parent.relative_to(root.inbox)
+    make_folder(root.inbox, place)
     target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
     if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
         Path(f"{target}.sha256").write_text(files.sha256(file), encoding="ascii")
     file.rename(target)
     Path(f"{file}.sha256").unlink(missing_ok=True)
     return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
-
-
-def _make_like(inbox: Path, folder: Path) -> Path:
-    """A folder in the inbox, which the service's account may take files out of."""
-    if not folder.exists():
-        _make_like(inbox, folder.parent)
-        folder.mkdir()
-        folder.chmod(stat.S_IMODE(inbox.stat().st_mode))
-    return folder
 
 
 def _has_failed(folder: Path) -> bool:
@@ -95,7 +87,8 @@ def _has_failed(folder: Path) -> bool:
 def _waiting(root: Root, name: str) -> list[Path]:
     """Files in the inbox of this name, or at this place in it."""
     root.require(root.inbox)
-    jobs = [path for path in root.inbox.rglob("*") if is_job_name(path.name) and not path.is_dir()]
+    found = (Path(entry.path) for entry in walk(root.inbox, {}) if is_job_name(entry.name))
+    jobs = [path for path in found if not path.is_dir()]
     exact = [path for path in jobs if path.relative_to(root.inbox).as_posix() == name]
     return exact or [path for path in jobs if name in (path.name, path.stem)]
 

@@ -10,6 +10,7 @@ import pytest
 from tests_support import drain, only
 
 from sdbatch import beneath
+from sdbatch import root as root_module
 from sdbatch.errors import JobError
 from sdbatch.root import Root
 from sdbatch.service import Service
@@ -106,6 +107,36 @@ def test_links_to_files_elsewhere_in_the_root_may_be_named(
     service = start()
     drain(service, clock)
     assert service.done == 2
+
+
+def test_the_services_own_folders_are_known_in_capitals_too(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some filesystems tell no difference; here, one folder is the other as far as the root can see."""
+    place = root_module._place
+    for name in ("Configs/sdbatch.yaml", "Jobs/inbox/x.png"):
+        (root.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (root.path / name).touch()
+
+    def by_any_name(path: Path) -> tuple[int, int]:
+        return place(Path(str(path).replace("/Configs", "/configs").replace("/Jobs", "/jobs")))
+
+    monkeypatch.setattr(root_module, "_place", by_any_name)
+    with pytest.raises(JobError, match="is a file of the service"):
+        root.find("init_img", "Configs/sdbatch.yaml", [root.path])
+    with pytest.raises(JobError, match="is no folder for pictures"):
+        root.output_folder("Jobs/inbox")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(116, "Stale file handle")])
+def test_a_root_that_can_not_be_looked_at_is_not_taken_for_none(
+    root: Root, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def lstat(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    monkeypatch.setattr(Path, "lstat", lstat)
+    with pytest.raises(type(error), match=str(error.strerror)):
+        root.require(root.inbox)
 
 
 def test_an_output_folder_whose_samples_lead_away_is_refused(

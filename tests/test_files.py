@@ -1,6 +1,7 @@
 """Every durable step on disk, where a test of the whole service would not look closely enough."""
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -94,3 +95,26 @@ def test_a_folder_that_may_be_listed_but_not_entered_is_passed_over(
         os.seteuid(user)
         (tmp_path / "closed").chmod(0o755)
     assert found == ["closed", "open", "open/link", "open/y"]
+
+
+def test_a_lock_that_somebody_else_made_is_held_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root's, when it was here before the service; root itself may write everything, so it is told that it may not."""
+    (lock := tmp_path / "lock").touch()
+    opened = os.open
+
+    def denied(path: Path, flags: int, *rest: int) -> int:
+        if path == lock and flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, flags, *rest)
+
+    def open_to_write(*_: object) -> None:
+        denied(lock, os.O_WRONLY)
+
+    monkeypatch.setattr(os, "open", denied)
+    monkeypatch.setattr(Path, "open", open_to_write)
+    with files.locked(lock):
+        other = opened(lock, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)

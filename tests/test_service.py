@@ -480,7 +480,7 @@ def test_a_file_that_vanishes_while_the_inbox_is_read_disturbs_nothing(
 ) -> None:
     drop_job(root, "1.yaml", "prompt: b\n" + SMALL)
     drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
-    walk = inbox._walk
+    walk = inbox.walk
 
     def vanishing(*arguments: Any) -> Any:
         for entry in list(walk(*arguments)):
@@ -488,7 +488,7 @@ def test_a_file_that_vanishes_while_the_inbox_is_read_disturbs_nothing(
                 Path(entry.path).unlink()
             yield entry
 
-    monkeypatch.setattr(inbox, "_walk", vanishing)
+    monkeypatch.setattr(inbox, "walk", vanishing)
     service = start()
     drain(service, clock)
     assert service.done == 1

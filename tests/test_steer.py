@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests_support import REFERENCE, drain, lay_model, only, run_sdbatch
+from tests_support import REFERENCE, drain, lay_model, nested, only, run_sdbatch
 
 from sdbatch import overview, steer
 from sdbatch.engine.protocol import Draw, Event, Request
@@ -252,6 +252,23 @@ def test_a_bumped_file_waits_for_a_picture_on_its_way_to_its_old_place(
     part.rename(root.inbox / "mine.png")
     drain(service, clock)
     assert (service.done, service.failed) == (1, 0)
+
+
+def test_a_job_is_found_beside_folders_nested_beyond_measure(root: Root) -> None:
+    drop_job(root, "a.yaml", SMALL)
+    with nested(root.inbox):
+        assert steer.cancel(root, "a.yaml") == "deleted jobs/inbox/a.yaml"
+
+
+def test_a_file_is_bumped_where_no_mode_may_be_set(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under RestrictSUIDSGID=, which denies the setgid bit that the folder has inherited."""
+
+    def denied(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    drop_job(root, "batch/of/mine/a.yaml", SMALL)
+    monkeypatch.setattr(Path, "chmod", denied)
+    assert steer.bump(root, "a.yaml").startswith("jobs/inbox/urgent/batch/of/mine/a.yaml goes first")
 
 
 def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: FakeClock) -> None:

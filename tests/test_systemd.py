@@ -281,7 +281,8 @@ def test_the_folders_that_are_made_are_those_of_a_root(at_opt: None) -> None:
     text = plan(Path("/srv/x y")).write[Path("/etc/tmpfiles.d/sdbatch.conf")]
     made = {Path(path) for path in re.findall(r'^d "([^"]+)"', text, re.MULTILINE)}
     root = Root(Path("/srv/x y"))
-    assert made == {*root.folders(), root.path, root.path / "jobs", root.inbox / "urgent", root.inbox / "bulk"}
+    inbox = {root.inbox / "urgent", root.inbox / "bulk", root.uploads}
+    assert made == {*root.folders(), root.path, root.path / "jobs", *inbox}
 
 
 @pytest.mark.parametrize("name", ['a"b', "a$b", "a\\b", "a\nb", "a'b"])
@@ -319,13 +320,63 @@ def test_models_in_a_home_that_the_configuration_names_are_seen(at_opt: None, se
     assert "ProtectHome=read-only" in unit_of(plan(Path("/srv/sdbatch"), **settings))
 
 
-def test_outputs_that_are_a_link_to_another_disk_can_be_written(
-    at_opt: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def beside(at_opt: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
+    """A root whose folders are links, and may be installed though it lies in /tmp; who tests is its admin."""
     monkeypatch.setattr(install, "_refuse_unreachable", lambda _: None)
-    (tmp_path / "outputs").symlink_to("/mnt/pictures")
+    monkeypatch.setattr(install, "ADMIN", os.getuid())
+    for place in ("outputs", "jobs/done", "jobs/running"):
+        (tmp_path / "disk" / place).mkdir(parents=True)
+    root = Root(tmp_path / "root")
+    (root.path / "jobs").mkdir(parents=True)
+    for folder in (root.done, root.outputs):
+        folder.symlink_to(tmp_path / "disk" / folder.relative_to(root.path))
+    return root
+
+
+def commands(root: Root, *names: str) -> list[list[str]]:
+    return [command for command in plan(root.path).after if command[0] in names]
+
+
+def test_folders_that_the_admin_made_links_can_be_written_and_are_handed_over(beside: Root, tmp_path: Path) -> None:
     for name in ("sdbatch.service", "sdbatch-web.service"):
-        assert f'ReadWritePaths="{tmp_path}" "-/mnt/pictures"\n' in unit_of(plan(tmp_path), name)
+        written = f'ReadWritePaths="{beside.path}" "-{tmp_path}/disk/jobs/done"\n'
+        assert written in unit_of(plan(beside.path), name), "outputs/ needs allow_paths, which has a place of its own"
+    (owned,) = commands(beside, "chown")
+    places = [beside.running, beside.failed, tmp_path / "disk/jobs/done", tmp_path / "disk/outputs"]
+    assert owned[5:] == [str(place) for place in places]
+
+
+def test_what_a_members_link_leads_to_is_neither_handed_over_nor_written(
+    beside: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group may write in the root."""
+    beside.running.symlink_to(tmp_path / "disk/jobs/running")
+    monkeypatch.setattr(install, "ADMIN", os.getuid() + 1)
+    assert "disk" not in str(commands(beside, "chown", "chmod"))
+    assert f'ReadWritePaths="{beside.path}"\n' in unit_of(plan(beside.path))
+    shutil.rmtree(beside.path / "jobs")
+    (beside.path / "jobs").symlink_to(tmp_path / "disk/jobs")
+    assert not commands(beside, "chown", "chmod")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root hands files over")
+def test_no_link_is_followed_in_what_is_handed_over(beside: Root, tmp_path: Path) -> None:
+    (secret := tmp_path / "shadow").touch()
+    for folder in (beside.running, beside.failed):
+        (folder / "job").mkdir(parents=True)
+        (folder / "job/x").symlink_to(secret)
+        (folder / "job/dangling").symlink_to("/nowhere")
+    for command in commands(beside, "chown", "chmod"):
+        install._run([word.replace("sdbatch:sdbatch", "4242:4242") for word in command])
+    assert (secret.stat().st_uid, secret.stat().st_mode & 0o777) == (0, 0o644)
+    assert (beside.running / "job").stat().st_uid == (beside.running / "job/x").lstat().st_uid == 4242
+
+
+def test_a_job_that_moves_meanwhile_does_not_stop_the_install(tmp_path: Path) -> None:
+    install._run(["chmod", "-R", "g+rwX", str(tmp_path), str(tmp_path / "gone")])
+    with pytest.raises(InstallError, match="invalid mode"):
+        install._run(["chmod", "nonsense", str(tmp_path)])
 
 
 def as_user(folder: Path) -> dict[str, str]:

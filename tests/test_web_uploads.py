@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from test_web import Visitor, picture
-from tests_support import drain, only
+from tests_support import drain, nested, only
 
 from sdbatch import housekeeping, restoring, steer
 from sdbatch.engine.protocol import Draw
@@ -42,6 +42,19 @@ def test_a_picture_is_kept_only_with_a_job_that_is_dropped(root: Root, visitor: 
     assert "Choose your picture once more" in text
     assert "<img" not in text
     assert not list(root.inbox.iterdir())
+
+
+def test_a_picture_is_taken_where_no_mode_may_be_set(
+    root: Root, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under RestrictSUIDSGID=, which denies the setgid bit that the folder has inherited."""
+
+    def denied(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", denied)
+    send(visitor)
+    assert only(root.uploads).is_file()
 
 
 def test_a_job_that_is_put_before_the_others_keeps_its_picture(
@@ -86,8 +99,10 @@ def test_a_picture_that_no_job_waits_for_goes(root: Root, start: Start, clock: F
     drain(start(), clock)
     send(visitor, prompt="b")
     steer.cancel(root, only_name(root))
-    (root.uploads / "of-a-person.png").write_bytes(b"who has a folder of that name for himself")
-    assert sweep_later(root, clock) == ["of-a-person.png"]
+    of_a_person = ["from-the-page-of-a-book.png", "of-a-person.png", "render-3fa94c0d12ab.png"]
+    for name in of_a_person:
+        (root.uploads / name).write_bytes(b"who has a folder of that name for himself")
+    assert sweep_later(root, clock) == of_a_person
 
 
 def test_a_young_picture_stays_as_its_job_is_on_its_way(root: Root, clock: FakeClock, visitor: Visitor) -> None:
@@ -111,6 +126,55 @@ def test_where_a_job_can_not_be_read_nothing_goes(
 
     monkeypatch.setattr("sdbatch.files.read_regular", unreadable)
     assert len(sweep_later(root, clock)) == 2
+
+
+def test_where_a_folder_can_not_be_read_nothing_goes(
+    root: Root, clock: FakeClock, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(visitor)
+    (job,) = jobs(root)
+    (folder := root.running / "20261122T101532Z-000001-a").mkdir()
+    job.rename(folder / job.name)
+
+    scandir = os.scandir
+
+    def denied(place: Any) -> Any:
+        if str(place) == str(folder):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    for module in ("os", "sdbatch.inbox"):
+        monkeypatch.setattr(f"{module}.scandir", denied)
+    assert len(sweep_later(root, clock)) == 1
+
+
+def test_what_was_left_half_sent_goes_after_a_day(root: Root, clock: FakeClock) -> None:
+    root.uploads.mkdir()
+    for name, hours in ((".sdbatch-1-2", 23), (".sdbatch-1-3", 25)):
+        (path := root.uploads / name).touch()
+        os.utime(path, ((clock().wall - timedelta(hours=hours)).timestamp(),) * 2)
+    housekeeping.sweep_uploads(root, clock().wall)
+    assert [path.name for path in root.uploads.iterdir()] == [".sdbatch-1-2"]
+
+
+def test_no_nesting_and_no_time_of_a_file_stops_an_idle_service(
+    root: Root, start: Start, clock: FakeClock, visitor: Visitor
+) -> None:
+    send(visitor)
+    steer.cancel(root, only_name(root))
+    (sent,) = root.uploads.iterdir()
+    os.utime(sent, (1e9, 1e9))
+    (far := root.uploads / "far.png").touch()
+    os.utime(far, (3e11, 3e11))  # the year 11476; some filesystems keep less
+    with nested(root.inbox):
+        start().run_once(clock)
+    assert [*root.uploads.iterdir()] == [far]
+
+
+def test_a_picture_that_is_swept_meanwhile_is_no_reason_to_refuse_another(root: Root, visitor: Visitor) -> None:
+    root.uploads.mkdir()
+    (root.uploads / "gone.png").symlink_to("/nowhere")
+    send(visitor)
 
 
 def test_an_idle_service_and_the_next_picture_sweep(

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,17 @@ def only(folder: Path) -> Path:
     """The one entry of a folder."""
     (entry,) = folder.iterdir()
     return entry
+
+
+@contextmanager
+def nested(folder: Path, levels: int = 1100) -> Iterator[None]:
+    """Folders within each other, more than Python calls functions; gone afterwards, which shutil might not manage."""
+    for level in range(1, levels):
+        (folder / "/".join("d" * level)).mkdir()
+    try:
+        yield
+    finally:
+        subprocess.run(["rm", "-r", folder / "d"], check=True)
 
 
 def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_at: int = 0, **fields: Any) -> Draw:

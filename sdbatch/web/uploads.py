@@ -5,8 +5,6 @@ no job waits for.
 """
 
 import shutil
-import stat
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -15,6 +13,8 @@ from werkzeug.datastructures import FileStorage
 
 from sdbatch import files
 from sdbatch.errors import JobError
+from sdbatch.filenames import SENT
+from sdbatch.inbox import make_folder
 from sdbatch.root import Root
 from sdbatch.settings import Limits, Settings
 from sdbatch.spool import slug_of
@@ -34,10 +34,10 @@ def take(upload: FileStorage, root: Root, settings: Settings) -> str:
         draft = Path(scratch) / "upload"
         upload.save(draft)
         _check(draft, settings.limits)
-        _make_folder(root)
+        make_folder(root.inbox, root.uploads)
         _check_room(root, settings, draft.stat().st_size)
-        mark = files.sha256(draft)[:12]  # housekeeping knows it by this
-        name = f"{slug_of(upload.filename or '')}-{mark}{SUFFIXES.get(upload.mimetype, '.png')}"
+        mark = files.sha256(draft)[:12]  # housekeeping knows it by this, and by SENT
+        name = f"{SENT}{slug_of(upload.filename or '')}-{mark}{SUFFIXES.get(upload.mimetype, '.png')}"
         return root.show(files.drop(draft.rename(draft.with_name(name)), root.uploads))
 
 
@@ -50,16 +50,17 @@ def _check(draft: Path, limits: Limits) -> None:
         load_init(draft, limits.init_pixels, limits.pixels)
 
 
-def _make_folder(root: Root) -> None:
-    with suppress(FileExistsError):
-        root.uploads.mkdir()
-        root.uploads.chmod(stat.S_IMODE(root.inbox.stat().st_mode))  # so that the service's account may clean up there
-
-
 def _check_room(root: Root, settings: Settings, size: int) -> None:
-    waiting = sum(path.stat().st_size for path in root.uploads.iterdir())
+    waiting = sum(_size(path) for path in root.uploads.iterdir())
     if waiting + size > (most := MOST_WAITING * settings.limits.input_bytes):
         raise JobError(f"init_img: the pictures that wait in jobs/inbox/uploads/ may have {most:,} bytes in all")
     usage = shutil.disk_usage(root.uploads)
     if usage.free - size < min(settings.free_bytes, usage.total // 100):
         raise JobError(f"init_img: the disk is nearly full ({usage.free:,} bytes are left)")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:  # swept since it was listed
+        return 0
