@@ -109,7 +109,7 @@ class Readiness:
     def _room(self, folder: Path) -> int:
         """Bytes that jobs may take where a folder lies; less than none where what shall be left free is not."""
         usage = shutil.disk_usage(folder)
-        return usage.free - min(self.settings.free_bytes, usage.total // 100)
+        return usage.free - self.settings.kept_free(usage.total)
 
     def _without_room(self) -> str:
         """Nothing is begun on a full disk, whatever it needs."""

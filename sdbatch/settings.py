@@ -146,6 +146,10 @@ class Settings(BaseSettings):
             raise ValueError("the hours end when they begin")
         return hours
 
+    def kept_free(self, total: int) -> int:
+        """How much of a disk of so many bytes no job takes."""
+        return min(self.free_bytes, total // 100)
+
     @property
     def named_models(self) -> tuple[tuple[str, root.NamedModel], ...]:
         """The models by their names, as a root knows them."""

@@ -218,7 +218,7 @@ def space(root: Root, settings: Settings) -> Iterator[Finding]:
         if files_left < FEW_FILES:
             said += f", and room for {files_left} more files"
         remedy = "delete old folders in jobs/done/ and outputs/ (the pictures lie in both), or use a larger disk"
-        kept = min(settings.free_bytes, disk.f_blocks * disk.f_frsize // 100)  # the service leaves that much alone
+        kept = settings.kept_free(disk.f_blocks * disk.f_frsize)
         if free < max(NO_SPACE, kept) or not files_left:
             yield problem("space", said, remedy)
         elif free < LITTLE_SPACE or files_left < FEW_FILES:

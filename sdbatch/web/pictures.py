@@ -31,13 +31,13 @@ pages = Blueprint("pictures", __name__)
 @pages.get("/history")
 def history() -> AnyResponse:
     """Search as you type, and on to older ones while scrolling; the address tells how many are `shown` by then."""
-    is_more, before = "before" in request.args, _whole(request.args.get("shown", "")) or 0
+    is_more, earlier = "before" in request.args, _whole(request.args.get("shown", "")) or 0
     is_part = is_more and is_fragment()
     if not is_more:
         site().catch_up()
-    most = AT_ONCE if is_more else max(AT_ONCE, min(before, MOST_AT_ONCE))
+    most = AT_ONCE if is_more else max(AT_ONCE, min(earlier, MOST_AT_ONCE))
     found = _search(request.args, most)
-    shown = len(found) + (before if is_more else 0)
+    shown = len(found) + (earlier if is_more else 0)
     asked: dict[str, Any] = {name: request.args[name] for name in ASKED if request.args.get(name)}
     answer = make_response(
         render_template(

@@ -55,7 +55,7 @@ def _check_room(root: Root, settings: Settings, size: int) -> None:
     if waiting + size > (most := MOST_WAITING * settings.limits.input_bytes):
         raise JobError(f"init_img: the pictures that wait in jobs/inbox/uploads/ may have {most:,} bytes in all")
     usage = shutil.disk_usage(root.uploads)
-    if usage.free - size < min(settings.free_bytes, usage.total // 100):
+    if usage.free - size < settings.kept_free(usage.total):
         raise JobError(f"init_img: the disk is nearly full ({usage.free:,} bytes are left)")
 
 
