@@ -290,7 +290,7 @@ def test_a_job_starts_from_an_upload_or_an_earlier_picture(
     expect(page.locator("#yaml")).to_contain_text("init_img: jobs/inbox/uploads/your-picture.png")
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.get_by_role("status").first).to_contain_text("Dropped as jobs/inbox/a-fox")
-    assert list((site.root / "jobs/inbox/uploads").glob(f"mine-{size}-{theme}-*.png"))
+    assert list((site.root / "jobs/inbox/uploads").glob(f"from-the-page-mine-{size}-{theme}-*.png"))
 
 
 @ONE_LOOK
