@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -138,7 +138,8 @@ def booted(folder: Path) -> Iterator[Machine]:
         yield machine
     finally:
         for init in (init for unshare in _children(outside.pid) for init in _children(unshare)):
-            os.kill(init, signal.SIGKILL)  # and with it its whole process namespace
+            with suppress(ProcessLookupError):
+                os.kill(init, signal.SIGKILL)  # and with it its whole process namespace
         outside.wait(30)
 
 
@@ -169,12 +170,16 @@ def wait_for(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
 def _init_below(pid: int) -> int:
     """The process id of the systemd among the children of a process, and of theirs; 0 if it does not run yet."""
     for child in _children(pid):
-        if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
-            return child
+        with suppress(OSError):  # it has just ended
+            if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                return child
         if found := _init_below(child):
             return found
     return 0
 
 
 def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Of a process that may end at any time."""
+    with suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
