@@ -22,6 +22,7 @@ FLOORS = [
         "pace",
         "web.retelling",
         "records",
+        "spelling",
         "systemd",
     },
     {
