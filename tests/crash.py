@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sdbatch import daemon, files, status
+from sdbatch import daemon, files, service, status
 from sdbatch.engine.protocol import Draw
 from sdbatch.filenames import is_job_name
 from sdbatch.root import Root
@@ -36,6 +36,22 @@ def fill(root: Root) -> None:
         drop_job(root, name, text)
 
 
+class NoHistory:
+    """In the historian's place: its file can be made anew, and would double the states that a run goes through."""
+
+    def __init__(self, root: Root) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def tell(self, folder: Path) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
 OnStep = Callable[[str, Path], None]
 OnDraw = Callable[[Draw], None]
 
@@ -47,6 +63,7 @@ def drain(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
 
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
     """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events."""
+    service.Historian = NoHistory  # type: ignore[assignment, misc]
     daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
     daemon.TROUBLE_NAP_SECONDS = 0.0
     status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
@@ -93,8 +110,8 @@ def samples_in(root: Root) -> Samples:
     }
 
 
-def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples | None = None) -> None:
-    """What must hold after a restart, whatever happened before."""
+def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples) -> None:
+    """What must hold after a restart, whatever happened before; `drawn_before` was looked at before the restart."""
     assert not list(root.running.iterdir())
     assert not [p for p in root.inbox.rglob("*") if is_job_name(p.name)]
     assert not [p for p in root.path.rglob("*") if p.name.startswith(files.BUSY_PREFIX)], "no rubbish of ours"
@@ -116,5 +133,5 @@ def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples |
     setups = {name for name in on_disk if re.fullmatch(r"outputs/[\w-]+/setup(-\d+)?\.json", name)}
     assert on_disk - setups == published, "each picture is published once, and nothing else is"
     assert len(setups) == len(PICTURES), "the parameters of each job stand beside its pictures"
-    for (job, name), inode in (drawn_before or {}).items():
+    for (job, name), inode in drawn_before.items():
         assert (root.done / job / name).stat().st_ino == inode, f"{name} of {job} was drawn again"
