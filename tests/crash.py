@@ -63,7 +63,7 @@ def drain(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
 
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
     """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events."""
-    service.Historian = NoHistory  # type: ignore[assignment, misc]
+    service.Historian = NoHistory  # type: ignore[attr-defined]
     daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
     daemon.TROUBLE_NAP_SECONDS = 0.0
     status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
