@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from sdbatch import daemon, files, service, status
+from sdbatch import daemon, files, status
 from sdbatch.engine.protocol import Draw
 from sdbatch.filenames import is_job_name
+from sdbatch.historian import Historian
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 from sdbatch.testing import FakeEngine, drop_job
@@ -36,22 +37,6 @@ def fill(root: Root) -> None:
         drop_job(root, name, text)
 
 
-class NoHistory:
-    """In the historian's place: its file can be made anew, and would double the states that a run goes through."""
-
-    def __init__(self, root: Root) -> None:
-        pass
-
-    def start(self) -> None:
-        pass
-
-    def tell(self, folder: Path) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-
 OnStep = Callable[[str, Path], None]
 OnDraw = Callable[[Draw], None]
 
@@ -63,7 +48,7 @@ def drain(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
 
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
     """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events."""
-    service.Historian = NoHistory  # type: ignore[attr-defined]
+    Historian.start = lambda self: None  # type: ignore[method-assign] # its file can be made anew, and doubles the states
     daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
     daemon.TROUBLE_NAP_SECONDS = 0.0
     status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
