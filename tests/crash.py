@@ -48,7 +48,8 @@ def drain(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
 
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
     """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events."""
-    Historian.start = lambda self: None  # type: ignore[method-assign] # its file can be made anew, and doubles the states
+    # The history can be made anew, and its file would double the states.
+    Historian.start = lambda self: None  # type: ignore[method-assign] # noqa: ARG005
     daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
     daemon.TROUBLE_NAP_SECONDS = 0.0
     status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
