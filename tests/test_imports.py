@@ -89,7 +89,7 @@ FLOORS = [
         "web.fields",
         "web.uploads",
     },
-    {"engine.diffusers_folder", "found", "index", "task", "tending"},
+    {"engine.diffusers_folder", "found", "submitting", "index", "task", "tending"},
     {"database", "engine.autoencoder", "intake", "readiness", "searching", "upkeep"},
     {"engine.models", "history", "turns"},
     {"engine.ladder", "engine.lora", "engine.precision", "engine.workshop", "historian", "restoring", "web.site"},
