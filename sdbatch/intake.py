@@ -28,6 +28,7 @@ class Intake:
         """
         folder = self.spool.folder(claim)
         self.spool.heed_cancel(claim)
+        self.spool.make_own(claim)
         parsed = self._read(claim)
         if parsed.error is not None:
             raise parsed.error
@@ -46,6 +47,7 @@ class Intake:
         loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
         return Task(
             claim=claim,
+            source=self._parsed[0],
             job=job,
             parent=parsed.parent,
             lines=lines,

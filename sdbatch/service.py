@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from sdbatch import configuration, files, housekeeping, log, overview, systemd
+from sdbatch import configuration, files, handover, housekeeping, log, overview, systemd
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
 from sdbatch.errors import Cancelled, EngineDown, JobError, NotHere, RendererDied, printable
@@ -24,11 +24,12 @@ from sdbatch.hooks import Hooks
 from sdbatch.inbox import Inbox
 from sdbatch.inputs import InputStager, NotYet
 from sdbatch.intake import Intake
+from sdbatch.latecomers import Latecomers
 from sdbatch.publish import Names, Publisher
 from sdbatch.readiness import Readiness
 from sdbatch.root import SAMPLES, Root
 from sdbatch.settings import Settings
-from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, Claim, Spool
+from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, WRITTEN_ON, Claim, Spool
 from sdbatch.status import StatusFile
 from sdbatch.task import Drawing, Task, count_staged, manifest_of
 from sdbatch.turns import Turns
@@ -66,6 +67,7 @@ class Service:
         self.readiness = Readiness(root, engine, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.limit_seconds)
         self.historian = Historian(root)
+        self.latecomers = Latecomers(root, self.spool, self.inbox)
         self.turns = Turns(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
@@ -87,6 +89,7 @@ class Service:
         now = clock()
         self._reload_if_asked()
         self.inbox.scan(now.mono)
+        self.latecomers.look(now.mono)
         self._look_around(now)
         while (claim := self.turns.next_claim(now.mono, now.wall)) is not None:
             attempts = claim.attempts
@@ -156,7 +159,13 @@ class Service:
 
     def tell_trouble(self, error: OSError, now: Now) -> None:
         """The disk failed: say so, if only to systemd."""
-        self._tell(now, at_once=True, state="paused", job=None, problem=f"the disk fails; jobs are kept: {error}")
+        self._tell(
+            now,
+            at_once=True,
+            state="paused",
+            job=None,
+            problem=f"the disk fails; jobs are kept: {files.in_words(error)}",
+        )
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
@@ -277,7 +286,8 @@ class Service:
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """The manifest, then the move to done/ that makes it so."""
-        manifest = manifest_of(task, drawing, names, self.root, now.wall)
+        notes = self._what_changed(task)
+        manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
@@ -285,10 +295,25 @@ class Service:
         self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
+    def _what_changed(self, task: Task) -> list[str]:
+        """Notes on what others did to the job's file since it was claimed; what was drawn is what lies there then."""
+        claim = task.claim
+        notes = []
+        if later := self.spool.release(claim):
+            self.inbox.expect()
+            notes.append(WRITTEN_ON.format(printable(later)))
+        if handover.restore(self.spool.folder(claim) / claim.file, task.source):
+            notes.append("the job file was changed while it was drawn; that lies beside it, and was not drawn")
+        for note in notes:
+            self._log(claim).warning(note)
+        return notes
+
     def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
         self.turns.waiting.pop(claim.id, None)
         try:
-            self.spool.fail(claim, text)
+            if later := self.spool.fail(claim, text):
+                self.inbox.expect()
+                self._log(claim).warning(WRITTEN_ON.format(printable(later)))
         except OSError:
             self.turns.defer(claim)
             raise
