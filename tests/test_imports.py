@@ -57,6 +57,7 @@ FLOORS = [
         "shelf",
         "spool",
         "watcher",
+        "web.peers",
         "web.thumbnails",
         "words",
     },
@@ -73,6 +74,7 @@ FLOORS = [
         "screen",
         "surroundings",
         "tables",
+        "web.server",
     },
     {
         "check",
