@@ -8,20 +8,22 @@ import sdbatch
 PACKAGE = Path(sdbatch.__file__).parent
 
 FLOORS = [
+    {"errors"},
     {
         "beneath",
         "engine.memory",
         "engine.names",
         "engine.sampler",
-        "errors",
         "filenames",
         "files",
         "finding",
+        "foreign",
         "grams",
         "journal",
         "pace",
         "web.retelling",
         "records",
+        "slips",
         "systemd",
     },
     {
