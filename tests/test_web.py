@@ -268,7 +268,7 @@ def test_a_model_on_a_disk_that_is_not_mounted_is_told(root: Root, visitor: Visi
 def test_a_pipe_named_as_a_picture_is_told_and_not_waited_for(root: Root, visitor: Visitor) -> None:
     os.mkfifo(root.outputs / "pipe.png")
     text = visitor.post("/new/preview", 200, kind="img2img", prompt="a", init_img="outputs/pipe.png").text
-    assert "outputs/pipe.png is not a file" in text
+    assert "outputs/pipe.png&#34; is not a file" in text
 
 
 @pytest.mark.parametrize("kind", ["txt2img", "img2img"])
