@@ -8,20 +8,23 @@ import sdbatch
 PACKAGE = Path(sdbatch.__file__).parent
 
 FLOORS = [
+    {"errors"},
     {
         "beneath",
         "engine.memory",
         "engine.names",
         "engine.sampler",
-        "errors",
         "filenames",
         "files",
         "finding",
+        "foreign",
         "grams",
         "journal",
         "pace",
         "web.retelling",
         "records",
+        "slips",
+        "spelling",
         "systemd",
     },
     {
@@ -58,6 +61,7 @@ FLOORS = [
         "shelf",
         "spool",
         "watcher",
+        "web.peers",
         "web.thumbnails",
         "words",
     },
@@ -74,6 +78,7 @@ FLOORS = [
         "screen",
         "surroundings",
         "tables",
+        "web.server",
     },
     {
         "check",
@@ -90,7 +95,7 @@ FLOORS = [
         "web.fields",
         "web.uploads",
     },
-    {"engine.diffusers_folder", "found", "index", "task", "tending"},
+    {"engine.diffusers_folder", "found", "submitting", "index", "task", "tending"},
     {"database", "engine.autoencoder", "intake", "readiness", "searching", "upkeep"},
     {"engine.models", "history", "turns"},
     {"engine.ladder", "engine.lora", "engine.precision", "engine.workshop", "historian", "restoring", "web.site"},
