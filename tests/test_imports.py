@@ -12,6 +12,7 @@ FLOORS = [
         "beneath",
         "engine.memory",
         "engine.names",
+        "engine.pickled",
         "engine.sampler",
         "errors",
         "filenames",
@@ -27,10 +28,11 @@ FLOORS = [
     {
         "ancestry",
         "document",
-        "engine.checkpoint",
         "engine.fingerprint",
+        "engine.limits",
         "engine.notes",
         "engine.plan",
+        "engine.torchfile",
         "infotext",
         "job",
         "log",
@@ -43,7 +45,7 @@ FLOORS = [
     },
     {
         "bundle",
-        "engine.conversion",
+        "engine.checkpoint",
         "engine.networks",
         "engine.pictures",
         "engine.protocol",
@@ -63,6 +65,7 @@ FLOORS = [
     {
         "configuration",
         "engine.bert",
+        "engine.conversion",
         "engine.kinds",
         "engine.local",
         "engine.watermark",
