@@ -17,7 +17,7 @@ from sdbatch import (
     modelling,  # noqa: F401 - its commands belong to the app
     tending,  # noqa: F401 - its commands belong to the app
 )
-from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root
+from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root, stored
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, NoRoot, RootBusy
 from sdbatch.files import copy_atomically, is_disk_trouble, same_content
 from sdbatch.web import command as _web  # noqa: F401 - likewise
@@ -64,9 +64,11 @@ def serve(
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make the root.")],
-    model: Annotated[Path | None, typer.Option(help="A checkpoint to lay where jobs look for it.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint to lay where jobs look for it.", callback=stored)
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="The checkpoint's yaml, if it is not Stable Diffusion v1's.")
+        Path | None, typer.Option(help="The checkpoint's yaml, if it is not Stable Diffusion v1's.", callback=stored)
     ] = None,
     *,
     demo: Annotated[

@@ -9,6 +9,10 @@ class JobError(SdbatchError):
     """The job is at fault. Its text goes to error.txt as it stands, and the job is not tried again."""
 
 
+class Missing(JobError):
+    """A file that a job names is not there. It may still come."""
+
+
 class NoRoot(JobError):
     """Where a root was named there is none: a slip, or a disk that is not mounted."""
 

@@ -205,6 +205,14 @@ def remove_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def clear(path: Path) -> None:
+    """Delete whatever lies at a name of ours; no error where nothing does."""
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sha256(path: Path) -> str:
     """The hex digest of a file's bytes."""
     with path.open("rb") as file:

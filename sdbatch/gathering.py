@@ -89,9 +89,10 @@ def _done(root: Root, folder: Path, stamp: int) -> Entry:
         for number, listed in enumerate(_list(record, "pictures"))
         if (file := _inner(_text(listed, "file")))
     ]
-    grid = _group(record, "grid")
-    if not shots and (file := _inner(_text(grid, "file"))):  # skip_save: all there is to see
-        shots = [Shot(file, _text(grid, "published") or None)]
+    grids = [_group(record, "grid"), *_list(record, "more_grids")]
+    shots = shots or [  # skip_save: all there is to see
+        Shot(file, _text(grid, "published") or None) for grid in grids if (file := _inner(_text(grid, "file")))
+    ]
     shots = shots or [*_samples(folder)]  # the manifest can't be read
     return _entry(
         folder,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdbatch.commands import JsonOption, RootOption, app, named_root
+from sdbatch.spelling import as_stored
 
 if TYPE_CHECKING:
     from sdbatch.history import History
@@ -206,7 +207,7 @@ def _find(opened: "History", named: str) -> "Picture | Job":
 
     if not named.strip():
         raise JobError("name a picture or a job")
-    path = Path(os.path.abspath(Path(named).expanduser()))  # noqa: PTH100 - a link keeps its name
+    path = as_stored(Path(os.path.abspath(Path(named).expanduser())))  # noqa: PTH100 - a link keeps its name
     return opened.find(opened.root.show(path) if path.exists() else named)
 
 
@@ -214,7 +215,7 @@ def _find_or_file(place: "Root", named: str) -> "Picture | Job | Path":
     """The same, or a file that the history knows nothing of, which needs no root."""
     from sdbatch.errors import JobError  # noqa: PLC0415
 
-    path = Path(named).expanduser()
+    path = as_stored(Path(named).expanduser())
     try:
         return _find(_open(place), named)
     except JobError:

@@ -23,6 +23,7 @@ FLOORS = [
         "pace",
         "web.retelling",
         "records",
+        "spelling",
         "systemd",
     },
     {
@@ -107,7 +108,7 @@ FLOORS = [
         "web.language",
         "web.queue",
     },
-    {"engine.draw", "engine.finishing", "testing", "web.form", "web.pictures"},
+    {"engine.draw", "engine.finishing", "engine.grid", "testing", "web.form", "web.pictures"},
     {"daemon", "engine.renderer", "web.app"},
     {"engine.examine", "web.command"},
     {"cli"},

@@ -100,6 +100,12 @@ def test_dropping_and_following_up_answer_in_chinese(
         {"prompt": "a", "from_file": "../a"},
         {"from_file": "configs/sdbatch.yaml"},
         {"prompt": "a", "outdir": "models/x"},
+        {"prompt": "a", "outdir": "out\\x"},
+        {"prompt": "a", "outdir": "~/out"},
+        {"prompt": "a", "outdir": "C:/out"},
+        {"prompt": "a", "from_file": "https://example.org/a.txt"},
+        {"prompt": "a", "from_file": "outputs/*.txt"},
+        {"prompt": "a", "ckpt": "AWAY.ckpt"},
         {"prompt": "a", "ckpt": "nothing.ckpt"},
         {"prompt": "a", "ckpt": "away.ckpt"},
         {"prompt": "a", "loras": "x.safetensors 100"},
@@ -152,10 +158,11 @@ def test_the_queue_of_a_running_service_is_chinese(
 def test_the_table_has_sentences_that_are_said() -> None:
     source = "\n".join(path.read_text() for path in Path(sdbatch.__file__).parent.rglob("*.py"))
     source = re.sub(r'["\']\s*\n\s*f?["\']', "", source).replace('\\"', '"').replace("\\'", "'")
+    source = source.replace("{from_root}", "name it from the root on, such as outputs/mine")
     source = source.replace("{URGENT}", "urgent").replace("{DATABASE}", "history.db")
     composed = {"Permission denied", "Read-only file system", "state/history.db: database is locked"}
     composed |= {"there is no such field; did you mean", "there is no such field; fields are", "a number from"}
-    composed |= {"; the nearest are", "; the nearest is", "autocast or full"}
+    composed |= {"; the nearest are", "; the nearest is", "autocast or full", "); did you mean"}
     for sentence in retelling.sentences():
         for literal in (part.strip(": ") for part in re.split(r"\{\w+\}", sentence)):
             assert literal in source or literal in composed, literal
