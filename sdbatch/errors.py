@@ -10,7 +10,14 @@ class JobError(SdbatchError):
 
 
 class Missing(JobError):
-    """A file that a job names is not there. It may still come."""
+    """A file that a job names is not there; it may still be on its way.
+
+    `may_be_drawn` tells whether an earlier job may still have to draw it.
+    """
+
+    def __init__(self, said: str, *, may_be_drawn: bool = False) -> None:
+        super().__init__(said)
+        self.may_be_drawn = may_be_drawn
 
 
 class NoRoot(JobError):

@@ -154,7 +154,8 @@ class Root:
         if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
             raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
         places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))
-        raise Missing(f'{field}: there is no "{named}" (looked in {places}){self._hint(field, named, bases)}')
+        said = f'{field}: there is no "{named}" (looked in {places}){self._hint(field, named, bases)}'
+        raise Missing(said, may_be_drawn="/" in named)  # no job draws into the root itself, or into the inbox
 
     def open(self, field: str, named: str, found: Path) -> BufferedReader:
         """A file that `find` found, opened for reading without a way out for who changes links in between.
