@@ -13,6 +13,7 @@ FLOORS = [
         "beneath",
         "engine.memory",
         "engine.names",
+        "engine.pickled",
         "engine.sampler",
         "filenames",
         "files",
@@ -30,11 +31,12 @@ FLOORS = [
     {
         "ancestry",
         "document",
-        "engine.checkpoint",
         "engine.fingerprint",
+        "engine.limits",
         "engine.notes",
         "engine.plan",
         "handover",
+        "engine.torchfile",
         "infotext",
         "job",
         "log",
@@ -47,7 +49,7 @@ FLOORS = [
     },
     {
         "bundle",
-        "engine.conversion",
+        "engine.checkpoint",
         "engine.networks",
         "engine.pictures",
         "engine.protocol",
@@ -68,6 +70,7 @@ FLOORS = [
     {
         "configuration",
         "engine.bert",
+        "engine.conversion",
         "engine.kinds",
         "engine.local",
         "engine.watermark",
