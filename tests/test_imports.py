@@ -49,6 +49,7 @@ FLOORS = [
         "engine.protocol",
         "engine.text",
         "hooks",
+        "lock",
         "overview",
         "prompts",
         "publish",
