@@ -34,6 +34,8 @@ from sdbatch.status import StatusFile
 from sdbatch.task import Drawing, Task, count_staged, manifest_of
 from sdbatch.turns import Turns
 
+CANCEL_SECONDS = 30.0  # for a step to end by itself: a renderer that is ended has to load its model again
+
 
 class Now(NamedTuple):
     """A moment: seconds that never step back, for waiting, and the wall clock's time, for people."""
@@ -265,10 +267,8 @@ class Service:
 
     def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
         """Remember what an event says of the drawing, and what it means for the job."""
-        if isinstance(event, protocol.Tick) and now - drawing.heard > (limit := self.settings.hang_seconds):
-            raise RendererDied(
-                f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
-            )
+        if isinstance(event, protocol.Tick):
+            self._heed_silence(task, drawing, now)
         drawing.note(task, event, now)
         if drawing.heard == now or drawing.loaded is None:  # a loading tells of nothing; hang_seconds bounds it
             self.manager.feed(now)
@@ -282,6 +282,16 @@ class Service:
             case protocol.Failed():
                 self.spool.heed_cancel(task.claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
+
+    def _heed_silence(self, task: Task, drawing: Drawing, now: float) -> None:
+        """A renderer looks at cancel between its steps: while it loads, or hangs, the service does, and ends it."""
+        silent, limit = now - drawing.heard, self.settings.hang_seconds
+        if drawing.loaded is None or silent > CANCEL_SECONDS:
+            self.spool.heed_cancel(task.claim)
+        if silent > limit:
+            raise RendererDied(
+                f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
+            )
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
         """Pictures into the output folder, under names that were chosen and written down first."""

@@ -8,6 +8,7 @@ from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
 from sdbatch.inbox import URGENT, make_folder, walk
 from sdbatch.root import Root
+from sdbatch.spelling import normal
 from sdbatch.spool import CANCEL, ERROR, Spool
 
 
@@ -89,8 +90,9 @@ def _waiting(root: Root, name: str) -> list[Path]:
     root.require(root.inbox)
     found = (Path(entry.path) for entry in walk(root.inbox, {}) if is_job_name(entry.name))
     jobs = [path for path in found if not path.is_dir()]
-    exact = [path for path in jobs if path.relative_to(root.inbox).as_posix() == name]
-    return exact or [path for path in jobs if name in (path.name, path.stem)]
+    name = normal(name)
+    exact = [path for path in jobs if normal(path.relative_to(root.inbox).as_posix()) == name]
+    return exact or [path for path in jobs if name in (normal(path.name), normal(path.stem))]
 
 
 def _ambiguous(name: str, found: list[Path]) -> JobError:
