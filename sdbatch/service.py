@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 from sdbatch import configuration, files, handover, housekeeping, log, overview, systemd
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
-from sdbatch.errors import Cancelled, EngineDown, JobError, NotHere, RendererDied, printable
+from sdbatch.errors import Cancelled, EngineDown, JobError, NotHere, RendererDied, RootBusy, printable
 from sdbatch.historian import Historian
 from sdbatch.hooks import Hooks
 from sdbatch.inbox import Inbox
 from sdbatch.inputs import InputStager, NotYet
 from sdbatch.intake import Intake
 from sdbatch.latecomers import Latecomers
+from sdbatch.lock import RootLock
 from sdbatch.publish import Names, Publisher
 from sdbatch.readiness import Readiness
 from sdbatch.root import SAMPLES, Root
@@ -59,8 +60,9 @@ class Stopped(Exception):
 class Service:
     """Everything but the loop."""
 
-    def __init__(self, root: Root, settings: Settings, engine: Engine) -> None:
+    def __init__(self, root: Root, settings: Settings, engine: Engine, lock: RootLock | None = None) -> None:
         self.root, self.settings, self.engine = root, settings, engine
+        self.hold: Callable[[], None] = lock.hold if lock else lambda: None  # raises where another service has it
         self.spool = Spool(root)
         self.inbox = Inbox(root.inbox, settings.settle_seconds, settings.rescan_seconds)
         inputs = InputStager(root, self.inbox, settings.limits.input_bytes, settings.picture_wait_seconds)
@@ -87,12 +89,10 @@ class Service:
 
         Raises:
             OSError: the disk failed or is full; the job stays claimed, and the attempt does not count.
+            RootBusy: another service works on this root, and has the jobs now.
         """
         now = clock()
-        self._reload_if_asked()
-        self.inbox.scan(now.mono)
-        self.latecomers.look(now.mono)
-        self._look_around(now)
+        self._look_after(now)
         while (claim := self.turns.next_claim(now.mono, now.wall)) is not None:
             attempts = claim.attempts
             try:
@@ -108,19 +108,15 @@ class Service:
                 self._fail(claim, str(error), clock(), is_cancelled=isinstance(error, Cancelled))
             except RendererDied as error:
                 self._retry(claim, str(error), clock())
+            except RootBusy:
+                raise
             except (Stopped, EngineDown):
                 self.turns.give_back(claim, attempts)  # not the job's doing
             except NotHere as error:
                 self.turns.defer(claim, now.mono, str(error))
                 continue
             except OSError as error:
-                # A folder of ours that is gone is a share that went away.
-                if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
-                    self._fail(claim, _of_file(error), clock())
-                else:
-                    self.turns.defer(claim)
-                    self.turns.give_back(claim, attempts)
-                    raise
+                self._blame(error, claim, attempts, clock())
             except Exception as error:  # a slip of ours must not cost the jobs behind this one
                 self.log.exception("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts)
                 self._fail(claim, f"an error inside sdbatch ({type(error).__name__}); its log says more", clock())
@@ -128,6 +124,26 @@ class Service:
         self._tell(now, state=self._state(), job=None)
         self._rest(now)
         return False
+
+    def _look_after(self, now: Now) -> None:
+        """All that comes before a claim."""
+        self._reload_if_asked()
+        unheld = self._why_not_held()
+        self.inbox.scan(now.mono)
+        if not unheld:
+            self.latecomers.look(now.mono)
+        self._look_around(now)
+        if unheld and not self.readiness.is_held:  # else folders are away, which is told
+            raise unheld
+
+    def _blame(self, error: OSError, claim: Claim, attempts: int, now: Now) -> None:
+        """Trouble with a file costs its job; the disk's, or a folder of ours that went away, costs none."""
+        if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
+            self._fail(claim, _of_file(error), now)
+        else:
+            self.turns.defer(claim)
+            self.turns.give_back(claim, attempts)
+            raise error
 
     def _rest(self, now: Now) -> None:
         """Nothing is left to draw: told once, after some work; and time to tidy up."""
@@ -141,6 +157,14 @@ class Service:
         if (self.done, self.failed) != self._told_idle and self.is_drained():
             self._told_idle = (self.done, self.failed)
             self.hooks.tell("on_idle", done=self.done, failed=self.failed)
+
+    def _why_not_held(self) -> OSError | None:
+        """Nothing is claimed without the lock; why it can't be held now, if so."""
+        try:
+            self.hold()
+        except OSError as error:
+            return error
+        return None
 
     def _reload_if_asked(self) -> None:
         if self.reload_requested:
@@ -237,6 +261,7 @@ class Service:
 
     def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
         """Take in one event of the engine's stream, and look after everything else."""
+        self._why_not_held()  # a share's hiccup stops no drawing, but another service does
         self._take_in(event, task, drawing, now.mono)
         self.inbox.scan(now.mono)
         self._tell(now, state="drawing", job=drawing.progress(task, now.mono))
@@ -281,6 +306,7 @@ class Service:
     def _publish(self, task: Task, drawing: Drawing) -> Names:
         """Pictures into the output folder, under names that were chosen and written down first."""
         claim = task.claim
+        self.hold()
         staged = drawing.to_publish(task.job)
         self.root.output_folder(task.job.outdir)  # what leads where may have changed while it was drawn
         if claim.outputs is None or set(claim.outputs) != set(staged):

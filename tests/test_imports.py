@@ -55,6 +55,7 @@ FLOORS = [
         "engine.protocol",
         "engine.text",
         "hooks",
+        "lock",
         "overview",
         "prompts",
         "publish",
