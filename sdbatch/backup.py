@@ -134,13 +134,13 @@ class _Copy:
         gone = [path for path, signature in waiting.items() if not _is_still(path, signature)]
         self._jobs()  # whatever became of these is there by now
         claimed = [
-            (Path(claim.source).name, files.sha256(folder / claim.file))
+            (Path(claim.source).name, _digest(folder / claim.file))
             for place in (self.draft.running, self.draft.done, self.draft.failed)
             for folder in folders(place)
             if folder.name not in before and (claim := read_claim(folder)) is not None and claim.part == 1
         ]
         moved = {signature[:2] for path, signature in waiting.items() if path not in gone}
-        digests = {path: files.sha256(self._at(path)) for path in gone}
+        digests = {path: _digest(self._at(path)) for path in gone}
         for by_name in (True, False):  # one that was moved within the inbox may have been claimed by another name
             for path in [*digests]:
                 same = [job for job in claimed if job[1] == digests[path] and (job[0] == path.name or not by_name)]
@@ -200,6 +200,11 @@ class _Copy:
 def _signature(path: Path) -> Signature:
     status = path.lstat()
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _digest(path: Path) -> str:
+    """Of a file; a link, which the service moves away unopened, is what it says."""
+    return str(path.readlink()) if path.is_symlink() else files.sha256(path)
 
 
 def _is_still(path: Path, signature: Signature) -> bool:
