@@ -19,10 +19,11 @@ from sdbatch import (
 )
 from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root, stored
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, NoRoot, RootBusy
-from sdbatch.files import copy_atomically, is_disk_trouble, same_content
+from sdbatch.files import copy_atomically, is_disk_trouble, same_content, write_atomically
 from sdbatch.web import command as _web  # noqa: F401 - likewise
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
+DEMO_DEFAULTS = "\ndefaults: {H: 64, W: 64}  # what the demo model was trained on\n"
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
 
 
@@ -96,6 +97,9 @@ def init(
     configs = {name: shipped.with_name(name) for name in (shipped.name, "v2-inference.yaml", "v2-inference-v.yaml")}
     laion400m = "txt2img-1p4B-eval.yaml"
     configs[laion400m] = place.configs / "latent-diffusion" / laion400m
+    if demo and not place.configuration.exists():
+        text = (data / "configs" / "sdbatch.yaml").read_text(encoding="utf-8")
+        write_atomically(place.configuration, text.replace("\ndefaults: {}\n", DEMO_DEFAULTS).encode())
     for source, target in (configs | {"sdbatch.yaml": place.configuration}).items():
         if not target.exists():
             _lay(data / "configs" / source, target)

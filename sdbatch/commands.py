@@ -1,7 +1,6 @@
 """What all commands share: the app that they belong to, common options, and how a root is opened."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,4 +51,4 @@ def open_root(path: Path) -> "tuple[Root, Settings]":
 
     root = named_root(path)
     settings = configuration.load(root.configuration).settings
-    return replace(root, allowed=tuple(map(as_stored, settings.allow_paths)), named=settings.named_models), settings
+    return settings.told_to(root), settings

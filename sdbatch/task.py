@@ -32,6 +32,8 @@ class Task:
     outdir: Path
     vae: Path | None = None
     loras: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()  # what of it has no effect
+    filled: dict[str, Any] = field(default_factory=dict)  # what the root's defaults said for it
 
     @property
     def total(self) -> int:
@@ -112,6 +114,7 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
         source_sha256=files.sha256(folder / claim.file),
         parent=task.parent,
         attempts=claim.attempts,
+        defaults=task.filled,
         job=task.job.model_dump(),
         pictures=[
             Picture(
@@ -147,7 +150,7 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
         checkpoint=_checkpoint(task, loaded, root),
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
-        notes=finished.notes,
+        notes=[*task.notes, *finished.notes],
         first_prompt=None if task.lines is None else task.lines[0],
     )
 

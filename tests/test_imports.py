@@ -26,6 +26,7 @@ FLOORS = [
         "slips",
         "spelling",
         "systemd",
+        "tokens",
     },
     {
         "ancestry",
@@ -38,6 +39,7 @@ FLOORS = [
         "job",
         "log",
         "manifest",
+        "modelconfig",
         "moments",
         "pngtext",
         "root",
@@ -55,6 +57,7 @@ FLOORS = [
         "overview",
         "prompts",
         "publish",
+        "remarks",
         "schema",
         "settings",
         "shelf",
