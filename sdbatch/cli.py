@@ -19,7 +19,7 @@ from sdbatch import (
 )
 from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, NoRoot, RootBusy
-from sdbatch.files import copy_atomically, is_disk_trouble, same_content
+from sdbatch.files import copy_atomically, is_disk_trouble, make_dir, same_content
 from sdbatch.web import command as _web  # noqa: F401 - likewise
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
@@ -88,7 +88,7 @@ def init(
         model, config = data / "demo" / "model.safetensors", data / "demo" / "v1-inference.yaml"
     shipped = place.configs / "stable-diffusion" / "v1-inference.yaml"
     checkpoint = place.models / "ldm" / "stable-diffusion-v1" / "model.ckpt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    make_dir(checkpoint.parent)
     _lay(config, shipped)
     _lay(model, checkpoint)
     configs = {name: shipped.with_name(name) for name in (shipped.name, "v2-inference.yaml", "v2-inference-v.yaml")}
@@ -158,7 +158,7 @@ def _lay(source: Path | None, target: Path) -> None:
     if target.exists() and not same_content(source, target):
         raise ConfigError(f"{target} is there already, and is not {source}; move it away first")
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_dir(target.parent)
         with source.open("rb") as file:
             copy_atomically(file, target)  # half a checkpoint would be taken for one
 

@@ -180,7 +180,7 @@ def _heed_signals(service: Service) -> None:
 def _only_one(root: Root) -> Iterator[None]:
     """Hold state/lock; the kernel lets go of it however the process ends."""
     path = root.state / "lock"
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = files.open_lock(path)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -62,8 +62,7 @@ class Plan:
             _run(command)
         for path, text in self.write.items():
             files.make_dir(path.parent)
-            files.write_atomically(path, text.encode())
-            path.chmod(0o644)
+            files.write_atomically(path, text.encode(), mode=0o644)
         for path in self.remove:
             path.unlink(missing_ok=True)
         for folder in self.folders:

@@ -9,7 +9,7 @@ between passes is only a convenience: everything that counts lies in the folders
 import errno
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -190,7 +190,8 @@ class Service:
         """Let the engine draw what is missing, and keep the inbox and the status fresh meanwhile."""
         claim, now = task.claim, clock()
         folder = self.spool.folder(claim)
-        (folder / HALT).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            files.delete(folder / HALT)
         self.readiness.require_space(task)
         samples = STAGED if task.job.skip_save else SAMPLES
         files.make_dir(folder / samples)
@@ -237,7 +238,7 @@ class Service:
     def _halt_if_asked(self, claim: Claim, now: Now) -> None:
         """A pause or the end of the hours lets the engine finish its batch, no more."""
         if self.readiness.why_held(now.wall):
-            (self.spool.folder(claim) / HALT).touch()
+            files.mark(self.spool.folder(claim) / HALT)
 
     def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
         """Remember what an event says of the drawing, and what it means for the job."""

@@ -28,7 +28,7 @@ from typing import Any
 
 from sdbatch import files, log
 from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.root import Root
+from sdbatch.root import SAMPLES, Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
 STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
@@ -153,11 +153,12 @@ class Spool:
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
             raise JobError(f"{failed.name} holds no job file any more")
-        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).stat().st_mode)
-        files.write_atomically(failed / CLAIM, _to_json(claim))
-        (failed / CLAIM).chmod(mode)  # the service is to read it, whatever the umask of who asks
+        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
+        # The service is to read it, whatever the umask of who asks.
+        files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
-        (failed / ERROR).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            files.delete(failed / ERROR)
         files.move(failed, self.root.running / failed.name)
 
     def claim(self, dropped: Path, now: datetime, priority: int = 0) -> Claim | None:
@@ -221,6 +222,8 @@ class Spool:
         """Move a job to failed/, with the reason in plain words beside it."""
         files.write_atomically(self.folder(claim) / ERROR, printable(text.rstrip()).encode() + b"\n")
         _unmark(self.folder(claim))
+        for drawn in (SAMPLES, STAGED):
+            files.sweep(self.folder(claim) / drawn)  # its renderer may have been killed
         files.move(self.folder(claim), self.root.failed / claim.id)
 
     def _next_id(self, name: str, now: datetime) -> str:
@@ -289,7 +292,8 @@ def _may_hold(path: Path) -> bool:
 def _unmark(folder: Path) -> None:
     """Take off what asked a job to stop: it has."""
     for mark in (HALT, CANCEL):
-        (folder / mark).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            files.delete(folder / mark)
 
 
 def _folders(place: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Steering a service by its folders: pause, cancel, retry, bump. Works over a share, and with the service down too."""
 
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from sdbatch import files, overview
@@ -14,8 +15,8 @@ from sdbatch.spool import CANCEL, ERROR, Spool
 def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
     """Stop after the current batch of pictures; with `unload` the model leaves the memory too."""
     root.require(root.inbox)
-    files.write_atomically(root.pause, ("unload\n" * unload + reason).encode())
-    root.pause.chmod(0o664)  # the service is to read it, whatever the umask of who asks
+    # The service is to read it, whatever the umask of who asks.
+    files.write_atomically(root.pause, ("unload\n" * unload + reason).encode(), mode=0o664)
     return "paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)"
 
 
@@ -23,7 +24,7 @@ def resume(root: Root) -> str:
     """Go on."""
     root.require(root.inbox)
     try:
-        root.pause.unlink()
+        files.delete(root.pause)
     except FileNotFoundError:
         return "it was not paused"
     return "resumed"
@@ -35,10 +36,10 @@ def cancel(root: Root, name: str) -> str:
     if len(waiting) + len(claimed) > 1:
         raise _ambiguous(name, [*waiting, *claimed])
     if waiting:
-        waiting[0].unlink()
+        files.delete(waiting[0])
         return f"deleted {root.show(waiting[0])}"
     if claimed:
-        (claimed[0] / CANCEL).touch()
+        files.mark(claimed[0] / CANCEL)
         return f"{claimed[0].name} is cancelled; it goes to jobs/failed/ with the pictures that are finished"
     raise _unknown(root, name, "waits or is drawn")
 
@@ -71,9 +72,10 @@ def bump(root: Root, name: str) -> str:
     make_folder(root.inbox, place)
     target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
     if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
-        Path(f"{target}.sha256").write_text(files.sha256(file), encoding="ascii")
-    file.rename(target)
-    Path(f"{file}.sha256").unlink(missing_ok=True)
+        files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False)
+    files.move(file, target)
+    with suppress(FileNotFoundError):
+        files.delete(Path(f"{file}.sha256"))
     return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
 
 

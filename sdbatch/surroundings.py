@@ -18,7 +18,7 @@ from pathlib import Path
 from watchdog.events import FileSystemEventHandler
 from watchdog.observers import Observer
 
-from sdbatch.files import BUSY_PREFIX
+from sdbatch import files
 from sdbatch.finding import Finding, ok, problem, warning
 from sdbatch.root import Root
 from sdbatch.settings import Settings
@@ -244,9 +244,9 @@ def clock(root: Root) -> Finding:
 @contextmanager
 def _probe(folder: Path) -> Iterator[Path]:
     """A hidden file in a folder, gone again at the end; the name is one that the service takes for its own rubbish."""
-    path = folder / f"{BUSY_PREFIX}doctor-{os.getpid()}"
+    path = files.draft_of(folder / "doctor")
     try:
-        path.write_bytes(b"sdbatch doctor tries whether files can be made here\n")
+        files.create(path, b"sdbatch doctor tries whether files can be made here\n")
         yield path
     finally:
         path.unlink(missing_ok=True)

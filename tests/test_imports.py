@@ -8,8 +8,8 @@ import sdbatch
 PACKAGE = Path(sdbatch.__file__).parent
 
 FLOORS = [
+    {"beneath"},
     {
-        "beneath",
         "engine.memory",
         "engine.names",
         "engine.sampler",

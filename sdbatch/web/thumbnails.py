@@ -8,7 +8,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -84,7 +84,7 @@ def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
             with _DRAWING:
                 data = _small(file, most_pixels)
             try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
+                files.make_dir(kept.parent)
                 make_room(kept.parent)
                 files.write_atomically(kept, data, durable=False)
             except OSError:  # full, read-only, another's: then it is drawn each time
@@ -117,4 +117,5 @@ def make_room(bucket: Path) -> None:
     kept = [*bucket.iterdir()]
     if len(kept) > MOST_IN_BUCKET:
         for path in sorted(kept, key=lambda path: path.stat().st_mtime)[: len(kept) // 2]:
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                files.delete(path)
