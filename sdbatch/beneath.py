@@ -44,6 +44,8 @@ def open_folder(path: Path, flags: int = _PASS) -> int:
     handle = _follow(path)
     try:
         return os.open(".", flags, dir_fd=handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)
 
@@ -97,6 +99,19 @@ def open_beneath(folder: Path, relative: str) -> int:
         os.close(base)
 
 
+def open_below(base: int, relative: str, flags: int) -> int:
+    """The same from an open folder, with no link at all on the way."""
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    if relative == ".":
+        return os.open(".", flags, dir_fd=base)
+    try:
+        return _openat2(base, relative, flags, _BENEATH | _NO_SYMLINKS)
+    except OSError as error:
+        if error.errno not in _CANT:
+            raise
+        return _open_by_steps(base, relative, flags)
+
+
 def _openat2(base: int, path: str, flags: int, resolve: int) -> int:
     how = _How(flags, 0, resolve)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -109,7 +124,7 @@ def _openat2(base: int, path: str, flags: int, resolve: int) -> int:
     raise OSError(number, os.strerror(number), path)
 
 
-def _open_by_steps(base: int, relative: str) -> int:
+def _open_by_steps(base: int, relative: str, flags: int = _READ) -> int:
     """The same without openat2; stricter, as links that stay inside are refused too."""
     path = Path(relative)
     *folders, name = path.parts
@@ -121,6 +136,6 @@ def _open_by_steps(base: int, relative: str) -> int:
             inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
             os.close(handle)
             handle = inner
-        return os.open(name, _READ | os.O_NOFOLLOW, dir_fd=handle)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=handle)
     finally:
         os.close(handle)

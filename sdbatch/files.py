@@ -52,6 +52,12 @@ def _at(path: Path) -> Iterator[tuple[str, int]]:
     handle = open_folder(path.parent)
     try:
         yield path.name, handle
+    except OSError as error:
+        if isinstance(error.filename, str) and "/" not in error.filename:  # it was said by its name in the folder
+            error.filename = str(path.parent / error.filename)
+        if error.errno == errno.ELOOP:
+            error.strerror = "a link lies there, and is not followed"
+        raise
     finally:
         os.close(handle)
 

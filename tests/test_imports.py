@@ -25,6 +25,7 @@ FLOORS = [
         "systemd",
     },
     {
+        "account",
         "ancestry",
         "document",
         "engine.checkpoint",
@@ -48,6 +49,7 @@ FLOORS = [
         "engine.pictures",
         "engine.protocol",
         "engine.text",
+        "handover",
         "hooks",
         "overview",
         "prompts",
