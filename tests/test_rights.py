@@ -166,7 +166,7 @@ def lay_victim(srv: Path) -> dict[str, object]:
 
 def seen(srv: Path) -> dict[str, object]:
     """All that could have been changed of what the links lead to."""
-    facts = {}
+    facts: dict[str, object] = {}
     for path in (srv / "victim", *sorted((srv / "victim").rglob("*"))):
         status = path.lstat()
         content = path.read_bytes() if path.is_file() else b""
