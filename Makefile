@@ -31,7 +31,7 @@ docs/demo-txt2img.png docs/demo-img2img.png: demo
 	cp demo/outputs/img2img/*/grid-0000.png docs/demo-img2img.png
 
 test: $(BIN)/sdbatch
-	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder
 
 test-slow: $(BIN)/sdbatch
 	$(BIN)/pytest -m slow

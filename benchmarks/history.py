@@ -5,7 +5,8 @@
 The pictures are made up, with words as frequent as those of a language (the n-th has a frequency of 1/n), two
 prompts in five Chinese. Twice: as jobs of six pictures with one prompt, and, the most that can be asked of an index,
 each with a prompt of its own. Searching is `History.search` with pages of 100, a hundred times each, the first apart.
-Adding is `History.add` of a finished job's folder, with its manifest. Reading again is that of real job folders.
+Adding is `History.add` of a finished job's folder, with its manifest. Reading again is that of real job folders; and
+that of jobs which published under the same names one after another, as where outputs/ is emptied each night.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -191,12 +193,40 @@ def main() -> None:
     parser.add_argument("--folders", type=int, default=5000, help="jobs of six pictures to read again")
     parser.add_argument("--place", type=Path, help="a folder on the disk to measure (default: the temporary folder)")
     options = parser.parse_args()
+    report_same_names(options.place, (1000, 2000, 4000, 20_000))
     for own, a_job in ((False, 6), (True, 6)):
         place = Path(tempfile.mkdtemp(dir=options.place))
         try:
             report(make_root(place), options.pictures, options.folders, a_job, own)
         finally:
             shutil.rmtree(place)
+
+
+def report_same_names(place: Path | None, counts: tuple[int, ...]) -> None:
+    """Reading again jobs that all published under the same names, and adding one more."""
+    print(
+        "| jobs that published under the same names | read again in s | ms a job | adding one: ms |\n|---|---|---|---|"
+    )
+    for count in counts:
+        folder = Path(tempfile.mkdtemp(dir=place))
+        root = make_root(folder)
+        made = entries(Prompts(), count * 6, 6, own=False)
+        name = "outputs/txt2img-samples/samples/{:05}.png"
+        same = (replace(e, shots=tuple(replace(s, published=name.format(s.number)) for s in e.shots)) for e in made)
+        laid = lay_folders(root, same)
+        history = History(root)
+        began = time.perf_counter()
+        history.refresh()
+        seconds = time.perf_counter() - began
+        times = []
+        for each in laid[:100]:
+            began = time.perf_counter()
+            history.add(each)
+            times.append((time.perf_counter() - began) * 1000)
+        row = f"{count:,} | {seconds:.1f} | {seconds / count * 1000:.2f} | {statistics.median(times):.2f}"
+        print(f"| {row} |", flush=True)
+        history.close()
+        shutil.rmtree(folder)
 
 
 def report(root: Root, count: int, folders: int, a_job: int, own: bool) -> None:

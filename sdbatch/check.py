@@ -1,16 +1,18 @@
 """Job files outside the inbox: checked without drawing, and dropped the right way."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sdbatch import files, jobfile
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, Missing, NotHere
 from sdbatch.filenames import is_job_name
 from sdbatch.job import AnyJob, Img2Img, Txt2Img, count_pictures, img2img_size
 from sdbatch.prompts import read_lines
 from sdbatch.root import Root
 from sdbatch.settings import Limits
+from sdbatch.spelling import as_stored, in_other_case
 
 
 def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
@@ -18,7 +20,8 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
     try:
         data = files.read_regular(path, jobfile.MAX_MANIFEST_BYTES + 1)
     except OSError as error:
-        yield f"{path}: {error.strerror}", False
+        likely = in_other_case(path)
+        yield f"{path}: {error.strerror}" + (f"; did you mean {likely}?" if likely else ""), False
         return
     if data is None:
         yield f"{path}: is a link, a pipe or a device; a job must be a plain file", False
@@ -37,7 +40,7 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
                 raise parsed.error
             assert parsed.job is not None, "either a job or an error"
             yield label + _describe(parsed.job, beside, root, limits), True
-        except JobError as error:
+        except (JobError, NotHere) as error:  # NotHere: the service would let it wait
             for line in str(error).splitlines():
                 yield label + line.removeprefix(f"{name}: "), False
 
@@ -50,9 +53,9 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> s
     """
     lines = None
     if job.from_file:
-        lines = read_lines(_find("from_file", job.from_file, beside, root))
+        lines = read_lines(find_named("from_file", job.from_file, beside, root, limits))
     count = count_pictures(job, lines)
-    size = job.picture_size if isinstance(job, Txt2Img) else _init_size(job, beside, root)
+    size = job.picture_size if isinstance(job, Txt2Img) else _init_size(job, beside, root, limits)
     if problems := limits.problems(count, job.ddim_steps, size):
         raise JobError("\n".join(problems))
     root.output_folder(job.outdir)
@@ -65,45 +68,69 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> s
     return f"{pictures} of {shape}, {'PLMS' if job.plms else 'DDIM'}, {job.ddim_steps} steps, to {job.outdir}"
 
 
-def _find(field: str, named: str, beside: Path | None, root: Root) -> Path:
+def find_named(field: str, named: str, beside: Path | None, root: Root, limits: Limits) -> Path:
     """A file that a job names: beside it, wherever that is, or in the root; for one yet to be dropped, in the root.
 
-    What lies in the root is found or refused by the service's own rules.
+    What lies in the root is found or refused by the service's own rules; what lies beside a job elsewhere `submit`
+    takes along.
+
+    Raises:
+        Missing: it is not there.
+        JobError: the service would refuse it.
     """
     if beside is None:
-        return root.find(field, named, [root.inbox, root.path])
-    found, top, beside = beside / named, root.path.resolve(), beside.resolve()
-    if _is_file(found) and not found.resolve().is_relative_to(top):
-        return found.resolve()
-    return root.find(field, named, [beside, root.path] if beside.is_relative_to(top) else [root.path])
+        found = root.find(field, named, [root.inbox, root.path])
+    elif (outside := lies_beside(named, beside, root)) is not None:
+        if not outside.exists():
+            raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
+        if not outside.is_file():
+            raise JobError(f'{field}: "{named}" is not a file')
+        found = outside
+    else:
+        is_in_root = beside.resolve().is_relative_to(root.path.resolve())
+        found = root.find(field, named, [beside.resolve(), root.path] if is_in_root else [root.path])
+    if not found.is_file():
+        raise JobError(f'{field}: "{named}" is not a file')
+    if (size := found.stat().st_size) > limits.input_bytes:
+        raise JobError(f'{field}: "{named}" has {size:,} bytes; the limit is {limits.input_bytes:,}')
+    return found
 
 
-def _init_size(job: Img2Img, beside: Path | None, root: Root) -> tuple[int, int] | None:
+def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
+    """What a job in a folder outside the root names by its way from there, whatever it is; None where nothing is."""
+    path = Path(named)
+    if path.is_absolute() or "\0" in named:
+        return None  # the service takes no such path but of the root
+    path = as_stored(Path(os.path.normpath(beside / path)))
+    top = root.path.resolve()
+    leads = Path(os.path.realpath(path))  # which, as resolve does not, follows links that lead round
+    is_there = os.path.lexists(path) and not leads.is_relative_to(top)
+    return path if is_there and not beside.resolve().is_relative_to(top) else None
+
+
+def _init_size(job: Img2Img, beside: Path | None, root: Root, limits: Limits) -> tuple[int, int] | None:
     """What an init image will be drawn at; None where it is not there, as an earlier job may still have to draw it."""
     try:
-        path = _find("init_img", job.init_img, beside, root)
-    except JobError as error:
-        if "there is no" in str(error):
+        path = find_named("init_img", job.init_img, beside, root, limits)
+    except Missing as error:
+        if error.may_be_drawn:
             return None
         raise
     from PIL import Image  # noqa: PLC0415 - only here, and the answer shall be quick
 
+    from sdbatch.engine.pictures import INIT_FORMATS  # noqa: PLC0415
+
     try:
-        with files.open_regular(path) as file:
+        with files.open_regular(path.resolve()) as file:
             if file is None:
                 raise JobError(f"init_img: {path} is not a file")
-            with Image.open(file) as picture:
-                return img2img_size(*picture.size)
+            with Image.open(file, formats=INIT_FORMATS) as picture:
+                width, height = picture.size
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise JobError(f"init_img: {path} is no picture that can be read") from error
-
-
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file; a name that no file can have is none."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+        raise JobError(f"init_img: {path} is no picture that can be read; it must be PNG, JPEG or WebP") from error
+    if width * height > limits.init_pixels:
+        raise JobError(f"init_img: {width}x{height} is too large; the limit is {limits.init_pixels:,} pixels")
+    return img2img_size(width, height)
 
 
 def submit_file(path: Path, root: Root) -> Path:

@@ -17,7 +17,7 @@ from sdbatch import (
     modelling,  # noqa: F401 - its commands belong to the app
     tending,  # noqa: F401 - its commands belong to the app
 )
-from sdbatch.commands import FilesArgument, RootOption, admins_root, app, configured, named_root, open_root
+from sdbatch.commands import FilesArgument, RootOption, admins_root, app, configured, named_root, open_root, stored
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, NoRoot, RootBusy
 from sdbatch.files import copy_atomically, is_disk_trouble, make_dir, same_content
 from sdbatch.web import command as _web  # noqa: F401 - likewise
@@ -64,9 +64,11 @@ def serve(
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make the root.")],
-    model: Annotated[Path | None, typer.Option(help="A checkpoint to lay where jobs look for it.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint to lay where jobs look for it.", callback=stored)
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="The checkpoint's yaml, if it is not Stable Diffusion v1's.")
+        Path | None, typer.Option(help="The checkpoint's yaml, if it is not Stable Diffusion v1's.", callback=stored)
     ] = None,
     *,
     demo: Annotated[
@@ -124,19 +126,33 @@ def validate(files: FilesArgument, root: RootOption = Path()) -> None:
 
 @app.command()
 def submit(files: FilesArgument, root: RootOption = Path()) -> None:
-    """Drop job files into the inbox the right way: under a hidden name, synced, then renamed.
+    """Drop job files into the inbox the right way: checked, under a hidden name, synced, then renamed.
 
-    A name that waits there already is not overwritten: the new file gets a number.
+    The picture or prompt file that a job names beside it goes along, with the job in a folder of its own. A name that
+    waits there already is not overwritten: the new file gets a number.
 
     Example: sdbatch submit truck.yaml --root /srv/sdbatch
 
-    Exit codes: 0 all lie in the inbox; 1 one has no name of a job, or there is no root; 74 the disk failed.
+    Exit codes: 0 all lie in the inbox; 1 a job would fail, or has no name of one, and its file was not dropped, or
+    there is no root; 74 the disk failed; 78 the configuration is wrong.
     """
-    from sdbatch.check import submit_file  # noqa: PLC0415
+    from sdbatch.submitting import submit as drop  # noqa: PLC0415
 
-    place = named_root(root)
+    place, settings = open_root(root)
+    is_good = True
     for path in files:
-        typer.echo(submit_file(path, place))
+        try:
+            dropped = drop(path, place, settings.limits)
+        except NoRoot:
+            raise
+        except JobError as error:  # the others go their way
+            typer.echo(f"sdbatch: {error}", err=True)
+            is_good = False
+            continue
+        typer.echo(dropped.path)
+        for named in dropped.along:
+            typer.echo(f"{named} was taken along", err=True)
+    raise typer.Exit(0 if is_good else 1)
 
 
 @app.command()

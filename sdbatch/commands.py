@@ -9,6 +9,7 @@ import typer
 
 from sdbatch import account
 from sdbatch.root import Root
+from sdbatch.spelling import as_stored
 
 if TYPE_CHECKING:
     from sdbatch.settings import Settings
@@ -19,11 +20,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Drop a job file into DIR/jobs/inbox, find the pictures in DIR/jobs/done and DIR/outputs.",
 )
+
+
+def stored(named: "Path | list[Path] | None") -> "Path | list[Path] | None":
+    """Files as they lie there, which people may name in another normal form."""
+    if named is None or isinstance(named, Path):
+        return named and as_stored(named)
+    return [as_stored(path) for path in named]
+
+
 RootOption = Annotated[
     Path, typer.Option("--root", help="The folder that holds jobs/, outputs/, models/ and configs/.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
-FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.")]
+FilesArgument = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.", callback=stored)
+]
 
 UserOption = Annotated[bool, typer.Option("--user", help="For you alone: a service of your own systemd.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; change nothing.")]
@@ -32,7 +44,7 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would b
 def root_at(path: Path) -> Root:
     """The root at a path; nothing of it is read, and root stays root."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
-    return Root(absolute)
+    return Root(as_stored(absolute))
 
 
 def named_root(path: Path) -> Root:
@@ -60,4 +72,4 @@ def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Setting
     from sdbatch import configuration  # noqa: PLC0415 - pydantic costs the commands time that need no settings
 
     settings = configuration.load(root.configuration, content).settings
-    return replace(root, allowed=settings.allow_paths, named=settings.named_models), settings
+    return replace(root, allowed=tuple(map(as_stored, settings.allow_paths)), named=settings.named_models), settings

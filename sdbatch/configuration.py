@@ -167,17 +167,15 @@ def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, 
         case []:
             return {}, {}
         case [Document(value=dict(values), lines=lines)]:
-            return {name: _resolved(value) for name, value in values.items()}, {
-                tuple(map(str, key)): line for key, line in lines.items()
-            }
+            return _resolved(values), {tuple(map(str, key)): line for key, line in lines.items()}
     raise ConfigError(f"{path}: must be keys and values, such as `device: auto`")
 
 
 def _resolved(value: Any) -> Any:
-    """Where YAML's two versions differ on a number, the number is meant."""
+    """Where YAML's two versions differ on a number, the number is meant; null stands for the default."""
     match value:
         case dict():
-            return {name: _resolved(inner) for name, inner in value.items()}
+            return {name: _resolved(inner) for name, inner in value.items() if inner is not None}
         case list():
             return [_resolved(inner) for inner in value]
         case Unsure():

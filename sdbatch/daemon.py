@@ -17,6 +17,7 @@ from sdbatch.errors import ConfigError, JobError, RootBusy
 from sdbatch.root import Root
 from sdbatch.service import Clock, Service, system_clock
 from sdbatch.settings import Preload, Settings
+from sdbatch.spelling import as_stored
 
 NAP_SECONDS = 0.5  # the longest a signal has to wait
 TROUBLE_NAP_SECONDS = 5.0  # between attempts to go on when the disk fails
@@ -89,7 +90,7 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         checksums=root.state / "checksums.json",
         converted_bytes=settings.converted_bytes,
         resident_bytes=settings.resident_bytes,
-        safety_checker=checker if checker in {"auto", "off"} else str(root.path / checker),
+        safety_checker=checker if checker in {"auto", "off"} else str(as_stored(root.path / checker)),
         watermark=settings.watermark,
     )
     return LocalEngine(outfit, lambda: _to_preload(root, chosen))

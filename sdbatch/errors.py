@@ -9,6 +9,17 @@ class JobError(SdbatchError):
     """The job is at fault. Its text goes to error.txt as it stands, and the job is not tried again."""
 
 
+class Missing(JobError):
+    """A file that a job names is not there; it may still be on its way.
+
+    `may_be_drawn` tells whether an earlier job may still have to draw it.
+    """
+
+    def __init__(self, said: str, *, may_be_drawn: bool = False) -> None:
+        super().__init__(said)
+        self.may_be_drawn = may_be_drawn
+
+
 class NoRoot(JobError):
     """Where a root was named there is none: a slip, or a disk that is not mounted."""
 

@@ -322,6 +322,15 @@ def remove_tree(folder: Path) -> None:
         shutil.rmtree(name, ignore_errors=True, dir_fd=above)
 
 
+def clear(path: Path) -> None:
+    """Delete whatever lies at a name of ours; no error where nothing does."""
+    with suppress(FileNotFoundError), _at(path) as (name, folder):
+        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+        else:
+            os.unlink(name, dir_fd=folder)
+
+
 def sha256(path: Path) -> str:
     """The hex digest of a file's bytes."""
     with path.open("rb") as file:

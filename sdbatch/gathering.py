@@ -48,6 +48,7 @@ class Entry:
         place: the folder of its pictures, from the root.
         stamp: when the file that tells of it was written, in nanoseconds.
         init: the picture that it started from, as the job named it.
+        file: the name that its file was dropped under.
     """
 
     id: str
@@ -65,6 +66,10 @@ class Entry:
     parent_job: str | None = None
     parent_picture: str | None = None
     init: str | None = None
+    file: str = ""
+    steps: int | None = None
+    scale: float | None = None
+    strength: float | None = None
     size: tuple[int, int] = (0, 0)
     shots: tuple[Shot, ...] = ()
 
@@ -89,9 +94,10 @@ def _done(root: Root, folder: Path, stamp: int) -> Entry:
         for number, listed in enumerate(_list(record, "pictures"))
         if (file := _inner(_text(listed, "file")))
     ]
-    grid = _group(record, "grid")
-    if not shots and (file := _inner(_text(grid, "file"))):  # skip_save: all there is to see
-        shots = [Shot(file, _text(grid, "published") or None)]
+    grids = [_group(record, "grid"), *_list(record, "more_grids")]
+    shots = shots or [  # skip_save: all there is to see
+        Shot(file, _text(grid, "published") or None) for grid in grids if (file := _inner(_text(grid, "file")))
+    ]
     shots = shots or [*_samples(folder)]  # the manifest can't be read
     return _entry(
         folder,
@@ -103,6 +109,7 @@ def _done(root: Root, folder: Path, stamp: int) -> Entry:
         drawn_at=_time(timings.get("finished")) or moment(stamp),
         parent_job=_text(parent, "job") or None,
         parent_picture=_text(parent, "picture") or None,
+        file=_text(record, "source"),
         named={_text(i, "field"): _text(i, "named") for i in _list(record, "inputs")},
     )
 
@@ -128,7 +135,7 @@ def _failed(root: Root, folder: Path, stamp: int) -> Entry:
     reason = files.read_regular(folder / ERROR, MAX_REASON) or b""
     parsed = parse_dropped(folder)
     job = parsed.job.model_dump() if parsed and parsed.job else {}
-    parent = parsed.parent if parsed else None
+    parent, claim = parsed.parent if parsed else None, read_claim(folder)
     return _entry(
         folder,
         root,
@@ -140,6 +147,7 @@ def _failed(root: Root, folder: Path, stamp: int) -> Entry:
         parent_job=parent.job if parent else None,
         parent_picture=parent.picture if parent else None,
         reason=printable(reason.decode("utf-8", "replace").strip()),
+        file=_text(vars(claim), "source") if claim else "",
     )
 
 
@@ -160,7 +168,7 @@ def _entry(folder: Path, root: Root, state: str, stamp: int, job: Facts, shots: 
 
 def of_job(job: Facts) -> Facts:
     """An entry's fields that a job's parameters tell."""
-    seed = job.get("seed")
+    seed, steps = job.get("seed"), job.get("ddim_steps")
     return {
         "prompt": _text(job, "prompt", MAX_PROMPT),
         "negative": _text(job, "negative_prompt", MAX_PROMPT),
@@ -168,6 +176,9 @@ def of_job(job: Facts) -> Facts:
         "kind": "img2img" if job.get("init_img") or "strength" in job else "txt2img",
         "ckpt": _text(job, "ckpt"),
         "seed": seed if isinstance(seed, int) and 0 <= seed < 2**63 else None,
+        "steps": steps if isinstance(steps, int) and 0 < steps < 2**63 else None,
+        "scale": _number(job, "scale"),
+        "strength": _number(job, "strength"),
     }
 
 
@@ -209,8 +220,7 @@ def moment(stamp: int) -> datetime:
 
 def size_of(picture: Path) -> tuple[int, int]:
     """Width and height in pixels; 0 where they can't be told."""
-    written = pngtext.read(picture)
-    return (written.width, written.height) if written else (0, 0)
+    return pngtext.size(picture) or (0, 0)
 
 
 def _samples(folder: Path) -> Iterator[Shot]:
@@ -245,6 +255,11 @@ def _list(record: Facts, key: str) -> list[Facts]:
 def _text(record: Facts, key: str, most: int = MAX_NAME) -> str:
     value = record.get(key)
     return value[:most].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _number(record: Facts, key: str) -> float | None:
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e6 else None  # NaN is not, either
 
 
 def _time(text: object) -> datetime | None:

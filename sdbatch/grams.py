@@ -14,6 +14,11 @@ from typing import NamedTuple
 
 BEGINNING = 16  # characters: of longer words so many are a piece
 IN_A_ROW = 3
+SLICE = 200  # characters
+# The accents of Latin, Greek and Cyrillic letters, and the letters that Unicode takes for no accented ones.
+_PLAINER: dict[int, str] = dict.fromkeys(range(0x300, 0x370), "") | {
+    ord(c): to for c, to in zip("øłđħ", "oldh", strict=True)
+}
 
 
 class Part(NamedTuple):
@@ -69,8 +74,30 @@ def _pieces(part: Part) -> Iterator[str]:
 
 
 def _folded(text: str) -> str:
-    known = text.encode("utf-8", "replace").decode()
-    return unicodedata.normalize("NFKC", known).casefold()
+    """In one case and width, and without accents: café is found by cafe, and the other way."""
+    return text.lower() if text.isascii() else "".join(map(_folded_slice, _slices(text)))
+
+
+def _folded_slice(text: str) -> str:
+    known = unicodedata.normalize("NFKD", text.encode("utf-8", "replace").decode()).casefold()
+    # Marks of other scripts than these make another letter, as in が of か: they are put together again.
+    return unicodedata.normalize("NFKC", known.translate(_PLAINER))
+
+
+def _slices(text: str) -> Iterator[str]:
+    """A text in short ones, cut where a letter begins: Python's time to sort marks grows with the square of a row."""
+    begin = 0
+    while begin < len(text):
+        end = begin + SLICE
+        while end < min(len(text), begin + 2 * SLICE) and _goes_on(text[end]):
+            end += 1
+        yield text[begin:end]
+        begin = end
+
+
+def _goes_on(character: str) -> bool:
+    """Whether it may be part of the letter before it: a mark, or the rest of a Korean syllable."""
+    return unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"
 
 
 @lru_cache(maxsize=1 << 16)

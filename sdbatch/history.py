@@ -7,6 +7,7 @@ read from there, so it may be deleted or damaged at any time, and where it can't
 import json
 import math
 import posixpath
+import re
 import sqlite3
 from collections.abc import Iterable
 from datetime import datetime
@@ -23,6 +24,7 @@ from sdbatch.searching import Found, Wanted
 
 MOST_WORDS = 1000  # characters that are looked for
 FAMILY = 100  # jobs of a lineage
+_NUMBER = re.compile(r"[0-9]{5,}")  # as samples are named
 
 
 class History:
@@ -119,7 +121,9 @@ class History:
         before: int | None = None,
         limit: int = 100,
     ) -> Found:
-        """Pictures whose prompt (or job's name) has all the words in it, newest first, a job's own in their order.
+        """Pictures that have all the words in their texts, newest first, a job's own in their order.
+
+        The texts are the prompt and the negative one, the job's name and its file's, and where the pictures lie.
 
         A word finds those that begin with it; Chinese, and what else is written without blanks, is found anywhere.
 
@@ -136,23 +140,34 @@ class History:
         given = {"seed": seed, "ckpt": ckpt, "kind": kind}
         told = [index.fact(key, value) for key, value in given.items() if value is not None]
         told.append(index.fact("failed", failed))
-        wanted = parts(words[:MOST_WORDS])
+        words = " ".join(map(_plain_name, words[:MOST_WORDS].split()))
+        wanted = parts(words)
         if words.strip() and not wanted:
             return Found()  # nothing but punctuation, which nothing is found by
         match = index.expression([*told, *(piece for part in wanted for piece in pieces_of_word(part))])
         oldest = int(since.timestamp() * 1000) if since else None
-        asked = Wanted(match, [part for part in wanted if part.is_long], oldest)
+        numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
+        asked = Wanted(match, [part for part in wanted if part.is_long], oldest, numbers)
         return searching.search(self._database.ask, asked, before, max(1, limit), self.patience)
 
-    def picture(self, path: str) -> Picture | None:
-        """A picture by where it lies, from the root: in its job's folder or in outputs/."""
+    def picture(self, path: str, before: int = searching.LAST) -> Picture | None:
+        """A picture by where it lies, from the root: in its job's folder or in outputs/.
+
+        Thousands may have had a name in outputs/ one after another, where that is emptied each night: the last of them
+        is meant, or the last with a key below `before`.
+        """
         path = posixpath.normpath(path)
         folder, file = posixpath.split(path)
         if posixpath.basename(folder) == SAMPLES:
             folder, file = posixpath.dirname(folder), f"{SAMPLES}/{file}"
         inside = (posixpath.basename(folder), folder, file)
         question = " WHERE j.id = ? AND j.place = ? AND p.file = ? AND p.key BETWEEN j.key - j.pictures + 1 AND j.key"
-        found = self._pictures(question, inside) or self._pictures(" WHERE p.published = ?", (path,))
+        last, first = " AND p.key < ? ORDER BY p.key DESC LIMIT 1", " ORDER BY p.key LIMIT 1"
+        found = (
+            self._pictures(question, inside)
+            or self._pictures(" WHERE p.published = ?" + last, (path, before))
+            or self._pictures(" WHERE p.published = ?" + first, (path,))  # its time is that of a copy, perhaps
+        )
         return found[0] if found else None
 
     def find(self, named: str) -> Picture | Job:
@@ -209,18 +224,29 @@ class History:
         job = self.job(job_id)
         if job is None or job.parent_job:
             return Kin(job.parent_job, job.parent_picture) if job and job.parent_job else None
-        picture = self.picture(job.init) if job.init else None
+        picture = self.picture(job.init, job.key) if job.init else None
         return Kin(picture.job, picture.file) if picture else None
 
     def children(self, job_id: str) -> list[Kin]:
         """Likewise the other way, oldest first."""
         pictures = self.pictures_of(job_id)
-        files = json.dumps({path: each.file for each in pictures for path in (each.path, each.published) if path})
+        files = json.dumps(
+            [(path, each.file, each.key) for each in pictures for path in {each.path, each.published} if path]
+        )
         question = """
             SELECT key, id, parent_picture FROM jobs WHERE parent_job = :id UNION
-            SELECT jobs.key, jobs.id, files.value FROM jobs JOIN json_each(:files) files ON jobs.init = files.key
+            SELECT jobs.key, jobs.id, files.file FROM (
+                SELECT path, file, key AS since, EXISTS
+                    (SELECT 1 FROM pictures WHERE published = path AND pictures.key < own.key) AS is_later,
+                    (SELECT min(key) FROM pictures WHERE published = path AND pictures.key > own.key) AS until
+                FROM (
+                    SELECT json_extract(value, '$[0]') AS path, json_extract(value, '$[1]') AS file,
+                        json_extract(value, '$[2]') AS key FROM json_each(:files)
+                ) own
+            ) files CROSS JOIN jobs ON jobs.init = files.path
+                AND jobs.key > CASE WHEN is_later THEN since ELSE -1 END AND jobs.key <= coalesce(until, :last)
             WHERE parent_job IS NULL ORDER BY 1"""
-        values = {"id": job_id, "files": files}
+        values = {"id": job_id, "files": files, "last": searching.LAST}
         rows = self._database.ask(lambda db: db.execute(question, values).fetchall())
         return [Kin(child, picture) for _, child, picture in rows]
 
@@ -236,6 +262,11 @@ class History:
     def _pictures(self, which: str, values: Iterable[object]) -> list[Picture]:
         question, given = PICTURE_QUESTION + which, tuple(values)
         return [Picture(*row) for row in self._database.ask(lambda db: db.execute(question, given).fetchall())]
+
+
+def _plain_name(word: str) -> str:
+    """A word; of a picture's path or file name what its pictures are found by."""
+    return index.name_of(word) if "/" in word or word.lower().endswith(index.SUFFIXES) else word
 
 
 def _names_of(picture: Picture) -> tuple[str, str, str]:

@@ -91,7 +91,8 @@ def _undrawn(root: Root) -> Iterator[bytes]:
 def _pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
     try:
         record = yaml.load((folder / MANIFEST).read_bytes(), yaml.CSafeLoader)
-        pictures = [*record["pictures"], *([record["grid"]] if record.get("grid") else [])]
+        grids = [grid for grid in (record.get("grid"), *record.get("more_grids", [])) if grid]
+        pictures = [*record["pictures"], *grids]
         pairs = [(folder / picture["file"], root.path / picture["published"]) for picture in pictures]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sdbatch import files, log
 from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, natural_key
+from sdbatch.spelling import normal
 from sdbatch.watcher import Watcher
 
 URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behind everything else
@@ -194,10 +195,13 @@ class Inbox:
 
     def evidence(self, folder: Path, name: str) -> tuple[object, ...]:
         """Signs that a file is on its way: itself, and partial files that bear its name (rsync, WinSCP, browsers)."""
+        wanted = normal(name)
         try:
             with scandir(folder) as entries:
                 return tuple(
-                    sorted((e.name, _signature(e.stat(follow_symlinks=False))) for e in entries if name in e.name)
+                    sorted(
+                        (e.name, _signature(e.stat(follow_symlinks=False))) for e in entries if wanted in normal(e.name)
+                    )
                 )
         except OSError:
             return ()

@@ -2,8 +2,9 @@
 
     jobs       a row each; `key` is that of its first picture
     places     the folders that were looked into: their time then, how much was in them, and when that was
-    pictures   a row each. `key` is when it was drawn, in milliseconds since 1970, moved on to where enough keys in a
-               row are free: so one number is the order, the place to go on from, and the time
+    pictures   a row each; `is_found` are those that no job has. `key` is when it was drawn, in milliseconds since 1970,
+               moved on to where enough keys in a row are free: so one number is the order, the place to go on from,
+               and the time
     grams      for each first picture of a prompt, its `run`: the pieces of the text, facts to filter by, such as
                seed=42, and the spans of time that it is in, shorter and longer ones. Their lists are met with each
                other from the newest on, so a search ends with a full page
@@ -17,6 +18,8 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +27,11 @@ from sdbatch.gathering import Entry
 from sdbatch.grams import pieces
 from sdbatch.surroundings import share_of
 
-VERSION = 2
+VERSION = 3
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite lays beside its file
 _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".yaml", ".yml", ".json")
+EVERYWHERE = {"outputs", "samples", "txt2img-samples", "img2img-samples"}  # in paths of all pictures: it finds none
 SPANS = (20, 23, 26, 29, 32, 35)  # as powers of two, in milliseconds: from a quarter of an hour to a year
 _SPECIAL = "".join(c for c in map(chr, range(1, 128)) if not c.isalnum() and not c.isspace())
 _TOKENS = _SPECIAL.replace("'", "''").replace('"', '""')
@@ -40,19 +45,21 @@ CREATE TABLE jobs (
     key INTEGER NOT NULL, pictures INTEGER NOT NULL, stamp INTEGER NOT NULL, drawn_at TEXT NOT NULL,
     prompt TEXT NOT NULL, negative TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, ckpt TEXT NOT NULL,
     seed INTEGER, reason TEXT NOT NULL, parent_job TEXT, parent_picture TEXT, init TEXT,
-    width INTEGER NOT NULL, height INTEGER NOT NULL
+    width INTEGER NOT NULL, height INTEGER NOT NULL,
+    file TEXT NOT NULL, steps INTEGER, scale REAL, strength REAL
 );
 CREATE INDEX jobs_parent ON jobs (parent_job) WHERE parent_job IS NOT NULL;
-CREATE INDEX jobs_init ON jobs (init) WHERE init IS NOT NULL;
+CREATE INDEX jobs_init ON jobs (init, key) WHERE init IS NOT NULL;
 CREATE INDEX jobs_state ON jobs (state, id);
 CREATE INDEX jobs_found ON jobs (place) WHERE state = 'earlier';
 CREATE INDEX jobs_ckpt ON jobs (ckpt);
 CREATE TABLE pictures (
     key INTEGER PRIMARY KEY, job INTEGER NOT NULL, run INTEGER NOT NULL, number INTEGER NOT NULL,
-    file TEXT NOT NULL, published TEXT, prompt TEXT
+    file TEXT NOT NULL, published TEXT, prompt TEXT, is_found INTEGER NOT NULL
 );
 CREATE INDEX pictures_run ON pictures (run);
 CREATE INDEX pictures_published ON pictures (published) WHERE published IS NOT NULL;
+CREATE INDEX pictures_found ON pictures (published) WHERE is_found;
 CREATE TABLE places (path TEXT PRIMARY KEY, mtime INTEGER NOT NULL, names INTEGER NOT NULL, looked INTEGER NOT NULL);
 CREATE VIRTUAL TABLE grams USING fts5 (
     pieces, content='', detail=none, columnsize=0, tokenize="ascii tokenchars '{_TOKENS}'"
@@ -121,43 +128,35 @@ def insert(database: sqlite3.Connection, entry: Entry) -> None:
     if entry.state == "done":
         _replace_found(database, [shot.published for shot in entry.shots if shot.published])
     base = _free_keys(database, int(entry.drawn_at.timestamp() * 1000), max(1, len(entry.shots)))
-    cursor = database.execute(
-        "INSERT INTO jobs VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            *(entry.id, entry.state, entry.place, base, len(entry.shots), entry.stamp),
-            *(entry.drawn_at.isoformat(timespec="milliseconds"), entry.prompt, entry.negative, entry.name),
-            *(entry.kind, entry.ckpt, entry.seed, entry.reason, entry.parent_job, entry.parent_picture, entry.init),
-            *entry.size,
-        ),
+    values = (
+        *(entry.id, entry.state, entry.place, base, len(entry.shots), entry.stamp),
+        *(entry.drawn_at.isoformat(timespec="milliseconds"), entry.prompt, entry.negative, entry.name),
+        *(entry.kind, entry.ckpt, entry.seed, entry.reason, entry.parent_job, entry.parent_picture, entry.init),
+        *(*entry.size, entry.file, entry.steps, entry.scale, entry.strength),
     )
-    job, run, last = cursor.lastrowid, base, entry.shots[0].prompt if entry.shots else None
+    job = database.execute(f"INSERT INTO jobs VALUES (NULL{', ?' * len(values)})", values).lastrowid  # noqa: S608
+    run, last = base, entry.shots[0].prompt if entry.shots else None
+    is_found = entry.state == "earlier"
     rows: list[tuple[Any, ...]] = []
     for offset, shot in enumerate(entry.shots):
         if shot.prompt != last:
             run, last = base - offset, shot.prompt
-        rows.append((base - offset, job, run, shot.number, shot.file, shot.published, shot.prompt))
-    rows = rows or [(base, job, base, 0, "", None, None)]  # one that failed before its first picture
-    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-    for key, _, run, *_, own in rows:
-        if key == run:
-            text = text_of(own or entry.prompt, entry.name, entry.reason)
-            gram = _grams(key, text, facts(entry.state, entry.seed, entry.ckpt, entry.kind))
-            database.execute("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", (key, gram))
+        rows.append((base - offset, job, run, shot.number, shot.file, shot.published, shot.prompt, is_found))
+    rows = rows or [(base, job, base, 0, "", None, None, is_found)]  # one that failed before its first picture
+    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    database.executemany("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", _grams_of(database, entry.id))
 
 
 def remove(database: sqlite3.Connection, job_id: str) -> bool:
     """Take a job and its pictures out; says whether it was there; within `writing`."""
-    job = database.execute(
-        "SELECT key, pictures, prompt, name, reason, state, seed, ckpt, kind FROM jobs WHERE id = ?", (job_id,)
-    ).fetchone()
+    job = database.execute("SELECT key, pictures FROM jobs WHERE id = ?", (job_id,)).fetchone()
     if job is None:
         return False
-    key, count, prompt, name, reason, *told = job
+    key, count = job
     span = (key - max(1, count) + 1, key)
-    runs = database.execute("SELECT key, prompt FROM pictures WHERE key BETWEEN ? AND ? AND key = run", span).fetchall()
-    for run, own in runs:
-        gram = _grams(run, text_of(own or prompt, name, reason), facts(*told))
-        database.execute("INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", (run, gram))
+    database.executemany(
+        "INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", _grams_of(database, job_id)
+    )
     where = "key BETWEEN ? AND ? AND published IS NOT NULL"
     _look_again(database, [path for (path,) in database.execute(f"SELECT published FROM pictures WHERE {where}", span)])  # noqa: S608
     database.execute("DELETE FROM pictures WHERE key BETWEEN ? AND ?", span)
@@ -165,11 +164,35 @@ def remove(database: sqlite3.Connection, job_id: str) -> bool:
     return True
 
 
+_TEXTS = """
+    SELECT p.run, coalesce(p.prompt, j.prompt), coalesce(p.published, p.file), j.negative, j.name, j.reason, j.file,
+        j.state, j.seed, j.ckpt, j.kind
+    FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - max(1, j.pictures) + 1 AND j.key"""
+
+
+def text_of_run(database: sqlite3.Connection, run: int) -> str:
+    """What the words of a run are looked for in."""
+    question = f"{_TEXTS} WHERE j.number = (SELECT job FROM pictures WHERE key = ?1) AND p.run = ?1"  # noqa: S608
+    return _text_of([*database.execute(question, (run,))])
+
+
+def _text_of(rows: list[tuple[Any, ...]]) -> str:
+    """The prompts, the job's name and its file's, why it failed, and the names of its pictures."""
+    _, prompt, _, negative, name, reason, file, *_ = rows[0]
+    return "\n".join((prompt, negative, name, reason, name_of(file), *(name_of(row[2]) for row in rows)))
+
+
+def _grams_of(database: sqlite3.Connection, job_id: str) -> list[tuple[int, str]]:
+    """What a job's runs are found by: put in and taken out alike, since it is made of the rows alone."""
+    rows = database.execute(f"{_TEXTS} WHERE j.id = ? ORDER BY p.key DESC", (job_id,))
+    runs = [(run, [*some]) for run, some in groupby(rows, key=itemgetter(0))]
+    return [(run, _grams(run, _text_of(some), facts(*some[0][7:]))) for run, some in runs]
+
+
 def _replace_found(database: sqlite3.Connection, published: list[str]) -> None:
     """Pictures that were found in outputs/ before their job was known are its own."""
-    question = (
-        "SELECT j.id FROM pictures p JOIN jobs j ON j.number = p.job WHERE p.published = ? AND j.state = 'earlier'"
-    )
+    # By an index of found ones alone: thousands of jobs may have published under that name before.
+    question = "SELECT j.id FROM pictures p JOIN jobs j ON j.number = p.job WHERE p.is_found AND p.published = ?"
     for path in published:
         for (job_id,) in database.execute(question, (path,)).fetchall():
             remove(database, job_id)
@@ -181,9 +204,10 @@ def _look_again(database: sqlite3.Connection, published: list[str]) -> None:
     database.executemany("DELETE FROM places WHERE path = ?", [(folder,) for folder in folders])
 
 
-def text_of(prompt: str, name: str, reason: str) -> str:
-    """What words are looked for in."""
-    return f"{prompt}\n{name}\n{reason}"
+def name_of(path: str) -> str:
+    """What the path of a picture or job file says: its name without the suffix, and the folders that somebody named."""
+    base = path.rpartition(".")[0] if path.lower().endswith(SUFFIXES) else path
+    return " ".join(part for part in base.split("/") if part not in EVERYWHERE)
 
 
 def facts(state: str, seed: int | None, ckpt: str, kind: str) -> list[str]:

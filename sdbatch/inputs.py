@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdbatch import files
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, Missing
 from sdbatch.inbox import Inbox, beside
 from sdbatch.manifest import Kept
 from sdbatch.root import Root
@@ -73,7 +73,7 @@ class InputStager:
         places = [self.root.inbox / place for place in beside(source)]
         try:
             found = self.root.find(field, named, [*places, self.root.path])
-        except JobError:
+        except Missing:
             self._wait(folder.name, [place / named for place in places], now)
             raise
         inbox = self.root.inbox.resolve()

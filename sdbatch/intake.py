@@ -27,6 +27,7 @@ class Intake:
             NotYet: a file that it names is still on its way.
         """
         folder = self.spool.folder(claim)
+        self.spool.require_own(claim)
         self.spool.heed_cancel(claim)
         parsed = self._read(claim)
         if parsed.error is not None:

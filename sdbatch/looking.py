@@ -7,12 +7,14 @@ import json
 import os
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdbatch.commands import JsonOption, RootOption, app, named_root
+from sdbatch.spelling import as_stored
 
 if TYPE_CHECKING:
     from sdbatch.history import History
@@ -31,7 +33,8 @@ DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the job file, 
 @app.command()
 def history(  # noqa: PLR0913 - each is an option
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORDS]", help="All of them stand in the prompt.")
+        list[str] | None,
+        typer.Argument(metavar="[WORDS]", help="All of them stand in the prompts, or in the names of its files."),
     ] = None,
     root: RootOption = Path(),
     *,
@@ -44,10 +47,11 @@ def history(  # noqa: PLR0913 - each is an option
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Read all folders again first.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find pictures by the words of their prompts, newest first: a table, or lines that begin with the path if piped.
+    """Find pictures by words, newest first: a table, or lines that begin with the path if piped.
 
-    A word finds those that begin with it; Chinese is found anywhere. Found are pictures of jobs/done/, and in outputs/
-    what the earlier web service and other programs drew.
+    The words stand in the prompt or the negative one, in the job's name or its file's, or in the picture's path. Each
+    finds those that begin with it, with accents or without; Chinese is found anywhere. Found are pictures of
+    jobs/done/, and in outputs/ what the earlier web service and other programs drew.
 
     Examples: sdbatch history blue truck --since 3d; sdbatch history 猫 --json; sdbatch history --failed;
     sdbatch history truck | cut -f1 | head -1; sdbatch history --rebuild
@@ -62,15 +66,18 @@ def history(  # noqa: PLR0913 - each is an option
     place = named_root(root)
     drawn = moment(since, datetime.now(UTC)) if since else None
     opened = _open(place, anew=rebuild)
-    found = opened.search(
-        " ".join(words or []), since=drawn, seed=seed, ckpt=ckpt, kind=kind, failed=failed, limit=limit
-    )
+    search = partial(opened.search, " ".join(words or []), since=drawn, seed=seed, ckpt=ckpt, kind=kind, failed=failed)
+    found = search(limit=limit)
     if as_json:
         typer.echo(json.dumps([asdict(picture) for picture in found], ensure_ascii=False, indent=1))
     else:
         tables.show_pictures(found, place)
     if not found and not as_json:
         typer.echo("nothing was found", err=True)
+    if found.rest is not None and search(before=found.rest, limit=1):
+        typer.echo(
+            f"these are the newest {len(found)}; there are more: --limit {10 * limit} shows up to so many", err=True
+        )
     raise typer.Exit(0 if found or (rebuild and not words) else 1)
 
 
@@ -206,7 +213,7 @@ def _find(opened: "History", named: str) -> "Picture | Job":
 
     if not named.strip():
         raise JobError("name a picture or a job")
-    path = Path(os.path.abspath(Path(named).expanduser()))  # noqa: PTH100 - a link keeps its name
+    path = as_stored(Path(os.path.abspath(Path(named).expanduser())))  # noqa: PTH100 - a link keeps its name
     return opened.find(opened.root.show(path) if path.exists() else named)
 
 
@@ -214,7 +221,7 @@ def _find_or_file(place: "Root", named: str) -> "Picture | Job | Path":
     """The same, or a file that the history knows nothing of, which needs no root."""
     from sdbatch.errors import JobError  # noqa: PLC0415
 
-    path = Path(named).expanduser()
+    path = as_stored(Path(named).expanduser())
     try:
         return _find(_open(place), named)
     except JobError:

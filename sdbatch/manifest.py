@@ -62,7 +62,7 @@ class Picture(Record):
 
 
 class Grid(Record):
-    """The grid, if one was drawn."""
+    """The grid, if one was drawn, or a part of it."""
 
     file: str
     sha256: str
@@ -91,6 +91,7 @@ class Manifest(Record):
     job: dict[str, Any]
     pictures: list[Picture]
     grid: Grid | None
+    more_grids: list[Grid] = []  # its further parts, where it would have been too large
     inputs: list[Input]
     outdir: str
     timings: dict[str, Any]
@@ -110,8 +111,9 @@ class Manifest(Record):
         for picture in content["pictures"]:
             if picture["prompt"] is None:
                 del picture["prompt"]
-        if self.peak_bytes is None:
-            del content["peak_bytes"]
+        for name in ("peak_bytes", "more_grids"):
+            if not content[name]:
+                del content[name]
         head = {key: content.pop(key) for key in ("sdbatch_manifest", "id")}
         if self.pictures:
             head["follow_up"] = self._follow_up()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sdbatch.commands import JsonOption, RootOption, admins_root, app, configured, open_root
+from sdbatch.commands import JsonOption, RootOption, admins_root, app, configured, open_root, stored
 from sdbatch.errors import JobError
 from sdbatch.root import DEFAULT_CONFIG
 
@@ -54,7 +54,9 @@ def list_models(root: RootOption = Path(), *, as_json: JsonOption = False) -> No
 
 @model.command("import")
 def import_model(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint, or a folder in diffusers format.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A checkpoint, or a folder in diffusers format.", callback=stored)
+    ],
     root: RootOption = Path(),
     *,
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="What to call it in models/.")] = "",

@@ -19,6 +19,7 @@ from sdbatch import files
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name, natural_key
 from sdbatch.root import Root
+from sdbatch.spelling import normal
 
 SHOWN = 20  # of the queue
 FAILURES = 5
@@ -128,6 +129,7 @@ def matching(named: str, places: Iterable[Path]) -> list[Path]:
     if not named:
         return []  # it is a part of every id
     found = [place / name for place in places for name in sorted(_folders(place))]
+    named = normal(named)  # as ids are
     exact = [path for path in found if path.name == named]
     ending = [path for path in found if path.name.endswith(f"-{named}")]
     return exact or ending or [path for path in found if named in path.name]

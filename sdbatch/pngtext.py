@@ -37,11 +37,26 @@ def read(path: Path) -> Written | None:
         return None
 
 
-def _read(file: BinaryIO) -> Written | None:
-    head = file.read(33)  # the signature, and IHDR with its length, type and checksum
-    if head[:8] != SIGNATURE or head[12:16] != b"IHDR":
+def size(path: Path) -> tuple[int, int] | None:
+    """Width and height alone, from the first bytes."""
+    try:
+        with files.open_regular(path) as file:
+            return _size(file) if file is not None else None
+    except (OSError, ValueError, struct.error):
         return None
-    width, height = struct.unpack(">II", head[16:24])
+
+
+def _size(file: BinaryIO) -> tuple[int, int] | None:
+    head = file.read(33)  # the signature, and IHDR with its length, type and checksum
+    if len(head) < 33 or head[:8] != SIGNATURE or head[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
+
+
+def _read(file: BinaryIO) -> Written | None:
+    sides = _size(file)
+    if sides is None:
+        return None
     texts: dict[str, str] = {}
     for _ in range(MAX_CHUNKS):
         start = file.read(8)
@@ -56,7 +71,7 @@ def _read(file: BinaryIO) -> Written | None:
                 texts[keyword] = text
             size = 0
         file.seek(size + 4, 1)  # over what is left, and the checksum
-    return Written(width, height, texts)
+    return Written(*sides, texts)
 
 
 def _plain(data: bytes) -> str:

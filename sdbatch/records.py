@@ -5,12 +5,13 @@ from dataclasses import dataclass
 # What the index is asked for, in the order of the fields.
 JOB_QUESTION = (
     "SELECT id, state, place, prompt, negative, name, kind, ckpt, seed, drawn_at, pictures, reason, parent_job, "
-    "parent_picture, init, width, height, key FROM jobs"
+    "parent_picture, init, width, height, key, file, steps, scale, strength FROM jobs"
 )
 PICTURE_QUESTION = (
     "SELECT p.key, j.id, p.number, p.file, CASE WHEN p.file = '' THEN j.place ELSE j.place || '/' || p.file END, "
     "p.published, coalesce(p.prompt, j.prompt), j.negative, j.name, j.seed, j.kind, j.ckpt, j.width, j.height, "
-    "j.drawn_at, j.parent_job, j.parent_picture, j.state, j.reason FROM pictures p JOIN jobs j ON j.number = p.job"
+    "j.drawn_at, j.parent_job, j.parent_picture, j.state, j.reason, j.steps, j.scale, j.strength "
+    "FROM pictures p JOIN jobs j ON j.number = p.job"
 )
 
 
@@ -46,11 +47,17 @@ class Picture:
     parent_picture: str | None
     state: str
     reason: str
+    steps: int | None
+    scale: float | None
+    strength: float | None
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of the history; `folder` is from the root, `init` the picture it started from as the job named it."""
+    """A job of the history; `folder` is from the root, `init` the picture it started from as the job named it.
+
+    `file` is the name that its file was dropped under.
+    """
 
     id: str
     state: str
@@ -70,6 +77,10 @@ class Job:
     width: int
     height: int
     key: int
+    file: str
+    steps: int | None
+    scale: float | None
+    strength: float | None
 
 
 @dataclass(frozen=True)

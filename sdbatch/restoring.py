@@ -18,12 +18,11 @@ from sdbatch.inputs import INPUTS
 from sdbatch.job import Img2Img, Txt2Img, job_kind
 from sdbatch.manifest import VERSION, dump
 from sdbatch.records import Job, Picture
-from sdbatch.root import SAMPLES, WEIGHTS, Root
+from sdbatch.root import FILES, SAMPLES, WEIGHTS, Root
 from sdbatch.spool import MANIFEST, slug_of
 
 Fields = dict[str, Any]
 ALWAYS = ("prompt", "seed")  # told even where they are the defaults
-FILES = ("init_img", "from_file")
 # What a follow-up on a picture without a manifest takes over; the rest is the new picture's own.
 CARRIED_OVER = {
     "negative_prompt",

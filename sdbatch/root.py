@@ -1,6 +1,7 @@
 """Where things lie under one root, and which paths a job may name: the one home of path policy."""
 
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ from typing import NamedTuple
 
 from sdbatch import files
 from sdbatch.beneath import open_beneath
-from sdbatch.errors import JobError, NoRoot, NotHere
+from sdbatch.errors import JobError, Missing, NoRoot, NotHere
+from sdbatch.spelling import as_stored, in_other_case, normal
 
 SECRET = ("state", "models", "configs")  # no job reads there but its model: a manifest would tell what it read
+FILES = ("init_img", "from_file")  # that a job names beside its model
 OURS = ("jobs", *SECRET)  # no job's pictures go there
 DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 NOWHERE = (0, 0)
+LONGEST_SHOWN = 100  # characters of a name that is refused
 MOST_FOLDERS = 2000  # looked through for weights
 
 
@@ -137,7 +141,8 @@ class Root:
         """The file that a job names, looked for in each of `bases` in order; it lies inside the root, links resolved.
 
         Raises:
-            JobError: it isn't there, leads out of the root, or into the service's own folders.
+            Missing: it isn't there.
+            JobError: it leads out of the root, or into the service's own folders, or is no path.
         """
         for base in bases:
             path = self._inside(field, named, base)
@@ -145,8 +150,12 @@ class Root:
                 raise JobError(f'{field}: "{named}" is a file of the service; name one beside the job or in outputs/')
             if _exists(path):
                 return path
+        refuse_form(field, named)
+        if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
+            raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
         places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))
-        raise JobError(f'{field}: there is no "{named}" (looked in {places})')
+        said = f'{field}: there is no "{named}" (looked in {places}){self._hint(field, named, bases)}'
+        raise Missing(said, may_be_drawn="/" in named)  # no job draws into the root itself, or into the inbox
 
     def open(self, field: str, named: str, found: Path) -> BufferedReader:
         """A file that `find` found, opened for reading without a way out for who changes links in between.
@@ -199,10 +208,11 @@ class Root:
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
                 raise NotHere(f'{field}: "{named}" lies behind a link to a disk that is not there')
-        raise JobError(
-            f'{field}: there is no "{named}" (looked in {self.path}/ and {self.show(bases[1])}/); '
-            "copy the file there, or put a link to it"
-        )
+        refuse_form(field, named)
+        looked = f"{self.path}/ and {self.show(bases[1])}/"
+        if hint := self._hint(field, named, bases):
+            raise JobError(f'{field}: there is no "{named}" (looked in {looked}){hint}')
+        raise JobError(f'{field}: there is no "{named}" (looked in {looked}); copy the file there, or put a link to it')
 
     def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
         """A folder that anybody may have made: what it holds lies in the root, too."""
@@ -217,12 +227,12 @@ class Root:
 
         What the job names beside the name, other than the default, is used in place of the named model's own.
         """
-        known = dict(self.named)
-        if ckpt not in known:
+        known = {normal(name): model for name, model in self.named}
+        if normal(ckpt) not in known:
             found = self.find_model("ckpt", ckpt)
             own = found if found.is_dir() else self.find_model("config", config)
             return ModelFiles(found, own, self.find_model("vae", vae) if vae else None)
-        model, where = known[ckpt], f"models: {ckpt}: "
+        model, where = known[normal(ckpt)], f"models: {ckpt}: "
         found = self._find_named(where + "ckpt", model.ckpt)
         if found.is_dir():
             own = found
@@ -237,9 +247,10 @@ class Root:
         """A file that the configuration names: an absolute path is the admin's own business."""
         if not Path(named).is_absolute():
             return self.find_model(field, named)
-        if not _exists(Path(named)):
+        path = as_stored(Path(named))
+        if not _exists(path):
             raise NotHere(f"{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it")
-        return Path(named)
+        return path
 
     def output_folder(self, named: str) -> Path:
         """Where a job's pictures go; it need not exist yet.
@@ -251,6 +262,8 @@ class Root:
         self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
         if path == self.path.resolve() or any(_leads_into(path, self.path.resolve() / own) for own in OURS):
             raise JobError(f'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine')
+        if not _exists(path):
+            refuse_form("outdir", named)
         return path
 
     def show(self, path: Path) -> str:
@@ -260,14 +273,32 @@ class Root:
                 return path.relative_to(base).as_posix()
         return str(path)
 
+    def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
+        """The likely name of a file that is not there: the same letters in another case, where a job may name it."""
+        for base in bases:
+            found = in_other_case(self._normal(field, named, base))
+            if found is not None and self._may_be_told(field, found):
+                return f"; did you mean {os.path.relpath(found, base)}?"
+        return ""
+
+    def _may_be_told(self, field: str, found: Path) -> bool:
+        """Whether a job may name this, and so learn that it is there."""
+        if field not in FILES and any(_is_below(found, folder) for folder in (self.models, self.configs)):
+            return True
+        try:
+            path = self._inside(field, str(found), self.path)
+        except JobError:
+            return False
+        return not any(_leads_into(path, (self.path / own).resolve()) for own in SECRET)
+
     def _normal(self, field: str, named: str, base: Path) -> Path:
-        """`named` below `base` by its letters alone; `..` may not lead out."""
+        """`named` below `base` by its letters alone, as they are stored there; `..` may not lead out."""
         if "\0" in named:
             raise JobError(f"{field}: a path can't hold a NUL character")
         path = Path(os.path.normpath(base / named))
         if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
             raise JobError(f'{field}: "{named}" leads out of the root {self.path}; only files inside it may be named')
-        return path
+        return as_stored(path)
 
     def _inside(self, field: str, named: str, base: Path) -> Path:
         """`named` below `base`, links resolved; it must end inside the root or an allowed folder."""
@@ -280,6 +311,29 @@ class Root:
                 f'{field}: "{named}" is a link out of the root {self.path}; only files inside it may be named'
             )
         return path
+
+
+def refuse_form(field: str, named: str) -> None:
+    """Say what is wrong with a name of nothing, where it is written as no path here is.
+
+    Raises:
+        JobError: it is an address, a path of Windows, a home folder, or a pattern.
+    """
+    shown = named if len(named) <= LONGEST_SHOWN else f"{named[:LONGEST_SHOWN]}..."
+    from_root = "name it from the root on, such as outputs/mine"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|(data|file):", named):
+        said = f'"{shown}" is an address, and nothing is fetched: copy the file into the root, and {from_root}'
+    elif re.match(r"[A-Za-z]:", named):
+        said = f'"{shown}" is a path on a disk of Windows; {from_root}'
+    elif "\\" in named:
+        said = f'"{shown}" has backslashes; folders are parted by /: ' + shown.replace("\\", "/")
+    elif re.match(r"~$|~[^/]*/", named):
+        said = f'"{shown}" begins with ~, which is no folder here; {from_root}'
+    elif field != "outdir" and ("*" in named or "?" in named):
+        said = f'"{shown}" is a pattern; name one file or folder'
+    else:
+        return
+    raise JobError(f"{field}: {said}")
 
 
 def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, int]]) -> bool:

@@ -34,11 +34,19 @@ class Found(list[Picture]):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is looked for: the pieces, what of the words is longer than these, and the first key that counts."""
+    """What is looked for.
+
+    Attributes:
+        match: the pieces.
+        long: what of the words is longer than these.
+        oldest: the first key that counts.
+        numbers: those of the words that may be a picture's number, as it is named: 00007.
+    """
 
     match: str
     long: list[Part]
     oldest: int | None
+    numbers: tuple[str, ...] = ()
 
 
 def search(ask: Ask, wanted: Wanted, before: int | None, limit: int, patience: float) -> Found:
@@ -54,7 +62,7 @@ def search(ask: Ask, wanted: Wanted, before: int | None, limit: int, patience: f
         some, down_to = ask(partial(step, wanted=wanted, oldest=oldest, end=reached - 1, limit=limit - len(runs)))
         by_spans = by_spans or down_to == reached
         runs, reached, now = runs + some, down_to, perf_counter()
-    found: Found = ask(lambda db: _pictures(db, runs, below, limit))
+    found: Found = ask(lambda db: _pictures(db, runs, below, limit, wanted.numbers))
     if len(found) == limit:
         found.rest = found[-1].key
     elif reached > oldest:
@@ -76,16 +84,14 @@ def _step(
 ) -> tuple[list[int], int]:
     """Runs with keys up to `end`, and the key down to which there is none but these."""
     question = """
-        SELECT g.rowid, coalesce(p.prompt, j.prompt), j.name, j.reason
-        FROM grams g JOIN pictures p ON p.key = g.rowid JOIN jobs j ON j.number = p.job
-        WHERE grams MATCH ? AND g.rowid <= ? AND g.rowid >= ? ORDER BY g.rowid DESC"""
+        SELECT g.rowid FROM grams g WHERE grams MATCH ? AND g.rowid <= ? AND g.rowid >= ? ORDER BY g.rowid DESC"""
     runs: list[int] = []
     reached, deadline = end + 1, perf_counter() + seconds
     database.set_progress_handler(lambda: perf_counter() > deadline, OFTEN)
     try:
-        for run, *texts in database.execute(question, (wanted.match, end, oldest)):
+        for (run,) in database.execute(question, (wanted.match, end, oldest)):
             reached = run
-            if not wanted.long or has(index.text_of(*texts), wanted.long):
+            if not wanted.long or has(index.text_of_run(database, run), wanted.long):
                 runs.append(run)
             if len(runs) >= limit or perf_counter() > deadline:
                 return runs, reached
@@ -109,9 +115,14 @@ def _step_in_span(
     return _step(database, inside, max(oldest, span.begin), end, limit, math.inf)
 
 
-def _pictures(database: sqlite3.Connection, runs: list[int], below: int, limit: int) -> Found:
-    which = " WHERE p.run IN (SELECT value FROM json_each(?)) AND p.key < ? ORDER BY p.key DESC LIMIT ?"
-    return Found(Picture(*row) for row in database.execute(PICTURE_QUESTION + which, (str(runs), below, limit)))
+def _pictures(database: sqlite3.Connection, runs: list[int], below: int, limit: int, numbers: tuple[str, ...]) -> Found:
+    """The pictures of runs; of those that are found by a picture's number those alone that have it."""
+    which = " WHERE p.run IN (SELECT value FROM json_each(?)) AND p.key < ?"
+    which += " AND instr(p.file || coalesce(p.published, '') || coalesce(p.prompt, j.prompt) || j.file, ?)" * len(
+        numbers
+    )
+    question = f"{PICTURE_QUESTION}{which} ORDER BY p.key DESC LIMIT ?"
+    return Found(Picture(*row) for row in database.execute(question, (str(runs), below, *numbers, limit)))
 
 
 def _rest(database: sqlite3.Connection, reached: int) -> int | None:

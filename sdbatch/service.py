@@ -9,7 +9,7 @@ between passes is only a convenience: everything that counts lies in the folders
 import errno
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -190,8 +190,7 @@ class Service:
         """Let the engine draw what is missing, and keep the inbox and the status fresh meanwhile."""
         claim, now = task.claim, clock()
         folder = self.spool.folder(claim)
-        with suppress(FileNotFoundError):
-            files.delete(folder / HALT)
+        files.clear(folder / HALT)
         self.readiness.require_space(task)
         samples = STAGED if task.job.skip_save else SAMPLES
         files.make_dir(folder / samples)
@@ -288,11 +287,16 @@ class Service:
 
     def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
         self.turns.waiting.pop(claim.id, None)
+        folder = self.spool.folder(claim)
         try:
             self.spool.fail(claim, text)
-        except OSError:
-            self.turns.defer(claim)
-            raise
+        except OSError as error:
+            if files.is_disk_trouble(error) or not folder.is_dir():
+                self.turns.defer(claim)
+                raise
+            why = f"{claim.id} can't be moved to jobs/failed/: {error.strerror}; let the service's group write in it"
+            self.turns.defer(claim, now.mono, why)
+            return
         finally:  # a disk that would not sync the move has moved it all the same
             self.failed += not is_cancelled and (self.root.failed / claim.id).exists()
         self.historian.tell(self.root.failed / claim.id)

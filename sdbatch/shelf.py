@@ -15,6 +15,7 @@ from sdbatch import files
 from sdbatch.engine.fingerprint import known_fingerprint
 from sdbatch.errors import JobError
 from sdbatch.root import WEIGHTS, Root
+from sdbatch.spelling import as_stored
 
 MOST_DEPTH = 12
 CHUNK = 1 << 22  # bytes copied at once
@@ -52,7 +53,7 @@ def look(root: Root) -> list[Shelved]:
 
 def _named_path(root: Root, ckpt: str) -> Path:
     """As `Root.find_weights` looks for it."""
-    places = [base / ckpt for base in (root.path, root.models)]
+    places = [as_stored(base / ckpt) for base in (root.path, root.models)]
     return next((path for path in places if path.exists()), places[0])
 
 

@@ -16,11 +16,12 @@ cannot do so for ever. `<id>` is time, number and name; it sorts by arrival even
 """
 
 import json
+import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 
 from sdbatch import files, log
 from sdbatch.errors import Cancelled, JobError, printable
+from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name
 from sdbatch.root import SAMPLES, Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
@@ -87,33 +89,56 @@ class Spool:
     def recover(self) -> int:
         """Bring running/ in order after a stop of any kind, once, before anything else.
 
+        Trouble that is one folder's own is told, and leaves that folder to its turn; the disk's ends this.
+
         Returns how many jobs were on their way to failed/.
         """
         failed = 0
         self.unreadable.clear()  # a disk that failed in the middle has this begin anew
-        for folder in _folders(self.root.running):
-            for draft in [*folder.rglob(files.BUSY_PREFIX + "*")]:
-                draft.unlink(missing_ok=True)
-            claim = self._read(folder)
-            if folder.name in self.unreadable:
-                continue  # it may be whole
-            if claim is None or folder.name.startswith(files.BUSY_PREFIX):
-                files.remove_tree(folder)  # the rename that claims, or that splits off, never happened
-            else:
-                failed += self._settle(folder, claim) == self.root.failed
-        for rubbish in [
-            *self.root.status.parent.glob(files.BUSY_PREFIX + "*"),
-            *self.root.state.glob(files.BUSY_PREFIX + "*"),
-        ]:
-            rubbish.unlink(missing_ok=True)
+        places = (self.root.running, self.root.done, self.root.failed)
+        self._last = max((_stamp(path.name) for place in places for path in place.iterdir()), default=("", 0))
         for place in (self.root.done, self.root.failed):
             for half in place.glob(files.BUSY_PREFIX + "*"):
                 files.remove_tree(half)  # its removal was under way
-        names = (
-            path.name for place in (self.root.running, self.root.done, self.root.failed) for path in place.iterdir()
-        )
-        self._last = max((_stamp(name) for name in names), default=("", 0))
+        for folder in _folders(self.root.running):
+            with self._of_its_own(folder):
+                failed += self._bring_in_order(folder)
+        for place in (self.root.status.parent, self.root.state):
+            self._clear_drafts(place.glob(files.BUSY_PREFIX + "*"))
         return failed
+
+    def _bring_in_order(self, folder: Path) -> bool:
+        """What a stop left of one job; says whether that has it end in failed/."""
+        if folder.name.startswith(files.BUSY_PREFIX):
+            files.remove_tree(folder)  # the rename that splits off never happened
+            return False
+        self._clear_drafts(folder.rglob(files.BUSY_PREFIX + "*"))
+        claim = self._read(folder)
+        if folder.name in self.unreadable:
+            return False  # it may be whole
+        if claim is not None:
+            return self._settle(folder, claim) == self.root.failed
+        if {path.name for path in folder.iterdir()} <= {CLAIM}:
+            files.remove_tree(folder)  # the rename that claims never happened
+            return False
+        self.fail(Claim(folder.name, "", "", ""), "There is no job file in this folder, so nothing can be drawn.")
+        return True
+
+    def _clear_drafts(self, found: Iterable[Path]) -> None:
+        """Take unfinished files away. We make no folders of such names there: one is somebody's, and stays."""
+        for draft in [*found]:
+            with self._of_its_own(draft):
+                draft.unlink(missing_ok=True)
+
+    @contextmanager
+    def _of_its_own(self, path: Path) -> Iterator[None]:
+        """Names one file or folder that can't be brought in order, and goes on; a failing disk is another matter."""
+        try:
+            yield
+        except OSError as error:
+            if files.is_disk_trouble(error):
+                raise
+            self.log.warning("left as it is, since it can't be brought in order", path=str(path), error=str(error))
 
     def claimed(self) -> Iterator[Claim]:
         """Jobs in running/, in order, each read only when it is its turn: a file can hold a thousand."""
@@ -126,10 +151,12 @@ class Spool:
 
     def _settle(self, folder: Path, claim: Claim) -> Path | None:
         """Give a job that has ended the move that it lacks, to done/ or failed/; says which, None for any other."""
-        if (folder / MANIFEST).exists():
+        if not self._is_own(folder):
+            return None  # its turn has it set aside
+        if (folder / MANIFEST).is_file():
             self.finish(claim)
             return self.root.done
-        if (folder / ERROR).exists():
+        if (folder / ERROR).is_file():
             files.move(folder, self.root.failed / folder.name)
             return self.root.failed
         return None
@@ -148,6 +175,33 @@ class Spool:
         if (self.folder(claim) / CANCEL).exists():
             raise Cancelled(Cancelled.TEXT)
 
+    def require_own(self, claim: Claim) -> None:
+        """Make sure that a folder in running/ came there by a claim, and not by a person's hand.
+
+        A copy is never drawn unasked: a back-up that was put back may hold a job twice.
+
+        Raises:
+            JobError: it is a copy, with what to do.
+        """
+        if self._is_own(self.folder(claim)):
+            return
+        raise JobError(
+            "This folder was put into jobs/running/ by hand, or came there with a back-up: its name is no job's, "
+            "or that of a job that has ended.\n"
+            "Nothing was drawn of it. To draw it as it lies here: sdbatch retry, with the name of this folder.\n"
+            "To draw it with changes, drop its job file into jobs/inbox/. Otherwise delete it."
+        )
+
+    def _is_own(self, folder: Path) -> bool:
+        """Whether a folder in running/ has the name that its claim gave it, and no other folder has."""
+        written = read_claim(folder)
+        has_name = arrived(folder.name) and (written is None or written.id == folder.name)
+        return has_name and not self._has_ended(folder.name)
+
+    def _has_ended(self, job_id: str) -> bool:
+        """Whether a job of this name lies in done/ or failed/."""
+        return any((place / job_id).exists() for place in (self.root.done, self.root.failed))
+
     def take_up(self, failed: Path) -> None:
         """Bring a failed job back to running/, with a clean slate and what was drawn of it."""
         claim = read_claim(failed) or self._rebuilt(failed)
@@ -157,8 +211,8 @@ class Spool:
         # The service is to read it, whatever the umask of who asks.
         files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
-        with suppress(FileNotFoundError):
-            files.delete(failed / ERROR)
+        for mark in (ERROR, MANIFEST):  # a copy of a job that was done has the other too
+            files.clear(failed / mark)
         files.move(failed, self.root.running / failed.name)
 
     def claim(self, dropped: Path, now: datetime, priority: int = 0) -> Claim | None:
@@ -219,12 +273,24 @@ class Spool:
         files.move(folder, self.root.done / claim.id)
 
     def fail(self, claim: Claim, text: str) -> None:
-        """Move a job to failed/, with the reason in plain words beside it."""
-        files.write_atomically(self.folder(claim) / ERROR, printable(text.rstrip()).encode() + b"\n")
-        _unmark(self.folder(claim))
-        for drawn in (SAMPLES, STAGED):
-            files.sweep(self.folder(claim) / drawn)  # its renderer may have been killed
-        files.move(self.folder(claim), self.root.failed / claim.id)
+        """Move a job to failed/, with the reason in plain words beside it; under a new id where it has none of its own.
+
+        Raises:
+            OSError: the disk failed, or the folder isn't ours to move.
+        """
+        folder, ended = self.folder(claim), claim
+        if not self._is_own(folder):
+            new = self._next_id(f"{_ID.sub('', claim.id, count=1)}.", datetime.now(UTC))
+            ended = replace(claim, id=new, outputs=None)
+        with self._of_its_own(folder):  # whatever lies in the way of a mark, the folder goes
+            files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
+            _unmark(folder)
+            for drawn in (SAMPLES, STAGED):
+                files.sweep(folder / drawn)  # its renderer may have been killed
+            if ended is not claim and claim.file:
+                files.write_atomically(folder / CLAIM, _to_json(ended))
+        files.move(folder, self.root.failed / ended.id)
+        claim.id = ended.id
 
     def _next_id(self, name: str, now: datetime) -> str:
         stamp, number = self._last
@@ -235,6 +301,8 @@ class Spool:
         """The claim in a folder; None without one, where it can't be read now, or where the job had ended."""
         try:
             claim = read_claim(folder) or self._rebuilt(folder)
+            if claim is not None:
+                claim.id = folder.name  # which a copy's note does not say
             # What `recover` passed over may have ended before the stop: it is settled now.
             if claim is not None and folder.name in self.unreadable and self._settle(folder, claim):
                 claim = None
@@ -250,14 +318,17 @@ class Spool:
 
     def _rebuilt(self, folder: Path) -> Claim | None:
         """A claim for a folder whose claim.json is unreadable but that holds a dropped file: never lose that."""
-        dropped = sorted(path.name for path in folder.iterdir() if not _RESERVED.fullmatch(path.name))
+        found = (path.name for path in folder.iterdir() if path.is_symlink() or not path.is_dir())
+        names = (name for name in found if not _RESERVED.fullmatch(name) and not name.startswith(NOBODYS_PREFIXES))
+        dropped = sorted(names, key=lambda name: (not is_job_name(name), name))
         if not dropped:
             return None
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         part = _PART.match(folder.name)  # of a file that was split before
         number = int(part[1]) if part else 0
         claim = Claim(folder.name, dropped[0], dropped[0], now, part=number or 1, parts=number)
-        files.write_atomically(folder / CLAIM, _to_json(claim))
+        with self._of_its_own(folder / CLAIM):
+            files.write_atomically(folder / CLAIM, _to_json(claim))
         return claim
 
     def _write(self, claim: Claim) -> None:
@@ -273,7 +344,7 @@ def read_claim(folder: Path) -> Claim | None:
     try:
         claim = Claim(**json.loads((folder / CLAIM).read_bytes()))
         (folder / claim.file).lstat()
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, RecursionError):
         return None
     return claim
 
@@ -292,13 +363,13 @@ def _may_hold(path: Path) -> bool:
 def _unmark(folder: Path) -> None:
     """Take off what asked a job to stop: it has."""
     for mark in (HALT, CANCEL):
-        with suppress(FileNotFoundError):
-            files.delete(folder / mark)
+        files.clear(folder / mark)
 
 
 def _folders(place: Path) -> list[Path]:
-    """The folders in a place, in order; people's file managers leave files there too."""
-    return sorted(path for path in place.iterdir() if path.is_dir())
+    """The folders in a place, in order; people leave files there too, and links to folders elsewhere."""
+    with os.scandir(place) as entries:  # which asks the disk for each of a thousand only where it must
+        return sorted(place / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
 def slug_of(name: str) -> str:

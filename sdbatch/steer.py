@@ -1,7 +1,6 @@
 """Steering a service by its folders: pause, cancel, retry, bump. Works over a share, and with the service down too."""
 
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 from sdbatch import files, overview
@@ -9,6 +8,7 @@ from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
 from sdbatch.inbox import URGENT, make_folder, walk
 from sdbatch.root import Root
+from sdbatch.spelling import normal
 from sdbatch.spool import CANCEL, ERROR, Spool
 
 
@@ -74,8 +74,7 @@ def bump(root: Root, name: str) -> str:
     if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
         files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False)
     files.move(file, target)
-    with suppress(FileNotFoundError):
-        files.delete(Path(f"{file}.sha256"))
+    files.clear(Path(f"{file}.sha256"))
     return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
 
 
@@ -91,8 +90,9 @@ def _waiting(root: Root, name: str) -> list[Path]:
     root.require(root.inbox)
     found = (Path(entry.path) for entry in walk(root.inbox, {}) if is_job_name(entry.name))
     jobs = [path for path in found if not path.is_dir()]
-    exact = [path for path in jobs if path.relative_to(root.inbox).as_posix() == name]
-    return exact or [path for path in jobs if name in (path.name, path.stem)]
+    name = normal(name)
+    exact = [path for path in jobs if normal(path.relative_to(root.inbox).as_posix()) == name]
+    return exact or [path for path in jobs if name in (normal(path.name), normal(path.stem))]
 
 
 def _ambiguous(name: str, found: list[Path]) -> JobError:

@@ -14,22 +14,23 @@ from sdbatch.shelf import Shelved
 
 
 def show_pictures(pictures: list[Picture], root: Root) -> None:
-    """A table; piped, a line each with tabs between path, time, job, seed and prompt or reason."""
+    """A table; piped, a line each: path, time, job, seed, prompt or reason, steps, scale, strength, tabs between."""
     console = Console(highlight=False)
     if not console.is_terminal:
         for each in pictures:
             said = each.reason if each.state == "failed" else each.prompt
-            fields = (str(root.path / each.path), each.drawn_at, each.job, _seed(each.seed), said)
+            fields = (str(root.path / each.path), each.drawn_at, each.job, _said(each.seed), said, *_how(each))
             print("\t".join(_line(value) for value in fields))  # noqa: T201 - no folding, no markup
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("drawn", no_wrap=True)
     table.add_column("picture", overflow="fold")
-    table.add_column("seed", justify="right", no_wrap=True)
+    for name in ("seed", "steps", "scale", "strength"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("prompt", overflow="fold", ratio=1)
     for each in pictures:
         cell = Text(printable(each.reason), "red") if each.state == "failed" else Text(printable(each.prompt))
-        table.add_row(_local(each.drawn_at), Text(printable(each.path)), _seed(each.seed), cell)
+        table.add_row(_local(each.drawn_at), Text(printable(each.path)), _said(each.seed), *_how(each), cell)
     console.print(table)
 
 
@@ -87,7 +88,7 @@ def _facts(found: Picture | Job, root: Root) -> Iterator[tuple[str, str]]:
         ("name", found.name),
         ("kind", found.kind),
         ("checkpoint", found.ckpt),
-        ("seed", _seed(found.seed)),
+        ("seed", _said(found.seed)),
         ("size", f"{found.width}x{found.height}" if found.width else ""),
         ("came from", " ".join(filter(None, (found.parent_job, found.parent_picture)))),
     ]
@@ -118,8 +119,12 @@ def _line(value: str) -> str:
     return printable(" ".join(value.split()))
 
 
-def _seed(seed: int | None) -> str:
-    return "" if seed is None else str(seed)
+def _how(picture: Picture) -> tuple[str, str, str]:
+    return _said(picture.steps), _said(picture.scale), _said(picture.strength)
+
+
+def _said(number: float | None) -> str:
+    return "" if number is None else f"{number:.10g}" if isinstance(number, float) else str(number)
 
 
 def _local(moment: str) -> str:

@@ -52,7 +52,7 @@ class Drawing:
     started: datetime
     heard: float  # when the engine last told of something, on the clock that never steps back
     samples: list[StagedSample] = field(default_factory=list)
-    grid: StagedGrid | None = None
+    grids: list[StagedGrid] = field(default_factory=list)  # one, or its parts
     loaded: Loaded | None = None
     finished: Finished | None = None
     stepped: Stepped | None = None  # the last
@@ -71,7 +71,7 @@ class Drawing:
             case StagedSample():
                 self.samples.append(event)
             case StagedGrid():
-                self.grid = event
+                self.grids.append(event)
             case Finished():
                 self.finished = event
 
@@ -94,16 +94,17 @@ class Drawing:
     def to_publish(self, job: AnyJob) -> list[str]:
         """The staged files that people shall see."""
         samples = [] if job.skip_save else [sample.file for sample in self.samples]
-        return samples + ([self.grid.file] if self.grid else [])
+        return samples + [grid.file for grid in self.grids]
 
 
 def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: datetime) -> Manifest:
     """The record of a finished task, whose pictures were published as `names` in its output folder."""
-    claim, loaded, finished, grid = task.claim, drawing.loaded, drawing.finished, drawing.grid
+    claim, loaded, finished = task.claim, drawing.loaded, drawing.finished
     assert loaded is not None, "the engine loads before it draws"
     assert finished is not None, "a stream ends with Finished, or raises"
     folder = root.running / claim.id
     published = {file: root.show(task.outdir / name) for file, name in names.items()}
+    grids = [Grid(file=grid.file, sha256=grid.sha256, published=published[grid.file]) for grid in drawing.grids]
     return Manifest(
         id=claim.id,
         source=claim.source.encode("utf-8", "backslashreplace").decode(),
@@ -125,7 +126,8 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
             for s in drawing.samples
             if s.file in published
         ],
-        grid=Grid(file=grid.file, sha256=grid.sha256, published=published[grid.file]) if grid else None,
+        grid=grids[0] if grids else None,
+        more_grids=grids[1:],
         inputs=[
             Input(field=s.field, named=s.named, file=s.path.relative_to(folder).as_posix(), sha256=s.sha256)
             for s in task.inputs

@@ -58,7 +58,15 @@ class FakeEngine:
             if self.before:
                 self.before(task)
             self.drawn.append(task)
-            yield Loaded(job_id=task.job_id, seconds=0, checkpoint_sha256="0" * 64, device="fake", versions={})
+            loras = ("0" * 64,) * len(task.loras)
+            yield Loaded(
+                job_id=task.job_id,
+                seconds=0,
+                checkpoint_sha256="0" * 64,
+                lora_sha256=loras,
+                device="fake",
+                versions={},
+            )
             try:
                 yield from self._samples(task)
             except Cancelled as error:

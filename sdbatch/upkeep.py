@@ -6,6 +6,7 @@ A folder in which nothing was made, renamed or deleted since is not read again: 
 the coarsest clock of a filesystem.
 """
 
+import json
 import os
 import sqlite3
 import time
@@ -105,11 +106,10 @@ def _refresh_outputs(root: Root, database: sqlite3.Connection) -> int:
 def _look_into(root: Root, database: sqlite3.Connection, folder: Path, names: list[str]) -> int:
     """Bring one folder's found pictures up to date."""
     shown = root.show(folder)
-    span = (f"{shown}/", f"{shown}0")  # "0" is the character behind "/"
-    known = {
-        path for (path,) in database.execute("SELECT published FROM pictures WHERE published BETWEEN ? AND ?", span)
-    }
     there = {f"{shown}/{name}" for name in names}
+    # Asked of each name that lies there, since thousands of jobs may have had each of them one after another.
+    question = "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM pictures WHERE published = value)"
+    known = {path for (path,) in database.execute(question, (json.dumps([*there]),))}
     was_found = _found_in(database, shown)
     changed = {job_id for path, job_id in was_found.items() if path not in there}
     new = there - known

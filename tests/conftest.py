@@ -13,12 +13,16 @@ from sdbatch.service import Service
 from sdbatch.settings import Settings
 from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
 
-# Minutes, or much waiting: begun first, so that the last to end is a short one. Each file stays with one process.
-FIRST = ("test_power_cut", "test_operations", "test_web_browser", "test_systemd_boot", "test_crash", "test_serve")
+# Minutes, or much waiting: begun first, so that the last to end is a short one.
+FIRST = ("test_operations", "test_web_browser", "test_systemd_boot", "test_crash", "test_power_cut", "test_serve")
+# The tests of a file stay with one process and share its fixtures, but for these: each goes where there is time.
+SPREAD = ("test_crash", "test_power_cut")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.name if item.path.stem in SPREAD else item.path.stem))
 
 
 @pytest.fixture

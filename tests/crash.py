@@ -13,6 +13,7 @@ import yaml
 from sdbatch import daemon, files, status
 from sdbatch.engine.protocol import Draw
 from sdbatch.filenames import is_job_name
+from sdbatch.historian import Historian
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 from sdbatch.testing import FakeEngine, drop_job
@@ -47,6 +48,8 @@ def drain(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
 
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
     """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events."""
+    # The history can be made anew, and its file would double the states.
+    Historian.start = lambda self: None  # type: ignore[method-assign] # noqa: ARG005
     daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
     daemon.TROUBLE_NAP_SECONDS = 0.0
     status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
@@ -93,8 +96,8 @@ def samples_in(root: Root) -> Samples:
     }
 
 
-def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples | None = None) -> None:
-    """What must hold after a restart, whatever happened before."""
+def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples) -> None:
+    """What must hold after a restart, whatever happened before; `drawn_before` was looked at before the restart."""
     assert not list(root.running.iterdir())
     assert not [p for p in root.inbox.rglob("*") if is_job_name(p.name)]
     assert not [p for p in root.path.rglob("*") if p.name.startswith(files.BUSY_PREFIX)], "no rubbish of ours"
@@ -116,5 +119,5 @@ def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples |
     setups = {name for name in on_disk if re.fullmatch(r"outputs/[\w-]+/setup(-\d+)?\.json", name)}
     assert on_disk - setups == published, "each picture is published once, and nothing else is"
     assert len(setups) == len(PICTURES), "the parameters of each job stand beside its pictures"
-    for (job, name), inode in (drawn_before or {}).items():
+    for (job, name), inode in drawn_before.items():
         assert (root.done / job / name).stat().st_ino == inode, f"{name} of {job} was drawn again"

@@ -2,17 +2,30 @@
 
 import errno
 import os
+import pickle
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from crash import ALL_DONE_BUT_THE_TYPO, KILLED, PICTURES, check, digests, drain, fill, manifests, samples_in
+from crash import (
+    ALL_DONE_BUT_THE_TYPO,
+    KILLED,
+    PICTURES,
+    Samples,
+    check,
+    digests,
+    drain,
+    fill,
+    manifests,
+    samples_in,
+)
 
 from sdbatch.engine.protocol import Draw
+from sdbatch.root import Root
 from sdbatch.testing import StepCounter, kill_self, make_root
 
 # Hundreds of runs: where a sync costs nothing, if there is such a place. What it is there for is another test's matter.
@@ -44,37 +57,43 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     assert drain(root, note) == ALL_DONE_BUT_THE_TYPO
     pictures, steps = digests(manifests(root)), trace.read_text().splitlines()
     assert {name: len(shas) for name, shas in pictures.items()} == PICTURES
-    check(root, pictures)
-    assert len(steps) > 100
+    check(root, pictures, samples_in(root))
     return steps, pictures
 
 
-def test_killed_at_every_durable_step(
-    undisturbed: Undisturbed, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+# Each share goes to whichever worker is free.
+SHARES = 4
+SHARED = pytest.mark.parametrize("share", range(SHARES))
+
+
+@SHARED
+def test_killed_at_every_durable_step(undisturbed: Undisturbed, tmp_path: Path, share: int) -> None:
     steps, pictures = undisturbed
-    for at in range(1, len(steps) + 1):
+    for at in range(1 + share, len(steps) + 1, SHARES):
         root = make_root(tmp_path / str(at))
         fill(root)
         assert drain(root, StepCounter(at, kill_self)) == KILLED
         before = samples_in(root)
         drain(root)
         check(root, pictures, before)
-    record_property("kill points", len(steps))
-    print(f"killed at each of {len(steps)} durable steps")  # noqa: T201 - for `pytest -rP`
+    print(f"killed at every {SHARES}th of {len(steps)} durable steps, from the {share + 1}th on")  # noqa: T201 - for `pytest -rP`
+
+
+RECOVERY = 11  # of so many first steps of a recovery each is killed in its turn
 
 
 def test_killed_again_while_recovering(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """Twice in a row, the second time a few steps further on, as in a thunderstorm."""
+    """Twice in a row, the second time at one of the first steps of the recovery, as in a thunderstorm."""
     steps, pictures = undisturbed
-    for at in range(1, len(steps) + 1, 7):
+    for at in range(1, len(steps) + 1 - RECOVERY, 7):
         root = make_root(tmp_path / str(at))
         fill(root)
-        for further in (at, at + 5):
-            drain(root, StepCounter(further, kill_self))
-        before = samples_in(root)
+        assert drain(root, StepCounter(at, kill_self)) == KILLED
+        first = samples_in(root)
+        assert drain(root, StepCounter(1 + at % RECOVERY, kill_self)) == KILLED, "the second blow struck too"
+        second = samples_in(root)
         drain(root)
-        check(root, pictures, before)
+        check(root, pictures, first | second)
 
 
 # By turns, as each run costs the same for both; under the marker, the other way round.
@@ -87,29 +106,28 @@ BY_TURNS = pytest.mark.parametrize(
 )
 
 
+@SHARED
 @BY_TURNS
 def test_a_disk_that_fails_once_at_every_durable_step(
-    undisturbed: Undisturbed, tmp_path: Path, errors: tuple[int, int]
+    undisturbed: Undisturbed, tmp_path: Path, errors: tuple[int, int], share: int
 ) -> None:
     steps, pictures = undisturbed
-    for at in range(1, len(steps) + 1):
-
-        def fail(error: int = errors[at % 2]) -> None:
-            raise OSError(error, os.strerror(error))
-
+    for at in range(1 + share, len(steps) + 1, SHARES):
         root = make_root(tmp_path / str(at))
         fill(root)
-        assert drain(root, StepCounter(at, fail)) == ALL_DONE_BUT_THE_TYPO
-        check(root, pictures, samples_in(root))
+        failing = FailingOnce(root, at, errors[at % 2], tmp_path / "drawn before")
+        assert drain(root, failing) == ALL_DONE_BUT_THE_TYPO
+        check(root, pictures, failing.drawn_before())
 
 
+@SHARED
 @BY_TURNS
 def test_a_disk_that_fails_for_good_from_every_durable_step_on(
-    undisturbed: Undisturbed, tmp_path: Path, errors: tuple[int, int]
+    undisturbed: Undisturbed, tmp_path: Path, errors: tuple[int, int], share: int
 ) -> None:
     """The service gives up with a code of its own, has nothing drawn in vain, and goes on when the disk is well."""
     steps, pictures = undisturbed
-    for at in range(1, len(steps) + 1):
+    for at in range(1 + share, len(steps) + 1, SHARES):
         root = make_root(tmp_path / str(at))
         fill(root)
         failing = Failing(at, errors[at % 2], tmp_path / "drawn in vain")
@@ -119,6 +137,25 @@ def test_a_disk_that_fails_for_good_from_every_durable_step_on(
         before = samples_in(root)
         drain(root)
         check(root, pictures, before)
+
+
+class FailingOnce:
+    """A disk that fails at one step; what was drawn before it is noted for the process that looks afterwards."""
+
+    def __init__(self, root: Root, at: int, error: int, note: Path) -> None:
+        self.root, self.error, self.note = root, error, note
+        self.counter = StepCounter(at, self._fail)
+
+    def __call__(self, name: str, path: Path) -> None:
+        self.counter(name, path)
+
+    def _fail(self) -> None:
+        self.note.write_bytes(pickle.dumps(samples_in(self.root)))
+        raise OSError(self.error, os.strerror(self.error))
+
+    def drawn_before(self) -> Samples:
+        samples: Samples = pickle.loads(self.note.read_bytes())
+        return samples
 
 
 class Failing:
@@ -164,8 +201,9 @@ def test_a_full_filesystem_keeps_everything_and_goes_on_when_there_is_space(tmp_
             os.truncate(filler, max(0, filler.stat().st_size - pages * 4096))
             codes.add(drain(root))
             filler.unlink()
+            before = samples_in(root)
             drain(root)
-            check(root, pictures)
+            check(root, pictures, before)
             shutil.rmtree(root.path)
         assert codes > {ALL_DONE_BUT_THE_TYPO}, "full at some, enough at others"
         assert codes <= {ALL_DONE_BUT_THE_TYPO, os.EX_IOERR, os.EX_UNAVAILABLE}

@@ -54,7 +54,8 @@ def test_what_says_nothing_of_itself_is_left_alone(root: Root) -> None:
 @pytest.mark.parametrize("setup", ["", "[", "[1]", '{"prompt": 3, "seed": "x"}', "{" * 50_000])
 def test_a_setup_that_makes_no_sense_does_no_harm(root: Root, setup: str) -> None:
     (lay_earlier(root) / "setup.json").write_text(setup)
-    History.open(root).search("truck")
+    lay(root.outputs / "another.png", WEBUI)
+    assert [p.path for p in History.open(root).search("cat")] == ["outputs/another.png"]
 
 
 def test_pictures_of_a_cleaned_job_are_found_by_what_stands_in_them(root: Root) -> None:

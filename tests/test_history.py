@@ -5,8 +5,10 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from laid_pictures import WEBUI, lay
 
 from sdbatch import found, gathering, housekeeping, index, searching, steer, surroundings, upkeep
 from sdbatch.database import DATABASE
+from sdbatch.grams import pieces
 from sdbatch.history import History
 from sdbatch.records import Lineage, Picture
 from sdbatch.root import Root
@@ -71,7 +74,7 @@ def test_a_picture_knows_how_it_was_drawn_and_where_it_lies(draw: Draw, root: Ro
     "words", ['"', "*", "a*", "%", "_", "(", "NEAR(a b)", "a AND b", "-a", "^a", "{}", "\0", "'; --"]
 )
 def test_nothing_in_the_words_has_a_meaning_of_its_own(draw: Draw, root: Root, words: str) -> None:
-    draw("prompt: zebra")
+    draw("prompt: zebra", "zebra.yaml")
     assert History.open(root).search(words) == []
 
 
@@ -600,3 +603,111 @@ def test_the_thousandth_picture_of_one_moment_is_put_in_as_soon_as_the_first(roo
 def test_modules_that_the_service_uses_import_no_imaging_library() -> None:
     for module in (found, gathering, upkeep):
         assert "Image" not in vars(module)
+
+
+def lay_done(root: Root, number: int, job: str = "prompt: a", published: str = "outputs/x/samples/00000.png") -> Path:
+    """A done job's folder without its pictures, drawn a minute after the one before."""
+    folder = root.done / f"20261122T101530Z-{number:06}-a"
+    folder.mkdir()
+    listed = f"pictures: [{{file: samples/00000.png, published: {published}}}]"
+    finished = datetime(2026, 11, 22, tzinfo=UTC) + timedelta(minutes=number)
+    (folder / "manifest.yaml").write_text(f"job: {{{job}}}\n{listed}\ntimings: {{finished: {finished.isoformat()}}}\n")
+    return folder
+
+
+def work_of(history: History, act: Callable[[], object]) -> int:
+    """How many thousands of its operations SQLite needs for it."""
+    counted = [0]
+
+    def count() -> int:
+        counted[0] += 1
+        return 0
+
+    history._database._connection.set_progress_handler(count, 100)
+    act()
+    history._database._connection.set_progress_handler(None, 0)
+    return counted[0]
+
+
+def test_jobs_that_published_under_the_same_name_cost_as_much_as_any(root: Root) -> None:
+    """As where outputs/ is emptied each night, and numbering starts again."""
+    costs = []
+    for many in (range(100), range(100, 400)):
+        for number in many:
+            lay_done(root, number)
+        history = History(root)
+        more = lay_done(root, 1000 + many.start)
+        costs.append((work_of(history, history.refresh), work_of(history, partial(history.add, more))))
+        (root.outputs / "x/samples").mkdir(parents=True, exist_ok=True)
+        lay(root.outputs / "x/samples/00000.png", WEBUI)
+        assert work_of(history, history.refresh) < 100
+        history.close()
+    assert costs[1][0] < 5 * costs[0][0], "three times as many are read"
+    assert costs[1][1] < 2 * costs[0][1]
+
+
+def test_of_pictures_that_had_one_name_after_another_the_last_lies_there(root: Root) -> None:
+    ids = [lay_done(root, number).name for number in range(3)]
+    history = History.open(root)
+    picture = history.picture("outputs/x/samples/00000.png")
+    assert picture is not None
+    assert picture.job == ids[2]
+
+
+def test_a_job_came_from_the_picture_that_had_the_name_when_it_was_drawn(root: Root) -> None:
+    init = "prompt: b, init_img: outputs/x/samples/00000.png"
+    for number in (1, 3, 5):
+        lay_done(root, number)
+    children = {lay_done(root, number, init, "outputs/y/0.png").name: number for number in (0, 2, 4, 6)}
+    history = History.open(root)
+    for child, number in children.items():
+        parent = f"20261122T101530Z-{max(1, number - 1):06}-a"
+        tree = history.lineage(child)
+        assert tree.job == parent
+        below = [other for other, when in children.items() if max(1, when - 1) == max(1, number - 1)]
+        assert [node.job for node in tree.children] == below
+
+
+@pytest.mark.parametrize(
+    "words", ["cafe", "café", "CAFÉ", "cafe\u0301 nightly", "lodz", "Łódź", "snowflakes", "strasse", "ガ", "naive"]
+)
+def test_accents_and_the_negative_prompt_and_the_files_name_are_found(draw: Draw, root: Root, words: str) -> None:
+    draw("prompt: un café à Łódź, Straße, ガラス, nai\u0308ve\nnegative_prompt: snowflakes", "Nightly.yaml")
+    draw("prompt: カ")
+    assert prompts(History.open(root).search(words)) == ["un café à Łódź, Straße, ガラス, nai\u0308ve"] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [
+        ("trucks", [0, 1]),
+        ("trucks 00001", [1]),
+        ("00001.png", [1]),
+        ("outputs/trucks/samples/00001.png", [1]),
+        ("nightly.yaml", [0, 1]),
+        ("Nightly", [0, 1]),
+        ("00002.png", []),
+        ("boats/samples/00001.png", []),
+    ],
+)
+def test_pictures_are_found_by_the_names_of_files(draw: Draw, root: Root, words: str, numbers: list[int]) -> None:
+    draw("prompt: a thing\noutdir: outputs/trucks", "nightly.yaml")
+    draw("prompt: a thing\noutdir: outputs/others\nH: 64\nW: 64\nn_iter: 1\nn_samples: 1", "b.yaml")
+    assert [each.number for each in History.open(root).search(words)] == numbers
+
+
+def test_a_picture_of_another_program_is_found_by_its_name(root: Root) -> None:
+    lay(root.outputs / "mine/Sunset über Köln.png", WEBUI)
+    history = History.open(root)
+    for words in ("sunset", "koln", "sunset.png", "mine"):
+        assert len(history.search(words)) == 1, words
+
+
+def test_thousands_of_marks_on_one_letter_are_taken_in_as_soon_as_other_text() -> None:
+    for row in ("\u05b0\u0591" * 20_000, "\u0591" * 20_000 + "\u05b0" * 20_000, "\u0301" * 40_000):
+        costs = []
+        for length in (10_000, 40_000):
+            begun = time.process_time()
+            pieces("a" + row[-length:])
+            costs.append(time.process_time() - begun)
+        assert costs[1] < 10 * costs[0] + 0.05

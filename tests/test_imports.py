@@ -8,20 +8,22 @@ import sdbatch
 PACKAGE = Path(sdbatch.__file__).parent
 
 FLOORS = [
-    {"beneath"},
+    {"beneath", "errors"},
     {
         "engine.memory",
         "engine.names",
         "engine.sampler",
-        "errors",
         "filenames",
         "files",
         "finding",
+        "foreign",
         "grams",
         "journal",
         "pace",
         "web.retelling",
         "records",
+        "slips",
+        "spelling",
         "systemd",
     },
     {
@@ -59,6 +61,7 @@ FLOORS = [
         "shelf",
         "spool",
         "watcher",
+        "web.peers",
         "web.thumbnails",
         "words",
     },
@@ -75,6 +78,7 @@ FLOORS = [
         "screen",
         "surroundings",
         "tables",
+        "web.server",
     },
     {
         "check",
@@ -90,7 +94,7 @@ FLOORS = [
         "web.fields",
         "web.uploads",
     },
-    {"engine.diffusers_folder", "found", "index", "task", "tending"},
+    {"engine.diffusers_folder", "found", "submitting", "index", "task", "tending"},
     {"database", "engine.autoencoder", "intake", "readiness", "searching", "upkeep"},
     {"engine.models", "history", "turns"},
     {"engine.ladder", "engine.lora", "engine.precision", "engine.workshop", "historian", "restoring", "web.site"},
@@ -106,7 +110,7 @@ FLOORS = [
         "web.language",
         "web.queue",
     },
-    {"engine.draw", "engine.finishing", "testing", "web.form", "web.pictures"},
+    {"engine.draw", "engine.finishing", "engine.grid", "testing", "web.form", "web.pictures"},
     {"daemon", "engine.renderer", "web.app"},
     {"engine.examine", "web.command"},
     {"cli"},

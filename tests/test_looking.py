@@ -30,9 +30,20 @@ def test_history_piped_is_a_line_each_that_begins_with_the_path(draw: Draw, root
     assert [line[0] for line in lines[:2]] == [f"{root.done}/{newest}/samples/0000{n}.png" for n in (0, 1)]
     assert all(Path(line[0]).is_file() for line in lines)
     assert [line[2:] for line in lines[1:3]] == [
-        [newest, "7", "一辆红色汽车"],
-        [lines[2][2], "42", "a blue truck at night"],
+        [newest, "7", "一辆红色汽车", "50", "7.5", ""],
+        [lines[2][2], "42", "a blue truck at night", "50", "7.5", ""],
     ]
+
+
+def test_history_says_where_it_stops_and_tells_steps_scale_and_strength(draw: Draw, root: Root) -> None:
+    first = draw(f"prompt: a\nddim_steps: 20\nscale: 3\n{SMALL}")
+    draw(f"prompt: b\nstrength: 0.4\ninit_img: jobs/done/{first}/samples/00000.png", "b.yaml")
+    said = ask(root, "history", "--limit", 3)
+    assert [line.split("\t")[5:] for line in said.stdout.splitlines()] == [["50", "5", "0.4"]] * 2 + [["20", "3", ""]]
+    assert said.stderr == "these are the newest 3; there are more: --limit 30 shows up to so many\n"
+    told = json.loads(ask(root, "history", "--limit", 1, "--json").stdout)
+    assert [(each["steps"], each["scale"], each["strength"]) for each in told] == [(50, 5.0, 0.4)]
+    assert ask(root, "history", "--limit", 4).stderr == ""
 
 
 def test_history_takes_words_and_filters(draw: Draw, root: Root) -> None:
@@ -63,7 +74,7 @@ def test_history_tells_why_jobs_failed(draw: Draw, root: Root) -> None:
     job_id = draw("promt: a\n")
     (line,) = ask(root, "history", "--failed").stdout.splitlines()
     assert line.split("\t")[0] == f"{root.failed}/{job_id}"
-    assert line.endswith("did you mean prompt?")
+    assert line.split("\t")[4].endswith("did you mean prompt?")
 
 
 @pytest.mark.parametrize(

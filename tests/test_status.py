@@ -289,10 +289,11 @@ def test_a_killed_services_job_waits_in_the_queue(root: Root, clock: FakeClock) 
 )
 def test_whatever_status_json_holds_is_no_reason_to_fail(root: Root, clock: FakeClock, text: str) -> None:
     root.status.write_text(text)
-    shown(root, clock)
+    drop_job(root, "waits.yaml", "prompt: a")
+    assert "waits.yaml" in shown(root, clock)
     if text.startswith("{") and text != "{":
         told(root, clock, **json.loads(text) | {"updated_at": clock.wall.isoformat(), "state": "drawing"})
-        shown(root, clock)
+        assert "waits.yaml" in shown(root, clock)
 
 
 def test_a_running_job_is_shown_with_its_bar(root: Root, clock: FakeClock) -> None:

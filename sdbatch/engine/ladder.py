@@ -4,6 +4,7 @@
     fewer rows at once through the networks, down to one: the random numbers stay those of the whole batch
     pictures decoded one at a time
     pictures decoded in tiles, of 64, 32, 16 latents
+    a grid in parts of fewer pictures, down to one, and then none: it costs no job its pictures
     a new renderer: OutOfMemory ends this one, and the service tries again, until it gives up on the job
 
 Fewer rows or pictures at once change a picture by rounding alone, since some kernels add up in another order: on the
@@ -86,8 +87,10 @@ class Ladder:
 
         return self.walk(work, lambda: self._one_picture(latents) or self._smaller_tiles(model, latents))
 
-    def walk(self, work: Callable[[], T], step_down: Callable[[], str]) -> T:
+    def walk(self, work: Callable[[], T], step_down: Callable[[], str], since: str = "") -> T:
         """What `work` gives, begun anew after each step down; no random number may be drawn in it.
+
+        `since` says from when on a step down holds, if not from the picture that is drawn.
 
         Raises:
             OutOfMemory: there is no step left.
@@ -105,7 +108,7 @@ class Ladder:
             if not told:
                 raise OutOfMemory(said)
             release(self.device)
-            self.tell(f"out of memory: from picture {self.first} on {told}")
+            self.tell(f"out of memory: {since or f'from picture {self.first} on'} {told}")
 
     def _fewer_rows(self, count: int) -> str:
         now = min(self.rows or count, count)

@@ -194,7 +194,7 @@ def read_sample(path: Path) -> tuple[str, str]:
 def write_grid(
     path: Path, samples: Sequence[Path], columns: int, mark: Callable[[Pixels], Pixels] = lambda grid: grid
 ) -> str:
-    """All samples of a job in one picture, `columns` in a row; returns its sha256 (torchvision's `make_grid`)."""
+    """Samples in one picture, `columns` in a row; returns its sha256 (torchvision's `make_grid`)."""
     with Image.open(samples[0]) as first:
         width, height = (side + GRID_PADDING for side in first.size)
     columns = min(columns, len(samples))
@@ -208,7 +208,10 @@ def write_grid(
 
 def _write_png(path: Path, picture: Image.Image, text: PngImagePlugin.PngInfo) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=text)
+    try:
+        picture.save(buffer, "PNG", pnginfo=text)
+    except OSError as error:  # Pillow's word for an encoder that finds no memory
+        raise (MemoryError(str(error)) if "out of memory" in str(error) else error) from error
     data = buffer.getvalue()
     files.write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()

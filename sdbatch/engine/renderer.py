@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from sdbatch import files
-from sdbatch.engine import pictures, protocol
+from sdbatch.engine import grid, pictures, protocol
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.draw import draw
 from sdbatch.engine.finishing import Finish
@@ -157,9 +157,7 @@ class Renderer:
                 self.answer(protocol.Halted(job_id=task.job_id))
                 return
         if not task.job.skip_grid:
-            path = task.folder / "grid-0000.png"
-            sha256 = pictures.write_grid(path, staged, task.job.n_rows or task.job.n_samples, finish.mark)
-            self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
+            self._lay_grid(task, staged, finish, ladder)
         seconds, peak = time.monotonic() - started, peak_bytes(self.device)
         told = [*said, *notes.texts]
         self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=told, peak_bytes=peak))
@@ -179,6 +177,20 @@ class Renderer:
             if len(staged) < count_pictures(task.job, task.lines) and task.halt.exists():
                 return False
         return True
+
+    def _lay_grid(self, task: Draw, staged: list[Path], finish: Finish, ladder: Ladder) -> None:
+        """The grid, in parts where it must be; where there is no memory for it, the pictures do without."""
+        try:
+            for path, sha256 in grid.lay(
+                task.folder, staged, task.job.n_rows or task.job.n_samples, finish.mark, ladder
+            ):
+                self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
+                if task.cancel.exists():
+                    raise Cancelled(Cancelled.TEXT)
+        except OutOfMemory as error:
+            if task.job.skip_save:
+                raise  # it is all that would be left: another renderer may find more
+            ladder.tell(f"the grid is not whole: {error}")
 
     def _keep_staged(self, task: Draw, origin: pictures.Origin) -> list[Path]:
         """Samples of an earlier attempt, as far as they are whole and of this job and model; the rest is drawn anew."""

@@ -36,7 +36,10 @@ class Watermark:
         if not has_room(pixels):
             return pixels
         bgr = np.ascontiguousarray(pixels[:, :, ::-1])
-        marked: Pixels = np.ascontiguousarray(self._encoder.encode(bgr, "dwtDct")[:, :, ::-1])
+        try:
+            marked: Pixels = np.ascontiguousarray(self._encoder.encode(bgr, "dwtDct")[:, :, ::-1])
+        except Exception as error:  # OpenCV's own, which is no MemoryError
+            raise (MemoryError(str(error)) if "nsufficient memory" in str(error) else error) from error
         return marked
 
 
