@@ -41,6 +41,11 @@ def is_disk_trouble(error: OSError) -> bool:
     return error.errno in _TROUBLE
 
 
+def in_words(error: OSError) -> str:
+    """What is wrong with which file, as a person says it: without the number."""
+    return ": ".join(str(part) for part in (error.strerror or "an error of the disk", error.filename) if part)
+
+
 def _step(name: str, path: Path) -> None:
     if on_step is not None:
         on_step(name, path)
@@ -170,6 +175,17 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
         file.write(data)
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """A file whose bytes are safe before anything is done with its name, which may be lost still."""
+    clear(path)
+    _step("write", path)
+    with _at(path) as (name, folder), os.fdopen(_create(name, folder), "wb") as file:
+        file.write(data)
+        file.flush()
+        _step("fsync", path)
+        os.fsync(file.fileno())
+
+
 def copy_atomically(source: BinaryIO, path: Path, *, mode: int | None = None) -> None:
     """As `write_atomically`, from an open file: as much of it as it holds now, whoever goes on writing there."""
     left = os.fstat(source.fileno()).st_size
@@ -250,12 +266,17 @@ def draft_of(path: Path) -> Path:
 
 def move(source: Path, target: Path) -> None:
     """Rename a file or folder to a name that nothing has; both parents are synced."""
-    _step("rename", target)
-    with _at(source) as (old, left), _at(target) as (new, taken):
-        os.rename(old, new, src_dir_fd=left, dst_dir_fd=taken)
+    rename(source, target)
     sync_dir(target.parent)
     if source.parent != target.parent:
         sync_dir(source.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """As `move`, but what is renamed may come back by a power cut: the caller can do with either."""
+    _step("rename", target)
+    with _at(source) as (old, left), _at(target) as (new, taken):
+        os.rename(old, new, src_dir_fd=left, dst_dir_fd=taken)
 
 
 def place(source: Path, target: Path) -> None:

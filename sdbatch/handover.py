@@ -1,171 +1,161 @@
-"""Whose the files of a root are, set right by `install` as root.
+"""A dropped file becomes the service's own: who still writes to it writes to another file, which is looked at again.
 
-Others write in these folders, meanwhile too: everything is changed through handles, no link is followed but the admin's
-own, and a file that has names elsewhere stays as it is, as that may be somebody else's.
+A rename takes the file out of the inbox, and with it whoever has it open: a program that pauses for longer than the
+settle time writes on into it. So the bytes of that moment are copied, and the copy gets the file's name:
+
+    running/<id>/<the file>        as it came
+    running/<id>/copied            its bytes, synced
+    running/<id>/arrived-<digest>  the file as it came, renamed; `copied` gets its name behind it
+
+No rename leads to another filesystem. There the file is taken by a rename beside itself, into a hidden folder, and
+copied from there:
+
+    inbox/<where it lay>/.taken-<id>/<the file>
 """
 
+import errno
+import hashlib
 import os
-import pwd
-import stat
-from collections.abc import Iterator
+import re
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdbatch.account import ADMIN, is_admins, whose
-from sdbatch.beneath import open_below, open_folder
-from sdbatch.errors import InstallError
-from sdbatch.root import Root
+from sdbatch import files
 
-ACCOUNT = "sdbatch"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Whose something becomes, and what of its mode: `group` what that may do, as far as the owner may."""
-
-    uid: int
-    gid: int | None = None
-    group: int = 0
-    without: int = 0
-
-    def mode(self, status: os.stat_result) -> int:
-        """The mode to have."""
-        mode = stat.S_IMODE(status.st_mode)
-        return (mode | (mode >> 3 & self.group)) & ~self.without
-
-    def fits(self, status: os.stat_result) -> bool:
-        """Whether all is so already."""
-        is_whose = status.st_uid == self.uid and self.gid in (None, status.st_gid)
-        return is_whose and self.mode(status) == stat.S_IMODE(status.st_mode)
+COPIED, ARRIVED, TAKEN = "copied", "arrived-", ".taken-"
+RETIRED = "taken"  # in state/: files as they came, for as long as somebody may write on into them
+MOST_BYTES = 2 << 20  # what is larger is no job, and is not copied to be told so
+DIGITS = 32  # of the digest, in a name
 
 
-@dataclass
-class Handover:
-    """The root is closed to all but the admin, and each folder goes to who writes there.
+def fetch(dropped: Path, target: Path, job_id: str) -> bool:
+    """Move a dropped file to `target`; says whether it had to come from another filesystem.
 
-    Attributes:
-        told: what was changed, for the admin to read.
+    Raises:
+        OSError: it can't be moved; EFBIG if it would have to be copied and is too large for that.
     """
-
-    root: Root
-    told: list[str] = field(default_factory=list)
-    _elsewhere: dict[tuple[int, int], int] = field(default_factory=dict)  # a file's names that were not met yet
-
-    def lines(self) -> Iterator[str]:
-        """What will be done."""
-        root, show = self.root, self.root.show
-        yield f"{root.path}: root's, and nobody else's to change"
-        yield f"{show(root.configs)}, {show(root.models)} and all in them: root's, nobody else's to change"
-        yield (
-            f"{', '.join(show(folder) for folder in self._services())} and all in them: the account {ACCOUNT}'s; its "
-            f"group may write in {show(root.running)} and {show(root.failed)}"
-        )
-
-    def carry_out(self) -> None:
-        """Do it.
-
-        Raises:
-            InstallError: a folder is somebody else's link, or there is no account.
-        """
-        root = self.root
-        if not root.path.is_dir():
-            return
-        try:
-            account = pwd.getpwnam(ACCOUNT)
-        except KeyError as error:
-            raise InstallError(f"there is no account {ACCOUNT}: `systemd-sysusers` should have made it") from error
-        self._close(root.path)
-        for folder in (root.configs, root.models):
-            if not folder.is_symlink():  # the admin's, to what may be shared with others
-                self._give(folder, Rule(ADMIN, without=stat.S_IWGRP | stat.S_IWOTH))
-        for folder in self._services():
-            group = stat.S_IRWXG if folder in (root.running, root.failed) else 0
-            self._give(folder, Rule(account.pw_uid, account.pw_gid, group))
-        if self._elsewhere:
-            self.told.append(
-                f"{len(self._elsewhere)} files stay whose they were, as they have names outside of these folders too"
-            )
-
-    def _services(self) -> tuple[Path, ...]:
-        root = self.root
-        return (root.running, root.failed, root.done, root.outputs, root.state)
-
-    def _close(self, folder: Path) -> None:
-        """Nobody but root exchanges the root's folders."""
-        handle = open_folder(folder, os.O_RDONLY)
-        try:
-            status = os.fstat(handle)
-            if not is_admins(status):
-                os.fchown(handle, ADMIN, ADMIN)
-                os.fchmod(handle, 0o755)
-                self.told.append(
-                    f"{folder} was {whose(status)}, and others could exchange the folders in it: it is root's now, "
-                    "with mode 0755. See whether all that lies in its configs/ and models/ is yours"
-                )
-        finally:
-            os.close(handle)
-
-    def _give(self, folder: Path, rule: Rule) -> None:
-        """A folder, and files and folders below it."""
-        try:
-            top = open_folder(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise InstallError(
-                f"{folder}: {error.strerror}; see what it is, take it away, and install again"
-            ) from error
-        try:
-            changed = sum(self._set(handle, rule) for handle in _all_in(top))
-        finally:
-            os.close(top)
-        if changed:
-            owner = "root" if rule.uid == ADMIN else ACCOUNT
-            self.told.append(f"{self.root.show(folder)}: {changed} files and folders became {owner}'s")
-
-    def _set(self, handle: int, rule: Rule) -> bool:
-        """Whether anything was to be changed, and was."""
-        status = os.fstat(handle)
-        if rule.fits(status):
-            return False
-        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
-            key = (status.st_dev, status.st_ino)
-            left = self._elsewhere.pop(key, status.st_nlink) - 1
-            if left:
-                self._elsewhere[key] = left
-                return False
-        os.fchown(handle, rule.uid, -1 if rule.gid is None else rule.gid)
-        os.fchmod(handle, rule.mode(status))
-        return True
+    try:
+        files.move(dropped, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return False
+    with files.open_regular(dropped) as readable:  # who may not read it may not take it
+        if readable is not None and os.fstat(readable.fileno()).st_size > MOST_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(dropped))
+    holder = holder_of(dropped, job_id)
+    try:
+        files.make_dir(holder)
+        files.move(dropped, holder / dropped.name)
+    except OSError:
+        with suppress(OSError):
+            holder.rmdir()
+        raise
+    _copy(holder / dropped.name, target)
+    return True
 
 
-def _all_in(top: int) -> Iterator[int]:
-    """A handle of an open folder, then of each file and folder below it; no links, pipes or devices."""
-    yield top
-    pending = ["."]
-    while pending:
-        place = pending.pop()
-        with suppress(OSError):  # gone or exchanged meanwhile, or too deep to be named
-            folder = open_below(top, place, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(f"{place}/{entry.name}")
-                        elif not entry.is_file(follow_symlinks=False):
-                            continue
-                        yield from _opened(entry.name, folder)
-            finally:
-                os.close(folder)
+def holder_of(dropped: Path, job_id: str) -> Path:
+    """Where a file of another filesystem lies from its claim to the end of its job."""
+    return dropped.with_name(f"{TAKEN}{job_id}")
 
 
-def _opened(name: str, folder: int) -> Iterator[int]:
-    """A handle, unless the name is gone or another kind of thing by now."""
-    with suppress(OSError):
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-        try:
-            if stat.S_IFMT(os.fstat(handle).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
-                yield handle
-        finally:
-            os.close(handle)
+def _copy(source: Path, target: Path) -> None:
+    """A copy; what is no plain file is not opened, and a link or a pipe stands for it."""
+    with files.open_regular(source) as file:
+        if file is not None:
+            files.write_atomically(target, file.read(MOST_BYTES))
+        elif source.is_symlink():
+            target.symlink_to(source.readlink())
+        else:
+            os.mkfifo(target)
+
+
+def unlink_others(file: Path) -> None:
+    """See to it that a file has no second name, under which it would be changed with this one."""
+    if file.lstat().st_nlink > 1:
+        with files.open_regular(file) as source:
+            if source is not None:
+                files.write_atomically(file, source.read())
+
+
+def restore(file: Path, data: bytes) -> bool:
+    """Give a file of ours the bytes that it was read with; what somebody changed is laid beside, and told."""
+    if files.read_regular(file, len(data) + 1) == data:
+        return False
+    files.move(file, file.with_name(f"changed{file.suffix}"))
+    files.write_atomically(file, data)
+    return True
+
+
+def take_along(companion: Path, target: Path) -> None:
+    """Move a small file that goes with a dropped one."""
+    try:
+        companion.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(companion, target)
+        companion.unlink()
+
+
+def make_own(folder: Path, file: str) -> None:
+    """Give a claimed file's name to a copy that nobody else has open; repeating this after a stop does what lacks."""
+    own, copied = folder / file, folder / COPIED
+    if arrived_in(folder) is not None:
+        return
+    try:
+        data = files.read_regular(own, MOST_BYTES + 1)
+    except PermissionError:
+        return  # the job is told
+    if data is None or len(data) > MOST_BYTES:
+        return  # no job, and told so as it is
+    files.write_synced(copied, data)
+    files.rename(own, folder / f"{ARRIVED}{hashlib.sha256(data).hexdigest()[:DIGITS]}")
+    files.move(copied, own)
+
+
+def complete(folder: Path, file: str) -> bool:
+    """Go on after a stop between the two renames of `make_own`; says whether there was one."""
+    left = next((path for path in (folder / COPIED, arrived_in(folder)) if path and os.path.lexists(path)), None)
+    if left is None or os.path.lexists(folder / file):
+        return False
+    files.move(left, folder / file)
+    return True
+
+
+def arrived_in(folder: Path) -> Path | None:
+    """The file as it came, in the folder of its job."""
+    return next((path for path in folder.iterdir() if path.name.startswith(ARRIVED)), None)
+
+
+def is_as_it_came(arrived: Path) -> bool:
+    """Whether nobody wrote on into a file; its name ends with the digest of what was drawn.
+
+    One with a second name elsewhere counts as such: what is written into that lies there.
+    """
+    digest = re.search(rf"[0-9a-f]{{{DIGITS}}}$", arrived.name)
+    return digest is None or arrived.stat().st_nlink > 1 or files.sha256(arrived).startswith(digest[0])
+
+
+def retire(arrived: Path, place: Path) -> None:
+    """Put a file as it came where it is looked at for a while; where that can't be, it goes at once."""
+    digest = arrived.name.removeprefix(ARRIVED)
+    try:
+        place.parent.mkdir(exist_ok=True)
+        files.rename(arrived, place.with_name(f"{place.name}.{digest}"))
+    except OSError:
+        arrived.unlink()
+
+
+def put_back(file: Path, place: Path) -> Path:
+    """Lay a file back to where it was dropped, or beside that if its name is taken: it counts as dropped anew."""
+    names = (place.with_name(f"{number}-" * (number > 1) + place.name) for number in range(1, 10_000))
+    free = next(name for name in names if not os.path.lexists(name))
+    files.make_dir(free.parent)
+    files.move(file, free)
+    if file.parent.name.startswith(TAKEN):
+        with suppress(OSError):
+            file.parent.rmdir()
+    return free

@@ -21,7 +21,7 @@ from sdbatch import files
 from sdbatch.account import ADMIN, is_admins, whose
 from sdbatch.beneath import open_folder
 from sdbatch.errors import InstallError
-from sdbatch.handover import Handover
+from sdbatch.ownership import Ownership
 from sdbatch.root import Root
 from sdbatch.settings import Settings
 
@@ -55,7 +55,7 @@ class Plan:
     remove: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     accounts: list[list[str]] = field(default_factory=list)
-    handover: Handover | None = None
+    ownership: Ownership | None = None
     after: list[list[str]] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
@@ -67,7 +67,7 @@ class Plan:
         yield from (f"# remove {path}" for path in self.remove)
         yield from (f"# make the folder {path}" for path in self.folders)
         yield from (f"# run: {' '.join(command)}" for command in self.accounts)
-        yield from (f"# hand over {line}" for line in (self.handover.lines() if self.handover else ()))
+        yield from (f"# hand over {line}" for line in (self.ownership.lines() if self.ownership else ()))
         yield from (f"# run: {' '.join(command)}" for command in self.after)
 
     def carry_out(self) -> None:
@@ -88,8 +88,8 @@ class Plan:
             files.make_dir(folder)
         for command in self.accounts:
             _run(command)
-        if self.handover:
-            self.handover.carry_out()
+        if self.ownership:
+            self.ownership.carry_out()
         for command in self.after:
             _run(command)
 
@@ -115,7 +115,7 @@ def plan_install(root: Root, settings: Settings, *, user: bool) -> Plan:
             **{_units(user) / name: _filled(name, root, settings) for name in (UNIT, PAGE)},
         },
         accounts=[["systemd-sysusers", str(sysusers)]],
-        handover=Handover(root),
+        ownership=Ownership(root),
         after=[["systemd-tmpfiles", "--create", str(tmpfiles)], *_reload(user)],
     )
 

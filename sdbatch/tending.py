@@ -235,7 +235,7 @@ def install(
     plan = plan_install(place, settings, user=user)
     _carry_out(plan, user=user, dry_run=dry_run)
     if not dry_run:
-        for line in (*plan.opened, *(plan.handover.told if plan.handover else ())):
+        for line in (*plan.opened, *(plan.ownership.told if plan.ownership else ())):
             typer.echo(line)
         systemctl = "systemctl --user" if user else "systemctl"
         lacks = "" if place.has_checkpoint() else f"; it needs a model: sdbatch init {place.path} --model FILE"
