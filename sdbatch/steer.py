@@ -45,7 +45,7 @@ def cancel(root: Root, name: str) -> str:
 
 
 def retry(root: Root, name: str) -> str:
-    """Let a failed job run once more; pictures that were finished are kept."""
+    """Let a failed job run once more; finished pictures are kept if what they came from is as it was."""
     root.require(root.inbox)
     found = overview.matching(name, [root.failed])
     if len(found) != 1:
