@@ -65,7 +65,7 @@ def cancel_all(root: Root) -> list[str]:
 
 
 def retry(root: Root, name: str) -> str:
-    """Let a failed job run once more, or all of a file that failed; pictures that were finished are kept."""
+    """Let a failed job run once more, or all of a file that failed; pictures stay if what they came from did."""
     root.require(root.inbox)
     found = matching(name, [root.failed])
     if len({file_of(folder.name) for folder in found}) != 1:
