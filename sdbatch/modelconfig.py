@@ -9,7 +9,7 @@ import yaml
 
 from sdbatch import files
 
-MAX_CONFIG_BYTES, MAX_DEPTH = 256 << 10, 50
+MAX_CONFIG_BYTES, MAX_DEPTH, MAX_LETTERS = 256 << 10, 50, 1000  # of the file; of what nests; of one value
 V2_SIDE = 96  # latents of the v2 models that give the velocity; the release's yaml has v1's 64 for them, too
 
 
@@ -50,6 +50,8 @@ def read_yaml(path: Path) -> Any:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
             raise ValueError("too deep, or with aliases")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_LETTERS:
+            raise ValueError("a value too long")  # a number of that length takes seconds to read
     return yaml.safe_load(data)
 
 

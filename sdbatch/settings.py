@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -117,6 +118,8 @@ class Keep(BaseModel):
     outputs: bool = False
 
 
+UNIX_PROXY = "unix"  # one that comes by the page's Unix socket
+
 # status.json and `sdbatch config` tell every setting; of this one that there is one.
 Secret = Annotated[str, PlainSerializer(lambda text: "***" if text else "", when_used="json")]
 
@@ -126,9 +129,25 @@ class Web(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bind: str = Field("127.0.0.1:8123", pattern=r"^.+:\d{1,5}$", description="an address and port: 127.0.0.1:8123")
+    bind: str = Field(
+        "127.0.0.1:8123",
+        pattern=r"^(unix:/.+|.+:\d{1,5})$",
+        description="an address and port, such as 127.0.0.1:8123, or unix:/run/sdbatch/web.sock",
+    )
     password: Secret = ""  # its hash, as `sdbatch web --hash-password` makes it
     hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()  # whose X-Forwarded-For is believed
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            if proxy != UNIX_PROXY:
+                try:
+                    ip_network(proxy)
+                except ValueError as error:
+                    raise ValueError(f"{proxy} is no address, no network such as 10.0.0.0/8, and not unix") from error
+        return proxies
 
 
 class Preload(BaseModel):

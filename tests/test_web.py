@@ -18,6 +18,7 @@ import yaml
 from flask.testing import FlaskClient
 from laid_pictures import EARLIER, lay_earlier
 from PIL import Image
+from pydantic import ValidationError
 from tests_support import drain, only, run_sdbatch
 from typer.testing import CliRunner
 from werkzeug.test import TestResponse
@@ -46,8 +47,20 @@ HASH = "pbkdf2:sha256:1000$YjH7V1hNUNK0w9Ab$63a3c2a6030cf1af1d2fc4f2a0d85b6e2e2d
 class Visitor:
     """A browser in small: keeps cookies, sends the token of the page that it saw last."""
 
-    def __init__(self, root: Root, clock: FakeClock | None = None, **settings: object) -> None:
-        page = create_app(root, Settings.model_validate(settings), clock=lambda: clock.mono if clock else 0.0)
+    def __init__(
+        self,
+        root: Root,
+        clock: FakeClock | None = None,
+        account: Callable[[], int | None] = os.geteuid,
+        **settings: object,
+    ) -> None:
+        page = create_app(
+            root,
+            Settings.model_validate(settings),
+            clock=lambda: clock.mono if clock else 0.0,
+            sleep=clock.sleep if clock else lambda _: None,
+            account=account,
+        )
         self.client: FlaskClient = page.test_client()
         self.token = ""
 
@@ -382,13 +395,77 @@ def test_a_login_leads_to_no_other_site(root: Root, back: str) -> None:
     assert answer.headers["Location"] == "/"
 
 
-def test_passwords_can_not_be_tried_in_numbers(root: Root, clock: FakeClock) -> None:
+def test_who_knows_the_password_gets_in_after_many_wrong_ones_and_a_wait(root: Root, clock: FakeClock) -> None:
     visitor = Visitor(root, clock, web={"password": HASH})
+    before = clock.mono
     for _ in range(guard.TRIES):
         visitor.post("/login", 403, password="a guess")
-    assert "wait a minute" in visitor.post("/login", 429, password="a long password").text
-    clock.sleep(guard.WITHIN_SECONDS)
+    assert clock.mono == before, "a few mistakes cost nothing"
+    for _ in range(20):
+        visitor.post("/login", 403, password="a guess")
+    assert clock.mono == before + 20 * guard.SECONDS_EACH
     visitor.post("/login", password="a long password")
+    assert clock.mono <= before + 20 * guard.SECONDS_EACH + guard.LONGEST_WAIT
+
+
+def test_tries_at_the_same_time_are_counted_before_they_are_looked_at(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock stands still: none of them has waited yet when the next one comes."""
+    looked: list[str] = []
+
+    def look(_: str, said: str) -> bool:
+        looked.append(said)
+        return False
+
+    monkeypatch.setattr(guard, "check_password_hash", look)
+    visitor = Visitor(root, web={"password": HASH})
+    visitor.get("/login")
+    codes = [guess(visitor) for _ in range(30)]
+    at_once = guard.TRIES + round(guard.LONGEST_WAIT / guard.SECONDS_EACH)
+    assert codes == [403] * at_once + [429] * (30 - at_once)
+    assert len(looked) == at_once
+
+
+def guess(visitor: Visitor, address: str = "192.0.2.9", said: str = "") -> int:
+    """The status of a wrong password from an address, with an X-Forwarded-For."""
+    visitor.token or visitor.get("/login")
+    headers = {"Host": "127.0.0.1:8123"} | ({"X-Forwarded-For": said} if said else {})
+    form = {"csrf_token": visitor.token, "password": "a"}
+    return visitor.client.post(
+        "/login", data=form, headers=headers, environ_overrides={"REMOTE_ADDR": address}
+    ).status_code
+
+
+def tried_from(root: Root, *addresses: tuple[str, str], **settings: object) -> set[str]:
+    """What the throttle counts visitors by."""
+    visitor = Visitor(root, web={"password": HASH} | settings)
+    for address, said in addresses:
+        guess(visitor, address, said)
+    return set(visitor.client.application.extensions["sdbatch.throttle"]._due)
+
+
+def test_a_machine_with_many_addresses_of_ipv6_is_one_visitor(root: Root) -> None:
+    assert tried_from(root, ("2001:db8::1", ""), ("2001:db8::ffff:2", ""), ("2001:db8:0:1::1", "")) == {
+        "2001:db8::/64", "2001:db8:0:1::/64",
+    }  # fmt: skip
+    assert tried_from(root, ("192.0.2.1", ""), ("::ffff:192.0.2.1", ""), ("192.0.2.2", "")) == {
+        "192.0.2.1",
+        "192.0.2.2",
+    }
+
+
+def test_a_proxy_is_believed_whom_it_asks_for_where_the_configuration_says_so(root: Root) -> None:
+    said = (("127.0.0.1", "192.0.2.1"), ("127.0.0.1", "192.0.2.9, 192.0.2.2:4711"), ("192.0.2.3", "192.0.2.4"))
+    assert tried_from(root, *said) == {"127.0.0.1", "192.0.2.3"}
+    assert tried_from(root, *said, trusted_proxies=["127.0.0.0/8"]) == {"192.0.2.1", "192.0.2.2", "192.0.2.3"}
+    chained = ("10.0.0.1", "198.51.100.1, 192.0.2.1, 10.0.0.2")
+    assert tried_from(root, chained, trusted_proxies=["10.0.0.0/24"]) == {"192.0.2.1"}, "what it says itself counts not"
+    by_socket = ("localhost", "192.0.2.1")
+    assert tried_from(root, by_socket) == {"localhost"}
+    assert tried_from(root, by_socket, trusted_proxies=["unix"]) == {"192.0.2.1"}
+    with pytest.raises(ValidationError, match="is no address"):
+        Settings.model_validate({"web": {"trusted_proxies": ["my-proxy"]}})
 
 
 @pytest.mark.parametrize(
@@ -398,6 +475,7 @@ def test_passwords_can_not_be_tried_in_numbers(root: Root, clock: FakeClock) -> 
         ("[::]:8123", "", "set web.password"),
         ("gpu.example:8123", "", "set web.password"),
         ("127.0.0.1:8123", "plain", "sdbatch web --hash-password"),
+        ("unix:/run/sdbatch/web.sock", "", None),
         ("127.0.0.1:8123", "", None),
         ("[::1]:8123", "", None),
         ("0.0.0.0:8123", HASH, None),
@@ -413,9 +491,9 @@ def test_the_network_is_let_in_with_a_password_only(bind: str, password: str, to
             guard.require_password(host, web)
 
 
-@pytest.mark.parametrize("bind", ["8123", "127.0.0.1", "127.0.0.1:99999", "::1:80", "a:b"])
+@pytest.mark.parametrize("bind", ["8123", "127.0.0.1", "127.0.0.1:99999", "::1:80", "a:b", "unix:web.sock"])
 def test_an_address_that_is_none_is_told(bind: str) -> None:
-    with pytest.raises(ConfigError, match=r"such as 127\.0\.0\.1:8123"):
+    with pytest.raises(ConfigError, match=r"such as (127\.0\.0\.1:8123|unix:/)"):
         guard.split_bind(bind)
 
 

@@ -160,10 +160,16 @@ def test_the_queue_of_a_running_service_is_chinese(
     assert_chinese(words(visitor.get("/").text))
 
 
+def test_an_account_that_may_not_ask_is_told_in_chinese(root: Root) -> None:
+    for account in (2, None):
+        visitor = Visitor(root, account=lambda found=account: found)  # type: ignore[misc] # as the loop has it now
+        told = visitor.get("/", 403, {"Accept-Language": "zh"}).text
+        assert_chinese(re.sub(r"sudo usermod \S+ \S+ \S+", "", words(told)))
+
+
 def test_the_table_has_sentences_that_are_said() -> None:
     source = "\n".join(path.read_text() for path in Path(sdbatch.__file__).parent.rglob("*.py"))
     source = re.sub(r'["\']\s*\n\s*f?["\']', "", source).replace('\\"', '"').replace("\\'", "'")
-    source = source.replace("{from_root}", "name it from the root on, such as outputs/mine")
     source = source.replace("{URGENT}", "urgent").replace("{DATABASE}", "history.db")
     composed = {"Permission denied", "Read-only file system", "state/history.db: database is locked"}
     composed |= {"there is no such field; did you mean", "there is no such field; fields are", "a number from"}
