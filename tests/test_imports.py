@@ -11,6 +11,7 @@ FLOORS = [
     {"errors"},
     {
         "beneath",
+        "engine.adapters",
         "engine.memory",
         "engine.names",
         "engine.pickled",
@@ -68,6 +69,7 @@ FLOORS = [
     },
     {
         "configuration",
+        "engine.adapter_config",
         "engine.bert",
         "engine.conversion",
         "engine.kinds",
@@ -99,7 +101,15 @@ FLOORS = [
     {"engine.diffusers_folder", "found", "submitting", "index", "task", "tending"},
     {"database", "engine.autoencoder", "intake", "readiness", "searching", "upkeep"},
     {"engine.models", "history", "turns"},
-    {"engine.ladder", "engine.lora", "engine.precision", "engine.workshop", "historian", "restoring", "web.site"},
+    {
+        "engine.ladder",
+        "engine.lora",
+        "engine.precision",
+        "engine.workshop",
+        "historian",
+        "restoring",
+        "web.site",
+    },
     {"particulars"},
     {
         "engine.decoding",

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Literal
 
@@ -148,7 +149,7 @@ class Renderer:
 
         with ExitStack() as worn:
             ladder.walk(lambda: worn.enter_context(wearing(resident.model, loras)), lambda: "")
-            drawing = draw(resident.model, task.job, task.lines, init, len(staged), on_step, ladder)
+            drawing = draw(_suspecting(resident.model, task), task.job, task.lines, init, len(staged), on_step, ladder)
             sheets = ((drawn.batch, finish.apply(drawn.pixels, ladder)) for drawn in drawing)
             if not self._stage(task, sheets, staged, origin):
                 self.answer(protocol.Halted(job_id=task.job_id))
@@ -260,6 +261,14 @@ def _unread_prompts(model: Model, task: Draw) -> list[str]:
         for prompt, count in unread.items()
         if count
     ]
+
+
+def _suspecting(model: Model, task: Draw) -> Model:
+    """The model, with whom to blame where it gives what is not a number."""
+    if not task.loras:
+        return model
+    named = ", ".join(lora.file for lora in task.job.loras)
+    return replace(model, suspect=f"loras: {named} may be too strong (try a smaller weight), or {model.suspect}")
 
 
 def _device_name(device: torch.device) -> str:
