@@ -1,6 +1,7 @@
 """The page, asked without a browser: the queue, the form, and who may ask."""
 
 import os
+import random
 import re
 import shutil
 import socket
@@ -346,6 +347,25 @@ def listed(root: Root) -> dict[Path, tuple[int, int]]:
     """All but the index and the thumbnails, with time and size."""
     places = [path for place in root.path.iterdir() if place != root.state for path in place.rglob("*")]
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in places}
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/cancel", "job"), ("/retry", "job"), ("/bump", "job"), ("/pause", "reason")]
+)
+def test_what_is_told_fits_into_a_cookie_and_a_reason_into_a_line(
+    root: Root, visitor: Visitor, path: str, field: str
+) -> None:
+    text = "".join(map(chr, random.Random(1).choices(range(0x4E00, 0x9FFF), k=30_000)))
+    answer = visitor.post(path, **{field: text})
+    assert len(answer.headers["Set-Cookie"]) < 4_000
+    assert not root.pause.exists() or len(root.pause.read_text()) < 1_000
+
+
+def test_a_browser_that_prefers_ten_thousand_languages_costs_no_more(visitor: Visitor) -> None:
+    """Asked of everybody, for each sentence of a page."""
+    asked = [visitor.get("/", headers={"Accept-Language": "zh," * count}).text for count in (1, 20_000)]
+    assert all("新任务" in text for text in asked)
+    assert len(language.preferred("zh," * 20_000)) <= language.LONGEST
 
 
 def test_other_names_are_not_answered_without_a_password(root: Root) -> None:
