@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sdbatch import files, log
 from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, natural_key
+from sdbatch.handover import TAKEN
 from sdbatch.spelling import normal
 from sdbatch.watcher import Watcher
 
@@ -104,6 +105,7 @@ class Inbox:
         self.empty: list[str] = []  # the first few that hold nothing yet
         self.unsettled = 0  # jobs that hold something but do not stand still yet
         self.unreadable: dict[str, OSError] = {}  # folders whose files could not be seen, and why
+        self.taken: list[str] = []  # hidden folders with files that were taken from another filesystem
         self.watcher = Watcher(folder)
         self.bell = self.watcher.bell
         self.log = log.get()
@@ -142,9 +144,9 @@ class Inbox:
         ready: list[tuple[int, float, NaturalKey, Arrival]] = []
         found: set[str] = set()
         unreadable: dict[str, OSError] = {}
-        self.unsettled, self.empty = 0, []
+        self.unsettled, self.empty, self.taken = 0, [], []
         self._next_scan = now + self.rescan_seconds
-        for entry in walk(self.folder, unreadable):
+        for entry in walk(self.folder, unreadable, self.taken):
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -188,6 +190,11 @@ class Inbox:
             self.unsettled += 1
             self._next_scan = 0.0
         return None
+
+    def expect(self) -> None:
+        """A file was put into the inbox just now: the next scan finds it."""
+        self.unsettled += 1
+        self._next_scan = 0.0
 
     def is_still(self, path: Path, now: float) -> bool:
         """Whether any file in the inbox, a picture say, has settled."""
@@ -241,15 +248,14 @@ def make_folder(inbox: Path, folder: Path) -> None:
     missing = [*takewhile(lambda place: not place.exists(), (folder, *folder.parents))]
     for place in reversed(missing):
         with suppress(FileExistsError):
-            place.mkdir()
-            with suppress(PermissionError):  # the page's unit may not ask for the setgid bit, which is inherited anyway
-                place.chmod(stat.S_IMODE(inbox.stat().st_mode))
+            files.make_shared_dir(place, stat.S_IMODE(inbox.stat().st_mode))
 
 
-def walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:
+def walk(folder: Path, unreadable: dict[str, OSError], taken: list[str] | None = None) -> Iterator[os.DirEntry[str]]:
     """Everything below `folder` that is no folder; hidden folders and links to folders are not entered.
 
-    Folders that can't be read, or not to their end, are noted in `unreadable`.
+    Folders that can't be read, or not to their end, are noted in `unreadable`, and those of files that the service has
+    taken in `taken`.
     """
     top = str(folder)
     pending = [top]
@@ -262,6 +268,8 @@ def walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[s
                         yield entry
                     elif not entry.name.startswith(NOBODYS_PREFIXES):
                         pending.append(entry.path)
+                    elif taken is not None and entry.name.startswith(TAKEN):
+                        taken.append(entry.path)
         except OSError as error:
             if place == top or not isinstance(error, FileNotFoundError):  # else moved away between two looks
                 unreadable[place] = error

@@ -15,8 +15,9 @@ from crash import KILLED, in_child
 from tests_support import REFERENCE, small_draw
 
 from sdbatch import files
+from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.notes import Notes
-from sdbatch.engine.protocol import Draw, Request
+from sdbatch.engine.protocol import Draw, Outfit, Request
 from sdbatch.engine.renderer import Renderer
 from sdbatch.files import sha256
 from sdbatch.testing import StepCounter, kill_self
@@ -139,6 +140,21 @@ def test_a_preloaded_model_is_the_one_that_a_job_finds(tmp_path: Path) -> None:
     assert json.loads(answers.getvalue().splitlines()[0])["seconds"] == 0
 
 
+def test_what_a_start_hung_on_is_not_loaded_ahead_again(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def preload() -> list[Path]:
+        asked.append(1)
+        return []
+
+    engine = LocalEngine(Outfit(device="cpu", checksums=tmp_path / "checksums.json"), preload)
+    engine.command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    for _ in range(3):
+        engine.start()
+        engine.stop()
+    assert asked == [1]
+
+
 def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +162,7 @@ def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
     renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
     renderer.preload(tmp_path / "broken.ckpt", task(tmp_path).config)
     assert not renderer.residents.models
-    assert "the model to preload can't be loaded: the checkpoint broken.ckpt" in capfd.readouterr().err
+    assert "the model to preload can't be loaded: ckpt: the checkpoint broken.ckpt" in capfd.readouterr().err
 
 
 def test_notes_of_an_earlier_attempt_are_told_with_those_of_the_last(tmp_path: Path) -> None:
