@@ -122,7 +122,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
         except OSError as error:
             troubles += 1
             if str(error) != told:  # once: a share can be away all night
-                service.log.error("the disk fails; jobs are kept", error=str(error))  # noqa: TRY400 - no slip of ours
+                service.log.error("the disk fails; jobs are kept", error=files.in_words(error))  # noqa: TRY400 - no slip of ours
             told = str(error)
             service.tell_trouble(error, clock())
             if drain and troubles == TROUBLES_IN_A_DRAIN:

@@ -36,6 +36,11 @@ def is_disk_trouble(error: OSError) -> bool:
     return error.errno in _TROUBLE
 
 
+def in_words(error: OSError) -> str:
+    """What is wrong with which file, as a person says it: without the number."""
+    return ": ".join(str(part) for part in (error.strerror or "an error of the disk", error.filename) if part)
+
+
 def _step(name: str, path: Path) -> None:
     if on_step is not None:
         on_step(name, path)
@@ -64,6 +69,17 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace or create `path` in one step; `durable=False` skips both syncs, for what may be lost."""
     with drafted(path, durable=durable) as file:
         file.write(data)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """A file whose bytes are safe before anything is done with its name, which may be lost still."""
+    _step("write", path)
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        _step("fsync", path)
+        os.fsync(file.fileno())
 
 
 def copy_atomically(source: BinaryIO, path: Path) -> None:
@@ -135,6 +151,12 @@ def move(source: Path, target: Path) -> None:
     sync_dir(target.parent)
     if source.parent != target.parent:
         sync_dir(source.parent)
+
+
+def rename(source: Path, target: Path) -> None:
+    """As `move`, but what is renamed may come back by a power cut: the caller can do with either."""
+    _step("rename", target)
+    source.rename(target)
 
 
 def place(source: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from sdbatch import files, log
 from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, natural_key
+from sdbatch.handover import TAKEN
 from sdbatch.spelling import normal
 from sdbatch.watcher import Watcher
 
@@ -111,13 +112,15 @@ class Inbox:
         self.empty: list[str] = []  # the first few that hold nothing yet
         self.unsettled = 0  # jobs that hold something but do not stand still yet
         self.unreadable: dict[str, OSError] = {}  # folders whose files could not be seen, and why
+        self.taken: list[str] = []  # hidden folders with files that were taken from another filesystem
         self.watcher = Watcher(folder)
         self.bell = self.watcher.bell
         self.log = log.get()
         self._next_scan = self._rests_until = 0.0
         self._look: Iterator[None] | None = None
         self._moment: Callable[[], float] = lambda: 0.0
-        self._taken: set[str] = set()  # from the queue, since the look began
+        self._claimed: set[str] = set()  # from the queue, since the look began
+        self._is_expecting = False  # something that came since then
 
     @property
     def is_looking(self) -> bool:
@@ -172,12 +175,14 @@ class Inbox:
     def _look_through(self, began: float, *, was_told: bool) -> Iterator[None]:
         """All of the folder; the queue is another at the end. Yields wherever others may have their turn."""
         complete = self.watcher.take_renamed()
-        self._taken.clear()
+        self._claimed.clear()
+        self._is_expecting = False
         found: set[str] = set()
         meant: list[tuple[str, os.stat_result]] = []
         empty: list[str] = []
         unreadable: dict[str, OSError] = {}
-        for entry in tread(self.folder, unreadable):
+        taken: list[str] = []
+        for entry in tread(self.folder, unreadable, taken):
             yield
             if entry is None:
                 continue
@@ -211,9 +216,9 @@ class Inbox:
         self._mind(unreadable, found)
         self.stillness.keep_only(found)
         ready.sort(key=lambda item: item[:3])
-        self.queue = deque(arrival for *_, arrival in ready if arrival.name not in self._taken)
-        self.unsettled, self.empty = len(meant) - len(ready), empty
-        self._next_scan = min(self._moment() + self.rescan_seconds, settles)
+        self.queue = deque(arrival for *_, arrival in ready if arrival.name not in self._claimed)
+        self.unsettled, self.empty, self.taken = len(meant) - len(ready) + self._is_expecting, empty, taken
+        self._next_scan = 0.0 if self._is_expecting else min(self._moment() + self.rescan_seconds, settles)
         has_news = any(seen.first == began for seen in self.stillness.seen.values())
         self.watcher.tend(is_deaf=has_news and not (was_told or self.bell.is_set()))
 
@@ -229,19 +234,24 @@ class Inbox:
             seen = self.stillness.seen.get(arrival.name)
             if seen is not None and seen.signature == signature_of(arrival.name):
                 return arrival
-            self.unsettled += 1
-            self._next_scan = 0.0
+            self.expect()
         return None
 
     def take(self, arrival: Arrival) -> None:
         """Out of the queue, and of the one that a look under way will make."""
         self.queue.remove(arrival)
-        self._taken.add(arrival.name)
+        self._claimed.add(arrival.name)
 
     def put_back(self, arrival: Arrival) -> None:
         """It still lies there, and is still the next."""
         self.queue.appendleft(arrival)
-        self._taken.discard(arrival.name)
+        self._claimed.discard(arrival.name)
+
+    def expect(self) -> None:
+        """A file was put into the inbox just now, or changed: the next scan finds it."""
+        self.unsettled += 1
+        self._next_scan = 0.0
+        self._is_expecting = True
 
     def is_still(self, path: Path, now: float) -> bool:
         """Whether any file in the inbox, a picture say, has settled."""
@@ -305,11 +315,14 @@ def walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[s
 
     Folders that can't be read, or not to their end, are noted in `unreadable`.
     """
-    return (entry for entry in tread(folder, unreadable) if entry is not None)
+    return (entry for entry in tread(folder, unreadable, []) if entry is not None)
 
 
-def tread(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str] | None]:
-    """The same, and a None for each folder: on a slow share even empty ones take their time."""
+def tread(folder: Path, unreadable: dict[str, OSError], taken: list[str]) -> Iterator[os.DirEntry[str] | None]:
+    """The same, and a None for each folder: on a slow share even empty ones take their time.
+
+    Folders of files that the service has taken are noted in `taken`.
+    """
     top = str(folder)
     pending = [top]
     while pending:
@@ -320,6 +333,8 @@ def tread(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[
                     is_folder = entry.is_dir(follow_symlinks=False)
                     if is_folder and not entry.name.startswith(NOBODYS_PREFIXES):
                         pending.append(entry.path)
+                    elif is_folder and entry.name.startswith(TAKEN):
+                        taken.append(entry.path)
                     yield None if is_folder else entry
         except OSError as error:
             if place == top or not isinstance(error, FileNotFoundError):  # else moved away between two looks

@@ -29,6 +29,7 @@ class Intake:
         folder = self.spool.folder(claim)
         self.spool.require_own(claim)
         self.spool.heed_cancel(claim)
+        self.spool.make_own(claim)
         parsed = self._read(claim)
         if parsed.error is not None:
             raise parsed.error
@@ -47,6 +48,7 @@ class Intake:
         loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
         return Task(
             claim=claim,
+            source=self._parsed[0],
             job=job,
             parent=parsed.parent,
             lines=lines,

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from sdbatch import configuration, files, housekeeping, log, overview, systemd
+from sdbatch import configuration, files, handover, housekeeping, log, overview, systemd
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
 from sdbatch.errors import Cancelled, EngineDown, JobError, NotHere, RendererDied, RootBusy, printable
@@ -24,12 +24,13 @@ from sdbatch.hooks import Hooks
 from sdbatch.inbox import Inbox
 from sdbatch.inputs import InputStager, NotYet
 from sdbatch.intake import Intake
+from sdbatch.latecomers import Latecomers
 from sdbatch.lock import RootLock
 from sdbatch.publish import Names, Publisher
 from sdbatch.readiness import Readiness
 from sdbatch.root import SAMPLES, Root
 from sdbatch.settings import Settings
-from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, Claim, Spool
+from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, WRITTEN_ON, Claim, Spool
 from sdbatch.status import StatusFile
 from sdbatch.task import Drawing, Task, count_staged, manifest_of
 from sdbatch.turns import Turns
@@ -70,6 +71,7 @@ class Service:
         self.readiness = Readiness(root, engine, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.limit_seconds)
         self.historian = Historian(root)
+        self.latecomers = Latecomers(root, self.spool, self.inbox)
         self.turns = Turns(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
@@ -130,6 +132,8 @@ class Service:
         unheld = self._why_not_held()
         self.inbox.scan(now.mono, lambda: clock().mono, is_busy=self._is_busy)
         self._is_busy = False  # until there is a job
+        if not unheld:
+            self.latecomers.look(now.mono)
         self._look_around(now)
         if unheld and not self.readiness.is_held:  # else folders are away, which is told
             raise unheld
@@ -183,7 +187,13 @@ class Service:
 
     def tell_trouble(self, error: OSError, now: Now) -> None:
         """The disk failed: say so, if only to systemd."""
-        self._tell(now, at_once=True, state="paused", job=None, problem=f"the disk fails; jobs are kept: {error}")
+        self._tell(
+            now,
+            at_once=True,
+            state="paused",
+            job=None,
+            problem=f"the disk fails; jobs are kept: {files.in_words(error)}",
+        )
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
@@ -315,7 +325,8 @@ class Service:
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """The manifest, then the move to done/ that makes it so."""
-        manifest = manifest_of(task, drawing, names, self.root, now.wall)
+        notes = self._what_changed(task)
+        manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
@@ -323,11 +334,26 @@ class Service:
         self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
+    def _what_changed(self, task: Task) -> list[str]:
+        """Notes on what others did to the job's file since it was claimed; what was drawn is what lies there then."""
+        claim = task.claim
+        notes = []
+        if later := self.spool.release(claim):
+            self.inbox.expect()
+            notes.append(WRITTEN_ON.format(printable(later)))
+        if handover.restore(self.spool.folder(claim) / claim.file, task.source):
+            notes.append("the job file was changed while it was drawn; that lies beside it, and was not drawn")
+        for note in notes:
+            self._log(claim).warning(note)
+        return notes
+
     def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
         self.turns.waiting.pop(claim.id, None)
         folder = self.spool.folder(claim)
         try:
-            self.spool.fail(claim, text)
+            if later := self.spool.fail(claim, text):
+                self.inbox.expect()
+                self._log(claim).warning(WRITTEN_ON.format(printable(later)))
         except OSError as error:
             if files.is_disk_trouble(error) or not folder.is_dir():
                 self.turns.defer(claim)

@@ -3,10 +3,11 @@
 import stat
 from pathlib import Path
 
-from sdbatch import files, overview
+from sdbatch import files
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
 from sdbatch.inbox import URGENT, make_folder, walk
+from sdbatch.naming import file_of, folders, matching, number_of
 from sdbatch.root import Root
 from sdbatch.spelling import normal
 from sdbatch.spool import CANCEL, ERROR, Spool
@@ -31,27 +32,49 @@ def resume(root: Root) -> str:
 
 
 def cancel(root: Root, name: str) -> str:
-    """Take a job out: a waiting file is deleted, a claimed one goes to failed/ with what was drawn of it."""
-    waiting, claimed = _waiting(root, name), overview.matching(name, [root.running])
-    if len(waiting) + len(claimed) > 1:
+    """Take a job out, or a file with all its jobs.
+
+    A waiting file is deleted; a claimed job goes to failed/ with what was drawn of it.
+    """
+    claimed = matching(name, [root.running])
+    is_id = any(folder.name == normal(name) for folder in claimed)
+    waiting = _waiting(root, name) if not is_id else []
+    if waiting and is_job_name(name):
+        claimed = []  # a file that is named in full
+    if len(waiting) + len({file_of(folder.name) for folder in claimed}) > 1:
         raise _ambiguous(name, [*waiting, *claimed])
     if waiting:
-        waiting[0].unlink()
-        return f"deleted {root.show(waiting[0])}"
-    if claimed:
-        (claimed[0] / CANCEL).touch()
-        return f"{claimed[0].name} is cancelled; it goes to jobs/failed/ with the pictures that are finished"
-    raise _unknown(root, name, "waits or is drawn")
+        return _delete(root, waiting[0])
+    if not claimed:
+        raise _unknown(root, name, "waits or is drawn")
+    cancelled = _mark(root, claimed)
+    if len(cancelled) == 1:
+        return f"{cancelled[0].name} is cancelled; it goes to jobs/failed/ with the pictures that are finished"
+    return (
+        f"{len(cancelled)} jobs of {number_of(claimed[0].name)} are cancelled; "
+        "they go to jobs/failed/ with the pictures that are finished"
+    )
+
+
+def cancel_all(root: Root) -> list[str]:
+    """The same with all that waits or is drawn."""
+    root.require(root.inbox)
+    return [_delete(root, path) for path in _jobs_in(root.inbox)] + [
+        f"{folder.name} is cancelled" for folder in _mark(root, folders(root.running))
+    ]
 
 
 def retry(root: Root, name: str) -> str:
-    """Let a failed job run once more; pictures that were finished are kept."""
+    """Let a failed job run once more, or all of a file that failed; pictures that were finished are kept."""
     root.require(root.inbox)
-    found = overview.matching(name, [root.failed])
-    if len(found) != 1:
+    found = matching(name, [root.failed])
+    if len({file_of(folder.name) for folder in found}) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, "lies in jobs/failed/")
-    Spool(root).take_up(found[0])
-    return f"{found[0].name} is tried again"
+    for folder in found:
+        Spool(root).take_up(folder)
+    if len(found) == 1:
+        return f"{found[0].name} is tried again"
+    return f"{len(found)} jobs of {number_of(found[0].name)} are tried again"
 
 
 def retry_all(root: Root) -> list[str]:
@@ -85,14 +108,36 @@ def _has_failed(folder: Path) -> bool:
         return False
 
 
+def _delete(root: Root, waiting: Path) -> str:
+    waiting.unlink()
+    return f"deleted {root.show(waiting)}"
+
+
+def _mark(root: Root, claimed: list[Path]) -> list[Path]:
+    """Have claimed jobs cancelled; a file may be split into its jobs meanwhile: these too, if all of it is meant."""
+    wanted = claimed
+    while True:
+        for folder in wanted:
+            (folder / CANCEL).touch()
+        files_of = {file_of(folder.name) for folder in claimed if len(claimed) > 1}
+        there = [folder for folder in folders(root.running) if file_of(folder.name) in files_of]
+        wanted = [folder for folder in there if folder not in claimed]
+        if not wanted:
+            return claimed
+        claimed = [*claimed, *wanted]
+
+
 def _waiting(root: Root, name: str) -> list[Path]:
     """Files in the inbox of this name, or at this place in it."""
     root.require(root.inbox)
-    found = (Path(entry.path) for entry in walk(root.inbox, {}) if is_job_name(entry.name))
-    jobs = [path for path in found if not path.is_dir()]
-    name = normal(name)
+    name, jobs = normal(name), _jobs_in(root.inbox)
     exact = [path for path in jobs if normal(path.relative_to(root.inbox).as_posix()) == name]
     return exact or [path for path in jobs if name in (normal(path.name), normal(path.stem))]
+
+
+def _jobs_in(inbox: Path) -> list[Path]:
+    found = (Path(entry.path) for entry in walk(inbox, {}) if is_job_name(entry.name))
+    return [path for path in found if not path.is_dir()]
 
 
 def _ambiguous(name: str, found: list[Path]) -> JobError:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from watchdog.events import FileSystemEventHandler
@@ -122,21 +122,44 @@ def _made_by_jobs(root: Root) -> Iterator[Path]:
 
 def filesystem(root: Root) -> Finding:
     """A job goes its way by renames, which no mount lets through, not even a bind mount of the same disk."""
-    with _probe(root.inbox) as probe:
-        here = probe
-        try:
-            for place in (root.running, root.failed, root.done):
-                here = here.rename(place / probe.name)
-        except OSError as error:
-            return problem(
-                "filesystem",
-                f"no file can be moved from {root.show(here.parent)} to {root.show(place)}: {error.strerror}",
-                "let all of jobs/ lie on one filesystem, with no mount in between; a share can be dropped into from "
-                "elsewhere with `sdbatch submit`",
-            )
-        finally:
-            here.unlink(missing_ok=True)
+    if apart := what_lies_apart(root):
+        return problem(
+            "filesystem",
+            apart,
+            "let jobs/running, jobs/failed and jobs/done lie on one filesystem, with no mount in between; jobs/inbox "
+            "may be another",
+        )
+    if not _moves(root.inbox, root.running):
+        text = "jobs/inbox is another filesystem: jobs are copied from there, and drawn as from any"
+        return ok("filesystem", text)
     return ok("filesystem", "a job can be moved from the inbox to where it ends")
+
+
+def what_lies_apart(root: Root) -> str:
+    """Which folders no job can be moved between, tried; empty where all is well. From the inbox it would be copied."""
+    way = (root.inbox, root.running, root.failed, root.done)
+    apart = [(here, there) for here, there in pairwise(way) if not _moves(here, there)]
+    if not apart or apart == [way[:2]]:
+        return ""
+    here, there = apart[0]
+    return (
+        f"no file can be moved from {root.show(here)} to {root.show(there)}, which is another filesystem, "
+        "or mounted by itself"
+    )
+
+
+def _moves(here: Path, there: Path) -> bool:
+    """Whether a rename leads from one folder to the other; what else is wrong with them is another's to say."""
+    try:
+        with _probe(here) as probe:
+            moved = there / probe.name
+            try:
+                probe.rename(moved)
+            finally:
+                moved.unlink(missing_ok=True)
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return True
 
 
 def hard_links(root: Root) -> Finding:

@@ -1,11 +1,13 @@
 """A job on its way through the service: what it needs, what the engine told of it, and the record of both."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sdbatch import __version__, files
+from sdbatch import __version__
 from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped, Tick
 from sdbatch.inputs import Staged
 from sdbatch.job import AnyJob, count_pictures
@@ -23,6 +25,7 @@ class Task:
     """A job with everything it names resolved, ready to draw."""
 
     claim: Claim
+    source: bytes  # the job file
     job: AnyJob
     parent: Parent | None
     lines: list[str] | None  # of from_file
@@ -97,7 +100,9 @@ class Drawing:
         return samples + [grid.file for grid in self.grids]
 
 
-def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: datetime) -> Manifest:
+def manifest_of(
+    task: Task, drawing: Drawing, names: Names, root: Root, now: datetime, notes: Sequence[str] = ()
+) -> Manifest:
     """The record of a finished task, whose pictures were published as `names` in its output folder."""
     claim, loaded, finished = task.claim, drawing.loaded, drawing.finished
     assert loaded is not None, "the engine loads before it draws"
@@ -109,7 +114,7 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
         id=claim.id,
         source=claim.source.encode("utf-8", "backslashreplace").decode(),
         part=f"{claim.part} of {claim.parts}" if claim.parts > 1 else None,
-        source_sha256=files.sha256(folder / claim.file),
+        source_sha256=hashlib.sha256(task.source).hexdigest(),
         parent=task.parent,
         attempts=claim.attempts,
         job=task.job.model_dump(),
@@ -147,7 +152,7 @@ def manifest_of(task: Task, drawing: Drawing, names: Names, root: Root, now: dat
         checkpoint=_checkpoint(task, loaded, root),
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
-        notes=finished.notes,
+        notes=[*finished.notes, *notes],
         first_prompt=None if task.lines is None else task.lines[0],
     )
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from flask import Blueprint, render_template, request
 from werkzeug.wrappers import Response
 
-from sdbatch import overview, steer
+from sdbatch import naming, overview, steer
 from sdbatch.overview import seconds_since
 from sdbatch.web.site import done, site
 
@@ -63,6 +63,8 @@ def _facts() -> dict[str, object]:
         "latest": site().history.search(limit=LATEST),
         "stale": site().stale,
         "facts": overview.look(site().root, now),
+        "files": naming.of_many(site().root.running),
+        "failed_files": naming.of_many(site().root.failed),
         "is_paused": site().root.pause.exists(),
         "since": lambda text: seconds_since(text, now),
     }
