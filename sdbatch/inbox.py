@@ -305,9 +305,7 @@ def make_folder(inbox: Path, folder: Path) -> None:
     missing = [*takewhile(lambda place: not place.exists(), (folder, *folder.parents))]
     for place in reversed(missing):
         with suppress(FileExistsError):
-            place.mkdir()
-            with suppress(PermissionError):  # the page's unit may not ask for the setgid bit, which is inherited anyway
-                place.chmod(stat.S_IMODE(inbox.stat().st_mode))
+            files.make_shared_dir(place, stat.S_IMODE(inbox.stat().st_mode))
 
 
 def walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:

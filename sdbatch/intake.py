@@ -36,7 +36,7 @@ class Intake:
         job = parsed.job
         assert job is not None, "either a job or an error"
         staged = [
-            self.inputs.stage(name, named, folder, claim.source, parsed.kept, now)
+            self.inputs.stage(name, named, folder, claim, parsed.kept, now)
             for name in ("init_img", "from_file")
             if (named := getattr(job, name, ""))
         ]
@@ -71,4 +71,9 @@ class Intake:
         parts = self._parsed[2]
         if len(parts) > 1 and not claim.parts:
             self.spool.split(claim, len(parts))
+        if claim.part > len(parts):
+            raise JobError(
+                f"{claim.file}: holds {len(parts)} of {claim.parts} jobs since it was mended, "
+                f"and not number {claim.part}: nothing is left to draw here, and this folder may be deleted"
+            )
         return parts[claim.part - 1]

@@ -14,12 +14,11 @@ from pydantic import ValidationError
 from sdbatch import files, found, gathering, infotext, jobfile, pngtext
 from sdbatch.errors import JobError, printable
 from sdbatch.history import History
-from sdbatch.inputs import INPUTS
 from sdbatch.job import Img2Img, Txt2Img, job_kind
 from sdbatch.manifest import VERSION, dump
 from sdbatch.records import Job, Picture
 from sdbatch.root import FILES, SAMPLES, WEIGHTS, Root
-from sdbatch.spool import MANIFEST
+from sdbatch.spool import INPUTS, MANIFEST
 
 Fields = dict[str, Any]
 ALWAYS = ("prompt", "seed")  # told even where they are the defaults

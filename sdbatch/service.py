@@ -230,11 +230,15 @@ class Service:
         files.clear(folder / HALT)
         self.readiness.require_space(task)
         samples = STAGED if task.job.skip_save else SAMPLES
+        if claim.drawn_from not in ("", origin := task.origin):
+            self._drop_what_was_drawn(task)
         files.make_dir(folder / samples)
+        start_at = count_staged(folder / samples)
         drawing = Drawing(now.wall, now.mono)
-        if claim.attempts >= self.settings.attempts:
+        attempts = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
+        if attempts >= self.settings.attempts:
             raise RendererDied("or the service itself did")
-        self.spool.note(claim, attempts=claim.attempts + 1)
+        self.spool.note(claim, attempts=attempts + 1, staged=start_at, drawn_from=origin)
         self.turns.owed.pop(claim.id, None)
         self._log(claim).info("drawing", pictures=task.total)
         draw = Draw(
@@ -250,7 +254,7 @@ class Service:
             config=task.config,
             vae=task.vae,
             loras=task.loras,
-            start_at=count_staged(folder / samples),
+            start_at=start_at,
             halt=folder / HALT,
             cancel=folder / CANCEL,
         )
@@ -260,6 +264,19 @@ class Service:
                 self._heed(event, task, drawing, clock)
         self.spool.heed_cancel(claim)
         return drawing
+
+    def _drop_what_was_drawn(self, task: Task) -> None:
+        """Take away pictures that came from another job file, input or model than there is now, as after a `retry`."""
+        claim, folder = task.claim, self.spool.folder(task.claim)
+        self._log(claim).info("drawn from the beginning: what it is drawn from was changed")
+        for staged, name in (claim.outputs or {}).items():
+            if files.same_content(folder / staged, task.outdir / name):
+                (task.outdir / name).unlink()
+        for drawn in (folder / SAMPLES, folder / STAGED):
+            files.remove_tree(drawn)
+        for grid in folder.glob("grid-*.png"):
+            grid.unlink()
+        self.spool.note(claim, outputs=None, staged=0)
 
     def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, clock: Clock) -> None:
         """Take in one event of the engine's stream, and look after everything else."""
@@ -276,12 +293,12 @@ class Service:
     def _halt_if_asked(self, claim: Claim, now: Now) -> None:
         """A pause or the end of the hours lets the engine finish its batch, no more."""
         if self.readiness.why_held(now.wall):
-            (self.spool.folder(claim) / HALT).touch()
+            files.mark(self.spool.folder(claim) / HALT)
 
     def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
         """Remember what an event says of the drawing, and what it means for the job."""
         if isinstance(event, protocol.Tick):
-            self._heed_silence(task, drawing, now)
+            self._heed_silence(task, drawing, now, is_starting=event.is_starting)
         drawing.note(task, event, now)
         if drawing.heard == now or drawing.loaded is None:  # a loading tells of nothing; hang_seconds bounds it
             self.manager.feed(now)
@@ -296,11 +313,13 @@ class Service:
                 self.spool.heed_cancel(task.claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
 
-    def _heed_silence(self, task: Task, drawing: Drawing, now: float) -> None:
+    def _heed_silence(self, task: Task, drawing: Drawing, now: float, *, is_starting: bool) -> None:
         """A renderer looks at cancel between its steps: while it loads, or hangs, the service does, and ends it."""
         silent, limit = now - drawing.heard, self.settings.hang_seconds
         if drawing.loaded is None or silent > CANCEL_SECONDS:
             self.spool.heed_cancel(task.claim)
+        if silent > limit and is_starting:
+            raise EngineDown(f"the renderer did not start within {limit:g} seconds")
         if silent > limit:
             raise RendererDied(
                 f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
@@ -376,12 +395,16 @@ class Service:
 
     def _retry(self, claim: Claim, text: str, now: Now) -> None:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
-        if claim.attempts >= self.settings.attempts:
+        if claim.attempts >= self.settings.attempts and self._count_staged(claim) <= claim.staged:
             told = f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}"
             self._fail(claim, told, now)
             self.readiness.count_failure(told)
         else:
             self._log(claim).warning("renderer died", reason=text)
+
+    def _count_staged(self, claim: Claim) -> int:
+        folders = (self.spool.folder(claim) / name for name in (SAMPLES, STAGED))
+        return max((count_staged(folder) for folder in folders if folder.is_dir()), default=0)
 
     def _log(self, claim: Claim) -> log.Log:
         """For lines about a job; those also go into its folder."""

@@ -33,9 +33,10 @@ from pydantic import TypeAdapter, ValidationError
 from sdbatch import files, handover, log
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name
-from sdbatch.root import Root
+from sdbatch.root import SAMPLES, Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
+INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
 _ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
 WRITTEN_ON = "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
@@ -65,7 +66,6 @@ class Claim:
         held: where the dropped file lies from the inbox on, if that is on another filesystem.
         inputs: for each field that names a file, what it named and the digest of the copy that is drawn from.
         drawn_from: a digest of all that the pictures come from, if any were begun.
-        is_anew: whether a person had it tried again: what it names is looked for again.
         other: what claim.json says beside, as a newer version may; it is kept.
     """
 
@@ -82,7 +82,6 @@ class Claim:
     held: str = ""
     inputs: dict[str, tuple[str, str]] | None = None
     drawn_from: str = ""
-    is_anew: bool = False
     other: dict[str, Any] = field(default_factory=dict)
 
 
@@ -223,16 +222,20 @@ class Spool:
         return any((place / job_id).exists() for place in (self.root.done, self.root.failed))
 
     def take_up(self, failed: Path) -> None:
-        """Bring a failed job back to running/, with a clean slate and what was drawn of it."""
+        """Bring a failed job back to running/, with a clean slate and what was drawn of it.
+
+        What it names is looked for anew, but for copies that a person mended where they lie.
+        """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
             raise JobError(f"{failed.name} holds no job file any more")
-        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).stat().st_mode)
-        files.write_atomically(failed / CLAIM, _to_json(claim))
-        (failed / CLAIM).chmod(mode)  # the service is to read it, whatever the umask of who asks
+        _set_inputs_aside(failed, claim)
+        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
+        # The service is to read it, whatever the umask of who asks.
+        files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
         for mark in (ERROR, MANIFEST):  # a copy of a job that was done has the other too
-            (failed / mark).unlink(missing_ok=True)
+            files.clear(failed / mark)
         files.move(failed, self.root.running / failed.name)
 
     def claim(self, dropped: Path, now: datetime, priority: int = 0) -> Claim | None:
@@ -354,9 +357,13 @@ class Spool:
         with self._of_its_own(folder):  # whatever lies in the way of a mark, the folder goes
             if later := self.release(claim):
                 text = f"{text.rstrip()}\n{WRITTEN_ON.format(later)}"
+            if claim.inputs:
+                self._write(claim)  # what they were, in case they are mended
             handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
             _unmark(folder)
+            for drawn in (SAMPLES, STAGED):
+                files.sweep(folder / drawn)  # its renderer may have been killed
             if ended is not claim and claim.file:
                 files.write_atomically(folder / CLAIM, _to_json(ended))
         files.move(folder, self.root.failed / ended.id)
@@ -452,6 +459,20 @@ def _noted(folder: Path) -> Claim | None:
         except ValidationError:
             return None  # without its file or source
     return claim if claim.file and claim.file == Path(claim.file).name else None
+
+
+def _set_inputs_aside(failed: Path, claim: Claim) -> None:
+    """Copies of what a job names are no longer taken as they are, unless they were changed since the job failed."""
+    for copy in [*(failed / INPUTS).glob("*")]:
+        _, digest = (claim.inputs or {}).get(copy.stem, ("", ""))
+        with suppress(OSError):
+            is_mended = files.sha256(copy) != digest if digest else _is_newer(copy, failed / ERROR)
+            if not is_mended and not copy.name.startswith(EARLIER):
+                copy.rename(copy.with_name(EARLIER + copy.name))
+
+
+def _is_newer(file: Path, mark: Path) -> bool:
+    return mark.exists() and file.stat().st_mtime_ns > mark.stat().st_mtime_ns
 
 
 def _may_hold(path: Path) -> bool:
