@@ -251,6 +251,14 @@ def test_what_is_received_at_once_has_a_bound(page: Page) -> None:
     assert "Too much is being sent at once" in answer
 
 
+def test_a_part_of_a_file_is_just_that(page: Page) -> None:
+    (page.root.outputs / "part.png").write_bytes(bytes(range(256)) * 1000)
+    page.log_in()
+    status, text = page.ask("GET", "/file/outputs/part.png", Range="bytes=48-57")
+    assert (status, text) == (206, "0123456789")
+    assert page.ask("GET", "/file/outputs/part.png", Range="bytes=-255950")[1].startswith("2345")
+
+
 def test_a_large_file_is_streamed_whoever_reads_how_slowly(page: Page) -> None:
     large = page.root.outputs / "large.png"
     large.touch()
