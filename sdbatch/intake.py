@@ -29,13 +29,14 @@ class Intake:
         folder = self.spool.folder(claim)
         self.spool.require_own(claim)
         self.spool.heed_cancel(claim)
+        self.spool.make_own(claim)
         parsed = self._read(claim)
         if parsed.error is not None:
             raise parsed.error
         job = parsed.job
         assert job is not None, "either a job or an error"
         staged = [
-            self.inputs.stage(name, named, folder, claim.source, parsed.kept, now)
+            self.inputs.stage(name, named, folder, claim, parsed.kept, now)
             for name in ("init_img", "from_file")
             if (named := getattr(job, name, ""))
         ]
@@ -47,6 +48,7 @@ class Intake:
         loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
         return Task(
             claim=claim,
+            source=self._parsed[0],
             job=job,
             parent=parsed.parent,
             lines=lines,
@@ -69,4 +71,9 @@ class Intake:
         parts = self._parsed[2]
         if len(parts) > 1 and not claim.parts:
             self.spool.split(claim, len(parts))
+        if claim.part > len(parts):
+            raise JobError(
+                f"{claim.file}: holds {len(parts)} of {claim.parts} jobs since it was mended, "
+                f"and not number {claim.part}: nothing is left to draw here, and this folder may be deleted"
+            )
         return parts[claim.part - 1]

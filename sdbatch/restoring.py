@@ -14,12 +14,11 @@ from pydantic import ValidationError
 from sdbatch import files, found, gathering, infotext, jobfile, pngtext
 from sdbatch.errors import JobError, printable
 from sdbatch.history import History
-from sdbatch.inputs import INPUTS
 from sdbatch.job import Img2Img, Txt2Img, job_kind
 from sdbatch.manifest import VERSION, dump
 from sdbatch.records import Job, Picture
 from sdbatch.root import FILES, SAMPLES, WEIGHTS, Root
-from sdbatch.spool import MANIFEST, slug_of
+from sdbatch.spool import INPUTS, MANIFEST
 
 Fields = dict[str, Any]
 ALWAYS = ("prompt", "seed")  # told even where they are the defaults
@@ -121,12 +120,6 @@ def again(root: Root, job: Job, seed: int | None = None) -> str:
         head = {"sdbatch_manifest": VERSION, "id": job.id}
         return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
     return _checked(job_text(fields_of(root, job) | changed))
-
-
-def file_name(job_id: str) -> str:
-    """Of a job that comes from another: that one's name, without its time and number; or where it lies."""
-    name = job_id.rpartition("/")[2] if "/" in job_id else job_id.split("-", 2)[-1]
-    return f"{slug_of(name + '.yaml')}.yaml"
 
 
 def job_text(fields: Fields) -> str:

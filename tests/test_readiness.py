@@ -1,5 +1,6 @@
 """When nothing is drawn though jobs wait: the machine's faults, told in plain words, cost no job."""
 
+import errno
 import json
 import os
 import socket
@@ -7,9 +8,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from crash import elsewhere
 from tests_support import drain, only
 
-from sdbatch import readiness
+from sdbatch import readiness, surroundings
 from sdbatch.engine.protocol import Draw, Event, Request, Tick
 from sdbatch.errors import Cancelled, EngineDown, RendererDied
 from sdbatch.root import Root
@@ -102,6 +104,28 @@ def test_a_pause_file_holds_everything_back_for_as_long_as_it_is_there(
     root.pause.unlink()
     drain(service, clock)
     assert (service.done, service.failed) == (1, 1)
+
+
+def test_folders_of_jobs_that_lie_apart_are_told_as_doctor_tells_them(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_job(root, "a.yaml", SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", elsewhere(root.done))
+        service = start()
+        let_pass(service, clock, 20)
+        said = str(status(root)["problem"])
+        assert said == surroundings.filesystem(root).text
+        assert said.startswith("no file can be moved from jobs/failed to jobs/done, which is another filesystem")
+        assert names(root.inbox) == ["a.yaml"]
+        assert not list(root.running.iterdir())
+    drain(service, clock)
+    assert service.done == 1
+
+
+def test_a_disk_that_fails_is_told_without_a_number(start: Start, root: Root, clock: FakeClock) -> None:
+    start().tell_trouble(OSError(errno.EIO, os.strerror(errno.EIO), "x.png"), clock())
+    assert status(root)["problem"] == "the disk fails; jobs are kept: Input/output error: x.png"
 
 
 def test_a_pause_that_can_not_be_read_is_a_pause(start: Start, root: Root, clock: FakeClock) -> None:

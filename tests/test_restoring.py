@@ -18,7 +18,7 @@ from sdbatch.history import History
 from sdbatch.job import AnyJob, Img2Img, Txt2Img
 from sdbatch.manifest import Parent
 from sdbatch.records import Job, Picture
-from sdbatch.restoring import again, file_name, follow_up, job_text, restore
+from sdbatch.restoring import again, follow_up, job_text, restore
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Settings
@@ -231,11 +231,6 @@ def test_a_checkpoint_that_is_there_no_more_is_told(draw: Draw, root: Root) -> N
     (root.models / "mine.ckpt").unlink()
     (note,) = restore(root, known(root, job_id)).notes
     assert note == "ckpt: there is no models/mine.ckpt in the root; without it the job can't be drawn"
-
-
-def test_a_job_that_comes_from_another_is_named_as_that_is() -> None:
-    assert file_name("20261122T101530Z-000042-blue-truck") == "blue-truck.yaml"
-    assert file_name(EARLIER) == "2023-04-18-18-01-48-0-32806818.yaml"
 
 
 def test_again_goes_for_failed_and_earlier_jobs_too(draw: Draw, root: Root) -> None:

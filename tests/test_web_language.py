@@ -167,7 +167,6 @@ def test_an_account_that_may_not_ask_is_told_in_chinese(root: Root) -> None:
 def test_the_table_has_sentences_that_are_said() -> None:
     source = "\n".join(path.read_text() for path in Path(sdbatch.__file__).parent.rglob("*.py"))
     source = re.sub(r'["\']\s*\n\s*f?["\']', "", source).replace('\\"', '"').replace("\\'", "'")
-    source = source.replace("{from_root}", "name it from the root on, such as outputs/mine")
     source = source.replace("{URGENT}", "urgent").replace("{DATABASE}", "history.db")
     composed = {"Permission denied", "Read-only file system", "state/history.db: database is locked"}
     composed |= {"there is no such field; did you mean", "there is no such field; fields are", "a number from"}

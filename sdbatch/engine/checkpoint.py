@@ -28,7 +28,9 @@ _COPY = "copy the file itself, whole"
 _OTHERS = {
     rb"$": "is empty: copy the file itself, whole",
     rb"version https://git-lfs": "is a git-lfs pointer, not the file: copy the file that `git lfs pull` brings",
-    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)": "is a web page, not a file of weights: copy the file itself, whole",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)": (
+        "is a web page, not a file of weights: copy the file itself, whole"
+    ),
     rb"GGUF": "is a GGUF file, which is not read: only .ckpt, .safetensors and folders in diffusers format are",
     rb"\x89HDF": "is a file of TensorFlow (HDF5), which is not read: take one for PyTorch",
     rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": "is a picture, not a file of weights",

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from io import BufferedReader, BytesIO
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from flask import Blueprint, Response, abort, make_response, render_template, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -16,6 +16,7 @@ from werkzeug.wsgi import wrap_file
 from sdbatch import moments, particulars, restoring
 from sdbatch.check import submit_text
 from sdbatch.errors import JobError
+from sdbatch.naming import next_name
 from sdbatch.records import Lineage, Picture
 from sdbatch.searching import Found
 from sdbatch.web import thumbnails
@@ -138,7 +139,9 @@ def follow_up() -> AnyResponse:
 
     def drop() -> str:
         strength, prompt = _number(asked.get("strength", "")), asked.get("prompt", "").replace("\r\n", "\n")
-        return _drop(picture.job, restoring.follow_up(site().root, site().history, picture, prompt, strength))
+        return _drop(
+            picture.job, restoring.follow_up(site().root, site().history, picture, prompt, strength), "follow-up"
+        )
 
     return done(drop, "queue.show")
 
@@ -150,7 +153,7 @@ def again() -> AnyResponse:
     if job is None:
         abort(404)
     seed = _whole(request.form.get("seed", ""))
-    return done(lambda: _drop(job.id, restoring.again(site().root, job, seed)), "queue.show")
+    return done(lambda: _drop(job.id, restoring.again(site().root, job, seed), "again"), "queue.show")
 
 
 def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
@@ -164,9 +167,9 @@ def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
     return found
 
 
-def _drop(job_id: str, text: str) -> str:
+def _drop(job_id: str, text: str, ending: Literal["again", "follow-up"]) -> str:
     """Into the inbox, under the name of the job that it comes from."""
-    path = submit_text(text, restoring.file_name(job_id), site().root)
+    path = submit_text(text, next_name(site().root, job_id, ending), site().root)
     return f"Dropped as {site().root.show(path)}."
 
 
