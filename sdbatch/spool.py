@@ -214,8 +214,7 @@ class Spool:
 
     def _is_own(self, folder: Path) -> bool:
         """Whether a folder in running/ has the name that its claim gave it, and no other folder has."""
-        written = read_claim(folder)
-        has_name = arrived(folder.name) and (written is None or written.id == folder.name)
+        has_name = arrived(folder.name) and (_said(folder) or {}).get("id", folder.name) == folder.name
         return has_name and not self._has_ended(folder.name)
 
     def _has_ended(self, job_id: str) -> bool:
@@ -436,13 +435,18 @@ def read_claim(folder: Path) -> Claim | None:
     return claim
 
 
-def _noted(folder: Path) -> Claim | None:
-    """What claim.json says; a field that says nothing sensible has its default, and unknown ones are kept."""
+def _said(folder: Path) -> dict[str, Any] | None:
+    """What claim.json holds, if anything."""
     try:
         said = json.loads((folder / CLAIM).read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
-    if not isinstance(said, dict):
+    return said if isinstance(said, dict) else None
+
+
+def _noted(folder: Path) -> Claim | None:
+    """What claim.json says; a field that says nothing sensible has its default, and unknown ones are kept."""
+    if (said := _said(folder)) is None:
         return None
     known = {name: value for name, value in said.items() if name in Claim.__dataclass_fields__}
     known |= {"id": folder.name, "other": {name: value for name, value in said.items() if name not in known}}

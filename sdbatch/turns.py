@@ -122,7 +122,7 @@ class Turns:
                 fresh = self.spool.claim(arrival.path, wall, arrival.priority)
             except OSError as error:
                 if files.is_disk_trouble(error):
-                    self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
+                    self.inbox.put_back(arrival)
                     raise
                 name = os.path.relpath(arrival.name, self.inbox.folder)
                 if name not in self.unmovable:
@@ -146,7 +146,7 @@ class Turns:
             return self.inbox.next_still()
         hopeless = self.triage.first_hopeless(self.inbox.queue)
         if hopeless is not None:
-            self.inbox.queue.remove(hopeless)
+            self.inbox.take(hopeless)
         return hopeless
 
 

@@ -10,6 +10,7 @@ PACKAGE = Path(sdbatch.__file__).parent
 FLOORS = [
     {"beneath", "errors"},
     {
+        "engine.adapters",
         "engine.memory",
         "engine.names",
         "engine.pickled",
@@ -74,6 +75,7 @@ FLOORS = [
     },
     {
         "configuration",
+        "engine.adapter_config",
         "engine.bert",
         "engine.conversion",
         "engine.kinds",

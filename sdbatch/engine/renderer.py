@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Literal
 
@@ -36,6 +37,7 @@ from sdbatch.engine.finishing import Finish
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.lora import read_lora, wearing
 from sdbatch.engine.memory import in_short, is_out_of_memory, peak_bytes, reset_peak, trim
+from sdbatch.engine.models import Model
 from sdbatch.engine.notes import Notes
 from sdbatch.engine.precision import forbid_tf32
 from sdbatch.engine.protocol import Draw, Message, Outfit, Request
@@ -153,7 +155,7 @@ class Renderer:
 
         with ExitStack() as worn:
             ladder.walk(lambda: worn.enter_context(wearing(resident.model, loras)), lambda: "")
-            drawing = draw(resident.model, task.job, task.lines, init, len(staged), on_step, ladder)
+            drawing = draw(_suspecting(resident.model, task), task.job, task.lines, init, len(staged), on_step, ladder)
             sheets = ((drawn.batch, finish.apply(drawn.pixels, ladder)) for drawn in drawing)
             if not self._stage(task, sheets, staged, origin):
                 self.answer(protocol.Halted(job_id=task.job_id))
@@ -254,6 +256,14 @@ def find_device(asked: str) -> torch.device:
 
 def _sample(task: Draw, index: int) -> Path:
     return task.folder / task.samples / f"{index:05}.png"
+
+
+def _suspecting(model: Model, task: Draw) -> Model:
+    """The model, with whom to blame where it gives what is not a number."""
+    if not task.loras:
+        return model
+    named = ", ".join(lora.file for lora in task.job.loras)
+    return replace(model, suspect=f"loras: {named} may be too strong (try a smaller weight), or {model.suspect}")
 
 
 def _device_name(device: torch.device) -> str:
