@@ -1,19 +1,19 @@
 """The service as a process: one per root, listening for events and signals, looping."""
 
-import fcntl
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 
 from sdbatch import configuration, files, systemd
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Engine, Outfit
-from sdbatch.errors import ConfigError, JobError, RootBusy
+from sdbatch.errors import ConfigError, JobError
+from sdbatch.lock import RootLock
 from sdbatch.root import Root
 from sdbatch.service import Clock, Service, system_clock
 from sdbatch.settings import Preload, Settings
@@ -36,28 +36,31 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         ConfigError: the root can't be written.
     """
     prepare(root)
-    with _only_one(root):
-        service = Service(root, settings, make_engine(root, settings, preload=not drain))
-        _heed_signals(service)
-        service.engine.start()
-        service.historian.start()
-        service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
-        configuration.warn_of_a_short_watchdog(settings, service.log)
-        if settings.events:
-            service.inbox.watcher.start()
-        for text in configuration.unknown_variables():
-            service.log.warning("a variable in the environment is not read", why=text)
-        try:
-            with _bar(service):
-                return _loop(service, system_clock, drain=drain)
-        finally:
-            systemd.notify(STOPPING=1)
-            service.inbox.watcher.stop()
-            service.engine.stop()
-            service.hooks.finish()
-            service.historian.finish()
+    lock = RootLock(root)
+    lock.hold()
+    service = Service(root, settings, make_engine(root, settings, preload=not drain), lock)
+    _heed_signals(service)
+    service.engine.start()
+    service.historian.start()
+    service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
+    configuration.warn_of_a_short_watchdog(settings, service.log)
+    if settings.events:
+        service.inbox.watcher.start()
+    for text in configuration.unknown_variables():
+        service.log.warning("a variable in the environment is not read", why=text)
+    try:
+        with _bar(service):
+            return _loop(service, system_clock, drain=drain)
+    finally:
+        systemd.notify(STOPPING=1)
+        service.inbox.watcher.stop()
+        service.engine.stop()
+        service.hooks.finish()
+        service.historian.finish()
+        if lock.is_held:  # else another service tells what it does
             now = system_clock()
             service.status.tell(now.mono, now.wall, at_once=True, state="stopped", job=None)
+        lock.release()
 
 
 def prepare(root: Root) -> None:
@@ -119,7 +122,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
         except OSError as error:
             troubles += 1
             if str(error) != told:  # once: a share can be away all night
-                service.log.error("the disk fails; jobs are kept", error=str(error))  # noqa: TRY400 - no slip of ours
+                service.log.error("the disk fails; jobs are kept", error=files.in_words(error))  # noqa: TRY400 - no slip of ours
             told = str(error)
             service.tell_trouble(error, clock())
             if drain and troubles == TROUBLES_IN_A_DRAIN:
@@ -127,7 +130,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             _nap(service, TROUBLE_NAP_SECONDS)
             continue
         told = ""
-        if not worked:
+        if not worked and not service.inbox.is_looking:
             service.inbox.bell.wait(NAP_SECONDS)
     return 1 if drain else 0
 
@@ -175,22 +178,3 @@ def _heed_signals(service: Service) -> None:
     signal.signal(signal.SIGHUP, request_reload)
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)
-
-
-@contextmanager
-def _only_one(root: Root) -> Iterator[None]:
-    """Hold state/lock; the kernel lets go of it however the process ends."""
-    path = root.state / "lock"
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = path.read_text(encoding="ascii").strip() or "unknown"
-            raise RootBusy(f"{root.path}: another sdbatch serves this root already (pid {holder})") from error
-        with suppress(OSError):  # on a full disk the lock holds without a pid in it
-            os.truncate(lock, 0)
-            os.write(lock, str(os.getpid()).encode())
-        yield
-    finally:
-        os.close(lock)

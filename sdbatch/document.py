@@ -10,8 +10,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -27,19 +27,21 @@ from yaml.events import (
     ScalarEvent,
 )
 
+from sdbatch import slips
 from sdbatch.errors import JobError, printable
 
 MAX_DEPTH = 8  # a manifest has 4
 GIVE_UP_DEPTH = 64  # libyaml's time grows with the square of the depth: 80 kB of brackets take half a minute
 MAX_EVENTS = 60_000  # of YAML, a quarter of a second's; a thousand jobs of 20 fields have 44,000
 MAX_TAG_LINES = 1_000  # libyaml compares each with all before it, without an event: a megabyte of them takes 10 s
+COMMENT = 200  # characters behind a value that are looked at; a line may have a megabyte and half as many values
 MAX_DIGITS = 30  # more than any field holds; Python's own limit raises
 
 Line = str | int
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _YAML_1_1: Any = yaml.resolver.Resolver()
 _INT = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, object] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **{word: True for base in ("true", "yes", "on") for word in (base, base.title(), base.upper())},
@@ -51,33 +53,52 @@ _WORDS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a file: its value, the line it starts on, and the line of each key by its path; () is itself."""
+    """One document of a file: its value, the line it starts on, and the line of each key by its path; () is itself.
+
+    Attributes:
+        cut: by path, what stands behind a plain value as a comment: perhaps it was meant as part of it.
+        sources: by path, the line of a value that may have been meant as text, or as a field and its value.
+    """
 
     value: Any
     line: int
     lines: dict[tuple[Line, ...], int]
+    cut: dict[tuple[Line, ...], str] = field(default_factory=dict)
+    sources: dict[tuple[Line, ...], str] = field(default_factory=dict)
 
 
-def read_yaml(text: str) -> Iterator[Document | JobError]:
-    """The documents of a YAML text, and the items of a list of jobs; after a syntax error one JobError, and the end."""
+def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | JobError]:
+    """The documents of a YAML text, and the items of a list of jobs; after a syntax error one JobError, and the end.
+
+    `texts` names the fields that hold text, for hints: a bracket in one of them wants quotes.
+    """
+    source = slips.lines_of(text)
     try:
         events = _events(text)
         for event in events:
             if isinstance(event, DocumentStartEvent):
-                yield from _Builder(events).documents()
+                yield from _Builder(events, source, texts).documents()
     except JobError as error:
         yield error
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        hint = '; text that holds ": " goes in quotes' if "mapping values" in (error.problem or "") else ""
-        problem = error.problem or error.context or ""
-        if "nesting depth" in problem and mark:  # libyaml's own limit, since 0.2.6
-            yield JobError(f"line {mark.line + 1}: {_NESTED}; {_UNREAD}")
-        else:
-            yield JobError(f"{where}this is not valid YAML: {problem}{hint}")
+        yield JobError(_not_yaml(source, error, texts))
     except yaml.YAMLError as error:
         yield JobError(f"this is not valid YAML: {getattr(error, 'reason', 'unreadable characters')}")
+
+
+def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[str]) -> str:
+    """A syntax error: what somebody wrote that is none of YAML, or else what the parser says."""
+    mark, context = error.problem_mark or error.context_mark, error.context_mark
+    problem = error.problem or error.context or ""
+    if mark is None:
+        return f"this is not valid YAML: {problem}"
+    if "nesting depth" in problem:  # libyaml's own limit, since 0.2.6
+        return f"line {mark.line + 1}: {_NESTED}; {_UNREAD}"
+    # Where a value or a name has no end, it is the line where it began.
+    began = [context.line] if context and "while parsing a block" not in (error.context or "") else []
+    if slip := slips.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
+        return f"line {slip[0] + 1}: {slip[1]}"
+    return f"line {mark.line + 1}, column {mark.column + 1}: this is not valid YAML: {problem}"
 
 
 def _events(text: str) -> Iterator[Event]:
@@ -98,9 +119,11 @@ def _events(text: str) -> Iterator[Event]:
 class _Builder:
     """Values from one document's events, with a stack of our own in place of recursion."""
 
-    def __init__(self, events: Iterator[Event]) -> None:
-        self.events = events
+    def __init__(self, events: Iterator[Event], source: list[str], texts: Collection[str]) -> None:
+        self.events, self.source, self.texts = events, source, texts
         self.lines: dict[tuple[Line, ...], int] = {}
+        self.cut: dict[tuple[Line, ...], str] = {}
+        self.sources: dict[tuple[Line, ...], str] = {}
         self.item = 0  # which one of a list of jobs is being read
         self.problems: dict[int, JobError] = {}  # the first of each item; 0 is a document without a list
 
@@ -118,14 +141,13 @@ class _Builder:
         value = self._value(first)
         assert isinstance(next(self.events), DocumentEndEvent)
         if not isinstance(value, list):
-            yield self.problems.get(0) or Document(value, self.lines[()], self.lines)
+            yield self.problems.get(0) or Document(value, self.lines[()], self.lines, self.cut, self.sources)
             return
-        lines: list[dict[tuple[Line, ...], int]] = [{} for _ in value]
-        for path, line in self.lines.items():
-            if path:
-                lines[int(path[0])][path[1:]] = line
+        lines, cut, sources = (_by_item(found, len(value)) for found in (self.lines, self.cut, self.sources))
         for number, item in enumerate(value):
-            yield self.problems.get(number) or Document(item, lines[number][()], lines[number])
+            at = int(lines[number][()])
+            whole = Document(item, at, lines[number], cut[number], sources[number])
+            yield self.problems.get(number) or whole
 
     def _value(self, first: Event) -> Any:
         root: list[Any] = []
@@ -147,15 +169,17 @@ class _Builder:
                 if len(stack) == 2 and isinstance(container, list):
                     self.item = len(container)
                     self.lines[self.item,] = line
-                value = self._node(event, line)
                 step: Line = keys[-1] if isinstance(container, dict) and keys[-1] is not None else len(container)
+                here = path if container is root else (*path, step)
+                value = self._node(event, line)
+                self._look_around(event, here, line)
                 if isinstance(container, dict):
                     container[step] = value
                     keys[-1] = None
                 else:
                     container.append(value)
                 if isinstance(event, CollectionStartEvent):
-                    opened = value, path if container is root else (*path, step)
+                    opened = value, here
             if opened:
                 self._check_depth(len(stack), line)
                 stack.append(opened)
@@ -164,8 +188,34 @@ class _Builder:
                 return root[0]
             event = next(self.events)
 
+    def _look_around(self, event: Event, path: tuple[Line, ...], line: int) -> None:
+        """What stands beside a value and may have been meant as part of it."""
+        if isinstance(event, ScalarEvent) and not event.style and (comment := self._comment_behind(event)):
+            self.cut[path] = comment
+        is_flow = isinstance(event, CollectionStartEvent) and event.flow_style
+        if is_flow or (isinstance(event, ScalarEvent) and len(path) < 2):
+            self.sources[path] = self._source_line(line)
+
+    def _comment_behind(self, event: ScalarEvent) -> str:
+        """The comment on a plain value's last line, or indented as if it went on below; empty where there is none."""
+        assert event.start_mark is not None, "the parser marks every event"
+        assert event.end_mark is not None, "the parser marks every event"
+        column = event.end_mark.column
+        behind = self._source_line(event.end_mark.line + 1)[column : column + COMMENT]
+        if not behind.strip() and event.value:
+            margin = _margin(self._source_line(event.start_mark.line + 1))
+            below = self._source_line(event.end_mark.line + 2)
+            behind = below if _margin(below) > margin else ""
+        comment = behind.strip()
+        return comment if comment.startswith("#") and behind[0].isspace() else ""
+
+    def _source_line(self, line: int) -> str:
+        return self.source[line - 1] if line <= len(self.source) else ""
+
     def _forbid(self, line: int, text: str) -> None:
-        self.problems.setdefault(self.item, JobError(f"line {line}: {text}"))
+        if self.item not in self.problems:
+            quotes = slips.asks_for_quotes(self._source_line(line), self.texts)
+            self.problems[self.item] = JobError(f"line {line}: {text}{'; or ' if quotes else ''}{quotes}")
 
     def _check_depth(self, depth: int, line: int) -> None:
         if depth > MAX_DEPTH:
@@ -193,12 +243,28 @@ class _Builder:
             return None
         if _is_tagged(event):
             self._forbid(line, _TAGS)
+        if isinstance(event, ScalarEvent) and event.anchor is not None:
+            self._forbid(line, "anchors (&name) are not allowed here; take it out")
         if isinstance(event, MappingStartEvent):
             return {}
         if isinstance(event, CollectionStartEvent):
             return []
         assert isinstance(event, ScalarEvent)
         return _scalar(event.value) if event.implicit[0] else event.value
+
+
+def _by_item(found: dict[tuple[Line, ...], Any], count: int) -> list[dict[tuple[Line, ...], Any]]:
+    """What was found in a list of jobs, for each of them."""
+    items: list[dict[tuple[Line, ...], Any]] = [{} for _ in range(count)]
+    for path, what in found.items():
+        if path:
+            items[int(path[0])][path[1:]] = what
+    return items
+
+
+def _margin(line: str) -> int:
+    start = line[:COMMENT]
+    return len(start) - len(start.lstrip(" \t"))
 
 
 _NESTED = f"nested more than {MAX_DEPTH} deep; a job is flat: fields and values"
@@ -230,7 +296,7 @@ def _scalar(text: str) -> Any:
     """A plain scalar: YAML 1.2's numbers, and 1.1's words for true and false."""
     if text in _WORDS:
         return _WORDS[text]
-    if not (_INT.fullmatch(text) or _FLOAT.fullmatch(text)):
+    if not (_INT.fullmatch(text) or NUMBER.fullmatch(text)):
         return text
     unsure = Unsure(text)
     is_text = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"
@@ -253,10 +319,17 @@ def read_json(text: str) -> Iterator[Document | JobError]:
             yield reader.object()
             reader.skip_space()
     except json.JSONDecodeError as error:
-        text = error.msg.removesuffix(" at").removesuffix(" starting")
-        yield JobError(f"line {error.lineno}, column {error.colno}: this is not valid JSON: {text}")
+        yield JobError(_not_json(text, error))
     except RecursionError:
         yield JobError(f"line {reader.line()}: nested too deeply; a job is flat: fields and values; {_UNREAD}")
+
+
+def _not_json(text: str, error: json.JSONDecodeError) -> str:
+    """A syntax error: what somebody wrote that is none of JSON, or else what the parser says."""
+    problem = error.msg.removesuffix(" at").removesuffix(" starting")
+    at, slip = slips.in_json(text, error.pos, problem) or (error.pos, problem)
+    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+    return f"line {line}, column {column}: this is not valid JSON: {slip}"
 
 
 class _JsonReader:

@@ -18,11 +18,14 @@ from sdbatch.ancestry import Kin
 from sdbatch.database import DATABASE, SMALL, Database
 from sdbatch.errors import JobError
 from sdbatch.grams import parts, pieces_of_word
+from sdbatch.naming import meant, padded, the_one
 from sdbatch.records import JOB_QUESTION, PICTURE_QUESTION, Job, Lineage, Picture
 from sdbatch.root import SAMPLES, Root
 from sdbatch.searching import Found, Wanted
+from sdbatch.spelling import normal
 
 MOST_WORDS = 1000  # characters that are looked for
+MOST_MEANT = 1000  # jobs that are looked through for the one of a name
 FAMILY = 100  # jobs of a lineage
 _NUMBER = re.compile(r"[0-9]{5,}")  # as samples are named
 
@@ -191,12 +194,16 @@ class History:
         return found
 
     def _one_job(self, part: str) -> str:
-        """As `overview.matching`: by the end of an id, or else by a part of it."""
-        ending = f"-{part}"
-        question = "SELECT id FROM jobs WHERE instr(id, ?) ORDER BY substr(id, ?) = ? DESC, key DESC LIMIT 11"
-        asked = (part, -len(ending), ending)
+        """As `naming.matching` has it, for one job: a file's number means its first."""
+        part = normal(part)
+        ending, number = f"-{part}", f"Z-{padded(part)}"
+        question = (
+            "SELECT id FROM jobs WHERE instr(id, :part) OR instr(id, :number) "
+            "ORDER BY instr(id, :number) > 0 DESC, substr(id, :length) = :ending DESC, key DESC LIMIT :most"
+        )
+        asked = {"part": part, "number": number, "ending": ending, "length": -len(ending), "most": MOST_MEANT}
         ids = [str(row[0]) for row in self._database.ask(lambda db: db.execute(question, asked).fetchall())]
-        ids = [job_id for job_id in ids if job_id.endswith(ending)] or ids
+        ids = the_one(part, meant(part, ids))
         if not ids:
             raise JobError(
                 f"the history has no job or picture \"{part}\"; give a picture's path, JOB/NUMBER, or a job's id or a "

@@ -4,14 +4,15 @@ A job with `init_img` is what `scripts/img2img.py` would have drawn, any other w
 Jobs know no files and no queue; paths in them are text until the service has resolved them inside its root.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 from unicodedata import category
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, printable
 
 
 def _printable(text: str) -> str:
@@ -27,12 +28,49 @@ def _just_false(value: object) -> object:
     return value
 
 
+# How a place is named on other machines and in other programs: the form, what it is, and what to write instead.
+BACKSLASH = "\\"
+_OTHER_FORMS = (
+    (r"data:|iVBORw0KGgo|/9j/4AAQ", "is a picture's own bytes; save it as a file beside the job, and name that"),
+    (r"file:", "is an address; name the file alone, from the root or beside the job"),
+    (r"[A-Za-z][A-Za-z0-9+.-]+://", "is an address, and nothing is fetched; copy the file, and name it from the root"),
+    (r"[A-Za-z]:", "is a path of a Windows machine; name it from the root"),
+    (r"\\\\|//", "is a share of another machine; name it from the root"),
+    (r"~([\w.-]*[/\\]|$)", "is a home folder, and a job belongs to nobody; name it from the root"),
+    (r"\$\{?\w+\}?([/\\]|$)|%\w+%", "has a variable in it, and none is filled in; name it from the root"),
+)
+
+
+def _of_this_root(path: object, info: ValidationInfo) -> object:
+    """A path as it can lie in a root: with / between its parts, and not another machine's."""
+    if not isinstance(path, str):
+        return path
+    for form, what in _OTHER_FORMS:
+        if re.match(form, path):
+            instead = _instead(path, info.field_name) if what.endswith("from the root") else ""
+            raise ValueError(f'"{_short(path)}" {what}{instead}')
+    if BACKSLASH in path:
+        raise ValueError(f'"{_short(path)}" has backslashes; write {_short(path.replace(BACKSLASH, "/"))}')
+    return path
+
+
+def _short(text: str) -> str:
+    return printable(text if len(text) <= 80 else text[:77] + "...")
+
+
+def _instead(path: str, field: str | None) -> str:
+    """Its last part as an example, where that is a plain name."""
+    name = re.split(r"[/\\:]", path.rstrip("/\\"))[-1]
+    example = f"outputs/{name}" if field == "outdir" else name
+    return f", such as {example}" if re.fullmatch(r"\w[\w. -]{0,60}", name) else ""
+
+
 MAX_PROMPT = 10_000  # characters
 MAX_LORAS = 20
 
 Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_printable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
-Path_ = Annotated[str, Field(max_length=1_000), AfterValidator(_printable)]
+Path_ = Annotated[str, BeforeValidator(_of_this_root), Field(max_length=1_000), AfterValidator(_printable)]
 
 LAION400M = {
     "config": "configs/latent-diffusion/txt2img-1p4B-eval.yaml",
@@ -54,7 +92,7 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, in the root.")
+    file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, or its folder, in the root.")
     weight: float = Field(
         1.0, ge=-10, le=10, title="Weight", description="How much of it: 1 is as it was trained, 0 nothing."
     )

@@ -5,7 +5,7 @@ alone; behind a syntax error nothing can be told apart any more, so the rest of 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from sdbatch import foreign, slips
 from sdbatch.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.errors import JobError
-from sdbatch.job import NOT_FOR_IMG2IMG, AnyJob, Img2Img, Lora, Txt2Img, job_kind
+from sdbatch.job import LAION400M, NOT_FOR_IMG2IMG, AnyJob, Img2Img, Lora, Txt2Img, job_kind
 from sdbatch.manifest import Asked, Kept, Parent, read_asked
-from sdbatch.words import refused, shown, unknown
+from sdbatch.words import likely, no_such, refused, shown, unknown
 
 MAX_BYTES = 256 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024  # one lists up to a thousand pictures
@@ -30,22 +31,32 @@ _MANIFEST = re.compile(rb"^(\xef\xbb\xbf)?sdbatch_manifest:", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+Defaults = Iterable[tuple[str, Any]]
+
+
 @dataclass(frozen=True)
 class Parsed:
-    """One job of a file: the job, or why it is none; and what a dropped manifest says of its origin."""
+    """One job of a file: the job, or why it is none; and what a dropped manifest says of its origin.
+
+    Attributes:
+        notes: what stands in the file and has no effect, each with its line.
+        filled: what the root's defaults said in its place.
+    """
 
     job: AnyJob | None = None
     error: JobError | None = None
     parent: Parent | None = None
     kept: Kept = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    filled: dict[str, Any] = field(default_factory=dict)
 
 
-def parse(data: bytes, file_name: str) -> list[Parsed]:
-    """All jobs of a file in their order, at least one entry."""
+def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
+    """All jobs of a file in their order, at least one entry; `defaults` are a root's own for what they don't say."""
     try:
         text = _decode(data)
-        documents = read_json(text) if PurePath(file_name).suffix.lower() == ".json" else read_yaml(text)
-        parsed = [_parse_document(document, file_name) for document in _bounded(documents)]
+        documents = read_json(text) if PurePath(file_name).suffix.lower() == ".json" else read_yaml(text, _TEXTS)
+        parsed = [_parse_document(document, file_name, defaults) for document in _bounded(documents)]
     except JobError as error:
         return [Parsed(error=JobError(f"{file_name}: {error}"))]
     return parsed or [Parsed(error=JobError(f"{file_name}: the file holds no job; it wants at least a prompt"))]
@@ -77,19 +88,21 @@ def _bounded(documents: Iterator[Document | JobError]) -> Iterator[Document | Jo
         yield document
 
 
-def _parse_document(document: Document | JobError, file_name: str) -> Parsed:
+def _parse_document(document: Document | JobError, file_name: str, defaults: Defaults) -> Parsed:
     if isinstance(document, JobError):
         return Parsed(error=JobError(f"{file_name}: {document}"))
-    values, lines = document.value, document.lines
+    values = document.value
     if not isinstance(values, dict):
         text = f"line {document.line}: a job is fields and values, such as `prompt: a blue truck`"
-        return Parsed(error=JobError(f"{file_name}: {text}"))
+        slip = slips.in_yaml([document.sources.get((), "")], [0], _TEXTS)
+        return Parsed(error=JobError(f"{file_name}: {text}{f'; {slip[1]}' if slip else ''}"))
     try:
         if "sdbatch_manifest" not in values:
-            return Parsed(job=_validate(values, lines, ()))
+            written = _Written(values, document, (), defaults)
+            return Parsed(written.job(), notes=tuple(written.notes()), filled=written.filled)
         asked = _read_manifest(values, document.line)
-        within = ("follow_up",) if "follow_up" in values else ("job",)
-        return Parsed(_validate(asked.fields, lines, within), None, asked.parent, asked.kept)
+        written = _Written(asked.fields, document, ("follow_up",) if "follow_up" in values else ("job",))
+        return Parsed(written.job(), None, asked.parent, asked.kept, tuple(written.notes()))
     except JobError as error:
         text = "\n".join(f"{file_name}: {line}" for line in str(error).splitlines())
         return Parsed(error=JobError(text))
@@ -104,42 +117,117 @@ def _read_manifest(values: dict[str, Any], line: int) -> Asked:
         raise JobError(text) from error
 
 
-def _validate(values: dict[str, Any], lines: dict[tuple[Line, ...], int], within: tuple[str, ...]) -> AnyJob:
-    """A job of plain values; hyphens in names count as underscores, as on the scripts' command line."""
-    fields: dict[str, Any] = {}
-    where: dict[str, str] = {}
-    start = lines.get(within) or lines[()]
-    for given, value in values.items():
-        name = plain(given).replace("-", "_")
-        at = lines.get((*within, given)) or lines.get(("job", given)) or start
-        where[name] = f"line {at}: "
-        if name in fields:
-            raise JobError(f"{where[name]}{name}: is given twice, as {name} and with hyphens; take one out")
-        fields[name] = value
-    if len(fields) > MAX_FIELDS:
-        raise JobError(f"{where[name]}{len(fields):,} fields; a job has at most {MAX_FIELDS}")
-    fields.pop("$schema", None)  # editors' own
-    kind = job_kind(fields)
-    if kind is Img2Img and fields.get("laion400m") is False:
-        del fields["laion400m"]  # false says nothing against img2img
-    for name, value in fields.items():
-        fields[name] = _meant(kind, name, value)
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        found = {_field_of(details): details for details in error.errors(include_url=False)}
-        for name, details in found.items():
-            nested = lines.get((*within, *details["loc"]))
-            if nested and len(details["loc"]) > 1:
-                where[name] = f"line {nested}: "
-        in_file_order = sorted(found, key=lambda name: list(fields).index(name) if name in fields else -1)
-        told = [
-            f"{where.get(name, f'line {start}: ')}{name}: "
-            + (_in_words(kind, name, found[name], fields) if len(found[name]["loc"]) < 2 else _in_an_entry(found[name]))
-            for name in in_file_order[:MAX_PROBLEMS]
-        ]
-        more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
-        raise JobError("\n".join(told + more)) from error
+class _Written:
+    """A job as it stands in its file; hyphens in names count as underscores, as on the scripts' command line."""
+
+    def __init__(
+        self, values: dict[str, Any], document: Document, within: tuple[str, ...], defaults: Defaults = ()
+    ) -> None:
+        self.document, self.within = document, within
+        self.start = document.lines.get(within) or document.lines[()]
+        self.paths: dict[str, tuple[Line, ...]] = {}
+        self.given: dict[str, Any] = {}
+        if foreign.is_workflow(values):
+            raise JobError(f"line {self.start}: {_WORKFLOW}")
+        for key, value in values.items():
+            name = plain(key).replace("-", "_")
+            path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)
+            self.paths[name] = path
+            if name in self.given:
+                raise JobError(f"{self._where(name)}{name}: is given twice, as {name} and with hyphens; take one out")
+            self.given[name] = value
+            if what := slips.invisible(key) if name not in _KNOWN else "":
+                text = f"its name holds {what}; write {plain(slips.plain_spaces(key))}"
+                raise JobError(f"{self._where(name)}{name}: {text}")
+        if len(self.given) > MAX_FIELDS:
+            raise JobError(f"{self._where(name)}{len(self.given):,} fields; a job has at most {MAX_FIELDS}")
+        self.given.pop("$schema", None)  # editors' own
+        self.fields = {name: value for name, value in self.given.items() if not _is_unsaid(name, value)}
+        self.is_idle_strength = (
+            "init_img" in self.given and "init_img" not in self.fields and self.fields.get("strength") == _STRENGTH
+        )
+        if self.is_idle_strength:  # what a program writes down of all its fields is a txt2img job
+            del self.fields["strength"]
+        self.kind = job_kind(self.fields)
+        if self.kind is Img2Img and self.fields.get("laion400m") is False:
+            del self.fields["laion400m"]  # false says nothing against img2img
+        self.filled = {name: value for name, value in defaults if self._lacks(name)}
+        self.fields |= self.filled
+
+    def _lacks(self, name: str) -> bool:
+        """Whether a field of this kind of job was left to its default."""
+        is_its = name in self.kind.model_fields and not (self.kind is Img2Img and name in NOT_FOR_IMG2IMG)
+        return is_its and name not in self.fields
+
+    def job(self) -> AnyJob:
+        """What it asks for.
+
+        Raises:
+            JobError: naming each field that is wrong, in the order of the file.
+        """
+        fields = {name: _meant(self.kind, name, value) for name, value in self.fields.items()}
+        try:
+            return self.kind.model_validate(fields)
+        except ValidationError as error:
+            found = {_field_of(details): details for details in error.errors(include_url=False)}
+            order = [*self.given]
+            in_file_order = sorted(found, key=lambda name: order.index(name) if name in order else -1)
+            told = [self._told(name, found[name]) for name in in_file_order[:MAX_PROBLEMS]]
+            if foreign.is_of_the_web_uis(self.given):
+                told.insert(0, f"line {self.start}: {_HTTP_JOB}")
+            more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
+            raise JobError("\n".join(told + more)) from error
+
+    def notes(self) -> Iterator[str]:
+        """What stands in the file of a good job and has no effect."""
+        for name, path in self.paths.items():
+            for at, comment in self.document.cut.items():
+                is_its_own = at == path and name in _TEXTS and name in self.fields
+                if is_its_own or (name == "loras" and len(at) > len(path) > 0 and at[: len(path)] == path):
+                    yield f"line {self.document.lines.get(at, self.start)}: {name}: {_cut(comment)}"
+        if self.is_idle_strength:
+            yield f"{self._where('strength')}strength: has no effect without init_img"
+        if self.fields.get("laion400m") is True:
+            for name, value in LAION400M.items():
+                if self.fields.get(name, value) != value:
+                    yield f"{self._where(name)}{name}: has no effect beside laion400m, which stands for {value}"
+
+    def _where(self, name: str) -> str:
+        return f"line {self.document.lines.get(self.paths.get(name, ()), self.start)}: "
+
+    def _told(self, name: str, details: ErrorDetails) -> str:
+        """One field that is wrong, with the line of it or of its part that is."""
+        path, slip = self.paths.get(name, ()), ""
+        if len(details["loc"]) > 1:
+            line = self.document.lines.get((*path, *details["loc"][1:]))
+            return f"{f'line {line}: ' if line else self._where(name)}{name}: {_in_an_entry(details)}"
+        if path and details["type"] == "string_type":
+            slip = slips.asks_for_quotes(self.document.sources.get(path, ""), _TEXTS)
+        elif path and name == "prompt" and path in self.document.cut:
+            slip = _cut(self.document.cut[path])
+        said = _in_words(self.kind, name, details, self.fields)
+        return f"{self._where(name)}{name}: {said}{'; ' if slip else ''}{slip}"
+
+
+_STRENGTH = Img2Img.model_fields["strength"].default
+_KNOWN = Txt2Img.model_fields | Img2Img.model_fields
+_WORDS = ("prompt", "negative_prompt", "name")  # empty is a value of theirs
+_TEXTS = {name for name, info in _KNOWN.items() if info.annotation is str}
+_WORKFLOW = (
+    "this is a ComfyUI workflow, not a job; write what its nodes say as fields: prompt, negative_prompt, seed, "
+    "ddim_steps, scale, H, W"
+)
+_HTTP_JOB = "this is a job of the web UIs' HTTP interface; its fields have other names here"
+
+
+def _is_unsaid(name: str, value: object) -> bool:
+    """Whether a value stands for the default, as in what the scripts write down of all their options."""
+    is_blank = isinstance(value, str) and not value.strip() and name not in _WORDS
+    return name in _KNOWN and (value is None or is_blank)
+
+
+def _cut(comment: str) -> str:
+    return f'"{plain(comment)}" is a comment and was not read; put the whole value in quotes if it belongs to it'
 
 
 def _meant(kind: type[BaseModel], name: str, value: Any) -> Any:
@@ -149,7 +237,9 @@ def _meant(kind: type[BaseModel], name: str, value: Any) -> Any:
         return str(value) if is_text else value.number
     if isinstance(value, list) and name == "loras":
         return [
-            {key: _meant(Lora, key, part) for key, part in entry.items()} if isinstance(entry, dict) else entry
+            {key: _meant(Lora, key, part) for key, part in entry.items() if part is not None}
+            if isinstance(entry, dict)
+            else entry
             for entry in value
         ]
     return value
@@ -170,14 +260,24 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
         return NOT_FOR_IMG2IMG[name]
     match details["type"]:
         case "value_error":
-            return _raised(details).rpartition("|")[2]
+            return _raised(details) if details["loc"] else _raised(details).partition("|")[2]
         case "extra_forbidden":
-            return unknown(kind, name, "field")
+            return _no_field(kind, name)
         case "missing" if name == "init_img":
             return "is missing: strength makes this an img2img job, which starts from a picture"
         case "string_unicode":
             return f"{shown(details['input'])} holds half a character (a lone surrogate); write the whole one"
     return refused(kind.model_fields[name], details)
+
+
+def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
+    """That there is no such field; and the right one, or that there is none, where other programs have it."""
+    meant = foreign.same_field(name) or ("" if foreign.why_not(name) else likely(slips.plain_spaces(name), _KNOWN))
+    if kind is Img2Img and meant in NOT_FOR_IMG2IMG:
+        return no_such("field", NOT_FOR_IMG2IMG[meant])
+    if meant:
+        return no_such("field", f"did you mean {meant}?")
+    return no_such("field", why_not) if (why_not := foreign.why_not(name)) else unknown(kind, name, "field")
 
 
 def _in_an_entry(details: ErrorDetails) -> str:

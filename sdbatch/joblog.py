@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 from datetime import datetime
 
-from sdbatch import files, overview
+from sdbatch import files
 from sdbatch.errors import JobError, printable
 from sdbatch.filenames import JOB_LOG
+from sdbatch.naming import find_job
 from sdbatch.root import Root
 
 MOST_BYTES = 16 << 20
@@ -19,7 +20,7 @@ def log_lines(root: Root, named: str, *, as_json: bool) -> Iterator[str]:
     Raises:
         JobError: there is no such job, or nothing was written.
     """
-    folder = overview.find_job(root, named)
+    folder = find_job(root, named)
     try:
         data = files.read_regular(folder / JOB_LOG, MOST_BYTES) or b""
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -167,7 +167,8 @@ def follow_up(
             raise JobError(f"{found.id} has {len(pictures)} pictures; say which: {found.id}/0")
         found = pictures[0]
     fields = {} if seed is None else {"seed": seed}
-    _drop(place, restoring.follow_up(place, opened, found, prompt, strength, **fields), found.job, dry_run=dry_run)
+    text = restoring.follow_up(place, opened, found, prompt, strength, **fields)
+    _drop(place, text, found.job, "follow-up", dry_run=dry_run)
 
 
 @app.command()
@@ -191,7 +192,7 @@ def again(
     job_id = _job_of(_find(opened, job))
     known = opened.job(job_id)
     assert known is not None, "it was just found"
-    _drop(place, restoring.again(place, known, seed), job_id, dry_run=dry_run)
+    _drop(place, restoring.again(place, known, seed), job_id, "again", dry_run=dry_run)
 
 
 def _open(place: "Root", *, anew: bool = False) -> "History":
@@ -239,11 +240,11 @@ def _job_of(found: "Picture | Job") -> str:
     return found.id if isinstance(found, Job) else found.job
 
 
-def _drop(place: "Root", text: str, job_id: str, *, dry_run: bool) -> None:
+def _drop(place: "Root", text: str, job_id: str, ending: Literal["again", "follow-up"], *, dry_run: bool) -> None:
     from sdbatch.check import submit_text  # noqa: PLC0415
-    from sdbatch.restoring import file_name  # noqa: PLC0415
+    from sdbatch.naming import next_name  # noqa: PLC0415
 
     if dry_run:
         typer.echo(text, nl=False)
         return
-    typer.echo(submit_text(text, file_name(job_id), place))
+    typer.echo(submit_text(text, next_name(place, job_id, ending), place))

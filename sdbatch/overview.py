@@ -19,7 +19,6 @@ from sdbatch import files
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name, natural_key
 from sdbatch.root import Root
-from sdbatch.spelling import normal
 
 SHOWN = 20  # of the queue
 FAILURES = 5
@@ -122,32 +121,6 @@ def failures(root: Root) -> list[Facts]:
 def paused(root: Root) -> str:
     """Why nothing would be drawn even if the service ran; it says the same of itself while it does."""
     return "paused until jobs/PAUSE is removed" if root.pause.exists() else ""
-
-
-def matching(named: str, places: Iterable[Path]) -> list[Path]:
-    """Folders of jobs by their id, by its end (number and name, or the name alone), or else by a part of it."""
-    if not named:
-        return []  # it is a part of every id
-    found = [place / name for place in places for name in sorted(_folders(place))]
-    named = normal(named)  # as ids are
-    exact = [path for path in found if path.name == named]
-    ending = [path for path in found if path.name.endswith(f"-{named}")]
-    return exact or ending or [path for path in found if named in path.name]
-
-
-def find_job(root: Root, named: str) -> Path:
-    """The folder of the one job of a name.
-
-    Raises:
-        JobError: there is none, or there are several.
-    """
-    found = matching(named, (root.running, root.done, root.failed))
-    if not found:
-        raise JobError(f'there is no job "{named}" in jobs/running/, done/ or failed/; give its id or a part of it')
-    if len(found) > 1:
-        names = "\n".join(f"  {path.name}" for path in found[-10:])
-        raise JobError(f'{len(found)} jobs have "{named}" in their ids; give more of it. The last of them:\n{names}')
-    return found[0]
 
 
 def seconds_since(text: object, now: datetime) -> float:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime, time
 from pathlib import Path
 
-from sdbatch import files
+from sdbatch import files, surroundings
 from sdbatch.engine.protocol import Engine
 from sdbatch.errors import EngineDown, NotHere
 from sdbatch.job import Txt2Img
@@ -22,6 +22,7 @@ from sdbatch.task import Task
 READ_BYTES = 2000
 FREE_SOME = ", but for what free_bytes keeps: free some space (`sdbatch clean`, old folders in jobs/done/ and outputs/)"
 FAILURES = "failures-in-a-row"
+APART_AGAIN_SECONDS = 5.0
 ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
 
 
@@ -41,11 +42,14 @@ class Readiness:
         self._is_unloaded = False
         self._engine_problem, self._again_at = "", 0.0
         self._starting_since: float | None = None
+        self._apart = ""
+        self._way: tuple[int, ...] = ()
+        self._tried_at = float("-inf")
 
     def look(self, now: float, wall: datetime) -> None:
         """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
         held = self.why_held(wall)
-        unwritable = self._unwritable()
+        unwritable = self._unwritable() or self._lies_apart(now)
         self.is_held = bool(held or unwritable)
         if held and self._is_unloaded:
             self.engine.stop()  # its memory is wanted elsewhere; it comes back when it is needed
@@ -145,6 +149,14 @@ class Readiness:
             if not os.access(folder, os.W_OK | os.X_OK):
                 return f"{self.root.show(folder)} is not there or can't be written by the service's user"
         return ""
+
+    def _lies_apart(self, now: float) -> str:
+        """Folders with a mount between them, tried as `doctor` does: when a mount came or went, or that was wrong."""
+        way = tuple(folder.stat().st_dev for folder in (self.root.running, self.root.failed, self.root.done))
+        if way != self._way or (self._apart and now - self._tried_at >= APART_AGAIN_SECONDS):
+            self._way, self._tried_at = way, now
+            self._apart = surroundings.what_lies_apart(self.root)
+        return self._apart
 
     def _without_model(self) -> str:
         """Weights often lie on a disk of their own, which is mounted late or not at all."""

@@ -1,13 +1,12 @@
 """Where things lie under one root, and which paths a job may name: the one home of path policy."""
 
 import os
-import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdbatch import files
 from sdbatch.beneath import open_beneath
@@ -21,7 +20,6 @@ DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that n
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 NOWHERE = (0, 0)
-LONGEST_SHOWN = 100  # characters of a name that is refused
 MOST_FOLDERS = 2000  # looked through for weights
 
 
@@ -43,11 +41,18 @@ class ModelFiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Root:
-    """The folders of one service, and what the configuration lets jobs name beside: folders outside, and models."""
+    """The folders of one service, and what the configuration says of jobs.
+
+    Attributes:
+        allowed: folders outside that they may name.
+        named: models under names of the admin's.
+        defaults: fields of a job with the values that they have here where it doesn't say them.
+    """
 
     path: Path
     allowed: tuple[Path, ...] = ()
     named: tuple[tuple[str, NamedModel], ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
 
     @property
     def inbox(self) -> Path:
@@ -150,7 +155,7 @@ class Root:
                 raise JobError(f'{field}: "{named}" is a file of the service; name one beside the job or in outputs/')
             if _exists(path):
                 return path
-        refuse_form(field, named)
+        _refuse_pattern(field, named)
         if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
             raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
         places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))
@@ -208,7 +213,7 @@ class Root:
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
                 raise NotHere(f'{field}: "{named}" lies behind a link to a disk that is not there')
-        refuse_form(field, named)
+        _refuse_pattern(field, named)
         looked = f"{self.path}/ and {self.show(bases[1])}/"
         if hint := self._hint(field, named, bases):
             raise JobError(f'{field}: there is no "{named}" (looked in {looked}){hint}')
@@ -262,8 +267,6 @@ class Root:
         self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
         if path == self.path.resolve() or any(_leads_into(path, self.path.resolve() / own) for own in OURS):
             raise JobError(f'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine')
-        if not _exists(path):
-            refuse_form("outdir", named)
         return path
 
     def show(self, path: Path) -> str:
@@ -313,27 +316,10 @@ class Root:
         return path
 
 
-def refuse_form(field: str, named: str) -> None:
-    """Say what is wrong with a name of nothing, where it is written as no path here is.
-
-    Raises:
-        JobError: it is an address, a path of Windows, a home folder, or a pattern.
-    """
-    shown = named if len(named) <= LONGEST_SHOWN else f"{named[:LONGEST_SHOWN]}..."
-    from_root = "name it from the root on, such as outputs/mine"
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|(data|file):", named):
-        said = f'"{shown}" is an address, and nothing is fetched: copy the file into the root, and {from_root}'
-    elif re.match(r"[A-Za-z]:", named):
-        said = f'"{shown}" is a path on a disk of Windows; {from_root}'
-    elif "\\" in named:
-        said = f'"{shown}" has backslashes; folders are parted by /: ' + shown.replace("\\", "/")
-    elif re.match(r"~$|~[^/]*/", named):
-        said = f'"{shown}" begins with ~, which is no folder here; {from_root}'
-    elif field != "outdir" and ("*" in named or "?" in named):
-        said = f'"{shown}" is a pattern; name one file or folder'
-    else:
-        return
-    raise JobError(f"{field}: {said}")
+def _refuse_pattern(field: str, named: str) -> None:
+    """A shell fills in patterns; here one is a name of nothing, which nobody should wait for."""
+    if "*" in named or "?" in named:
+        raise JobError(f'{field}: "{named}" is a pattern; name one file or folder')
 
 
 def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, int]]) -> bool:

@@ -10,7 +10,8 @@ from sdbatch.job import Img2Img, Txt2Img
 def job_schema() -> dict[str, Any]:
     """Editors choose the kind as the service does: `init_img` or `strength` make a job img2img.
 
-    The scripts' spelling with hyphens is accepted in files but left out here, so that editors offer one spelling.
+    The scripts' spelling with hyphens, and null for a default, are accepted in files but left out here, so that editors
+    offer one way to write a job.
     """
     _, definitions = models_json_schema([(Txt2Img, "validation"), (Img2Img, "validation")])
     kinds: dict[str, Any] = definitions["$defs"]

@@ -15,23 +15,27 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from sdbatch import configuration, files, housekeeping, log, overview, systemd
+from sdbatch import configuration, files, handover, housekeeping, log, overview, systemd
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
-from sdbatch.errors import Cancelled, EngineDown, JobError, NotHere, RendererDied, printable
+from sdbatch.errors import Cancelled, EngineDown, JobError, NotHere, RendererDied, RootBusy, printable
 from sdbatch.historian import Historian
 from sdbatch.hooks import Hooks
 from sdbatch.inbox import Inbox
 from sdbatch.inputs import InputStager, NotYet
 from sdbatch.intake import Intake
+from sdbatch.latecomers import Latecomers
+from sdbatch.lock import RootLock
 from sdbatch.publish import Names, Publisher
 from sdbatch.readiness import Readiness
 from sdbatch.root import SAMPLES, Root
 from sdbatch.settings import Settings
-from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, Claim, Spool
+from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, WRITTEN_ON, Claim, Spool
 from sdbatch.status import StatusFile
 from sdbatch.task import Drawing, Task, count_staged, manifest_of
 from sdbatch.turns import Turns
+
+CANCEL_SECONDS = 30.0  # for a step to end by itself: a renderer that is ended has to load its model again
 
 
 class Now(NamedTuple):
@@ -56,8 +60,9 @@ class Stopped(Exception):
 class Service:
     """Everything but the loop."""
 
-    def __init__(self, root: Root, settings: Settings, engine: Engine) -> None:
+    def __init__(self, root: Root, settings: Settings, engine: Engine, lock: RootLock | None = None) -> None:
         self.root, self.settings, self.engine = root, settings, engine
+        self.hold: Callable[[], None] = lock.hold if lock else lambda: None  # raises where another service has it
         self.spool = Spool(root)
         self.inbox = Inbox(root.inbox, settings.settle_seconds, settings.rescan_seconds)
         inputs = InputStager(root, self.inbox, settings.limits.input_bytes, settings.picture_wait_seconds)
@@ -66,6 +71,7 @@ class Service:
         self.readiness = Readiness(root, engine, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.limit_seconds)
         self.historian = Historian(root)
+        self.latecomers = Latecomers(root, self.spool, self.inbox)
         self.turns = Turns(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
@@ -75,6 +81,7 @@ class Service:
         self.done = self.failed = 0
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
+        self._is_busy = False  # drawing one job after another
         self.stop_requested = self.reload_requested = False  # set by signal handlers, which do nothing else
         self._use(settings)
 
@@ -83,13 +90,12 @@ class Service:
 
         Raises:
             OSError: the disk failed or is full; the job stays claimed, and the attempt does not count.
+            RootBusy: another service works on this root, and has the jobs now.
         """
         now = clock()
-        self._reload_if_asked()
-        self.inbox.scan(now.mono)
-        self._look_around(now)
+        self._look_after(now, clock)
         while (claim := self.turns.next_claim(now.mono, now.wall)) is not None:
-            attempts = claim.attempts
+            attempts, self._is_busy = claim.attempts, True
             try:
                 task = self.intake.parse(claim, now.mono)
                 self.turns.waiting.pop(claim.id, None)
@@ -103,19 +109,15 @@ class Service:
                 self._fail(claim, str(error), clock(), is_cancelled=isinstance(error, Cancelled))
             except RendererDied as error:
                 self._retry(claim, str(error), clock())
+            except RootBusy:
+                raise
             except (Stopped, EngineDown):
                 self.turns.give_back(claim, attempts)  # not the job's doing
             except NotHere as error:
                 self.turns.defer(claim, now.mono, str(error))
                 continue
             except OSError as error:
-                # A folder of ours that is gone is a share that went away.
-                if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
-                    self._fail(claim, _of_file(error), clock())
-                else:
-                    self.turns.defer(claim)
-                    self.turns.give_back(claim, attempts)
-                    raise
+                self._blame(error, claim, attempts, clock())
             except Exception as error:  # a slip of ours must not cost the jobs behind this one
                 self.log.exception("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts)
                 self._fail(claim, f"an error inside sdbatch ({type(error).__name__}); its log says more", clock())
@@ -123,6 +125,27 @@ class Service:
         self._tell(now, state=self._state(), job=None)
         self._rest(now)
         return False
+
+    def _look_after(self, now: Now, clock: Clock) -> None:
+        """All that comes before a claim."""
+        self._reload_if_asked()
+        unheld = self._why_not_held()
+        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=self._is_busy)
+        self._is_busy = False  # until there is a job
+        if not unheld:
+            self.latecomers.look(now.mono)
+        self._look_around(now)
+        if unheld and not self.readiness.is_held:  # else folders are away, which is told
+            raise unheld
+
+    def _blame(self, error: OSError, claim: Claim, attempts: int, now: Now) -> None:
+        """Trouble with a file costs its job; the disk's, or a folder of ours that went away, costs none."""
+        if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
+            self._fail(claim, _of_file(error), now)
+        else:
+            self.turns.defer(claim)
+            self.turns.give_back(claim, attempts)
+            raise error
 
     def _rest(self, now: Now) -> None:
         """Nothing is left to draw: told once, after some work; and time to tidy up."""
@@ -136,6 +159,14 @@ class Service:
         if (self.done, self.failed) != self._told_idle and self.is_drained():
             self._told_idle = (self.done, self.failed)
             self.hooks.tell("on_idle", done=self.done, failed=self.failed)
+
+    def _why_not_held(self) -> OSError | None:
+        """Nothing is claimed without the lock; why it can't be held now, if so."""
+        try:
+            self.hold()
+        except OSError as error:
+            return error
+        return None
 
     def _reload_if_asked(self) -> None:
         if self.reload_requested:
@@ -156,11 +187,17 @@ class Service:
 
     def tell_trouble(self, error: OSError, now: Now) -> None:
         """The disk failed: say so, if only to systemd."""
-        self._tell(now, at_once=True, state="paused", job=None, problem=f"the disk fails; jobs are kept: {error}")
+        self._tell(
+            now,
+            at_once=True,
+            state="paused",
+            job=None,
+            problem=f"the disk fails; jobs are kept: {files.in_words(error)}",
+        )
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable
+        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable or self.inbox.is_looking
         return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _look_around(self, now: Now) -> None:
@@ -193,11 +230,15 @@ class Service:
         files.clear(folder / HALT)
         self.readiness.require_space(task)
         samples = STAGED if task.job.skip_save else SAMPLES
+        if claim.drawn_from not in ("", origin := task.origin):
+            self._drop_what_was_drawn(task)
         files.make_dir(folder / samples)
+        start_at = count_staged(folder / samples)
         drawing = Drawing(now.wall, now.mono)
-        if claim.attempts >= self.settings.attempts:
+        attempts = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
+        if attempts >= self.settings.attempts:
             raise RendererDied("or the service itself did")
-        self.spool.note(claim, attempts=claim.attempts + 1)
+        self.spool.note(claim, attempts=attempts + 1, staged=start_at, drawn_from=origin)
         self.turns.owed.pop(claim.id, None)
         self._log(claim).info("drawing", pictures=task.total)
         draw = Draw(
@@ -213,21 +254,36 @@ class Service:
             config=task.config,
             vae=task.vae,
             loras=task.loras,
-            start_at=count_staged(folder / samples),
+            start_at=start_at,
             halt=folder / HALT,
             cancel=folder / CANCEL,
         )
         # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
         with closing(self.engine.render(Request(jobs=[draw]))) as events:
             for event in events:
-                self._heed(event, task, drawing, clock())
+                self._heed(event, task, drawing, clock)
         self.spool.heed_cancel(claim)
         return drawing
 
-    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
+    def _drop_what_was_drawn(self, task: Task) -> None:
+        """Take away pictures that came from another job file, input or model than there is now, as after a `retry`."""
+        claim, folder = task.claim, self.spool.folder(task.claim)
+        self._log(claim).info("drawn from the beginning: what it is drawn from was changed")
+        for staged, name in (claim.outputs or {}).items():
+            if files.same_content(folder / staged, task.outdir / name):
+                (task.outdir / name).unlink()
+        for drawn in (folder / SAMPLES, folder / STAGED):
+            files.remove_tree(drawn)
+        for grid in folder.glob("grid-*.png"):
+            grid.unlink()
+        self.spool.note(claim, outputs=None, staged=0)
+
+    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, clock: Clock) -> None:
         """Take in one event of the engine's stream, and look after everything else."""
+        self._why_not_held()  # a share's hiccup stops no drawing, but another service does
+        now = clock()
         self._take_in(event, task, drawing, now.mono)
-        self.inbox.scan(now.mono)
+        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=True)
         self._tell(now, state="drawing", job=drawing.progress(task, now.mono))
         self._reload_if_asked()
         self._halt_if_asked(task.claim, now)
@@ -237,14 +293,12 @@ class Service:
     def _halt_if_asked(self, claim: Claim, now: Now) -> None:
         """A pause or the end of the hours lets the engine finish its batch, no more."""
         if self.readiness.why_held(now.wall):
-            (self.spool.folder(claim) / HALT).touch()
+            files.mark(self.spool.folder(claim) / HALT)
 
     def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
         """Remember what an event says of the drawing, and what it means for the job."""
-        if isinstance(event, protocol.Tick) and now - drawing.heard > (limit := self.settings.hang_seconds):
-            raise RendererDied(
-                f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
-            )
+        if isinstance(event, protocol.Tick):
+            self._heed_silence(task, drawing, now, is_starting=event.is_starting)
         drawing.note(task, event, now)
         if drawing.heard == now or drawing.loaded is None:  # a loading tells of nothing; hang_seconds bounds it
             self.manager.feed(now)
@@ -259,9 +313,22 @@ class Service:
                 self.spool.heed_cancel(task.claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
 
+    def _heed_silence(self, task: Task, drawing: Drawing, now: float, *, is_starting: bool) -> None:
+        """A renderer looks at cancel between its steps: while it loads, or hangs, the service does, and ends it."""
+        silent, limit = now - drawing.heard, self.settings.hang_seconds
+        if drawing.loaded is None or silent > CANCEL_SECONDS:
+            self.spool.heed_cancel(task.claim)
+        if silent > limit and is_starting:
+            raise EngineDown(f"the renderer did not start within {limit:g} seconds")
+        if silent > limit:
+            raise RendererDied(
+                f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
+            )
+
     def _publish(self, task: Task, drawing: Drawing) -> Names:
         """Pictures into the output folder, under names that were chosen and written down first."""
         claim = task.claim
+        self.hold()
         staged = drawing.to_publish(task.job)
         self.root.output_folder(task.job.outdir)  # what leads where may have changed while it was drawn
         if claim.outputs is None or set(claim.outputs) != set(staged):
@@ -277,7 +344,8 @@ class Service:
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """The manifest, then the move to done/ that makes it so."""
-        manifest = manifest_of(task, drawing, names, self.root, now.wall)
+        notes = self._what_changed(task)
+        manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
@@ -285,11 +353,26 @@ class Service:
         self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
+    def _what_changed(self, task: Task) -> list[str]:
+        """Notes on what others did to the job's file since it was claimed; what was drawn is what lies there then."""
+        claim = task.claim
+        notes = []
+        if later := self.spool.release(claim):
+            self.inbox.expect()
+            notes.append(WRITTEN_ON.format(printable(later)))
+        if handover.restore(self.spool.folder(claim) / claim.file, task.source):
+            notes.append("the job file was changed while it was drawn; that lies beside it, and was not drawn")
+        for note in notes:
+            self._log(claim).warning(note)
+        return notes
+
     def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
         self.turns.waiting.pop(claim.id, None)
         folder = self.spool.folder(claim)
         try:
-            self.spool.fail(claim, text)
+            if later := self.spool.fail(claim, text):
+                self.inbox.expect()
+                self._log(claim).warning(WRITTEN_ON.format(printable(later)))
         except OSError as error:
             if files.is_disk_trouble(error) or not folder.is_dir():
                 self.turns.defer(claim)
@@ -312,12 +395,16 @@ class Service:
 
     def _retry(self, claim: Claim, text: str, now: Now) -> None:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
-        if claim.attempts >= self.settings.attempts:
+        if claim.attempts >= self.settings.attempts and self._count_staged(claim) <= claim.staged:
             told = f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}"
             self._fail(claim, told, now)
             self.readiness.count_failure(told)
         else:
             self._log(claim).warning("renderer died", reason=text)
+
+    def _count_staged(self, claim: Claim) -> int:
+        folders = (self.spool.folder(claim) / name for name in (SAMPLES, STAGED))
+        return max((count_staged(folder) for folder in folders if folder.is_dir()), default=0)
 
     def _log(self, claim: Claim) -> log.Log:
         """For lines about a job; those also go into its folder."""

@@ -4,7 +4,8 @@ The protocol on disk, which every crash is recovered by:
 
     running/<id>/claim.json      is written first: where the job came from, and later how often it was tried
     running/<id>/<the file>      arrives by ONE rename from the inbox. Before it, nothing is claimed and the folder
-                                 is rubbish; from it on, the job is ours and is never lost
+                                 is rubbish; from it on, the job is ours and is never lost. handover.py says how the
+                                 file becomes one that nobody else has open, and how it comes from another filesystem
     running/<id>.<n>-.../        jobs 2 to n of a file that holds several, each with the whole file
     running/<id>/samples/        finished pictures, each complete from the moment it has its name
     running/<id>/manifest.yaml   is written last: all pictures are published
@@ -22,23 +23,28 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sdbatch import files, log
+from pydantic import TypeAdapter, ValidationError
+
+from sdbatch import files, handover, log
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name
-from sdbatch.root import Root
+from sdbatch.root import SAMPLES, Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
+INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
 _ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
+WRITTEN_ON = "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
 HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _RESERVED = re.compile(
-    r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*",
+    r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*"
+    r"|copied|arrived-[0-9a-f]+",
     re.IGNORECASE,
 )
 
@@ -53,9 +59,14 @@ class Claim:
         source: where it lay in the inbox.
         part: which job of the file this is, from 1.
         parts: how many the file holds; 0 until it was parsed.
-        attempts: how often the renderer was given it.
+        attempts: how often the renderer was given it since a picture of it was last finished.
         outputs: the names its pictures get in the output folder, once chosen.
         priority: of several files that wait, the one with the most goes first.
+        staged: how many pictures were finished when it was last given to the renderer.
+        held: where the dropped file lies from the inbox on, if that is on another filesystem.
+        inputs: for each field that names a file, what it named and the digest of the copy that is drawn from.
+        drawn_from: a digest of all that the pictures come from, if any were begun.
+        other: what claim.json says beside, as a newer version may; it is kept.
     """
 
     id: str
@@ -67,6 +78,14 @@ class Claim:
     attempts: int = 0
     outputs: dict[str, str] | None = None
     priority: int = 0
+    staged: int = 0
+    held: str = ""
+    inputs: dict[str, tuple[str, str]] | None = None
+    drawn_from: str = ""
+    other: dict[str, Any] = field(default_factory=dict)
+
+
+_CLAIM = TypeAdapter(Claim)
 
 
 class Spool:
@@ -157,6 +176,7 @@ class Spool:
             self.finish(claim)
             return self.root.done
         if (folder / ERROR).is_file():
+            self.release(claim)
             files.move(folder, self.root.failed / folder.name)
             return self.root.failed
         return None
@@ -194,8 +214,7 @@ class Spool:
 
     def _is_own(self, folder: Path) -> bool:
         """Whether a folder in running/ has the name that its claim gave it, and no other folder has."""
-        written = read_claim(folder)
-        has_name = arrived(folder.name) and (written is None or written.id == folder.name)
+        has_name = arrived(folder.name) and (_said(folder) or {}).get("id", folder.name) == folder.name
         return has_name and not self._has_ended(folder.name)
 
     def _has_ended(self, job_id: str) -> bool:
@@ -203,16 +222,20 @@ class Spool:
         return any((place / job_id).exists() for place in (self.root.done, self.root.failed))
 
     def take_up(self, failed: Path) -> None:
-        """Bring a failed job back to running/, with a clean slate and what was drawn of it."""
+        """Bring a failed job back to running/, with a clean slate and what was drawn of it.
+
+        What it names is looked for anew, but for copies that a person mended where they lie.
+        """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
             raise JobError(f"{failed.name} holds no job file any more")
-        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).stat().st_mode)
-        files.write_atomically(failed / CLAIM, _to_json(claim))
-        (failed / CLAIM).chmod(mode)  # the service is to read it, whatever the umask of who asks
+        _set_inputs_aside(failed, claim)
+        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
+        # The service is to read it, whatever the umask of who asks.
+        files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
         for mark in (ERROR, MANIFEST):  # a copy of a job that was done has the other too
-            (failed / mark).unlink(missing_ok=True)
+            files.clear(failed / mark)
         files.move(failed, self.root.running / failed.name)
 
     def claim(self, dropped: Path, now: datetime, priority: int = 0) -> Claim | None:
@@ -228,9 +251,11 @@ class Spool:
         try:
             files.make_dir(folder)
             self._write(claim)
-            files.move(dropped, folder / file)
+            if handover.fetch(dropped, folder / file, claim.id):
+                self.note(claim, held=f"{handover.holder_of(Path(source), claim.id).as_posix()}/{name}")
         except OSError as error:
             if not _may_hold(folder / file):  # else the rename happened, or may have, and it is ours
+                # What was taken from another filesystem, but not copied, is found there and put back.
                 with suppress(OSError):
                     files.remove_tree(folder)
                     self._last = before  # asked for again and again, it would use the numbers up
@@ -238,8 +263,52 @@ class Spool:
                 return None
             raise
         with suppress(OSError):
-            dropped.with_name(name + ".sha256").rename(folder / f"{file}.sha256")
+            handover.take_along(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
         return claim
+
+    def make_own(self, claim: Claim) -> None:
+        """See to it that nobody else has the job's file open, once, before it is read."""
+        if not claim.attempts and not claim.parts and not claim.held:
+            handover.make_own(self.folder(claim), claim.file)
+
+    def release(self, claim: Claim) -> str:
+        """Let go of the file as it came; where it now lies in the inbox if somebody wrote on into it, else nothing."""
+        folder, place = self.folder(claim), self.root.inbox / claim.source
+        if claim.held:
+            try:
+                return self._release_held(self.root.inbox / claim.held, folder / claim.file, place)
+            except OSError:  # the share is away: it is found there when that is back
+                return ""
+        if (arrived := handover.arrived_in(folder)) is None:
+            return ""
+        if handover.is_as_it_came(arrived):
+            handover.retire(arrived, self.root.state / handover.RETIRED / claim.id)
+            return ""
+        return self._show(handover.put_back(arrived, place))
+
+    def reclaim(self, holder: Path) -> str:
+        """See to a file in a hidden folder of the inbox, where a stop or an error may have left it.
+
+        Says, as `release` does, where it lies now if it is to be claimed anew.
+        """
+        job_id = holder.name.removeprefix(handover.TAKEN)
+        file = next(holder.iterdir(), None)
+        if file is None or (self.root.running / job_id).is_dir():
+            return ""
+        for ended in (self.root.done / job_id, self.root.failed / job_id):
+            if (claim := read_claim(ended)) is not None:
+                return self._release_held(file, ended / claim.file, holder.parent / file.name)
+        return self._show(handover.put_back(file, holder.parent / file.name))
+
+    def _release_held(self, file: Path, own: Path, place: Path) -> str:
+        if not stat.S_ISREG(file.lstat().st_mode) or files.same_content(file, own):
+            file.unlink()
+            file.parent.rmdir()
+            return ""
+        return self._show(handover.put_back(file, place))
+
+    def _show(self, path: Path) -> str:
+        return path.relative_to(self.root.inbox).as_posix()
 
     def split(self, claim: Claim, parts: int) -> None:
         """Give each further job of a file a folder of its own. Repeating this after a crash makes only what lacks."""
@@ -267,28 +336,39 @@ class Spool:
     def finish(self, claim: Claim) -> None:
         """Move a job whose manifest is written to done/."""
         folder = self.folder(claim)
+        self.release(claim)
         if (folder / STAGED).exists():
             files.remove_tree(folder / STAGED)
         _unmark(folder)
         files.move(folder, self.root.done / claim.id)
 
-    def fail(self, claim: Claim, text: str) -> None:
+    def fail(self, claim: Claim, text: str) -> str:
         """Move a job to failed/, with the reason in plain words beside it; under a new id where it has none of its own.
+
+        Says what `release` does.
 
         Raises:
             OSError: the disk failed, or the folder isn't ours to move.
         """
-        folder, ended = self.folder(claim), claim
+        folder, ended, later = self.folder(claim), claim, ""
         if not self._is_own(folder):
             new = self._next_id(f"{_ID.sub('', claim.id, count=1)}.", datetime.now(UTC))
             ended = replace(claim, id=new, outputs=None)
         with self._of_its_own(folder):  # whatever lies in the way of a mark, the folder goes
+            if later := self.release(claim):
+                text = f"{text.rstrip()}\n{WRITTEN_ON.format(later)}"
+            if claim.inputs:
+                self._write(claim)  # what they were, in case they are mended
+            handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
             _unmark(folder)
+            for drawn in (SAMPLES, STAGED):
+                files.sweep(folder / drawn)  # its renderer may have been killed
             if ended is not claim and claim.file:
                 files.write_atomically(folder / CLAIM, _to_json(ended))
         files.move(folder, self.root.failed / ended.id)
         claim.id = ended.id
+        return later
 
     def _next_id(self, name: str, now: datetime) -> str:
         stamp, number = self._last
@@ -298,21 +378,28 @@ class Spool:
     def _read(self, folder: Path) -> Claim | None:
         """The claim in a folder; None without one, where it can't be read now, or where the job had ended."""
         try:
-            claim = read_claim(folder) or self._rebuilt(folder)
-            if claim is not None:
-                claim.id = folder.name  # which a copy's note does not say
+            claim = read_claim(folder) or self._completed(folder) or self._rebuilt(folder)
             # What `recover` passed over may have ended before the stop: it is settled now.
             if claim is not None and folder.name in self.unreadable and self._settle(folder, claim):
                 claim = None
         except OSError as error:
             if folder.name not in self.unreadable:
                 self.log.warning(
-                    "a claimed job can't be read, and lets the others pass", job=folder.name, error=str(error)
+                    "a claimed job can't be read, and lets the others pass",
+                    job=folder.name,
+                    error=files.in_words(error),
                 )
             self.unreadable[folder.name] = error
             return None
         self.unreadable.pop(folder.name, None)
         return claim
+
+    def _completed(self, folder: Path) -> Claim | None:
+        """The claim in a folder whose file had no name at the moment of a stop."""
+        claim = _noted(folder)
+        if not handover.complete(folder, claim.file if claim else f"{slug_of(folder.name)}.yaml"):
+            return None
+        return read_claim(folder)
 
     def _rebuilt(self, folder: Path) -> Claim | None:
         """A claim for a folder whose claim.json is unreadable but that holds a dropped file: never lose that."""
@@ -339,12 +426,53 @@ def read_claim(folder: Path) -> Claim | None:
     Raises:
         OSError: it can't be read now. That is no sign that it is not there.
     """
+    if (claim := _noted(folder)) is None:
+        return None
     try:
-        claim = Claim(**json.loads((folder / CLAIM).read_bytes()))
         (folder / claim.file).lstat()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return claim
+
+
+def _said(folder: Path) -> dict[str, Any] | None:
+    """What claim.json holds, if anything."""
+    try:
+        said = json.loads((folder / CLAIM).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _noted(folder: Path) -> Claim | None:
+    """What claim.json says; a field that says nothing sensible has its default, and unknown ones are kept."""
+    if (said := _said(folder)) is None:
+        return None
+    known = {name: value for name, value in said.items() if name in Claim.__dataclass_fields__}
+    known |= {"id": folder.name, "other": {name: value for name, value in said.items() if name not in known}}
+    try:
+        claim = _CLAIM.validate_python(known)
+    except ValidationError as error:
+        wrong = {str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"]}
+        try:
+            claim = _CLAIM.validate_python({name: value for name, value in known.items() if name not in wrong})
+        except ValidationError:
+            return None  # without its file or source
+    return claim if claim.file and claim.file == Path(claim.file).name else None
+
+
+def _set_inputs_aside(failed: Path, claim: Claim) -> None:
+    """Copies of what a job names are no longer taken as they are, unless they were changed since the job failed."""
+    for copy in [*(failed / INPUTS).glob("*")]:
+        _, digest = (claim.inputs or {}).get(copy.stem, ("", ""))
+        with suppress(OSError):
+            is_mended = files.sha256(copy) != digest if digest else _is_newer(copy, failed / ERROR)
+            if not is_mended and not copy.name.startswith(EARLIER):
+                copy.rename(copy.with_name(EARLIER + copy.name))
+
+
+def _is_newer(file: Path, mark: Path) -> bool:
+    return mark.exists() and file.stat().st_mtime_ns > mark.stat().st_mtime_ns
 
 
 def _may_hold(path: Path) -> bool:
@@ -388,4 +516,5 @@ def _stamp(job_id: str) -> tuple[str, int]:
 
 
 def _to_json(claim: Claim) -> bytes:
-    return json.dumps(asdict(claim), indent=1).encode()
+    said = asdict(claim)
+    return json.dumps(said.pop("other") | said, indent=1).encode()

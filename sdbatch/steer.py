@@ -3,10 +3,11 @@
 import stat
 from pathlib import Path
 
-from sdbatch import files, overview
+from sdbatch import files
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
 from sdbatch.inbox import URGENT, make_folder, walk
+from sdbatch.naming import file_of, folders, matching, number_of
 from sdbatch.root import Root
 from sdbatch.spelling import normal
 from sdbatch.spool import CANCEL, ERROR, Spool
@@ -15,8 +16,8 @@ from sdbatch.spool import CANCEL, ERROR, Spool
 def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
     """Stop after the current batch of pictures; with `unload` the model leaves the memory too."""
     root.require(root.inbox)
-    files.write_atomically(root.pause, ("unload\n" * unload + reason).encode())
-    root.pause.chmod(0o664)  # the service is to read it, whatever the umask of who asks
+    # The service is to read it, whatever the umask of who asks.
+    files.write_atomically(root.pause, ("unload\n" * unload + reason).encode(), mode=0o664)
     return "paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)"
 
 
@@ -24,34 +25,56 @@ def resume(root: Root) -> str:
     """Go on."""
     root.require(root.inbox)
     try:
-        root.pause.unlink()
+        files.delete(root.pause)
     except FileNotFoundError:
         return "it was not paused"
     return "resumed"
 
 
 def cancel(root: Root, name: str) -> str:
-    """Take a job out: a waiting file is deleted, a claimed one goes to failed/ with what was drawn of it."""
-    waiting, claimed = _waiting(root, name), overview.matching(name, [root.running])
-    if len(waiting) + len(claimed) > 1:
+    """Take a job out, or a file with all its jobs.
+
+    A waiting file is deleted; a claimed job goes to failed/ with what was drawn of it.
+    """
+    claimed = matching(name, [root.running])
+    is_id = any(folder.name == normal(name) for folder in claimed)
+    waiting = _waiting(root, name) if not is_id else []
+    if waiting and is_job_name(name):
+        claimed = []  # a file that is named in full
+    if len(waiting) + len({file_of(folder.name) for folder in claimed}) > 1:
         raise _ambiguous(name, [*waiting, *claimed])
     if waiting:
-        waiting[0].unlink()
-        return f"deleted {root.show(waiting[0])}"
-    if claimed:
-        (claimed[0] / CANCEL).touch()
-        return f"{claimed[0].name} is cancelled; it goes to jobs/failed/ with the pictures that are finished"
-    raise _unknown(root, name, "waits or is drawn")
+        return _delete(root, waiting[0])
+    if not claimed:
+        raise _unknown(root, name, "waits or is drawn")
+    cancelled = _mark(root, claimed)
+    if len(cancelled) == 1:
+        return f"{cancelled[0].name} is cancelled; it goes to jobs/failed/ with the pictures that are finished"
+    return (
+        f"{len(cancelled)} jobs of {number_of(claimed[0].name)} are cancelled; "
+        "they go to jobs/failed/ with the pictures that are finished"
+    )
+
+
+def cancel_all(root: Root) -> list[str]:
+    """The same with all that waits or is drawn."""
+    root.require(root.inbox)
+    return [_delete(root, path) for path in _jobs_in(root.inbox)] + [
+        f"{folder.name} is cancelled" for folder in _mark(root, folders(root.running))
+    ]
 
 
 def retry(root: Root, name: str) -> str:
-    """Let a failed job run once more; pictures that were finished are kept."""
+    """Let a failed job run once more, or all of a file that failed; pictures stay if what they came from did."""
     root.require(root.inbox)
-    found = overview.matching(name, [root.failed])
-    if len(found) != 1:
+    found = matching(name, [root.failed])
+    if len({file_of(folder.name) for folder in found}) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, "lies in jobs/failed/")
-    Spool(root).take_up(found[0])
-    return f"{found[0].name} is tried again"
+    for folder in found:
+        Spool(root).take_up(folder)
+    if len(found) == 1:
+        return f"{found[0].name} is tried again"
+    return f"{len(found)} jobs of {number_of(found[0].name)} are tried again"
 
 
 def retry_all(root: Root) -> list[str]:
@@ -72,9 +95,9 @@ def bump(root: Root, name: str) -> str:
     make_folder(root.inbox, place)
     target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
     if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
-        Path(f"{target}.sha256").write_text(files.sha256(file), encoding="ascii")
-    file.rename(target)
-    Path(f"{file}.sha256").unlink(missing_ok=True)
+        files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False)
+    files.move(file, target)
+    files.clear(Path(f"{file}.sha256"))
     return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
 
 
@@ -85,14 +108,36 @@ def _has_failed(folder: Path) -> bool:
         return False
 
 
+def _delete(root: Root, waiting: Path) -> str:
+    files.delete(waiting)
+    return f"deleted {root.show(waiting)}"
+
+
+def _mark(root: Root, claimed: list[Path]) -> list[Path]:
+    """Have claimed jobs cancelled; a file may be split into its jobs meanwhile: these too, if all of it is meant."""
+    wanted = claimed
+    while True:
+        for folder in wanted:
+            files.mark(folder / CANCEL)
+        files_of = {file_of(folder.name) for folder in claimed if len(claimed) > 1}
+        there = [folder for folder in folders(root.running) if file_of(folder.name) in files_of]
+        wanted = [folder for folder in there if folder not in claimed]
+        if not wanted:
+            return claimed
+        claimed = [*claimed, *wanted]
+
+
 def _waiting(root: Root, name: str) -> list[Path]:
     """Files in the inbox of this name, or at this place in it."""
     root.require(root.inbox)
-    found = (Path(entry.path) for entry in walk(root.inbox, {}) if is_job_name(entry.name))
-    jobs = [path for path in found if not path.is_dir()]
-    name = normal(name)
+    name, jobs = normal(name), _jobs_in(root.inbox)
     exact = [path for path in jobs if normal(path.relative_to(root.inbox).as_posix()) == name]
     return exact or [path for path in jobs if name in (normal(path.name), normal(path.stem))]
+
+
+def _jobs_in(inbox: Path) -> list[Path]:
+    found = (Path(entry.path) for entry in walk(inbox, {}) if is_job_name(entry.name))
+    return [path for path in found if not path.is_dir()]
 
 
 def _ambiguous(name: str, found: list[Path]) -> JobError:

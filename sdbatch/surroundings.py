@@ -6,19 +6,19 @@ file server makes of them say less than one file written, renamed and linked.
 
 import errno
 import os
-import pwd
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from watchdog.events import FileSystemEventHandler
 from watchdog.observers import Observer
 
-from sdbatch.files import BUSY_PREFIX
+from sdbatch import files
+from sdbatch.account import name_of
 from sdbatch.finding import Finding, ok, problem, warning
 from sdbatch.root import Root
 from sdbatch.settings import Settings
@@ -82,20 +82,20 @@ def folders(root: Root) -> Iterator[Finding]:
             )
             yield problem("folders", f"{named}: {why}", remedy)
         else:
-            text = f"{named}: {why}, which is as it should be if the service runs as {_name_of(owner)}"
+            text = f"{named}: {why}, which is as it should be if the service runs as {name_of(owner)}"
             yield warning("folders", text, _as_the_owner(root, owner))
     if not refused:
         yield ok("folders", f"all of {root.path} can be used by {user_name()}")
     if os.geteuid() == 0 != owner:
         yield warning(
             "folders",
-            f"they belong to {_name_of(owner)}; root may do everything, which says nothing of what that user may",
+            f"they belong to {name_of(owner)}; root may do everything, which says nothing of what that user may",
             _as_the_owner(root, owner),
         )
 
 
 def _as_the_owner(root: Root, owner: int) -> str:
-    return f"look again as the service's user: sudo -u {_name_of(owner)} sdbatch doctor --root {root.path}"
+    return f"look again as the service's user: sudo -u {name_of(owner)} sdbatch doctor --root {root.path}"
 
 
 def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
@@ -122,21 +122,44 @@ def _made_by_jobs(root: Root) -> Iterator[Path]:
 
 def filesystem(root: Root) -> Finding:
     """A job goes its way by renames, which no mount lets through, not even a bind mount of the same disk."""
-    with _probe(root.inbox) as probe:
-        here = probe
-        try:
-            for place in (root.running, root.failed, root.done):
-                here = here.rename(place / probe.name)
-        except OSError as error:
-            return problem(
-                "filesystem",
-                f"no file can be moved from {root.show(here.parent)} to {root.show(place)}: {error.strerror}",
-                "let all of jobs/ lie on one filesystem, with no mount in between; a share can be dropped into from "
-                "elsewhere with `sdbatch submit`",
-            )
-        finally:
-            here.unlink(missing_ok=True)
+    if apart := what_lies_apart(root):
+        return problem(
+            "filesystem",
+            apart,
+            "let jobs/running, jobs/failed and jobs/done lie on one filesystem, with no mount in between; jobs/inbox "
+            "may be another",
+        )
+    if not _moves(root.inbox, root.running):
+        text = "jobs/inbox is another filesystem: jobs are copied from there, and drawn as from any"
+        return ok("filesystem", text)
     return ok("filesystem", "a job can be moved from the inbox to where it ends")
+
+
+def what_lies_apart(root: Root) -> str:
+    """Which folders no job can be moved between, tried; empty where all is well. From the inbox it would be copied."""
+    way = (root.inbox, root.running, root.failed, root.done)
+    apart = [(here, there) for here, there in pairwise(way) if not _moves(here, there)]
+    if not apart or apart == [way[:2]]:
+        return ""
+    here, there = apart[0]
+    return (
+        f"no file can be moved from {root.show(here)} to {root.show(there)}, which is another filesystem, "
+        "or mounted by itself"
+    )
+
+
+def _moves(here: Path, there: Path) -> bool:
+    """Whether a rename leads from one folder to the other; what else is wrong with them is another's to say."""
+    try:
+        with _probe(here) as probe:
+            moved = there / probe.name
+            try:
+                probe.rename(moved)
+            finally:
+                moved.unlink(missing_ok=True)
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return True
 
 
 def hard_links(root: Root) -> Finding:
@@ -244,9 +267,9 @@ def clock(root: Root) -> Finding:
 @contextmanager
 def _probe(folder: Path) -> Iterator[Path]:
     """A hidden file in a folder, gone again at the end; the name is one that the service takes for its own rubbish."""
-    path = folder / f"{BUSY_PREFIX}doctor-{os.getpid()}"
+    path = files.draft_of(folder / "doctor")
     try:
-        path.write_bytes(b"sdbatch doctor tries whether files can be made here\n")
+        files.create(path, b"sdbatch doctor tries whether files can be made here\n")
         yield path
     finally:
         path.unlink(missing_ok=True)
@@ -254,11 +277,4 @@ def _probe(folder: Path) -> Iterator[Path]:
 
 def user_name() -> str:
     """Who asks."""
-    return _name_of(os.geteuid())
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    return name_of(os.geteuid())

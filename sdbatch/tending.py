@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdbatch.commands import DryRunOption, JsonOption, RootOption, UserOption, app, named_root, open_root
+from sdbatch.commands import (
+    DryRunOption,
+    JsonOption,
+    RootOption,
+    UserOption,
+    app,
+    configured,
+    named_root,
+    open_root,
+    root_at,
+)
 from sdbatch.errors import InstallError, JobError
 
 if TYPE_CHECKING:
@@ -125,28 +135,40 @@ def resume(root: RootOption = Path()) -> None:
 
 
 @app.command()
-def cancel(job: JobArgument, root: RootOption = Path()) -> None:
-    """Take a job out, waiting or in work. Deleting its file from the inbox does as well.
+def cancel(
+    job: JobArgument = "",
+    root: RootOption = Path(),
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="All that waits or is drawn.")] = False,
+) -> None:
+    """Take a job out, waiting or in work, or a file with all its jobs. Deleting its file from the inbox does as well.
 
-    Examples: sdbatch cancel truck.yaml; sdbatch cancel 000042
+    Examples: sdbatch cancel truck.yaml; sdbatch cancel 000042; sdbatch cancel 000042.3; sdbatch cancel --all
 
     Exit codes: 0 done; 1 there is no such job, or more than one.
     """
     from sdbatch import steer  # noqa: PLC0415
 
-    typer.echo(steer.cancel(named_root(root), job))
+    if bool(job) == everything:
+        raise JobError("name a job, or say --all")
+    place = named_root(root)
+    lines = steer.cancel_all(place) if everything else [steer.cancel(place, job)]
+    for line in lines or ["nothing waits or is drawn"]:
+        typer.echo(line)
 
 
 @app.command()
 def retry(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or a part of it.")] = "",
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, its number, or a part of it.")] = "",
     root: RootOption = Path(),
     *,
-    all_failed: Annotated[bool, typer.Option("--all-failed", help="Everything in jobs/failed/.")] = False,
+    all_failed: Annotated[bool, typer.Option("--all-failed", "--all", help="Everything in jobs/failed/.")] = False,
 ) -> None:
     """Try a failed job again, with the pictures that it has. Its file in jobs/failed/ may have been mended before.
 
-    Examples: sdbatch retry 000042; sdbatch retry --all-failed --root /srv/sdbatch
+    The number of a file of several jobs means all of them that failed.
+
+    Examples: sdbatch retry 000042; sdbatch retry 000042.3; sdbatch retry --all-failed --root /srv/sdbatch
 
     Exit codes: 0 done; 1 there is no such job, or more than one.
     """
@@ -217,11 +239,16 @@ def install(
     Exit codes: 0 done, or shown; 1 the service could not run like that, or this needs root; 78 the
     configuration is wrong.
     """
-    from sdbatch.install import plan_install  # noqa: PLC0415
+    from sdbatch.install import plan_install, read_admins  # noqa: PLC0415
 
-    place, settings = open_root(root or (Path.home() / "sdbatch" if user else Path("/srv/sdbatch")))
-    _carry_out(plan_install(place, settings, user=user), user=user, dry_run=dry_run)
+    place = root_at(root or (Path.home() / "sdbatch" if user else Path("/srv/sdbatch")))
+    is_admins = os.geteuid() == 0 and not user
+    place, settings = configured(place, (read_admins(place.configuration) or b"") if is_admins else None)
+    plan = plan_install(place, settings, user=user)
+    _carry_out(plan, user=user, dry_run=dry_run)
     if not dry_run:
+        for line in (*plan.opened, *(plan.ownership.told if plan.ownership else ())):
+            typer.echo(line)
         systemctl = "systemctl --user" if user else "systemctl"
         lacks = "" if place.has_checkpoint() else f"; it needs a model: sdbatch init {place.path} --model FILE"
         typer.echo(f"sdbatch is installed{lacks}")

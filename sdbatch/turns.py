@@ -1,5 +1,6 @@
 """Whose turn it is: what is claimed already, then the inbox, and who lets others pass."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -7,6 +8,7 @@ from datetime import datetime
 from itertools import islice, takewhile
 
 from sdbatch import files, log, overview
+from sdbatch.handover import MOST_BYTES
 from sdbatch.inbox import Arrival, Inbox
 from sdbatch.readiness import Readiness
 from sdbatch.spool import Claim, Spool, read_claim
@@ -120,11 +122,13 @@ class Turns:
                 fresh = self.spool.claim(arrival.path, wall, arrival.priority)
             except OSError as error:
                 if files.is_disk_trouble(error):
-                    self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
+                    self.inbox.put_back(arrival)
                     raise
                 name = os.path.relpath(arrival.name, self.inbox.folder)
                 if name not in self.unmovable:
-                    self.log.warning("can't be moved out of the inbox", source=arrival.name, error=str(error))
+                    self.log.warning(
+                        "can't be moved out of the inbox", source=arrival.name, error=files.in_words(error)
+                    )
                 self.unmovable[name] = _why_unmovable(arrival, error)
                 continue
             self.unmovable.pop(os.path.relpath(arrival.name, self.inbox.folder), None)
@@ -142,13 +146,15 @@ class Turns:
             return self.inbox.next_still()
         hopeless = self.triage.first_hopeless(self.inbox.queue)
         if hopeless is not None:
-            self.inbox.queue.remove(hopeless)
+            self.inbox.take(hopeless)
         return hopeless
 
 
 def _why_unmovable(arrival: Arrival, error: OSError) -> str:
+    if error.errno == errno.EFBIG:
+        return f"it has more than {MOST_BYTES:,} bytes, as no job file has, and would have to be copied: take it out"
     if not isinstance(error, PermissionError):
-        return str(error)
+        return files.in_words(error)
     folder = arrival.path.parent
     return (
         f"the service may not take files out of {folder}, which belongs to someone else: "

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sdbatch.document import plain
+from sdbatch import slips
+from sdbatch.document import NUMBER, plain
 
 _KINDS: dict[Any, str] = {
     bool: "true or false",
@@ -25,6 +26,9 @@ _KINDS: dict[Any, str] = {
     tuple[str, ...]: "a list of words",
 }
 
+NEAR = 0.8  # how alike two words are of which one is taken for a slip of the other
+_NOTHING = ("None", "none", "nil", "undefined")
+
 
 def refused(info: FieldInfo, details: ErrorDetails) -> str:
     """Why a field's value is none: what was given, what is accepted, and what is near where one is likely meant."""
@@ -34,13 +38,21 @@ def refused(info: FieldInfo, details: ErrorDetails) -> str:
 def unknown(kind: type[BaseModel], name: str, noun: str) -> str:
     """That there is no such field, and which one is likely meant."""
     hint = likely(name, kind.model_fields)
-    return f"there is no such {noun}; " + (f"did you mean {hint}?" if hint else f"{noun}s are {_names(kind)}")
+    return no_such(noun, f"did you mean {hint}?" if hint else f"{noun}s are {_names(kind)}")
+
+
+def no_such(noun: str, instead: str) -> str:
+    """That there is no such field, and what to do."""
+    return f"there is no such {noun}; {instead}"
 
 
 def likely(name: str, known: Collection[str]) -> str:
-    """The known name that was likely meant; nothing where none is near."""
+    """The known name that was likely meant; nothing where none is near, since a wrong hint is worse than none."""
     lower = {each.lower(): each for each in known}
-    return next((lower[each] for each in difflib.get_close_matches(name.lower(), lower, n=1)), "")
+    given = name.strip().lower()
+    near = difflib.get_close_matches(given, lower, n=1, cutoff=NEAR)
+    mixed_up = [each for each in lower if len(given) > 2 and sorted(each) == sorted(given)]
+    return next((lower[each] for each in [*near, *mixed_up]), "")
 
 
 def shown(value: object) -> str:
@@ -77,7 +89,7 @@ def allowed(info: FieldInfo) -> str:
                 text += " that is not empty"
             case object(pattern=str()):
                 text = str(info.description)  # a pattern is no answer to a person
-    return text if info.is_required() or info.default == "" else f"{text} (default {shown(info.default)})"
+    return text if info.is_required() or info.default in ("", None) else f"{text} (default {shown(info.default)})"
 
 
 def _groups(info: FieldInfo, inner: tuple[Any, ...]) -> str:
@@ -96,6 +108,8 @@ def _groups(info: FieldInfo, inner: tuple[Any, ...]) -> str:
 def _instead(info: FieldInfo, details: ErrorDetails) -> str:
     """What a field accepts, and the value nearest to what was given where one is likely meant."""
     value = details["input"]
+    if isinstance(value, str) and (meant := _meant(value, info)):
+        return f"{allowed(info)}; {meant}"
     if details["type"] == "multiple_of":
         step = details["ctx"]["multiple_of"]
         low = value - value % step
@@ -105,6 +119,23 @@ def _instead(info: FieldInfo, details: ErrorDetails) -> str:
     if details["type"] == "int_type" and isinstance(value, float) and value.is_integer():
         return allowed(info) + (f"; write {int(value)}" if _is_within(int(value), info) else "")
     return allowed(info)
+
+
+def _meant(text: str, info: FieldInfo) -> str:
+    """What to write where a number, true or false was meant and text was given."""
+    if info.annotation not in _KINDS or info.annotation is str:
+        return ""
+    if text in _NOTHING:
+        return "to leave it at its default take the line out"
+    bare = slips.plain_spaces(text).strip("\u201c\u201d\u2018\u2019'\" ")
+    if info.annotation is bool:
+        return f"take the quotes off: {bare.lower()}" if bare.lower() in {"true", "false"} else ""
+    number = bare.replace(",", ".") if bare.count(",") == 1 and "." not in bare else bare
+    if not NUMBER.fullmatch(number):
+        return ""
+    if what := slips.invisible(text):
+        return f"it holds {what}: write {number}"
+    return f"take the quotes off: {number}" if number == text.strip() else f"write {number}"
 
 
 def _is_within(number: int, info: FieldInfo) -> bool:

@@ -1,5 +1,6 @@
 """A root full of jobs of every kind, a real drain of it in a process of its own, and what must hold afterwards."""
 
+import errno
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from sdbatch import daemon, files, status
+from sdbatch import daemon, files, handover, status
 from sdbatch.engine.protocol import Draw
 from sdbatch.filenames import is_job_name
 from sdbatch.historian import Historian
@@ -37,13 +38,33 @@ def fill(root: Root) -> None:
         drop_job(root, name, text)
 
 
+def elsewhere(inbox: Path) -> Callable[[Path, Path], Path]:
+    """What stands for `Path.rename` where the inbox is another filesystem: no rename crosses its border."""
+    rename = Path.rename
+
+    def refuse(source: Path, target: Path) -> Path:
+        if source.is_relative_to(inbox) != Path(target).is_relative_to(inbox):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source), None, str(target))
+        return rename(source, target)
+
+    return refuse
+
+
 OnStep = Callable[[str, Path], None]
 OnDraw = Callable[[Draw], None]
 
 
-def drain(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
+def drain(
+    root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None, *, is_elsewhere: bool = False
+) -> int:
     """What `sdbatch serve --drain` does, in a process of its own; its exit code, or minus the signal."""
-    return in_child(lambda: serve(root, on_step, on_draw))
+
+    def work() -> int:
+        if is_elsewhere:
+            Path.rename = elsewhere(root.inbox)  # type: ignore[assignment, method-assign]
+        return serve(root, on_step, on_draw)
+
+    return in_child(work)
 
 
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
@@ -100,7 +121,8 @@ def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples) 
     """What must hold after a restart, whatever happened before; `drawn_before` was looked at before the restart."""
     assert not list(root.running.iterdir())
     assert not [p for p in root.inbox.rglob("*") if is_job_name(p.name)]
-    assert not [p for p in root.path.rglob("*") if p.name.startswith(files.BUSY_PREFIX)], "no rubbish of ours"
+    ours = (files.BUSY_PREFIX, handover.TAKEN)
+    assert not [p for p in root.path.rglob("*") if p.name.startswith(ours)], "no rubbish of ours"
     records = manifests(root)
     assert digests(records) == undisturbed, "every picture of every job, each job once, and the same bytes"
     assert len(records) == len(PICTURES)

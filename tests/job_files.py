@@ -85,6 +85,7 @@ printable = st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from("\t
 text = st.text(printable, max_size=30) | st.sampled_from(
     ["1984", "no", "08", "1e3", "-.5", "", ".inf", "=", "2023-04-18"]
 )
+paths = st.text("ab./_- é0", min_size=1, max_size=30).filter(lambda path: path.strip() and not path.startswith("//"))
 sides = st.integers(8, 1024).map(lambda eighth: eighth * 8)
 shared: dict[str, st.SearchStrategy[Any]] = {
     "negative_prompt": text,
@@ -96,22 +97,22 @@ shared: dict[str, st.SearchStrategy[Any]] = {
     "C": st.integers(1, 64),
     "f": st.integers(1, 64),
     "n_rows": st.integers(0, 1000),
-    "from_file": text,
-    "config": text,
-    "ckpt": text,
+    "from_file": paths,
+    "config": paths,
+    "ckpt": paths,
     "seed": st.integers(0, 2**32 - 1),
     "precision": st.sampled_from(["autocast", "full"]),
     "n_iter": st.integers(1, 10_000),
     "n_samples": st.integers(1, 1000),
     "scale": st.floats(0, 100) | st.integers(0, 100),
-    "outdir": text,
+    "outdir": paths,
 }
 eta = st.floats(0, 1) | st.integers(0, 1)
 txt2img = st.fixed_dictionaries({"prompt": text}, optional=shared | {"H": sides, "W": sides, "ddim_eta": eta})
 plms = st.fixed_dictionaries({"prompt": text, "plms": st.just(True)}, optional=shared | {"ddim_eta": st.just(0.0)})
 laion400m = st.fixed_dictionaries({"prompt": text, "laion400m": st.booleans()}, optional=shared)
 img2img = st.fixed_dictionaries(
-    {"prompt": text, "init_img": text.filter(bool)},
+    {"prompt": text, "init_img": paths},
     optional=shared | {"strength": eta, "ddim_eta": eta, "plms": st.just(False), "laion400m": st.just(False)},
 )
 good_jobs = txt2img | plms | laion400m | img2img

@@ -23,7 +23,7 @@ from small_models import TINY_TEXT, Change, changed
 from torch import Tensor
 
 from sdbatch import files
-from sdbatch.engine import checkpoint
+from sdbatch.engine import pickled
 from sdbatch.engine.checkpoint import read_weights
 from sdbatch.engine.fingerprint import fingerprint
 from sdbatch.engine.models import Model, load_model
@@ -92,7 +92,7 @@ def test_the_code_of_these_tests_is_alive(write: Callable[[Path, Evil], None], t
     assert marker.exists()
 
 
-@pytest.mark.parametrize("name", checkpoint.HARMLESS)
+@pytest.mark.parametrize("name", pickled.HARMLESS)
 def test_a_name_that_is_allowed_gets_no_code_to_run(name: str, tmp_path: Path) -> None:
     """The pickle calls the name with a command and sets its state: a stub takes both, and is dropped."""
     module, _, function = name.rpartition(".")
@@ -270,21 +270,28 @@ def test_no_damage_is_anything_but_an_error_of_the_job(kind: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "said"),
     [
-        b"",
-        b"\x80",
-        b"<!DOCTYPE html>\n<html><head><title>Sign in to continue</title></head></html>\n" * 100,
-        b'{"error": "not found"}',
-        struct.pack("<Q", 2**40) + b"{" * 100,
-        b"PK\x03\x04" + bytes(100),
+        (b"", "is empty: copy the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4265146304\n", "is a git-lfs pointer"),
+        (b"<!DOCTYPE html>\n<html><head><title>Sign in to continue</title></head></html>\n" * 100, "is a web page"),
+        (b"\xef\xbb\xbf\r\n <HTML>", "is a web page"),
+        (b'{"error": "not found"}', "is a text, not a file of weights"),
+        (b"Entry not found\r\nsee the docs", "is a text, not a file of weights"),
+        (b"GGUF\3\0\0\0", "is a GGUF file"),
+        (b"\x89HDF\r\n\x1a\n", "is a file of TensorFlow"),
+        (b"\x89PNG\r\n\x1a\n", "is a picture"),
+        (b"7z\xbc\xaf\x27\x1c", "is a packed archive"),
+        (b"\x80", "is damaged or was copied incompletely"),
+        (struct.pack("<Q", 2**40) + b"{" * 100, "is neither .* copied incompletely"),
+        (b"PK\x03\x04" + bytes(100), "is damaged or was copied incompletely"),
+        (bytes(1000), "is neither .* copied incompletely"),
     ],
-    ids=["empty", "one byte", "a web page", "json", "a safetensors header too long", "a broken zip"],
 )
-def test_what_is_no_checkpoint_is_told(content: bytes, tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_is_named_as_what_it_is(content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "m.ckpt"
     path.write_bytes(content)
-    with pytest.raises(JobError, match=r"m\.ckpt is .*copied incompletely"):
+    with pytest.raises(JobError, match=rf"^ckpt: the checkpoint m\.ckpt {said}"):
         load_model(path, CONFIG)
 
 
@@ -333,9 +340,14 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(weights: dict[str, 
 
 
 def test_of_many_misfits_three_are_named_and_the_rest_counted(weights: dict[str, Tensor], tmp_path: Path) -> None:
-    without_vae = {name: value for name, value in weights.items() if not name.startswith("first_stage_model.")}
-    count = len(weights) - len(without_vae)
-    assert f" and {count - 3} more. " in misfit(without_vae, tmp_path)
+    without = {name: value for name, value in weights.items() if ".output_blocks." not in name}
+    count = len(weights) - len(without)
+    assert f" and {count - 3} more. " in misfit(without, tmp_path)
+
+
+def test_a_checkpoint_without_an_autoencoder_says_how_to_name_one(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    without = {name: value for name, value in weights.items() if not name.startswith("first_stage_model.")}
+    assert "the checkpoint m.ckpt has no autoencoder of its own: name one with `vae:`" in misfit(without, tmp_path)
 
 
 def test_quantized_weights_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -410,7 +422,7 @@ VAE = ("first_stage_config", "params", "ddconfig")
         (lambda params: params.pop("unet_config"), r"lacks model\.params\.unet_config\.params\.in_channels"),
         (lambda params: params.pop("timesteps"), r"lacks model\.params\.timesteps"),
         (at(*UNET, "model_channels", value="many"), "model_channels is not a usable value"),
-        (at(*UNET, "channel_mult", value=["a"]), "no network can be built"),
+        (at(*UNET, "channel_mult", value=["a"]), "channel_mult is not a usable value"),
         (at(*UNET, "channel_mult", value=[]), "no network can be built"),
         (at(*UNET, "model_channels", value=33), "no network can be built"),
         (at(*UNET, "num_heads", value=0), "no network can be built"),

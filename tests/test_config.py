@@ -17,7 +17,7 @@ from sdbatch.engine.protocol import Draw
 from sdbatch.errors import ConfigError
 from sdbatch.root import Root
 from sdbatch.service import Service
-from sdbatch.settings import NEEDS_RESTART, Settings
+from sdbatch.settings import NEEDS_RESTART, Limits, Settings
 from sdbatch.testing import FakeClock, FakeEngine, drop_job
 
 
@@ -75,6 +75,8 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
         ("allow_paths: [3]\n", "line 1: allow_paths: 3 is not a list of paths (default [])"),
         ("attempts: 1\nattempts: 2\n", "line 2: attempts: is given twice (first on line 1); take one out"),
         ("a: [\n", "line 2, column 1: this is not valid YAML"),
+        ("engine: @local\n", 'line 1: engine: put the engine in quotes: engine: "@local"'),
+        ("attempts:5\n", "must be keys and values, such as `device: auto`"),
         ("- a\n", "must be keys and values, such as `device: auto`"),
     ],
 )
@@ -83,6 +85,12 @@ def test_what_is_wrong_is_told_as_in_a_job_file(path: Path, text: str, told: str
     with pytest.raises(ConfigError) as error:
         configuration.load(path)
     assert str(error.value).startswith(f"{path}: {told}")
+
+
+def test_null_and_a_key_with_nothing_behind_it_stand_for_the_default(path: Path) -> None:
+    path.write_text("hooks:\nkeep: ~\nattempts: null\nlimits: {steps: null, pictures: 5}\n")
+    read = configuration.load(path).settings
+    assert read == Settings(limits=Limits(pictures=5))
 
 
 def test_all_that_is_wrong_is_told_at_once(path: Path) -> None:

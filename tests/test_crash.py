@@ -96,6 +96,25 @@ def test_killed_again_while_recovering(undisturbed: Undisturbed, tmp_path: Path)
         check(root, pictures, first | second)
 
 
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_every_durable_step_with_the_inbox_on_another_filesystem(
+    undisturbed: Undisturbed, tmp_path: Path, every: int
+) -> None:
+    """Each file is copied, and its first name goes last: no job is lost, none drawn twice."""
+    _, pictures = undisturbed
+    for at in range(1, 1000, every):
+        root = make_root(tmp_path / str(at))
+        fill(root)
+        code = drain(root, StepCounter(at, kill_self), is_elsewhere=True)
+        before = samples_in(root)
+        if code == KILLED:
+            drain(root, is_elsewhere=True)
+        check(root, pictures, before)
+        if code != KILLED:
+            break
+    assert at > len(undisturbed[0]), "it was killed at all steps"
+
+
 # By turns, as each run costs the same for both; under the marker, the other way round.
 BY_TURNS = pytest.mark.parametrize(
     "errors",

@@ -222,7 +222,6 @@ def test_an_editors_schema_line_is_no_field() -> None:
         ("negative_prompt: |\n  two\n  lines", "negative_prompt", "two\nlines\n"),
         ("negative_prompt: 一辆蓝色卡车 🚚", "negative_prompt", "一辆蓝色卡车 🚚"),
         ("? negative_prompt\n: a", "negative_prompt", "a"),
-        ("negative_prompt: &anchor a", "negative_prompt", "a"),
     ],
 )  # fmt: skip
 def test_yaml_values_are_read_as_a_person_means_them(written: str, field: str, value: object) -> None:
@@ -252,7 +251,7 @@ def test_a_surrogate_pair_in_json_is_the_character_it_means() -> None:
         ("SEED: 5", "SEED: there is no such field; did you mean seed?"),
         ("h: 512", "h: there is no such field; did you mean H?"),
         ("n_sample: 5", "n_sample: there is no such field; did you mean n_samples?"),
-        ("stength: 0.5", "stength: there is no such field; fields are prompt, negative_prompt, name, "),
+        ("stength: 0.5", "stength: there is no such field; did you mean strength?"),
         ("banana: 5", "banana: there is no such field; fields are prompt, negative_prompt, name, "),
     ],
 )
@@ -285,8 +284,9 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
         ("seed", -1, f"-1 is not {SEED}"),
         ("seed", 2**32, f"4294967296 is not {SEED}"),
         ("seed", True, f"true is not {SEED}"),
-        ("seed", None, f"null is not {SEED}"),
-        ("seed", "42", f'"42" is not {SEED}'),
+        ("seed", "42", f'"42" is not {SEED}; take the quotes off: 42'),
+        ("seed", "7,5", f'"7,5" is not {SEED}; write 7.5'),
+        ("seed", "None", f'"None" is not {SEED}; to leave it at its default take the line out'),
         ("seed", 4.5, f"4.5 is not {SEED}"),
         ("seed", 42.0, f"42.0 is not {SEED}; write 42"),
         ("seed", [42], f"a list is not {SEED}"),
@@ -305,14 +305,14 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
         ("scale", -0.5, f"-0.5 is not {SCALE}"),
         ("scale", 100.5, f"100.5 is not {SCALE}"),
         ("scale", True, f"true is not {SCALE}"),
-        ("scale", "7.5", f'"7.5" is not {SCALE}'),
+        ("scale", "7.5", f'"7.5" is not {SCALE}; take the quotes off: 7.5'),
         ("scale", float("nan"), f"NaN is not {SCALE}"),
         ("scale", float("inf"), f"Infinity is not {SCALE}"),
         ("scale", float("-inf"), f"-Infinity is not {SCALE}"),
         ("scale", 10**400, f"1{'0' * 56}... is not {SCALE}"),
         ("ddim_eta", 1.1, "1.1 is not a number from 0 to 1 (default 0.0)"),
         ("skip_grid", 1, "1 is not true or false (default false)"),
-        ("skip_grid", "true", '"true" is not true or false (default false)'),
+        ("skip_grid", "true", '"true" is not true or false (default false); take the quotes off: true'),
         ("precision", "half", '"half" is not autocast or full'),
         ("H", 510, "510 is not in steps of 8; the nearest are 504 and 512"),
         ("W", 513, "513 is not in steps of 8; the nearest are 512 and 520"),
@@ -328,8 +328,7 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
         ("prompt", 10**40, f"1{'0' * 40} is not {TEXT} of at most 10,000 characters"),
         ("prompt", 7.5, f"7.5 is not {TEXT} of at most 10,000 characters"),
         ("prompt", False, f"false is not {TEXT} of at most 10,000 characters"),
-        ("prompt", None, f"null is not {TEXT} of at most 10,000 characters"),
-        ("prompt", ["a"], f"a list is not {TEXT} of at most 10,000 characters"),
+        ("prompt", None, "is missing: say what to draw, or name a from_file with one prompt a line"),
         ("prompt", "x" * 10_001, f'"{"x" * 56}... is not {TEXT} of at most 10,000 characters'),
         ("name", "x" * 201, f'"{"x" * 56}... is not {TEXT} of at most 200 characters'),
         (
@@ -373,7 +372,6 @@ def test_a_number_that_no_field_holds_is_told_as_a_number(name: str, written: st
     ("written", "told"),
     [
         ("prompt: no", "prompt: false is not text"),
-        ("prompt:", "prompt: null is not text"),
         ("prompt: 12", "prompt: 12 is not text"),
         ("seed: 0x1F", 'seed: "0x1F" is not a whole number'),
         ("seed: 1_000", 'seed: "1_000" is not a whole number'),
@@ -431,7 +429,8 @@ def test_what_img2img_cannot_do_is_told_with_the_reason(written: str, told: str)
 def test_strength_without_a_picture_to_start_from_is_an_error() -> None:
     told = "init_img: is missing: strength makes this an img2img job, which starts from a picture"
     assert read_error("prompt: a\nstrength: 0.5\n") == f"line 1: {told}"
-    assert read_error("prompt: a\ninit_img: ''\n").startswith('line 2: init_img: "" is not text')
+    told = told.removeprefix("init_img: ")
+    assert read_error("prompt: a\nstrength: 0.5\ninit_img: ''\n") == f"line 3: init_img: {told}"
 
 
 def test_plms_with_eta_is_an_error() -> None:
@@ -520,9 +519,6 @@ def test_bytes_that_are_no_text_are_told(name: str, data: bytes, told: str) -> N
     assert read_error(data, name) == told
 
 
-COLON = 'mapping values are not allowed in this context; text that holds ": " goes in quotes'
-
-
 def test_a_file_just_within_the_limit_is_read() -> None:
     job = b"prompt: a\n#"
     assert read_job(job + b"#" * (MAX_BYTES - len(job))).prompt == "a"
@@ -537,7 +533,8 @@ def test_a_file_just_within_the_limit_is_read() -> None:
         ("? [a, b]\n: c\nprompt: a\n", "line 1: a field's name must be a plain word"),
         ("? {a: b, c: [d]}\n: c\nprompt: a\n", "line 1: a field's name must be a plain word"),
         ("&p prompt: a\n*p : b\n", "line 2: a field's name must be a plain word"),
-        ("prompt: &a x\nname: *a\n", "line 2: aliases (*name) are not allowed here; write the value out"),
+        ("prompt: x\nname: *a\n", "line 2: aliases (*name) are not allowed here; write the value out"),
+        ("prompt: &a x\nname: *a\n", "line 1: anchors (&name) are not allowed here; take it out"),
         ("*a", "line 1: aliases (*name) are not allowed here; write the value out"),
         ("<<: {prompt: a}\n", "line 1: merge keys (<<) are not allowed here; write the fields out"),
         ("prompt: a\n<<: *b\n", "line 2: merge keys (<<) are not allowed here; write the fields out"),
@@ -575,13 +572,9 @@ def test_a_wrong_json_object_costs_only_its_own_job(text: str, told: str) -> Non
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("prompt: [a\n", "line 2, column 1: this is not valid YAML: did not find expected ',' or ']'"),
-        ("prompt: a\n\tname: b\n", "line 2, column 1: this is not valid YAML: found a tab character"),
-        ("prompt: a cat: b\n", f"line 1, column 14: this is not valid YAML: {COLON}"),
-        ('prompt: "a\n', "line 2, column 1: this is not valid YAML: found unexpected end of stream"),
-        ("prompt: @a\n", "line 1, column 9: this is not valid YAML: found character that cannot start any token"),
         ("{prompt: a\n", "line 2, column 1: this is not valid YAML: did not find expected ',' or '}'"),
-        ('prompt: "\\q"\n', "line 1, column 10: this is not valid YAML: found unknown escape character"),
+        ('{prompt: "\\q"}\n', "line 1, column 11: this is not valid YAML: found unknown escape character"),
+        ("prompt: |\n  a\n b: c\n", "line 3, column 2: this is not valid YAML: did not find expected key"),
         ("%YAML 3.0\n---\nprompt: a\n", "line 1, column 1: this is not valid YAML: found incompatible YAML document"),
     ],
 )
@@ -593,14 +586,8 @@ def test_broken_yaml_is_told_with_line_and_column(text: str, told: str) -> None:
     ("text", "told"),
     [
         ('{"prompt": "a"', "line 1, column 15: this is not valid JSON: expected , or }"),
-        ('{"prompt": "a",\n}', 'line 2, column 1: this is not valid JSON: expected "'),
         ('{"prompt"\n"a"}', "line 2, column 1: this is not valid JSON: expected :"),
         ('{"prompt":\n', "line 2, column 1: this is not valid JSON: Expecting value"),
-        ("{'prompt': 'a'}", 'line 1, column 2: this is not valid JSON: expected "'),
-        ("// a job\n", "line 1, column 1: this is not valid JSON: Expecting value"),
-        ("prompt: a\n", "line 1, column 1: this is not valid JSON: Expecting value"),
-        ('{"prompt": "a\nb"}', "line 1, column 14: this is not valid JSON: Invalid control character"),
-        ('{"prompt": "a', "line 1, column 12: this is not valid JSON: Unterminated string"),
         ('[{"prompt": 5e}]', "line 1, column 14: this is not valid JSON: expected , or }"),
     ],
 )

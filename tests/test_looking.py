@@ -194,7 +194,7 @@ def test_follow_up_and_again_drop_a_job_or_show_it(draw: Draw, root: Root) -> No
         shown = ask(root, *arguments, "--dry-run").stdout
         assert not list(root.inbox.iterdir())
         dropped = only_line(ask(root, *arguments))
-        assert (Path(dropped), Path(dropped).read_text()) == (root.inbox / "truck.yaml", shown)
+        assert (Path(dropped), Path(dropped).read_text()) == (root.inbox / f"truck-{arguments[0]}.yaml", shown)
         child = draw(shown, Path(dropped).name)
         manifest = yaml.safe_load((root.done / child / "manifest.yaml").read_text())
         assert (manifest["parent"]["job"], manifest["job"]["seed"]) == (job_id, 8)

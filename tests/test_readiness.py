@@ -1,5 +1,6 @@
 """When nothing is drawn though jobs wait: the machine's faults, told in plain words, cost no job."""
 
+import errno
 import json
 import os
 import socket
@@ -7,14 +8,16 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from crash import elsewhere
 from tests_support import drain, only
 
-from sdbatch import readiness
+from sdbatch import readiness, surroundings
 from sdbatch.engine.protocol import Draw, Event, Request, Tick
-from sdbatch.errors import EngineDown, RendererDied
+from sdbatch.errors import Cancelled, EngineDown, RendererDied
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Settings
+from sdbatch.spool import CANCEL
 from sdbatch.testing import FakeClock, FakeEngine, drop_job
 
 Start = Callable[..., Service]
@@ -103,6 +106,28 @@ def test_a_pause_file_holds_everything_back_for_as_long_as_it_is_there(
     assert (service.done, service.failed) == (1, 1)
 
 
+def test_folders_of_jobs_that_lie_apart_are_told_as_doctor_tells_them(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_job(root, "a.yaml", SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", elsewhere(root.done))
+        service = start()
+        let_pass(service, clock, 20)
+        said = str(status(root)["problem"])
+        assert said == surroundings.filesystem(root).text
+        assert said.startswith("no file can be moved from jobs/failed to jobs/done, which is another filesystem")
+        assert names(root.inbox) == ["a.yaml"]
+        assert not list(root.running.iterdir())
+    drain(service, clock)
+    assert service.done == 1
+
+
+def test_a_disk_that_fails_is_told_without_a_number(start: Start, root: Root, clock: FakeClock) -> None:
+    start().tell_trouble(OSError(errno.EIO, os.strerror(errno.EIO), "x.png"), clock())
+    assert status(root)["problem"] == "the disk fails; jobs are kept: Input/output error: x.png"
+
+
 def test_a_pause_that_can_not_be_read_is_a_pause(start: Start, root: Root, clock: FakeClock) -> None:
     os.mkfifo(root.pause)
     drop_job(root, "a.yaml", SMALL)
@@ -149,7 +174,8 @@ class Hanging(FakeEngine):
         super().__init__()
         self.clock = clock
         self.hangs, self.stopped = 0, 0
-        self.starts = True
+        self.starts, self.loads_for_ever = True, False
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def is_ready(self) -> bool:
         return self.starts
@@ -159,9 +185,11 @@ class Hanging(FakeEngine):
 
     def render(self, request: Request) -> Generator[Event]:
         events = super().render(request)
-        yield next(events)
+        if not self.loads_for_ever:
+            yield next(events)
         while self.hangs:
             self.clock.sleep(1)
+            self.meanwhile()
             yield Tick()
         yield from events
 
@@ -177,6 +205,33 @@ def test_a_step_that_hangs_costs_an_attempt_and_then_the_job(root: Root, clock: 
     told = (only(root.failed) / "error.txt").read_text()
     assert "at each of 3 attempts" in told
     assert "no sign of life for 60 seconds, the hang_seconds in configs/sdbatch.yaml" in told
+
+
+@pytest.mark.parametrize("loads_for_ever", [True, False])
+def test_a_job_is_cancelled_while_its_model_loads_and_while_a_step_hangs(
+    root: Root, clock: FakeClock, loads_for_ever: bool
+) -> None:
+    drop_job(root, "a.yaml", SMALL)
+    engine = Hanging(clock)
+    engine.loads_for_ever, engine.hangs, began = loads_for_ever, 1, clock.mono
+
+    def cancel() -> None:
+        (only(root.running) / CANCEL).touch()
+
+    engine.meanwhile = cancel
+    drain(Service(root, Settings(), engine), clock)
+    assert clock.mono - began < 60 < Settings().hang_seconds
+    assert (only(root.failed) / "error.txt").read_text().strip() == Cancelled.TEXT
+    assert len(engine.drawn) <= 1
+
+
+def test_a_model_that_loads_for_ever_costs_an_attempt_and_then_the_job(root: Root, clock: FakeClock) -> None:
+    drop_job(root, "a.yaml", SMALL)
+    engine = Hanging(clock)
+    engine.loads_for_ever, engine.hangs, began = True, 1, clock.mono
+    drain(Service(root, Settings.model_validate({"hang_seconds": 60}), engine), clock)
+    assert "no sign of life for 60 seconds" in (only(root.failed) / "error.txt").read_text()
+    assert clock.mono - began < 4 * 61
 
 
 def test_a_renderer_that_hangs_at_its_start_is_replaced_and_told(root: Root, clock: FakeClock) -> None:

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from crash import KILLED, in_child
+from safetensors.torch import save_file
 from tests_support import REFERENCE, small_draw
 
 from sdbatch import files
+from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.notes import Notes
-from sdbatch.engine.protocol import Draw, Request
+from sdbatch.engine.protocol import Draw, Outfit, Request
 from sdbatch.engine.renderer import Renderer
 from sdbatch.files import sha256
 from sdbatch.testing import StepCounter, kill_self
@@ -131,12 +134,39 @@ def test_what_the_disk_does_to_a_job_is_answered(
     assert os.strerror(number) in last["text"]
 
 
+def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(tmp_path: Path) -> None:
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
+    huge = {f"{name}.lora_{side}.weight": torch.full((64, 64), 3e18) for side in ("down", "up")}
+    save_file(huge, tmp_path / "l.safetensors")
+    job = small_draw(tmp_path / "job", loras=[{"file": "l.safetensors"}])
+    answers = io.StringIO()
+    request = Request(jobs=[job.model_copy(update={"loras": (tmp_path / "l.safetensors",)})]).model_dump_json()
+    Renderer("cpu", tmp_path / "checksums.json", answers).serve(io.StringIO(request))
+    told = json.loads(answers.getvalue().splitlines()[-1])["text"]
+    assert "not finite, so there is no picture; loras: l.safetensors may be too strong" in told
+
+
 def test_a_preloaded_model_is_the_one_that_a_job_finds(tmp_path: Path) -> None:
     answers, job = io.StringIO(), task(tmp_path)
     renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
     renderer.preload(job.ckpt, job.config)
     renderer.render(job)
     assert json.loads(answers.getvalue().splitlines()[0])["seconds"] == 0
+
+
+def test_what_a_start_hung_on_is_not_loaded_ahead_again(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def preload() -> list[Path]:
+        asked.append(1)
+        return []
+
+    engine = LocalEngine(Outfit(device="cpu", checksums=tmp_path / "checksums.json"), preload)
+    engine.command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    for _ in range(3):
+        engine.start()
+        engine.stop()
+    assert asked == [1]
 
 
 def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
@@ -146,7 +176,7 @@ def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
     renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
     renderer.preload(tmp_path / "broken.ckpt", task(tmp_path).config)
     assert not renderer.residents.models
-    assert "the model to preload can't be loaded: the checkpoint broken.ckpt" in capfd.readouterr().err
+    assert "the model to preload can't be loaded: ckpt: the checkpoint broken.ckpt" in capfd.readouterr().err
 
 
 def test_notes_of_an_earlier_attempt_are_told_with_those_of_the_last(tmp_path: Path) -> None:

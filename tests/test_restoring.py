@@ -18,7 +18,7 @@ from sdbatch.history import History
 from sdbatch.job import AnyJob, Img2Img, Txt2Img
 from sdbatch.manifest import Parent
 from sdbatch.records import Job, Picture
-from sdbatch.restoring import again, file_name, follow_up, job_text, restore
+from sdbatch.restoring import again, follow_up, job_text, restore
 from sdbatch.root import Root
 from sdbatch.service import Service
 from sdbatch.settings import Settings
@@ -233,11 +233,6 @@ def test_a_checkpoint_that_is_there_no_more_is_told(draw: Draw, root: Root) -> N
     assert note == "ckpt: there is no models/mine.ckpt in the root; without it the job can't be drawn"
 
 
-def test_a_job_that_comes_from_another_is_named_as_that_is() -> None:
-    assert file_name("20261122T101530Z-000042-blue-truck") == "blue-truck.yaml"
-    assert file_name(EARLIER) == "2023-04-18-18-01-48-0-32806818.yaml"
-
-
 def test_again_goes_for_failed_and_earlier_jobs_too(draw: Draw, root: Root) -> None:
     failed = draw(JOB + "ckpt: models/none.ckpt\n")
     assert parse(again(root, known(root, failed), 5)).seed == 5
@@ -246,16 +241,19 @@ def test_again_goes_for_failed_and_earlier_jobs_too(draw: Draw, root: Root) -> N
 
 
 def test_a_job_file_says_what_is_not_the_default_alone() -> None:
-    assert yaml.safe_load(job_text(Txt2Img(prompt="a").model_dump())) == {"prompt": "a", "seed": 42}
+    assert yaml.safe_load(job_text(Root(Path("nowhere")), Txt2Img(prompt="a").model_dump())) == {
+        "prompt": "a",
+        "seed": 42,
+    }
     img2img = Img2Img(prompt="a", init_img="b.png", strength=0.75).model_dump()
-    assert yaml.safe_load(job_text(img2img)) == {"prompt": "a", "init_img": "b.png", "seed": 42}
+    assert yaml.safe_load(job_text(Root(Path("nowhere")), img2img)) == {"prompt": "a", "init_img": "b.png", "seed": 42}
     weighted = {"prompt": "a", "seed": 1, "loras": [{"file": "x.safetensors", "weight": 0.5}], "vae": "v.pt"}
-    assert yaml.safe_load(job_text(Txt2Img.model_validate(weighted).model_dump())) == weighted
+    assert yaml.safe_load(job_text(Root(Path("nowhere")), Txt2Img.model_validate(weighted).model_dump())) == weighted
 
 
 @pytest.mark.parametrize("prompt", ["a: b", "42", "no", "- x", "# c", "'", '"', "两只\n猫", " x ", "{", "1e3", "\t"])
 def test_any_prompt_survives(prompt: str) -> None:
-    assert parse(job_text({"prompt": prompt, "seed": 1})).prompt == prompt
+    assert parse(job_text(Root(Path("nowhere")), {"prompt": prompt, "seed": 1})).prompt == prompt
 
 
 def test_what_is_restored_is_drawn_by_the_real_line(root: Root, clock: FakeClock) -> None:

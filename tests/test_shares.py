@@ -4,6 +4,7 @@ Everything is done twice, with the kernel's events and without.
 """
 
 import errno
+import getpass
 import json
 import os
 import re
@@ -42,6 +43,7 @@ WAYS = {
     "rsync-folder": 'mkdir "$SOURCE.d" && mv "$SOURCE" "$SOURCE.d/" && rsync -a "$SOURCE.d" "$INBOX/"',
     "rsync-ssh": 'rsync -e "ssh -p $PORT $SSH" "$SOURCE" "127.0.0.1:$INBOX/"',
     "scp": 'scp -q -P $PORT $SSH -l 800 "$SOURCE" "127.0.0.1:$INBOX/"',
+    "samba": 'smbclient //127.0.0.1/all -p $SMB_PORT -N -D "$WITHIN" -c "put \\"$SOURCE\\" \\"$NAME\\""',
     "scp-rcp": 'scp -q -O -P $PORT $SSH "$SOURCE" "127.0.0.1:$INBOX/"',
 }
 JOB = "prompt: {way}\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n" + "# a long story\n" * 2600 + "seed: 1234\n"
@@ -52,10 +54,10 @@ MODES = {"on": ("30", "is watched"), "off": ("0.3", "is looked through every 0.3
 
 @contextmanager
 def serving(
-    root: Root, prefix: tuple[str, ...] = (), **settings: str
+    root: Root, prefix: tuple[str, ...] = (), log: Path | None = None, **settings: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A service in the background, and its log."""
-    log = root.path / "log"
+    log = log or root.path / "log"
     given = {"engine": "fake", "settle_seconds": "0.2", "rescan_seconds": "0.3"} | settings
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -120,6 +122,64 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         process.wait()
 
 
+SMB = """
+[global]
+interfaces = lo
+bind interfaces only = yes
+smb ports = {port}
+map to guest = bad user
+guest account = {user}
+disable netbios = yes
+load printers = no
+private dir = {place}
+lock directory = {place}
+state directory = {place}
+cache directory = {place}
+pid directory = {place}
+ncalrpc dir = {place}/rpc
+log file = {place}/log
+[all]
+path = {share}
+guest ok = yes
+read only = no
+"""
+
+
+@pytest.fixture(scope="module")
+def samba(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A server on the loopback that shares all folders of this run; likewise."""
+    server = shutil.which("smbd") or "/usr/sbin/smbd"
+    if not Path(server).exists():
+        yield {"reason": "smbd is not installed (Debian: samba)"}
+        return
+    place = tmp_path_factory.mktemp("samba")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (place / "rpc").mkdir()
+    facts = {"port": port, "user": getpass.getuser(), "place": place, "share": tmp_path_factory.getbasetemp()}
+    (place / "smb.conf").write_text(SMB.format(**facts))
+    command: list[str | Path] = [server, "-F", "--no-process-group", "-s", place / "smb.conf"]
+    with (place / "said").open("wb") as said:  # a group of its own: it ends all of that when it ends
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+
+    def listens() -> bool:
+        with socket.socket() as asking:
+            return asking.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_for(lambda: process.poll() is not None or listens(), "smbd to start or to end")
+    log = place / "log"
+    try:
+        yield (
+            {"reason": f"smbd does not run here: {log.read_text()[-500:] if log.exists() else ''}"}
+            if process.poll() is not None
+            else {"SMB_PORT": str(port)}
+        )
+    finally:
+        process.terminate()
+        process.wait()
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A folder on another filesystem; an empty text without one."""
@@ -145,24 +205,30 @@ class Dropped:
     log: str
 
 
-def why_not(way: str, ssh: dict[str, str], elsewhere: str) -> str:
+def why_not(way: str, ssh: dict[str, str], samba: dict[str, str], elsewhere: str) -> str:
     """Why a way can't be gone on this machine."""
-    for program in ("rsync", "scp", "ssh"):
+    for program in ("rsync", "scp", "ssh", "smbclient"):
         if re.search(rf"\b{program} ", WAYS[way]) and shutil.which(program) is None:
             return f"{program} is not installed"
     if "$SSH" in WAYS[way] and "reason" in ssh:
         return ssh["reason"]
+    if "$SMB" in WAYS[way] and "reason" in samba:
+        return samba["reason"]
     return "no other filesystem at /dev/shm" if "$ELSEWHERE" in WAYS[way] and not elsewhere else ""
 
 
 @pytest.fixture(scope="module", params=MODES)
 def dropped(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ssh: dict[str, str], elsewhere: str
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    ssh: dict[str, str],
+    samba: dict[str, str],
+    elsewhere: str,
 ) -> Dropped:
     """One service; all programs at once, as on a bad day."""
     place = tmp_path_factory.mktemp(request.param)
     root = make_root(place / "root")
-    skipped = {way: reason for way in WAYS if (reason := why_not(way, ssh, elsewhere))}
+    skipped = {way: reason for way in WAYS if (reason := why_not(way, ssh, samba, elsewhere))}
     sources = {}
     rescan, expected = MODES[request.param]
     with serving(root, events=request.param, settle_seconds="1.5", rescan_seconds=rescan) as (_, log):
@@ -173,7 +239,8 @@ def dropped(
             source.write_text(JOB.format(way=way))
             sources[way] = sha256(source)
             names = {"SOURCE": str(source), "NAME": source.name, "INBOX": str(root.inbox), "ELSEWHERE": elsewhere}
-            running.append(subprocess.Popen(["bash", "-c", WAYS[way]], env=os.environ | names | ssh))
+            names["WITHIN"] = str(root.inbox.relative_to(tmp_path_factory.getbasetemp()))
+            running.append(subprocess.Popen(["bash", "-c", WAYS[way]], env=os.environ | names | ssh | samba))
         (place / "linked").mkdir()
         (place / "linked" / "unseen.yaml").write_text("prompt: not in the inbox")
         (root.inbox / "link-to-folder").symlink_to(place / "linked")

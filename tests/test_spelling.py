@@ -138,35 +138,19 @@ def test_no_hint_tells_of_what_a_job_may_not_name(root: Root, tmp_path: Path) ->
         assert "did you mean" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("named", "said"),
-    [
-        ("https://example.org/a.png", "is an address"),
-        ("file:///home/a.png", "is an address"),
-        ("data:image/png;base64," + "A" * 3000, "is an address"),
-        ("C:\\Users\\a.png", "is a path on a disk of Windows"),
-        ("d:/a.png", "is a path on a disk of Windows"),
-        ("outputs\\batch1", "folders are parted by /: outputs/batch1"),
-        ("~/a.png", "begins with ~"),
-        ("~alice/a.png", "begins with ~"),
-    ],
-)
-def test_what_is_no_path_here_is_refused_with_the_right_form(root: Root, named: str, said: str) -> None:
+def test_a_pattern_is_a_name_of_nothing_and_not_waited_for(root: Root) -> None:
     looks: list[Callable[[], Path]] = [
-        lambda: root.find("init_img", named, [root.inbox, root.path]),
-        lambda: root.find_model("ckpt", named),
-        lambda: root.output_folder(named),
+        lambda: root.find("init_img", "outputs/*.png", [root.inbox, root.path]),
+        lambda: root.find_model("ckpt", "v1?.ckpt"),
     ]
     for look in looks:
-        with pytest.raises(JobError) as caught:
+        with pytest.raises(JobError, match="is a pattern; name one file") as caught:
             look()
-        assert said in str(caught.value)
-        assert not isinstance(caught.value, Missing), "nobody waits for it"
-        assert len(str(caught.value)) < 400
+        assert not isinstance(caught.value, Missing)
 
 
 def test_a_file_that_has_such_a_name_is_found_all_the_same(root: Root) -> None:
-    for name in ("a\\b.png", "~x.png", "what?*.png"):
+    for name in ("what?.png", "*.png"):
         (root.inbox / name).touch()
         assert root.find("init_img", name, [root.inbox]).name == name
 

@@ -21,6 +21,7 @@ from tests_support import drain, run_sdbatch
 from sdbatch import files, overview
 from sdbatch.engine.protocol import Event, Request, Stepped
 from sdbatch.errors import JobError
+from sdbatch.naming import find_job
 from sdbatch.overview import look
 from sdbatch.pace import Pace
 from sdbatch.root import Root
@@ -436,12 +437,12 @@ def test_the_bar_is_drawn_at_most_a_few_times_a_second() -> None:
 def test_a_job_is_found_by_a_part_of_its_id(root: Root) -> None:
     for place, name in ((root.done, "20261122T101530Z-000001-a"), (root.failed, "20261122T101530Z-000002-a")):
         (place / name).mkdir()
-    assert overview.find_job(root, "000002") == root.failed / "20261122T101530Z-000002-a"
-    assert overview.find_job(root, "20261122T101530Z-000001-a").parent == root.done
+    assert find_job(root, "000002") == root.failed / "20261122T101530Z-000002-a"
+    assert find_job(root, "20261122T101530Z-000001-a").parent == root.done
     with pytest.raises(JobError, match='2 jobs have "-a" in their ids'):
-        overview.find_job(root, "-a")
+        find_job(root, "-a")
     with pytest.raises(JobError, match=r'there is no job "\.\./done"'):
-        overview.find_job(root, "../done")
+        find_job(root, "../done")
 
 
 def test_status_imports_nothing_that_takes_time() -> None:

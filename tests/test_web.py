@@ -1,6 +1,7 @@
 """The page, asked without a browser: the queue, the form, and who may ask."""
 
 import os
+import random
 import re
 import shutil
 import socket
@@ -18,6 +19,7 @@ import yaml
 from flask.testing import FlaskClient
 from laid_pictures import EARLIER, lay_earlier
 from PIL import Image
+from pydantic import ValidationError
 from tests_support import drain, only, run_sdbatch
 from typer.testing import CliRunner
 from werkzeug.test import TestResponse
@@ -46,8 +48,20 @@ HASH = "pbkdf2:sha256:1000$YjH7V1hNUNK0w9Ab$63a3c2a6030cf1af1d2fc4f2a0d85b6e2e2d
 class Visitor:
     """A browser in small: keeps cookies, sends the token of the page that it saw last."""
 
-    def __init__(self, root: Root, clock: FakeClock | None = None, **settings: object) -> None:
-        page = create_app(root, Settings.model_validate(settings), clock=lambda: clock.mono if clock else 0.0)
+    def __init__(
+        self,
+        root: Root,
+        clock: FakeClock | None = None,
+        account: Callable[[], int | None] = os.geteuid,
+        **settings: object,
+    ) -> None:
+        page = create_app(
+            root,
+            Settings.model_validate(settings),
+            clock=lambda: clock.mono if clock else 0.0,
+            sleep=clock.sleep if clock else lambda _: None,
+            account=account,
+        )
         self.client: FlaskClient = page.test_client()
         self.token = ""
 
@@ -168,6 +182,29 @@ def test_the_job_file_is_shown_while_it_is_filled_in(root: Root, visitor: Visito
     text = visitor.post("/new/preview", 200, prompt="a", n_iter="4").text
     assert "prompt: a\nn_iter: 4\n" in text
     assert "12 pictures of 512x512, DDIM, 50 steps, to outputs/txt2img-samples" in text
+    assert not list(root.inbox.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("loras", "a.safetensors 1\n", "list of at most 20"),
+        ("prompt", "a", "at most 10,000 characters"),
+        ("outdir", "a", "at most 1,000 characters"),
+        ("seed", "9", "a whole number from 0"),
+        ("seed", "a", "a whole number from 0"),
+        ("precision", "a", "autocast or full"),
+        ("loras", "a", "at most 1,000 characters"),
+    ],
+)
+def test_what_is_too_long_for_its_field_costs_no_more_the_longer_it_is(
+    root: Root, visitor: Visitor, name: str, value: str, told: str
+) -> None:
+    files = [to_yaml("txt2img", {"prompt": "a", name: value * count}) for count in (20_000, 80_000)]
+    assert files[0] == files[1]
+    text = visitor.post("/new/preview", 200, **{"prompt": "a", name: value * 20_000}).text
+    assert told in text
+    visitor.post("/new", 422, **{"prompt": "a", name: value * 20_000})
     assert not list(root.inbox.iterdir())
 
 
@@ -312,6 +349,25 @@ def listed(root: Root) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in places}
 
 
+@pytest.mark.parametrize(
+    ("path", "field"), [("/cancel", "job"), ("/retry", "job"), ("/bump", "job"), ("/pause", "reason")]
+)
+def test_what_is_told_fits_into_a_cookie_and_a_reason_into_a_line(
+    root: Root, visitor: Visitor, path: str, field: str
+) -> None:
+    text = "".join(map(chr, random.Random(1).choices(range(0x4E00, 0x9FFF), k=30_000)))
+    answer = visitor.post(path, **{field: text})
+    assert len(answer.headers["Set-Cookie"]) < 4_000
+    assert not root.pause.exists() or len(root.pause.read_text()) < 1_000
+
+
+def test_a_browser_that_prefers_ten_thousand_languages_costs_no_more(visitor: Visitor) -> None:
+    """Asked of everybody, for each sentence of a page."""
+    asked = [visitor.get("/", headers={"Accept-Language": "zh," * count}).text for count in (1, 20_000)]
+    assert all("新任务" in text for text in asked)
+    assert len(language.preferred("zh," * 20_000)) <= language.LONGEST
+
+
 def test_other_names_are_not_answered_without_a_password(root: Root) -> None:
     assert "web.hosts" in Visitor(root).get("/", 421, {"Host": "evil.example"}).text
     for host in ("localhost:8123", "[::1]:8123", "127.0.0.1"):
@@ -375,6 +431,19 @@ def test_its_cookie_is_out_of_reach_for_scripts_and_other_sites(root: Root) -> N
     assert "Secure" in answer.headers["Set-Cookie"]
 
 
+@pytest.mark.parametrize(
+    "prefix", ["//evil.example", "https://evil.example", "/\\evil.example", "/a//evil.example", "javascript:alert(1)"]
+)
+def test_what_no_proxy_would_say_leads_to_no_other_site(root: Root, prefix: str) -> None:
+    visitor = Visitor(root)
+    said = {"X-Forwarded-Prefix": prefix, "X-Forwarded-Proto": "javascript"}
+    assert "evil" not in visitor.get("/", headers=said).text
+    answer = visitor.client.post(
+        "/language/zh", data={"csrf_token": visitor.token}, headers={"Host": "127.0.0.1:8123"} | said
+    )
+    assert answer.headers["Location"] == "/"
+
+
 @pytest.mark.parametrize("back", ["//evil.example", "/\\evil.example", "https://evil.example", "/\t/evil.example", ""])
 def test_a_login_leads_to_no_other_site(root: Root, back: str) -> None:
     visitor = Visitor(root, web={"password": HASH})
@@ -382,13 +451,77 @@ def test_a_login_leads_to_no_other_site(root: Root, back: str) -> None:
     assert answer.headers["Location"] == "/"
 
 
-def test_passwords_can_not_be_tried_in_numbers(root: Root, clock: FakeClock) -> None:
+def test_who_knows_the_password_gets_in_after_many_wrong_ones_and_a_wait(root: Root, clock: FakeClock) -> None:
     visitor = Visitor(root, clock, web={"password": HASH})
+    before = clock.mono
     for _ in range(guard.TRIES):
         visitor.post("/login", 403, password="a guess")
-    assert "wait a minute" in visitor.post("/login", 429, password="a long password").text
-    clock.sleep(guard.WITHIN_SECONDS)
+    assert clock.mono == before, "a few mistakes cost nothing"
+    for _ in range(20):
+        visitor.post("/login", 403, password="a guess")
+    assert clock.mono == before + 20 * guard.SECONDS_EACH
     visitor.post("/login", password="a long password")
+    assert clock.mono <= before + 20 * guard.SECONDS_EACH + guard.LONGEST_WAIT
+
+
+def test_tries_at_the_same_time_are_counted_before_they_are_looked_at(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock stands still: none of them has waited yet when the next one comes."""
+    looked: list[str] = []
+
+    def look(_: str, said: str) -> bool:
+        looked.append(said)
+        return False
+
+    monkeypatch.setattr(guard, "check_password_hash", look)
+    visitor = Visitor(root, web={"password": HASH})
+    visitor.get("/login")
+    codes = [guess(visitor) for _ in range(30)]
+    at_once = guard.TRIES + round(guard.LONGEST_WAIT / guard.SECONDS_EACH)
+    assert codes == [403] * at_once + [429] * (30 - at_once)
+    assert len(looked) == at_once
+
+
+def guess(visitor: Visitor, address: str = "192.0.2.9", said: str = "") -> int:
+    """The status of a wrong password from an address, with an X-Forwarded-For."""
+    visitor.token or visitor.get("/login")
+    headers = {"Host": "127.0.0.1:8123"} | ({"X-Forwarded-For": said} if said else {})
+    form = {"csrf_token": visitor.token, "password": "a"}
+    return visitor.client.post(
+        "/login", data=form, headers=headers, environ_overrides={"REMOTE_ADDR": address}
+    ).status_code
+
+
+def tried_from(root: Root, *addresses: tuple[str, str], **settings: object) -> set[str]:
+    """What the throttle counts visitors by."""
+    visitor = Visitor(root, web={"password": HASH} | settings)
+    for address, said in addresses:
+        guess(visitor, address, said)
+    return set(visitor.client.application.extensions["sdbatch.throttle"]._due)
+
+
+def test_a_machine_with_many_addresses_of_ipv6_is_one_visitor(root: Root) -> None:
+    assert tried_from(root, ("2001:db8::1", ""), ("2001:db8::ffff:2", ""), ("2001:db8:0:1::1", "")) == {
+        "2001:db8::/64", "2001:db8:0:1::/64",
+    }  # fmt: skip
+    assert tried_from(root, ("192.0.2.1", ""), ("::ffff:192.0.2.1", ""), ("192.0.2.2", "")) == {
+        "192.0.2.1",
+        "192.0.2.2",
+    }
+
+
+def test_a_proxy_is_believed_whom_it_asks_for_where_the_configuration_says_so(root: Root) -> None:
+    said = (("127.0.0.1", "192.0.2.1"), ("127.0.0.1", "192.0.2.9, 192.0.2.2:4711"), ("192.0.2.3", "192.0.2.4"))
+    assert tried_from(root, *said) == {"127.0.0.1", "192.0.2.3"}
+    assert tried_from(root, *said, trusted_proxies=["127.0.0.0/8"]) == {"192.0.2.1", "192.0.2.2", "192.0.2.3"}
+    chained = ("10.0.0.1", "198.51.100.1, 192.0.2.1, 10.0.0.2")
+    assert tried_from(root, chained, trusted_proxies=["10.0.0.0/24"]) == {"192.0.2.1"}, "what it says itself counts not"
+    by_socket = ("localhost", "192.0.2.1")
+    assert tried_from(root, by_socket) == {"localhost"}
+    assert tried_from(root, by_socket, trusted_proxies=["unix"]) == {"192.0.2.1"}
+    with pytest.raises(ValidationError, match="is no address"):
+        Settings.model_validate({"web": {"trusted_proxies": ["my-proxy"]}})
 
 
 @pytest.mark.parametrize(
@@ -398,6 +531,7 @@ def test_passwords_can_not_be_tried_in_numbers(root: Root, clock: FakeClock) -> 
         ("[::]:8123", "", "set web.password"),
         ("gpu.example:8123", "", "set web.password"),
         ("127.0.0.1:8123", "plain", "sdbatch web --hash-password"),
+        ("unix:/run/sdbatch/web.sock", "", None),
         ("127.0.0.1:8123", "", None),
         ("[::1]:8123", "", None),
         ("0.0.0.0:8123", HASH, None),
@@ -413,9 +547,9 @@ def test_the_network_is_let_in_with_a_password_only(bind: str, password: str, to
             guard.require_password(host, web)
 
 
-@pytest.mark.parametrize("bind", ["8123", "127.0.0.1", "127.0.0.1:99999", "::1:80", "a:b"])
+@pytest.mark.parametrize("bind", ["8123", "127.0.0.1", "127.0.0.1:99999", "::1:80", "a:b", "unix:web.sock"])
 def test_an_address_that_is_none_is_told(bind: str) -> None:
-    with pytest.raises(ConfigError, match=r"such as 127\.0\.0\.1:8123"):
+    with pytest.raises(ConfigError, match=r"such as (127\.0\.0\.1:8123|unix:/)"):
         guard.split_bind(bind)
 
 
@@ -794,6 +928,40 @@ def test_no_file_but_pictures_and_records_of_two_folders_is_shown(
     answer = visitor.client.get(f"/{view}/{path}", headers={"Host": "127.0.0.1"}, follow_redirects=True)
     assert answer.status_code == 404
     assert "device: cpu" not in answer.text
+
+
+def test_a_part_of_a_picture_is_sent_where_it_is_asked_for(root: Root, drawn: Path, visitor: Visitor) -> None:
+    path, data = f"/file/{shown(drawn)}", (drawn / "samples" / "00000.png").read_bytes()
+    whole = visitor.get(path)
+    assert whole.headers["Content-Length"] == str(len(data))
+
+    def asked(**said: str) -> tuple[int, bytes]:
+        headers = {"Host": "127.0.0.1"} | {name.replace("_", "-"): value for name, value in said.items()}
+        with visitor.client.get(path, headers=headers) as answer:
+            return answer.status_code, answer.data
+
+    assert asked(Range="bytes=5-10") == (206, data[5:11])
+    assert asked(Range="bytes=5-10", If_Range=whole.headers["ETag"]) == (206, data[5:11])
+    assert asked(Range="bytes=5-10", If_Range='"another"') == (200, data)
+    for ranges in ("bytes=99999999-", "bytes=0-1,4-5"):
+        assert asked(Range=ranges)[0] == 416
+    assert asked(If_None_Match=whole.headers["ETag"]) == (304, b"")
+    with visitor.client.head(path, headers={"Host": "127.0.0.1"}) as head:
+        assert (head.headers["Content-Length"], head.data) == (str(len(data)), b"")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "samples/a.yaml", "inputs/a.json", "prompts.txt", "samples/log.jsonl"])
+def test_of_a_done_job_its_own_records_are_handed_out_alone(
+    root: Root, drawn: Path, visitor: Visitor, name: str
+) -> None:
+    for path in (drawn / name, root.outputs / name):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a: secret\n")
+        visitor.get(f"/file/{root.show(path)}", 404)
+    for own in ("claim.json", "manifest.yaml", "truck.yaml"):
+        visitor.get(f"/file/jobs/done/{drawn.name}/{own}")
+    (setup,) = root.outputs.rglob("setup.json")
+    visitor.get(f"/file/{root.show(setup)}")
 
 
 def test_records_are_saved_and_never_shown(root: Root, drawn: Path, visitor: Visitor) -> None:

@@ -109,6 +109,11 @@ def test_dropping_and_following_up_answer_in_chinese(
         {"prompt": "a", "ckpt": "nothing.ckpt"},
         {"prompt": "a", "ckpt": "away.ckpt"},
         {"prompt": "a", "loras": "x.safetensors 100"},
+        {"prompt": "a", "outdir": "outputs\\a", "from_file": "C:\\a.txt"},
+        {"prompt": "a", "outdir": "~/a", "from_file": "https://a/a.txt"},
+        {"prompt": "a (b:1.2) <lora:c:1> [d:e:0.5] {f|g} BREAK __h__", "negative_prompt": "cat " * 90, "scale": "1"},
+        {"prompt": "a", "skip_grid": "true", "skip_save": "true", "scale": "0", "H": "512", "W": "512"},
+        {"prompt": "a", "skip_grid": "true", "n_rows": "3"},
     ],
 )
 def test_what_stands_under_the_job_file_is_chinese(root: Root, visitor: Visitor, form: dict[str, str]) -> None:
@@ -155,16 +160,31 @@ def test_the_queue_of_a_running_service_is_chinese(
     assert_chinese(words(visitor.get("/").text))
 
 
+def test_an_account_that_may_not_ask_is_told_in_chinese(root: Root) -> None:
+    for account in (2, None):
+        visitor = Visitor(root, account=lambda found=account: found)  # type: ignore[misc] # as the loop has it now
+        told = visitor.get("/", 403, {"Accept-Language": "zh"}).text
+        assert_chinese(re.sub(r"sudo usermod \S+ \S+ \S+", "", words(told)))
+
+
 def test_the_table_has_sentences_that_are_said() -> None:
     source = "\n".join(path.read_text() for path in Path(sdbatch.__file__).parent.rglob("*.py"))
     source = re.sub(r'["\']\s*\n\s*f?["\']', "", source).replace('\\"', '"').replace("\\'", "'")
-    source = source.replace("{from_root}", "name it from the root on, such as outputs/mine")
     source = source.replace("{URGENT}", "urgent").replace("{DATABASE}", "history.db")
     composed = {"Permission denied", "Read-only file system", "state/history.db: database is locked"}
     composed |= {"there is no such field; did you mean", "there is no such field; fields are", "a number from"}
-    composed |= {"; the nearest are", "; the nearest is", "autocast or full", "); did you mean"}
+    composed |= {
+        "; the nearest are",
+        "; the nearest is",
+        "autocast or full",
+        "; take the quotes off",
+        "; write",
+        ", such as",
+    }
+    composed |= {"; to leave it at its default take the line out"}
+    composed |= {"); did you mean"}
     for sentence in retelling.sentences():
-        for literal in (part.strip(": ") for part in re.split(r"\{\w+\}", sentence)):
+        for literal in (part.strip(': "') for part in re.split(r"\{\w+\}", sentence)):
             assert literal in source or literal in composed, literal
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import BertTokenizer
 
+from sdbatch.engine.limits import require_modest
 from sdbatch.engine.plan import Part, Weights
 from sdbatch.engine.text import HEAD_SIZE, TEXT_POSITIONS
 
@@ -73,7 +74,12 @@ def bert(weights: Weights) -> Part:
 
 
 def bert_network(**numbers: Any) -> Any:
-    """An unfilled `LDMBertEncoder`."""
+    """An unfilled `LDMBertEncoder`.
+
+    Raises:
+        JobError: the numbers are beyond all reason.
+    """
+    require_modest("the text encoder", numbers)
     # Seconds of imports that no other model needs.
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (  # noqa: PLC0415
         LDMBertConfig,

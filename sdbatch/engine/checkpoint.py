@@ -1,8 +1,8 @@
-"""A checkpoint file as named tensors: the content is sniffed, the suffix never believed, and no code in it runs."""
+"""A file of weights as named tensors: the content is sniffed, the suffix never believed, and no code in it runs."""
 
 import errno
 import json
-import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,29 @@ from torch import Tensor
 
 from sdbatch import files
 from sdbatch.engine.memory import is_out_of_memory
+from sdbatch.engine.pickled import MoreThanWeights, TooMuch
+from sdbatch.engine.torchfile import Packed, read_torch_file
 from sdbatch.errors import JobError
 
+MOST_HEADER = 32 << 20  # bytes of a safetensors file's header; v1-5's has 130 kB
+LEFTOVERS = ("layer_structure", "activation_func")  # what a hypernetwork has beside its weights
+LOOKED_AT = 512  # bytes that tell what a file is
+SHOWN_LETTERS = 200  # of what a library says: it may quote the file
 
-class _Ignored:
-    """Stands for whatever a training tool left beside the weights: takes anything, does nothing, is thrown away."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
-
-
-# Beside the weights, the files of the original release hold the training's callbacks (pytorch_lightning 1.4 keeps
-# them by class) and its best loss, maybe a numpy number. The names are allowed, what they name is never loaded.
-HARMLESS = (
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-)
+_COPY = "copy the file itself, whole"
+# What lies in a file's place, by its first bytes.
+_OTHERS = {
+    rb"$": "is empty: copy the file itself, whole",
+    rb"version https://git-lfs": "is a git-lfs pointer, not the file: copy the file that `git lfs pull` brings",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)": (
+        "is a web page, not a file of weights: copy the file itself, whole"
+    ),
+    rb"GGUF": "is a GGUF file, which is not read: only .ckpt, .safetensors and folders in diffusers format are",
+    rb"\x89HDF": "is a file of TensorFlow (HDF5), which is not read: take one for PyTorch",
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": "is a picture, not a file of weights",
+    rb"7z\xbc\xaf|Rar!|\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ": "is a packed archive: unpack it first",
+    rb"[\t\r\n\x20-\x7e]{16}": f"is a text, not a file of weights (an error message in its place?): {_COPY}",
+}
 
 
 def is_safetensors(path: Path) -> bool:
@@ -46,61 +49,64 @@ def is_safetensors(path: Path) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped where the format allows.
+def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
+    """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped.
+
+    Errors call the file `called`, with the field that named it; if not given, it is the job's checkpoint.
 
     Raises:
         JobError: not such a file, cut short, or it holds more than weights.
     """
+    called = called or f"ckpt: the checkpoint {path.name}"
     try:
-        head, is_safe = files.read_file(path, 16), is_safetensors(path)
+        head, is_safe = files.read_file(path, LOOKED_AT), is_safetensors(path)
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise JobError(f"the checkpoint {path.name} can't be read: {error.strerror}") from error
+        raise JobError(f"{called} can't be read: {error.strerror}") from error
     if is_safe:
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise JobError(f"the checkpoint {path.name} is a damaged safetensors file: {error}") from error
+        return _read_safetensors(path, head, called)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        return _read_pickle(path, mmap=head[:2] == b"PK")
-    raise JobError(
-        f"the checkpoint {path.name} is neither a .ckpt nor a .safetensors file: copied incompletely, "
-        "or a page saved in its place?"
-    )
+        return _read_pickle(path, called, is_zip=head[:2] == b"PK")
+    if told := next((told for pattern, told in _OTHERS.items() if re.match(pattern, head, re.DOTALL)), ""):
+        raise JobError(f"{called} {told}")
+    raise JobError(f"{called} is neither a .ckpt nor a .safetensors file, or was copied incompletely: {_COPY}")
 
 
-def _read_pickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]:
+    if int.from_bytes(head[:8], "little") > MOST_HEADER:
+        raise JobError(f"{called} has a header that is longer than any model's")
     try:
-        with torch.serialization.safe_globals([(_Ignored, name) for name in HARMLESS]), path.open("rb") as file:
-            # torch.load believes in the suffix .safetensors. An open file has none, but can't be memory-mapped.
-            named_wrongly = path.name.endswith(".safetensors")
-            content: Any = torch.load(
-                file if named_wrongly else path,
-                map_location="cpu",
-                weights_only=True,
-                mmap=mmap and not named_wrongly,
-            )
-    except Exception as error:  # a damaged pickle makes the unpickler stumble anywhere: struct.error, IndexError, ...
-        if isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error):
-            raise JobError(
-                f"the checkpoint {path.name} holds more than weights (Python objects or code), so it was not loaded; "
-                "convert it to .safetensors on a machine where you trust it"
-            ) from error
+        return load_file(path)
+    except SafetensorError as error:
+        raise JobError(f"{called} is a damaged safetensors file: {str(error)[:SHOWN_LETTERS]}") from error
+
+
+def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
+    try:
+        content = read_torch_file(path, is_zip=is_zip)
+    except MoreThanWeights as error:
+        raise JobError(
+            f"{called} holds more than weights (Python objects or code), so it was not loaded; "
+            "convert it to .safetensors on a machine where you trust it"
+        ) from error
+    except TooMuch as error:
+        raise JobError(f"{called} describes more than any model has, so it was not loaded") from error
+    except Packed as error:
+        raise JobError(f"{called} {error}") from error
+    except Exception as error:  # what is damaged makes readers stumble anywhere: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
-            f"the checkpoint {path.name} is damaged or was copied incompletely "
-            f"({path.stat().st_size:,} bytes lie here); copy it again"
+            f"{called} is damaged or was copied incompletely ({path.stat().st_size:,} bytes lie here); copy it again"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
     if not isinstance(content, dict):
-        raise JobError(f"the checkpoint {path.name} holds no named weights")
+        raise JobError(f"{called} holds no named weights")
     if "string_to_param" in content:
-        raise JobError(f"{path.name} is a textual inversion (an embedding), not a model")
-    return {name: value for name, value in content.items() if isinstance(name, str) and _has_numbers(value)}
+        raise JobError(f"{called} is a textual inversion (an embedding): those are not drawn with")
+    if any(key in LEFTOVERS or (key.isdigit() and isinstance(content[key], list | tuple)) for key in content):
+        raise JobError(f"{called} is a hypernetwork: those are not drawn with")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 # What the header of a safetensors file calls them.
@@ -162,8 +168,3 @@ def _bits(weight: Tensor) -> Tensor:
 
 def _bytes_of(weight: Tensor) -> memoryview:
     return _bits(weight).numpy().data
-
-
-def _has_numbers(value: object) -> bool:
-    """Whether it is a tensor as all checkpoints hold them: neither sparse nor a mere shape ("meta")."""
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"

@@ -5,7 +5,6 @@ only warns, unpickles on its own terms, and makes a billion random numbers befor
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,16 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from sdbatch import files
+from sdbatch.engine import names
 from sdbatch.engine.checkpoint import read_weights
 from sdbatch.engine.kinds import UNSUPPORTED
-from sdbatch.engine.networks import MAX_CONFIG_BYTES, OTHER_CHANNELS
+from sdbatch.engine.limits import blocks, require_modest
+from sdbatch.engine.networks import OTHER_CHANNELS
 from sdbatch.engine.original import told
 from sdbatch.engine.plan import Part, Plan, Prediction, noise_schedule
 from sdbatch.engine.text import V2_PADDING, clip_network, clip_tokenizer
 from sdbatch.errors import JobError
+from sdbatch.modelconfig import MAX_CONFIG_BYTES
 
 STEMS = {
     "unet": ("diffusion_pytorch_model",),
@@ -31,6 +33,17 @@ STEMS = {
 # In this order: full precision before half, and never what the training averaged away or may carry code.
 ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 MOST_SHARDS = 100
+# What a CLIP text encoder is built from: the rest of its json could say anything.
+TEXT_NUMBERS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+)
 # What only other models' UNets have.
 FOREIGN = {
     "addition_embed_type": "an SDXL model",
@@ -38,8 +51,6 @@ FOREIGN = {
     "encoder_hid_dim": "a model that is guided by a picture",
     "time_cond_proj_dim": "a model distilled for few steps (LCM)",
 }
-# The autoencoder's attention as libraries before 2023 named it.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
@@ -60,7 +71,8 @@ def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tenso
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder, part, stems_of=stems_of):
         try:
-            weights |= {_today(key): weight for key, weight in read_weights(path).items()}
+            found = read_weights(path, f"{part}/{path.name}")
+            weights |= {_today(key): weight for key, weight in found.items()}
         except JobError as error:
             raise JobError(f"{_no_usable(folder, part)}; {error}") from error
     return weights
@@ -68,25 +80,23 @@ def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tenso
 
 def _today(key: str) -> str:
     """A key as the libraries name it now."""
-    attention = re.fullmatch(r"(.*mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)", key)
-    if attention:
-        return f"{attention[1]}.{_OLD_ATTENTION[attention[2]]}.{attention[3]}"
-    return key.removeprefix("text_model.")
+    return names.vae_today(key).removeprefix("text_model.")
 
 
 def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
     """The file or the shards that hold a part's weights."""
-    names = [stem + ending for ending in ENDINGS for stem in STEMS[stems_of or part]]
-    for name in names:
+    known = [stem + ending for ending in ENDINGS for stem in STEMS[stems_of or part]]
+    for name in known:
         index = folder / part / f"{name}.index.json"
         if (folder / part / name).is_file():
             return [folder / part / name]
         if index.is_file():
-            shards = {str(shard) for shard in _json(folder, part, index)["weight_map"].values()}
+            with told(_no_usable(folder, part)):
+                shards = {str(shard) for shard in _json(folder, part, index)["weight_map"].values()}
             if len(shards) > MOST_SHARDS or any("/" in shard or shard.startswith(".") for shard in shards):
                 raise JobError(f"{_no_usable(folder, part)}; {index.name} lists files that are none of its own")
             return [folder / part / shard for shard in sorted(shards)]
-    raise JobError(f"{_no_usable(folder, part)}; there is no {names[0]} in it")
+    raise JobError(f"{_no_usable(folder, part)}; there is no {known[0]} in it")
 
 
 def plan_folder(folder: Path) -> Plan:
@@ -98,13 +108,20 @@ def plan_folder(folder: Path) -> Plan:
     unet = _config(folder, "unet")
     _refuse_what_is_not_drawn(folder, unet)
     with told(_no_usable(folder, "unet")), torch.device("meta"):
+        blocks(
+            len(unet["block_out_channels"]),
+            unet.get("layers_per_block", 1),
+            unet.get("transformer_layers_per_block", 1),
+        )
         unet_network = UNet2DConditionModel.from_config(unet)
     vae = _config(folder, "vae")
     with told(_no_usable(folder, "vae")), torch.device("meta"):
+        blocks(len(vae["block_out_channels"]), vae.get("layers_per_block", 1))
         vae_network = AutoencoderKL.from_config(vae)
+        scale_factor = float(vae_network.config["scaling_factor"])
     text = _config(folder, "text_encoder")
     with told(_no_usable(folder, "text_encoder")):
-        text_network = clip_network(**text)
+        text_network = clip_network(**{key: value for key, value in text.items() if key in TEXT_NUMBERS})
     schedule = _config(folder, "scheduler")
     is_open_clip = text_network.config.hidden_act == "gelu"
     return Plan(
@@ -120,16 +137,15 @@ def plan_folder(folder: Path) -> Plan:
             schedule.get("beta_end", 0.02),
             schedule.get("num_train_timesteps", 1000),
         ),
-        scale_factor=float(vae_network.config["scaling_factor"]),
+        scale_factor=scale_factor,
         prediction=_prediction(folder, schedule),
     )
 
 
 def _prediction(folder: Path, schedule: Mapping[str, Any]) -> Prediction:
     """What the UNet was trained to give, if the noise schedule is one of Stable Diffusion's."""
-    found: Prediction | None = {"epsilon": "epsilon", "v_prediction": "v_prediction"}.get(  # type: ignore[assignment]
-        schedule.get("prediction_type", "epsilon")
-    )
+    known: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
+    found = known.get(str(schedule.get("prediction_type", "epsilon")))
     strange = [
         f"{key} {schedule[key]}"
         for key, usual in (("beta_schedule", "scaled_linear"), ("rescale_betas_zero_snr", False))
@@ -143,14 +159,17 @@ def _prediction(folder: Path, schedule: Mapping[str, Any]) -> Prediction:
 
 def _refuse_what_is_not_drawn(folder: Path, unet: Mapping[str, Any]) -> None:
     foreign = next((kind for key, kind in FOREIGN.items() if unet.get(key) is not None), "")
-    foreign = foreign or OTHER_CHANNELS.get(unet.get("in_channels", 4), "")
+    channels = unet.get("in_channels", 4)
+    foreign = foreign or (OTHER_CHANNELS.get(channels, "") if isinstance(channels, int) else "")
     if foreign:
         raise JobError(f"the model folder {folder.name} is of {foreign}; {UNSUPPORTED}")
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    return _json(folder, part, folder / part / name)
+    found = _json(folder, part, folder / part / name)
+    require_modest(f"{part}/{name} of the model folder {folder.name}", found)
+    return found
 
 
 def _json(folder: Path, part: str, path: Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class LocalEngine:
         open_jobs = len(request.jobs)
         try:
             while not (self._is_ready or self._hear_first_word(TICK_SECONDS)):
-                yield Tick()
+                yield Tick(is_starting=True)
             yield from self._send(request)
             while open_jobs:
                 line = self._read_line()
@@ -110,6 +110,8 @@ class LocalEngine:
     def stop(self) -> None:
         """Kill the renderer. Everything it finished is on disk; everything else is drawn again."""
         if self._process is not None:
+            if not self._is_ready:
+                self._preload = tuple  # what it was to load may be what it hung or died on; a job will tell
             self._process.kill()
             with suppress(subprocess.TimeoutExpired):  # a driver can hold a dead process for long
                 self._process.wait(LAST_BREATH_SECONDS)

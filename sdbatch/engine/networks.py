@@ -11,7 +11,8 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from sdbatch import files
+from sdbatch import files, modelconfig
+from sdbatch.engine.limits import Immodest, blocks, layers, levels, width
 from sdbatch.engine.plan import Prediction
 from sdbatch.errors import JobError
 
@@ -26,24 +27,6 @@ OTHER_CHANNELS = {
     8: "an InstructPix2Pix model",
     9: "an inpainting model",
 }
-MAX_CONFIG_BYTES, MAX_DEPTH = 256 << 10, 50
-
-
-def _plain_yaml(path: Path) -> bytes:
-    """A config's bytes, once it is sure that they are not many more than they look: the job may name any file.
-
-    Raises:
-        ValueError: too large, too deep, or with aliases.
-    """
-    data = files.read_file(path, MAX_CONFIG_BYTES + 1)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ValueError("too large")
-    depth = 0
-    for event in yaml.parse(data, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-            raise ValueError("too deep, or with aliases")
-    return data
 
 
 class Numbers:
@@ -52,7 +35,7 @@ class Numbers:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         try:
-            content = yaml.safe_load(_plain_yaml(path))
+            content = modelconfig.read_yaml(path)
             self.params = dict(content["model"]["params"])
         except OSError as error:
             if files.is_disk_trouble(error):
@@ -77,8 +60,9 @@ class Numbers:
             value = value[key]
         try:
             return kind(value)
-        except (TypeError, ValueError) as error:
-            raise JobError(f"the config {self.name}: model.params.{dotted} is not a usable value") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            told = f": {error}" if isinstance(error, Immodest) else ""
+            raise JobError(f"the config {self.name}: model.params.{dotted} is not a usable value{told}") from error
 
     @property
     def text_encoder(self) -> str:
@@ -111,31 +95,34 @@ class Numbers:
 
 def build_unet(numbers: Numbers) -> Any:
     """An unfilled UNet from `unet_config` (`openaimodel.UNetModel`)."""
-    width = numbers("unet_config.params.model_channels", int)
-    channels = [width * int(mult) for mult in numbers("unet_config.params.channel_mult", list)]
-    attention = set(numbers("unet_config.params.attention_resolutions", list))
+    base = numbers("unet_config.params.model_channels", width)
+    channels = [base * mult for mult in numbers("unet_config.params.channel_mult", levels)]
+    attention = set(numbers("unet_config.params.attention_resolutions", levels))
+    each = numbers("unet_config.params.num_res_blocks", layers)
+    depth = numbers("unet_config.params.transformer_depth", layers)
+    blocks(len(channels), each, depth)
     has_attention = [2**level in attention for level in range(len(channels))]
     with torch.device("meta"):
         return UNet2DConditionModel(
-            sample_size=numbers("image_size", int),
-            in_channels=numbers("unet_config.params.in_channels", int),
-            out_channels=numbers("unet_config.params.out_channels", int),
+            sample_size=numbers("image_size", width),
+            in_channels=numbers("unet_config.params.in_channels", width),
+            out_channels=numbers("unet_config.params.out_channels", width),
             block_out_channels=tuple(channels),
             down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in has_attention),
             up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)),
-            layers_per_block=numbers("unet_config.params.num_res_blocks", int),
-            cross_attention_dim=numbers("unet_config.params.context_dim", int),
+            layers_per_block=each,
+            cross_attention_dim=numbers("unet_config.params.context_dim", width),
             # The library's name is a known slip of its own: the number of heads goes here.
             attention_head_dim=_heads(numbers, channels),
             use_linear_projection=numbers("unet_config.params.use_linear_in_transformer", bool, default=False),
-            transformer_layers_per_block=numbers("unet_config.params.transformer_depth", int),
+            transformer_layers_per_block=depth,
         )
 
 
 def _heads(numbers: Numbers, channels: list[int]) -> int | tuple[int, ...]:
     """v1 has the same number of heads on each level, v2 heads of the same size."""
-    size = numbers("unet_config.params.num_head_channels", int, -1)
-    return numbers("unet_config.params.num_heads", int) if size == -1 else tuple(width // size for width in channels)
+    size = numbers("unet_config.params.num_head_channels", width, -1)
+    return numbers("unet_config.params.num_heads", width) if size == -1 else tuple(side // size for side in channels)
 
 
 def build_vae(numbers: Numbers) -> Any:
@@ -143,15 +130,17 @@ def build_vae(numbers: Numbers) -> Any:
     at = "first_stage_config.params.ddconfig."
     if numbers(at + "attn_resolutions", list):
         raise JobError(f"the config {numbers.name}: an autoencoder with attn_resolutions is not supported")
-    width = numbers(at + "ch", int)
-    channels = [width * int(mult) for mult in numbers(at + "ch_mult", list)]
+    base = numbers(at + "ch", width)
+    channels = [base * mult for mult in numbers(at + "ch_mult", levels)]
+    each = numbers(at + "num_res_blocks", layers)
+    blocks(len(channels), each)
     with torch.device("meta"):
         return AutoencoderKL(
-            in_channels=numbers(at + "in_channels", int),
-            out_channels=numbers(at + "out_ch", int),
-            latent_channels=numbers(at + "z_channels", int),
+            in_channels=numbers(at + "in_channels", width),
+            out_channels=numbers(at + "out_ch", width),
+            latent_channels=numbers(at + "z_channels", width),
             block_out_channels=tuple(channels),
             down_block_types=("DownEncoderBlock2D",) * len(channels),
             up_block_types=("UpDecoderBlock2D",) * len(channels),
-            layers_per_block=numbers(at + "num_res_blocks", int),
+            layers_per_block=each,
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdbatch.engine import bert, names
 from sdbatch.engine.kinds import what_it_is
+from sdbatch.engine.limits import Immodest, layers
 from sdbatch.engine.networks import Numbers, build_unet, build_vae
 from sdbatch.engine.plan import Part, Plan, noise_schedule
 from sdbatch.engine.text import V2_PADDING, clip, clip_tokenizer, open_clip
@@ -54,12 +55,12 @@ def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Pl
 
 def _unet_names(numbers: Numbers, unet: Any, weights: Mapping[str, Tensor]) -> Callable[[str], str]:
     """`use_ema` (true where the yaml is silent, as in the original) takes the moving average, if the file has one."""
-    layers = numbers("unet_config.params.num_res_blocks", int)
+    each = numbers("unet_config.params.num_res_blocks", layers)
     attention_levels = tuple("CrossAttn" in kind for kind in unet.config["up_block_types"])
     averaged = numbers("use_ema", bool, default=True) and any(key.startswith(names.MOVING_AVERAGE) for key in weights)
 
     def name_of(key: str) -> str:
-        name = names.unet_name(key, layers, attention_levels)
+        name = names.unet_name(key, each, attention_levels)
         return names.moving_average_name(name) if averaged else name
 
     return name_of
@@ -89,7 +90,7 @@ def _text_encoder(ckpt: Path, numbers: Numbers, weights: Mapping[str, Tensor]) -
                 return open_clip(weights, skip_last=last == "penultimate")
             return clip(weights)
     except JobError as error:
-        if not isinstance(error.__cause__, LookupError | ValueError):
+        if not isinstance(error.__cause__, LookupError | ValueError) or isinstance(error.__cause__, Immodest):
             raise
         kind = what_it_is(weights) or "it is no whole Stable Diffusion checkpoint"
         raise JobError(
@@ -108,4 +109,4 @@ def told(text: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and is_disk_trouble(error):
             raise
-        raise JobError(text) from error
+        raise JobError(f"{text} ({error})" if isinstance(error, Immodest) else text) from error

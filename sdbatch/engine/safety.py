@@ -5,6 +5,7 @@ picture, could not be told from one that is truly black. The scripts look at wha
 at too, or a follow-up would be the way around.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from transformers import CLIPConfig
 
+from sdbatch import files
 from sdbatch.engine.checkpoint import read_weights
 from sdbatch.engine.diffusers_folder import ENDINGS, STEMS
 from sdbatch.engine.fingerprint import fingerprint
 from sdbatch.engine.ladder import Ladder
+from sdbatch.engine.limits import require_modest
 from sdbatch.engine.memory import is_out_of_memory
 from sdbatch.engine.pictures import Pixels
 from sdbatch.errors import EngineDown, JobError
+from sdbatch.modelconfig import MAX_CONFIG_BYTES
 
 GREY = (128, 128, 128)
 CARD = "withheld by\nthe safety checker"
@@ -118,9 +122,13 @@ def as_clip_sees(pixels: Pixels, side: int) -> npt.NDArray[np.float32]:
 def _build(folder: Path) -> Any:
     """The unfilled network that the folder's config.json describes."""
     try:
-        config = CLIPConfig.from_pretrained(folder, local_files_only=True)
+        content = json.loads(files.read_file(folder / "config.json", MAX_CONFIG_BYTES))
+        require_modest(f"config.json of the safety checker in {folder.name}", content)
+        config = CLIPConfig.from_dict(content)
         with torch.device("meta"):
             return StableDiffusionSafetyChecker(config)
+    except JobError:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -133,7 +141,7 @@ def _fill(network: Any, folder: Path) -> Any:
     path = next((path for path in names if path.is_file()), None)
     if path is None:
         raise JobError(f"the safety checker in {folder.name} has no weights, such as {names[0].name}; copy it again")
-    found = {_plain(key): weight for key, weight in read_weights(path).items()}
+    found = {_plain(key): weight for key, weight in read_weights(path, f"safety_checker/{path.name}").items()}
     filled = {}
     for key, wanted in network.state_dict().items():
         weight = found.get(_plain(key))

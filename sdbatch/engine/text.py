@@ -7,6 +7,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdbatch.engine import names
+from sdbatch.engine.limits import require_modest
 from sdbatch.engine.plan import Part, Weights
 
 TEXT_POSITIONS = 77  # CLIP's; 75 for the prompt, one each for its start and end
@@ -67,7 +68,12 @@ def open_clip(weights: Weights, *, skip_last: bool) -> Part:
 
 
 def clip_network(**numbers: Any) -> Any:
-    """An unfilled `CLIPTextModel`."""
+    """An unfilled `CLIPTextModel`.
+
+    Raises:
+        JobError: the numbers are beyond all reason.
+    """
+    require_modest("the text encoder", numbers)
     with torch.device("meta"):
         encoder = CLIPTextModel(CLIPTextConfig(**numbers))
     positions = encoder.config.max_position_embeddings

@@ -1,7 +1,10 @@
 """The page as a whole: its views, their guards, and what is shown when something goes wrong."""
 
-from collections.abc import Callable
-from time import monotonic
+import os
+import re
+from collections.abc import Callable, Iterable
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
 
 from flask import Flask, render_template
 from werkzeug.exceptions import HTTPException, NotFound
@@ -13,27 +16,37 @@ from sdbatch.settings import Settings
 from sdbatch.web import form, guard, language, pictures, queue
 from sdbatch.web.site import Site, disk_trouble
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
-FORM_BYTES = 1_000_000  # of an upload's form, beside the picture
+# What a proxy may say of where it serves the page. A visitor who says it misleads no one else.
+PROXYS_WORD = {"HTTP_X_FORWARDED_PROTO": r"https?", "HTTP_X_FORWARDED_PREFIX": r"(/[\w.~-]+)*/?"}
 # What a person can do about it; else the server's own words.
 WORDS = {
     400: "This page is out of date, perhaps since the server was started again: go back, reload it, and try again.",
     404: "There is nothing here (any more).",
     413: "That is too large.",
+    503: "Too much is being sent at once; try again in a moment.",
     421: "The page has another name: add this one to web.hosts in configs/sdbatch.yaml, or set a password there.",
 }
 
 
-def create_app(root: Root, settings: Settings, clock: Callable[[], float] = monotonic) -> Flask:
-    """The page of one root; `clock` counts seconds."""
+def create_app(
+    root: Root,
+    settings: Settings,
+    clock: Callable[[], float] = monotonic,
+    sleep: Callable[[float], None] = sleep,
+    account: Callable[[], int | None] = os.geteuid,
+) -> Flask:
+    """The page of one root; `clock` counts seconds, `account` tells which account of this machine asks."""
     app = Flask(__name__)
     app.extensions["sdbatch"] = Site(root, settings, clock)
-    app.config["MAX_CONTENT_LENGTH"] = settings.limits.input_bytes + FORM_BYTES
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_SECONDS
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
-    # A proxy may serve the page below a path of its own. A visitor who sends the header misleads no one else.
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=0, x_prefix=1)  # type: ignore[method-assign] # as Flask says
-    guard.install(app, clock)
+    page = ProxyFix(app.wsgi_app, x_for=0, x_proto=1, x_prefix=1)
+    app.wsgi_app = _sifted(page)  # type: ignore[assignment, method-assign] # as Flask says
+    guard.install(app, clock, sleep, account)
     language.install(app)
     for view in (queue, form, pictures):
         app.register_blueprint(view.pages)
@@ -55,3 +68,16 @@ def _say_job_error(error: JobError) -> tuple[str, int]:
 
 def _say_disk_trouble(error: OSError) -> tuple[str, int]:
     return render_template("error.html", text=disk_trouble(error), code=503), 503
+
+
+def _sifted(page: "WSGIApplication") -> "WSGIApplication":
+    """What is said as no proxy says it is not heard."""
+
+    def answer(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
+        for name, usual in PROXYS_WORD.items():
+            environ[name] = environ.get(name, "").rpartition(",")[2].strip()
+            if not re.fullmatch(usual, environ[name]):
+                del environ[name]
+        return page(environ, start)
+
+    return answer

@@ -1,10 +1,10 @@
 """The command `sdbatch web`."""
 
-import logging
+import os
 import socket
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,14 +12,17 @@ from sdbatch.commands import RootOption, app, open_root
 from sdbatch.errors import ConfigError, InstallError
 from sdbatch.overview import check_root
 
-THREADS = 8  # a page of thumbnails asks for six at a time
+AT_ONCE = 4  # of the largest pictures that can be sent; smaller ones are more
 
 
 @app.command()
 def web(
     root: RootOption = Path(),
     bind: Annotated[
-        str, typer.Option(metavar="ADDRESS:PORT", help="Where to listen; web.bind of the configuration, if not given.")
+        str,
+        typer.Option(
+            metavar="ADDRESS:PORT", help="Where to listen, or unix:PATH; web.bind of the configuration, if not given."
+        ),
     ] = "",
     *,
     hash_password: Annotated[
@@ -29,7 +32,8 @@ def web(
     """Serve the page: the queue, new jobs, earlier pictures and follow-ups, in a browser.
 
     It reads and writes the root's folders as the other commands do, and works while the service is down. Without a
-    password it is for this machine alone; from elsewhere then: ssh -L 8123:127.0.0.1:8123 SERVER
+    password it is for those accounts of this machine that may drop jobs; from elsewhere then:
+    ssh -L 8123:127.0.0.1:8123 SERVER
 
     Examples: sdbatch web --root /srv/sdbatch; sdbatch web --bind 0.0.0.0:8123
 
@@ -43,41 +47,23 @@ def web(
         return
     place, settings = open_root(root)
     check_root(place)
-    from waitress import serve  # noqa: PLC0415 - what other commands need not wait for
+    from flask import request  # noqa: PLC0415 - what other commands need not wait for
 
-    from sdbatch.web import guard  # noqa: PLC0415
+    from sdbatch.web import guard, server  # noqa: PLC0415
     from sdbatch.web.app import create_app  # noqa: PLC0415
 
     host, port = guard.split_bind(bind or settings.web.bind)
     guard.require_password(host, settings.web)
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page of thumbnails is no reason to warn
-    listener = _listen(host, port)
-    page = create_app(place, settings)
-    typer.echo(f"the page is at http://{_shown(listener)}/")
-    serve(
-        page,
-        sockets=[listener],
-        threads=THREADS,
-        ident=None,  # says nothing of versions
-        trusted_proxy="127.0.0.1",  # one on this machine may say that its visitor came by HTTPS
-        trusted_proxy_headers={"x-forwarded-proto"},
-        max_request_body_size=settings.limits.input_bytes + 2_000_000,
-        _quiet=True,
-    )
+    listener = server.listen(host, port, place.inbox.stat().st_gid)
+    by_socket = listener.family == socket.AF_UNIX  # its mode says who may connect
+    page = create_app(place, settings, account=os.geteuid if by_socket else lambda: server.account(request.environ))
 
+    def body_limit(environ: dict[str, Any]) -> int:
+        with page.request_context(environ):
+            return guard.body_limit()
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        why = str(error.strerror).partition(" (")[0]
-        raise ConfigError(f"{host}, port {port}: {why}; choose another with --bind or web.bind") from error
-
-
-def _shown(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
+    typer.echo(f"the page is at {server.shown(listener)}")
+    server.serve(page, listener, body_limit, AT_ONCE * (settings.limits.input_bytes + guard.FORM_BYTES))
 
 
 def _print_hash() -> None:

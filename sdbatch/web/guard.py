@@ -1,19 +1,18 @@
 """Who may ask, and what a browser may do with the answer.
 
-Without a password the page belongs to this machine, and only names of this machine are answered to: another site
-could point a name of its own at 127.0.0.1 and read along (DNS rebinding). With one, each visitor logs in. Whatever
-changes anything is a POST with a token that no other site knows, and the content security policy lets a browser load
-and run nothing that does not come from here.
+Without a password the page belongs to those accounts of this machine that may drop jobs, and only names of this
+machine are answered to: another site could point a name of its own at 127.0.0.1 and read along (DNS rebinding). With
+one, each visitor logs in. Before that, bodies are small. Whatever changes anything is a POST with a token that no other
+site knows, and the content security policy lets a browser load and run nothing that does not come from here.
 """
 
 import hashlib
 import ipaddress
 import re
 import secrets
-from collections import defaultdict, deque
 from collections.abc import Callable
 from datetime import timedelta
-from time import monotonic
+from threading import BoundedSemaphore, Lock
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -24,13 +23,21 @@ from werkzeug.security import check_password_hash
 from werkzeug.wrappers import Response
 
 from sdbatch.errors import ConfigError
-from sdbatch.settings import Web
+from sdbatch.settings import UNIX_PROXY, Web
+from sdbatch.web import peers
+from sdbatch.web.server import REFUSAL, SMALL_BYTES
 from sdbatch.web.site import is_fragment, own_path, site
 
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-TRIES, WITHIN_SECONDS = 5, 60.0  # wrong passwords from one address
+TRIES, SECONDS_EACH = 5, 3.0  # passwords of one address that are looked at at once; then one in so many seconds
+LONGEST_WAIT = 3 * SECONDS_EACH
+SEATS = 6  # of the server's threads, for those who wait
+AT_ONCE = 2  # passwords: each takes 32 MB and a tenth of a second
+MOST_ADDRESSES = 10_000
+FORM_BYTES = 400_000  # of a form without its picture: two prompts of the longest in Chinese are half of it
 STAYS_DAYS = 30  # logged in
 MOST_LOGINS = 1000
+BY_SOCKET = "localhost"  # how waitress calls whoever comes by a Unix socket
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -51,22 +58,43 @@ class _Cookies(SecureCookieSessionInterface):
 
 
 class Throttle:
-    """How many wrong passwords came lately from where. Behind a proxy all come from one place: slower, never open."""
+    """How soon a password is looked at: a few of an address at once, then one every few seconds.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self._wrong: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=TRIES))
+    A try is counted before it is looked at, so that many at the same time are no way around. Nobody is locked out: who
+    knows the password waits for seconds.
+    """
 
-    def is_shut(self, address: str) -> bool:
-        """Whether no more is listened to for a while."""
-        wrong = self._wrong[address]
-        return len(wrong) == TRIES and self.clock() - wrong[0] < WITHIN_SECONDS
+    def __init__(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        self.clock, self.sleep = clock, sleep
+        self._due: dict[str, float] = {}  # when all that an address tried would have come one after another
+        self._lock, self._seats = Lock(), BoundedSemaphore(SEATS)
 
-    def count(self, address: str) -> None:
-        """One more was wrong."""
-        if len(self._wrong) > 10_000:
-            self._wrong.clear()  # many addresses that come once: nothing to hold against any of them
-        self._wrong[address].append(self.clock())
+    def wait(self, address: str) -> bool:
+        """Wait until one more is looked at; false at once where too many wait."""
+        seconds = self._book(address)
+        if not seconds:
+            return seconds is not None
+        if not self._seats.acquire(blocking=False):
+            return False
+        try:
+            self.sleep(seconds)
+        finally:
+            self._seats.release()
+        return True
+
+    def _book(self, address: str) -> float | None:
+        with self._lock:
+            now = self.clock()
+            if len(self._due) >= MOST_ADDRESSES:
+                self._due = {each: due for each, due in self._due.items() if due > now}
+            if len(self._due) >= MOST_ADDRESSES:
+                self._due.clear()  # many addresses that come once: nothing to hold against any of them
+            due = max(now, self._due.get(address, now))
+            seconds = due - now - (TRIES - 1) * SECONDS_EACH
+            if seconds > LONGEST_WAIT:
+                return None
+            self._due[address] = due + SECONDS_EACH
+            return max(0.0, seconds)
 
 
 class Logins:
@@ -93,14 +121,21 @@ class Logins:
 
 
 def split_bind(bind: str) -> tuple[str, int]:
-    """Address and port of `127.0.0.1:8123` or `[::1]:8123`.
+    """Address and port of `127.0.0.1:8123` or `[::1]:8123`; of `unix:/run/sdbatch/web.sock` the path, and no port.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is none of these.
     """
+    if bind.startswith("unix:"):
+        path = bind.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise ConfigError(f"{bind}: say the whole path, such as unix:/run/sdbatch/web.sock")
+        return path, 0
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(\d{1,5})", bind)
     if match is None or int(match[2]) > 65535:
-        raise ConfigError(f"{bind}: say an address and a port, such as 127.0.0.1:8123 or [::1]:8123")
+        raise ConfigError(
+            f"{bind}: say an address and a port, such as 127.0.0.1:8123 or [::1]:8123, or unix: and a path"
+        )
     return match[1].strip("[]"), int(match[2])
 
 
@@ -112,7 +147,7 @@ def require_password(host: str, web: Web) -> None:
     """
     if web.password and not re.match(r"(scrypt|pbkdf2):", web.password):
         raise ConfigError("web.password: is no line of `sdbatch web --hash-password`; put one there, not the password")
-    if not web.password and not _is_loopback(host):
+    if not web.password and not host.startswith("/") and not _is_loopback(host):
         raise ConfigError(
             f"{host} can be reached from the network: set web.password in configs/sdbatch.yaml to a line that "
             "`sdbatch web --hash-password` prints, or bind to 127.0.0.1"
@@ -126,8 +161,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def install(app: Flask, clock: Callable[[], float] = monotonic) -> None:
-    """Put the guards before every view, in this order: the name asked for, the login, the token."""
+def install(
+    app: Flask, clock: Callable[[], float], sleep: Callable[[float], None], account: Callable[[], int | None]
+) -> None:
+    """Put the guards before every view, in this order: the name asked for, the account, the login, the body, the token.
+
+    `account` tells which account of this machine asks.
+    """
     app.session_interface = _Cookies()
     app.config.update(
         SECRET_KEY=secrets.token_bytes(32),  # of this start: a restart asks everybody to log in again
@@ -136,29 +176,47 @@ def install(app: Flask, clock: Callable[[], float] = monotonic) -> None:
         PERMANENT_SESSION_LIFETIME=timedelta(days=STAYS_DAYS),
         WTF_CSRF_TIME_LIMIT=None,  # a form may lie open overnight
         WTF_CSRF_SSL_STRICT=False,  # compares names that a proxy may have changed; the token is enough
+        MAX_FORM_MEMORY_SIZE=FORM_BYTES,
     )
-    app.extensions["sdbatch.throttle"] = Throttle(clock)
+    app.extensions["sdbatch.throttle"] = Throttle(clock, sleep)
+    app.extensions["sdbatch.checking"] = BoundedSemaphore(AT_ONCE)
     app.extensions["sdbatch.logins"] = Logins()
-    app.before_request(_refuse_other_names)
-    app.before_request(_require_login)
+    app.extensions["sdbatch.account"] = account
+    for guard in (_refuse_other_names, _refuse_strangers, _require_login, _bound_body):
+        app.before_request(guard)
     CSRFProtect(app)
     app.after_request(_add_headers)
     app.register_blueprint(pages)
 
 
 def _refuse_other_names() -> None:
+    if not _is_own_name():
+        abort(421)
+
+
+def _is_own_name() -> bool:
     web = site().settings.web
     try:
         name = urlsplit(f"//{request.headers.get('Host', '')}").hostname
     except ValueError:
         name = None
-    if not web.password and name not in LOCAL_NAMES and name not in {host.lower() for host in web.hosts}:
-        abort(421)
+    return bool(web.password) or name in LOCAL_NAMES or name in {host.lower() for host in web.hosts}
+
+
+def _refuse_strangers() -> None:
+    if (why := _strange()) and request.endpoint != "static":
+        abort(403, why)
+
+
+def _strange() -> str:
+    """Why the account that asks may not; empty: it may, or will be asked for the password."""
+    if site().settings.web.password:
+        return ""
+    return peers.refusal(current_app.extensions["sdbatch.account"](), site().root)
 
 
 def _require_login() -> Response | None:
-    is_open = not site().settings.web.password or request.endpoint in ("guard.login", "static")
-    if is_open or _logins().is_open(str(session.get("known", ""))):
+    if _is_logged_in() or request.endpoint in ("guard.login", "static"):
         return None
     if is_fragment() and request.method == "POST":
         abort(400)  # the page says that it is out of date; what is written in its form stays
@@ -166,6 +224,25 @@ def _require_login() -> Response | None:
         return Response(status=204, headers={"HX-Redirect": url_for("guard.login")})
     back = request.full_path if request.method == "GET" else ""
     return redirect(url_for("guard.login", back=back or None), 303)
+
+
+def _is_logged_in() -> bool:
+    return not site().settings.web.password or _logins().is_open(str(session.get("known", "")))
+
+
+def _bound_body() -> None:
+    if refused := request.environ.get(REFUSAL):  # the server asked before it was sent
+        abort(refused)
+    request.max_content_length = body_limit()
+    if (request.content_length or 0) > request.max_content_length:
+        abort(413)
+
+
+def body_limit() -> int:
+    """How many bytes a request's body may have: few, before it is known who sends them."""
+    if not (_is_own_name() and _is_logged_in() and not _strange()):
+        return SMALL_BYTES
+    return FORM_BYTES + (site().settings.limits.input_bytes if request.endpoint == "form.drop" else 0)
 
 
 def _logins() -> Logins:
@@ -194,18 +271,55 @@ def login() -> tuple[str, int] | Response:
     if not password:
         abort(404)
     throttle: Throttle = current_app.extensions["sdbatch.throttle"]
-    address, wrong, code = request.remote_addr or "", "", 200
+    wrong, code = "", 200
     if request.method == "POST":
-        if throttle.is_shut(address):
-            wrong, code = "Too many wrong passwords; wait a minute.", 429
-        elif check_password_hash(password, request.form.get("password", "")):
+        if not throttle.wait(_address()):
+            wrong, code = "Too many passwords are being tried from your address; try again in some seconds.", 429
+        elif _is_password(password, request.form.get("password", "")):
             session["known"] = _logins().open()
             session.permanent = True
             return redirect(own_path(request.args.get("back", "")), 303)
         else:
-            throttle.count(address)
             wrong, code = "That is not the password.", 403
     return render_template("login.html", wrong=wrong), code
+
+
+def _is_password(password: str, said: str) -> bool:
+    with current_app.extensions["sdbatch.checking"]:
+        return check_password_hash(password, said)
+
+
+def _address() -> str:
+    """Where the visitor comes from; a proxy is believed whom it asks for where the configuration trusts it.
+
+    Of IPv6 that is a network of 64 bits, in which one machine may have any address.
+    """
+    found, chain = request.remote_addr or "", request.headers.get("X-Forwarded-For", "").split(",")
+    while chain[-1].strip() and _is_trusted(found):
+        found = chain.pop().strip()
+        chain = chain or [""]
+    address = _parsed(found)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address or found)
+
+
+def _is_trusted(address: str) -> bool:
+    parsed = _parsed(address)
+    if parsed is None:
+        return address == BY_SOCKET and UNIX_PROXY in site().settings.web.trusted_proxies
+    networks = [ipaddress.ip_network(name) for name in site().settings.web.trusted_proxies if name != UNIX_PROXY]
+    return any(parsed in network for network in networks)
+
+
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, with a port or without, as proxies write them."""
+    bare = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", text)
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 @pages.post("/logout")

@@ -1,18 +1,22 @@
 """History and pictures: search, one picture with all that is known of it, and the jobs that can follow from it."""
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from io import BytesIO
+from http import HTTPStatus
+from io import BufferedReader, BytesIO
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from flask import Blueprint, Response, abort, make_response, render_template, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
+from werkzeug.wsgi import wrap_file
 
 from sdbatch import moments, particulars, restoring
 from sdbatch.check import submit_text
 from sdbatch.errors import JobError
+from sdbatch.naming import next_name
 from sdbatch.records import Lineage, Picture
 from sdbatch.searching import Found
 from sdbatch.web import thumbnails
@@ -93,13 +97,29 @@ def job_file(path: str) -> Response:
 @pages.get("/file/<path:path>")
 def file(path: str) -> AnyResponse:
     """A picture as it is; records are handed out to be saved."""
-    with thumbnails.opened(site().root, path) as opened:
-        kind = thumbnails.PICTURES.get(PurePosixPath(path).suffix.lower())
-        name = PurePosixPath(path).name
-        data = BytesIO(opened.read())
+    opened = thumbnails.opened(site().root, path)
+    try:
+        return _streamed(opened, PurePosixPath(path))
+    except Exception:  # such as a range that it does not have
+        opened.close()
+        raise
+
+
+def _streamed(opened: BufferedReader, path: PurePosixPath) -> AnyResponse:
+    """A file, or the part of it that is asked for; it is closed when it is sent."""
+    status = os.fstat(opened.fileno())
+    kind = thumbnails.PICTURES.get(path.suffix.lower())
     if kind is None:
-        return send_file(data, "text/plain; charset=utf-8", as_attachment=True, download_name=name)
-    return send_file(data, kind, download_name=name, max_age=KEPT_SECONDS)
+        answer = send_file(opened, "text/plain; charset=utf-8", as_attachment=True, download_name=path.name)
+    else:
+        answer = send_file(opened, kind, download_name=path.name, max_age=KEPT_SECONDS)
+    answer.content_length, answer.last_modified = status.st_size, datetime.fromtimestamp(status.st_mtime, UTC)
+    answer.set_etag(f"{status.st_mtime_ns:x}-{status.st_size:x}")
+    answer.make_conditional(request, accept_ranges=True, complete_length=status.st_size)
+    if answer.status_code == HTTPStatus.PARTIAL_CONTENT and "wsgi.file_wrapper" in request.environ:
+        opened.seek(answer.content_range.start or 0)  # the server sends content_length bytes from there, with no thread
+        answer.response = wrap_file(request.environ, opened)
+    return answer
 
 
 @pages.get("/thumbnail/<path:path>")
@@ -119,7 +139,9 @@ def follow_up() -> AnyResponse:
 
     def drop() -> str:
         strength, prompt = _number(asked.get("strength", "")), asked.get("prompt", "").replace("\r\n", "\n")
-        return _drop(picture.job, restoring.follow_up(site().root, site().history, picture, prompt, strength))
+        return _drop(
+            picture.job, restoring.follow_up(site().root, site().history, picture, prompt, strength), "follow-up"
+        )
 
     return done(drop, "queue.show")
 
@@ -131,7 +153,7 @@ def again() -> AnyResponse:
     if job is None:
         abort(404)
     seed = _whole(request.form.get("seed", ""))
-    return done(lambda: _drop(job.id, restoring.again(site().root, job, seed)), "queue.show")
+    return done(lambda: _drop(job.id, restoring.again(site().root, job, seed), "again"), "queue.show")
 
 
 def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
@@ -145,9 +167,9 @@ def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
     return found
 
 
-def _drop(job_id: str, text: str) -> str:
+def _drop(job_id: str, text: str, ending: Literal["again", "follow-up"]) -> str:
     """Into the inbox, under the name of the job that it comes from."""
-    path = submit_text(text, restoring.file_name(job_id), site().root)
+    path = submit_text(text, next_name(site().root, job_id, ending), site().root)
     return f"Dropped as {site().root.show(path)}."
 
 

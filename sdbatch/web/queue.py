@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from flask import Blueprint, render_template, request
 from werkzeug.wrappers import Response
 
-from sdbatch import overview, steer
+from sdbatch import naming, overview, steer
 from sdbatch.overview import seconds_since
 from sdbatch.web.site import done, site
 
+LONGEST_REASON = 500  # characters: status.json and each page tell it
 LATEST = 12  # pictures: one or two rows
 
 pages = Blueprint("queue", __name__)
@@ -29,7 +30,7 @@ def parts() -> str:
 @pages.post("/pause")
 def pause() -> Response:
     """Finish the pictures in work, then wait."""
-    return done(lambda: steer.pause(site().root, request.form.get("reason", "")), "queue.show")
+    return done(lambda: steer.pause(site().root, request.form.get("reason", "")[:LONGEST_REASON]), "queue.show")
 
 
 @pages.post("/resume")
@@ -63,6 +64,8 @@ def _facts() -> dict[str, object]:
         "latest": site().history.search(limit=LATEST),
         "stale": site().stale,
         "facts": overview.look(site().root, now),
+        "files": naming.of_many(site().root.running),
+        "failed_files": naming.of_many(site().root.failed),
         "is_paused": site().root.pause.exists(),
         "since": lambda text: seconds_since(text, now),
     }

@@ -5,10 +5,9 @@ A prompt file that a job named is none of them: it may have come from a folder t
 
 import hashlib
 import os
+import re
 import stat
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -20,15 +19,16 @@ from sdbatch.errors import JobError
 from sdbatch.root import Root
 
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
-RECORDS = (".yaml", ".yml", ".json", ".txt", ".jsonl")  # handed out as text to be saved, never shown
+# Handed out as text to be saved, never shown: what lies directly in a done job's folder, and setup.json in outputs/.
+RECORDS = (".yaml", ".yml", ".json", ".jsonl")
+SETUP = re.compile(r"setup(-\d+)?\.json")
 SIDE = 320  # pixels: twice what a phone shows
 MOST_IN_BUCKET = 200  # of 256 buckets: some 50,000 thumbnails, under a gigabyte
 _DRAWING = BoundedSemaphore(2)  # pictures are decoded whole
 
 
-@contextmanager
-def opened(root: Root, path: str) -> Iterator[BufferedReader]:
-    """A file by its path from the root; no link leads out of the folder that it is said to lie in.
+def opened(root: Root, path: str) -> BufferedReader:
+    """A file by its path from the root, open to be read; no link leads out of the folder that it is said to lie in.
 
     Raises:
         FileNotFoundError: there is none, or it is none to show.
@@ -43,26 +43,27 @@ def opened(root: Root, path: str) -> Iterator[BufferedReader]:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise FileNotFoundError(path)
-    with os.fdopen(handle, "rb") as file:
-        yield file
+    return os.fdopen(handle, "rb")
 
 
 def _place(root: Root, path: str) -> tuple[Path, str]:
     """The folder that a path to show lies in, and the rest of it: nothing is shown that is not named here."""
     parts = path.split("/")
-    is_plain = not {"", ".", ".."} & {*parts} and "\0" not in path
-    if is_plain and Path(path).suffix.lower() in (*PICTURES, *RECORDS):
-        match parts:
-            case ["outputs", *below]:
-                return root.outputs, "/".join(below)
-            case ["jobs", "done", _, inner, name] if inner.lower() == "inputs" and not name.startswith("init_img"):
-                pass
-            case ["jobs", "done", *below]:
-                return root.done, "/".join(below)
-            case ["jobs", "failed", _, "samples", name] if name.endswith(".png"):
-                return root.failed, "/".join(parts[2:])
-            case ["jobs", "failed", _, "inputs", name] if name.startswith("init_img.") and _is_picture(name):
-                return root.failed, "/".join(parts[2:])
+    if {"", ".", ".."} & {*parts} or "\0" in path:
+        raise FileNotFoundError(path)
+    match parts:
+        case ["outputs", *below] if _is_picture(path) or SETUP.fullmatch(below[-1]):
+            return root.outputs, "/".join(below)
+        case ["jobs", "done", _, inner, name] if inner.lower() == "inputs" and not name.startswith("init_img"):
+            pass
+        case ["jobs", "done", *below] if _is_picture(path):
+            return root.done, "/".join(below)
+        case ["jobs", "done", job, name] if name.lower().endswith(RECORDS):
+            return root.done, f"{job}/{name}"
+        case ["jobs", "failed", _, "samples", name] if name.endswith(".png"):
+            return root.failed, "/".join(parts[2:])
+        case ["jobs", "failed", _, "inputs", name] if name.startswith("init_img.") and _is_picture(name):
+            return root.failed, "/".join(parts[2:])
     raise FileNotFoundError(path)
 
 
@@ -85,7 +86,7 @@ def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
             with _DRAWING:
                 data = _small(file, most_pixels)
             try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
+                files.make_dir(kept.parent)
                 make_room(kept.parent)
                 files.write_atomically(kept, data, durable=False)
             except OSError:  # full, read-only, another's: then it is drawn each time
@@ -118,4 +119,4 @@ def make_room(bucket: Path) -> None:
     kept = [*bucket.iterdir()]
     if len(kept) > MOST_IN_BUCKET:
         for path in sorted(kept, key=lambda path: path.stat().st_mtime)[: len(kept) // 2]:
-            path.unlink(missing_ok=True)
+            files.clear(path)

@@ -1,0 +1,82 @@
+"""How large a model may claim to be. What it claims is read from small files, and looked at before anything is built.
+
+A network is built without its weights, so width costs nothing; each layer costs time, and what is not a weight memory.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from sdbatch.errors import JobError
+
+N = TypeVar("N", int, float)
+
+MOST_LAYERS = 64  # of one kind in a row: OpenCLIP's largest text encoder has 48
+MOST_LEVELS = 16  # entries of a list, such as channel_mult: v1 has 4 levels
+MOST_BLOCKS = 256  # levels x layers of a level x transformers of a layer: v1 has 8, SDXL 60
+MOST_SIDE = 2048  # pixels that a safety checker looks at: CLIP's are 224
+MOST_WIDTH = 1 << 20  # any other number: CLIP's vocabulary has 49,408
+
+
+_MOST = {"layers": MOST_LAYERS, "image_size": MOST_SIDE}  # by a part of the name in a json file
+
+
+class Immodest(ValueError):
+    """A number that no model of these kinds has."""
+
+    def __init__(self, value: object, most: int) -> None:
+        super().__init__(f"{str(value)[:20]} is more than {most:,}, the most that any such model has")
+
+
+def layers(value: Any) -> int:
+    """A number of layers."""
+    return _at_most(int(value), MOST_LAYERS)
+
+
+def width(value: Any) -> int:
+    """How many numbers go side by side."""
+    return _at_most(int(value), MOST_WIDTH)
+
+
+def levels(value: Any) -> list[int]:
+    """A number for each level of a network."""
+    _at_most(len(value), MOST_LEVELS)
+    return [width(entry) for entry in value]
+
+
+def blocks(*counts: Any) -> int:
+    """How many blocks a network has, by how often each is within the other; a list counts by its largest entry."""
+    product = 1
+    for count in counts:
+        product *= max(map(layers, count)) if isinstance(count, list | tuple) else layers(count)
+    return _at_most(product, MOST_BLOCKS)
+
+
+def require_modest(called: str, numbers: Mapping[str, Any]) -> None:
+    """No number in a network's json file is beyond all reason, however deep it stands.
+
+    Raises:
+        JobError: one is.
+    """
+    for key, value in numbers.items():
+        try:
+            for number in _numbers(value):
+                _at_most(number, next((most for part, most in _MOST.items() if part in key), MOST_WIDTH))
+        except Immodest as error:
+            raise JobError(f"{called}: {key}: {error}") from error
+        if isinstance(value, Mapping):
+            require_modest(called, value)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, list):
+        _at_most(len(value), MOST_LEVELS)
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _at_most(value: N, most: int) -> N:
+    if abs(value) > most:
+        raise Immodest(value, most)
+    return value

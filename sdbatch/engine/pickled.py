@@ -1,0 +1,299 @@
+"""A pickle read as what it describes: it is data here, and no program.
+
+A .ckpt is a pickle that says what lies where, and the numbers behind it. Unpickling runs it: calls what it names,
+and hashes and unfolds what it builds, so that 660 bytes keep a processor busy for years. Here each instruction makes
+something inert: a text, a number, a list, a note of where a tensor's numbers lie. Nothing is called, nothing but text
+is hashed, and the work is bounded by the number of instructions. What no weights need becomes `OTHER`.
+"""
+
+import pickletools
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+MOST_BYTES = 32 << 20  # of one pickle; v1-5's has 300 kB, with all that its training left
+MOST_STEPS = 2_000_000  # v1-5's takes 40,000
+MOST_LETTERS, MOST_SIDES = 200, 16  # of a name; of a shape
+OTHER = object()  # whatever a training tool left beside the weights
+
+# What a file of weights may name. The original release's files also hold the training's callbacks (pytorch_lightning
+# keeps them by class) and its best loss, maybe a numpy number.
+HARMLESS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+)
+_TORCH = re.compile(
+    r"collections\.(OrderedDict|Counter|defaultdict)|_codecs\.encode|(builtins|__builtin__)\.(set|bytearray|complex)"
+    r"|torch\.(cuda\.|storage\.)?\w+Storage|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
+    r"|torch\.(Size|\w*Tensor|device|nn\.parameter\.Parameter|serialization\._get_layout|per_\w+)"
+    r"|torch\.(bool|half|(q?u?int|b?float|complex)\w*)"
+)
+KNOWN = {instruction.code.encode("latin-1") for instruction in pickletools.opcodes}
+_REBUILDERS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
+_WRAPPERS = {f"torch._utils._rebuild_parameter{kind}" for kind in ("", "_with_state")}
+
+
+class MoreThanWeights(Exception):
+    """It names what no weights need, and what unpickling might call."""
+
+
+class TooMuch(Exception):
+    """It is longer than any file of weights needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Something that the pickle only names."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of numbers in the file.
+
+    Attributes:
+        key: its name there.
+        kind: the class that stands for its type, such as FloatStorage.
+        numel: how many numbers.
+        offset: where in it those begin that are meant.
+    """
+
+    key: str
+    kind: str
+    numel: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor: which numbers of a storage it has, and in what order. `dtype` is empty where the storage says it."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a pickle describes, where it ends, and of which kind each storage is that it names."""
+
+    content: Any
+    end: int
+    kinds: dict[str, str]
+
+
+def read(data: memoryview, start: int = 0) -> Read:
+    """What the pickle at `start` describes.
+
+    Raises:
+        MoreThanWeights: it names code.
+        TooMuch: it is too long.
+        Exception: of many kinds, where it is damaged.
+    """
+    reader = _Reader(data[start : start + MOST_BYTES])
+    content = reader.read()
+    return Read(content, start + reader.at, reader.kinds)
+
+
+class _Reader:
+    """The stack machine that a pickle is written for."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.at, self.left = data, 0, MOST_STEPS
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks below each mark
+        self.memo: dict[int, Any] = {}
+        self.kinds: dict[str, str] = {}
+
+    def read(self) -> Any:
+        while (code := bytes(self.take(1))) != b".":
+            self.spend(1)
+            step = STEPS.get(code)
+            if step is None:
+                if code in KNOWN:
+                    raise MoreThanWeights
+                raise ValueError(code)
+            step(self)
+        return self.stack.pop()
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise TooMuch
+
+    def take(self, count: int) -> memoryview:
+        found = self.data[self.at : self.at + count]
+        if len(found) < count:
+            raise TooMuch if len(self.data) == MOST_BYTES else EOFError
+        self.at += count
+        return found
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def text(self, form: str) -> str:
+        return str(self.take(self.number(form)), "utf-8", "surrogatepass")
+
+    def line(self) -> str:
+        length = bytes(self.data[self.at : self.at + 1000]).index(b"\n")
+        return str(self.take(length + 1), "utf-8")[:-1]
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def until_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def pack(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise IndexError(count)
+        self.stack[-count:] = [tuple(self.stack[-count:])]
+
+    def keep(self, number: int) -> None:
+        self.memo[number] = self.stack[-1]
+
+    def mark(self) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def extend(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def put(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], dict):
+            self.stack[-1].update(_named(zip(items[::2], items[1::2], strict=True)))
+
+    def name_above(self) -> None:
+        self.pack(2)
+        self.name(*self.stack.pop())
+
+    def put_one(self) -> None:
+        self.pack(2)
+        self.put([*self.stack.pop()])
+
+    def leave_out(self) -> None:
+        self.until_mark()
+        self.push(OTHER)
+
+    def name(self, module: Any, name: Any) -> None:
+        is_short = isinstance(module, str) and isinstance(name, str) and len(module) + len(name) < MOST_LETTERS
+        path = f"{module}.{name}" if is_short else ""
+        if path not in HARMLESS and not _TORCH.fullmatch(path):
+            raise MoreThanWeights(path)
+        self.push(Name(path))
+
+    def stored(self, told: Any) -> None:
+        if not isinstance(told, tuple) or len(told) not in {5, 6}:
+            raise MoreThanWeights
+        what, kind, key, _, numel, *view = told
+        if plain(what) != "storage" or not isinstance(kind, Name):
+            raise MoreThanWeights
+        offset = view[0][1] if view and view[0] else 0
+        storage = Storage(plain(key), kind.path.rpartition(".")[2], _count(numel), _count(offset))
+        self.kinds[storage.key] = storage.kind
+        self.push(storage)
+
+    def call(self) -> None:
+        """What calling a name with what lies on top would make, where that is a weight or holds weights."""
+        arguments, what = self.stack.pop(), self.stack.pop()
+        self.push(self.made(what.path if isinstance(what, Name) else "", arguments))
+
+    def made(self, path: str, arguments: Any) -> Any:
+        if path in _WRAPPERS:
+            return arguments[0]
+        if path == "torch._tensor._rebuild_from_type_v2" and isinstance(arguments[0], Name):
+            path, arguments = arguments[0].path, arguments[2]
+        if path in _REBUILDERS:
+            return _placed(arguments, has_dtype=path.endswith("_v3"))
+        if path.endswith((".OrderedDict", ".defaultdict")):
+            pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
+            self.spend(len(pairs))  # the same long list may be named again and again
+            return _named(pair for pair in pairs if len(pair) == 2)
+        return OTHER
+
+
+def _named(pairs: Any) -> dict[str, Any]:
+    """What has a name. A hash of anything else could take for ever; small numbers name the parts of a hypernetwork."""
+    return {str(key): value for key, value in pairs if isinstance(key, str) or (type(key) is int and 0 <= key < 10**6)}
+
+
+def plain(text: Any) -> str:
+    """A short text; Python 2 wrote bytes."""
+    if not isinstance(text, str | bytes) or len(text) > MOST_LETTERS:
+        raise ValueError("no short text")
+    return text if isinstance(text, str) else text.decode("ascii")
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError("no count")
+    return value
+
+
+def _placed(arguments: Any, *, has_dtype: bool) -> Any:
+    """A tensor's place; `OTHER` for one whose numbers lie nowhere in the file (sparse, quantized, meta)."""
+    storage, offset, size, stride = arguments[:4]
+    if max(len(size), len(stride)) > MOST_SIDES:
+        raise ValueError("no shape")
+    if not isinstance(storage, Storage):
+        return OTHER
+    dtype = arguments[6].path.rpartition(".")[2] if has_dtype else ""
+    return Placed(storage, _count(offset), tuple(map(_count, size)), tuple(map(_count, stride)), dtype)
+
+
+Step = Callable[[_Reader], object]
+# The instructions of protocol 2, which torch.save writes, and those that 4 adds to it. Unknown ones are refused.
+STEPS: dict[bytes, Step] = {
+    b"\x80": lambda r: r.take(1),
+    b"\x95": lambda r: r.take(8),
+    b"c": lambda r: r.name(r.line(), r.line()),
+    b"\x93": lambda r: r.name_above(),
+    b"R": lambda r: r.call(),
+    b"\x81": lambda r: r.call(),
+    b"b": lambda r: r.stack.pop(),  # a state: nothing here has one
+    b"Q": lambda r: r.stored(r.stack.pop()),
+    b"(": lambda r: r.mark(),
+    b"t": lambda r: r.push(tuple(r.until_mark())),
+    b"\x85": lambda r: r.pack(1),
+    b"\x86": lambda r: r.pack(2),
+    b"\x87": lambda r: r.pack(3),
+    b"a": lambda r: r.extend([r.stack.pop()]),
+    b"e": lambda r: r.extend(r.until_mark()),
+    b"s": lambda r: r.put_one(),
+    b"u": lambda r: r.put(r.until_mark()),
+    b"\x90": lambda r: r.until_mark(),
+    b"\x91": lambda r: r.leave_out(),
+    b")": lambda r: r.push(()),
+    b"]": lambda r: r.push([]),
+    b"}": lambda r: r.push({}),
+    b"\x8f": lambda r: r.push(OTHER),
+    b"N": lambda r: r.push(None),
+    b"\x88": lambda r: r.push(True),
+    b"\x89": lambda r: r.push(False),
+    b"J": lambda r: r.push(r.number("<i")),
+    b"K": lambda r: r.push(r.number("<B")),
+    b"M": lambda r: r.push(r.number("<H")),
+    b"\x8a": lambda r: r.push(int.from_bytes(r.take(r.number("<B")), "little", signed=True)),
+    b"G": lambda r: r.push(r.number(">d")),
+    b"X": lambda r: r.push(r.text("<I")),
+    b"\x8c": lambda r: r.push(r.text("<B")),
+    b"\x8d": lambda r: r.push(r.text("<Q")),
+    b"U": lambda r: r.push(bytes(r.take(r.number("<B")))),
+    b"C": lambda r: r.push(bytes(r.take(r.number("<B")))),
+    b"B": lambda r: r.push(bytes(r.take(r.number("<I")))),
+    b"h": lambda r: r.push(r.memo[r.number("<B")]),
+    b"j": lambda r: r.push(r.memo[r.number("<I")]),
+    b"q": lambda r: r.keep(r.number("<B")),
+    b"r": lambda r: r.keep(r.number("<I")),
+    b"\x94": lambda r: r.keep(len(r.memo)),
+}

@@ -1,0 +1,191 @@
+"""What other programs call the things that a job says, and jobs of theirs, known by their names.
+
+For hints alone: a name that is none of ours is never taken for one, since it may mean something a little different.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Our field, and what it is called in the web UIs and their HTTP interface, diffusers, ComfyUI, InvokeAI, Fooocus,
+# SwarmUI, Midjourney and by people.
+_NAMES = {
+    "prompt": "positive positive_prompt prompt_text text_prompt text caption positive_conditioning prompt_positive",
+    "negative_prompt": (
+        "negative neg_prompt negativeprompt neg uncond uncond_prompt unconditional_prompt negative_prompts nprompt "
+        "prompt_negative negative_text negative_conditioning"
+    ),
+    "init_img": (
+        "init_image init_images image images input_image input_images source_image start_image base_image img init "
+        "image_path init_image_path img_path initial_image initimg image_url input_img img2img reference_image"
+    ),
+    "strength": (
+        "denoising_strength denoising denoise denoise_strength image_strength img_strength init_image_strength "
+        "prompt_strength img2img_strength init_strength denoisingstrength init_image_creativity creativity"
+    ),
+    "W": "width image_width img_width w wide pixel_width",
+    "H": "height image_height img_height h high pixel_height",
+    "H and W": "size resolution dimensions image_size aspect_ratio ar aspect res image_dimensions",
+    "n_samples": (
+        "batch_size batch samples num_samples number_of_samples num_images num_images_per_prompt images_per_prompt "
+        "n_images number_of_images num_outputs image_count n_imgs batchsize image_number"
+    ),
+    "n_iter": (
+        "batch_count iterations num_batches n_batches number_of_batches num_iterations iter iters repeat repeats "
+        "count n_iters batchcount loops times"
+    ),
+    "ddim_steps": (
+        "steps step num_inference_steps inference_steps sampling_steps sample_steps sampler_steps num_steps n_steps "
+        "step_count num_sampling_steps plms_steps number_of_steps ddpm_steps diffusion_steps"
+    ),
+    "scale": (
+        "cfg cfg_scale guidance_scale guidance cfgscale unconditional_guidance_scale ucg_scale guidance_strength "
+        "classifier_free_guidance_scale prompt_guidance cfg_value"
+    ),
+    "seed": "random_seed noise_seed rng_seed manual_seed rand_seed seeds seed_value",
+    "ddim_eta": "eta eta_ddim",
+    "ckpt": (
+        "model checkpoint model_name model_id sd_model sd_model_checkpoint sd_model_name ckpt_name ckpt_path "
+        "model_path checkpoint_path checkpoint_name pretrained_model_name_or_path base_model base_model_name weights "
+        "model_checkpoint sd_checkpoint model_file pretrained_model unet modelname ckpt_file model_title"
+    ),
+    "config": "config_file model_config config_path yaml config_name model_yaml",
+    "vae": "vae_name sd_vae vae_path vae_model autoencoder vae_file first_stage vae_checkpoint",
+    "loras": (
+        "lora lora_name lora_path lora_paths lora_weights lora_weight lora_scale lora_model lora_models lycoris "
+        "lora_file lora_names cross_attention_kwargs"
+    ),
+    "outdir": (
+        "output output_dir output_path output_folder output_directory out out_dir outpath outpath_samples "
+        "outpath_grids save_dir save_path destination dest folder dir directory target results "
+        "out_folder outputs savedir outfolder "
+        "outdir_samples outdir_grids outdir_txt2img_samples outdir_img2img_samples save_folder"
+    ),
+    "from_file": (
+        "prompt_file prompts_file prompts_from_file prompts prompt_list file from_text_file textfile prompt_path "
+        "prompts_path promptfile batch_file"
+    ),
+    "n_rows": "grid_columns columns cols rows grid_rows grid_cols n_columns ncols nrow nrows grid_size",
+    "skip_grid": "no_grid nogrid do_not_save_grid save_grid grid return_grid make_grid",
+    "skip_save": "no_save do_not_save_samples save_images save_samples dont_save",
+    "fixed_code": "fixed_noise fixed_latent fixed_start_code start_code same_noise",
+    "precision": "dtype torch_dtype half fp16 float16 use_fp16 full_precision no_half half_precision bf16 revision",
+    "plms": "use_plms",
+    "laion400m": "laion laion_400m",
+    "C": "latent_channels channels in_channels",
+    "f": "downsampling_factor downsampling downsample_factor vae_scale_factor factor",
+    "name": (
+        "title label job_name jobname id job_id filename file_name filename_prefix tag tags description comment "
+        "comments note notes"
+    ),
+    "priority": "urgency prio queue_position",
+}
+_SAMPLERS = (
+    "sampler sampler_name sampler_index sampling_method sample_method sampler_type scheduler scheduler_type method "
+    "sampling samplers schedule noise_schedule schedule_type use_karras_sigmas karras sigmas s_churn s_noise s_tmin "
+    "s_tmax s_min_uncond rho eta_noise_seed_delta ensd ddim use_ddim dpm_solver dpm klms algorithm solver"
+)
+# Why there is no such thing here, and what it is called elsewhere.
+_ABSENT = {
+    "the sampler is DDIM, or PLMS with plms: true": _SAMPLERS,
+    "a seed has no variations here": (
+        "subseed subseed_strength variation_seed variation variations variation_amount variation_strength "
+        "with_variations seed_resize_from_h seed_resize_from_w seed_behavior seed_increment random_variations"
+    ),
+    "there are no styles here; write their words into prompt and negative_prompt": (
+        "style styles style_preset preset presets negative_style style_selections style_name art_style "
+        "prompt_template prompt_magic expansion"
+    ),
+    "the text encoder is used up to its last layer": "clip_skip clipskip clip_stop_at_last_layers clip_layer",
+    "pictures are not enlarged here": (
+        "enable_hr hires highres hires_fix highres_fix upscale upscaler upscale_factor upscaling scale_by hr_scale "
+        "upscale_by hires_upscale hires_steps hires_upscaler hires_strength esrgan realesrgan firstphase_width "
+        "firstphase_height latent_upscale"
+    ),
+    "faces are not mended here": (
+        "restore_faces face_restoration face_fix codeformer codeformer_weight gfpgan gfpgan_strength facetool"
+    ),
+    "pictures are not made to tile here": "tiling tile seamless seamless_x seamless_y",
+    "there is no inpainting here": (
+        "mask mask_image mask_img mask_blur mask_path inpaint inpainting inpainting_fill inpaint_full_res "
+        "inpaint_full_res_padding inpainting_mask_invert latent_mask initial_noise_multiplier outpaint outpainting "
+        "mask_url"
+    ),
+    "there are no extensions here": (
+        "controlnet controlnets control_net control_image control control_mode controlnet_units alwayson_scripts "
+        "script script_name script_args scripts ip_adapter ip_adapters adetailer plugins extensions t2i_adapters hooks"
+    ),
+    "there is one model a job, without a refiner": (
+        "refiner refiner_checkpoint refiner_switch_at refiner_model refiner_steps refiner_strength"
+    ),
+    "there are no embeddings or hypernetworks here": (
+        "embedding embeddings textual_inversion hypernetwork hypernetworks hypernet hypernet_strength embeds ti"
+    ),
+    "guidance is as in the scripts, by scale alone": (
+        "cfg_rescale guidance_rescale cfg_rescale_multiplier dynamic_thresholding mimic_scale freeu pag_scale "
+        "true_cfg adm_scale clip_guidance_scale sharpness tome_ratio token_merging token_merging_ratio"
+    ),
+    "the settings of the whole service say that, not a job": (
+        "safety_checker enable_safety_checker nsfw nsfw_filter nsfw_checker watermark device gpu cuda devices hours "
+        "webhook callback callback_url webhook_url num_threads workers attention_slicing xformers lowvram medvram "
+        "override_settings override_settings_restore_afterwards safe_mode"
+    ),
+    "pictures are PNG files, each with its parameters in it": (
+        "output_format format image_format file_format save_format output_type image_type jpeg_quality quality "
+        "save_extension send_images return_base64 base64 metadata"
+    ),
+    "init_img is brought to size by itself, each side rounded down to a multiple of 64": (
+        "resize_mode resize crop crop_mode fit resize_to include_init_images"
+    ),
+    "a job with init_img is img2img, any other txt2img": (
+        "mode type task pipeline pipeline_type generation_mode operation action kind job_type workflow"
+    ),
+    "that is for another kind of model": (
+        "aesthetic_score original_width original_height crops_coords_top_left target_width target_height "
+        "prompt_2 negative_prompt_2 prompt_3 frames num_frames fps motion_bucket_id video_length max_sequence_length"
+    ),
+}
+_SAME = {name: field for field, names in _NAMES.items() for name in names.split()}
+_WHY_NOT = {name: reason for reason, names in _ABSENT.items() for name in names.split()}
+_WHY_NOT_STARTS = ("controlnet_", "control_", "hr_", "hires_", "inpaint", "mask_", "refiner_", "adetailer_")
+# Two of these, and it was written for the web UIs' interface.
+_HTTP = {
+    *("alwayson_scripts", "override_settings", "override_settings_restore_afterwards", "enable_hr", "sampler_index"),
+    *("sampler_name", "cfg_scale", "denoising_strength", "init_images", "restore_faces", "subseed", "send_images"),
+    *("save_images", "do_not_save_samples", "do_not_save_grid", "subseed_strength", "s_churn", "hr_upscaler"),
+    *("batch_size", "inpainting_fill", "mask_blur", "styles", "tiling", "steps", "width", "height", "script_args"),
+}
+_SURELY_HTTP = {*("alwayson_scripts", "override_settings", "enable_hr", "sampler_index", "init_images", "hr_upscaler")}
+NOT_HTTP = 3  # of those that others have, too
+
+
+def same_field(name: str) -> str:
+    """The field of ours that is called `name` elsewhere; empty where none is."""
+    return _SAME.get(_plain(name), "")
+
+
+def why_not(name: str) -> str:
+    """Why a job has nothing that is called `name` elsewhere; empty where that is not known."""
+    plain = _plain(name)
+    start = next((start for start in _WHY_NOT_STARTS if plain.startswith(start)), "")
+    return _WHY_NOT.get(plain) or _WHY_NOT.get({"control_": "control", "hr_": "hires"}.get(start, start.strip("_")), "")
+
+
+def is_workflow(values: Mapping[str, Any]) -> bool:
+    """Whether it is a workflow of ComfyUI, as its page or its interface saves one."""
+    inner = values.get("prompt")
+    nodes = inner if isinstance(inner, dict) else values
+    is_list = isinstance(values.get("nodes"), list) and ("links" in values or "last_node_id" in values)
+    return is_list or any(isinstance(node, dict) and "class_type" in node for node in nodes.values())
+
+
+def is_of_the_web_uis(names: Iterable[str]) -> bool:
+    """Whether a job has the fields of the web UIs' HTTP interface."""
+    known = set(names) & _HTTP
+    return bool(known & _SURELY_HTTP) or len(known) > NOT_HTTP
+
+
+def _plain(name: str) -> str:
+    """A name in lower case and with underscores, however it was written: numInferenceSteps, CFG scale."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    return re.sub(r"[\W_]+", "_", apart.lower()).strip("_")

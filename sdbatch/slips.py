@@ -1,0 +1,167 @@
+"""Slips of the pen in YAML and JSON, each told on its own line and with the line as it should be.
+
+The parsers say where they stumbled, which is often a line or more behind the slip, and in the words of a grammar.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
+
+import yaml
+
+from sdbatch.errors import printable
+
+LONGEST = 240  # characters of a line that is shown as it should be
+_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as YAML counts lines
+_ITEM = r"(?P<start>\s*(?:-\s+)?)"
+_NAME = r"(?P<name>[A-Za-z_$][\w-]{0,60})"
+_PAIR = re.compile(rf"{_ITEM}{_NAME}\s*:[ \t]+(?P<value>\S.*)")
+_GLUED = re.compile(rf"{_ITEM}{_NAME}:(?!//)(?P<value>\S.*)")
+_EQUALS = re.compile(rf"{_ITEM}{_NAME}\s*=\s*(?P<value>\S.*)")
+_WIDE = re.compile(rf"{_ITEM}[\"']?{_NAME}[\"']?\s*[\uff1a\ufe55]\s*(?P<value>.*)")
+_INVISIBLE = {
+    "\xa0": "a non-breaking space",
+    "\u202f": "a narrow non-breaking space",
+    "\u2007": "a figure space",
+    "\u2009": "a thin space",
+    "\u3000": "a full-width space",
+    "\u200b": "a zero-width space",
+    "\u200e": "an invisible mark",
+    "\u200f": "an invisible mark",
+    "\u2060": "an invisible mark",
+    "\ufeff": "an invisible mark",
+}
+_INVISIBLES = re.compile(f"[{''.join(_INVISIBLE)}]")
+_CURLY = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\xab\xbb\uff02\uff07"
+_WIDE_IN_JSON = dict(zip("\uff1a\uff0c\uff5b\uff5d\uff3b\uff3d", ":,{}[]", strict=True))
+_WORDS = {"True": "true", "False": "false", "None": "null", "TRUE": "true", "FALSE": "false", "NULL": "null"}
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines as YAML counts them."""
+    return _BREAK.split(text)
+
+
+def invisible(text: str) -> str:
+    """What is to be said of the first character that nobody sees; empty where there is none."""
+    found = _INVISIBLES.search(text)
+    return f"{_INVISIBLE[found[0]]} (U+{ord(found[0]):04X})" if found else ""
+
+
+def plain_spaces(text: str) -> str:
+    """Without the characters that nobody sees."""
+    return _INVISIBLES.sub(" ", text).strip()
+
+
+def in_yaml(lines: Sequence[str], suspects: Iterable[int], texts: Collection[str]) -> tuple[int, str] | None:
+    """The first of the suspected lines, from 0, that has a slip, and what to say of it; `texts` are fields of text."""
+    for number in dict.fromkeys(suspects):
+        if 0 <= number < len(lines) and (said := _slip(lines[number], texts)):
+            return number, said
+    return None
+
+
+def in_quotes(line: str) -> str:
+    """A line `prompt: [a cat` as it should be, where its value is more than plain text to YAML; empty elsewhere."""
+    found = _PAIR.fullmatch(line.rstrip())
+    if not found or _is_one_text(found["value"]):
+        return ""
+    value = found["value"]
+    if "\\" in value and len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]  # an escape that is none; the quotes were meant as such
+    elif value[0] == '"' and '"' not in value[1:]:
+        value = value[1:]  # the closing one is missing
+    quoted = f'"{value}"' if not {'"', "\\"} & set(value) else "'" + value.replace("'", "''") + "'"
+    return _shown(f"{found['name']}: {quoted}")
+
+
+def asks_for_quotes(line: str, texts: Collection[str]) -> str:
+    """What to say of a line whose value YAML takes for something else than text; empty elsewhere.
+
+    A bracket of a field that is none of `texts` may well be meant as one.
+    """
+    found, mended = _PAIR.fullmatch(line.rstrip()), in_quotes(line)
+    if not found or (found["value"][0] in "[{" and found["name"].replace("-", "_") not in texts):
+        return ""
+    return f"put the {found['name']} in quotes: {mended}" if mended else ""
+
+
+def _slip(line: str, texts: Collection[str]) -> str:
+    """What is wrong with a line of YAML, by its field where it has one."""
+    line = line.rstrip()
+    start = line[: len(line) - len(line.lstrip())]
+    if "\t" in start:
+        return "a tab stands at the start of the line; YAML wants blanks there"
+    if found := _WIDE.fullmatch(line):
+        return f"{found['name']}: a full-width colon; write {_shown(found['name'] + ': ' + found['value'])}"
+    head = re.match(r"[^:]*:?.", line)
+    if head and (what := invisible(head[0])):
+        return f"{what} stands where a blank should be; write {_shown(plain_spaces(line))}"
+    for pattern, what in ((_GLUED, "a blank is missing behind the colon"), (_EQUALS, "a colon and a blank, not =")):
+        if found := pattern.fullmatch(line):
+            return f"{found['name']}: {what}; write {_shown(found['name'] + ': ' + found['value'])}"
+    if said := asks_for_quotes(line, texts):
+        return f"{said.split(' ', 3)[2]}: {said}"
+    return ""
+
+
+def _is_one_text(value: str) -> bool:
+    """Whether a value on a line of its own is one scalar to YAML, without a name or a type before it."""
+    try:
+        events = [*islice(yaml.parse(f"k: {value}\n", Loader=yaml.SafeLoader), 9)]
+    except yaml.YAMLError:
+        return False
+    scalars = [event for event in events if isinstance(event, yaml.ScalarEvent)]
+    return len(events) == 8 and len(scalars) == 2 and scalars[1].anchor is None and scalars[1].tag is None
+
+
+def _shown(line: str) -> str:
+    return printable(line if len(line) <= LONGEST else line[: LONGEST - 3] + "...")
+
+
+def in_json(text: str, at: int, problem: str) -> tuple[int, str] | None:
+    """What is wrong with a JSON text that can't be read on from `at`, and where it stands."""
+    rest, before = text[at : at + 100], text[:at].rstrip()
+    if before.endswith(",") and rest[:1] in {"}", "]"}:
+        return len(before) - 1, "a comma with nothing behind it; take it out"
+    if rest.startswith('"') and "," in problem:
+        return len(before) - 1, "a comma is missing behind it"
+    said = _in_a_string(problem) or (_stray(rest) if rest else "")
+    if not said and (word := re.match(r"\w+", rest)):
+        is_yaml = not before and re.match(r"[\w-]+\s*:\s", rest)
+        said = "it looks like YAML; name the file .yaml" if is_yaml else _bare_word(word[0], before)
+    return (at, said) if said else None
+
+
+def _stray(rest: str) -> str:
+    """What is to be said of a sign that JSON has not."""
+    here = rest[0]
+    if rest.startswith(("//", "/*", "#")):
+        return "JSON has no comments; take it out, or name the file .yaml and begin it with #"
+    if here == "'":
+        return 'JSON wants double quotes, "like this"'
+    if here in _CURLY:
+        return f'a curly quote {here}; JSON wants straight ones, "like this"'
+    if here in _WIDE_IN_JSON:
+        return f"a full-width {here}; write {_WIDE_IN_JSON[here]}"
+    what = invisible(here)
+    return f"{what}; write a blank" if what else ""
+
+
+def _bare_word(word: str, before: str) -> str:
+    if word in _WORDS:
+        return f"write {_WORDS[word]}, not {word}"
+    if before.endswith(("{", ",")) and not word[0].isdigit():
+        return f'put the name in double quotes: "{printable(word[:40])}"'
+    return "text goes in double quotes" if before.endswith((":", "[")) and not word[0].isdigit() else ""
+
+
+def _in_a_string(problem: str) -> str:
+    """What is wrong inside a JSON string, by what the json module says of it."""
+    if "Invalid control character" in problem:
+        return r"text in JSON stands on one line; write \n for a line break, \t for a tab"
+    if "escape" in problem:
+        return "a backslash starts an escape in JSON; in a path write / instead"
+    if "Unterminated" in problem:
+        return "the quote that ends this text is missing"
+    return ""

@@ -1,0 +1,127 @@
+"""Which account of this machine asks, and whether it may steer: where there is no password, the group's rule holds.
+
+The kernel's tables of TCP connections name the account at their other end. Who may drop jobs into the inbox by the
+rights of files may do by the page what the commands do; nobody else may.
+"""
+
+import ipaddress
+import os
+import pwd
+import socket
+import sys
+from contextlib import suppress
+from grp import getgrgid
+from pathlib import Path
+
+from sdbatch.root import Root
+
+TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+OVERFLOW = Path("/proc/sys/kernel/overflowuid")  # stands for accounts that a user namespace hides
+ADMIN = 0
+BY_WRITING = 0o020  # of a folder's mode: its group may put files into it
+
+Ends = tuple[str, int, str, int]
+
+
+def account_of(connection: socket.socket) -> int | None:
+    """The account at the other end of a connection from this machine; None where that can't be told.
+
+    An end that was closed has no account any more, and the table then says root's. Its inode is 0 then, and one that
+    was closed while the table was written is seen by the second look.
+    """
+    try:
+        here, there = connection.getsockname(), connection.getpeername()
+    except OSError:
+        return None
+    if not isinstance(here, tuple):
+        return None  # a Unix socket: who may connect is the business of its file's mode
+    ends = (_plain(there[0]), int(there[1]), _plain(here[0]), int(here[1]))
+    first, second = _look(ends), _look(ends)
+    if first is None or first != second:
+        return None
+    with suppress(OSError, ValueError):
+        if first[0] == int(OVERFLOW.read_text()):
+            return None
+    return first[0]
+
+
+def _look(ends: Ends) -> tuple[int, int] | None:
+    """Account and inode of an open socket with these ends."""
+    for table in TABLES:
+        with suppress(OSError):
+            for line in table.read_text().splitlines()[1:]:
+                words = line.split()
+                if _ends(words[1], words[2]) == ends and (inode := int(words[9])):
+                    return int(words[7]), inode
+    return None
+
+
+def _ends(here: str, there: str) -> Ends:
+    return (*_address(here), *_address(there))
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Of "0100007F:1F90": words of 32 bits as they lie in memory, and a port."""
+    packed, _, port = text.partition(":")
+    address = b"".join(int(packed[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(packed), 8))
+    return _plain(socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)), int(port, 16)
+
+
+def _plain(address: str) -> str:
+    """One spelling of each; an IPv4 address in IPv6's clothes is itself."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def refusal(account: int | None, root: Root) -> str:
+    """Why an account may not steer, and what to do; empty: it may."""
+    if account is None:
+        return (
+            "The page can't tell which account of this machine asks, and without a password it answers those alone who "
+            "may drop jobs: ask an admin to set web.password in configs/sdbatch.yaml."
+        )
+    owners, groups = _rights(root)
+    if account in owners or groups & _groups_of(account):
+        return ""
+    name = _name_of(account)
+    if not groups:
+        return f"The account {name} may not drop jobs here: ask an admin to set web.password in configs/sdbatch.yaml."
+    group = _group_name(min(groups))
+    return (
+        f"The account {name} may not drop jobs here: ask an admin to add it to the group {group} "
+        f"(sudo usermod -aG {group} {name}), or to set web.password in configs/sdbatch.yaml."
+    )
+
+
+def _rights(root: Root) -> tuple[set[int], set[int]]:
+    """Accounts and groups that put files into the root or its inbox."""
+    owners, groups = {ADMIN, os.geteuid()}, set()
+    for folder in (root.path, root.inbox):
+        with suppress(FileNotFoundError):
+            status = folder.stat()
+            owners.add(status.st_uid)
+            if status.st_mode & BY_WRITING:
+                groups.add(status.st_gid)
+    return owners, groups
+
+
+def _groups_of(account: int) -> set[int]:
+    try:
+        person = pwd.getpwuid(account)
+    except KeyError:
+        return set()
+    return set(os.getgrouplist(person.pw_name, person.pw_gid))
+
+
+def _group_name(group: int) -> str:
+    try:
+        return getgrgid(group).gr_name
+    except KeyError:
+        return str(group)
+
+
+def _name_of(account: int) -> str:
+    try:
+        return pwd.getpwuid(account).pw_name
+    except KeyError:
+        return str(account)

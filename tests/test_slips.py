@@ -1,0 +1,265 @@
+"""Slips of the pen in YAML and JSON: told on their own line, with the line as it should be."""
+
+import json
+
+import pytest
+import yaml
+from test_jobfile import outcome, read_error, read_job
+
+# Prompts that mean something else to YAML
+
+ODD_PROMPTS = [
+    "[a cat]",
+    "[a cat:0.5] on a mat",
+    "[a",
+    "{a cat}",
+    "{a|b} cat",
+    "*cat dog",
+    "* cat",
+    "@cat",
+    "`cat`",
+    '"a" cat',
+    "'tis a cat's life",
+    "!cat dog",
+    "! cat",
+    "&cat dog",
+    "& cat",
+    "% cat",
+    "| cat",
+    "> cat",
+    ", cat",
+    "- cat",
+    "? cat",
+    "a cat: b",
+    "cat:",
+    'a: "b" \\ c',
+]
+
+
+@pytest.mark.parametrize("prompt", ODD_PROMPTS)
+@pytest.mark.parametrize("before", ["", "seed: 5\nname: x\n", "# why\n\n"])
+@pytest.mark.parametrize("behind", ["", "\nH: 64\nW: 64\n", "\n---\nprompt: b\n"])
+def test_a_prompt_that_yaml_takes_for_something_else_is_shown_in_quotes(prompt: str, before: str, behind: str) -> None:
+    text = f"{before}prompt: {prompt}{behind}"
+    (told, *_) = [read_error(text)] if "---" not in behind else [first_error(text)]
+    assert told.startswith(f"line {before.count(chr(10)) + 1}: ")
+    assert "put the prompt in quotes: " in told
+    mended = told.rpartition("put the prompt in quotes: ")[2]
+    assert read_job(f"{before}{mended}\n").prompt == prompt
+
+
+def first_error(text: str) -> str:
+    from test_jobfile import read  # noqa: PLC0415 - of several jobs
+
+    return next(str(entry.error).removeprefix("job.yaml: ") for entry in read(text) if entry.error)
+
+
+@pytest.mark.parametrize("field", ["negative_prompt", "name", "outdir"])
+def test_any_text_is_shown_in_quotes(field: str) -> None:
+    told = read_error(f"prompt: a\n{field}: [x: y] z\n")
+    assert told == f'line 2: {field}: put the {field} in quotes: {field}: "[x: y] z"'
+
+
+def test_in_a_list_of_jobs_the_line_is_that_of_its_job() -> None:
+    assert read_error("- prompt: @a\n").startswith('line 1: prompt: put the prompt in quotes: prompt: "@a"')
+    assert outcome("- prompt: a\n- prompt: [b]\n- prompt: c\n") == ["a", "error", "c"]
+
+
+def test_a_list_of_loras_asks_for_no_quotes() -> None:
+    assert "quotes" not in read_error("prompt: a\nloras: [{file: x}\n")
+
+
+def test_a_missing_closing_quote_is_set() -> None:
+    assert read_error('prompt: "a cat\nseed: 5\n') == 'line 1: prompt: put the prompt in quotes: prompt: "a cat"'
+
+
+def test_a_very_long_prompt_is_shown_in_part() -> None:
+    assert len(read_error(f"prompt: [{'a cat ' * 500}\n")) < 400
+
+
+# Fields and values that are none
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed:5", "line 1: a job is fields and values, such as `prompt: a blue truck`; seed: a blank is missing"),
+        ("prompt: a\nseed:5\n", "line 2: seed: a blank is missing behind the colon; write seed: 5"),
+        ("prompt: a\nseed:5\nH: 64\nW: 64\n", "line 2: seed: a blank is missing behind the colon; write seed: 5"),
+        ("prompt:a cat\nseed: 5\n", "line 1: prompt: a blank is missing behind the colon; write prompt: a cat"),
+        ("prompt: a\nseed\uff1a5\nH: 64\n", "line 2: seed: a full-width colon; write seed: 5"),
+        ("prompt\uff1aa cat\nseed: 5\n", "line 1: prompt: a full-width colon; write prompt: a cat"),
+        ("prompt = a cat\nseed = 5\n", "line 1: a job is fields and values"),
+        ("prompt: a\nseed = 5\n", "line 2: seed: a colon and a blank, not =; write seed: 5"),
+        ("prompt:\xa0a cat\nseed: 5\n", "line 1: a non-breaking space (U+00A0) stands where a blank should be"),
+        ("prompt: a\nseed:\xa05\nH: 64\n", "line 2: a non-breaking space (U+00A0) stands where a blank should be"),
+        ("prompt: a\n\xa0seed: 5\n", r"line 2: \xa0seed: its name holds a non-breaking space (U+00A0); write seed"),
+        ("prompt: a\n\u200bseed: 5\n", r"line 2: \u200bseed: its name holds a zero-width space (U+200B); write seed"),
+        ("prompt: a\nseed: 5\xa0\n", r'line 2: seed: "5\xa0" is not a whole number'),
+        ("prompt: a\n\tseed: 5\n", "line 2: a tab stands at the start of the line; YAML wants blanks there"),
+        ("\tprompt: a\n", "line 1: a tab stands at the start of the line; YAML wants blanks there"),
+        ("prompt: a\nseed: \u201c5\u201d\n", 'line 2: seed: "\u201c5\u201d" is not a whole number'),
+    ],
+)  # fmt: skip
+def test_a_slip_in_yaml_is_told_on_its_line(text: str, told: str) -> None:
+    assert read_error(text).startswith(told)
+
+
+def test_a_number_among_what_nobody_sees_is_shown() -> None:
+    assert read_error("prompt: a\nseed: 5\xa0\n").endswith("it holds a non-breaking space (U+00A0): write 5")
+    assert read_error("prompt: a\nscale: 7,5\n").endswith("; write 7.5")
+
+
+@pytest.mark.parametrize("text", ["prompt: a\nseed:\t5\n", "prompt:  a\nseed: 5   \n", "prompt: http://a\nseed: 5\n"])
+def test_what_is_good_yaml_is_none(text: str) -> None:
+    assert read_job(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"prompt": "a",\n}', "line 1, column 15: this is not valid JSON: a comma with nothing behind it"),
+        ('{"prompt": "a",\n\n "seed": 5,\n}', "line 3, column 11: this is not valid JSON: a comma with nothing"),
+        ('{"prompt": "a", "loras": [{"file": "x",}]}', "line 1, column 39: this is not valid JSON: a comma with nothi"),
+        ('{"prompt": "a", "loras": [{"file": "x"},]}', "line 1, column 40: this is not valid JSON: a comma with nothi"),
+        ('{"prompt": "a",\n// why\n"seed": 5}', "line 2, column 1: this is not valid JSON: JSON has no comments"),
+        ('{"prompt": "a" /* why */}', "line 1, column 16: this is not valid JSON: JSON has no comments"),
+        ('# a job\n{"prompt": "a"}', "line 1, column 1: this is not valid JSON: JSON has no comments"),
+        ("// a job\n", "line 1, column 1: this is not valid JSON: JSON has no comments"),
+        ("{'prompt': 'a'}", "line 1, column 2: this is not valid JSON: JSON wants double quotes"),
+        ('{"prompt":\n\'a\'}', "line 2, column 1: this is not valid JSON: JSON wants double quotes"),
+        ('{"prompt": "a",\n"plms": True}', "line 2, column 9: this is not valid JSON: write true, not True"),
+        ('{"prompt": "a", "from_file": None}', "line 1, column 30: this is not valid JSON: write null, not None"),
+        ("{\u201cprompt\u201d: 1}", "line 1, column 2: this is not valid JSON: a curly quote \u201c; JSON wants"),
+        ('{"prompt": \u2018a\u2019}', "line 1, column 12: this is not valid JSON: a curly quote \u2018; JSON wants"),
+        ('{prompt: "a"}', 'line 1, column 2: this is not valid JSON: put the name in double quotes: "prompt"'),
+        ('{"prompt": a cat}', "line 1, column 12: this is not valid JSON: text goes in double quotes"),
+        ('{"prompt": "a"\n"seed": 5}', "line 1, column 14: this is not valid JSON: a comma is missing behind it"),
+        ('{"seed": 5\n"prompt": "a"}', "line 1, column 10: this is not valid JSON: a comma is missing behind it"),
+        ('{"prompt"\uff1a"a"}', "line 1, column 10: this is not valid JSON: a full-width \uff1a; write :"),
+        ('{"prompt":\xa0"a"}', "line 1, column 11: this is not valid JSON: a non-breaking space (U+00A0)"),
+        ('{"prompt": "a\nb"}', "line 1, column 14: this is not valid JSON: text in JSON stands on one line; write"),
+        ('{"outdir": "C:\\out"}', "line 1, column 15: this is not valid JSON: a backslash starts an escape in JSON"),
+        ('{"prompt": "a', "line 1, column 12: this is not valid JSON: the quote that ends this text is missing"),
+        ("prompt: a\n", "line 1, column 1: this is not valid JSON: it looks like YAML; name the file .yaml"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_json_is_named(text: str, told: str) -> None:
+    assert read_error(text, "job.json").startswith(told)
+
+
+# Null and empty
+
+TXT2IMG_OPTIONS = {
+    "prompt": "a painting of a virus monster playing guitar",
+    "outdir": "outputs/txt2img-samples",
+    "skip_grid": False,
+    "skip_save": False,
+    "ddim_steps": 50,
+    "plms": False,
+    "laion400m": False,
+    "fixed_code": False,
+    "ddim_eta": 0.0,
+    "n_iter": 2,
+    "H": 512,
+    "W": 512,
+    "C": 4,
+    "f": 8,
+    "n_samples": 3,
+    "n_rows": 0,
+    "scale": 7.5,
+    "from_file": None,
+    "config": "configs/stable-diffusion/v1-inference.yaml",
+    "ckpt": "models/ldm/stable-diffusion-v1/model.ckpt",
+    "seed": 42,
+    "precision": "autocast",
+}
+IMG2IMG_OPTIONS = {name: value for name, value in TXT2IMG_OPTIONS.items() if name not in {"H", "W", "laion400m"}} | {
+    "init_img": "a.png",
+    "outdir": "outputs/img2img-samples",
+    "n_iter": 1,
+    "n_samples": 2,
+    "scale": 5.0,
+    "strength": 0.75,
+}
+
+
+@pytest.mark.parametrize("name", ["job.json", "job.yaml"])
+@pytest.mark.parametrize("options", [TXT2IMG_OPTIONS, IMG2IMG_OPTIONS])
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_what_the_scripts_write_down_of_their_options_is_a_job(
+    options: dict[str, object], nothing: object, name: str
+) -> None:
+    """Each that has a default may be null or empty, one at a time and all at once."""
+    needed = {"prompt", "init_img"}
+    text = json.dumps(options) if name == "job.json" else yaml.safe_dump(options)
+    plain = read_job(text, name)
+    without = {field: nothing for field in options if field not in needed}
+    for changed in ({"from_file": nothing}, *({field: nothing} for field in without), without):
+        said = options | changed
+        assert read_job(json.dumps(said) if name == "job.json" else yaml.safe_dump(said), name) == plain
+
+
+@pytest.mark.parametrize("nothing", ["null", '""', "~", ""])
+def test_an_init_img_that_is_none_leaves_txt2img(nothing: str) -> None:
+    assert read_job(f"prompt: a\ninit_img: {nothing}\n") == read_job("prompt: a\n")
+    assert read_job(f"prompt: a\ninit_img: {nothing}\nstrength: 0.75\nH: 64\n") == read_job("prompt: a\nH: 64\n")
+    assert read_job(f"prompt: a\ninit_img: x.png\nH: {nothing}\nplms: {nothing}\n").model_dump()["init_img"] == "x.png"
+
+
+def test_no_value_for_what_has_no_default_is_missing() -> None:
+    assert read_error('{"prompt": null}', "job.json").startswith("line 1: prompt: is missing")
+    assert read_job('{"prompt": null, "from_file": "p.txt"}', "job.json").from_file == "p.txt"
+    assert read_job('{"prompt": ""}', "job.json").prompt == ""
+
+
+def test_of_a_lora_the_weight_may_be_null() -> None:
+    assert read_job('{"prompt": "a", "loras": [{"file": "x", "weight": null}]}', "job.json").loras[0].weight == 1
+    assert read_job('{"prompt": "a", "loras": null}', "job.json").loras == []
+
+
+# Paths of elsewhere
+
+
+@pytest.mark.parametrize("field", ["outdir", "init_img", "from_file", "ckpt", "config", "vae"])
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (r"outputs\batch1", r'"outputs\\batch1" has backslashes; write outputs/batch1'),
+        (r"..\x", r'"..\\x" has backslashes; write ../x'),
+        (r"C:\out", "is a path of a Windows machine; name it from the root, such as "),
+        ("D:/out/x.png", "is a path of a Windows machine; name it from the root, such as "),
+        ("c:x.png", "is a path of a Windows machine"),
+        ("~/out", "is a home folder, and a job belongs to nobody; name it from the root, such as "),
+        ("~alice/out", "is a home folder"),
+        ("~", "is a home folder"),
+        ("$HOME/out", "has a variable in it, and none is filled in; name it from the root, such as "),
+        ("%USERPROFILE%\\out", "has a variable in it"),
+        ("https://example.org/x.png", "is an address, and nothing is fetched; copy the file, and name it"),
+        ("s3://bucket/x.png", "is an address, and nothing is fetched"),
+        ("file:///srv/x.png", "is an address; name the file alone, from the root or beside the job"),
+        ("data:image/png;base64," + "iVBORw0KGgo" * 500, "is a picture's own bytes; save it as a file beside the job"),
+        ("iVBORw0KGgo" * 500, "is a picture's own bytes"),
+        (r"\\server\share\x.png", "is a share of another machine; name it from the root, such as "),
+        ("//server/share/x.png", "is a share of another machine"),
+    ],
+)  # fmt: skip
+def test_a_path_of_elsewhere_is_refused_with_the_right_form(field: str, path: str, told: str) -> None:
+    for text, name in (
+        (json.dumps({"prompt": "a", field: path}), "job.json"),
+        (yaml.safe_dump({"prompt": "a", field: path}, width=10**6), "job.yaml"),
+    ):
+        said = read_error(text, name)
+        assert f"{field}: " in said
+        assert told.replace("\\\\", "\\") in said
+
+
+def test_the_right_form_of_an_output_folder_lies_in_outputs() -> None:
+    assert read_error("prompt: a\noutdir: C:\\out").endswith("name it from the root, such as outputs/out")
+    assert read_error("prompt: a\ninit_img: C:\\x.png").endswith("name it from the root, such as x.png")
+    assert read_error("prompt: a\nloras: [{file: '~/x'}]").startswith('line 2: loras: entry 1: file: "~/x" is a home')
+
+
+@pytest.mark.parametrize("path", ["outputs/a b", "ab:c", "~x.png", "x~", "ca$h.png", "a=b", "50%", "数.png", "a.b/c"])
+def test_names_that_only_look_odd_are_taken(path: str) -> None:
+    assert read_job(json.dumps({"prompt": "a", "outdir": path, "from_file": path}), "job.json").outdir == path
