@@ -41,6 +41,7 @@ FLOORS = [
         "job",
         "log",
         "manifest",
+        "order",
         "moments",
         "pngtext",
         "root",
