@@ -17,9 +17,9 @@ from sdbatch import (
     modelling,  # noqa: F401 - its commands belong to the app
     tending,  # noqa: F401 - its commands belong to the app
 )
-from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root, stored
+from sdbatch.commands import FilesArgument, RootOption, admins_root, app, configured, named_root, open_root, stored
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, NoRoot, RootBusy
-from sdbatch.files import copy_atomically, is_disk_trouble, same_content
+from sdbatch.files import copy_atomically, is_disk_trouble, make_dir, same_content
 from sdbatch.web import command as _web  # noqa: F401 - likewise
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
@@ -57,7 +57,7 @@ def serve(
     except NoRoot as error:  # which it may be soon: systemd tries again
         raise typer.Exit(_say(error, os.EX_UNAVAILABLE)) from None
     log.set_up(verbose=verbose, job_folders=(place.running, place.done, place.failed))
-    place, settings = open_root(root)
+    place, settings = configured(place)
     raise typer.Exit(daemon.run(place, settings, drain=drain))
 
 
@@ -83,14 +83,14 @@ def init(
     """
     from sdbatch import daemon  # noqa: PLC0415
 
-    place = named_root(directory)
+    place = admins_root(directory)
     daemon.prepare(place)
     data = Path(str(package_files("sdbatch"))) / "data"
     if demo:
         model, config = data / "demo" / "model.safetensors", data / "demo" / "v1-inference.yaml"
     shipped = place.configs / "stable-diffusion" / "v1-inference.yaml"
     checkpoint = place.models / "ldm" / "stable-diffusion-v1" / "model.ckpt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    make_dir(checkpoint.parent)
     _lay(config, shipped)
     _lay(model, checkpoint)
     configs = {name: shipped.with_name(name) for name in (shipped.name, "v2-inference.yaml", "v2-inference-v.yaml")}
@@ -98,7 +98,8 @@ def init(
     configs[laion400m] = place.configs / "latent-diffusion" / laion400m
     for source, target in (configs | {"sdbatch.yaml": place.configuration}).items():
         if not target.exists():
-            _lay(data / "configs" / source, target)
+            # The service's own will hold the hash of a password.
+            _lay(data / "configs" / source, target, mode=0o640 if target == place.configuration else None)
     typer.echo(f"{place.path} is ready: drop job files into {place.inbox}")
     if not checkpoint.exists():
         typer.echo(f"no checkpoint yet: copy or link one to {checkpoint}")
@@ -167,16 +168,16 @@ def schema() -> None:
     typer.echo(json.dumps(job_schema(), indent=2, ensure_ascii=False))
 
 
-def _lay(source: Path | None, target: Path) -> None:
+def _lay(source: Path | None, target: Path, mode: int | None = None) -> None:
     """Copy a file that was asked for; another one in its place is never overwritten, and never taken for it."""
     if source is None:
         return
     if target.exists() and not same_content(source, target):
         raise ConfigError(f"{target} is there already, and is not {source}; move it away first")
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_dir(target.parent)
         with source.open("rb") as file:
-            copy_atomically(file, target)  # half a checkpoint would be taken for one
+            copy_atomically(file, target, mode=mode)  # half a checkpoint would be taken for one
 
 
 def main() -> None:

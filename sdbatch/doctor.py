@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -79,9 +80,15 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
     try:
         settings = configuration.load(path).settings
     except ConfigError as error:
+        if isinstance(error.__cause__, PermissionError):
+            remedy = "run it as the service's user, or as one of its group"
+            return Settings.model_construct(), warning("settings", f"{error}; looked at with the defaults", remedy)
         remedy = f"correct it; without that file everything is as {root.path}/configs/sdbatch.yaml of a new root says"
         return Settings.model_construct(), problem("settings", str(error), remedy)
     said = str(path) if path.exists() else f"the defaults: there is no {path}"
+    if settings.web.password and path.exists() and path.stat().st_mode & stat.S_IROTH:
+        text = f"{path} holds the hash of the page's password, and every account on this machine may read it"
+        return settings, warning("settings", text, f"chmod o= {path}")
     return settings, ok("settings", f"{said}; device {settings.device}")
 
 

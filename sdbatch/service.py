@@ -81,6 +81,7 @@ class Service:
         self.done = self.failed = 0
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
+        self._is_busy = False  # drawing one job after another
         self.stop_requested = self.reload_requested = False  # set by signal handlers, which do nothing else
         self._use(settings)
 
@@ -92,9 +93,9 @@ class Service:
             RootBusy: another service works on this root, and has the jobs now.
         """
         now = clock()
-        self._look_after(now)
+        self._look_after(now, clock)
         while (claim := self.turns.next_claim(now.mono, now.wall)) is not None:
-            attempts = claim.attempts
+            attempts, self._is_busy = claim.attempts, True
             try:
                 task = self.intake.parse(claim, now.mono)
                 self.turns.waiting.pop(claim.id, None)
@@ -125,11 +126,12 @@ class Service:
         self._rest(now)
         return False
 
-    def _look_after(self, now: Now) -> None:
+    def _look_after(self, now: Now, clock: Clock) -> None:
         """All that comes before a claim."""
         self._reload_if_asked()
         unheld = self._why_not_held()
-        self.inbox.scan(now.mono)
+        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=self._is_busy)
+        self._is_busy = False  # until there is a job
         if not unheld:
             self.latecomers.look(now.mono)
         self._look_around(now)
@@ -195,7 +197,7 @@ class Service:
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable
+        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable or self.inbox.is_looking
         return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _look_around(self, now: Now) -> None:
@@ -259,7 +261,7 @@ class Service:
         # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
         with closing(self.engine.render(Request(jobs=[draw]))) as events:
             for event in events:
-                self._heed(event, task, drawing, clock())
+                self._heed(event, task, drawing, clock)
         self.spool.heed_cancel(claim)
         return drawing
 
@@ -276,11 +278,12 @@ class Service:
             grid.unlink()
         self.spool.note(claim, outputs=None, staged=0)
 
-    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
+    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, clock: Clock) -> None:
         """Take in one event of the engine's stream, and look after everything else."""
         self._why_not_held()  # a share's hiccup stops no drawing, but another service does
+        now = clock()
         self._take_in(event, task, drawing, now.mono)
-        self.inbox.scan(now.mono)
+        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=True)
         self._tell(now, state="drawing", job=drawing.progress(task, now.mono))
         self._reload_if_asked()
         self._halt_if_asked(task.claim, now)
@@ -290,7 +293,7 @@ class Service:
     def _halt_if_asked(self, claim: Claim, now: Now) -> None:
         """A pause or the end of the hours lets the engine finish its batch, no more."""
         if self.readiness.why_held(now.wall):
-            (self.spool.folder(claim) / HALT).touch()
+            files.mark(self.spool.folder(claim) / HALT)
 
     def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
         """Remember what an event says of the drawing, and what it means for the job."""

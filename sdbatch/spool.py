@@ -34,7 +34,7 @@ from sdbatch import files, handover, log
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name
 from sdbatch.order import Priorities
-from sdbatch.root import Root
+from sdbatch.root import SAMPLES, Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
 INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
@@ -216,8 +216,7 @@ class Spool:
 
     def _is_own(self, folder: Path) -> bool:
         """Whether a folder in running/ has the name that its claim gave it, and no other folder has."""
-        written = read_claim(folder)
-        has_name = arrived(folder.name) and (written is None or written.id == folder.name)
+        has_name = arrived(folder.name) and (_said(folder) or {}).get("id", folder.name) == folder.name
         return has_name and not self._has_ended(folder.name)
 
     def _has_ended(self, job_id: str) -> bool:
@@ -233,12 +232,12 @@ class Spool:
         if claim is None:
             raise JobError(f"{failed.name} holds no job file any more")
         _set_inputs_aside(failed, claim)
-        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).stat().st_mode)
-        files.write_atomically(failed / CLAIM, _to_json(claim))
-        (failed / CLAIM).chmod(mode)  # the service is to read it, whatever the umask of who asks
+        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
+        # The service is to read it, whatever the umask of who asks.
+        files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
         for mark in (ERROR, MANIFEST):  # a copy of a job that was done has the other too
-            (failed / mark).unlink(missing_ok=True)
+            files.clear(failed / mark)
         files.move(failed, self.root.running / failed.name)
 
     def claim(self, dropped: Path, now: datetime, priority: int = 0) -> Claim | None:
@@ -368,6 +367,8 @@ class Spool:
             handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
             _unmark(folder)
+            for drawn in (SAMPLES, STAGED):
+                files.sweep(folder / drawn)  # its renderer may have been killed
             if ended is not claim and claim.file:
                 files.write_atomically(folder / CLAIM, _to_json(ended))
         files.move(folder, self.root.failed / ended.id)
@@ -439,13 +440,18 @@ def read_claim(folder: Path) -> Claim | None:
     return claim
 
 
-def _noted(folder: Path) -> Claim | None:
-    """What claim.json says; a field that says nothing sensible has its default, and unknown ones are kept."""
+def _said(folder: Path) -> dict[str, Any] | None:
+    """What claim.json holds, if anything."""
     try:
         said = json.loads((folder / CLAIM).read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
-    if not isinstance(said, dict):
+    return said if isinstance(said, dict) else None
+
+
+def _noted(folder: Path) -> Claim | None:
+    """What claim.json says; a field that says nothing sensible has its default, and unknown ones are kept."""
+    if (said := _said(folder)) is None:
         return None
     known = {name: value for name, value in said.items() if name in Claim.__dataclass_fields__}
     known |= {"id": folder.name, "other": {name: value for name, value in said.items() if name not in known}}

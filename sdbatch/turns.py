@@ -127,7 +127,7 @@ class Turns:
     def _hopeless(self, wall: datetime) -> Claim | None:
         """While nothing can be drawn: what no machine could draw is claimed, to be told."""
         while (arrival := self.triage.first_hopeless(self.inbox.queue)) is not None:
-            self.inbox.queue.remove(arrival)
+            self.inbox.take(arrival)
             if (claim := self._claim(arrival, wall)) is not None:
                 return claim
         return None
@@ -139,7 +139,7 @@ class Turns:
             fresh = self.spool.claim(arrival.path, wall, arrival.priority)
         except OSError as error:
             if files.is_disk_trouble(error):
-                self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
+                self.inbox.put_back(arrival)
                 raise
             if name not in self.unmovable:
                 said = files.in_words(error)

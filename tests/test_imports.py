@@ -8,9 +8,8 @@ import sdbatch
 PACKAGE = Path(sdbatch.__file__).parent
 
 FLOORS = [
-    {"errors"},
+    {"beneath", "errors"},
     {
-        "beneath",
         "engine.memory",
         "engine.names",
         "engine.pickled",
@@ -29,6 +28,7 @@ FLOORS = [
         "systemd",
     },
     {
+        "account",
         "ancestry",
         "document",
         "engine.fingerprint",
@@ -58,6 +58,7 @@ FLOORS = [
         "hooks",
         "lock",
         "overview",
+        "ownership",
         "prompts",
         "publish",
         "schema",

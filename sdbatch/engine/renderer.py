@@ -28,6 +28,7 @@ import diffusers
 import torch
 import transformers
 
+from sdbatch import files
 from sdbatch.engine import grid, pictures, protocol
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.draw import draw
@@ -113,6 +114,8 @@ class Renderer:
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
         started = time.monotonic()
+        for folder in (task.folder, task.folder / task.samples):
+            files.sweep(folder)  # a renderer before this one may have been killed
         reset_peak(self.device)
         notes = Notes(task.folder)
         ladder = Ladder(self.device, notes.add)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any, Literal
 
 import yaml
@@ -21,6 +22,7 @@ FIRST = (
     *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
     *("n_iter", "n_samples", "seed", "ddim_steps", "scale"),
 )
+MOST = 1000  # characters of a number, a choice, a LoRA's file
 LONG = ("prompt", "negative_prompt")  # texts of several lines
 _DEFINITIONS = {"txt2img": "Txt2Img", "img2img": "Img2Img"}
 
@@ -38,7 +40,7 @@ class Field:
     high: float | None
     step: str  # as HTML has it
     choices: tuple[str, ...]
-    most: int | None  # characters
+    most: int | None  # characters, or LoRAs
     is_first: bool
 
     @property
@@ -80,13 +82,16 @@ def _field(name: str, rules: dict[str, Any]) -> Field:
         high=rules.get("maximum"),
         step=str(whole),
         choices=tuple(rules.get("enum", ())),
-        most=rules.get("maxLength"),
+        most=rules.get("maxLength", rules.get("maxItems")),
         is_first=name in FIRST,
     )
 
 
 def to_yaml(kind: Kind, filled: Mapping[str, str]) -> str:
-    """A job file of what differs from the defaults; a number that is none stays as it was written, to be told."""
+    """A job file of what differs from the defaults; a number that is none stays as it was written, to be told.
+
+    Of what is too long just so much is taken that it is still: it is refused all the same, and at once.
+    """
     job = {}
     for field in fields(kind):
         value = _value(field, filled.get(field.name, ""))
@@ -102,12 +107,15 @@ def _value(field: Field, text: str) -> Any:
         return bool(text)
     if not text.strip():
         return field.default
+    most = MOST if field.most is None else field.most
     if field.type == "loras":
-        return [_lora(line.strip()) for line in text.splitlines() if line.strip()]
-    return _number(text) if field.type == "number" else text.replace("\r\n", "\n")
+        lines = (line.strip() for line in text.splitlines() if line.strip())
+        return [_lora(line) for line in islice(lines, most + 1)]
+    return _number(text) if field.type == "number" else text.replace("\r\n", "\n")[: most + 1]
 
 
 def _number(text: str) -> int | float | str:
+    text = text.strip()[: MOST + 1]
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -118,8 +126,8 @@ def _lora(line: str) -> dict[str, Any]:
     """Of a line such as "pencil.safetensors 0.8"."""
     file, _, weight = line.rpartition(" ")
     if file and not isinstance(number := _number(weight), str):
-        return {"file": file.strip(), "weight": number}
-    return {"file": line}
+        return {"file": file.strip()[: MOST + 1], "weight": number}
+    return {"file": line[: MOST + 1]}
 
 
 def filled_by(text: str, file_name: str) -> tuple[Kind, dict[str, str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
-from flask import Blueprint, flash, redirect, render_template, request, url_for
+from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from sdbatch import housekeeping
@@ -13,7 +13,7 @@ from sdbatch.restoring import restore
 from sdbatch.spool import slug_of
 from sdbatch.web import uploads
 from sdbatch.web.fields import Kind, fields, filled_by, to_yaml
-from sdbatch.web.site import disk_trouble, site
+from sdbatch.web.site import disk_trouble, say, site
 
 JOB_FILE = "job.yaml"  # how errors call a job that has no name yet
 UPLOAD = "upload"  # the form's file; a preview gets no more of it than that there is one
@@ -59,9 +59,9 @@ def drop() -> tuple[str, int] | Response:
             del filled[UPLOAD]
         path = submit_text(_job_file(filled), _file_name(filled), site().root)
     except (JobError, OSError) as error:
-        flash(disk_trouble(error) if isinstance(error, OSError) else str(error), "danger")
+        say(disk_trouble(error) if isinstance(error, OSError) else str(error), "danger")
         return _refuse(filled)
-    flash(f"Dropped as {site().root.show(path)}.", "success")
+    say(f"Dropped as {site().root.show(path)}.", "success")
     return redirect(url_for("queue.show"), 303)
 
 
@@ -73,7 +73,7 @@ def _restored(path: str) -> dict[str, str]:
     found = restore(site().root, picture)
     kind, filled = filled_by(found.text, JOB_FILE)
     for note in found.notes:
-        flash(note, "warning")
+        say(note, "warning")
     return filled | {"kind": kind}
 
 
@@ -89,7 +89,7 @@ def _form(filled: Mapping[str, str], template: str = "new.html") -> str:
 
 def _refuse(filled: Mapping[str, str]) -> tuple[str, int]:
     if filled.get(UPLOAD):
-        flash("Choose your picture once more: it was not kept.", "warning")
+        say("Choose your picture once more: it was not kept.", "warning")
     return _form(filled), 422
 
 

@@ -85,7 +85,7 @@ def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
             with _DRAWING:
                 data = _small(file, most_pixels)
             try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
+                files.make_dir(kept.parent)
                 make_room(kept.parent)
                 files.write_atomically(kept, data, durable=False)
             except OSError:  # full, read-only, another's: then it is drawn each time
@@ -118,4 +118,4 @@ def make_room(bucket: Path) -> None:
     kept = [*bucket.iterdir()]
     if len(kept) > MOST_IN_BUCKET:
         for path in sorted(kept, key=lambda path: path.stat().st_mtime)[: len(kept) // 2]:
-            path.unlink(missing_ok=True)
+            files.clear(path)
