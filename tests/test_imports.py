@@ -10,6 +10,7 @@ PACKAGE = Path(sdbatch.__file__).parent
 FLOORS = [
     {"beneath", "errors"},
     {
+        "engine.adapters",
         "engine.memory",
         "engine.names",
         "engine.pickled",
@@ -26,6 +27,7 @@ FLOORS = [
         "slips",
         "spelling",
         "systemd",
+        "tokens",
     },
     {
         "account",
@@ -42,6 +44,7 @@ FLOORS = [
         "log",
         "manifest",
         "order",
+        "modelconfig",
         "moments",
         "pngtext",
         "root",
@@ -61,6 +64,7 @@ FLOORS = [
         "ownership",
         "prompts",
         "publish",
+        "remarks",
         "schema",
         "settings",
         "shelf",
@@ -72,6 +76,7 @@ FLOORS = [
     },
     {
         "configuration",
+        "engine.adapter_config",
         "engine.bert",
         "engine.conversion",
         "engine.kinds",
