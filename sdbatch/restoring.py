@@ -64,7 +64,7 @@ def restore(root: Root, what: Picture | Job | Path) -> Restored:
         for name in (*FILES, "ckpt")
         if fields.get(name) and not _is_there(root, name, str(fields[name]))
     ]
-    return Restored(f"# {printable(origin)}\n{job_text(fields)}", [*dict.fromkeys(notes + misfits + missing)])
+    return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", [*dict.fromkeys(notes + misfits + missing)])
 
 
 def fields_of(root: Root, what: Picture | Job) -> Fields:
@@ -105,7 +105,7 @@ def follow_up(
         block = {"init_img": picture.file, **asked, **fields}
         return _checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
     carried = {name: value for name, value in fields_of(root, picture).items() if name in CARRIED_OVER}
-    return _checked(job_text(carried | asked | {"init_img": picture.path} | fields))
+    return _checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
 
 
 def again(root: Root, job: Job, seed: int | None = None) -> str:
@@ -119,19 +119,24 @@ def again(root: Root, job: Job, seed: int | None = None) -> str:
     if record:
         head = {"sdbatch_manifest": VERSION, "id": job.id}
         return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
-    return _checked(job_text(fields_of(root, job) | changed))
+    return _checked(job_text(root, fields_of(root, job) | changed))
 
 
-def job_text(fields: Fields) -> str:
-    """A job file of these fields, without those that say what holds anyway."""
+def job_text(root: Root, fields: Fields) -> str:
+    """A job file of these fields, without those that say what holds anyway; not where the root has its own word."""
     known = job_kind(fields).model_fields
+    own = {name for name, _ in root.defaults} & {*known}
+    fields = {name: known[name].get_default(call_default_factory=True) for name in own} | fields
     if fields.get("from_file"):
         fields = {name: value for name, value in fields.items() if name != "prompt"}
     return dump(
         {
             name: value
             for name, value in fields.items()
-            if name in ALWAYS or name not in known or known[name].get_default(call_default_factory=True) != value
+            if name in ALWAYS
+            or name in own
+            or name not in known
+            or known[name].get_default(call_default_factory=True) != value
         }
     )
 
@@ -154,7 +159,7 @@ def _told_by_history(root: Root, what: Picture | Job) -> tuple[Fields, list[str]
         if isinstance(what, Picture):  # what stands in the picture is as good
             return _told_by_file(root, root.path / what.path)
     folder = (root.done if what.state == "done" else root.failed) / job_id
-    parsed = gathering.parse_dropped(folder)
+    parsed = gathering.parse_dropped(folder, root)
     if parsed is None or parsed.job is None:
         why = f": {parsed.error}" if parsed and parsed.error else ""
         raise JobError(f"{job_id}: no job can be restored from it{why}")

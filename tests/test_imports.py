@@ -10,6 +10,7 @@ PACKAGE = Path(sdbatch.__file__).parent
 FLOORS = [
     {"beneath", "errors"},
     {
+        "engine.adapters",
         "engine.memory",
         "engine.names",
         "engine.pickled",
@@ -26,6 +27,7 @@ FLOORS = [
         "slips",
         "spelling",
         "systemd",
+        "tokens",
     },
     {
         "account",
@@ -41,6 +43,7 @@ FLOORS = [
         "job",
         "log",
         "manifest",
+        "modelconfig",
         "moments",
         "pngtext",
         "root",
@@ -60,6 +63,7 @@ FLOORS = [
         "ownership",
         "prompts",
         "publish",
+        "remarks",
         "schema",
         "settings",
         "shelf",
@@ -71,6 +75,7 @@ FLOORS = [
     },
     {
         "configuration",
+        "engine.adapter_config",
         "engine.bert",
         "engine.conversion",
         "engine.kinds",

@@ -19,6 +19,7 @@ from tests_support import REFERENCE
 
 from sdbatch import __version__
 from sdbatch.engine.pictures import (
+    SEE_THROUGH,
     Origin,
     Pixels,
     load_init,
@@ -318,11 +319,11 @@ def grey8(tmp_path: Path) -> Path:
     return saved(tmp_path / "x.png", Image.fromarray(gradient()[..., 0]))
 
 
-@pytest.mark.parametrize("make", [rgba, lossless_webp])
-def test_alpha_is_dropped_as_the_scripts_drop_it(make: Callable[[Path], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make", "said"), [(rgba, [SEE_THROUGH]), (lossless_webp, [])])
+def test_alpha_is_dropped_as_the_scripts_drop_it(make: Callable[[Path], Path], said: list[str], tmp_path: Path) -> None:
     pixels, notes = load(make(tmp_path))
     np.testing.assert_array_equal(pixels, gradient())
-    assert notes == []
+    assert notes == said
 
 
 @pytest.mark.parametrize("make", [grey8, grey_with_alpha])

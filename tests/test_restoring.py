@@ -241,16 +241,19 @@ def test_again_goes_for_failed_and_earlier_jobs_too(draw: Draw, root: Root) -> N
 
 
 def test_a_job_file_says_what_is_not_the_default_alone() -> None:
-    assert yaml.safe_load(job_text(Txt2Img(prompt="a").model_dump())) == {"prompt": "a", "seed": 42}
+    assert yaml.safe_load(job_text(Root(Path("nowhere")), Txt2Img(prompt="a").model_dump())) == {
+        "prompt": "a",
+        "seed": 42,
+    }
     img2img = Img2Img(prompt="a", init_img="b.png", strength=0.75).model_dump()
-    assert yaml.safe_load(job_text(img2img)) == {"prompt": "a", "init_img": "b.png", "seed": 42}
+    assert yaml.safe_load(job_text(Root(Path("nowhere")), img2img)) == {"prompt": "a", "init_img": "b.png", "seed": 42}
     weighted = {"prompt": "a", "seed": 1, "loras": [{"file": "x.safetensors", "weight": 0.5}], "vae": "v.pt"}
-    assert yaml.safe_load(job_text(Txt2Img.model_validate(weighted).model_dump())) == weighted
+    assert yaml.safe_load(job_text(Root(Path("nowhere")), Txt2Img.model_validate(weighted).model_dump())) == weighted
 
 
 @pytest.mark.parametrize("prompt", ["a: b", "42", "no", "- x", "# c", "'", '"', "两只\n猫", " x ", "{", "1e3", "\t"])
 def test_any_prompt_survives(prompt: str) -> None:
-    assert parse(job_text({"prompt": prompt, "seed": 1})).prompt == prompt
+    assert parse(job_text(Root(Path("nowhere")), {"prompt": prompt, "seed": 1})).prompt == prompt
 
 
 def test_what_is_restored_is_drawn_by_the_real_line(root: Root, clock: FakeClock) -> None:
