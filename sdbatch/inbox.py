@@ -11,7 +11,6 @@ rests between them while jobs are drawn; until it is at its end, what the last o
 """
 
 import os
-import re
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,18 +23,9 @@ from pathlib import Path
 from sdbatch import files, log
 from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, natural_key
 from sdbatch.handover import TAKEN
+from sdbatch.order import BULK, URGENT, priority_of
 from sdbatch.spelling import normal
 from sdbatch.watcher import Watcher
-
-URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behind everything else
-MOST_PRIORITY = 100
-_FOLDERS = {URGENT: 1000, BULK: -1000}
-GLANCE_BYTES = 16 << 10
-# On a line of its own, within braces on one line, or quoted as in JSON.
-_PRIORITY = re.compile(
-    rb"""(?:^[ \t{-]*["']?priority["']?|^[ \t-]*\{.*,[ \t]*priority|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""",
-    re.MULTILINE,
-)
 
 EMPTY_TOLD = 5
 BUSY_STRETCH, IDLE_STRETCH = 0.05, 0.5  # seconds of looking between two turns of the loop, while jobs are drawn or not
@@ -210,7 +200,7 @@ class Inbox:
                 continue
             relative = os.path.relpath(path, self.folder)
             if seen.priority is None:
-                seen.priority = _priority_of(path, relative)
+                seen.priority = priority_of(path, relative)
             arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority)
             ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
         self._mind(unreadable, found)
@@ -229,12 +219,18 @@ class Inbox:
         to cancel it, from a share that went away with all of them.
         """
         while self.queue:
-            arrival = self.queue[0]
-            self.take(arrival)
-            seen = self.stillness.seen.get(arrival.name)
-            if seen is not None and seen.signature == signature_of(arrival.name):
+            if (arrival := self.take_first()) is not None:
                 return arrival
-            self.expect()
+        return None
+
+    def take_first(self) -> Arrival | None:
+        """The first of the queue, if it is as the scan saw it; it is in the queue no more."""
+        arrival = self.queue[0]
+        self.take(arrival)
+        seen = self.stillness.seen.get(arrival.name)
+        if seen is not None and seen.signature == signature_of(arrival.name):
+            return arrival
+        self.expect()
         return None
 
     def take(self, arrival: Arrival) -> None:
@@ -338,17 +334,6 @@ def tread(folder: Path, unreadable: dict[str, OSError], taken: list[str]) -> Ite
             if place == top or not isinstance(error, FileNotFoundError):  # else moved away between two looks
                 unreadable[place] = error
         yield None
-
-
-def _priority_of(path: str, relative: str) -> int:
-    """What a file says of its priority, as far as a glance shows; its folder adds to that."""
-    try:
-        head = files.read_regular(Path(path), GLANCE_BYTES) or b""
-    except OSError:
-        return 0
-    said = _PRIORITY.search(head)
-    number = max(-MOST_PRIORITY, min(MOST_PRIORITY, int(said[1]))) if said else 0
-    return number + _FOLDERS.get(relative.partition("/")[0], 0)
 
 
 def _signature(status: os.stat_result) -> Signature:

@@ -412,7 +412,12 @@ class Service:
 
     def _tell(self, now: Now, **facts: Any) -> None:
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
-        told |= {"empty": self.inbox.empty, "unmovable": self.turns.unmovable, "failures": [*self.failures]}
+        told |= {
+            "passed_over": self.turns.passed_over,
+            "empty": self.inbox.empty,
+            "unmovable": self.turns.unmovable,
+            "failures": [*self.failures],
+        }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

@@ -44,6 +44,7 @@ FLOORS = [
         "job",
         "log",
         "manifest",
+        "order",
         "modelconfig",
         "moments",
         "pngtext",
