@@ -1,19 +1,24 @@
-"""Opening a file below a folder, whatever others do to the names on the way: no link leads out, at no moment.
+"""Opening what lies below a folder, whatever others do to the names on the way: no link of theirs leads anywhere.
 
 A path that was checked and is opened later can have been changed in between. Here the kernel checks while it opens
-(openat2 with RESOLVE_BENEATH, Linux 5.6); where it can't, each part of the path is opened by itself and no link at
-all is followed.
+(openat2, Linux 5.6); where it can't, each part of the path is opened by itself.
 """
 
 import ctypes
 import errno
 import os
+import stat
 from pathlib import Path
 
 _OPENAT2 = 437  # the system call's number, the same on every architecture but Alpha
-_NO_MAGICLINKS, _BENEATH = 0x02, 0x08
+_NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
+_HERE = -100  # AT_FDCWD
+_MOST_LINKS = 40  # as the kernel follows
 _TRIES = 16  # the kernel asks to try again when something was renamed meanwhile
+# Too old a kernel, or a container that forbids what it does not know; or it asked to try again for too long.
+_CANT = {errno.ENOSYS, errno.EPERM, errno.EAGAIN}
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a pipe would hang without the last
+_PASS = os.O_PATH | os.O_CLOEXEC  # needs no right to read
 
 
 class _How(ctypes.Structure):
@@ -22,39 +27,104 @@ class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+def open_folder(path: Path, flags: int = _PASS) -> int:
+    """A handle of a folder, in which names are then made, changed and taken away.
+
+    On the way there the admin's links are followed, and those of the account that asks: nobody else's.
+
+    Raises:
+        OSError: ELOOP if another's link lies on the way; else as `os.open` does.
+    """
+    flags |= os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return _openat2(_HERE, os.fspath(path), flags, _NO_SYMLINKS)
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, *_CANT}:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    handle = _follow(path)
+    try:
+        return os.open(".", flags, dir_fd=handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(handle)
+
+
+def _follow(path: Path) -> int:
+    """The same by steps, as links have owners that only who opens the link itself can be sure of."""
+    handle = os.open("/" if path.is_absolute() else ".", _PASS | os.O_DIRECTORY)
+    pending, links = [*reversed(path.parts)], 0
+    try:
+        while pending:
+            inner = os.open(pending.pop(), _PASS | os.O_NOFOLLOW, dir_fd=handle)
+            try:
+                status = os.fstat(inner)
+                if stat.S_ISLNK(status.st_mode):
+                    links += 1
+                    _refuse_others(path, status.st_uid, links)
+                    target = Path(os.readlink("", dir_fd=inner))
+                    pending += reversed(target.parts)  # the first of which is "/" where it leads from the top
+                else:
+                    handle, inner = inner, handle
+            finally:
+                os.close(inner)
+    except OSError as error:
+        os.close(handle)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return handle
+
+
+def _refuse_others(path: Path, owner: int, links: int) -> None:
+    if owner not in {0, os.geteuid()}:
+        text = f"a link on the way there was made by the account {owner}, and is not followed"
+        raise OSError(errno.ELOOP, text, str(path))
+    if links > _MOST_LINKS:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
 def open_beneath(folder: Path, relative: str) -> int:
     """A handle to read `folder`/`relative` from.
 
     Raises:
         OSError: EXDEV or ELOOP if it leads out of `folder`; else as `os.open` does.
     """
-    base = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    base = open_folder(folder)
     try:
-        for _ in range(_TRIES):
-            try:
-                return _openat2(base, relative)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                # Too old a kernel, or a container that forbids what it does not know.
-                if error.errno not in {errno.ENOSYS, errno.EPERM}:
-                    raise
-                break
+        return _openat2(base, relative, _READ, _BENEATH | _NO_MAGICLINKS)
+    except OSError as error:
+        if error.errno not in _CANT:
+            raise
         return _open_by_steps(base, relative)
     finally:
         os.close(base)
 
 
-def _openat2(base: int, relative: str) -> int:
-    how = _How(_READ, 0, _BENEATH | _NO_MAGICLINKS)
+def open_below(base: int, relative: str, flags: int) -> int:
+    """The same from an open folder, with no link at all on the way."""
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    if relative == ".":
+        return os.open(".", flags, dir_fd=base)
+    try:
+        return _openat2(base, relative, flags, _BENEATH | _NO_SYMLINKS)
+    except OSError as error:
+        if error.errno not in _CANT:
+            raise
+        return _open_by_steps(base, relative, flags)
+
+
+def _openat2(base: int, path: str, flags: int, resolve: int) -> int:
+    how = _How(flags, 0, resolve)
     libc = ctypes.CDLL(None, use_errno=True)
-    handle: int = libc.syscall(_OPENAT2, base, os.fsencode(relative), ctypes.byref(how), ctypes.sizeof(how))
-    if handle < 0:
-        raise OSError(number := ctypes.get_errno(), os.strerror(number), relative)
-    return handle
+    for _ in range(_TRIES):
+        handle: int = libc.syscall(_OPENAT2, base, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if handle >= 0:
+            return handle
+        if (number := ctypes.get_errno()) != errno.EAGAIN:
+            break
+    raise OSError(number, os.strerror(number), path)
 
 
-def _open_by_steps(base: int, relative: str) -> int:
+def _open_by_steps(base: int, relative: str, flags: int = _READ) -> int:
     """The same without openat2; stricter, as links that stay inside are refused too."""
     path = Path(relative)
     *folders, name = path.parts
@@ -66,6 +136,6 @@ def _open_by_steps(base: int, relative: str) -> int:
             inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
             os.close(handle)
             handle = inner
-        return os.open(name, _READ | os.O_NOFOLLOW, dir_fd=handle)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=handle)
     finally:
         os.close(handle)

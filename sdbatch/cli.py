@@ -17,12 +17,13 @@ from sdbatch import (
     modelling,  # noqa: F401 - its commands belong to the app
     tending,  # noqa: F401 - its commands belong to the app
 )
-from sdbatch.commands import FilesArgument, RootOption, app, named_root, open_root, stored
+from sdbatch.commands import FilesArgument, RootOption, admins_root, app, configured, named_root, open_root, stored
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, NoRoot, RootBusy
-from sdbatch.files import copy_atomically, is_disk_trouble, same_content
+from sdbatch.files import copy_atomically, is_disk_trouble, make_dir, same_content, write_atomically
 from sdbatch.web import command as _web  # noqa: F401 - likewise
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
+DEMO_DEFAULTS = "\ndefaults: {H: 64, W: 64}  # what the demo model was trained on\n"
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
 
 
@@ -57,7 +58,7 @@ def serve(
     except NoRoot as error:  # which it may be soon: systemd tries again
         raise typer.Exit(_say(error, os.EX_UNAVAILABLE)) from None
     log.set_up(verbose=verbose, job_folders=(place.running, place.done, place.failed))
-    place, settings = open_root(root)
+    place, settings = configured(place)
     raise typer.Exit(daemon.run(place, settings, drain=drain))
 
 
@@ -83,22 +84,26 @@ def init(
     """
     from sdbatch import daemon  # noqa: PLC0415
 
-    place = named_root(directory)
+    place = admins_root(directory)
     daemon.prepare(place)
     data = Path(str(package_files("sdbatch"))) / "data"
     if demo:
         model, config = data / "demo" / "model.safetensors", data / "demo" / "v1-inference.yaml"
     shipped = place.configs / "stable-diffusion" / "v1-inference.yaml"
     checkpoint = place.models / "ldm" / "stable-diffusion-v1" / "model.ckpt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    make_dir(checkpoint.parent)
     _lay(config, shipped)
     _lay(model, checkpoint)
     configs = {name: shipped.with_name(name) for name in (shipped.name, "v2-inference.yaml", "v2-inference-v.yaml")}
     laion400m = "txt2img-1p4B-eval.yaml"
     configs[laion400m] = place.configs / "latent-diffusion" / laion400m
-    for source, target in (configs | {"sdbatch.yaml": place.configuration}).items():
+    for source, target in configs.items():
         if not target.exists():
             _lay(data / "configs" / source, target)
+    if not place.configuration.exists():
+        text = (data / "configs" / "sdbatch.yaml").read_text(encoding="utf-8")
+        text = text.replace("\ndefaults: {}\n", DEMO_DEFAULTS) if demo else text
+        write_atomically(place.configuration, text.encode(), mode=0o640)  # it will hold the hash of a password
     typer.echo(f"{place.path} is ready: drop job files into {place.inbox}")
     if not checkpoint.exists():
         typer.echo(f"no checkpoint yet: copy or link one to {checkpoint}")
@@ -174,7 +179,7 @@ def _lay(source: Path | None, target: Path) -> None:
     if target.exists() and not same_content(source, target):
         raise ConfigError(f"{target} is there already, and is not {source}; move it away first")
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_dir(target.parent)
         with source.open("rb") as file:
             copy_atomically(file, target)  # half a checkpoint would be taken for one
 

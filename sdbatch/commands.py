@@ -1,12 +1,12 @@
 """What all commands share: the app that they belong to, common options, and how a root is opened."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdbatch import account
 from sdbatch.root import Root
 from sdbatch.spelling import as_stored
 
@@ -40,16 +40,35 @@ UserOption = Annotated[bool, typer.Option("--user", help="For you alone: a servi
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; change nothing.")]
 
 
-def named_root(path: Path) -> Root:
-    """The root at a path; nothing of it is read."""
+def root_at(path: Path) -> Root:
+    """The root at a path; nothing of it is read, and root stays root."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
     return Root(as_stored(absolute))
 
 
+def named_root(path: Path) -> Root:
+    """The root at a path, for what people and the service do there: from here on not as root."""
+    root = root_at(path)
+    folders = (root.state, root.inbox, root.running, root.failed, root.done, root.outputs, root.path)
+    account.step_down(root.path, folders)
+    return root
+
+
+def admins_root(path: Path, *parts: str) -> Root:
+    """The root at a path, for who lays what only the admin may there: as root, unless it is somebody's own."""
+    root = root_at(path)
+    account.step_down(root.path, [root.path.joinpath(*parts)])
+    return root
+
+
 def open_root(path: Path) -> "tuple[Root, Settings]":
-    """A root and its configuration."""
+    """A root and its configuration, for what people and the service do there."""
+    return configured(named_root(path))
+
+
+def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Settings]":
+    """A root with its configuration, by what was read of that already if given."""
     from sdbatch import configuration  # noqa: PLC0415 - pydantic costs the commands time that need no settings
 
-    root = named_root(path)
-    settings = configuration.load(root.configuration).settings
-    return replace(root, allowed=tuple(map(as_stored, settings.allow_paths)), named=settings.named_models), settings
+    settings = configuration.load(root.configuration, content).settings
+    return settings.told_to(root), settings

@@ -62,13 +62,13 @@ class Configuration:
         return f"{self.path}, line {self.lines[key]}{': the default' if is_default else ''}"
 
 
-def load(path: Path) -> Configuration:
-    """Read the configuration; no file means all defaults.
+def load(path: Path, content: bytes | None = None) -> Configuration:
+    """Read the configuration, from what was read of it already if given; no file means all defaults.
 
     Raises:
         ConfigError: names the file and line or the variable, the key, and what is wrong.
     """
-    values, lines = _read(path)
+    values, lines = _read(path, content)
     try:
         overriding = EnvSettingsSource(Settings)()
     except SettingsError as error:  # a list or group, which wants JSON
@@ -149,10 +149,12 @@ def _leaves(values: dict[str, Any], above: Key = ()) -> Iterator[tuple[Key, Any]
             yield (*above, name), value
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, int]]:
     """The file's values, and the line of each key."""
     try:
-        text = path.read_bytes().decode("utf-8-sig") if path.exists() else ""
+        if content is None:
+            content = path.read_bytes() if path.exists() else b""
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: the file is not UTF-8 text; save it as UTF-8") from error
     except OSError as error:

@@ -188,5 +188,5 @@ def _as_trouble(error: sqlite3.Error, path: Path) -> OSError:
 
 
 def _delete(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm", "-journal"):
+    for suffix in ("", *index.BESIDE):
         path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -8,13 +8,14 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from sdbatch.finding import Finding, Level, ok, problem, warning
 from sdbatch.job import Txt2Img
 from sdbatch.root import Root
 from sdbatch.settings import Settings
-from sdbatch.spelling import as_stored
 
 SYSTEMD_RUNS = Path("/run/systemd/system")
 PCI = Path("/sys/bus/pci/devices")
@@ -42,7 +42,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield ok("version", f"sdbatch {__version__}, Python {platform.python_version()}, {sys.executable}")
     settings, finding = _settings(root)
     yield finding
-    root = replace(root, allowed=tuple(map(as_stored, settings.allow_paths)), named=settings.named_models)
+    root = settings.told_to(root)
     yield from surroundings.look(root, settings)
     yield from _driver(settings.device)
     if settings.engine == "fake":
@@ -79,9 +79,15 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
     try:
         settings = configuration.load(path).settings
     except ConfigError as error:
+        if isinstance(error.__cause__, PermissionError):
+            remedy = "run it as the service's user, or as one of its group"
+            return Settings.model_construct(), warning("settings", f"{error}; looked at with the defaults", remedy)
         remedy = f"correct it; without that file everything is as {root.path}/configs/sdbatch.yaml of a new root says"
         return Settings.model_construct(), problem("settings", str(error), remedy)
     said = str(path) if path.exists() else f"the defaults: there is no {path}"
+    if settings.web.password and path.exists() and path.stat().st_mode & stat.S_IROTH:
+        text = f"{path} holds the hash of the page's password, and every account on this machine may read it"
+        return settings, warning("settings", text, f"chmod o= {path}")
     return settings, ok("settings", f"{said}; device {settings.device}")
 
 

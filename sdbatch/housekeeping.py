@@ -47,10 +47,10 @@ def remove(root: Root, folder: Path, *, outputs: bool) -> None:
     if outputs:
         for staged, published in published_pictures(root, folder):
             if files.same_content(staged, published):
-                published.unlink()
+                files.delete(published)
     # Under a hidden name first: a stop in between leaves no half of a job behind.
     hidden = folder.with_name(files.BUSY_PREFIX + folder.name)
-    folder.rename(hidden)
+    files.move(folder, hidden)
     files.remove_tree(hidden)
 
 
@@ -65,7 +65,7 @@ def sweep_uploads(root: Root, now: datetime) -> None:
         named = {mark.decode() for _ in range(looks) for job in _undrawn(root) for mark in _NAMED.findall(job)}
         for path in [*drafts, *(path for path, found in old.items() if found and found[1] not in named)]:
             with suppress(OSError):
-                path.unlink()
+                files.delete(path)
 
 
 def _age(path: Path, now: datetime) -> float:

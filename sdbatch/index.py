@@ -13,7 +13,7 @@ The index of grams holds no text (`content=''`), so a row is taken out by tellin
 They hang on this file's version and on Python's tables of Unicode: where either is another, all is made anew.
 """
 
-import os
+import errno
 import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -28,6 +28,7 @@ from sdbatch.grams import pieces
 from sdbatch.surroundings import share_of
 
 VERSION = 3
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite lays beside its file
 _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".yaml", ".yml", ".json")
 EVERYWHERE = {"outputs", "samples", "txt2img-samples", "img2img-samples"}  # in paths of all pictures: it finds none
@@ -73,7 +74,7 @@ def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: it is no database, is locked for longer than `wait_seconds`, or can't be written.
     """
-    _give_to_owner(path)
+    _refuse_links(path)
     database = sqlite3.connect(path, wait_seconds, isolation_level=None, check_same_thread=False)
     try:
         # WAL lets others read while the service writes, by memory that they share: on a network share they share
@@ -88,12 +89,11 @@ def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
     return database
 
 
-def _give_to_owner(path: Path) -> None:
-    """An admin who looks first, as root, must not make a file that the service can't write."""
-    if os.geteuid() == 0 and not path.exists():
-        owner = path.parent.stat()
-        path.touch(0o644)
-        os.chown(path, owner.st_uid, owner.st_gid)
+def _refuse_links(path: Path) -> None:
+    """SQLite opens by names, and would write wherever a link of one leads."""
+    for name in (path, *(path.with_name(path.name + suffix) for suffix in BESIDE)):
+        if name.is_symlink():
+            raise OSError(errno.ELOOP, "a link in the history's place is not followed", str(name))
 
 
 def is_current(database: sqlite3.Connection) -> bool:

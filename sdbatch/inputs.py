@@ -11,8 +11,7 @@ from sdbatch.errors import JobError, Missing
 from sdbatch.inbox import Inbox, beside
 from sdbatch.manifest import Kept
 from sdbatch.root import Root
-
-INPUTS = "inputs"
+from sdbatch.spool import EARLIER, INPUTS, Claim
 
 
 class NotYet(Exception):
@@ -37,24 +36,41 @@ class InputStager:
         self.max_bytes, self.wait_seconds = max_bytes, wait_seconds
         self._waits: dict[str, tuple[tuple[object, ...], float]] = {}  # job: what was seen coming, and until when
 
-    def stage(self, field: str, named: str, folder: Path, source: str, kept: Kept, now: float) -> Staged:
+    def stage(self, field: str, named: str, folder: Path, claim: Claim, kept: Kept, now: float) -> Staged:
         """Copy what `field` names into `folder`/inputs/; an earlier attempt's copy is used as it is.
+
+        One from before `retry` is used only where what the job names is gone.
 
         Raises:
             JobError: it isn't there, may not be named, or is too large.
             NotYet: it is still missing or being copied in the inbox.
         """
         copy = folder / INPUTS / f"{field}{Path(named).suffix[:10]}"
+        earlier = copy.with_name(EARLIER + copy.name)
         if not copy.exists():
-            found = self._find_kept(field, kept) if field in kept else self._find(field, named, folder, source, now)
-            with self.root.open(field, named, found) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > self.max_bytes:
-                    raise JobError(f'{field}: "{named}" has {size:,} bytes; the limit is {self.max_bytes:,}')
-                files.make_dir(copy.parent)
-                files.copy_atomically(file, copy)
+            try:
+                self._copy(field, named, copy, self._found(field, named, folder, claim.source, kept, now))
+            except JobError:
+                was_named, _ = (claim.inputs or {}).get(field, ("", ""))
+                if was_named != named or not earlier.exists():
+                    raise
+                files.move(earlier, copy)
+        earlier.unlink(missing_ok=True)
         self._waits.pop(folder.name, None)
-        return Staged(field, named, copy, files.sha256(copy))
+        staged = Staged(field, named, copy, files.sha256(copy))
+        claim.inputs = (claim.inputs or {}) | {field: (named, staged.sha256)}
+        return staged
+
+    def _found(self, field: str, named: str, folder: Path, source: str, kept: Kept, now: float) -> Path:
+        return self._find_kept(field, kept) if field in kept else self._find(field, named, folder, source, now)
+
+    def _copy(self, field: str, named: str, copy: Path, found: Path) -> None:
+        with self.root.open(field, named, found) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > self.max_bytes:
+                raise JobError(f'{field}: "{named}" has {size:,} bytes; the limit is {self.max_bytes:,}')
+            files.make_dir(copy.parent)
+            files.copy_atomically(file, copy)
 
     def _find_kept(self, field: str, kept: Kept) -> Path:
         """A file of an earlier job that its manifest leads back to: the same bytes, or an error."""

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from sdbatch import journal
+from sdbatch import files, journal
 from sdbatch.filenames import JOB_LOG
 
 Log = structlog.stdlib.BoundLogger
@@ -93,7 +93,7 @@ class _JobLines:
 
 def _append(path: Path, line: bytes) -> None:
     """In one write, so that a line is whole or not there; never through a link."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    handle = files.open_to_append(path)
     try:
         os.write(handle, line)
     finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sdbatch.commands import JsonOption, RootOption, app, open_root, stored
+from sdbatch.commands import JsonOption, RootOption, admins_root, app, configured, open_root, stored
 from sdbatch.errors import JobError
 from sdbatch.root import DEFAULT_CONFIG
 
@@ -70,7 +70,7 @@ def import_model(
     """
     from sdbatch import shelf  # noqa: PLC0415
 
-    place, _ = open_root(root)
+    place, _ = configured(admins_root(root, "models"))
     if "/" in name or name.startswith("."):
         raise typer.BadParameter("--as takes a name without folders")
     with _bar("copying") as told:

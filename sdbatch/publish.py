@@ -27,6 +27,7 @@ class Publisher:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[Path, str], tuple[int, int]] = {}  # a folder's mtime, and the next number then
+        self._swept: set[Path] = set()
 
     def choose_names(self, outdir: Path, staged: Sequence[str]) -> Names:
         """The next free names for staged pictures: samples/00006.png, grid-0001.png."""
@@ -56,6 +57,7 @@ class Publisher:
         overwritten: what is left gets new ones, written down first. Returns the names as they are.
         """
         files.make_dir(outdir / SAMPLES if any("/" in name for name in names.values()) else outdir)
+        self._sweep(outdir)
         left = list(names)
         while left:
             source, target = folder / left[0], outdir / names[left[0]]
@@ -74,6 +76,13 @@ class Publisher:
         self._remember(outdir / SAMPLES, _SAMPLE, names)
         self._remember(outdir, _GRID, names)
         return names
+
+    def _sweep(self, outdir: Path) -> None:
+        """What a service that was killed left there, once: only one publishes in a root."""
+        if outdir not in self._swept:
+            for folder in (outdir, outdir / SAMPLES):
+                files.sweep(folder)
+            self._swept.add(outdir)
 
     def _next_number(self, folder: Path, pattern: str) -> int:
         """One more than the highest in a folder; it may hold thousands, and is read again only if others changed it."""

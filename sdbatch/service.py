@@ -81,6 +81,7 @@ class Service:
         self.done = self.failed = 0
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
+        self._is_busy = False  # drawing one job after another
         self.stop_requested = self.reload_requested = False  # set by signal handlers, which do nothing else
         self._use(settings)
 
@@ -92,9 +93,9 @@ class Service:
             RootBusy: another service works on this root, and has the jobs now.
         """
         now = clock()
-        self._look_after(now)
+        self._look_after(now, clock)
         while (claim := self.turns.next_claim(now.mono, now.wall)) is not None:
-            attempts = claim.attempts
+            attempts, self._is_busy = claim.attempts, True
             try:
                 task = self.intake.parse(claim, now.mono)
                 self.turns.waiting.pop(claim.id, None)
@@ -125,11 +126,12 @@ class Service:
         self._rest(now)
         return False
 
-    def _look_after(self, now: Now) -> None:
+    def _look_after(self, now: Now, clock: Clock) -> None:
         """All that comes before a claim."""
         self._reload_if_asked()
         unheld = self._why_not_held()
-        self.inbox.scan(now.mono)
+        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=self._is_busy)
+        self._is_busy = False  # until there is a job
         if not unheld:
             self.latecomers.look(now.mono)
         self._look_around(now)
@@ -195,7 +197,7 @@ class Service:
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable
+        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable or self.inbox.is_looking
         return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _look_around(self, now: Now) -> None:
@@ -228,11 +230,15 @@ class Service:
         files.clear(folder / HALT)
         self.readiness.require_space(task)
         samples = STAGED if task.job.skip_save else SAMPLES
+        if claim.drawn_from not in ("", origin := task.origin):
+            self._drop_what_was_drawn(task)
         files.make_dir(folder / samples)
+        start_at = count_staged(folder / samples)
         drawing = Drawing(now.wall, now.mono)
-        if claim.attempts >= self.settings.attempts:
+        attempts = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
+        if attempts >= self.settings.attempts:
             raise RendererDied("or the service itself did")
-        self.spool.note(claim, attempts=claim.attempts + 1)
+        self.spool.note(claim, attempts=attempts + 1, staged=start_at, drawn_from=origin)
         self.turns.owed.pop(claim.id, None)
         self._log(claim).info("drawing", pictures=task.total)
         draw = Draw(
@@ -248,22 +254,36 @@ class Service:
             config=task.config,
             vae=task.vae,
             loras=task.loras,
-            start_at=count_staged(folder / samples),
+            start_at=start_at,
             halt=folder / HALT,
             cancel=folder / CANCEL,
         )
         # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
         with closing(self.engine.render(Request(jobs=[draw]))) as events:
             for event in events:
-                self._heed(event, task, drawing, clock())
+                self._heed(event, task, drawing, clock)
         self.spool.heed_cancel(claim)
         return drawing
 
-    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
+    def _drop_what_was_drawn(self, task: Task) -> None:
+        """Take away pictures that came from another job file, input or model than there is now, as after a `retry`."""
+        claim, folder = task.claim, self.spool.folder(task.claim)
+        self._log(claim).info("drawn from the beginning: what it is drawn from was changed")
+        for staged, name in (claim.outputs or {}).items():
+            if files.same_content(folder / staged, task.outdir / name):
+                (task.outdir / name).unlink()
+        for drawn in (folder / SAMPLES, folder / STAGED):
+            files.remove_tree(drawn)
+        for grid in folder.glob("grid-*.png"):
+            grid.unlink()
+        self.spool.note(claim, outputs=None, staged=0)
+
+    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, clock: Clock) -> None:
         """Take in one event of the engine's stream, and look after everything else."""
         self._why_not_held()  # a share's hiccup stops no drawing, but another service does
+        now = clock()
         self._take_in(event, task, drawing, now.mono)
-        self.inbox.scan(now.mono)
+        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=True)
         self._tell(now, state="drawing", job=drawing.progress(task, now.mono))
         self._reload_if_asked()
         self._halt_if_asked(task.claim, now)
@@ -273,12 +293,12 @@ class Service:
     def _halt_if_asked(self, claim: Claim, now: Now) -> None:
         """A pause or the end of the hours lets the engine finish its batch, no more."""
         if self.readiness.why_held(now.wall):
-            (self.spool.folder(claim) / HALT).touch()
+            files.mark(self.spool.folder(claim) / HALT)
 
     def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
         """Remember what an event says of the drawing, and what it means for the job."""
         if isinstance(event, protocol.Tick):
-            self._heed_silence(task, drawing, now)
+            self._heed_silence(task, drawing, now, is_starting=event.is_starting)
         drawing.note(task, event, now)
         if drawing.heard == now or drawing.loaded is None:  # a loading tells of nothing; hang_seconds bounds it
             self.manager.feed(now)
@@ -293,11 +313,13 @@ class Service:
                 self.spool.heed_cancel(task.claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
 
-    def _heed_silence(self, task: Task, drawing: Drawing, now: float) -> None:
+    def _heed_silence(self, task: Task, drawing: Drawing, now: float, *, is_starting: bool) -> None:
         """A renderer looks at cancel between its steps: while it loads, or hangs, the service does, and ends it."""
         silent, limit = now - drawing.heard, self.settings.hang_seconds
         if drawing.loaded is None or silent > CANCEL_SECONDS:
             self.spool.heed_cancel(task.claim)
+        if silent > limit and is_starting:
+            raise EngineDown(f"the renderer did not start within {limit:g} seconds")
         if silent > limit:
             raise RendererDied(
                 f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
@@ -373,12 +395,16 @@ class Service:
 
     def _retry(self, claim: Claim, text: str, now: Now) -> None:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
-        if claim.attempts >= self.settings.attempts:
+        if claim.attempts >= self.settings.attempts and self._count_staged(claim) <= claim.staged:
             told = f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}"
             self._fail(claim, told, now)
             self.readiness.count_failure(told)
         else:
             self._log(claim).warning("renderer died", reason=text)
+
+    def _count_staged(self, claim: Claim) -> int:
+        folders = (self.spool.folder(claim) / name for name in (SAMPLES, STAGED))
+        return max((count_staged(folder) for folder in folders if folder.is_dir()), default=0)
 
     def _log(self, claim: Claim) -> log.Log:
         """For lines about a job; those also go into its folder."""
@@ -386,7 +412,12 @@ class Service:
 
     def _tell(self, now: Now, **facts: Any) -> None:
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
-        told |= {"empty": self.inbox.empty, "unmovable": self.turns.unmovable, "failures": [*self.failures]}
+        told |= {
+            "passed_over": self.turns.passed_over,
+            "empty": self.inbox.empty,
+            "unmovable": self.turns.unmovable,
+            "failures": [*self.failures],
+        }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

@@ -108,8 +108,7 @@ def bring(source: Path, root: Root, name: str, told: Told, *, link: bool = False
         raise JobError(f"{root.show(target)} is there already; give the new one another name with --as")
     root.require(root.models)
     if link:
-        target.symlink_to(source.resolve())
-        files.sync_dir(target.parent)
+        files.link_to(source.resolve(), target)
         return target
     total, usage = size_of(source), shutil.disk_usage(root.models)
     if total > usage.free:

@@ -33,9 +33,11 @@ from pydantic import TypeAdapter, ValidationError
 from sdbatch import files, handover, log
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name
-from sdbatch.root import Root
+from sdbatch.order import Priorities
+from sdbatch.root import SAMPLES, Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
+INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
 _ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
 WRITTEN_ON = "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
@@ -65,7 +67,6 @@ class Claim:
         held: where the dropped file lies from the inbox on, if that is on another filesystem.
         inputs: for each field that names a file, what it named and the digest of the copy that is drawn from.
         drawn_from: a digest of all that the pictures come from, if any were begun.
-        is_anew: whether a person had it tried again: what it names is looked for again.
         other: what claim.json says beside, as a newer version may; it is kept.
     """
 
@@ -82,7 +83,6 @@ class Claim:
     held: str = ""
     inputs: dict[str, tuple[str, str]] | None = None
     drawn_from: str = ""
-    is_anew: bool = False
     other: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,6 +99,7 @@ class Spool:
     def __init__(self, root: Root) -> None:
         self.root = root
         self.unreadable: dict[str, OSError] = {}
+        self.priorities = Priorities(root.running)
         self.log = log.get()
         self._last = ("", 0)
 
@@ -161,12 +162,12 @@ class Spool:
             self.log.warning("left as it is, since it can't be brought in order", path=str(path), error=str(error))
 
     def claimed(self) -> Iterator[Claim]:
-        """Jobs in running/, in order, each read only when it is its turn: a file can hold a thousand."""
+        """Jobs in running/, in the order of their turns, each read only when that comes: a file can hold a thousand."""
         folders = [folder for folder in _folders(self.root.running) if not folder.name.startswith(".")]
         for gone in self.unreadable.keys() - {folder.name for folder in folders}:
             del self.unreadable[gone]
-        for folder in folders:
-            if (claim := self._read(folder)) is not None:
+        for job_id, _ in self.priorities.sorted(folder.name for folder in folders):
+            if (claim := self._read(self.root.running / job_id)) is not None:
                 yield claim
 
     def _settle(self, folder: Path, claim: Claim) -> Path | None:
@@ -215,8 +216,7 @@ class Spool:
 
     def _is_own(self, folder: Path) -> bool:
         """Whether a folder in running/ has the name that its claim gave it, and no other folder has."""
-        written = read_claim(folder)
-        has_name = arrived(folder.name) and (written is None or written.id == folder.name)
+        has_name = arrived(folder.name) and (_said(folder) or {}).get("id", folder.name) == folder.name
         return has_name and not self._has_ended(folder.name)
 
     def _has_ended(self, job_id: str) -> bool:
@@ -224,16 +224,20 @@ class Spool:
         return any((place / job_id).exists() for place in (self.root.done, self.root.failed))
 
     def take_up(self, failed: Path) -> None:
-        """Bring a failed job back to running/, with a clean slate and what was drawn of it."""
+        """Bring a failed job back to running/, with a clean slate and what was drawn of it.
+
+        What it names is looked for anew, but for copies that a person mended where they lie.
+        """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
             raise JobError(f"{failed.name} holds no job file any more")
-        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).stat().st_mode)
-        files.write_atomically(failed / CLAIM, _to_json(claim))
-        (failed / CLAIM).chmod(mode)  # the service is to read it, whatever the umask of who asks
+        _set_inputs_aside(failed, claim)
+        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
+        # The service is to read it, whatever the umask of who asks.
+        files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
         for mark in (ERROR, MANIFEST):  # a copy of a job that was done has the other too
-            (failed / mark).unlink(missing_ok=True)
+            files.clear(failed / mark)
         files.move(failed, self.root.running / failed.name)
 
     def claim(self, dropped: Path, now: datetime, priority: int = 0) -> Claim | None:
@@ -291,7 +295,10 @@ class Spool:
         """
         job_id = holder.name.removeprefix(handover.TAKEN)
         file = next(holder.iterdir(), None)
-        if file is None or (self.root.running / job_id).is_dir():
+        if (self.root.running / job_id).is_dir():
+            return ""
+        if file is None:
+            holder.rmdir()
             return ""
         for ended in (self.root.done / job_id, self.root.failed / job_id):
             if (claim := read_claim(ended)) is not None:
@@ -355,9 +362,13 @@ class Spool:
         with self._of_its_own(folder):  # whatever lies in the way of a mark, the folder goes
             if later := self.release(claim):
                 text = f"{text.rstrip()}\n{WRITTEN_ON.format(later)}"
+            if claim.inputs:
+                self._write(claim)  # what they were, in case they are mended
             handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
             _unmark(folder)
+            for drawn in (SAMPLES, STAGED):
+                files.sweep(folder / drawn)  # its renderer may have been killed
             if ended is not claim and claim.file:
                 files.write_atomically(folder / CLAIM, _to_json(ended))
         files.move(folder, self.root.failed / ended.id)
@@ -429,13 +440,18 @@ def read_claim(folder: Path) -> Claim | None:
     return claim
 
 
-def _noted(folder: Path) -> Claim | None:
-    """What claim.json says; a field that says nothing sensible has its default, and unknown ones are kept."""
+def _said(folder: Path) -> dict[str, Any] | None:
+    """What claim.json holds, if anything."""
     try:
         said = json.loads((folder / CLAIM).read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
-    if not isinstance(said, dict):
+    return said if isinstance(said, dict) else None
+
+
+def _noted(folder: Path) -> Claim | None:
+    """What claim.json says; a field that says nothing sensible has its default, and unknown ones are kept."""
+    if (said := _said(folder)) is None:
         return None
     known = {name: value for name, value in said.items() if name in Claim.__dataclass_fields__}
     known |= {"id": folder.name, "other": {name: value for name, value in said.items() if name not in known}}
@@ -448,6 +464,20 @@ def _noted(folder: Path) -> Claim | None:
         except ValidationError:
             return None  # without its file or source
     return claim if claim.file and claim.file == Path(claim.file).name else None
+
+
+def _set_inputs_aside(failed: Path, claim: Claim) -> None:
+    """Copies of what a job names are no longer taken as they are, unless they were changed since the job failed."""
+    for copy in [*(failed / INPUTS).glob("*")]:
+        _, digest = (claim.inputs or {}).get(copy.stem, ("", ""))
+        with suppress(OSError):
+            is_mended = files.sha256(copy) != digest if digest else _is_newer(copy, failed / ERROR)
+            if not is_mended and not copy.name.startswith(EARLIER):
+                copy.rename(copy.with_name(EARLIER + copy.name))
+
+
+def _is_newer(file: Path, mark: Path) -> bool:
+    return mark.exists() and file.stat().st_mtime_ns > mark.stat().st_mtime_ns
 
 
 def _may_hold(path: Path) -> bool:

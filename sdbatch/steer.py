@@ -6,8 +6,9 @@ from pathlib import Path
 from sdbatch import files
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
-from sdbatch.inbox import URGENT, make_folder, walk
+from sdbatch.inbox import make_folder, walk
 from sdbatch.naming import file_of, folders, matching, number_of
+from sdbatch.order import URGENT
 from sdbatch.root import Root
 from sdbatch.spelling import normal
 from sdbatch.spool import CANCEL, ERROR, Spool
@@ -16,8 +17,8 @@ from sdbatch.spool import CANCEL, ERROR, Spool
 def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
     """Stop after the current batch of pictures; with `unload` the model leaves the memory too."""
     root.require(root.inbox)
-    files.write_atomically(root.pause, ("unload\n" * unload + reason).encode())
-    root.pause.chmod(0o664)  # the service is to read it, whatever the umask of who asks
+    # The service is to read it, whatever the umask of who asks.
+    files.write_atomically(root.pause, ("unload\n" * unload + reason).encode(), mode=0o664)
     return "paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)"
 
 
@@ -25,7 +26,7 @@ def resume(root: Root) -> str:
     """Go on."""
     root.require(root.inbox)
     try:
-        root.pause.unlink()
+        files.delete(root.pause)
     except FileNotFoundError:
         return "it was not paused"
     return "resumed"
@@ -65,7 +66,7 @@ def cancel_all(root: Root) -> list[str]:
 
 
 def retry(root: Root, name: str) -> str:
-    """Let a failed job run once more, or all of a file that failed; pictures that were finished are kept."""
+    """Let a failed job run once more, or all of a file that failed; pictures stay if what they came from did."""
     root.require(root.inbox)
     found = matching(name, [root.failed])
     if len({file_of(folder.name) for folder in found}) != 1:
@@ -95,9 +96,9 @@ def bump(root: Root, name: str) -> str:
     make_folder(root.inbox, place)
     target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
     if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
-        Path(f"{target}.sha256").write_text(files.sha256(file), encoding="ascii")
-    file.rename(target)
-    Path(f"{file}.sha256").unlink(missing_ok=True)
+        files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False)
+    files.move(file, target)
+    files.clear(Path(f"{file}.sha256"))
     return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
 
 
@@ -109,7 +110,7 @@ def _has_failed(folder: Path) -> bool:
 
 
 def _delete(root: Root, waiting: Path) -> str:
-    waiting.unlink()
+    files.delete(waiting)
     return f"deleted {root.show(waiting)}"
 
 
@@ -118,7 +119,7 @@ def _mark(root: Root, claimed: list[Path]) -> list[Path]:
     wanted = claimed
     while True:
         for folder in wanted:
-            (folder / CANCEL).touch()
+            files.mark(folder / CANCEL)
         files_of = {file_of(folder.name) for folder in claimed if len(claimed) > 1}
         there = [folder for folder in folders(root.running) if file_of(folder.name) in files_of]
         wanted = [folder for folder in there if folder not in claimed]

@@ -6,7 +6,6 @@ file server makes of them say less than one file written, renamed and linked.
 
 import errno
 import os
-import pwd
 import re
 import time
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from pathlib import Path
 from watchdog.events import FileSystemEventHandler
 from watchdog.observers import Observer
 
-from sdbatch.files import BUSY_PREFIX
+from sdbatch import files
+from sdbatch.account import name_of
 from sdbatch.finding import Finding, ok, problem, warning
 from sdbatch.root import Root
 from sdbatch.settings import Settings
@@ -82,20 +82,20 @@ def folders(root: Root) -> Iterator[Finding]:
             )
             yield problem("folders", f"{named}: {why}", remedy)
         else:
-            text = f"{named}: {why}, which is as it should be if the service runs as {_name_of(owner)}"
+            text = f"{named}: {why}, which is as it should be if the service runs as {name_of(owner)}"
             yield warning("folders", text, _as_the_owner(root, owner))
     if not refused:
         yield ok("folders", f"all of {root.path} can be used by {user_name()}")
     if os.geteuid() == 0 != owner:
         yield warning(
             "folders",
-            f"they belong to {_name_of(owner)}; root may do everything, which says nothing of what that user may",
+            f"they belong to {name_of(owner)}; root may do everything, which says nothing of what that user may",
             _as_the_owner(root, owner),
         )
 
 
 def _as_the_owner(root: Root, owner: int) -> str:
-    return f"look again as the service's user: sudo -u {_name_of(owner)} sdbatch doctor --root {root.path}"
+    return f"look again as the service's user: sudo -u {name_of(owner)} sdbatch doctor --root {root.path}"
 
 
 def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
@@ -267,9 +267,9 @@ def clock(root: Root) -> Finding:
 @contextmanager
 def _probe(folder: Path) -> Iterator[Path]:
     """A hidden file in a folder, gone again at the end; the name is one that the service takes for its own rubbish."""
-    path = folder / f"{BUSY_PREFIX}doctor-{os.getpid()}"
+    path = files.draft_of(folder / "doctor")
     try:
-        path.write_bytes(b"sdbatch doctor tries whether files can be made here\n")
+        files.create(path, b"sdbatch doctor tries whether files can be made here\n")
         yield path
     finally:
         path.unlink(missing_ok=True)
@@ -277,11 +277,4 @@ def _probe(folder: Path) -> Iterator[Path]:
 
 def user_name() -> str:
     """Who asks."""
-    return _name_of(os.geteuid())
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    return name_of(os.geteuid())

@@ -1,6 +1,7 @@
 """A job on its way through the service: what it needs, what the engine told of it, and the record of both."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +19,8 @@ from sdbatch.root import Root
 from sdbatch.spool import Claim
 
 SHORT_PROMPT = 100
+# Fields that no picture is changed by.
+NO_PICTURES_OWN = ("name", "outdir", "priority", "n_rows", "skip_grid", "from_file", "init_img")
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,22 @@ class Task:
     outdir: Path
     vae: Path | None = None
     loras: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()  # what of it has no effect
+    filled: dict[str, Any] = field(default_factory=dict)  # what the root's defaults said for it
 
     @property
     def total(self) -> int:
         """How many pictures."""
         return count_pictures(self.job, self.lines)
+
+    @property
+    def origin(self) -> str:
+        """A digest of all that its pictures come from: one that was begun goes on only with the same."""
+        fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
+        weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
+        looks = [(str(path), status.st_size, status.st_mtime_ns) for path in weights if (status := path.stat())]
+        told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
+        return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
     def drawn_at(self, step: Stepped) -> float:
         """How many pictures a step amounts to, the started ones as far as they are."""
@@ -117,6 +131,7 @@ def manifest_of(
         source_sha256=hashlib.sha256(task.source).hexdigest(),
         parent=task.parent,
         attempts=claim.attempts,
+        defaults=task.filled,
         job=task.job.model_dump(),
         pictures=[
             Picture(
@@ -152,7 +167,7 @@ def manifest_of(
         checkpoint=_checkpoint(task, loaded, root),
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
-        notes=[*finished.notes, *notes],
+        notes=[*task.notes, *finished.notes, *notes],
         first_prompt=None if task.lines is None else task.lines[0],
     )
 

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdbatch.commands import DryRunOption, JsonOption, RootOption, UserOption, app, named_root, open_root
+from sdbatch.commands import (
+    DryRunOption,
+    JsonOption,
+    RootOption,
+    UserOption,
+    app,
+    configured,
+    named_root,
+    open_root,
+    root_at,
+)
 from sdbatch.errors import InstallError, JobError
 
 if TYPE_CHECKING:
@@ -256,11 +266,16 @@ def install(
     Exit codes: 0 done, or shown; 1 the service could not run like that, or this needs root; 78 the
     configuration is wrong.
     """
-    from sdbatch.install import plan_install  # noqa: PLC0415
+    from sdbatch.install import plan_install, read_admins  # noqa: PLC0415
 
-    place, settings = open_root(root or (Path.home() / "sdbatch" if user else Path("/srv/sdbatch")))
-    _carry_out(plan_install(place, settings, user=user), user=user, dry_run=dry_run)
+    place = root_at(root or (Path.home() / "sdbatch" if user else Path("/srv/sdbatch")))
+    is_admins = os.geteuid() == 0 and not user
+    place, settings = configured(place, (read_admins(place.configuration) or b"") if is_admins else None)
+    plan = plan_install(place, settings, user=user)
+    _carry_out(plan, user=user, dry_run=dry_run)
     if not dry_run:
+        for line in (*plan.opened, *(plan.ownership.told if plan.ownership else ())):
+            typer.echo(line)
         systemctl = "systemctl --user" if user else "systemctl"
         lacks = "" if place.has_checkpoint() else f"; it needs a model: sdbatch init {place.path} --model FILE"
         typer.echo(f"sdbatch is installed{lacks}")

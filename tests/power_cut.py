@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 FEW = 5  # unsynced operations of which every combination is tried
-INCIDENTAL = ("status.json", ".sdbatch-status.json", "lock")  # never synced, and worth nothing
+INCIDENTAL = ("status.json", "lock")  # never synced, and worth nothing
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class Change:
 
     @property
     def is_incidental(self) -> bool:
-        """Whether nobody would miss it."""
+        """Whether nobody would miss what it names so."""
         return any(place is not None and place[1] in INCIDENTAL for place in (self.leaves, self.takes))
 
 
@@ -106,7 +106,7 @@ class Recording:
             case "os.rename":
                 self._move(self._full(arguments[0], arguments[2]), self._full(arguments[1], arguments[3]))
             case "os.link":
-                source, target = self._full(arguments[0]), self._full(arguments[1])
+                source, target = self._full(arguments[0], arguments[2]), self._full(arguments[1], arguments[3])
                 if not os.path.lexists(target):
                     self._note_content(source)
                     self._change(self._at(source), takes=target)
@@ -114,7 +114,7 @@ class Recording:
                 path = self._full(arguments[0], arguments[1])
                 self._change(self._at(path), leaves=path)
             case "os.mkdir":
-                path = self._full(arguments[0])
+                path = self._full(arguments[0], arguments[2])
                 if not os.path.lexists(path):
                     self._change(Folder(), takes=path)
 
@@ -198,9 +198,10 @@ Tree = dict[str, bytes | None]  # path: content, None for a folder
 def trees_after_a_power_cut(recording: Recording, seed: int) -> Iterator[Tree]:
     """What the disk may hold, for a power cut at every moment of the recording; some trees come twice."""
     dice = random.Random(seed)
+    incidental = {id(change.node) for change in recording.changes if change.is_incidental}  # their drafts too
     for moment in range(recording.now + 1):
         happened = [change for change in recording.changes if change.when <= moment]
-        unsafe = [c for c in happened if not c.is_safe(moment) and not c.is_incidental]
+        unsafe = [c for c in happened if not c.is_safe(moment) and id(c.node) not in incidental]
         for kept in _choices(unsafe, dice):
             lost = {id(change) for change in unsafe} - {id(change) for change in kept}
             survived = [change for change in happened if id(change) not in lost]

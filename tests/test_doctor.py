@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests_support import HERE, run_sdbatch
 
-from sdbatch import doctor, surroundings
+from sdbatch import doctor, files, surroundings
 from sdbatch.engine import examine
 from sdbatch.finding import Finding
 from sdbatch.root import Root
@@ -233,10 +233,10 @@ def test_a_python_that_this_user_may_not_run_is_an_answer(monkeypatch: pytest.Mo
 
 
 def test_folders_that_refuse_for_the_same_reason_are_told_at_once(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, _data: bytes) -> int:
+    def refuse(path: Path, _data: bytes) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(files, "create", refuse)
     found = by_subject(list(surroundings.folders(root)))["folders"]
     assert found.text.startswith("jobs/inbox, jobs/running, jobs/done, jobs/failed, jobs, outputs, state: no file")
     assert found.remedy.startswith("chown -R ")

@@ -102,16 +102,12 @@ def test_a_lock_that_somebody_else_made_is_held_all_the_same(tmp_path: Path, mon
     (lock := tmp_path / "lock").touch()
     opened = os.open
 
-    def denied(path: Path, flags: int, *rest: int) -> int:
-        if path == lock and flags & (os.O_WRONLY | os.O_RDWR):
+    def denied(path: str, flags: int, *rest: int, **where: int) -> int:
+        if path == lock.name and flags & (os.O_WRONLY | os.O_RDWR):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return opened(path, flags, *rest)
-
-    def open_to_write(*_: object) -> None:
-        denied(lock, os.O_WRONLY)
+        return opened(path, flags, *rest, **where)
 
     monkeypatch.setattr(os, "open", denied)
-    monkeypatch.setattr(Path, "open", open_to_write)
     with files.locked(lock):
         other = opened(lock, os.O_RDONLY)
         with pytest.raises(BlockingIOError):

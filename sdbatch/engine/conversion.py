@@ -83,6 +83,7 @@ class Conversions:
         if not self._make_room(sum(weights[name].numel() * kept.itemsize for name, kept in wanted.items())):
             return None
         files.make_dir(place.parent)
+        files.sweep(place.parent)
         write_weights(place, weights, wanted, {"format": "pt", "source": source}, on_written)
         return self.find(place)
 

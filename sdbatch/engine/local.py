@@ -96,7 +96,7 @@ class LocalEngine:
         open_jobs = len(request.jobs)
         try:
             while not (self._is_ready or self._hear_first_word(TICK_SECONDS)):
-                yield Tick()
+                yield Tick(is_starting=True)
             yield from self._send(request)
             while open_jobs:
                 line = self._read_line()

@@ -146,6 +146,7 @@ class Tick(Message):
     """Nothing happened for a moment: the service looks after its other business."""
 
     type: Literal["tick"] = "tick"
+    is_starting: bool = False  # no renderer has said its first word yet: what hangs is none of the job's doing
 
 
 Event = Ready | Unfit | Loaded | Stepped | StagedSample | StagedGrid | Finished | Halted | Failed | Tick

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from sdbatch import files
+from sdbatch.bare import bare
 from sdbatch.beneath import open_beneath
 from sdbatch.errors import JobError
 from sdbatch.root import Root
@@ -85,7 +86,7 @@ def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
             with _DRAWING:
                 data = _small(file, most_pixels)
             try:
-                kept.parent.mkdir(parents=True, exist_ok=True)
+                files.make_dir(kept.parent)
                 make_room(kept.parent)
                 files.write_atomically(kept, data, durable=False)
             except OSError:  # full, read-only, another's: then it is drawn each time
@@ -99,7 +100,7 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded below
-            with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
+            with Image.open(bare(file), formats=("PNG", "JPEG", "WEBP")) as picture:
                 if picture.width * picture.height <= most_pixels:
                     picture.draft("RGB", (SIDE, SIDE))
                     small = picture.convert("RGB")
@@ -118,4 +119,4 @@ def make_room(bucket: Path) -> None:
     kept = [*bucket.iterdir()]
     if len(kept) > MOST_IN_BUCKET:
         for path in sorted(kept, key=lambda path: path.stat().st_mtime)[: len(kept) // 2]:
-            path.unlink(missing_ok=True)
+            files.clear(path)

@@ -1,0 +1,103 @@
+"""Root steps down: what a command does in a root, it does as the account that the root's folders belong to.
+
+Others write in these folders too. Whatever they lay there, the command can then do no more than that account could.
+"""
+
+import os
+import pwd
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdbatch.errors import JobError
+
+ADMIN = 0  # root's uid
+PRIVATE = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
+
+
+def step_down(top: Path, folders: Sequence[Path]) -> None:
+    """Root goes on, for good, as the account that the first of these folders belongs to; nobody else changes.
+
+    Where others may swap what lies in `top`, a folder that is root's own says nothing: the next one may tell.
+
+    Raises:
+        JobError: it can't; says how to run the command instead.
+    """
+    if os.geteuid() != ADMIN:
+        return
+    owners = [owner for owner in map(_owner, folders) if owner is not None]
+    if is_closed(top):
+        owners = owners[:1]
+    if owner := next((uid for uid in owners if uid != ADMIN), ADMIN):
+        _become(owner)
+
+
+def is_closed(folder: Path) -> bool:
+    """Whether a folder is root's, and root's alone to change."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return True
+    return is_admins(status)
+
+
+def is_admins(status: os.stat_result) -> bool:
+    """Whether a file or folder is root's, and root's alone to change."""
+    shared = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid != ADMIN else 0)
+    return status.st_uid == ADMIN and not status.st_mode & shared
+
+
+def name_of(uid: int) -> str:
+    """An account's name; its number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def whose(status: os.stat_result) -> str:
+    """Whose something is, and who may do what with it, to be read."""
+    return f"{name_of(status.st_uid)}'s, with mode {stat.S_IMODE(status.st_mode):04o}"
+
+
+def _owner(folder: Path) -> int | None:
+    """Whose a folder is; of a link who made it, but for root's own, which are followed."""
+    try:
+        status = folder.lstat()
+        if stat.S_ISLNK(status.st_mode) and status.st_uid == ADMIN:
+            status = folder.stat()
+    except OSError:
+        return None
+    return status.st_uid
+
+
+def _become(uid: int) -> None:
+    remedy = f"run it as that account: sudo -u {name_of(uid)} sdbatch ..."
+    why = f"this root belongs to the account {name_of(uid)}, and what is done there as root could be led astray"
+    try:
+        account = pwd.getpwuid(uid)
+        gid, home = account.pw_gid, account.pw_dir
+        groups = os.getgrouplist(account.pw_name, gid)
+    except KeyError:  # as in a container
+        gid, home, groups = uid, "/", []
+    try:
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        raise JobError(f"{why}; {remedy}") from error
+    for name in PRIVATE:
+        os.environ.pop(name, None)
+    os.environ |= {"HOME": home, "USER": name_of(uid), "LOGNAME": name_of(uid)}
+    # What is imported from here on is read by that account.
+    if closed := [place for place in _needed() if not os.access(place, os.R_OK | os.X_OK)]:
+        raise JobError(
+            f"{why}; but that account can't get to {closed[0]}: install sdbatch and its Python where all may look, as "
+            f"in /opt, then {remedy}"
+        )
+
+
+def _needed() -> list[Path]:
+    """Where Python, what it is installed with, and sdbatch lie."""
+    return [Path(os.__file__).parent, Path(sys.prefix), Path(__file__).parent]

@@ -1,0 +1,203 @@
+"""Who may do what to whom, with real accounts: what members of the group lay in a root leads root nowhere."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from accounts import ALICE, SERVICE, Accounts, accounts, why_not
+
+import sdbatch.cli  # noqa: F401 - its commands belong to the app
+from sdbatch.commands import app
+from sdbatch.modelling import model
+from sdbatch.root import Root
+from sdbatch.testing import drop_job, make_root
+
+pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
+
+JOB, WAITING = "20261122T101530Z-000001-a", "20261122T101530Z-000002-b"
+ROOT = ["--root", "/srv/sdbatch"]
+# Each command, so that it does something.
+COMMANDS: dict[str, list[list[str]]] = {
+    "init": [["/srv/sdbatch"], ["/srv/sdbatch", "--demo"]],
+    "validate": [["/srv/job.yaml", *ROOT]],
+    "submit": [["/srv/job.yaml", *ROOT]],
+    "status": [ROOT, [*ROOT, "--json"]],
+    "logs": [[JOB, *ROOT]],
+    "config": [ROOT],
+    "pause": [["why", *ROOT]],
+    "resume": [ROOT],
+    "bump": [["waiting.yaml", *ROOT]],
+    "cancel": [[WAITING, *ROOT], ["waiting.yaml", *ROOT]],
+    "retry": [[JOB, *ROOT], ["--all-failed", *ROOT]],
+    "clean": [["--apply", *ROOT]],
+    "doctor": [["--quick", *ROOT]],
+    "history": [ROOT, ["--rebuild", *ROOT]],
+    "show": [[JOB, *ROOT]],
+    "restore": [[JOB, *ROOT]],
+    "follow-up": [[JOB, "--prompt", "b", *ROOT]],
+    "again": [[JOB, *ROOT]],
+    "serve": [["--drain", *ROOT]],
+    "model list": [ROOT],
+    "model import": [["/srv/new.ckpt", *ROOT], ["/srv/new.ckpt", "--link", "--as", "l.ckpt", *ROOT]],
+}
+# They ask for nothing in a root, or only root may run them; the last opens a port, and torch takes its time.
+OTHERS = {"schema", "bundle", "install", "uninstall", "web", "model verify", "model convert"}
+
+# All in one process, which has read its parts already: the child of each command begins as root.
+ALL = """
+import os, sys
+import sdbatch.cli, sdbatch.daemon, sdbatch.testing, sdbatch.looking, sdbatch.history, sdbatch.doctor, sdbatch.tables
+commands = {commands}
+for command in commands:
+    if not (child := os.fork()):
+        sys.argv = ["sdbatch", *command]
+        try:
+            sdbatch.cli.main()
+        except SystemExit as end:
+            os._exit(end.code or 0)
+        except BaseException as error:
+            print("TRACEBACK", command, repr(error), flush=True)
+            os._exit(99)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Accounts]:
+    with accounts() as place:
+        yield place
+
+
+@pytest.fixture
+def root(place: Accounts) -> Iterator[Root]:
+    """A root with jobs in all folders, root's own as yet."""
+    root = make_root(place.srv / "sdbatch")
+    (root.configuration).write_text("engine: fake\nsettle_seconds: 0\nkeep: {failed_days: 1}\n")
+    text = "prompt: a\nn_samples: 1\nn_iter: 1\n"
+    (place.srv / "job.yaml").write_text(text)
+    (place.srv / "new.ckpt").write_bytes(b"weights")
+    drop_job(root, "waiting.yaml", text)
+    for folder, job in ((root.failed, JOB), (root.running, WAITING)):
+        (folder / job / "samples").mkdir(parents=True)
+        (folder / job / "a.yaml").write_text(text)
+        (folder / job / "claim.json").write_text(
+            f'{{"id": "{job}", "file": "a.yaml", "source": "a.yaml", "claimed_at": "2026-11-22T10:15:30+00:00"}}'
+        )
+    (root.failed / JOB / "error.txt").write_text("a typo\n")
+    yield root
+    place.run("rm", "-r", "/srv/sdbatch", "/srv/victim")
+
+
+def own(root: Root, uid: int, gid: int, *folders: Path, mode: int = 0o2775) -> None:
+    for folder in folders:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, uid, gid, follow_symlinks=False)
+            if path.is_dir():
+                path.chmod(mode)
+
+
+def installed(root: Root) -> None:
+    """As `install` leaves it; the service's account itself plants."""
+    own(root, SERVICE, SERVICE, root.path / "jobs", root.outputs, root.state)
+    os.chown(root.path / "jobs", 0, SERVICE)
+
+
+def old(root: Root) -> None:
+    """As an earlier `install` left it: the group may exchange folders."""
+    installed(root)
+    os.chown(root.path, 0, SERVICE)
+    root.path.chmod(0o2775)
+    for name in ("state", "outputs"):
+        (root.path / name).rename(root.path / f"{name}-was")
+        (root.path / name).symlink_to("/srv/victim")
+        os.chown(root.path / name, ALICE, ALICE, follow_symlinks=False)
+
+
+def shared(root: Root) -> None:
+    """Root's own, in which a group may write: there is no account to step down to."""
+    own(root, 0, SERVICE, root.path / "jobs", root.outputs, root.state)
+
+
+def closed(root: Root) -> None:
+    """The same with models/ and configs/ exchanged for folders that somebody else may look into."""
+    shared(root)
+    os.chown(root.path, 0, SERVICE)
+    root.path.chmod(0o2775)
+    (root.path / "models").rename(root.path / "models-was")
+    (root.path / "models").symlink_to("/srv/victim")
+    os.chown(root.path / "models", ALICE, ALICE, follow_symlinks=False)
+
+
+def plant(root: Root, planter: int) -> None:
+    """Links at every name that something is written at, to files that are there and to such as are not."""
+    beside = ("", "-wal", "-shm", "-journal")
+    names = [root.state / f"history.db{suffix}" for suffix in beside]
+    names += [root.state / name for name in ("lock", "checksums.json", "failures", "thumbnails", "models")]
+    names += [
+        root.status,
+        root.pause,
+        root.inbox / "urgent",
+        root.inbox / "uploads",
+        root.inbox / "waiting.yaml.sha256",
+    ]
+    names += [root.inbox / "job.yaml", root.inbox / "job-2.yaml", root.outputs / "txt2img-samples"]
+    for folder in (root.running / WAITING, root.failed / JOB, root.running / JOB):
+        names += [folder / name for name in ("cancel", "halt", "log.jsonl", "manifest.yaml", "inputs", "notes.json")]
+    names += [
+        path.with_name(f".sdbatch-{path.name}")
+        for path in (*names, root.configuration, root.failed / JOB / "claim.json")
+    ]
+    for number, path in enumerate(names):
+        if path.parent.is_dir() and not os.path.lexists(path) and path.parent not in (root.configs, root.models):
+            path.symlink_to(f"/srv/victim/{'there' if number % 2 else 'new'}-{number}")
+            os.chown(path, planter, planter, follow_symlinks=False)
+
+
+def lay_victim(srv: Path) -> dict[str, object]:
+    (srv / "victim").mkdir()
+    for number in range(200):
+        (srv / f"victim/there-{number}").write_text("secret")
+        (srv / f"victim/there-{number}").chmod(0o600)
+    return seen(srv)
+
+
+def seen(srv: Path) -> dict[str, object]:
+    """All that could have been changed of what the links lead to."""
+    facts: dict[str, object] = {}
+    for path in (srv / "victim", *sorted((srv / "victim").rglob("*"))):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else b""
+        facts[str(path)] = (status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, content)
+    return facts
+
+
+def test_every_command_is_tried_or_has_its_reason() -> None:
+    known = {command.name or str(command.callback and command.callback.__name__) for command in app.registered_commands}
+    known |= {
+        f"model {command.name or command.callback.__name__}"
+        for command in model.registered_commands
+        if command.callback
+    }
+    assert known == {*COMMANDS, *OTHERS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "planter"),
+    [(installed, SERVICE), (installed, ALICE), (old, ALICE), (shared, ALICE), (closed, ALICE)],
+)
+def test_no_command_of_roots_writes_where_a_planted_link_leads(
+    place: Accounts, root: Root, kind: object, planter: int
+) -> None:
+    kind(root)  # type: ignore[operator]
+    before = lay_victim(place.srv)
+    plant(root, planter)
+    if planter == ALICE:  # what only stands in the way of most commands
+        for path in (root.status, root.state / "lock", root.outputs / "txt2img-samples"):
+            path.unlink(missing_ok=True) if path.is_symlink() else None
+    commands = [[*name.split(), *arguments] for name, lines in COMMANDS.items() for arguments in lines]
+    said = place.run(sys.executable, "-c", ALL.format(commands=repr(commands)))
+    assert "TRACEBACK" not in said.stdout + said.stderr, said
+    assert seen(place.srv) == before, said
