@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from sdbatch import files
+from sdbatch import files, overview
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
 from sdbatch.inbox import make_folder, walk
@@ -22,14 +22,21 @@ def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
     return "paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)"
 
 
-def resume(root: Root) -> str:
-    """Go on."""
+def resume(root: Root, *, now: bool = False) -> str:
+    """Go on; with `now` outside the hours in which to draw, too, until they begin."""
     root.require(root.inbox)
+    was_paused = True
     try:
         files.delete(root.pause)
     except FileNotFoundError:
-        return "it was not paused"
-    return "resumed"
+        was_paused = False
+    if now:
+        files.write_atomically(root.now, b"", mode=0o664)
+        return "it draws now, and by its hours again from when they begin"
+    facts = overview.read_status(root)
+    if facts.get("state") == overview.RESTING:
+        return f"it was not paused; it {facts.get('problem')}, and `sdbatch resume --now` has it draw now"
+    return "resumed" if was_paused else "it was not paused"
 
 
 def cancel(root: Root, name: str) -> str:
