@@ -180,6 +180,7 @@ class Service:
         self.settings = self.readiness.settings = settings
         self.inbox.stillness.settle_seconds = settings.settle_seconds
         self.inbox.rescan_seconds = settings.rescan_seconds
+        self.inbox.ignored = self.inbox.watcher.ignored = settings.ignore_folders
         self.intake.limits, inputs = settings.limits, self.intake.inputs
         inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.picture_wait_seconds
         self.hooks.use(settings.hooks.commands(), settings.hooks.limit_seconds)
