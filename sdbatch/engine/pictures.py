@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from sdbatch import __version__, files
+from sdbatch.bare import bare
 from sdbatch.errors import JobError
 from sdbatch.job import AnyJob, Img2Img, img2img_size
 
@@ -53,7 +54,8 @@ _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np.float32], list[str]]:
     """An init image as [3, H, W] in [-1, 1], sides multiples of 64 (`load_img`), and what was done to it beside.
 
-    A picture that a camera marked as turned is turned upright, which the scripts did not do.
+    A picture that a camera marked as turned is turned upright, which the scripts did not do. What lies in the file
+    beside the pixels, such as texts and colour profiles, is not looked at, whatever it is.
 
     `max_read` bounds the pixels of the file, `max_drawn` those of the picture to draw.
 
@@ -63,7 +65,7 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=INIT_FORMATS) as opened:
+            with path.open("rb") as file, Image.open(bare(file), formats=INIT_FORMATS) as opened:
                 picture, notes = _upright(opened, max_read)
     except UnidentifiedImageError as error:
         raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
