@@ -112,7 +112,7 @@ FLOORS = [
         "web.fields",
         "web.uploads",
     },
-    {"engine.diffusers_folder", "found", "submitting", "index", "joblog", "steer", "task"},
+    {"engine.diffusers_folder", "found", "submitting", "backup", "index", "joblog", "steer", "task"},
     {"database", "engine.autoencoder", "intake", "tending", "readiness", "searching", "upkeep"},
     {"engine.models", "history", "turns"},
     {"engine.ladder", "engine.lora", "engine.precision", "engine.workshop", "historian", "restoring", "web.site"},
