@@ -18,11 +18,12 @@ from sdbatch.engine import names
 from sdbatch.engine.checkpoint import read_weights
 from sdbatch.engine.kinds import UNSUPPORTED
 from sdbatch.engine.limits import blocks, require_modest
-from sdbatch.engine.networks import MAX_CONFIG_BYTES, OTHER_CHANNELS
+from sdbatch.engine.networks import OTHER_CHANNELS
 from sdbatch.engine.original import told
 from sdbatch.engine.plan import Part, Plan, Prediction, noise_schedule
 from sdbatch.engine.text import V2_PADDING, clip_network, clip_tokenizer
 from sdbatch.errors import JobError
+from sdbatch.modelconfig import MAX_CONFIG_BYTES
 
 STEMS = {
     "unet": ("diffusion_pytorch_model",),

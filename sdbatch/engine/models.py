@@ -77,10 +77,6 @@ class Model:
         hidden: Tensor = self.text_encoder(input_ids=ids, return_dict=True).last_hidden_state
         return hidden
 
-    def unread_tokens(self, prompt: str) -> int:
-        """How many tokens at the end of a prompt the text encoder does not see."""
-        return max(0, len(self.tokenizer(prompt)["input_ids"]) - TEXT_POSITIONS)
-
     def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """[batch, C, h, w]: the noise in `x`; `timesteps` is one number on the device, for the whole batch.
 

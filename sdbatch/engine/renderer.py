@@ -47,6 +47,8 @@ from sdbatch.engine.watermark import Watermark
 from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch, count_pictures
+from sdbatch.modelconfig import made_for
+from sdbatch.remarks import of_size
 
 gc.enable()
 
@@ -139,7 +141,8 @@ class Renderer:
             )
         )
         init, said = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
-        said += _unread_prompts(resident.model, task)
+        if init is not None:  # of other jobs the service knows the size
+            said += of_size("init_img", (init.shape[2], init.shape[1]), made_for(task.ckpt, task.config))
         rng = "CPU" if self.device.type == "cpu" else "GPU"
         model = task.ckpt.stem, resident.sha256, rng, resident.vae_sha256, lora_sha256
         origin = pictures.Origin(*model, finish.origin)
@@ -253,17 +256,6 @@ def find_device(asked: str) -> torch.device:
 
 def _sample(task: Draw, index: int) -> Path:
     return task.folder / task.samples / f"{index:05}.png"
-
-
-def _unread_prompts(model: Model, task: Draw) -> list[str]:
-    """A note for each prompt that is longer than what the text encoder reads."""
-    prompts = [task.job.prompt] if task.lines is None else task.lines
-    unread = {prompt: model.unread_tokens(prompt) for prompt in prompts}
-    return [
-        f'the last {count} tokens of the prompt "{prompt[:40]}..." had no effect: the text encoder reads 75'
-        for prompt, count in unread.items()
-        if count
-    ]
 
 
 def _suspecting(model: Model, task: Draw) -> Model:
