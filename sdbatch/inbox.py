@@ -13,7 +13,7 @@ rests between them while jobs are drawn; until it is at its end, what the last o
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -21,7 +21,7 @@ from os import scandir
 from pathlib import Path
 
 from sdbatch import files, log
-from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, natural_key
+from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, is_nobodys_folder, natural_key
 from sdbatch.handover import TAKEN
 from sdbatch.order import BULK, URGENT, priority_of
 from sdbatch.spelling import normal
@@ -102,6 +102,7 @@ class Inbox:
         self.empty: list[str] = []  # the first few that hold nothing yet
         self.unsettled = 0  # jobs that hold something but do not stand still yet
         self.unreadable: dict[str, OSError] = {}  # folders whose files could not be seen, and why
+        self.ignored: tuple[str, ...] = ()  # folders of these names are not looked into
         self.taken: list[str] = []  # hidden folders with files that were taken from another filesystem
         self.watcher = Watcher(folder)
         self.bell = self.watcher.bell
@@ -172,7 +173,7 @@ class Inbox:
         empty: list[str] = []
         unreadable: dict[str, OSError] = {}
         taken: list[str] = []
-        for entry in tread(self.folder, unreadable, taken):
+        for entry in tread(self.folder, unreadable, taken, self.ignored):
             yield
             if entry is None:
                 continue
@@ -304,15 +305,17 @@ def make_folder(inbox: Path, folder: Path) -> None:
             files.make_shared_dir(place, stat.S_IMODE(inbox.stat().st_mode))
 
 
-def walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:
-    """Everything below `folder` that is no folder; hidden folders and links to folders are not entered.
+def walk(folder: Path, unreadable: dict[str, OSError], ignored: Iterable[str] = ()) -> Iterator[os.DirEntry[str]]:
+    """Everything below `folder` that is no folder; nobody's folders and links to folders are not entered.
 
     Folders that can't be read, or not to their end, are noted in `unreadable`.
     """
-    return (entry for entry in tread(folder, unreadable, []) if entry is not None)
+    return (entry for entry in tread(folder, unreadable, [], ignored) if entry is not None)
 
 
-def tread(folder: Path, unreadable: dict[str, OSError], taken: list[str]) -> Iterator[os.DirEntry[str] | None]:
+def tread(
+    folder: Path, unreadable: dict[str, OSError], taken: list[str], ignored: Iterable[str] = ()
+) -> Iterator[os.DirEntry[str] | None]:
     """The same, and a None for each folder: on a slow share even empty ones take their time.
 
     Folders of files that the service has taken are noted in `taken`.
@@ -325,7 +328,7 @@ def tread(folder: Path, unreadable: dict[str, OSError], taken: list[str]) -> Ite
             with scandir(place) as entries:
                 for entry in entries:
                     is_folder = entry.is_dir(follow_symlinks=False)
-                    if is_folder and not entry.name.startswith(NOBODYS_PREFIXES):
+                    if is_folder and not is_nobodys_folder(entry.name, ignored):
                         pending.append(entry.path)
                     elif is_folder and entry.name.startswith(TAKEN):
                         taken.append(entry.path)

@@ -17,7 +17,7 @@ from typing import Any
 
 from sdbatch import files
 from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name, natural_key
+from sdbatch.filenames import is_job_name, is_nobodys_folder, natural_key
 from sdbatch.order import Entry, Priorities, in_order, priority_of, priority_of_folder
 from sdbatch.root import Root
 
@@ -50,7 +50,8 @@ def look(root: Root, now: datetime) -> Facts:
     empty = facts.get("empty") if runs else None
     facts["empty"] = unfilled = [name for name in empty if isinstance(name, str)] if isinstance(empty, list) else []
     last = [name for key in ("passed_over", "unmovable") for name in (facts[key] if runs else None) or ()]
-    facts["queue"] = queue(root, said if runs and isinstance(said, dict) else {}, facts["job"], unfilled, last)
+    told, ignored = said if runs and isinstance(said, dict) else {}, ignored_folders(facts)
+    facts["queue"] = queue(root, told, facts["job"], unfilled, last, ignored)
     return facts | {"is_running": runs, "failures": failures(root)}
 
 
@@ -85,12 +86,19 @@ def is_running(facts: Facts, now: datetime) -> bool:
     return not (is_ours and age > SETTLED_SECONDS and not _is_alive(facts["pid"]))
 
 
-def queue(root: Root, said: Facts, job: Facts | None, empty: Iterable[str] = (), last: Iterable[str] = ()) -> Facts:
+def queue(
+    root: Root,
+    said: Facts,
+    job: Facts | None,
+    empty: Iterable[str] = (),
+    last: Iterable[str] = (),
+    ignored: Iterable[str] = (),
+) -> Facts:
     """What waits, as the folders have it, in the order of turns; files of one priority in the order that was told.
 
     `last` are those that the service passes over for now, ids and names.
     """
-    waiting, ids, last = set(_waiting(root.inbox)).difference(empty), claimed(root, job), set(last)
+    waiting, ids, last = set(_waiting(root.inbox, ignored)).difference(empty), claimed(root, job), set(last)
     arrived = {name: number for number, name in enumerate(_told_files(said))}
     is_glanced = len(waiting) <= MOST_GLANCES
 
@@ -185,9 +193,16 @@ def _folders(place: Path) -> list[str]:
         return []
 
 
-def _waiting(inbox: Path) -> Iterable[str]:
-    """Names of job files below the inbox, as status.json tells them; hidden folders are nobody's."""
+def ignored_folders(facts: Facts) -> tuple[str, ...]:
+    """Names of folders that the service does not look into, as it told its settings."""
+    settings = facts.get("settings")
+    names = settings.get("ignore_folders") if isinstance(settings, dict) else None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def _waiting(inbox: Path, ignored: Iterable[str] = ()) -> Iterable[str]:
+    """Names of job files below the inbox, as status.json tells them, in the folders that the service looks into."""
     for place, folders, names in os.walk(inbox):
-        folders[:] = [name for name in folders if not name.startswith(NOBODYS_PREFIXES)]
+        folders[:] = [name for name in folders if not is_nobodys_folder(name, ignored)]
         within = "" if Path(place) == inbox else os.path.relpath(place, inbox) + "/"
         yield from (within + name for name in names if is_job_name(name))

@@ -75,13 +75,6 @@ def test_a_missing_root_has_one_code(tmp_path: Path, command: list[str]) -> None
 
 def fail_with(password: str) -> None:
     try:
-        int("x" * (len(password) > 0))
-    except ValueError:
-        log.get().exception("an error inside sdbatch")
-
-
-def fail_with(password: str) -> None:
-    try:
         int("x" * len(password))
     except ValueError:
         log.get().exception("an error inside sdbatch")

@@ -316,7 +316,7 @@ def test_one_job_that_waits_is_not_told_as_if_nothing_were_drawn(root: Root, clo
     told_now = {"state": "drawing", "problem": "y waits, as it can't be read", "job": job}
     file.tell(0.0, clock.wall, at_once=True, **told_now)
     assert file.sentence() == "drawing truck: 3 of 6 pictures; a job waits: y waits, as it can't be read"
-    assert "a job waits for 0 s: y waits" in shown(root, clock)
+    assert "a job waits, since 0 s ago: y waits" in shown(root, clock)
     assert "nothing is drawn" not in shown(root, clock)
     file.tell(0.0, clock.wall, at_once=True, **told_now | {"state": "paused", "job": None})
     assert file.sentence() == "paused: y waits, as it can't be read"
