@@ -8,7 +8,7 @@ import pytest
 from test_web import Visitor
 from tests_support import drain, run_sdbatch
 
-from sdbatch import steer
+from sdbatch import files, steer
 from sdbatch.errors import JobError
 from sdbatch.history import History
 from sdbatch.naming import find_job, matching, meant, next_name
@@ -98,14 +98,14 @@ def test_a_file_that_is_split_while_it_is_cancelled_is_cancelled_whole(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = many(root, root.running, 4)
-    late, touch = jobs[3].rename(root.path / "late"), Path.touch
+    late, mark = jobs[3].rename(root.path / "late"), files.mark
 
     def and_split(path: Path) -> None:
-        touch(path)
+        mark(path)
         if late.exists():
             late.rename(jobs[3])
 
-    monkeypatch.setattr(Path, "touch", and_split)
+    monkeypatch.setattr(files, "mark", and_split)
     assert steer.cancel(root, "000043").startswith("4 jobs")
     assert (jobs[3] / CANCEL).exists()
 
