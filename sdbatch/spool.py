@@ -118,7 +118,7 @@ class Spool:
         self._last = max((_stamp(path.name) for place in places for path in place.iterdir()), default=("", 0))
         for place in (self.root.done, self.root.failed):
             for half in place.glob(files.BUSY_PREFIX + "*"):
-                files.remove_tree(half)  # its removal was under way
+                files.clear(half)  # its removal was under way, or a file was only tried there
         for folder in _folders(self.root.running):
             with self._of_its_own(folder):
                 failed += self._bring_in_order(folder)
