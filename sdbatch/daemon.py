@@ -130,7 +130,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             _nap(service, TROUBLE_NAP_SECONDS)
             continue
         told = ""
-        if not worked:
+        if not worked and not service.inbox.is_looking:
             service.inbox.bell.wait(NAP_SECONDS)
     return 1 if drain else 0
 

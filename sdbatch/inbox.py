@@ -5,13 +5,15 @@ proof that the file is complete; on a network share none come, and everything wo
 
 A folder that can't be read is not an empty one. What was seen in it keeps its turn for when it is back, but must
 stand still anew: whoever was writing a file there had to wait for the share, too.
+
+On a slow share a look through thousands of files takes longer than a drawing can wait. It is made in stretches, with
+rests between them while jobs are drawn; until it is at its end, what the last one queued is drawn.
 """
 
 import os
-import re
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -19,22 +21,15 @@ from os import scandir
 from pathlib import Path
 
 from sdbatch import files, log
-from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, natural_key
+from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, is_nobodys_folder, natural_key
 from sdbatch.handover import TAKEN
+from sdbatch.order import BULK, URGENT, priority_of
 from sdbatch.spelling import normal
 from sdbatch.watcher import Watcher
 
-URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behind everything else
-MOST_PRIORITY = 100
-_FOLDERS = {URGENT: 1000, BULK: -1000}
-GLANCE_BYTES = 16 << 10
-# On a line of its own, within braces on one line, or quoted as in JSON.
-_PRIORITY = re.compile(
-    rb"""(?:^[ \t{-]*["']?priority["']?|^[ \t-]*\{.*,[ \t]*priority|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""",
-    re.MULTILINE,
-)
-
 EMPTY_TOLD = 5
+BUSY_STRETCH, IDLE_STRETCH = 0.05, 0.5  # seconds of looking between two turns of the loop, while jobs are drawn or not
+REST = 4  # times as long as a stretch, while jobs are drawn: they have four fifths of the time
 DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest
 
 Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
@@ -70,14 +65,16 @@ class Stillness:
         self.settle_seconds = settle_seconds
         self.seen: dict[str, _Seen] = {}
 
-    def look(self, path: str, signature: Signature, now: float) -> _Seen:
-        """Note what a file looks like at `now` (seconds of a clock that never steps back)."""
+    def look(self, path: str, signature: Signature, now: float, began: float | None = None) -> None:
+        """Note what a file looks like at `now` (seconds of a clock that never steps back).
+
+        Files that were first seen in one look through the folder, which `began` then, have arrived together.
+        """
         known = self.seen.get(path)
         if known is None:
-            known = self.seen[path] = _Seen(signature, now, now)
+            self.seen[path] = _Seen(signature, now if began is None else began, now)
         elif known.signature != signature:
             known.signature, known.still_since, known.priority = signature, now, None
-        return known
 
     def is_still(self, path: str, now: float) -> bool:
         """Whether the file, as last looked at, has stood still long enough and holds something."""
@@ -105,11 +102,21 @@ class Inbox:
         self.empty: list[str] = []  # the first few that hold nothing yet
         self.unsettled = 0  # jobs that hold something but do not stand still yet
         self.unreadable: dict[str, OSError] = {}  # folders whose files could not be seen, and why
+        self.ignored: tuple[str, ...] = ()  # folders of these names are not looked into
         self.taken: list[str] = []  # hidden folders with files that were taken from another filesystem
         self.watcher = Watcher(folder)
         self.bell = self.watcher.bell
         self.log = log.get()
-        self._next_scan = 0.0
+        self._next_scan = self._rests_until = 0.0
+        self._look: Iterator[None] | None = None
+        self._moment: Callable[[], float] = lambda: 0.0
+        self._claimed: set[str] = set()  # from the queue, since the look began
+        self._is_expecting = False  # something that came since then
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a look through the folder is under way, which may find more."""
+        return self._look is not None
 
     @property
     def is_away(self) -> bool:
@@ -134,19 +141,42 @@ class Inbox:
         """What is queued, in its order, by its names from the inbox on."""
         return (os.path.relpath(arrival.name, self.folder) for arrival in self.queue)
 
-    def scan(self, now: float) -> None:
-        """Look through the folder if it is time: on a hint when nothing is queued, else every rescan_seconds."""
-        was_told = self.bell.is_set()
-        if now < self._next_scan and not (was_told and not self.queue):
+    def scan(self, now: float, clock: Callable[[], float] | None = None, *, is_busy: bool = False) -> None:
+        """Look through the folder if it is time: on a hint when nothing is queued, else rescan_seconds after the last.
+
+        By `clock` no longer than a stretch, however slow the share is: the next call goes on. Without, to the end.
+        """
+        if is_busy and now < self._rests_until:
             return
-        self.bell.clear()
+        if self._look is None:
+            was_told = self.bell.is_set()
+            if now < self._next_scan and not (was_told and not self.queue):
+                return
+            self.bell.clear()
+            self._look = self._look_through(now, was_told=was_told)
+        self._moment = clock or (lambda: now)
+        stretch = BUSY_STRETCH if is_busy else IDLE_STRETCH
+        for _ in self._look:
+            if self._moment() - now >= stretch:
+                break
+        else:
+            self._look = None
+        self._rests_until = now + (self._moment() - now) * (1 + REST)
+
+    def _look_through(self, began: float, *, was_told: bool) -> Iterator[None]:
+        """All of the folder; the queue is another at the end. Yields wherever others may have their turn."""
         complete = self.watcher.take_renamed()
-        ready: list[tuple[int, float, NaturalKey, Arrival]] = []
+        self._claimed.clear()
+        self._is_expecting = False
         found: set[str] = set()
+        meant: list[tuple[str, os.stat_result]] = []
+        empty: list[str] = []
         unreadable: dict[str, OSError] = {}
-        self.unsettled, self.empty, self.taken = 0, [], []
-        self._next_scan = now + self.rescan_seconds
-        for entry in walk(self.folder, unreadable, self.taken):
+        taken: list[str] = []
+        for entry in tread(self.folder, unreadable, taken, self.ignored):
+            yield
+            if entry is None:
+                continue
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -155,26 +185,33 @@ class Inbox:
                 unreadable[str(Path(entry.path).parent)] = error
                 continue
             found.add(entry.path)
-            seen = self.stillness.look(entry.path, _signature(status), now)
-            if not _is_meant_as_job(entry, status):
-                if status.st_size == 0 and is_job_name(entry.name) and len(self.empty) < EMPTY_TOLD:
-                    self.empty.append(os.path.relpath(entry.path, self.folder))
+            self.stillness.look(entry.path, _signature(status), self._moment(), began)
+            if _is_meant_as_job(entry, status):
+                meant.append((entry.path, status))
+            elif status.st_size == 0 and is_job_name(entry.name) and len(empty) < EMPTY_TOLD:
+                empty.append(os.path.relpath(entry.path, self.folder))
+        ready: list[tuple[int, float, NaturalKey, Arrival]] = []
+        settles = float("inf")
+        for path, status in meant:
+            yield
+            seen = self.stillness.seen[path]
+            # One that changed since it was looked at is found out when it is claimed.
+            if not (path in complete or self._is_ready(path, status, found)):
+                settles = min(settles, seen.still_since + self.stillness.settle_seconds)
                 continue
-            if self._is_ready(entry.path, status, now) or entry.path in complete:
-                relative = os.path.relpath(entry.path, self.folder)
-                if seen.priority is None:
-                    seen.priority = _priority_of(entry.path, relative)
-                arrival = Arrival(entry.path, stat.S_ISREG(status.st_mode), seen.priority)
-                ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
-            else:
-                self.unsettled += 1
-                self._next_scan = min(self._next_scan, seen.still_since + self.stillness.settle_seconds)
+            relative = os.path.relpath(path, self.folder)
+            if seen.priority is None:
+                seen.priority = priority_of(path, relative)
+            arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority)
+            ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
         self._mind(unreadable, found)
         self.stillness.keep_only(found)
         ready.sort(key=lambda item: item[:3])
-        self.queue = deque(arrival for *_, arrival in ready)
-        has_news = any(seen.first == now for seen in self.stillness.seen.values())
-        self.watcher.tend(is_deaf=has_news and not was_told)
+        self.queue = deque(arrival for *_, arrival in ready if arrival.name not in self._claimed)
+        self.unsettled, self.empty, self.taken = len(meant) - len(ready) + self._is_expecting, empty, taken
+        self._next_scan = 0.0 if self._is_expecting else min(self._moment() + self.rescan_seconds, settles)
+        has_news = any(seen.first == began for seen in self.stillness.seen.values())
+        self.watcher.tend(is_deaf=has_news and not (was_told or self.bell.is_set()))
 
     def next_still(self) -> Arrival | None:
         """The next arrival to claim.
@@ -183,18 +220,35 @@ class Inbox:
         to cancel it, from a share that went away with all of them.
         """
         while self.queue:
-            arrival = self.queue.popleft()
-            seen = self.stillness.seen.get(arrival.name)
-            if seen is not None and seen.signature == signature_of(arrival.name):
+            if (arrival := self.take_first()) is not None:
                 return arrival
-            self.unsettled += 1
-            self._next_scan = 0.0
         return None
 
+    def take_first(self) -> Arrival | None:
+        """The first of the queue, if it is as the scan saw it; it is in the queue no more."""
+        arrival = self.queue[0]
+        self.take(arrival)
+        seen = self.stillness.seen.get(arrival.name)
+        if seen is not None and seen.signature == signature_of(arrival.name):
+            return arrival
+        self.expect()
+        return None
+
+    def take(self, arrival: Arrival) -> None:
+        """Out of the queue, and of the one that a look under way will make."""
+        self.queue.remove(arrival)
+        self._claimed.add(arrival.name)
+
+    def put_back(self, arrival: Arrival) -> None:
+        """It still lies there, and is still the next."""
+        self.queue.appendleft(arrival)
+        self._claimed.discard(arrival.name)
+
     def expect(self) -> None:
-        """A file was put into the inbox just now: the next scan finds it."""
+        """A file was put into the inbox just now, or changed: the next scan finds it."""
         self.unsettled += 1
         self._next_scan = 0.0
+        self._is_expecting = True
 
     def is_still(self, path: Path, now: float) -> bool:
         """Whether any file in the inbox, a picture say, has settled."""
@@ -213,12 +267,12 @@ class Inbox:
         except OSError:
             return ()
 
-    def _is_ready(self, path: str, status: os.stat_result, now: float) -> bool:
+    def _is_ready(self, path: str, status: os.stat_result, found: set[str]) -> bool:
         """Whether a file is complete, by its rest or its digest; links and pipes never change."""
         return (
             not stat.S_ISREG(status.st_mode)
-            or self.stillness.is_still(path, now)
-            or (status.st_size <= DIGEST_BYTES and _has_matching_digest(path))
+            or self.stillness.is_still(path, self._moment())
+            or (f"{path}.sha256" in found and status.st_size <= DIGEST_BYTES and _has_matching_digest(path))
         )
 
     def _mind(self, unreadable: dict[str, OSError], found: set[str]) -> None:
@@ -251,11 +305,20 @@ def make_folder(inbox: Path, folder: Path) -> None:
             files.make_shared_dir(place, stat.S_IMODE(inbox.stat().st_mode))
 
 
-def walk(folder: Path, unreadable: dict[str, OSError], taken: list[str] | None = None) -> Iterator[os.DirEntry[str]]:
-    """Everything below `folder` that is no folder; hidden folders and links to folders are not entered.
+def walk(folder: Path, unreadable: dict[str, OSError], ignored: Iterable[str] = ()) -> Iterator[os.DirEntry[str]]:
+    """Everything below `folder` that is no folder; nobody's folders and links to folders are not entered.
 
-    Folders that can't be read, or not to their end, are noted in `unreadable`, and those of files that the service has
-    taken in `taken`.
+    Folders that can't be read, or not to their end, are noted in `unreadable`.
+    """
+    return (entry for entry in tread(folder, unreadable, [], ignored) if entry is not None)
+
+
+def tread(
+    folder: Path, unreadable: dict[str, OSError], taken: list[str], ignored: Iterable[str] = ()
+) -> Iterator[os.DirEntry[str] | None]:
+    """The same, and a None for each folder: on a slow share even empty ones take their time.
+
+    Folders of files that the service has taken are noted in `taken`.
     """
     top = str(folder)
     pending = [top]
@@ -264,26 +327,16 @@ def walk(folder: Path, unreadable: dict[str, OSError], taken: list[str] | None =
         try:
             with scandir(place) as entries:
                 for entry in entries:
-                    if not entry.is_dir(follow_symlinks=False):
-                        yield entry
-                    elif not entry.name.startswith(NOBODYS_PREFIXES):
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if is_folder and not is_nobodys_folder(entry.name, ignored):
                         pending.append(entry.path)
-                    elif taken is not None and entry.name.startswith(TAKEN):
+                    elif is_folder and entry.name.startswith(TAKEN):
                         taken.append(entry.path)
+                    yield None if is_folder else entry
         except OSError as error:
             if place == top or not isinstance(error, FileNotFoundError):  # else moved away between two looks
                 unreadable[place] = error
-
-
-def _priority_of(path: str, relative: str) -> int:
-    """What a file says of its priority, as far as a glance shows; its folder adds to that."""
-    try:
-        head = files.read_regular(Path(path), GLANCE_BYTES) or b""
-    except OSError:
-        return 0
-    said = _PRIORITY.search(head)
-    number = max(-MOST_PRIORITY, min(MOST_PRIORITY, int(said[1]))) if said else 0
-    return number + _FOLDERS.get(relative.partition("/")[0], 0)
+        yield None
 
 
 def _signature(status: os.stat_result) -> Signature:

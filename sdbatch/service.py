@@ -81,6 +81,7 @@ class Service:
         self.done = self.failed = 0
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
+        self._is_busy = False  # drawing one job after another
         self.stop_requested = self.reload_requested = False  # set by signal handlers, which do nothing else
         self._use(settings)
 
@@ -92,9 +93,9 @@ class Service:
             RootBusy: another service works on this root, and has the jobs now.
         """
         now = clock()
-        self._look_after(now)
+        self._look_after(now, clock)
         while (claim := self.turns.next_claim(now.mono, now.wall)) is not None:
-            attempts = claim.attempts
+            attempts, self._is_busy = claim.attempts, True
             try:
                 task = self.intake.parse(claim, now.mono)
                 self.turns.waiting.pop(claim.id, None)
@@ -125,11 +126,12 @@ class Service:
         self._rest(now)
         return False
 
-    def _look_after(self, now: Now) -> None:
+    def _look_after(self, now: Now, clock: Clock) -> None:
         """All that comes before a claim."""
         self._reload_if_asked()
         unheld = self._why_not_held()
-        self.inbox.scan(now.mono)
+        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=self._is_busy)
+        self._is_busy = False  # until there is a job
         if not unheld:
             self.latecomers.look(now.mono)
         self._look_around(now)
@@ -178,6 +180,7 @@ class Service:
         self.settings = self.readiness.settings = settings
         self.inbox.stillness.settle_seconds = settings.settle_seconds
         self.inbox.rescan_seconds = settings.rescan_seconds
+        self.inbox.ignored = self.inbox.watcher.ignored = settings.ignore_folders
         self.intake.limits, inputs = settings.limits, self.intake.inputs
         inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.picture_wait_seconds
         self.hooks.use(settings.hooks.commands(), settings.hooks.limit_seconds)
@@ -195,7 +198,7 @@ class Service:
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable
+        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable or self.inbox.is_looking
         return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _look_around(self, now: Now) -> None:
@@ -259,7 +262,7 @@ class Service:
         # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
         with closing(self.engine.render(Request(jobs=[draw]))) as events:
             for event in events:
-                self._heed(event, task, drawing, clock())
+                self._heed(event, task, drawing, clock)
         self.spool.heed_cancel(claim)
         return drawing
 
@@ -276,11 +279,12 @@ class Service:
             grid.unlink()
         self.spool.note(claim, outputs=None, staged=0)
 
-    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, now: Now) -> None:
+    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, clock: Clock) -> None:
         """Take in one event of the engine's stream, and look after everything else."""
         self._why_not_held()  # a share's hiccup stops no drawing, but another service does
+        now = clock()
         self._take_in(event, task, drawing, now.mono)
-        self.inbox.scan(now.mono)
+        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=True)
         self._tell(now, state="drawing", job=drawing.progress(task, now.mono))
         self._reload_if_asked()
         self._halt_if_asked(task.claim, now)
@@ -409,7 +413,12 @@ class Service:
 
     def _tell(self, now: Now, **facts: Any) -> None:
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
-        told |= {"empty": self.inbox.empty, "unmovable": self.turns.unmovable, "failures": [*self.failures]}
+        told |= {
+            "passed_over": self.turns.passed_over,
+            "empty": self.inbox.empty,
+            "unmovable": self.turns.unmovable,
+            "failures": [*self.failures],
+        }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

@@ -5,13 +5,14 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
-from itertools import islice, takewhile
+from itertools import islice
 
 from sdbatch import files, log, overview
 from sdbatch.handover import MOST_BYTES
 from sdbatch.inbox import Arrival, Inbox
+from sdbatch.order import Entry, in_order
 from sdbatch.readiness import Readiness
-from sdbatch.spool import Claim, Spool, read_claim
+from sdbatch.spool import Claim, Spool
 from sdbatch.triage import Triage
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
@@ -37,7 +38,6 @@ class Turns:
         self.owed: dict[str, int] = {}
         self.unmovable: dict[str, str] = {}
         self._absent = ""
-        self._first: tuple[str, float] = ("", ANY_TIME)  # of the jobs in running/, with its priority
 
     @property
     def absent(self) -> str:
@@ -58,8 +58,11 @@ class Turns:
         """
         if self.readiness.is_held:
             claim = self.spool.cancelled()
+        elif not self.readiness.is_ready:
+            claim = self.spool.cancelled() or self._hopeless(wall)
         else:
-            claim = self._claimed(now) or self._arrived(wall) or self._claimed(now, deferred=True)
+            self.triage.forget()
+            claim = self._first(now, wall) or next(self._able(now, self.deferred), None)
         if claim is not None:
             claim.attempts = self.owed.get(claim.id, claim.attempts)
             self.deferred.pop(claim.id, None)
@@ -67,15 +70,20 @@ class Turns:
 
     def line(self, ids: list[str]) -> Iterator[tuple[str, str]]:
         """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
-        first = self._priority(ids[0]) if ids else ANY_TIME
-        urgent = sum(1 for _ in takewhile(lambda arrival: arrival.priority > first, self.inbox.queue)) if ids else 0
-        movable = (name for name in self.inbox.names() if name not in self.unmovable)
-        others_pass = self.deferred.keys() | self.spool.unreadable.keys()
-        queued = [("file", name) for name in islice(movable, max(urgent, overview.SHOWN))]
-        yield from queued[:urgent]
-        yield from (("id", name) for name in ids if name not in others_pass)
-        yield from queued[urgent:]
-        yield from (("id", name) for name in ids if name in others_pass)
+        passed_over = self.passed_over
+        claimed = (Entry("id", *entry) for entry in self.spool.priorities.sorted(set(ids).difference(passed_over)))
+        files_there = (
+            Entry("file", name, arrival.priority)
+            for arrival, name in zip(self.inbox.queue, self.inbox.names(), strict=True)
+            if name not in self.unmovable
+        )
+        yield from ((entry.kind, entry.name) for entry in in_order(claimed, islice(files_there, overview.SHOWN)))
+        yield from (("id", name) for name in ids if name in passed_over)
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Claimed jobs that let all others pass."""
+        return sorted(self.deferred.keys() | self.spool.unreadable.keys())
 
     def defer(self, claim: Claim, now: float = ANY_TIME, why: str = "") -> None:
         """Others go first: what this job needs, or where it lies, may be well again later."""
@@ -92,62 +100,56 @@ class Turns:
             self.spool.note(claim, attempts=attempts)
             del self.owed[claim.id]
 
-    def _priority(self, job_id: str) -> float:
-        """Of a claimed job: it stays as it is, and this is asked once a second."""
-        if self._first[0] != job_id:
-            try:
-                claim = read_claim(self.spool.root.running / job_id)
-            except OSError:
-                return ANY_TIME
-            self._first = (job_id, claim.priority if claim else ANY_TIME)
-        return self._first[1]
-
-    def _claimed(self, now: float, *, deferred: bool = False) -> Claim | None:
-        """The first job in running/ that can go on, unless a more urgent one waits in the inbox."""
-        if not self.readiness.is_ready:
-            return self.spool.cancelled()
-        for claim in self.spool.claimed():
-            if (claim.id in self.deferred) != deferred:
-                continue
-            looked = (self.deferred if deferred else self.waiting).get(claim.id, ANY_TIME)
-            if now - looked >= ASK_AGAIN_SECONDS:
-                is_urgent = self.inbox.queue and self.inbox.queue[0].priority > claim.priority
-                return None if is_urgent else claim
-        return None
-
-    def _arrived(self, wall: datetime) -> Claim | None:
-        """The next file of the inbox, claimed."""
-        while (arrival := self._next_arrival()) is not None:
-            try:
-                fresh = self.spool.claim(arrival.path, wall, arrival.priority)
-            except OSError as error:
-                if files.is_disk_trouble(error):
-                    self.inbox.queue.appendleft(arrival)  # it still lies there, and is still the next
-                    raise
-                name = os.path.relpath(arrival.name, self.inbox.folder)
-                if name not in self.unmovable:
-                    self.log.warning(
-                        "can't be moved out of the inbox", source=arrival.name, error=files.in_words(error)
-                    )
-                self.unmovable[name] = _why_unmovable(arrival, error)
-                continue
-            self.unmovable.pop(os.path.relpath(arrival.name, self.inbox.folder), None)
-            if fresh is not None:
-                self.log.info("claimed", job_id=fresh.id, source=fresh.source)
-                return fresh
+    def _first(self, now: float, wall: datetime) -> Claim | None:
+        """The first in the order of turns, claimed now if it was not."""
+        for entry in in_order(self._able(now, self.waiting), self._queued()):
+            if isinstance(entry, Claim):
+                return entry
+            arrival = self.inbox.take_first()
+            if arrival is not None and (claim := self._claim(arrival, wall)) is not None:
+                return claim
         for name in [name for name in self.unmovable if not os.path.lexists(self.inbox.folder / name)]:
             del self.unmovable[name]  # someone else took it away
         return None
 
-    def _next_arrival(self) -> Arrival | None:
-        """The next file to claim. While nothing can be drawn only those that no machine could draw."""
-        if self.readiness.is_ready:
-            self.triage.forget()
-            return self.inbox.next_still()
-        hopeless = self.triage.first_hopeless(self.inbox.queue)
-        if hopeless is not None:
-            self.inbox.queue.remove(hopeless)
-        return hopeless
+    def _able(self, now: float, looked: dict[str, float]) -> Iterator[Claim]:
+        """Claimed jobs that may go on by now: those that others pass where `looked` is about them, or else the rest."""
+        for claim in self.spool.claimed():
+            is_due = now - looked.get(claim.id, ANY_TIME) >= ASK_AGAIN_SECONDS
+            if is_due and (claim.id in self.deferred) == (looked is self.deferred):
+                yield claim
+
+    def _queued(self) -> Iterator[Arrival]:
+        """The first of the inbox, again and again; who takes it takes it out."""
+        while self.inbox.queue:
+            yield self.inbox.queue[0]
+
+    def _hopeless(self, wall: datetime) -> Claim | None:
+        """While nothing can be drawn: what no machine could draw is claimed, to be told."""
+        while (arrival := self.triage.first_hopeless(self.inbox.queue)) is not None:
+            self.inbox.take(arrival)
+            if (claim := self._claim(arrival, wall)) is not None:
+                return claim
+        return None
+
+    def _claim(self, arrival: Arrival, wall: datetime) -> Claim | None:
+        """A file of the inbox, claimed; None if it vanished, or is not ours to move, which is told."""
+        name = os.path.relpath(arrival.name, self.inbox.folder)
+        try:
+            fresh = self.spool.claim(arrival.path, wall, arrival.priority)
+        except OSError as error:
+            if files.is_disk_trouble(error):
+                self.inbox.put_back(arrival)
+                raise
+            if name not in self.unmovable:
+                said = files.in_words(error)
+                self.log.warning("can't be moved out of the inbox", source=arrival.name, error=said)
+            self.unmovable[name] = _why_unmovable(arrival, error)
+            return None
+        self.unmovable.pop(name, None)
+        if fresh is not None:
+            self.log.info("claimed", job_id=fresh.id, source=fresh.source)
+        return fresh
 
 
 def _why_unmovable(arrival: Arrival, error: OSError) -> str:

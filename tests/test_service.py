@@ -480,15 +480,15 @@ def test_a_file_that_vanishes_while_the_inbox_is_read_disturbs_nothing(
 ) -> None:
     drop_job(root, "1.yaml", "prompt: b\n" + SMALL)
     drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
-    walk = inbox.walk
+    tread = inbox.tread
 
     def vanishing(*arguments: Any) -> Any:
-        for entry in list(walk(*arguments)):
-            if entry.name == "1.yaml":
+        for entry in list(tread(*arguments)):
+            if entry and entry.name == "1.yaml":
                 Path(entry.path).unlink()
             yield entry
 
-    monkeypatch.setattr(inbox, "walk", vanishing)
+    monkeypatch.setattr(inbox, "tread", vanishing)
     service = start()
     drain(service, clock)
     assert service.done == 1

@@ -1,6 +1,7 @@
 """The page, asked without a browser: the queue, the form, and who may ask."""
 
 import os
+import random
 import re
 import shutil
 import socket
@@ -184,6 +185,29 @@ def test_the_job_file_is_shown_while_it_is_filled_in(root: Root, visitor: Visito
     assert not list(root.inbox.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("loras", "a.safetensors 1\n", "list of at most 20"),
+        ("prompt", "a", "at most 10,000 characters"),
+        ("outdir", "a", "at most 1,000 characters"),
+        ("seed", "9", "a whole number from 0"),
+        ("seed", "a", "a whole number from 0"),
+        ("precision", "a", "autocast or full"),
+        ("loras", "a", "at most 1,000 characters"),
+    ],
+)
+def test_what_is_too_long_for_its_field_costs_no_more_the_longer_it_is(
+    root: Root, visitor: Visitor, name: str, value: str, told: str
+) -> None:
+    files = [to_yaml("txt2img", {"prompt": "a", name: value * count}) for count in (20_000, 80_000)]
+    assert files[0] == files[1]
+    text = visitor.post("/new/preview", 200, **{"prompt": "a", name: value * 20_000}).text
+    assert told in text
+    visitor.post("/new", 422, **{"prompt": "a", name: value * 20_000})
+    assert not list(root.inbox.iterdir())
+
+
 def test_the_other_kind_of_job_keeps_what_was_filled_in_and_takes_its_own_defaults(visitor: Visitor) -> None:
     text = visitor.post("/new/form", 200, prompt="a fox", scale="7.5", seed="9", kind="txt2img", to="img2img").text
     assert "a fox" in text
@@ -325,6 +349,25 @@ def listed(root: Root) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in places}
 
 
+@pytest.mark.parametrize(
+    ("path", "field"), [("/cancel", "job"), ("/retry", "job"), ("/bump", "job"), ("/pause", "reason")]
+)
+def test_what_is_told_fits_into_a_cookie_and_a_reason_into_a_line(
+    root: Root, visitor: Visitor, path: str, field: str
+) -> None:
+    text = "".join(map(chr, random.Random(1).choices(range(0x4E00, 0x9FFF), k=30_000)))
+    answer = visitor.post(path, **{field: text})
+    assert len(answer.headers["Set-Cookie"]) < 4_000
+    assert not root.pause.exists() or len(root.pause.read_text()) < 1_000
+
+
+def test_a_browser_that_prefers_ten_thousand_languages_costs_no_more(visitor: Visitor) -> None:
+    """Asked of everybody, for each sentence of a page."""
+    asked = [visitor.get("/", headers={"Accept-Language": "zh," * count}).text for count in (1, 20_000)]
+    assert all("新任务" in text for text in asked)
+    assert len(language.preferred("zh," * 20_000)) <= language.LONGEST
+
+
 def test_other_names_are_not_answered_without_a_password(root: Root) -> None:
     assert "web.hosts" in Visitor(root).get("/", 421, {"Host": "evil.example"}).text
     for host in ("localhost:8123", "[::1]:8123", "127.0.0.1"):
@@ -386,6 +429,19 @@ def test_its_cookie_is_out_of_reach_for_scripts_and_other_sites(root: Root) -> N
     )
     assert answer.status_code == 303
     assert "Secure" in answer.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["//evil.example", "https://evil.example", "/\\evil.example", "/a//evil.example", "javascript:alert(1)"]
+)
+def test_what_no_proxy_would_say_leads_to_no_other_site(root: Root, prefix: str) -> None:
+    visitor = Visitor(root)
+    said = {"X-Forwarded-Prefix": prefix, "X-Forwarded-Proto": "javascript"}
+    assert "evil" not in visitor.get("/", headers=said).text
+    answer = visitor.client.post(
+        "/language/zh", data={"csrf_token": visitor.token}, headers={"Host": "127.0.0.1:8123"} | said
+    )
+    assert answer.headers["Location"] == "/"
 
 
 @pytest.mark.parametrize("back", ["//evil.example", "/\\evil.example", "https://evil.example", "/\t/evil.example", ""])
@@ -764,6 +820,12 @@ def test_a_thumbnail_is_drawn_once_and_small(root: Root, drawn: Path, visitor: V
     assert kept.stat().st_mtime_ns == before
 
 
+def test_a_picture_with_a_large_profile_has_a_thumbnail(root: Root, drawn: Path, visitor: Visitor) -> None:
+    profile = b"\0" * 3_000_000
+    Image.new("RGB", (200, 100), "red").save(drawn / "samples" / "00000.png", icc_profile=profile)
+    assert visitor.get(f"/thumbnail/{shown(drawn)}").mimetype == "image/jpeg"
+
+
 def test_a_thumbnail_that_can_not_be_kept_is_sent_all_the_same(root: Root, drawn: Path, visitor: Visitor) -> None:
     (root.state / "thumbnails").write_text("no folder")
     assert visitor.get(f"/thumbnail/{shown(drawn)}").mimetype == "image/jpeg"
@@ -866,6 +928,40 @@ def test_no_file_but_pictures_and_records_of_two_folders_is_shown(
     answer = visitor.client.get(f"/{view}/{path}", headers={"Host": "127.0.0.1"}, follow_redirects=True)
     assert answer.status_code == 404
     assert "device: cpu" not in answer.text
+
+
+def test_a_part_of_a_picture_is_sent_where_it_is_asked_for(root: Root, drawn: Path, visitor: Visitor) -> None:
+    path, data = f"/file/{shown(drawn)}", (drawn / "samples" / "00000.png").read_bytes()
+    whole = visitor.get(path)
+    assert whole.headers["Content-Length"] == str(len(data))
+
+    def asked(**said: str) -> tuple[int, bytes]:
+        headers = {"Host": "127.0.0.1"} | {name.replace("_", "-"): value for name, value in said.items()}
+        with visitor.client.get(path, headers=headers) as answer:
+            return answer.status_code, answer.data
+
+    assert asked(Range="bytes=5-10") == (206, data[5:11])
+    assert asked(Range="bytes=5-10", If_Range=whole.headers["ETag"]) == (206, data[5:11])
+    assert asked(Range="bytes=5-10", If_Range='"another"') == (200, data)
+    for ranges in ("bytes=99999999-", "bytes=0-1,4-5"):
+        assert asked(Range=ranges)[0] == 416
+    assert asked(If_None_Match=whole.headers["ETag"]) == (304, b"")
+    with visitor.client.head(path, headers={"Host": "127.0.0.1"}) as head:
+        assert (head.headers["Content-Length"], head.data) == (str(len(data)), b"")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "samples/a.yaml", "inputs/a.json", "prompts.txt", "samples/log.jsonl"])
+def test_of_a_done_job_its_own_records_are_handed_out_alone(
+    root: Root, drawn: Path, visitor: Visitor, name: str
+) -> None:
+    for path in (drawn / name, root.outputs / name):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a: secret\n")
+        visitor.get(f"/file/{root.show(path)}", 404)
+    for own in ("claim.json", "manifest.yaml", "truck.yaml"):
+        visitor.get(f"/file/jobs/done/{drawn.name}/{own}")
+    (setup,) = root.outputs.rglob("setup.json")
+    visitor.get(f"/file/{root.show(setup)}")
 
 
 def test_records_are_saved_and_never_shown(root: Root, drawn: Path, visitor: Visitor) -> None:

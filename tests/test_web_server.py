@@ -23,7 +23,7 @@ from sdbatch.web import server
 COMMAND = """
 import sys
 from sdbatch.web import guard, server
-server.SILENT_SECONDS, server.GRACE_SECONDS, server.LINGERS_SECONDS, server.MOST_CONNECTIONS = 2, 1, 1, 230
+server.SILENT_SECONDS, server.GRACE_SECONDS, server.LINGERS_SECONDS, server.MOST_CONNECTIONS = 1.5, 1, 1, 230
 guard.SECONDS_EACH, guard.LONGEST_WAIT = 1, 3
 from sdbatch.__main__ import main
 main()
@@ -251,6 +251,14 @@ def test_what_is_received_at_once_has_a_bound(page: Page) -> None:
     assert "Too much is being sent at once" in answer
 
 
+def test_a_part_of_a_file_is_just_that(page: Page) -> None:
+    (page.root.outputs / "part.png").write_bytes(bytes(range(256)) * 1000)
+    page.log_in()
+    status, text = page.ask("GET", "/file/outputs/part.png", Range="bytes=48-57")
+    assert (status, text) == (206, "0123456789")
+    assert page.ask("GET", "/file/outputs/part.png", Range="bytes=-255950")[1].startswith("2345")
+
+
 def test_a_large_file_is_streamed_whoever_reads_how_slowly(page: Page) -> None:
     large = page.root.outputs / "large.png"
     large.touch()
@@ -266,7 +274,7 @@ def test_a_large_file_is_streamed_whoever_reads_how_slowly(page: Page) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 206 ")
         assert page.ask("GET", "/new")[0] == 200, "nobody waits for them, or not for long"
         assert page.held() - memory < 30 * MEGABYTE
-        time.sleep(4)
+        time.sleep(3)
         assert len(ends(connection)) < 100 * MEGABYTE, "who does not read is not waited for"
 
 

@@ -1,7 +1,9 @@
 """Pictures that visitors send: when they are taken, where they lie, and when they go."""
 
 import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +13,17 @@ import pytest
 import yaml
 from test_web import Visitor, picture
 from tests_support import drain, nested, only
+from werkzeug.datastructures import FileStorage
 
-from sdbatch import housekeeping, restoring, steer
+from sdbatch import files, housekeeping, restoring, steer
 from sdbatch.engine.protocol import Draw
 from sdbatch.errors import JobError
 from sdbatch.history import History
 from sdbatch.root import Root
 from sdbatch.service import Service
+from sdbatch.settings import Settings
 from sdbatch.testing import FakeClock, drop_job
+from sdbatch.web import uploads
 
 Start = Callable[..., Service]
 
@@ -209,6 +214,45 @@ def test_no_more_pictures_are_taken_than_there_is_room_for(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=total, free=free))
     assert told in send(Visitor(root, **settings), 422)
     assert [path.name for path in root.uploads.iterdir()] == ["large.png"]
+
+
+def test_pictures_that_come_at_the_same_time_take_no_more_room_than_there_is(
+    root: Root, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would wait for the others between the look at what is free and the taking of it."""
+    size = len(picture().getvalue())
+    monkeypatch.setattr(uploads, "MOST_WAITING", 2.5 * size / 100_000_000)
+    meeting, digest = threading.Barrier(4), files.sha256
+
+    def met(path: Path) -> str:
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(0.3)
+        return digest(path)
+
+    monkeypatch.setattr(files, "sha256", met)
+    settings, failed = Settings(), []
+
+    def take() -> None:
+        try:
+            uploads.take(FileStorage(picture(), "a.png", content_type="image/png"), root, settings)
+        except JobError as error:
+            failed.append(str(error))
+
+    takers = [threading.Thread(target=take) for _ in range(4)]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join(60)
+    assert len(list(root.uploads.iterdir())) == 2
+    assert len(failed) == 2
+
+
+def test_where_there_is_no_room_nothing_is_written(
+    root: Root, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=10**12, free=10**6))
+    monkeypatch.setattr(FileStorage, "save", None)
+    assert "the disk is nearly full" in send(visitor, 422)
 
 
 @pytest.mark.parametrize("state", ["done", "failed"])

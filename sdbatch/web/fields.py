@@ -3,15 +3,16 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import Any, Literal
 
 import yaml
 
 from sdbatch.errors import JobError
 from sdbatch.job import AnyJob, Img2Img
-from sdbatch.jobfile import parse
+from sdbatch.jobfile import Defaults, parse
 from sdbatch.schema import job_schema
 
 Kind = Literal["txt2img", "img2img"]
@@ -21,6 +22,7 @@ FIRST = (
     *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
     *("n_iter", "n_samples", "seed", "ddim_steps", "scale"),
 )
+MOST = 1000  # characters of a number, a choice, a LoRA's file
 LONG = ("prompt", "negative_prompt")  # texts of several lines
 _DEFINITIONS = {"txt2img": "Txt2Img", "img2img": "Img2Img"}
 
@@ -38,7 +40,7 @@ class Field:
     high: float | None
     step: str  # as HTML has it
     choices: tuple[str, ...]
-    most: int | None  # characters
+    most: int | None  # characters, or LoRAs
     is_first: bool
 
     @property
@@ -47,9 +49,14 @@ class Field:
         return _written(self.default)
 
 
+def fields(kind: Kind, defaults: Defaults = ()) -> tuple[Field, ...]:
+    """Those of a kind of job that have a choice, the first ones first, with the root's own `defaults`."""
+    own = dict(defaults)
+    return tuple(replace(field, default=own.get(field.name, field.default)) for field in _fields(kind))
+
+
 @cache
-def fields(kind: Kind) -> tuple[Field, ...]:
-    """Those of a kind of job that have a choice, the first ones first."""
+def _fields(kind: Kind) -> tuple[Field, ...]:
     properties = job_schema()["$defs"][_DEFINITIONS[kind]]["properties"]
     found = [_field(name, rules) for name, rules in properties.items() if name != "$schema" and "const" not in rules]
     order = {name: place for place, name in enumerate(FIRST)}
@@ -80,15 +87,18 @@ def _field(name: str, rules: dict[str, Any]) -> Field:
         high=rules.get("maximum"),
         step=str(whole),
         choices=tuple(rules.get("enum", ())),
-        most=rules.get("maxLength"),
+        most=rules.get("maxLength", rules.get("maxItems")),
         is_first=name in FIRST,
     )
 
 
-def to_yaml(kind: Kind, filled: Mapping[str, str]) -> str:
-    """A job file of what differs from the defaults; a number that is none stays as it was written, to be told."""
+def to_yaml(kind: Kind, filled: Mapping[str, str], defaults: Defaults = ()) -> str:
+    """A job file of what differs from the defaults; a number that is none stays as it was written, to be told.
+
+    Of what is too long just so much is taken that it is still: it is refused all the same, and at once.
+    """
     job = {}
-    for field in fields(kind):
+    for field in fields(kind, defaults):
         value = _value(field, filled.get(field.name, ""))
         if value != field.default:
             job[field.name] = value
@@ -102,12 +112,15 @@ def _value(field: Field, text: str) -> Any:
         return bool(text)
     if not text.strip():
         return field.default
+    most = MOST if field.most is None else field.most
     if field.type == "loras":
-        return [_lora(line.strip()) for line in text.splitlines() if line.strip()]
-    return _number(text) if field.type == "number" else text.replace("\r\n", "\n")
+        lines = (line.strip() for line in text.splitlines() if line.strip())
+        return [_lora(line) for line in islice(lines, most + 1)]
+    return _number(text) if field.type == "number" else text.replace("\r\n", "\n")[: most + 1]
 
 
 def _number(text: str) -> int | float | str:
+    text = text.strip()[: MOST + 1]
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -118,17 +131,17 @@ def _lora(line: str) -> dict[str, Any]:
     """Of a line such as "pencil.safetensors 0.8"."""
     file, _, weight = line.rpartition(" ")
     if file and not isinstance(number := _number(weight), str):
-        return {"file": file.strip(), "weight": number}
-    return {"file": line}
+        return {"file": file.strip()[: MOST + 1], "weight": number}
+    return {"file": line[: MOST + 1]}
 
 
-def filled_by(text: str, file_name: str) -> tuple[Kind, dict[str, str]]:
+def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind, dict[str, str]]:
     """What a job file says, to be filled in: the kind of its first job, and what differs from the defaults.
 
     Raises:
         JobError: it holds no job.
     """
-    first = parse(text.encode(), file_name)[0]
+    first = parse(text.encode(), file_name, defaults)[0]
     if first.job is None:
         raise first.error or JobError(f"{file_name} holds no job")
     return kind_of(first.job), {name: _written(value) for name, value in first.job.model_dump().items()}

@@ -8,7 +8,9 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from flask import Blueprint, Flask, redirect, request, session
+from flask import Blueprint, Flask, g, redirect, request, session
+from werkzeug.datastructures import LanguageAccept
+from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Response
 
 from sdbatch.status import duration
@@ -17,6 +19,7 @@ from sdbatch.web.site import own_path
 
 NAMES = {"en": "English", "zh": "中文"}
 HTML_NAMES = {"en": "en", "zh": "zh-Hans"}
+LONGEST = 500  # characters of what a browser prefers: it is looked at before the login
 
 pages = Blueprint("language", __name__)
 
@@ -32,7 +35,16 @@ def chinese() -> dict[str, str]:
 def language() -> str:
     """As the visitor chose, else what the browser prefers of ours."""
     chosen = session.get("language")
-    return chosen if chosen in NAMES else request.accept_languages.best_match(NAMES, "en")
+    if chosen in NAMES:
+        return str(chosen)
+    if "language" not in g:  # asked for each sentence
+        g.language = preferred(request.headers.get("Accept-Language", "")).best_match(NAMES, "en")
+    return str(g.language)
+
+
+def preferred(text: str) -> LanguageAccept:
+    """What a browser says of languages, as far as it is looked at."""
+    return parse_accept_header(text[:LONGEST], LanguageAccept)
 
 
 def translate(text: str, **values: object) -> str:

@@ -86,7 +86,7 @@ def refusal(account: int | None, root: Root) -> str:
     name = _name_of(account)
     if not groups:
         return f"The account {name} may not drop jobs here: ask an admin to set web.password in configs/sdbatch.yaml."
-    group = getgrgid(min(groups)).gr_name
+    group = _group_name(min(groups))
     return (
         f"The account {name} may not drop jobs here: ask an admin to add it to the group {group} "
         f"(sudo usermod -aG {group} {name}), or to set web.password in configs/sdbatch.yaml."
@@ -111,6 +111,13 @@ def _groups_of(account: int) -> set[int]:
     except KeyError:
         return set()
     return set(os.getgrouplist(person.pw_name, person.pw_gid))
+
+
+def _group_name(group: int) -> str:
+    try:
+        return getgrgid(group).gr_name
+    except KeyError:
+        return str(group)
 
 
 def _name_of(account: int) -> str:

@@ -9,6 +9,7 @@ from sdbatch import naming, overview, steer
 from sdbatch.overview import seconds_since
 from sdbatch.web.site import done, site
 
+LONGEST_REASON = 500  # characters: status.json and each page tell it
 LATEST = 12  # pictures: one or two rows
 
 pages = Blueprint("queue", __name__)
@@ -29,7 +30,7 @@ def parts() -> str:
 @pages.post("/pause")
 def pause() -> Response:
     """Finish the pictures in work, then wait."""
-    return done(lambda: steer.pause(site().root, request.form.get("reason", "")), "queue.show")
+    return done(lambda: steer.pause(site().root, request.form.get("reason", "")[:LONGEST_REASON]), "queue.show")
 
 
 @pages.post("/resume")

@@ -19,6 +19,7 @@ from sdbatch.settings import Settings
 PATIENCE = 0.03  # seconds: a search shows by then what it has found, and goes on as one scrolls
 CATCH_UP_SECONDS = 10.0  # a second of work in a root of a million pictures
 MOMENT = 0.3  # seconds that a page waits for what is new
+LONGEST_SAID = 600  # characters
 STILL_READING = "the folders are still being read"
 
 
@@ -95,14 +96,19 @@ def own_path(back: str) -> str:
     return request.script_root + back if is_ours else url_for("queue.show")
 
 
+def say(text: str, kind: str) -> None:
+    """On the next page. It goes along in a cookie, and browsers keep none of more than 4 kB."""
+    flash(text if len(text) <= LONGEST_SAID else f"{text[:LONGEST_SAID]}...", kind)
+
+
 def done(act: Callable[[], str], view: str) -> Response:
     """Do what a button asks for, and show `view` with what came of it, or why nothing did."""
     try:
-        flash(act(), "success")
+        say(act(), "success")
     except JobError as error:
-        flash(str(error), "danger")
+        say(str(error), "danger")
     except OSError as error:
-        flash(disk_trouble(error), "danger")
+        say(disk_trouble(error), "danger")
     return redirect(url_for(view), 303)
 
 

@@ -4,6 +4,7 @@ A job names its picture by the whole path, so that it may be moved itself, as `b
 no job waits for.
 """
 
+import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from sdbatch.spool import slug_of
 
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 MOST_WAITING = 100  # times the largest that one may be
-_DECODING = Lock()  # one at a time: a picture may be as large as `limits.init_pixels`
+_TAKING = Lock()  # one at a time: what is free is looked at and taken, and a picture is decoded whole
 
 
 def take(upload: FileStorage, root: Root, settings: Settings) -> str:
@@ -30,24 +31,26 @@ def take(upload: FileStorage, root: Root, settings: Settings) -> str:
     Raises:
         JobError: it is no picture that a job could start from, or too large; or there is no room for more of them.
     """
+    size = upload.stream.seek(0, os.SEEK_END)
+    upload.stream.seek(0)
+    if size > (most := settings.limits.input_bytes):
+        raise JobError(f"init_img: the picture has {size:,} bytes; the limit is {most:,}")
+    with _TAKING:
+        make_folder(root.inbox, root.uploads)
+        _check_room(root, settings, size)
+        return _taken(upload, root, settings.limits)
+
+
+def _taken(upload: FileStorage, root: Root, limits: Limits) -> str:
+    from sdbatch.engine.pictures import load_init  # noqa: PLC0415 - numpy and Pillow, for those who send pictures alone
+
     with TemporaryDirectory(prefix="upload-", dir=root.state) as scratch:
         draft = Path(scratch) / "upload"
         upload.save(draft)
-        _check(draft, settings.limits)
-        make_folder(root.inbox, root.uploads)
-        _check_room(root, settings, draft.stat().st_size)
+        load_init(draft, limits.init_pixels, limits.pixels)
         mark = files.sha256(draft)[:12]  # housekeeping knows it by this, and by SENT
         name = f"{SENT}{slug_of(upload.filename or '')}-{mark}{SUFFIXES.get(upload.mimetype, '.png')}"
         return root.show(files.drop(draft.rename(draft.with_name(name)), root.uploads))
-
-
-def _check(draft: Path, limits: Limits) -> None:
-    from sdbatch.engine.pictures import load_init  # noqa: PLC0415 - numpy and Pillow, for those who send pictures alone
-
-    if (size := draft.stat().st_size) > limits.input_bytes:
-        raise JobError(f"init_img: the picture has {size:,} bytes; the limit is {limits.input_bytes:,}")
-    with _DECODING:
-        load_init(draft, limits.init_pixels, limits.pixels)
 
 
 def _check_room(root: Root, settings: Settings, size: int) -> None:
