@@ -24,6 +24,8 @@ from sdbatch.beneath import open_folder
 
 BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delete where nothing runs
 
+TRIAL_PREFIX = f"{BUSY_PREFIX}doctor-"  # of files by which is tried what can be done in a folder
+
 # Called before every step with its name and target. Tests put something here that kills or raises.
 on_step: Callable[[str, Path], None] | None = None
 
