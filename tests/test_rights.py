@@ -32,6 +32,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "cancel": [[WAITING, *ROOT], ["waiting.yaml", *ROOT]],
     "retry": [[JOB, *ROOT], ["--all-failed", *ROOT]],
     "clean": [["--apply", *ROOT]],
+    "backup": [["/srv/backup", *ROOT]],
     "doctor": [["--quick", *ROOT]],
     "history": [ROOT, ["--rebuild", *ROOT]],
     "show": [[JOB, *ROOT]],
@@ -88,7 +89,7 @@ def root(place: Accounts) -> Iterator[Root]:
         )
     (root.failed / JOB / "error.txt").write_text("a typo\n")
     yield root
-    place.run("rm", "-r", "/srv/sdbatch", "/srv/victim")
+    place.run("rm", "-rf", "/srv/sdbatch", "/srv/victim", "/srv/backup")
 
 
 def own(root: Root, uid: int, gid: int, *folders: Path, mode: int = 0o2775) -> None:
