@@ -222,8 +222,8 @@ class Inbox:
         has_news = any(seen.first == began for seen in self.stillness.seen.values())
         self.watcher.tend(is_deaf=has_news and not (was_told or self.bell.is_set()))
 
-    def next_still(self) -> Arrival | None:
-        """The next arrival to claim.
+    def next_still(self, may_try: Callable[[Arrival], bool] = lambda _: True) -> Arrival | None:
+        """The next arrival to claim, but for those that `may_try` passes over until another look.
 
         One that changed or vanished since the scan waits for another: only that can tell a file that a person deleted,
         to cancel it, from a share that went away with all of them.
@@ -231,6 +231,8 @@ class Inbox:
         while self.queue:
             arrival = self.queue[0]
             self.take(arrival)
+            if not may_try(arrival):
+                continue
             seen = self.stillness.seen.get(arrival.name)
             if seen is not None and seen.signature == signature_of(arrival.name):
                 return arrival

@@ -154,6 +154,9 @@ class Service:
             self._tidy_at = now.mono + housekeeping.EVERY_SECONDS
             housekeeping.sweep_uploads(self.root, now.wall)
             for folder in [*housekeeping.outdated(self.root, self.settings.keep, now.wall)]:
+                if self.stop_requested:
+                    break
+                self.manager.feed(monotonic())
                 housekeeping.remove(self.root, folder, outputs=self.settings.keep.outputs)
                 self.log.info("taken away by the rules of keep", folder=self.root.show(folder))
         if (self.done, self.failed) != self._told_idle and self.is_drained():
@@ -197,7 +200,11 @@ class Service:
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable or self.inbox.is_looking
+        return self.has_drawn_all() and not self.inbox.unreadable
+
+    def has_drawn_all(self) -> bool:
+        """Whether nothing is left of what can be seen."""
+        left = self.inbox.queue or self.inbox.unsettled or self.inbox.is_looking
         return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _look_around(self, now: Now) -> None:
@@ -412,7 +419,7 @@ class Service:
 
     def _tell(self, now: Now, **facts: Any) -> None:
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
-        told |= {"empty": self.inbox.empty, "unmovable": self.turns.unmovable, "failures": [*self.failures]}
+        told |= {"empty": self.inbox.empty, "unmovable": self.turns.unmovable.why, "failures": [*self.failures]}
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

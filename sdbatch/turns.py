@@ -1,18 +1,16 @@
 """Whose turn it is: what is claimed already, then the inbox, and who lets others pass."""
 
-import errno
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice, takewhile
 
 from sdbatch import files, log, overview
-from sdbatch.handover import MOST_BYTES
 from sdbatch.inbox import Arrival, Inbox
 from sdbatch.readiness import Readiness
 from sdbatch.spool import Claim, Spool, read_claim
 from sdbatch.triage import Triage
+from sdbatch.unmovable import IN_A_ROW, Unmovable
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
 ANY_TIME = float("-inf")
@@ -25,7 +23,7 @@ class Turns:
         waiting: claimed jobs whose files are still on their way, and when they were last looked for.
         deferred: claimed jobs that let all others pass, and when they were last tried.
         owed: claimed jobs whose attempts could not be written down as they are.
-        unmovable: names in the inbox that are not ours to move, and why.
+        unmovable: files in the inbox that are not ours to move, and why.
     """
 
     def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness) -> None:
@@ -35,7 +33,7 @@ class Turns:
         self.waiting: dict[str, float] = {}
         self.deferred: dict[str, float] = {}
         self.owed: dict[str, int] = {}
-        self.unmovable: dict[str, str] = {}
+        self.unmovable = Unmovable(inbox.folder)
         self._absent = ""
         self._first: tuple[str, float] = ("", ANY_TIME)  # of the jobs in running/, with its priority
 
@@ -59,7 +57,7 @@ class Turns:
         if self.readiness.is_held:
             claim = self.spool.cancelled()
         else:
-            claim = self._claimed(now) or self._arrived(wall) or self._claimed(now, deferred=True)
+            claim = self._claimed(now) or self._arrived(now, wall) or self._claimed(now, deferred=True)
         if claim is not None:
             claim.attempts = self.owed.get(claim.id, claim.attempts)
             self.deferred.pop(claim.id, None)
@@ -69,7 +67,7 @@ class Turns:
         """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
         first = self._priority(ids[0]) if ids else ANY_TIME
         urgent = sum(1 for _ in takewhile(lambda arrival: arrival.priority > first, self.inbox.queue)) if ids else 0
-        movable = (name for name in self.inbox.names() if name not in self.unmovable)
+        movable = (name for name in self.inbox.names() if name not in self.unmovable.why)
         others_pass = self.deferred.keys() | self.spool.unreadable.keys()
         queued = [("file", name) for name in islice(movable, max(urgent, overview.SHOWN))]
         yield from queued[:urgent]
@@ -115,48 +113,36 @@ class Turns:
                 return None if is_urgent else claim
         return None
 
-    def _arrived(self, wall: datetime) -> Claim | None:
+    def _arrived(self, now: float, wall: datetime) -> Claim | None:
         """The next file of the inbox, claimed."""
-        while (arrival := self._next_arrival()) is not None:
+        for _ in range(IN_A_ROW):
+            if (arrival := self._next_arrival(now)) is None:
+                break
             try:
                 fresh = self.spool.claim(arrival.path, wall, arrival.priority)
             except OSError as error:
                 if files.is_disk_trouble(error):
                     self.inbox.put_back(arrival)
                     raise
-                name = os.path.relpath(arrival.name, self.inbox.folder)
-                if name not in self.unmovable:
-                    self.log.warning(
-                        "can't be moved out of the inbox", source=arrival.name, error=files.in_words(error)
-                    )
-                self.unmovable[name] = _why_unmovable(arrival, error)
+                self.unmovable.note(arrival, error, now)
                 continue
-            self.unmovable.pop(os.path.relpath(arrival.name, self.inbox.folder), None)
+            self.unmovable.forget(arrival)
             if fresh is not None:
                 self.log.info("claimed", job_id=fresh.id, source=fresh.source)
                 return fresh
-        for name in [name for name in self.unmovable if not os.path.lexists(self.inbox.folder / name)]:
-            del self.unmovable[name]  # someone else took it away
+        if not self.inbox.is_looking:
+            self.unmovable.keep_only(self.inbox.stillness.seen)
         return None
 
-    def _next_arrival(self) -> Arrival | None:
+    def _next_arrival(self, now: float) -> Arrival | None:
         """The next file to claim. While nothing can be drawn only those that no machine could draw."""
         if self.readiness.is_ready:
             self.triage.forget()
-            return self.inbox.next_still()
-        hopeless = self.triage.first_hopeless(self.inbox.queue)
-        if hopeless is not None:
+            return self.inbox.next_still(lambda arrival: self.unmovable.may_try(arrival, now))
+        while True:
+            waiting = (arrival for arrival in self.inbox.queue if not self.unmovable.rests(arrival, now))
+            if (hopeless := self.triage.first_hopeless(waiting)) is None:
+                return None
             self.inbox.take(hopeless)
-        return hopeless
-
-
-def _why_unmovable(arrival: Arrival, error: OSError) -> str:
-    if error.errno == errno.EFBIG:
-        return f"it has more than {MOST_BYTES:,} bytes, as no job file has, and would have to be copied: take it out"
-    if not isinstance(error, PermissionError):
-        return files.in_words(error)
-    folder = arrival.path.parent
-    return (
-        f"the service may not take files out of {folder}, which belongs to someone else: "
-        f"chgrp {os.getegid()} {folder}; chmod g+w {folder}"
-    )
+            if self.unmovable.may_try(hopeless, now):
+                return hopeless

@@ -96,6 +96,7 @@ FLOORS = [
         "latecomers",
         "naming",
         "triage",
+        "unmovable",
         "web.fields",
         "web.uploads",
     },
