@@ -6,10 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sdbatch import files, jobfile
+from sdbatch.document import plain
 from sdbatch.errors import JobError, Missing, NotHere
 from sdbatch.filenames import is_job_name
 from sdbatch.job import AnyJob, Img2Img, Txt2Img, count_pictures, img2img_size
+from sdbatch.modelconfig import Made, made_for
 from sdbatch.prompts import read_lines
+from sdbatch.remarks import of_size, remarks
 from sdbatch.root import Root
 from sdbatch.settings import Limits
 from sdbatch.spelling import as_stored, in_other_case
@@ -32,21 +35,24 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
 
 def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
     """As `check_file`, of what a job file of that name in the folder `beside` holds; None for one yet to be dropped."""
-    parts = jobfile.parse(data, name)
+    parts = jobfile.parse(data, name, root.defaults)
     for number, parsed in enumerate(parts, 1):
         label = f"job {number} of {len(parts)}: " if len(parts) > 1 else ""
         try:
             if parsed.error is not None:
                 raise parsed.error
             assert parsed.job is not None, "either a job or an error"
-            yield label + _describe(parsed.job, beside, root, limits), True
+            said, notes = _describe(parsed.job, beside, root, limits)
+            yield label + said, True
+            for note in [*parsed.notes, *notes]:
+                yield f"{label}note: {note}", True
         except (JobError, NotHere) as error:  # NotHere: the service would let it wait
             for line in str(error).splitlines():
                 yield label + line.removeprefix(f"{name}: "), False
 
 
-def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> str:
-    """Pictures, size, sampler and steps.
+def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str]]:
+    """Pictures, size, sampler, steps and prompt; and what is to be said of them.
 
     Files are looked for beside the job file and in the root; the model only where `root` is one, since jobs are
     also written on machines without.
@@ -55,17 +61,32 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> s
     if job.from_file:
         lines = read_lines(find_named("from_file", job.from_file, beside, root, limits))
     count = count_pictures(job, lines)
-    size = job.picture_size if isinstance(job, Txt2Img) else _init_size(job, beside, root, limits)
+    notes: list[str] = []
+    size = job.picture_size if isinstance(job, Txt2Img) else None
+    if isinstance(job, Img2Img) and (init := _look_at_init(job, beside, root, limits)):
+        size, notes = init
     if problems := limits.problems(count, job.ddim_steps, size):
         raise JobError("\n".join(problems))
     root.output_folder(job.outdir)
+    made = Made()
     if root.inbox.is_dir():
-        root.find_weights(job.ckpt, job.config, job.vae)
+        model = root.find_weights(job.ckpt, job.config, job.vae)
         for lora in job.loras:
             root.find_model("loras", lora.file)
+        made = made_for(model.ckpt, model.config)
+    if size:
+        notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
     shape = f"{size[0]}x{size[1]}" if size else "the size of init_img, which is not there yet"
     pictures = "1 picture" if count == 1 else f"{count} pictures"
-    return f"{pictures} of {shape}, {'PLMS' if job.plms else 'DDIM'}, {job.ddim_steps} steps, to {job.outdir}"
+    sampler = "PLMS" if job.plms else "DDIM"
+    said = f"{pictures} of {shape}, {sampler}, {job.ddim_steps} steps, to {job.outdir}: {_drawn(job, lines)}"
+    return said, [*notes, *remarks(job, lines, made)]
+
+
+def _drawn(job: AnyJob, lines: list[str] | None) -> str:
+    """The prompt as it is read, as far as fits a line."""
+    prompts = f"1 prompt of {job.from_file}" if lines and len(lines) == 1 else f"{len(lines or ())} prompts"
+    return f'"{plain(job.prompt) if job.prompt else ""}"' if lines is None else f'{prompts}, "{plain(lines[0])}"'
 
 
 def find_named(field: str, named: str, beside: Path | None, root: Root, limits: Limits) -> Path:
@@ -108,8 +129,13 @@ def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
     return path if is_there and not beside.resolve().is_relative_to(top) else None
 
 
-def _init_size(job: Img2Img, beside: Path | None, root: Root, limits: Limits) -> tuple[int, int] | None:
-    """What an init image will be drawn at; None where it is not there, as an earlier job may still have to draw it."""
+def _look_at_init(
+    job: Img2Img, beside: Path | None, root: Root, limits: Limits
+) -> tuple[tuple[int, int], list[str]] | None:
+    """What an init image will be drawn at, and what is to be said of it.
+
+    None where it is not there, as an earlier job may still have to draw it.
+    """
     try:
         path = find_named("init_img", job.init_img, beside, root, limits)
     except Missing as error:
@@ -118,7 +144,7 @@ def _init_size(job: Img2Img, beside: Path | None, root: Root, limits: Limits) ->
         raise
     from PIL import Image  # noqa: PLC0415 - only here, and the answer shall be quick
 
-    from sdbatch.engine.pictures import INIT_FORMATS  # noqa: PLC0415
+    from sdbatch.engine.pictures import INIT_FORMATS, SEE_THROUGH, is_see_through  # noqa: PLC0415
 
     try:
         with files.open_regular(path.resolve()) as file:
@@ -126,11 +152,13 @@ def _init_size(job: Img2Img, beside: Path | None, root: Root, limits: Limits) ->
                 raise JobError(f"init_img: {path} is not a file")
             with Image.open(file, formats=INIT_FORMATS) as picture:
                 width, height = picture.size
+                is_readable = width * height <= limits.init_pixels
+                notes = [SEE_THROUGH] if is_readable and is_see_through(picture) else []
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise JobError(f"init_img: {path} is no picture that can be read; it must be PNG, JPEG or WebP") from error
     if width * height > limits.init_pixels:
         raise JobError(f"init_img: {width}x{height} is too large; the limit is {limits.init_pixels:,} pixels")
-    return img2img_size(width, height)
+    return img2img_size(width, height), notes
 
 
 def submit_file(path: Path, root: Root) -> Path:

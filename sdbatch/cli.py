@@ -19,10 +19,11 @@ from sdbatch import (
 )
 from sdbatch.commands import FilesArgument, RootOption, admins_root, app, configured, named_root, open_root, stored
 from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, NoRoot, RootBusy
-from sdbatch.files import copy_atomically, is_disk_trouble, make_dir, same_content
+from sdbatch.files import copy_atomically, is_disk_trouble, make_dir, same_content, write_atomically
 from sdbatch.web import command as _web  # noqa: F401 - likewise
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
+DEMO_DEFAULTS = "\ndefaults: {H: 64, W: 64}  # what the demo model was trained on\n"
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
 
 
@@ -96,10 +97,13 @@ def init(
     configs = {name: shipped.with_name(name) for name in (shipped.name, "v2-inference.yaml", "v2-inference-v.yaml")}
     laion400m = "txt2img-1p4B-eval.yaml"
     configs[laion400m] = place.configs / "latent-diffusion" / laion400m
-    for source, target in (configs | {"sdbatch.yaml": place.configuration}).items():
+    for source, target in configs.items():
         if not target.exists():
-            # The service's own will hold the hash of a password.
-            _lay(data / "configs" / source, target, mode=0o640 if target == place.configuration else None)
+            _lay(data / "configs" / source, target)
+    if not place.configuration.exists():
+        text = (data / "configs" / "sdbatch.yaml").read_text(encoding="utf-8")
+        text = text.replace("\ndefaults: {}\n", DEMO_DEFAULTS) if demo else text
+        write_atomically(place.configuration, text.encode(), mode=0o640)  # it will hold the hash of a password
     typer.echo(f"{place.path} is ready: drop job files into {place.inbox}")
     if not checkpoint.exists():
         typer.echo(f"no checkpoint yet: copy or link one to {checkpoint}")
@@ -168,7 +172,7 @@ def schema() -> None:
     typer.echo(json.dumps(job_schema(), indent=2, ensure_ascii=False))
 
 
-def _lay(source: Path | None, target: Path, mode: int | None = None) -> None:
+def _lay(source: Path | None, target: Path) -> None:
     """Copy a file that was asked for; another one in its place is never overwritten, and never taken for it."""
     if source is None:
         return
@@ -177,7 +181,7 @@ def _lay(source: Path | None, target: Path, mode: int | None = None) -> None:
     if not target.exists():
         make_dir(target.parent)
         with source.open("rb") as file:
-            copy_atomically(file, target, mode=mode)  # half a checkpoint would be taken for one
+            copy_atomically(file, target)  # half a checkpoint would be taken for one
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """What all commands share: the app that they belong to, common options, and how a root is opened."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,4 +71,4 @@ def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Setting
     from sdbatch import configuration  # noqa: PLC0415 - pydantic costs the commands time that need no settings
 
     settings = configuration.load(root.configuration, content).settings
-    return replace(root, allowed=tuple(map(as_stored, settings.allow_paths)), named=settings.named_models), settings
+    return settings.told_to(root), settings

@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from sdbatch.finding import Finding, Level, ok, problem, warning
 from sdbatch.job import Txt2Img
 from sdbatch.root import Root
 from sdbatch.settings import Settings
-from sdbatch.spelling import as_stored
 
 SYSTEMD_RUNS = Path("/run/systemd/system")
 PCI = Path("/sys/bus/pci/devices")
@@ -43,7 +42,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield ok("version", f"sdbatch {__version__}, Python {platform.python_version()}, {sys.executable}")
     settings, finding = _settings(root)
     yield finding
-    root = replace(root, allowed=tuple(map(as_stored, settings.allow_paths)), named=settings.named_models)
+    root = settings.told_to(root)
     yield from surroundings.look(root, settings)
     yield from _driver(settings.device)
     if settings.engine == "fake":

@@ -1,6 +1,9 @@
 """Names of files: which are jobs, how they sort for people."""
 
 import re
+import unicodedata
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 SENT = "from-the-page-"  # how pictures begin that visitors of the page sent, until the jobs that name them have copies
 JOB_LOG = "log.jsonl"  # in a job's folder: what the service said about it
@@ -11,6 +14,16 @@ SUFFIXES = (".yaml", ".yml", ".json")
 NOBODYS_PREFIXES = (".", "~")
 _PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownload", "~")
 
+# Folders in which file servers, desktops and filesystems keep what was deleted, what is older, and what is their own;
+# hidden ones (.Trash-1000, .stversions, .snapshot, .zfs) need not stand here. In any case of letters, with * for any.
+_NOBODYS_FOLDERS = (
+    *("#recycle*", "#snapshot*", "@eadir", "@tmp*", "@sharebin", "@sharesnap"),  # Synology
+    *("@recycle*", "@recently-snapshot*", "@transcode", "@__thumb"),  # QNAP
+    *("$recycle.bin", "recycler", "recycled", "recycle bin*", "system volume information", "found.[0-9]*"),  # Windows
+    *("network trash folder", "temporary items", "thevolumesettingsfolder", "__macosx"),  # macOS and netatalk
+    *("lost+found", "trashbox", "files_trashbin", "files_versions"),  # Linux, Buffalo, Nextcloud
+)
+
 NaturalKey = list[tuple[int, int, str]]
 
 
@@ -18,6 +31,13 @@ def is_job_name(name: str) -> bool:
     """Whether a file of this name is meant as a job."""
     lower = name.lower()
     return lower.endswith(SUFFIXES) and not name.startswith(NOBODYS_PREFIXES) and not lower.endswith(_PARTIAL_SUFFIXES)
+
+
+def is_nobodys_folder(name: str, ignored: Iterable[str] = ()) -> bool:
+    """Whether a folder of this name holds no jobs: it is hidden, a trash or the like, or one of `ignored`."""
+    folded = unicodedata.normalize("NFC", name).casefold()
+    patterns = (*_NOBODYS_FOLDERS, *(unicodedata.normalize("NFC", pattern).casefold() for pattern in ignored))
+    return name.startswith(NOBODYS_PREFIXES) or any(fnmatchcase(folded, pattern) for pattern in patterns)
 
 
 def is_text(name: str) -> bool:

@@ -415,3 +415,16 @@ def open_regular(path: Path) -> Iterator[BinaryIO | None]:
         return
     with os.fdopen(handle, "rb") as file:
         yield file if stat.S_ISREG(os.fstat(handle).st_mode) else None
+
+
+def duplicate(source: Path, target: Path, *, as_link: bool) -> None:
+    """A copy with its times and mode, or, if asked for and the filesystem has them, a hard link; links stay links.
+
+    Not synced: the caller has that done for all its files at once.
+    """
+    _step("duplicate", target)
+    if as_link:
+        with suppress(OSError):
+            target.hardlink_to(source)
+            return
+    shutil.copy2(source, target, follow_symlinks=False)

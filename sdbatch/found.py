@@ -11,29 +11,39 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from sdbatch import files, infotext, pngtext
+from sdbatch import files
 from sdbatch.gathering import Entry, Facts, Shot, from_root, moment, of_job, stamp_of
+from sdbatch.reader import Reader, Unread
 from sdbatch.root import SAMPLES, Root
+from sdbatch.saying import Said
 
 SETUP = "setup.json"
 MAX_SETUP = 1 << 20  # bytes
 _STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)")
 
 
-def read_pictures(root: Root, folder: Path, names: Sequence[str]) -> Iterator[Entry]:
-    """Entries for pictures of these names in a folder of outputs/: one each, and one for those of a setup.json."""
-    silent: list[tuple[Path, pngtext.Written]] = []
+def read_pictures(
+    root: Root, folder: Path, names: Sequence[str], reader: Reader, passed_over: list[str]
+) -> Iterator[Entry]:
+    """Entries for pictures of these names in a folder of outputs/: one each, and one for those of a setup.json.
+
+    Those that can't be read in time are named in `passed_over`.
+    """
+    silent: list[tuple[Path, Said]] = []
     for path in (folder / name for name in sorted(names)):
-        written = pngtext.read(path)
-        if written is None:
+        try:
+            said = reader.read(path)
+        except Unread as error:
+            passed_over.append(str(error))
             continue
-        if job := job_told(written):
+        if said is None:
+            continue
+        if said.fields:
             with suppress(FileNotFoundError):  # deleted just now
-                yield _entry(root, path, job, [path], (written.width, written.height))
-        else:
-            silent.append((path, written))
+                yield _entry(root, path, _job(said), [path], (said.width, said.height))
+        elif path.suffix.lower() == ".png":
+            silent.append((path, said))
     base = folder.parent if folder.name == SAMPLES else folder
     if silent and (job := read_setup(base / SETUP)):
         first = silent[0][1]
@@ -41,26 +51,11 @@ def read_pictures(root: Root, folder: Path, names: Sequence[str]) -> Iterator[En
             yield _entry(root, base, job, [path for path, _ in silent], (first.width, first.height))
 
 
-def job_told(written: pngtext.Written) -> Facts:
-    """A job's fields by a picture's own text: ours, or as another program wrote it; nothing where it says nothing."""
-    told = infotext.parse(written.texts.get("parameters", ""))
-    exact = own_text(written).get("job")
-    if isinstance(exact, dict):  # with from_file, the picture's own prompt stands in the other text alone
-        return exact | ({"prompt": told.prompt} if exact.get("from_file") else {})
-    if not told.prompt and not told.settings:
-        return {}
-    fields, _ = infotext.to_fields(told)
-    strength = {"strength": 0.0} if told.is_img2img else {}
-    return fields | {"ckpt": told.settings.get("Model", "")} | strength
-
-
-def own_text(written: pngtext.Written) -> dict[str, Any]:
-    """What we wrote into a picture; nothing where it isn't ours."""
-    try:
-        exact = json.loads(written.texts.get("sdbatch", "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return exact if isinstance(exact, dict) else {}
+def _job(said: Said) -> Facts:
+    """A job's fields as the history has them, where another program names a model and a strength in its own way."""
+    if said.is_own:
+        return said.fields
+    return said.fields | {"ckpt": said.model} | ({} if said.strength is None else {"strength": said.strength})
 
 
 def read_setup(path: Path) -> Facts:

@@ -4,6 +4,7 @@ A done folder is read by its manifest, a failed one by the file that was dropped
 may have edited it, so everything is taken as far as it makes sense, and nothing raises for what it says.
 """
 
+import json
 import posixpath
 from collections.abc import Iterator
 from contextlib import suppress
@@ -133,7 +134,7 @@ def _whole(listed: Facts, lines: list[str]) -> str | None:
 
 def _failed(root: Root, folder: Path, stamp: int) -> Entry:
     reason = files.read_regular(folder / ERROR, MAX_REASON) or b""
-    parsed = parse_dropped(folder)
+    parsed = parse_dropped(folder, root)
     job = parsed.job.model_dump() if parsed and parsed.job else {}
     parent, claim = parsed.parent if parsed else None, read_claim(folder)
     return _entry(
@@ -189,20 +190,20 @@ def read_record(manifest: Path) -> Facts:
     return document.value if isinstance(document, Document) and isinstance(document.value, dict) else {}
 
 
-def parse_dropped(folder: Path) -> jobfile.Parsed | None:
-    """The job of a folder as it was dropped: its part of the file; None where there is none to read."""
+def parse_dropped(folder: Path, root: Root) -> jobfile.Parsed | None:
+    """The job of a folder as it would be drawn now: its part of the file; None where there is none to read."""
     claim = read_claim(folder)
     if claim is None or _inner(claim.file) != claim.file:
         return None
     data = files.read_regular(folder / claim.file, jobfile.MAX_MANIFEST_BYTES + 1)
-    parts = _parse(data, claim.file) if data is not None else []
+    parts = _parse(data, claim.file, json.dumps(root.defaults)) if data is not None else []
     number = claim.part if isinstance(claim.part, int) else 0
     return parts[number - 1] if 0 < number <= len(parts) else None
 
 
 @lru_cache(maxsize=1)  # the parts of one file come one after another
-def _parse(data: bytes, name: str) -> list[jobfile.Parsed]:
-    return jobfile.parse(data, name)
+def _parse(data: bytes, name: str, defaults: str) -> list[jobfile.Parsed]:
+    return jobfile.parse(data, name, json.loads(defaults))
 
 
 def stamp_of(path: Path) -> int:

@@ -53,6 +53,8 @@ class Historian:
                 _require_space(self.root.state)
                 if history is None:
                     history = History.open(self.root, in_memory=False)  # which takes in all that lies there
+                    for why in history.passed_over:
+                        self.log.warning("a picture is missing in the history", why=why)
                 else:
                     history.add(folder)
             except Exception as error:  # noqa: BLE001 - whatever it is, the pictures are drawn and lie there

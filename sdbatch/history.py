@@ -36,10 +36,12 @@ class History:
     Attributes:
         patience: seconds after which a search answers with what it has found so far.
         stale: why what is newest may be missing; empty while nothing is.
+        passed_over: pictures that could not be read in time, each with the reason.
     """
 
     def __init__(self, root: Root, *, in_memory: bool = True, reads_folders: bool = True) -> None:
         self.root, self.patience, self.stale = root, math.inf, ""
+        self.passed_over: list[str] = []
         self._reads_folders = reads_folders
         self._database = Database(root.state, in_memory=in_memory, fill=self._fill)
 
@@ -88,7 +90,7 @@ class History:
         Raises:
             OSError: the file is locked, or its disk full or failing.
         """
-        return self._database.ask(lambda db: upkeep.refresh(self.root, db)) if self.writable else 0
+        return self._database.ask(lambda db: upkeep.refresh(self.root, db, self.passed_over)) if self.writable else 0
 
     def catch_up(self) -> None:
         """The same, as far as it can be done: what can't is told in `stale`."""
@@ -110,7 +112,7 @@ class History:
 
     def _fill(self, database: sqlite3.Connection) -> None:
         if self._reads_folders:
-            upkeep.refresh(self.root, database)
+            upkeep.refresh(self.root, database, self.passed_over)
 
     def search(
         self,

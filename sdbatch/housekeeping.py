@@ -45,7 +45,7 @@ def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: 
 def remove(root: Root, folder: Path, *, outputs: bool) -> None:
     """Take a folder away; with `outputs` also its pictures in outputs/, as far as they are the same files."""
     if outputs:
-        for staged, published in _pictures(root, folder):
+        for staged, published in published_pictures(root, folder):
             if files.same_content(staged, published):
                 files.delete(published)
     # Under a hidden name first: a stop in between leaves no half of a job behind.
@@ -88,7 +88,8 @@ def _undrawn(root: Root) -> Iterator[bytes]:
         raise error
 
 
-def _pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
+def published_pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
+    """A done job's pictures, and where in outputs/ they were published."""
     try:
         record = yaml.load((folder / MANIFEST).read_bytes(), yaml.CSafeLoader)
         grids = [grid for grid in (record.get("grid"), *record.get("more_grids", [])) if grid]

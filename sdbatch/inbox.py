@@ -11,10 +11,9 @@ rests between them while jobs are drawn; until it is at its end, what the last o
 """
 
 import os
-import re
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -22,20 +21,11 @@ from os import scandir
 from pathlib import Path
 
 from sdbatch import files, log
-from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, natural_key
+from sdbatch.filenames import NOBODYS_PREFIXES, NaturalKey, is_job_name, is_nobodys_folder, natural_key
 from sdbatch.handover import TAKEN
+from sdbatch.order import BULK, URGENT, priority_of
 from sdbatch.spelling import normal
 from sdbatch.watcher import Watcher
-
-URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behind everything else
-MOST_PRIORITY = 100
-_FOLDERS = {URGENT: 1000, BULK: -1000}
-GLANCE_BYTES = 16 << 10
-# On a line of its own, within braces on one line, or quoted as in JSON.
-_PRIORITY = re.compile(
-    rb"""(?:^[ \t{-]*["']?priority["']?|^[ \t-]*\{.*,[ \t]*priority|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""",
-    re.MULTILINE,
-)
 
 EMPTY_TOLD = 5
 BUSY_STRETCH, IDLE_STRETCH = 0.05, 0.5  # seconds of looking between two turns of the loop, while jobs are drawn or not
@@ -112,6 +102,7 @@ class Inbox:
         self.empty: list[str] = []  # the first few that hold nothing yet
         self.unsettled = 0  # jobs that hold something but do not stand still yet
         self.unreadable: dict[str, OSError] = {}  # folders whose files could not be seen, and why
+        self.ignored: tuple[str, ...] = ()  # folders of these names are not looked into
         self.taken: list[str] = []  # hidden folders with files that were taken from another filesystem
         self.watcher = Watcher(folder)
         self.bell = self.watcher.bell
@@ -182,7 +173,7 @@ class Inbox:
         empty: list[str] = []
         unreadable: dict[str, OSError] = {}
         taken: list[str] = []
-        for entry in tread(self.folder, unreadable, taken):
+        for entry in tread(self.folder, unreadable, taken, self.ignored):
             yield
             if entry is None:
                 continue
@@ -210,7 +201,7 @@ class Inbox:
                 continue
             relative = os.path.relpath(path, self.folder)
             if seen.priority is None:
-                seen.priority = _priority_of(path, relative)
+                seen.priority = priority_of(path, relative)
             arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority)
             ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
         self._mind(unreadable, found)
@@ -222,21 +213,25 @@ class Inbox:
         has_news = any(seen.first == began for seen in self.stillness.seen.values())
         self.watcher.tend(is_deaf=has_news and not (was_told or self.bell.is_set()))
 
-    def next_still(self, may_try: Callable[[Arrival], bool] = lambda _: True) -> Arrival | None:
-        """The next arrival to claim, but for those that `may_try` passes over until another look.
+    def next_still(self) -> Arrival | None:
+        """The next arrival to claim.
 
         One that changed or vanished since the scan waits for another: only that can tell a file that a person deleted,
         to cancel it, from a share that went away with all of them.
         """
         while self.queue:
-            arrival = self.queue[0]
-            self.take(arrival)
-            if not may_try(arrival):
-                continue
-            seen = self.stillness.seen.get(arrival.name)
-            if seen is not None and seen.signature == signature_of(arrival.name):
+            if (arrival := self.take_first()) is not None:
                 return arrival
-            self.expect()
+        return None
+
+    def take_first(self) -> Arrival | None:
+        """The first of the queue, if it is as the scan saw it; it is in the queue no more."""
+        arrival = self.queue[0]
+        self.take(arrival)
+        seen = self.stillness.seen.get(arrival.name)
+        if seen is not None and seen.signature == signature_of(arrival.name):
+            return arrival
+        self.expect()
         return None
 
     def take(self, arrival: Arrival) -> None:
@@ -310,15 +305,17 @@ def make_folder(inbox: Path, folder: Path) -> None:
             files.make_shared_dir(place, stat.S_IMODE(inbox.stat().st_mode))
 
 
-def walk(folder: Path, unreadable: dict[str, OSError]) -> Iterator[os.DirEntry[str]]:
-    """Everything below `folder` that is no folder; hidden folders and links to folders are not entered.
+def walk(folder: Path, unreadable: dict[str, OSError], ignored: Iterable[str] = ()) -> Iterator[os.DirEntry[str]]:
+    """Everything below `folder` that is no folder; nobody's folders and links to folders are not entered.
 
     Folders that can't be read, or not to their end, are noted in `unreadable`.
     """
-    return (entry for entry in tread(folder, unreadable, []) if entry is not None)
+    return (entry for entry in tread(folder, unreadable, [], ignored) if entry is not None)
 
 
-def tread(folder: Path, unreadable: dict[str, OSError], taken: list[str]) -> Iterator[os.DirEntry[str] | None]:
+def tread(
+    folder: Path, unreadable: dict[str, OSError], taken: list[str], ignored: Iterable[str] = ()
+) -> Iterator[os.DirEntry[str] | None]:
     """The same, and a None for each folder: on a slow share even empty ones take their time.
 
     Folders of files that the service has taken are noted in `taken`.
@@ -331,7 +328,7 @@ def tread(folder: Path, unreadable: dict[str, OSError], taken: list[str]) -> Ite
             with scandir(place) as entries:
                 for entry in entries:
                     is_folder = entry.is_dir(follow_symlinks=False)
-                    if is_folder and not entry.name.startswith(NOBODYS_PREFIXES):
+                    if is_folder and not is_nobodys_folder(entry.name, ignored):
                         pending.append(entry.path)
                     elif is_folder and entry.name.startswith(TAKEN):
                         taken.append(entry.path)
@@ -340,17 +337,6 @@ def tread(folder: Path, unreadable: dict[str, OSError], taken: list[str]) -> Ite
             if place == top or not isinstance(error, FileNotFoundError):  # else moved away between two looks
                 unreadable[place] = error
         yield None
-
-
-def _priority_of(path: str, relative: str) -> int:
-    """What a file says of its priority, as far as a glance shows; its folder adds to that."""
-    try:
-        head = files.read_regular(Path(path), GLANCE_BYTES) or b""
-    except OSError:
-        return 0
-    said = _PRIORITY.search(head)
-    number = max(-MOST_PRIORITY, min(MOST_PRIORITY, int(said[1]))) if said else 0
-    return number + _FOLDERS.get(relative.partition("/")[0], 0)
 
 
 def _signature(status: os.stat_result) -> Signature:

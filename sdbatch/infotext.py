@@ -1,19 +1,24 @@
 """The `parameters` text that other programs write into their pictures, as fields of a job.
 
-Its form is stable-diffusion-webui's: the prompt, a line "Negative prompt: ...", and a last line of "Key: value" pairs.
-What v1's scripts have no field for is told and left out.
+Its form is stable-diffusion-webui's: the prompt, a line "Negative prompt: ...", and a line of "Key: value" pairs, which
+extensions put more lines behind. What v1's scripts have no field for is told and left out. The text is anybody's: it is
+read once from its beginning to its end, by no expression that could go back.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sdbatch.errors import printable
 
-FEWEST_PAIRS = 3  # a last line with less is the prompt's, as stable-diffusion-webui reads it
-_PAIR = re.compile(r'\s*(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+FEWEST_PAIRS = 3  # a line with less is the prompt's, as stable-diffusion-webui reads it
+MOST_PAIRS = 500
+MOST_NOTES = 30
+_KEY = re.compile(r"\w[\w \-/]{0,60}")
+_BLANKS = re.compile(r"\s*")
+_QUOTED = json.JSONDecoder()
 _NEGATIVE = "Negative prompt:"
 _NUMBERS: dict[str, tuple[str, Callable[[str], int | float]]] = {
     "Steps": ("ddim_steps", int),
@@ -28,11 +33,19 @@ _WEIGHTED = re.compile(r"\([^()]*:\s*\d|\(\(|\[\[|<(lora|lyco|hypernet):")
 
 @dataclass(frozen=True)
 class Infotext:
-    """The text in its parts."""
+    """The text in its parts.
+
+    Attributes:
+        settings: by the keys of stable-diffusion-webui, whichever program wrote them.
+        notes: what of the text belongs to none of these.
+        program: who wrote it.
+    """
 
     prompt: str
     negative: str
     settings: dict[str, str]
+    notes: tuple[str, ...] = ()
+    program: str = ""
 
     @property
     def is_img2img(self) -> bool:
@@ -43,12 +56,52 @@ class Infotext:
 def parse(text: str) -> Infotext:
     """A `parameters` text in its parts."""
     lines = text.strip().split("\n")
-    pairs = _PAIR.findall(lines[-1])
-    settings = {key.strip(): _plain(value) for key, value in pairs} if len(pairs) >= FEWEST_PAIRS else {}
-    body = lines[:-1] if settings else lines
-    at = next((i for i, line in enumerate(body) if line.strip().startswith(_NEGATIVE)), len(body))
-    negative = "\n".join(body[at:]).strip().removeprefix(_NEGATIVE).strip()
-    return Infotext("\n".join(body[:at]).strip(), negative, settings)
+    at, settings = _settings(lines)
+    body, behind = lines[:at], lines[at + 1 :]
+    start = next((i for i, line in enumerate(body) if line.strip().startswith(_NEGATIVE)), len(body))
+    negative = "\n".join(body[start:]).strip().removeprefix(_NEGATIVE).strip()
+    notes = tuple(f"{printable(line.strip()[:80])}: stands behind the settings, and is left out" for line in behind)
+    return Infotext("\n".join(body[:start]).strip(), negative, settings, notes)
+
+
+def _settings(lines: list[str]) -> tuple[int, dict[str, str]]:
+    """Which line has the settings, and these: the last that begins with the steps, or else the last of all."""
+    named = [number for number, line in enumerate(lines) if line.lstrip().startswith("Steps:")]
+    for number in [*named[-1:], len(lines) - 1]:
+        settings = dict(_pairs(lines[number]))
+        if len(settings) >= FEWEST_PAIRS:
+            return number, settings
+    return len(lines), {}
+
+
+def _pairs(line: str) -> Iterator[tuple[str, str]]:
+    """The line's pairs, up to `MOST_PAIRS`; what is none is passed over to the next comma."""
+    at, count = 0, 0
+    while count < MOST_PAIRS and (colon := line.find(":", at)) >= 0:
+        key = line[at:colon].rpartition(",")[2].strip()
+        if not _KEY.fullmatch(key):
+            at = colon + 1
+            continue
+        value, at = _value(line, colon + 1)
+        count += 1
+        yield key, value
+
+
+def _value(line: str, start: int) -> tuple[str, int]:
+    """A value and where the next pair begins. Values with a separator in them are written as JSON."""
+    blanks = _BLANKS.match(line, start)
+    start = blanks.end() if blanks else start
+    if line.startswith('"', start):
+        try:
+            text, end = _QUOTED.raw_decode(line, start)
+        except ValueError:
+            pass
+        else:
+            if end == len(line) or line[end] == ",":
+                return str(text), end + 1
+    end = line.find(",", start)
+    end = len(line) if end < 0 else end
+    return line[start:end].strip(), end + 1
 
 
 def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
@@ -66,28 +119,22 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     if size := re.fullmatch(r"(\d{1,5})x(\d{1,5})", settings.get("Size", "")):
         fields |= {"W": int(size[1]), "H": int(size[2])}
     sampler = settings.get("Sampler", "DDIM")
-    if sampler == "PLMS":
+    if sampler.upper() == "PLMS":
         fields["plms"] = True
-    elif sampler != "DDIM":
-        notes.append(f"Sampler: {printable(sampler)} is not had here; the job draws with DDIM")
+    elif sampler.upper() != "DDIM":
+        notes.append(f"Sampler: {printable(sampler[:80])} is not had here; the job draws with DDIM")
     if told.is_img2img:
-        text = f"Denoising strength: {printable(settings['Denoising strength'])}: it was drawn from another picture"
+        text = (
+            f"Denoising strength: {printable(settings['Denoising strength'][:80])}: it was drawn from another picture"
+        )
         notes.append(f"{text}, which is not told; for img2img give init_img and strength")
     if _WEIGHTED.search(told.prompt + told.negative):
         notes.append("prompt: weights in brackets and <lora:...> are plain words here")
     notes += [_left_out(key, value) for key, value in settings.items() if key not in _SILENT and key not in _NUMBERS]
-    return fields, notes
+    notes += told.notes
+    more = len(notes) - MOST_NOTES
+    return fields, notes if more <= 0 else [*notes[:MOST_NOTES], f"{more} more that can't be carried over"]
 
 
 def _left_out(key: str, value: str) -> str:
     return printable(f"{key}: {value[:80]} can't be carried over")
-
-
-def _plain(value: str) -> str:
-    """Values with a separator in them are written as JSON."""
-    if value.startswith('"') and value.endswith('"'):
-        try:
-            return str(json.loads(value))
-        except ValueError:
-            pass
-    return value.strip()

@@ -4,8 +4,10 @@ from sdbatch import files, jobfile
 from sdbatch.errors import JobError
 from sdbatch.inputs import InputStager
 from sdbatch.job import Txt2Img, count_pictures
+from sdbatch.modelconfig import made_for
 from sdbatch.prompts import read_lines
 from sdbatch.publish import make_outdir
+from sdbatch.remarks import of_size, remarks
 from sdbatch.root import Root
 from sdbatch.settings import Limits
 from sdbatch.spool import Claim, Spool
@@ -45,6 +47,8 @@ class Intake:
         if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
             raise JobError("\n".join(problems))
         model = self.root.find_weights(job.ckpt, job.config, job.vae)
+        made = made_for(model.ckpt, model.config)
+        sized = of_size("H, W", size, made) if size else []  # of img2img the renderer knows
         loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
         return Task(
             claim=claim,
@@ -57,6 +61,8 @@ class Intake:
             config=model.config,
             vae=model.vae,
             loras=loras,
+            notes=(*parsed.notes, *sized, *remarks(job, lines, made)),
+            filled=parsed.filled,
             outdir=make_outdir(self.root.output_folder(job.outdir), job.skip_save),
         )
 
@@ -67,7 +73,7 @@ class Intake:
         if data is None:
             raise JobError(f"{claim.file}: is a link, a pipe or a device; a job must be a plain file")
         if self._parsed[:2] != (data, claim.file):
-            self._parsed = (data, claim.file, jobfile.parse(data, claim.file))
+            self._parsed = (data, claim.file, jobfile.parse(data, claim.file, self.root.defaults))
         parts = self._parsed[2]
         if len(parts) > 1 and not claim.parts:
             self.spool.split(claim, len(parts))

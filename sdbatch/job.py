@@ -92,7 +92,7 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, in the root.")
+    file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, or its folder, in the root.")
     weight: float = Field(
         1.0, ge=-10, le=10, title="Weight", description="How much of it: 1 is as it was trained, 0 nothing."
     )

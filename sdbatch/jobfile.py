@@ -5,7 +5,7 @@ alone; behind a syntax error nothing can be told apart any more, so the rest of 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -31,12 +31,16 @@ _MANIFEST = re.compile(rb"^(\xef\xbb\xbf)?sdbatch_manifest:", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+Defaults = Iterable[tuple[str, Any]]
+
+
 @dataclass(frozen=True)
 class Parsed:
     """One job of a file: the job, or why it is none; and what a dropped manifest says of its origin.
 
     Attributes:
         notes: what stands in the file and has no effect, each with its line.
+        filled: what the root's defaults said in its place.
     """
 
     job: AnyJob | None = None
@@ -44,14 +48,15 @@ class Parsed:
     parent: Parent | None = None
     kept: Kept = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    filled: dict[str, Any] = field(default_factory=dict)
 
 
-def parse(data: bytes, file_name: str) -> list[Parsed]:
-    """All jobs of a file in their order, at least one entry."""
+def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
+    """All jobs of a file in their order, at least one entry; `defaults` are a root's own for what they don't say."""
     try:
         text = _decode(data)
         documents = read_json(text) if PurePath(file_name).suffix.lower() == ".json" else read_yaml(text, _TEXTS)
-        parsed = [_parse_document(document, file_name) for document in _bounded(documents)]
+        parsed = [_parse_document(document, file_name, defaults) for document in _bounded(documents)]
     except JobError as error:
         return [Parsed(error=JobError(f"{file_name}: {error}"))]
     return parsed or [Parsed(error=JobError(f"{file_name}: the file holds no job; it wants at least a prompt"))]
@@ -83,7 +88,7 @@ def _bounded(documents: Iterator[Document | JobError]) -> Iterator[Document | Jo
         yield document
 
 
-def _parse_document(document: Document | JobError, file_name: str) -> Parsed:
+def _parse_document(document: Document | JobError, file_name: str, defaults: Defaults) -> Parsed:
     if isinstance(document, JobError):
         return Parsed(error=JobError(f"{file_name}: {document}"))
     values = document.value
@@ -93,8 +98,8 @@ def _parse_document(document: Document | JobError, file_name: str) -> Parsed:
         return Parsed(error=JobError(f"{file_name}: {text}{f'; {slip[1]}' if slip else ''}"))
     try:
         if "sdbatch_manifest" not in values:
-            written = _Written(values, document, ())
-            return Parsed(written.job(), notes=tuple(written.notes()))
+            written = _Written(values, document, (), defaults)
+            return Parsed(written.job(), notes=tuple(written.notes()), filled=written.filled)
         asked = _read_manifest(values, document.line)
         written = _Written(asked.fields, document, ("follow_up",) if "follow_up" in values else ("job",))
         return Parsed(written.job(), None, asked.parent, asked.kept, tuple(written.notes()))
@@ -115,7 +120,9 @@ def _read_manifest(values: dict[str, Any], line: int) -> Asked:
 class _Written:
     """A job as it stands in its file; hyphens in names count as underscores, as on the scripts' command line."""
 
-    def __init__(self, values: dict[str, Any], document: Document, within: tuple[str, ...]) -> None:
+    def __init__(
+        self, values: dict[str, Any], document: Document, within: tuple[str, ...], defaults: Defaults = ()
+    ) -> None:
         self.document, self.within = document, within
         self.start = document.lines.get(within) or document.lines[()]
         self.paths: dict[str, tuple[Line, ...]] = {}
@@ -144,6 +151,13 @@ class _Written:
         self.kind = job_kind(self.fields)
         if self.kind is Img2Img and self.fields.get("laion400m") is False:
             del self.fields["laion400m"]  # false says nothing against img2img
+        self.filled = {name: value for name, value in defaults if self._lacks(name)}
+        self.fields |= self.filled
+
+    def _lacks(self, name: str) -> bool:
+        """Whether a field of this kind of job was left to its default."""
+        is_its = name in self.kind.model_fields and not (self.kind is Img2Img and name in NOT_FOR_IMG2IMG)
+        return is_its and name not in self.fields
 
     def job(self) -> AnyJob:
         """What it asks for.

@@ -197,6 +197,7 @@ def again(
 
 def _open(place: "Root", *, anew: bool = False) -> "History":
     from sdbatch import overview  # noqa: PLC0415
+    from sdbatch.errors import printable  # noqa: PLC0415
     from sdbatch.history import History  # noqa: PLC0415
 
     overview.check_root(place)
@@ -205,6 +206,8 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
         typer.echo(f"read again: {opened.rebuild()} jobs", err=True)
     if opened.stale:
         typer.echo(f"note: {opened.stale}: what is newest may be missing", err=True)
+    for why in opened.passed_over:
+        typer.echo(f"note: {printable(why)}", err=True)
     return opened
 
 

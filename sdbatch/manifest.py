@@ -88,6 +88,7 @@ class Manifest(Record):
     source_sha256: str
     parent: Parent | None
     attempts: int
+    defaults: dict[str, Any] = {}  # of the job's fields, those that the root's configuration said
     job: dict[str, Any]
     pictures: list[Picture]
     grid: Grid | None
@@ -111,7 +112,7 @@ class Manifest(Record):
         for picture in content["pictures"]:
             if picture["prompt"] is None:
                 del picture["prompt"]
-        for name in ("peak_bytes", "more_grids"):
+        for name in ("peak_bytes", "more_grids", "defaults"):
             if not content[name]:
                 del content[name]
         head = {key: content.pop(key) for key in ("sdbatch_manifest", "id")}

@@ -7,20 +7,22 @@ service that has said nothing for a while is taken for gone. Nothing here fails 
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from heapq import nsmallest
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from sdbatch import files
 from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name, natural_key
+from sdbatch.filenames import is_job_name, is_nobodys_folder, natural_key
+from sdbatch.order import Entry, Priorities, in_order, priority_of, priority_of_folder
 from sdbatch.root import Root
 
 SHOWN = 20  # of the queue
+MOST_GLANCES = 500  # files that are looked into for their priority
 FAILURES = 5
 SILENT_SECONDS = 30.0  # it writes once a second; what holds it up for longer, as a share may, holds up the jobs too
 SETTLED_SECONDS = 3.0  # after which a missing process counts, and is no start or end just under way
@@ -31,7 +33,7 @@ Facts = dict[str, Any]
 # What programs find in any case, in the order of status.json.
 _KEYS = (
     *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
-    *("queue", "unmovable", "failures", "done", "failed", "job", "updated_at"),
+    *("queue", "passed_over", "unmovable", "failures", "done", "failed", "job", "updated_at"),
 )
 
 
@@ -46,7 +48,9 @@ def look(root: Root, now: datetime) -> Facts:
     said = facts.get("queue")
     empty = facts.get("empty") if runs else None
     facts["empty"] = unfilled = [name for name in empty if isinstance(name, str)] if isinstance(empty, list) else []
-    facts["queue"] = queue(root, said if runs and isinstance(said, dict) else {}, facts["job"], unfilled)
+    last = [name for key in ("passed_over", "unmovable") for name in (facts[key] if runs else None) or ()]
+    told, ignored = said if runs and isinstance(said, dict) else {}, ignored_folders(facts)
+    facts["queue"] = queue(root, told, facts["job"], unfilled, last, ignored)
     return facts | {"is_running": runs, "failures": failures(root)}
 
 
@@ -81,23 +85,45 @@ def is_running(facts: Facts, now: datetime) -> bool:
     return not (is_ours and age > SETTLED_SECONDS and not _is_alive(facts["pid"]))
 
 
-def queue(root: Root, said: Facts, job: Facts | None, empty: Iterable[str] = ()) -> Facts:
-    """What waits, as the folders have it, in the order that the service told (`said`) as far as it did."""
-    waiting, ids = set(_waiting(root.inbox)).difference(empty), claimed(root, job)
-    there = {"file": waiting, "id": set(ids)}
-    order = said.get("next")
-    told = [
-        (kind, name)
-        for entry in (order if isinstance(order, list) else [])
-        if isinstance(entry, dict)
-        for kind, name in entry.items()
-        if isinstance(name, str) and name in there.get(kind, ())
-    ]
-    fresh = [("id", name) for name in ids if ("id", name) not in told]
-    others = nsmallest(SHOWN, waiting.difference(name for _, name in told), key=natural_key)
+def queue(
+    root: Root,
+    said: Facts,
+    job: Facts | None,
+    empty: Iterable[str] = (),
+    last: Iterable[str] = (),
+    ignored: Iterable[str] = (),
+) -> Facts:
+    """What waits, as the folders have it, in the order of turns; files of one priority in the order that was told.
+
+    `last` are those that the service passes over for now, ids and names.
+    """
+    waiting, ids, last = set(_waiting(root.inbox, ignored)).difference(empty), claimed(root, job), set(last)
+    arrived = {name: number for number, name in enumerate(_told_files(said))}
+    is_glanced = len(waiting) <= MOST_GLANCES
+
+    def ranked(name: str) -> Entry:
+        is_near = is_glanced or name in arrived
+        return Entry("file", name, priority_of(f"{root.inbox}/{name}", name) if is_near else priority_of_folder(name))
+
+    def turn(entry: Entry) -> tuple[object, ...]:
+        return -entry.priority, arrived.get(entry.name, len(arrived)), natural_key(entry.name)
+
+    known = Priorities(root.running).sorted(set(ids).difference(last))
+    files_there = nsmallest(SHOWN, map(ranked, waiting.difference(last)), key=turn)
+    line = in_order((Entry("id", *entry) for entry in known), files_there)
+    rest = [("id", name) for name in ids if name in last] + [("file", name) for name in sorted(waiting & last)]
     settling, held = (said[key] if isinstance(said.get(key), int) else 0 for key in ("settling", "waiting_for_files"))
-    line = [*fresh, *told, *(("file", name) for name in others)]
-    return queue_of(len(ids), max(0, len(waiting) - settling), settling, held, line)
+    told = chain(((entry.kind, entry.name) for entry in line), rest)
+    return queue_of(len(ids), max(0, len(waiting) - settling), settling, held, told)
+
+
+def _told_files(said: Facts) -> Iterator[str]:
+    """Names of waiting files that the service told, in their order."""
+    order = said.get("next")
+    for entry in order if isinstance(order, list) else []:
+        name = entry.get("file") if isinstance(entry, dict) else None
+        if isinstance(name, str):
+            yield name
 
 
 def queue_of(claimed: int, ready: int, settling: int, held: int, line: Iterable[tuple[str, str]]) -> Facts:
@@ -166,9 +192,16 @@ def _folders(place: Path) -> list[str]:
         return []
 
 
-def _waiting(inbox: Path) -> Iterable[str]:
-    """Names of job files below the inbox, as status.json tells them; hidden folders are nobody's."""
+def ignored_folders(facts: Facts) -> tuple[str, ...]:
+    """Names of folders that the service does not look into, as it told its settings."""
+    settings = facts.get("settings")
+    names = settings.get("ignore_folders") if isinstance(settings, dict) else None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def _waiting(inbox: Path, ignored: Iterable[str] = ()) -> Iterable[str]:
+    """Names of job files below the inbox, as status.json tells them, in the folders that the service looks into."""
     for place, folders, names in os.walk(inbox):
-        folders[:] = [name for name in folders if not name.startswith(NOBODYS_PREFIXES)]
+        folders[:] = [name for name in folders if not is_nobodys_folder(name, ignored)]
         within = "" if Path(place) == inbox else os.path.relpath(place, inbox) + "/"
         yield from (within + name for name in names if is_job_name(name))

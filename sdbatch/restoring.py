@@ -11,13 +11,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sdbatch import files, found, gathering, infotext, jobfile, pngtext
+from sdbatch import files, found, gathering, jobfile
 from sdbatch.errors import JobError, printable
 from sdbatch.history import History
 from sdbatch.job import Img2Img, Txt2Img, job_kind
 from sdbatch.manifest import VERSION, dump
+from sdbatch.reader import Reader
 from sdbatch.records import Job, Picture
 from sdbatch.root import FILES, SAMPLES, WEIGHTS, Root
+from sdbatch.saying import Said, silence
 from sdbatch.spool import INPUTS, MANIFEST
 
 Fields = dict[str, Any]
@@ -37,7 +39,6 @@ CARRIED_OVER = {
     "precision",
 }
 MOST_WEIGHTS = 2000  # files looked through for a checkpoint of some name
-ELSEWHERE = "drawn by another program: the same seed need not give the same picture"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def restore(root: Root, what: Picture | Job | Path) -> Restored:
         for name in (*FILES, "ckpt")
         if fields.get(name) and not _is_there(root, name, str(fields[name]))
     ]
-    return Restored(f"# {printable(origin)}\n{job_text(fields)}", [*dict.fromkeys(notes + misfits + missing)])
+    return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", [*dict.fromkeys(notes + misfits + missing)])
 
 
 def fields_of(root: Root, what: Picture | Job) -> Fields:
@@ -105,7 +106,7 @@ def follow_up(
         block = {"init_img": picture.file, **asked, **fields}
         return _checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
     carried = {name: value for name, value in fields_of(root, picture).items() if name in CARRIED_OVER}
-    return _checked(job_text(carried | asked | {"init_img": picture.path} | fields))
+    return _checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
 
 
 def again(root: Root, job: Job, seed: int | None = None) -> str:
@@ -119,19 +120,24 @@ def again(root: Root, job: Job, seed: int | None = None) -> str:
     if record:
         head = {"sdbatch_manifest": VERSION, "id": job.id}
         return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
-    return _checked(job_text(fields_of(root, job) | changed))
+    return _checked(job_text(root, fields_of(root, job) | changed))
 
 
-def job_text(fields: Fields) -> str:
-    """A job file of these fields, without those that say what holds anyway."""
+def job_text(root: Root, fields: Fields) -> str:
+    """A job file of these fields, without those that say what holds anyway; not where the root has its own word."""
     known = job_kind(fields).model_fields
+    own = {name for name, _ in root.defaults} & {*known}
+    fields = {name: known[name].get_default(call_default_factory=True) for name in own} | fields
     if fields.get("from_file"):
         fields = {name: value for name, value in fields.items() if name != "prompt"}
     return dump(
         {
             name: value
             for name, value in fields.items()
-            if name in ALWAYS or name not in known or known[name].get_default(call_default_factory=True) != value
+            if name in ALWAYS
+            or name in own
+            or name not in known
+            or known[name].get_default(call_default_factory=True) != value
         }
     )
 
@@ -154,7 +160,7 @@ def _told_by_history(root: Root, what: Picture | Job) -> tuple[Fields, list[str]
         if isinstance(what, Picture):  # what stands in the picture is as good
             return _told_by_file(root, root.path / what.path)
     folder = (root.done if what.state == "done" else root.failed) / job_id
-    parsed = gathering.parse_dropped(folder)
+    parsed = gathering.parse_dropped(folder, root)
     if parsed is None or parsed.job is None:
         why = f": {parsed.error}" if parsed and parsed.error else ""
         raise JobError(f"{job_id}: no job can be restored from it{why}")
@@ -212,32 +218,34 @@ def _told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
     if path.is_dir() or path.name == found.SETUP:
         fields = found.read_setup(path if path.name == found.SETUP else path / found.SETUP)
     else:
-        written = pngtext.read(path)
-        if written is None:
-            raise JobError(f"{path}: is no PNG that can be read; only those hold how they were drawn")
-        if isinstance(found.own_text(written).get("job"), dict):
-            return found.job_told(written), []
-        if text := written.texts.get("parameters"):
-            return _told_by_text(root, text)
+        said = _said_by(path)
+        if said.fields:
+            return _with_model(root, said)
         base = path.parent.parent if path.parent.name == SAMPLES else path.parent
         fields = found.read_setup(base / found.SETUP)
+        if not fields:
+            raise JobError(f"{path}: nothing there says how it was drawn: {silence(said)}, no setup.json beside it")
     if not fields:
-        raise JobError(
-            f"{path}: nothing there says how it was drawn: no text in the picture, no {found.SETUP} beside it"
-        )
+        raise JobError(f"{path}: nothing there says how it was drawn: no setup.json that can be read")
     return fields, []
 
 
-def _told_by_text(root: Root, text: str) -> tuple[Fields, list[str]]:
-    told = infotext.parse(text)
-    fields, notes = infotext.to_fields(told)
-    if not told.settings.get("Version", "").startswith("sdbatch"):
-        notes.append(ELSEWHERE)
-    if model := told.settings.get("Model"):
-        path = _find_weights(root, model)
-        fields |= {"ckpt": path} if path else {}
-        notes += [] if path else [f"Model: no {printable(model)} lies in models/; the job draws with the default ckpt"]
-    return fields, notes
+def _said_by(path: Path) -> Said:
+    with Reader() as reader:
+        said = reader.read(path)
+    if said is None:
+        raise JobError(f"{path}: is no PNG, JPEG or WebP picture that can be read; only those hold how they were drawn")
+    return said
+
+
+def _with_model(root: Root, said: Said) -> tuple[Fields, list[str]]:
+    """The fields, with the checkpoint of the name that another program tells, where one lies here."""
+    if not said.model or said.is_own:
+        return said.fields, said.notes
+    if path := _find_weights(root, said.model):
+        return said.fields | {"ckpt": path}, said.notes
+    note = f"Model: no {printable(said.model)} lies in models/; the job draws with the default ckpt"
+    return said.fields, [*said.notes, note]
 
 
 def _find_weights(root: Root, stem: str) -> str:

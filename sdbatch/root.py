@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdbatch import files
 from sdbatch.beneath import open_beneath
@@ -41,11 +41,18 @@ class ModelFiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Root:
-    """The folders of one service, and what the configuration lets jobs name beside: folders outside, and models."""
+    """The folders of one service, and what the configuration says of jobs.
+
+    Attributes:
+        allowed: folders outside that they may name.
+        named: models under names of the admin's.
+        defaults: fields of a job with the values that they have here where it doesn't say them.
+    """
 
     path: Path
     allowed: tuple[Path, ...] = ()
     named: tuple[tuple[str, NamedModel], ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
 
     @property
     def inbox(self) -> Path:

@@ -183,6 +183,7 @@ class Service:
         self.settings = self.readiness.settings = settings
         self.inbox.stillness.settle_seconds = settings.settle_seconds
         self.inbox.rescan_seconds = settings.rescan_seconds
+        self.inbox.ignored = self.inbox.watcher.ignored = settings.ignore_folders
         self.intake.limits, inputs = settings.limits, self.intake.inputs
         inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.picture_wait_seconds
         self.hooks.use(settings.hooks.commands(), settings.hooks.limit_seconds)
@@ -419,7 +420,12 @@ class Service:
 
     def _tell(self, now: Now, **facts: Any) -> None:
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
-        told |= {"empty": self.inbox.empty, "unmovable": self.turns.unmovable.why, "failures": [*self.failures]}
+        told |= {
+            "passed_over": self.turns.passed_over,
+            "empty": self.inbox.empty,
+            "unmovable": self.turns.unmovable.why,
+            "failures": [*self.failures],
+        }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

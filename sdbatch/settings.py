@@ -1,14 +1,30 @@
 """What an admin can set, with defaults and bounds. configuration.py says where the values come from."""
 
+from copy import copy
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+)
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sdbatch import root
+from sdbatch.job import Img2Img, Txt2Img
+from sdbatch.spelling import as_stored
 
+# Fields that say what one job is, and that no root can say for all.
+OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m")
 # What is built into a running service: a reload leaves it as it is.
 NEEDS_RESTART = (
     "engine",
@@ -21,7 +37,35 @@ NEEDS_RESTART = (
     "watermark",
     "events",
     "allow_paths",
+    "defaults",
 )
+
+
+class _Given(BaseModel):
+    """A group of which only what was given counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _say(self, say: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in say(self).items() if name in self.model_fields_set}
+
+
+def _without_default(info: FieldInfo) -> tuple[Any, FieldInfo]:
+    changed = copy(info)
+    changed.default = None
+    return info.annotation, changed
+
+
+if TYPE_CHECKING:
+
+    class Defaults(_Given):
+        """Fields of a job with the values that they have where it doesn't say them."""
+
+else:
+    _fields = {name: info for kind in (Img2Img, Txt2Img) for name, info in kind.model_fields.items()}
+    _fields = {name: _without_default(info) for name, info in _fields.items() if name not in OF_ONE_JOB}
+    Defaults = create_model("Defaults", __base__=_Given, **_fields)
 
 
 class Limits(BaseModel):
@@ -141,6 +185,7 @@ class Settings(BaseSettings):
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     events: bool = True
+    ignore_folders: tuple[str, ...] = ()
     picture_wait_seconds: float = Field(10.0, ge=0, le=86400)
     attempts: int = Field(3, ge=1, le=100)
     hang_seconds: float = Field(600.0, ge=1, le=86400)
@@ -155,6 +200,7 @@ class Settings(BaseSettings):
     hooks: HookCommands = HookCommands()
     keep: Keep = Keep()
     limits: Limits = Limits()
+    defaults: Defaults = Defaults()
     web: Web = Web()
 
     @field_validator("active_hours")
@@ -168,6 +214,15 @@ class Settings(BaseSettings):
     def kept_free(self, total: int) -> int:
         """How much of a disk of so many bytes no job takes."""
         return min(self.free_bytes, total // 100)
+
+    def told_to(self, place: root.Root) -> root.Root:
+        """A root that knows what is set for it."""
+        return replace(
+            place,
+            allowed=tuple(map(as_stored, self.allow_paths)),
+            named=self.named_models,
+            defaults=tuple(self.defaults.model_dump().items()),
+        )
 
     @property
     def named_models(self) -> tuple[tuple[str, root.NamedModel], ...]:

@@ -33,6 +33,7 @@ from pydantic import TypeAdapter, ValidationError
 from sdbatch import files, handover, log
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.filenames import NOBODYS_PREFIXES, is_job_name
+from sdbatch.order import Priorities
 from sdbatch.root import SAMPLES, Root
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
@@ -98,6 +99,7 @@ class Spool:
     def __init__(self, root: Root) -> None:
         self.root = root
         self.unreadable: dict[str, OSError] = {}
+        self.priorities = Priorities(root.running)
         self.log = log.get()
         self._last = ("", 0)
 
@@ -160,12 +162,12 @@ class Spool:
             self.log.warning("left as it is, since it can't be brought in order", path=str(path), error=str(error))
 
     def claimed(self) -> Iterator[Claim]:
-        """Jobs in running/, in order, each read only when it is its turn: a file can hold a thousand."""
+        """Jobs in running/, in the order of their turns, each read only when that comes: a file can hold a thousand."""
         folders = [folder for folder in _folders(self.root.running) if not folder.name.startswith(".")]
         for gone in self.unreadable.keys() - {folder.name for folder in folders}:
             del self.unreadable[gone]
-        for folder in folders:
-            if (claim := self._read(folder)) is not None:
+        for job_id, _ in self.priorities.sorted(folder.name for folder in folders):
+            if (claim := self._read(self.root.running / job_id)) is not None:
                 yield claim
 
     def _settle(self, folder: Path, claim: Claim) -> Path | None:
@@ -293,7 +295,10 @@ class Spool:
         """
         job_id = holder.name.removeprefix(handover.TAKEN)
         file = next(holder.iterdir(), None)
-        if file is None or (self.root.running / job_id).is_dir():
+        if (self.root.running / job_id).is_dir():
+            return ""
+        if file is None:
+            holder.rmdir()
             return ""
         for ended in (self.root.done / job_id, self.root.failed / job_id):
             if (claim := read_claim(ended)) is not None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from sdbatch import files
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
-from sdbatch.inbox import URGENT, make_folder, walk
+from sdbatch.inbox import make_folder, walk
 from sdbatch.naming import file_of, folders, matching, number_of
+from sdbatch.order import URGENT
 from sdbatch.root import Root
 from sdbatch.spelling import normal
 from sdbatch.spool import CANCEL, ERROR, Spool

@@ -14,7 +14,8 @@ from sdbatch import files, jobfile
 from sdbatch.check import check_file, find_named, lies_beside, submit_file
 from sdbatch.errors import JobError, Missing
 from sdbatch.filenames import is_job_name
-from sdbatch.inbox import BULK, URGENT, make_folder
+from sdbatch.inbox import make_folder
+from sdbatch.order import BULK, URGENT
 from sdbatch.root import FILES, Root
 from sdbatch.settings import Limits
 from sdbatch.spool import slug_of

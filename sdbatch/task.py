@@ -38,6 +38,8 @@ class Task:
     outdir: Path
     vae: Path | None = None
     loras: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()  # what of it has no effect
+    filled: dict[str, Any] = field(default_factory=dict)  # what the root's defaults said for it
 
     @property
     def total(self) -> int:
@@ -129,6 +131,7 @@ def manifest_of(
         source_sha256=hashlib.sha256(task.source).hexdigest(),
         parent=task.parent,
         attempts=claim.attempts,
+        defaults=task.filled,
         job=task.job.model_dump(),
         pictures=[
             Picture(
@@ -164,7 +167,7 @@ def manifest_of(
         checkpoint=_checkpoint(task, loaded, root),
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
-        notes=[*finished.notes, *notes],
+        notes=[*task.notes, *finished.notes, *notes],
         first_prompt=None if task.lines is None else task.lines[0],
     )
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
-from itertools import islice, takewhile
+from itertools import islice
 
 from sdbatch import files, log, overview
 from sdbatch.inbox import Arrival, Inbox
+from sdbatch.order import Entry, in_order
 from sdbatch.readiness import Readiness
-from sdbatch.spool import Claim, Spool, read_claim
+from sdbatch.spool import Claim, Spool
 from sdbatch.triage import Triage
 from sdbatch.unmovable import IN_A_ROW, Unmovable
 
@@ -35,7 +36,6 @@ class Turns:
         self.owed: dict[str, int] = {}
         self.unmovable = Unmovable(inbox.folder)
         self._absent = ""
-        self._first: tuple[str, float] = ("", ANY_TIME)  # of the jobs in running/, with its priority
 
     @property
     def absent(self) -> str:
@@ -56,8 +56,11 @@ class Turns:
         """
         if self.readiness.is_held:
             claim = self.spool.cancelled()
+        elif not self.readiness.is_ready:
+            claim = self.spool.cancelled() or self._hopeless(now, wall)
         else:
-            claim = self._claimed(now) or self._arrived(now, wall) or self._claimed(now, deferred=True)
+            self.triage.forget()
+            claim = self._first(now, wall) or next(self._able(now, self.deferred), None)
         if claim is not None:
             claim.attempts = self.owed.get(claim.id, claim.attempts)
             self.deferred.pop(claim.id, None)
@@ -65,15 +68,20 @@ class Turns:
 
     def line(self, ids: list[str]) -> Iterator[tuple[str, str]]:
         """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
-        first = self._priority(ids[0]) if ids else ANY_TIME
-        urgent = sum(1 for _ in takewhile(lambda arrival: arrival.priority > first, self.inbox.queue)) if ids else 0
-        movable = (name for name in self.inbox.names() if name not in self.unmovable.why)
-        others_pass = self.deferred.keys() | self.spool.unreadable.keys()
-        queued = [("file", name) for name in islice(movable, max(urgent, overview.SHOWN))]
-        yield from queued[:urgent]
-        yield from (("id", name) for name in ids if name not in others_pass)
-        yield from queued[urgent:]
-        yield from (("id", name) for name in ids if name in others_pass)
+        passed_over = self.passed_over
+        claimed = (Entry("id", *entry) for entry in self.spool.priorities.sorted(set(ids).difference(passed_over)))
+        files_there = (
+            Entry("file", name, arrival.priority)
+            for arrival, name in zip(self.inbox.queue, self.inbox.names(), strict=True)
+            if name not in self.unmovable.why
+        )
+        yield from ((entry.kind, entry.name) for entry in in_order(claimed, islice(files_there, overview.SHOWN)))
+        yield from (("id", name) for name in ids if name in passed_over)
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Claimed jobs that let all others pass."""
+        return sorted(self.deferred.keys() | self.spool.unreadable.keys())
 
     def defer(self, claim: Claim, now: float = ANY_TIME, why: str = "") -> None:
         """Others go first: what this job needs, or where it lies, may be well again later."""
@@ -90,59 +98,57 @@ class Turns:
             self.spool.note(claim, attempts=attempts)
             del self.owed[claim.id]
 
-    def _priority(self, job_id: str) -> float:
-        """Of a claimed job: it stays as it is, and this is asked once a second."""
-        if self._first[0] != job_id:
-            try:
-                claim = read_claim(self.spool.root.running / job_id)
-            except OSError:
-                return ANY_TIME
-            self._first = (job_id, claim.priority if claim else ANY_TIME)
-        return self._first[1]
-
-    def _claimed(self, now: float, *, deferred: bool = False) -> Claim | None:
-        """The first job in running/ that can go on, unless a more urgent one waits in the inbox."""
-        if not self.readiness.is_ready:
-            return self.spool.cancelled()
-        for claim in self.spool.claimed():
-            if (claim.id in self.deferred) != deferred:
-                continue
-            looked = (self.deferred if deferred else self.waiting).get(claim.id, ANY_TIME)
-            if now - looked >= ASK_AGAIN_SECONDS:
-                is_urgent = self.inbox.queue and self.inbox.queue[0].priority > claim.priority
-                return None if is_urgent else claim
-        return None
-
-    def _arrived(self, now: float, wall: datetime) -> Claim | None:
-        """The next file of the inbox, claimed."""
-        for _ in range(IN_A_ROW):
-            if (arrival := self._next_arrival(now)) is None:
-                break
-            try:
-                fresh = self.spool.claim(arrival.path, wall, arrival.priority)
-            except OSError as error:
-                if files.is_disk_trouble(error):
-                    self.inbox.put_back(arrival)
-                    raise
-                self.unmovable.note(arrival, error, now)
-                continue
-            self.unmovable.forget(arrival)
-            if fresh is not None:
-                self.log.info("claimed", job_id=fresh.id, source=fresh.source)
-                return fresh
+    def _first(self, now: float, wall: datetime) -> Claim | None:
+        """The first in the order of turns, claimed now if it was not."""
+        for entry in islice(in_order(self._able(now, self.waiting), self._queued(now)), IN_A_ROW):
+            if isinstance(entry, Claim):
+                return entry
+            arrival = self.inbox.take_first()
+            if arrival is not None and (claim := self._claim(arrival, now, wall)) is not None:
+                return claim
         if not self.inbox.is_looking:
             self.unmovable.keep_only(self.inbox.stillness.seen)
         return None
 
-    def _next_arrival(self, now: float) -> Arrival | None:
-        """The next file to claim. While nothing can be drawn only those that no machine could draw."""
-        if self.readiness.is_ready:
-            self.triage.forget()
-            return self.inbox.next_still(lambda arrival: self.unmovable.may_try(arrival, now))
-        while True:
+    def _able(self, now: float, looked: dict[str, float]) -> Iterator[Claim]:
+        """Claimed jobs that may go on by now: those that others pass where `looked` is about them, or else the rest."""
+        for claim in self.spool.claimed():
+            is_due = now - looked.get(claim.id, ANY_TIME) >= ASK_AGAIN_SECONDS
+            if is_due and (claim.id in self.deferred) == (looked is self.deferred):
+                yield claim
+
+    def _queued(self, now: float) -> Iterator[Arrival]:
+        """The first of the inbox that may be moved, again and again; who takes it takes it out."""
+        while self.inbox.queue:
+            arrival = self.inbox.queue[0]
+            if self.unmovable.may_try(arrival, now):
+                yield arrival
+            else:
+                self.inbox.take(arrival)  # until another look finds it
+
+    def _hopeless(self, now: float, wall: datetime) -> Claim | None:
+        """While nothing can be drawn: what no machine could draw is claimed, to be told."""
+        for _ in range(IN_A_ROW):
             waiting = (arrival for arrival in self.inbox.queue if not self.unmovable.rests(arrival, now))
-            if (hopeless := self.triage.first_hopeless(waiting)) is None:
+            if (arrival := self.triage.first_hopeless(waiting)) is None:
                 return None
-            self.inbox.take(hopeless)
-            if self.unmovable.may_try(hopeless, now):
-                return hopeless
+            self.inbox.take(arrival)
+            may_try = self.unmovable.may_try(arrival, now)
+            if may_try and (claim := self._claim(arrival, now, wall)) is not None:
+                return claim
+        return None
+
+    def _claim(self, arrival: Arrival, now: float, wall: datetime) -> Claim | None:
+        """A file of the inbox, claimed; None if it vanished, or is not ours to move, which is told."""
+        try:
+            fresh = self.spool.claim(arrival.path, wall, arrival.priority)
+        except OSError as error:
+            if files.is_disk_trouble(error):
+                self.inbox.put_back(arrival)
+                raise
+            self.unmovable.note(arrival, error, now)
+            return None
+        self.unmovable.forget(arrival)
+        if fresh is not None:
+            self.log.info("claimed", job_id=fresh.id, source=fresh.source)
+        return fresh

@@ -10,13 +10,15 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from sdbatch import found, gathering, index
 from sdbatch.filenames import is_text
+from sdbatch.reader import Reader
 from sdbatch.root import SAMPLES, Root
 from sdbatch.spool import ERROR
 
@@ -25,12 +27,14 @@ COARSE_NS = 2_500_000_000  # FAT counts every other second
 MANY = 5_000  # names in a folder of outputs/: to look into it takes a while, and every job that ends there changes it
 LOOK_AGAIN_NS = 60_000_000_000
 Item = TypeVar("Item")
-PICTURES = ".png"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def refresh(root: Root, database: sqlite3.Connection) -> int:
-    """Bring the index up to date; says how many jobs were taken in or out."""
-    return _refresh_jobs(root, database) + _refresh_outputs(root, database)
+def refresh(root: Root, database: sqlite3.Connection, passed_over: list[str]) -> int:
+    """Bring the index up to date; says how many jobs were taken in or out, and which pictures could not be read."""
+    with Reader() as reader:
+        look = partial(_look_into, root, database, reader, passed_over)
+        return _refresh_jobs(root, database) + _refresh_outputs(root, database, look)
 
 
 def take_in(root: Root, database: sqlite3.Connection, folders: Sequence[Path]) -> int:
@@ -71,7 +75,7 @@ def _refresh_jobs(root: Root, database: sqlite3.Connection) -> int:
     return len(gone) + added
 
 
-def _refresh_outputs(root: Root, database: sqlite3.Connection) -> int:
+def _refresh_outputs(root: Root, database: sqlite3.Connection, look_into: Callable[[Path, list[str]], int]) -> int:
     """Take in what lies in outputs/ and belongs to no job; forget what was found there and is gone."""
     if not root.outputs.is_dir():
         return 0  # likewise
@@ -91,7 +95,7 @@ def _refresh_outputs(root: Root, database: sqlite3.Connection) -> int:
             continue
         names = _names(folder)
         pending += [folder / name for name, is_folder in names.items() if is_folder]
-        news = _look_into(root, database, folder, [name for name, is_folder in names.items() if not is_folder])
+        news = look_into(folder, [name for name, is_folder in names.items() if not is_folder])
         count += news
         if news or len(names) > MANY or (changed, len(names)) != (mtime, many):
             with index.writing(database):
@@ -103,7 +107,14 @@ def _refresh_outputs(root: Root, database: sqlite3.Connection) -> int:
     return count
 
 
-def _look_into(root: Root, database: sqlite3.Connection, folder: Path, names: list[str]) -> int:
+def _look_into(
+    root: Root,
+    database: sqlite3.Connection,
+    reader: Reader,
+    passed_over: list[str],
+    folder: Path,
+    names: list[str],
+) -> int:
     """Bring one folder's found pictures up to date."""
     shown = root.show(folder)
     there = {f"{shown}/{name}" for name in names}
@@ -117,7 +128,7 @@ def _look_into(root: Root, database: sqlite3.Connection, folder: Path, names: li
     if any(job_id != path for path, job_id in was_found.items()):
         changed |= {job_id for path, job_id in was_found.items() if new and job_id != path}
         new |= {path for path, job_id in was_found.items() if job_id in changed and path in there}
-    entries = list(found.read_pictures(root, folder, [path.rpartition("/")[2] for path in new]))
+    entries = list(found.read_pictures(root, folder, [path.rpartition("/")[2] for path in new], reader, passed_over))
     for some in _chunks([*changed]):
         with index.writing(database):
             _forget(database, some)

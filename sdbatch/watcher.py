@@ -16,6 +16,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from sdbatch import log
+from sdbatch.filenames import is_nobodys_folder
 
 # Its thread says of itself, as an error, that it is being stopped: most times that it is.
 logging.getLogger("watchdog.observers.inotify").addFilter(lambda said: "thread is inactive" not in said.getMessage())
@@ -28,6 +29,7 @@ class Watcher:
         self.folder = folder
         self.bell = threading.Event()
         self.renamed: deque[str] = deque()  # filled by the observer's thread: appending is all it does
+        self.ignored: tuple[str, ...] = ()  # folders of these names, and what lies in them, tell nothing
         self.is_wanted = False
         self.log = log.get()
         self._observer: BaseObserver | None = None
@@ -67,7 +69,7 @@ class Watcher:
         try:
             observer = Observer()
             # The slash: an inbox that is a link is listened to where it leads, not at the link.
-            observer.schedule(_Handler(self.bell, self.renamed), f"{self.folder}/", recursive=True)
+            observer.schedule(_Handler(self), f"{self.folder}/", recursive=True)
             observer.start()
         except (OSError, RuntimeError) as error:  # no watches left, no threads left, gone again
             if observer is not None:
@@ -90,15 +92,22 @@ class Watcher:
 class _Handler(FileSystemEventHandler):
     """Does nothing that could raise: an exception would end the thread for good."""
 
-    def __init__(self, bell: threading.Event, renamed: deque[str]) -> None:
-        self.bell, self.renamed = bell, renamed
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher, self.top = watcher, str(watcher.folder)
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         # Synthetic: its folder was renamed, which says nothing about a file inside that is still being written.
         if event.event_type == "moved" and not event.is_directory and not event.is_synthetic:
-            self.renamed.append(os.fsdecode(event.dest_path))
+            self.watcher.renamed.append(os.fsdecode(event.dest_path))
+        if self._is_nobodys(event.src_path) and self._is_nobodys(event.dest_path or event.src_path):
+            return
         if event.event_type not in {"opened", "closed_no_write"}:
-            self.bell.set()
+            self.watcher.bell.set()
+
+    def _is_nobodys(self, path: bytes | str) -> bool:
+        """Whether a path leads through a folder that is not looked into."""
+        *folders, _ = os.fsdecode(path).removeprefix(self.top).strip("/").split("/")
+        return any(is_nobodys_folder(name, self.watcher.ignored) for name in folders)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -89,7 +89,7 @@ def allowed(info: FieldInfo) -> str:
                 text += " that is not empty"
             case object(pattern=str()):
                 text = str(info.description)  # a pattern is no answer to a person
-    return text if info.is_required() or info.default == "" else f"{text} (default {shown(info.default)})"
+    return text if info.is_required() or info.default in ("", None) else f"{text} (default {shown(info.default)})"
 
 
 def _groups(info: FieldInfo, inner: tuple[Any, ...]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from reference_model import CKPT, CONFIG, reference_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_layouts import save_folder, with_attention_names_of_2022
 from torch import Tensor
 
@@ -80,8 +80,41 @@ def whole_folder(folder: Path, other: dict[str, Tensor]) -> Path:
     return path
 
 
+OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def own_file_of_2022(folder: Path, other: dict[str, Tensor]) -> Path:
+    """With the library's names as they were then."""
+    found = load_file(own_file(folder, other))
+    for now, then in OLD.items():
+        found = {key.replace(f"attentions.0.{now}.", f"attentions.0.{then}."): value for key, value in found.items()}
+    assert sum(".query." in key for key in found) == 4
+    save_file(found, folder / "vae.safetensors")
+    return folder / "vae.safetensors"
+
+
+def prefixed_file_of_2022(folder: Path, other: dict[str, Tensor]) -> Path:
+    found = load_file(own_file_of_2022(folder, other))
+    save_file({VAE + key: value for key, value in found.items()}, folder / "vae.safetensors")
+    return folder / "vae.safetensors"
+
+
+def mixed(folder: Path, other: dict[str, Tensor]) -> Path:
+    """The original's names, but for its attention, which has the library's."""
+    names = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm"}
+    for now, then in names.items():
+        other = {key.replace(f"attn_1.{now}.", f"attn_1.{then}."): value for key, value in other.items()}
+    save_file({f"vae.{key}": value for key, value in other.items()}, folder / "vae.safetensors")
+    return folder / "vae.safetensors"
+
+
 @pytest.mark.parametrize(
-    "write", [bare, with_prefix, with_training, own_folder, own_file, whole_folder], ids=lambda f: f.__name__
+    "write",
+    [
+        *(bare, with_prefix, with_training, own_folder, own_file, whole_folder),
+        *(own_file_of_2022, prefixed_file_of_2022, mixed),
+    ],
+    ids=lambda f: f.__name__,
 )
 def test_every_layout_of_an_autoencoder_is_read(
     write: Callable[[Path, dict[str, Tensor]], Path], other: dict[str, Tensor], tmp_path: Path
@@ -108,7 +141,7 @@ def test_a_checkpoint_without_one_is_drawn_with_a_separate_one(
     conversions = Conversions(tmp_path / "models", tmp_path / "checksums.json", 1_000_000_000)
     for kept in (None, conversions, conversions):
         assert has_other_autoencoder(load_model(path, CONFIG, conversions=kept, vae=vae))
-    with pytest.raises(JobError, match=r"first_stage_model\..* is missing"):
+    with pytest.raises(JobError, match=r"has no autoencoder of its own: name one with `vae:`"):
         load_model(path, CONFIG, conversions=conversions)
 
 
@@ -131,3 +164,22 @@ def test_what_is_no_autoencoder_of_this_model_is_told(
 ) -> None:
     with pytest.raises(JobError, match=rf"vae: the autoencoder vae\.safetensors does not fit the checkpoint .*{said}"):
         load_model(CKPT, CONFIG, vae=bare(tmp_path, change(dict(other))))
+
+
+def test_what_is_not_a_number_is_told_of_the_autoencoder(other: dict[str, Tensor], tmp_path: Path) -> None:
+    key = "decoder.conv_in.weight"
+    spoilt = other | {key: torch.full_like(other[key], float("nan"))}
+    with pytest.raises(
+        JobError, match=rf"^vae: the autoencoder vae\.safetensors is damaged: \S*{key} holds what is no"
+    ):
+        load_model(CKPT, CONFIG, vae=bare(tmp_path, spoilt))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b"<html>", "is a web page"), (b"version https://git-lfs.github.com", "is a git-lfs pointer")],
+)
+def test_what_lies_in_its_place_is_named_by_its_field(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "vae.pt").write_bytes(content)
+    with pytest.raises(JobError, match=rf"^vae: the autoencoder vae\.pt {said}"):
+        load_model(CKPT, CONFIG, vae=tmp_path / "vae.pt")

@@ -22,12 +22,16 @@ from sdbatch.testing import make_root
 def test_validate_tells_how_many_pictures_of_which_size(tmp_path: Path) -> None:
     file = HERE / "jobs/two-in-one.json"
     outdirs = ["outputs/txt2img/2023-04-18-18-01-48-0.32806818", "outputs/img2img/2023-04-18-22-18-46-0.38229466"]
+    prompts = [
+        '"A nice blue car is transforming into a truck."',
+        '"Add the spider-man on the right. Keep the truck unchanged."',
+    ]
     later = "the size of init_img, which is not there yet"
     said = run_sdbatch("validate", file, "--root", tmp_path)
     assert said.returncode == 0
     assert said.stdout.splitlines() == [
-        f"{file}: job 1 of 2: 6 pictures of 512x512, DDIM, 50 steps, to {outdirs[0]}",
-        f"{file}: job 2 of 2: 6 pictures of {later}, DDIM, 50 steps, to {outdirs[1]}",
+        f"{file}: job 1 of 2: 6 pictures of 512x512, DDIM, 50 steps, to {outdirs[0]}: {prompts[0]}",
+        f"{file}: job 2 of 2: 6 pictures of {later}, DDIM, 50 steps, to {outdirs[1]}: {prompts[1]}",
     ]
 
 

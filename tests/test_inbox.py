@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sdbatch import overview
 from sdbatch.filenames import is_job_name, natural_key
 from sdbatch.files import sha256
 from sdbatch.inbox import Inbox, Stillness
@@ -362,3 +363,37 @@ def test_without_a_hint_the_folder_is_read_only_every_rescan_interval(inbox: Inb
 
 def test_numbers_in_names_sort_by_value() -> None:
     assert sorted(["a10", "a9", "a", "10", "9", "b1"], key=natural_key) == ["9", "10", "a", "a9", "a10", "b1"]
+
+
+TRASHES = (
+    *("#recycle", "#Recycle", "#snapshot", "@Recycle", "@recycle", "@eaDir", "@EADIR", "@Recently-Snapshot", "@tmp"),
+    *("$RECYCLE.BIN", "$Recycle.Bin", "RECYCLER", "System Volume Information", "FOUND.000", "lost+found", "LOST+FOUND"),
+    *(".Trash-1000", ".Trashes", ".stversions", ".snapshot", ".snapshots", ".zfs", ".recycle", "~snapshot", "__MACOSX"),
+    *(
+        "Network Trash Folder",
+        "Temporary Items",
+        "@Recycle/alice",
+        "batch/#recycle",
+        "old",
+        "OLD",
+        "Backup 3",
+        "Cafe\u0301",
+    ),
+)
+
+
+@pytest.mark.parametrize("trash", TRASHES)
+def test_what_lies_in_a_trash_or_a_snapshot_is_no_job(inbox: Inbox, folder: Path, trash: str) -> None:
+    inbox.ignored = ("old", "backup*", "caf\u00e9")
+    for name in (f"{trash}/a.yaml", f"{trash}/deeper/b.json", "c.yaml"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("prompt: a")
+    assert settled(inbox) == ["c.yaml"]
+    assert {*overview._waiting(folder, inbox.ignored)} == {"c.yaml"}
+
+
+@pytest.mark.parametrize("name", ["recycle", "#1", "@home", "snapshot of 3", "trash", "old2", "lost and found"])
+def test_names_that_only_look_alike_are_folders_of_jobs(inbox: Inbox, folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    (folder / name / "a.yaml").write_text("prompt: a")
+    assert settled(inbox) == [f"{name}/a.yaml"]

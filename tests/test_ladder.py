@@ -21,7 +21,7 @@ import torch
 import yaml
 from reference_model import CKPT, CONFIG, draw_all, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from small_memory import SmallMemory, small_memory
-from tests_support import HERE, drain_for_real, only, small_draw
+from tests_support import HERE, drain_for_real, notes_of, only, small_draw
 from torch import Tensor
 
 from sdbatch.engine import renderer as renderer_module
@@ -289,4 +289,4 @@ def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_ne
     assert told.splitlines()[-1].startswith("out of memory, with as little as possible at once; ask for a smaller H")
     assert "Traceback" not in told
     assert json.loads((failed / "notes.json").read_text())[-1].endswith("this renderer ends")
-    assert yaml.safe_load((done / "manifest.yaml").read_text())["notes"] == []
+    assert notes_of(yaml.safe_load((done / "manifest.yaml").read_text())) == []

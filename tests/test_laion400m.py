@@ -119,11 +119,6 @@ def test_it_draws_and_its_conversion_draws_the_same(files: tuple[Path, Path], mo
         assert torch.equal(again.latents, drawn.latents)
 
 
-def test_a_long_prompt_s_unread_tokens_are_counted(model: Model) -> None:
-    assert model.unread_tokens("cat " * 75) == 0
-    assert model.unread_tokens("cat " * 78) == 3
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_the_flag_draws_with_that_model_into_that_folder(files: tuple[Path, Path], tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")

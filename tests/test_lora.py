@@ -132,7 +132,54 @@ def test_every_spelling_changes_the_same_weights(
 ) -> None:
     matrices = random_matrices()
     save_file(spell(matrices), tmp_path / "l.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": RANK}))
     assert close(worn([read_lora(tmp_path / "l.safetensors", 0.7)]), expected(matrices, 0.7))
+
+
+def of_the_original(prefix: str, ending: str) -> Callable[[Matrices], dict[str, Tensor]]:
+    """With the original release's names of layers, as ComfyUI and trainers beside kohya's write them."""
+
+    def spell(matrices: Matrices) -> dict[str, Tensor]:
+        down, up = matrices["unet", UNET]
+        name = f"{prefix}input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+        return {f"{name}.lora_down{ending}": down, f"{name}.lora_up{ending}": up}
+
+    return spell
+
+
+def projections_of_text(matrices: Matrices) -> dict[str, Tensor]:
+    """The text encoder's projections named as the UNet's."""
+    named: dict[str, Tensor] = {}
+    for path, (down, up) in ((path, both) for (part, path), both in matrices.items() if part == "text_encoder"):
+        name = path.replace("v_proj", "to_v").replace("out_proj", "to_out")
+        named |= {f"text_encoder.text_model.{name}_lora.{side}.weight": m for side, m in (("down", down), ("up", up))}
+    return named
+
+
+def of_an_adapter(matrices: Matrices) -> dict[str, Tensor]:
+    """PEFT's names with the name of the adapter left in."""
+    return {key.replace("lora_A.", "lora_A.mine.").replace("lora_B.", "lora_B.mine."): value
+            for key, value in peft(matrices).items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spell", "layers"),
+    [
+        *(
+            (of_the_original(prefix, ending), LAYERS[:1])
+            for prefix in ("diffusion_model.", "model.diffusion_model.", "unet.", "")
+            for ending in (".weight", "")
+        ),
+        (projections_of_text, LAYERS[2:]),
+        (of_an_adapter, LAYERS),
+    ],
+)
+def test_names_that_real_files_have_are_known(
+    spell: Callable[[Matrices], dict[str, Tensor]], layers: tuple[tuple[str, str], ...], tmp_path: Path
+) -> None:
+    matrices = random_matrices(layers)
+    save_file(spell(matrices), tmp_path / "l.safetensors")
+    assert close(worn([read_lora(tmp_path / "l.safetensors", 1.0)]), expected(matrices, 1.0))
 
 
 @pytest.mark.parametrize("spell", [kohya, peft, diffusers_2023], ids=lambda f: f.__name__)
@@ -267,17 +314,81 @@ def test_a_lora_of_another_width_is_named_with_both_shapes(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("lora_unet_x.hada_w1_a", "a LoHa"),
-        ("lora_unet_x.lokr_w1", "a LoKr"),
-        ("lora_unet_x.lora_mid.weight", "a third matrix"),
-        ("lora_unet_x.dora_scale", "a DoRA"),
-        ("unet.x.lora_magnitude_vector", "a DoRA"),
-        ("lora_unet_x.diff", "of another kind"),
-        ("model.diffusion_model.out.2.weight", "is no LoRA that can be read"),
+        ("lora_unet_x.oft_blocks", "is an OFT"),
+        ("base_model.model.x.boft_R", "is an OFT"),
+        ("lora_unet_x.a1.weight", "is a GLoRA"),
+        ("base_model.model.x.vera_lambda_b", "of a kind that can't be put on"),
+        ("base_model.model.x.lora_embedding_A", "of a kind that can't be put on"),
+        ("base_model.model.x.lora_B.bias", "a LoRA with biases of its own"),
+        ("lora_unet_x.hada_w1_a", "is no LoRA that can be read: lora_unet_x"),
+        ("lora_unet_x.lokr_w1", "is no LoRA that can be read: lora_unet_x"),
+        ("base_model.model.conv_in.bias", "is no LoRA that can be read: base_model"),
     ],
 )
-def test_other_kinds_are_named(key: str, said: str, tmp_path: Path) -> None:
+def test_other_kinds_and_halves_are_named(key: str, said: str, tmp_path: Path) -> None:
     assert said in refusal(kohya(random_matrices()) | {key: torch.ones(2, 2)}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["model.diffusion_model.time_embed.0.weight", "a"], "it is a model: name it as `ckpt`"),
+        (["emb_params"], "it is a textual inversion"),
+        (["<toy-cat>"], "it is a textual inversion"),
+        (["first_stage_model.decoder.conv_in.weight"], "it is an autoencoder alone: name it as `vae`"),
+        (["control_model.input_hint_block.0.weight"], "it is a ControlNet"),
+    ],
+)
+def test_what_is_no_lora_is_named_as_what_it_is(keys: list[str], said: str, tmp_path: Path) -> None:
+    assert said in refusal({key: torch.ones(2, 2) for key in keys}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"string_to_param": {"*": torch.ones(2, 768)}}, "loras: l.pt is a textual inversion"),
+        ({768: ({"linear.0.weight": torch.ones(2, 2)}, {}), "name": "x"}, "loras: l.pt is a hypernetwork"),
+        ({"layer_structure": [1, 2, 1], "step": 1}, "loras: l.pt is a hypernetwork"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "loras: l.pt is a git-lfs pointer"),
+        (b"<html>", "loras: l.pt is a web page"),
+        (b"", "loras: l.pt is empty"),
+    ],
+)
+def test_what_lies_in_a_lora_s_place_is_named_by_its_field(content: object, said: str, tmp_path: Path) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / "l.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "l.pt")
+    with pytest.raises(JobError, match=said):
+        read_lora(tmp_path / "l.pt", 1.0)
+
+
+def test_what_is_not_a_number_in_a_lora_is_told_of_the_lora(tmp_path: Path) -> None:
+    weights = kohya(random_matrices())
+    key = next(key for key in weights if "lora_up" in key)
+    weights[key][0, 0] = float("nan")
+    assert f"loras: l.safetensors is damaged: {key.removesuffix('.lora_up.weight')} (up)" in refusal(weights, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1", "is for another model, SDXL's"),
+        ("lora_unet_double_blocks_0_img_attn_proj", "is for another model, Flux's"),
+        ("transformer.joint_blocks.0.x", "is for another model, SD3's"),
+        ("lora_unet_down_blocks_7_attentions_0_proj_in", "is for another model: this one has no"),
+        ("somebody.elses.spelling.of.to_q", "names its layers in a way that is not known: somebody"),
+    ],
+)
+def test_another_model_is_only_spoken_of_where_it_is_one(name: str, said: str, tmp_path: Path) -> None:
+    weights = {f"{name}.lora_down.weight": torch.ones(4, 32), f"{name}.lora_up.weight": torch.ones(32, 4)}
+    assert said in refusal(weights, tmp_path)
+
+
+def test_a_lora_whose_product_would_fill_any_memory_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    name = "lora_unet_" + UNET.replace(".", "_")
+    wide = {f"{name}.lora_down.weight": torch.ones(1, 10**6), f"{name}.lora_up.weight": torch.ones(10**6, 1)}
+    assert "changes a weight of [1000000, 1000000]" in refusal(wide, tmp_path)
 
 
 def test_half_a_pair_is_told(tmp_path: Path) -> None:
@@ -291,10 +402,13 @@ def test_an_empty_file_is_told(tmp_path: Path) -> None:
     assert "is no LoRA that can be read: it is empty" in refusal({}, tmp_path)
 
 
-@pytest.mark.parametrize("told", ["{", "[]", '{"unet.lora_alpha": "a"}', '{"unet.rank_pattern": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "told",
+    ["{", "[]", '{"unet.lora_alpha": "a"}', '{"unet.alpha_pattern": {"(a+)+$": 1}}', '{"unet.peft_type": "OFT"}'],
+)
 def test_a_header_that_says_what_is_not_understood_is_told(told: str, tmp_path: Path) -> None:
     save_file(peft(random_matrices()), tmp_path / "l.safetensors", metadata={"lora_adapter_metadata": told})
-    with pytest.raises(JobError, match=r"header of l\.safetensors is damaged|only plain LoRAs"):
+    with pytest.raises(JobError, match=r"header of l\.safetensors is damaged|of the kind OFT"):
         read_lora(tmp_path / "l.safetensors", 1.0)
 
 

@@ -216,6 +216,10 @@ class Admin:
             return b""
 
         assert b"<html" in wait_for(asked, "the page")
+        ask = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1])"
+        for account, code in (("alice", 0), ("bin", 1)):  # of the group, and not
+            command = (PYTHON, "-c", ask, f"http://127.0.0.1:{self.page_port}/")
+            self.machine.run("runuser", "-u", account, "--", *command, code=code)
 
     def _is_gone(self, said: str) -> None:
         assert said.splitlines()[-1] == "sdbatch is uninstalled"

@@ -4,6 +4,7 @@ import re
 import shutil
 import struct
 import subprocess
+import time
 import zlib
 from collections.abc import Callable
 from hashlib import sha256
@@ -19,6 +20,7 @@ from tests_support import REFERENCE
 
 from sdbatch import __version__
 from sdbatch.engine.pictures import (
+    SEE_THROUGH,
     Origin,
     Pixels,
     load_init,
@@ -318,11 +320,11 @@ def grey8(tmp_path: Path) -> Path:
     return saved(tmp_path / "x.png", Image.fromarray(gradient()[..., 0]))
 
 
-@pytest.mark.parametrize("make", [rgba, lossless_webp])
-def test_alpha_is_dropped_as_the_scripts_drop_it(make: Callable[[Path], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make", "said"), [(rgba, [SEE_THROUGH]), (lossless_webp, [])])
+def test_alpha_is_dropped_as_the_scripts_drop_it(make: Callable[[Path], Path], said: list[str], tmp_path: Path) -> None:
     pixels, notes = load(make(tmp_path))
     np.testing.assert_array_equal(pixels, gradient())
-    assert notes == []
+    assert notes == said
 
 
 @pytest.mark.parametrize("make", [grey8, grey_with_alpha])
@@ -476,12 +478,77 @@ def text_bomb(kind: str) -> list[tuple[bytes, bytes]]:
 
 
 @pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "many"])
-def test_a_text_bomb_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_text_bomb_is_left_in_the_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     rows = b"".join(b"\0" + row.tobytes() for row in gradient())
     path.write_bytes(png(64, 64, 8, 2, rows, *text_bomb(kind)))
+    assert np.array_equal(load(path)[0], gradient())
+
+
+def with_a_wrong_checksum(data: bytes, kind: bytes) -> bytes:
+    at = data.index(kind) + 4 + int.from_bytes(data[data.index(kind) - 4 : data.index(kind)])
+    return data[:at] + bytes(byte ^ 0xFF for byte in data[at : at + 4]) + data[at + 4 :]
+
+
+BESIDE = [
+    (b"iCCP", b"big\0\0" + zlib.compress(bytes(3_000_000))),
+    (b"iCCP", b"broken"),
+    (b"zTXt", b"parameters\0\0" + zlib.compress(b"a" * 3_000_000)),
+    (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"a" * 3_000_000)),
+    (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n  9\n" + b"zz" * 30_000)),
+    (b"tEXt", b"parameters\0a cat"),
+    (b"tIME", b"\0"),
+    (b"pHYs", b""),
+    (b"gAMA", b""),
+    (b"cHRM", b"\1"),
+    (b"zzZz", bytes(100_000)),
+]
+
+
+@pytest.mark.parametrize("chunk", BESIDE, ids=lambda chunk: f"{chunk[0].decode()}-{len(chunk[1])}")
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_whatever_lies_beside_the_pixels_costs_no_picture(
+    chunk: tuple[bytes, bytes], is_wrong: bool, tmp_path: Path
+) -> None:
+    data = png(64, 64, 8, 2, b"".join(b"\0" + row.tobytes() for row in gradient()), chunk)
+    path = tmp_path / "x.png"
+    path.write_bytes(with_a_wrong_checksum(data, chunk[0]) if is_wrong else data)
+    pixels, notes = load(path)
+    assert np.array_equal(pixels, gradient())
+    assert notes == []
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"IDAT"])
+def test_pixels_whose_checksum_is_wrong_are_damaged(kind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    data = png(64, 64, 8, 2, b"".join(b"\0" + row.tobytes() for row in gradient()))
+    path.write_bytes(with_a_wrong_checksum(data, kind))
     with pytest.raises(JobError, match="damaged"):
         load(path)
+
+
+def test_a_picture_of_many_empty_pieces_is_read_as_soon_as_any(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    pieces = [(kind, b"") for kind in (b"tEXt", b"IDAT")] * 100_000
+    path.write_bytes(png(64, 64, 8, 2, b"".join(b"\0" + row.tobytes() for row in gradient()), *pieces))
+    begun = time.process_time()
+    assert np.array_equal(load(path)[0], gradient())
+    assert time.process_time() - begun < 5
+
+
+def test_a_jpeg_full_of_profiles_and_comments_is_drawn(tmp_path: Path) -> None:
+    picture = saved(tmp_path / "x.jpg", Image.fromarray(gradient()), exif=with_orientation(6), quality=95)
+    data = picture.read_bytes()
+    beside = b"".join(
+        bytes([0xFF, marker]) + (2 + len(body)).to_bytes(2) + body
+        for marker, body in [(0xE1, b"Exif\0\0" + bytes(60_000)), (0xE2, b"ICC_PROFILE\0\1\xff" + bytes(60_000)),
+                             (0xE2, b"MPF\0II*\0"), (0xED, b"Photoshop 3.0\x008BIM"), (0xFE, bytes(65_000))] * 50
+    )  # fmt: skip
+    end = data.index(b"\xff\xe1") + 2 + int.from_bytes(data[data.index(b"\xff\xe1") + 2 :][:2])
+    picture.write_bytes(data[:end] + beside + data[end:])
+    pixels, notes = load(picture)
+    assert pixels.shape == (64, 64, 3)
+    assert notes == ["init_img was turned upright, as its EXIF orientation says"]
 
 
 def test_a_picture_that_would_be_drawn_too_large_is_told_both_sizes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tests_support import REFERENCE, lay_model, run_sdbatch
+from tests_support import REFERENCE, lay_model, notes_of, run_sdbatch
 
 from sdbatch.root import Root
 
@@ -68,5 +68,6 @@ def test_the_model_was_loaded_once_for_all_jobs(drawn: Root) -> None:
 
 def test_a_prompt_that_is_too_long_for_the_text_encoder_is_told(drawn: Root) -> None:
     record = yaml.safe_load((done_folder(drawn, "long-chinese-prompt") / "manifest.yaml").read_text())
-    (note,) = record["notes"]
-    assert "had no effect: the text encoder reads 75" in note
+    (note,) = notes_of(record)
+    assert note.startswith("prompt: its end has no effect, ")
+    assert note.endswith(" on: the text encoder reads 75")

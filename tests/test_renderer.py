@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from crash import KILLED, in_child
+from safetensors.torch import save_file
 from tests_support import REFERENCE, small_draw
 
 from sdbatch import files
@@ -130,6 +132,18 @@ def test_what_the_disk_does_to_a_job_is_answered(
     last = json.loads(answers.getvalue().splitlines()[-1])
     assert (last["type"], last["fault"]) == ("failed", fault)
     assert os.strerror(number) in last["text"]
+
+
+def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(tmp_path: Path) -> None:
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
+    huge = {f"{name}.lora_{side}.weight": torch.full((64, 64), 3e18) for side in ("down", "up")}
+    save_file(huge, tmp_path / "l.safetensors")
+    job = small_draw(tmp_path / "job", loras=[{"file": "l.safetensors"}])
+    answers = io.StringIO()
+    request = Request(jobs=[job.model_copy(update={"loras": (tmp_path / "l.safetensors",)})]).model_dump_json()
+    Renderer("cpu", tmp_path / "checksums.json", answers).serve(io.StringIO(request))
+    told = json.loads(answers.getvalue().splitlines()[-1])["text"]
+    assert "not finite, so there is no picture; loras: l.safetensors may be too strong" in told
 
 
 def test_a_preloaded_model_is_the_one_that_a_job_finds(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from reference_model import reference_model
 from safetensors.torch import load_file, save_file
 from test_layouts import save_folder
-from tests_support import lay_model, run_sdbatch
+from tests_support import lay_model, notes_of, run_sdbatch
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from sdbatch.engine.ladder import Ladder
@@ -171,13 +171,13 @@ def drawn(root: Root, **fields: Any) -> tuple[dict[str, Any], list[Any]]:
 def test_what_a_model_folder_s_checker_withholds_is_a_card_and_is_told(folder_root: Root) -> None:
     model = {"ckpt": "models/small"}
     record, plain = drawn(folder_root, **model)
-    assert (record["safety_checker"], record["notes"]) == ("off", [])
+    assert (record["safety_checker"], notes_of(record)) == ("off", [])
     write_checker(folder_root.models / "small/safety_checker", -1)
     record, cards = drawn(folder_root, **model)
     assert record["safety_checker"] == "models/small/safety_checker"
-    assert record["notes"] == ["withheld by the safety checker, a grey card in its place: picture 0, 1"]
+    assert notes_of(record) == ["withheld by the safety checker, a grey card in its place: picture 0, 1"]
     assert all((one == card(64, 64)).all() for one in cards)
     write_checker(folder_root.models / "small/safety_checker", 1)
     record, passed = drawn(folder_root, **model)
-    assert (record["safety_checker"], record["notes"]) == ("models/small/safety_checker", [])
+    assert (record["safety_checker"], notes_of(record)) == ("models/small/safety_checker", [])
     assert all((a == b).all() for a, b in zip(passed, plain, strict=True)), "what it lets through is untouched"

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from watchdog.events import FileModifiedEvent, FileMovedEvent
 from watchdog.observers import Observer
 
 from sdbatch.inbox import Inbox
+from sdbatch.watcher import Watcher, _Handler
 
 
 @pytest.fixture
@@ -137,3 +139,15 @@ def test_an_end_of_listening_is_no_error(folder: Path, caplog: pytest.LogCapture
         (folder / f"{number}.yaml").write_text("prompt: a")
         watched.watcher.stop()
     assert caplog.messages == []
+
+
+def test_a_trash_in_the_inbox_rings_no_bell(tmp_path: Path) -> None:
+    watcher = Watcher(tmp_path)
+    watcher.ignored = ("old",)
+    handler = _Handler(watcher)
+    for name in ("#recycle/a.yaml", "batch/@Recycle/a.yaml", "old/a.yaml"):
+        handler.on_any_event(FileModifiedEvent(str(tmp_path / name)))
+    assert not watcher.bell.is_set()
+    handler.on_any_event(FileMovedEvent(str(tmp_path / "#recycle/a.yaml"), str(tmp_path / "a.yaml")))
+    assert watcher.bell.is_set()
+    assert watcher.take_renamed() == {str(tmp_path / "a.yaml")}

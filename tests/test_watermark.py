@@ -12,7 +12,7 @@ import pytest
 import yaml
 from imwatermark import WatermarkDecoder, WatermarkEncoder
 from PIL import Image
-from tests_support import lay_model, only, run_sdbatch
+from tests_support import lay_model, notes_of, only, run_sdbatch
 
 from sdbatch.engine.pictures import Pixels
 from sdbatch.engine.watermark import Watermark
@@ -80,7 +80,7 @@ def draw(root: Root, **fields: Any) -> Path:
 def test_every_sample_and_the_grid_carry_it_and_the_manifest_says_so(tmp_path: Path) -> None:
     done = draw(lay_model(Root(tmp_path / "root")), H=384, W=384)
     record = yaml.safe_load((done / "manifest.yaml").read_text())
-    assert (record["watermark"], record["notes"]) == (TEXT, [])
+    assert (record["watermark"], notes_of(record)) == (TEXT, [])
     files = [*done.glob("samples/*.png"), done / "grid-0000.png"]
     assert len(files) == 3
     for file in files:
@@ -93,4 +93,4 @@ def test_every_sample_and_the_grid_carry_it_and_the_manifest_says_so(tmp_path: P
 def test_pictures_too_small_for_it_are_told(tmp_path: Path) -> None:
     done = draw(lay_model(Root(tmp_path / "root")), H=64, W=64)
     record = yaml.safe_load((done / "manifest.yaml").read_text())
-    assert record["notes"] == ["pictures under 256x256 pixels are too small for a watermark"]
+    assert notes_of(record) == ["pictures under 256x256 pixels are too small for a watermark"]

@@ -820,6 +820,12 @@ def test_a_thumbnail_is_drawn_once_and_small(root: Root, drawn: Path, visitor: V
     assert kept.stat().st_mtime_ns == before
 
 
+def test_a_picture_with_a_large_profile_has_a_thumbnail(root: Root, drawn: Path, visitor: Visitor) -> None:
+    profile = b"\0" * 3_000_000
+    Image.new("RGB", (200, 100), "red").save(drawn / "samples" / "00000.png", icc_profile=profile)
+    assert visitor.get(f"/thumbnail/{shown(drawn)}").mimetype == "image/jpeg"
+
+
 def test_a_thumbnail_that_can_not_be_kept_is_sent_all_the_same(root: Root, drawn: Path, visitor: Visitor) -> None:
     (root.state / "thumbnails").write_text("no folder")
     assert visitor.get(f"/thumbnail/{shown(drawn)}").mimetype == "image/jpeg"

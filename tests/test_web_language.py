@@ -111,6 +111,9 @@ def test_dropping_and_following_up_answer_in_chinese(
         {"prompt": "a", "loras": "x.safetensors 100"},
         {"prompt": "a", "outdir": "outputs\\a", "from_file": "C:\\a.txt"},
         {"prompt": "a", "outdir": "~/a", "from_file": "https://a/a.txt"},
+        {"prompt": "a (b:1.2) <lora:c:1> [d:e:0.5] {f|g} BREAK __h__", "negative_prompt": "cat " * 90, "scale": "1"},
+        {"prompt": "a", "skip_grid": "true", "skip_save": "true", "scale": "0", "H": "512", "W": "512"},
+        {"prompt": "a", "skip_grid": "true", "n_rows": "3"},
     ],
 )
 def test_what_stands_under_the_job_file_is_chinese(root: Root, visitor: Visitor, form: dict[str, str]) -> None:

@@ -23,7 +23,7 @@ from sdbatch.web import server
 COMMAND = """
 import sys
 from sdbatch.web import guard, server
-server.SILENT_SECONDS, server.GRACE_SECONDS, server.LINGERS_SECONDS, server.MOST_CONNECTIONS = 2, 1, 1, 230
+server.SILENT_SECONDS, server.GRACE_SECONDS, server.LINGERS_SECONDS, server.MOST_CONNECTIONS = 1.5, 1, 1, 230
 guard.SECONDS_EACH, guard.LONGEST_WAIT = 1, 3
 from sdbatch.__main__ import main
 main()
@@ -274,7 +274,7 @@ def test_a_large_file_is_streamed_whoever_reads_how_slowly(page: Page) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 206 ")
         assert page.ask("GET", "/new")[0] == 200, "nobody waits for them, or not for long"
         assert page.held() - memory < 30 * MEGABYTE
-        time.sleep(4)
+        time.sleep(3)
         assert len(ends(connection)) < 100 * MEGABYTE, "who does not read is not waited for"
 
 

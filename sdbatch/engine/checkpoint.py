@@ -19,15 +19,18 @@ from sdbatch.engine.torchfile import Packed, read_torch_file
 from sdbatch.errors import JobError
 
 MOST_HEADER = 32 << 20  # bytes of a safetensors file's header; v1-5's has 130 kB
+LEFTOVERS = ("layer_structure", "activation_func")  # what a hypernetwork has beside its weights
 LOOKED_AT = 512  # bytes that tell what a file is
 SHOWN_LETTERS = 200  # of what a library says: it may quote the file
 
 _COPY = "copy the file itself, whole"
 # What lies in a file's place, by its first bytes.
 _OTHERS = {
-    rb"$": f"is empty: {_COPY}",
+    rb"$": "is empty: copy the file itself, whole",
     rb"version https://git-lfs": "is a git-lfs pointer, not the file: copy the file that `git lfs pull` brings",
-    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)": f"is a web page, not a file of weights: {_COPY}",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)": (
+        "is a web page, not a file of weights: copy the file itself, whole"
+    ),
     rb"GGUF": "is a GGUF file, which is not read: only .ckpt, .safetensors and folders in diffusers format are",
     rb"\x89HDF": "is a file of TensorFlow (HDF5), which is not read: take one for PyTorch",
     rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": "is a picture, not a file of weights",
@@ -100,7 +103,9 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise JobError(f"{called} holds no named weights")
     if "string_to_param" in content:
-        raise JobError(f"{called} is a textual inversion (an embedding), not a model")
+        raise JobError(f"{called} is a textual inversion (an embedding): those are not drawn with")
+    if any(key in LEFTOVERS or (key.isdigit() and isinstance(content[key], list | tuple)) for key in content):
+        raise JobError(f"{called} is a hypernetwork: those are not drawn with")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 

@@ -9,8 +9,6 @@ from sdbatch.engine.pictures import Pixels, to_pixels
 from sdbatch.engine.precision import computing
 from sdbatch.errors import JobError
 
-DAMAGED = "the checkpoint is damaged"
-
 
 def decode(model: Model, latents: Tensor, ladder: Ladder) -> Pixels:
     """Pictures [batch, H, W, 3]. One that overflows in the model's precision is decoded again in float32, and told.
@@ -22,7 +20,7 @@ def decode(model: Model, latents: Tensor, ladder: Ladder) -> Pixels:
         OutOfMemory: there is not enough, whatever is done.
     """
     if not torch.isfinite(latents).all():
-        raise _no_picture("the sampler", DAMAGED if model.dtype == torch.float32 else "try precision: full")
+        raise _no_picture("the sampler", model.suspect if model.dtype == torch.float32 else "try precision: full")
     with computing(model.dtype, model.device):
         decoded = ladder.decode(model, latents).float()
     spoilt = [i for i, picture in enumerate(decoded) if not torch.isfinite(picture).all()]
@@ -33,7 +31,7 @@ def decode(model: Model, latents: Tensor, ladder: Ladder) -> Pixels:
         half = str(model.dtype).removeprefix("torch.")
         ladder.tell(f"decoded again in float32, since the decoder's numbers ran over in {half}: picture {numbers}")
     if not torch.isfinite(decoded).all():
-        raise _no_picture("the decoder", DAMAGED)
+        raise _no_picture("the decoder", model.suspect)
     return to_pixels(decoded.cpu().numpy())
 
 

@@ -5,7 +5,6 @@ only warns, unpickles on its own terms, and makes a billion random numbers befor
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from sdbatch import files
+from sdbatch.engine import names
 from sdbatch.engine.checkpoint import read_weights
 from sdbatch.engine.kinds import UNSUPPORTED
 from sdbatch.engine.limits import blocks, require_modest
-from sdbatch.engine.networks import MAX_CONFIG_BYTES, OTHER_CHANNELS
+from sdbatch.engine.networks import OTHER_CHANNELS
 from sdbatch.engine.original import told
 from sdbatch.engine.plan import Part, Plan, Prediction, noise_schedule
 from sdbatch.engine.text import V2_PADDING, clip_network, clip_tokenizer
 from sdbatch.errors import JobError
+from sdbatch.modelconfig import MAX_CONFIG_BYTES
 
 STEMS = {
     "unet": ("diffusion_pytorch_model",),
@@ -50,8 +51,6 @@ FOREIGN = {
     "encoder_hid_dim": "a model that is guided by a picture",
     "time_cond_proj_dim": "a model distilled for few steps (LCM)",
 }
-# The autoencoder's attention as libraries before 2023 named it.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
@@ -81,16 +80,13 @@ def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tenso
 
 def _today(key: str) -> str:
     """A key as the libraries name it now."""
-    attention = re.fullmatch(r"(.*mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)", key)
-    if attention:
-        return f"{attention[1]}.{_OLD_ATTENTION[attention[2]]}.{attention[3]}"
-    return key.removeprefix("text_model.")
+    return names.vae_today(key).removeprefix("text_model.")
 
 
 def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
     """The file or the shards that hold a part's weights."""
-    names = [stem + ending for ending in ENDINGS for stem in STEMS[stems_of or part]]
-    for name in names:
+    known = [stem + ending for ending in ENDINGS for stem in STEMS[stems_of or part]]
+    for name in known:
         index = folder / part / f"{name}.index.json"
         if (folder / part / name).is_file():
             return [folder / part / name]
@@ -100,7 +96,7 @@ def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
             if len(shards) > MOST_SHARDS or any("/" in shard or shard.startswith(".") for shard in shards):
                 raise JobError(f"{_no_usable(folder, part)}; {index.name} lists files that are none of its own")
             return [folder / part / shard for shard in sorted(shards)]
-    raise JobError(f"{_no_usable(folder, part)}; there is no {names[0]} in it")
+    raise JobError(f"{_no_usable(folder, part)}; there is no {known[0]} in it")
 
 
 def plan_folder(folder: Path) -> Plan:

@@ -26,7 +26,7 @@ _TELLTALES = (
     (r"^cond_stage_model\.transformer\.text_model\.",
      "it has the text encoder of a v1 model; name a v1 config, such as configs/stable-diffusion/v1-inference.yaml"),
     (r"^string_to_(param|token)|^emb_params$|^clip_[lg]$|^<.+>$",
-     "it is a textual inversion (an embedding), not a model"),
+     "it is a textual inversion (an embedding): those are not drawn with"),
     (r"^model\.diffusion_model\.", "it holds a UNet without a text encoder; a whole checkpoint has both"),
     (r"^(down_blocks|mid_block)\.\d*\.?(resnets|attentions)\.|^text_model\.encoder\.",
      "it is one part of a folder in diffusers format; name the folder"),

@@ -36,6 +36,7 @@ class Model:
         factor: pixels of a side per latent (f).
         dtype: in what it computes; see precision.py.
         prediction: what the UNet gives: v1 the noise, v2 mostly the velocity.
+        suspect: what is told of where the networks give what is not a number.
     """
 
     unet: Any
@@ -50,6 +51,7 @@ class Model:
     levels: Tensor  # the alphas once more, float32 and on the device
     device: torch.device
     dtype: torch.dtype = torch.float32
+    suspect: str = "the checkpoint is damaged"
 
     @property
     def size(self) -> int:
@@ -74,10 +76,6 @@ class Model:
         ids = tokens["input_ids"].to(self.device)
         hidden: Tensor = self.text_encoder(input_ids=ids, return_dict=True).last_hidden_state
         return hidden
-
-    def unread_tokens(self, prompt: str) -> int:
-        """How many tokens at the end of a prompt the text encoder does not see."""
-        return max(0, len(self.tokenizer(prompt)["input_ids"]) - TEXT_POSITIONS)
 
     def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """[batch, C, h, w]: the noise in `x`; `timesteps` is one number on the device, for the whole batch.
@@ -184,6 +182,8 @@ def require_fit(plan: Plan, weights: Weights) -> None:
         JobError: not so, with the first of what is wrong.
     """
     lacking = plan.lacking(weights)
+    if lacking and lacking == [*plan.vae.lacking({})]:
+        raise JobError(f"{plan.name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)")
     if lacking:
         more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
         hint = other_unet(weights) or "Is it a Stable Diffusion v1 or v2 model, whole, and the config its own?"

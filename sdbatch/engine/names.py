@@ -40,6 +40,21 @@ _VAE_PARTS = {
     "conv_shortcut": "nin_shortcut",
     "conv_norm_out": "norm_out",
 }
+# The autoencoder's attention as libraries before 2023 named it, in the library's layout and in the original's.
+_OLD_ATTENTION = {
+    "mid_block.attentions.0": {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"},
+    "mid.attn_1": {
+        "query": "q",
+        "key": "k",
+        "value": "v",
+        "proj_attn": "proj_out",
+        "to_q": "q",
+        "to_k": "k",
+        "to_v": "v",
+        "to_out.0": "proj_out",
+        "group_norm": "norm",
+    },
+}
 _OPEN_TEXT_PARTS = {
     "embeddings.token_embedding.": "token_embedding.",
     "embeddings.position_embedding.weight": "positional_embedding",
@@ -93,6 +108,16 @@ def vae_name(key: str, levels: int) -> str:
     key = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f"up.{levels - 1 - int(m[1])}.upsample.", key)
     key = re.sub(r"mid_block\.resnets\.(\d)\.", lambda m: f"mid.block_{int(m[1]) + 1}.", key)
     return VAE + key.replace("mid_block.attentions.0.", "mid.attn_1.")
+
+
+def vae_today(key: str) -> str:
+    """An autoencoder's key with its attention named as it is now; any other stays."""
+    for where, parts in _OLD_ATTENTION.items():
+        before, found, part = key.partition(f"{where}.")
+        name, _, kind = part.rpartition(".")
+        if found and name in parts:
+            return f"{before}{where}.{parts[name]}.{kind}"
+    return key
 
 
 def text_name(key: str) -> str:

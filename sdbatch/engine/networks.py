@@ -11,7 +11,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from sdbatch import files
+from sdbatch import files, modelconfig
 from sdbatch.engine.limits import Immodest, blocks, layers, levels, width
 from sdbatch.engine.plan import Prediction
 from sdbatch.errors import JobError
@@ -27,26 +27,6 @@ OTHER_CHANNELS = {
     8: "an InstructPix2Pix model",
     9: "an inpainting model",
 }
-MAX_CONFIG_BYTES, MAX_DEPTH, MAX_LETTERS = 256 << 10, 50, 1000  # of the file; of what nests; of one value
-
-
-def _plain_yaml(path: Path) -> bytes:
-    """A config's bytes, once it is sure that they are not many more than they look: the job may name any file.
-
-    Raises:
-        ValueError: too large, too deep, or with aliases.
-    """
-    data = files.read_file(path, MAX_CONFIG_BYTES + 1)
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ValueError("too large")
-    depth = 0
-    for event in yaml.parse(data, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-            raise ValueError("too deep, or with aliases")
-        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_LETTERS:
-            raise ValueError("a value too long")  # a number of that length takes seconds to read
-    return data
 
 
 class Numbers:
@@ -55,7 +35,7 @@ class Numbers:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         try:
-            content = yaml.safe_load(_plain_yaml(path))
+            content = modelconfig.read_yaml(path)
             self.params = dict(content["model"]["params"])
         except OSError as error:
             if files.is_disk_trouble(error):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from sdbatch import __version__, files
+from sdbatch.bare import bare
 from sdbatch.errors import JobError
 from sdbatch.job import AnyJob, Img2Img, img2img_size
 
@@ -46,10 +47,15 @@ class Origin:
     finish: Mapping[str, str] = field(default_factory=dict)  # what was done to the picture once it was drawn
 
 
+SEE_THROUGH = "init_img: its transparency has no effect: what colours lie beneath are drawn from"
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
 def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np.float32], list[str]]:
     """An init image as [3, H, W] in [-1, 1], sides multiples of 64 (`load_img`), and what was done to it beside.
 
-    A picture that a camera marked as turned is turned upright, which the scripts did not do.
+    A picture that a camera marked as turned is turned upright, which the scripts did not do. What lies in the file
+    beside the pixels, such as texts and colour profiles, is not looked at, whatever it is.
 
     `max_read` bounds the pixels of the file, `max_drawn` those of the picture to draw.
 
@@ -59,7 +65,7 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=INIT_FORMATS) as opened:
+            with path.open("rb") as file, Image.open(bare(file), formats=INIT_FORMATS) as opened:
                 picture, notes = _upright(opened, max_read)
     except UnidentifiedImageError as error:
         raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
@@ -87,12 +93,25 @@ def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]
     notes = []
     if getattr(opened, "n_frames", 1) > 1:
         notes.append("init_img has several frames; the first was used")
+    if is_see_through(opened):
+        notes.append(SEE_THROUGH)
     picture = _as_rgb(opened)
     turn = UPRIGHT.get(_orientation(opened))
     if turn is not None:
         picture = picture.transpose(turn)
         notes.append("init_img was turned upright, as its EXIF orientation says")
     return picture, notes
+
+
+def is_see_through(picture: Image.Image) -> bool:
+    """Whether any of it is transparent. Its pixels are read only where that may be."""
+    try:
+        if picture.mode not in _WITH_ALPHA and "transparency" not in picture.info:
+            return False
+        alpha = picture.convert("RGBA").getchannel("A").getextrema()[0]
+    except ValueError:  # no conversion of a rare mode, or a damaged mark of transparency
+        return False
+    return isinstance(alpha, int | float) and alpha < 255
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Literal
 
@@ -46,6 +47,8 @@ from sdbatch.engine.watermark import Watermark
 from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.files import is_disk_trouble
 from sdbatch.job import Batch, count_pictures
+from sdbatch.modelconfig import made_for
+from sdbatch.remarks import of_size
 
 gc.enable()
 
@@ -138,7 +141,8 @@ class Renderer:
             )
         )
         init, said = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
-        said += _unread_prompts(resident.model, task)
+        if init is not None:  # of other jobs the service knows the size
+            said += of_size("init_img", (init.shape[2], init.shape[1]), made_for(task.ckpt, task.config))
         rng = "CPU" if self.device.type == "cpu" else "GPU"
         model = task.ckpt.stem, resident.sha256, rng, resident.vae_sha256, lora_sha256
         origin = pictures.Origin(*model, finish.origin)
@@ -151,7 +155,7 @@ class Renderer:
 
         with ExitStack() as worn:
             ladder.walk(lambda: worn.enter_context(wearing(resident.model, loras)), lambda: "")
-            drawing = draw(resident.model, task.job, task.lines, init, len(staged), on_step, ladder)
+            drawing = draw(_suspecting(resident.model, task), task.job, task.lines, init, len(staged), on_step, ladder)
             sheets = ((drawn.batch, finish.apply(drawn.pixels, ladder)) for drawn in drawing)
             if not self._stage(task, sheets, staged, origin):
                 self.answer(protocol.Halted(job_id=task.job_id))
@@ -254,15 +258,12 @@ def _sample(task: Draw, index: int) -> Path:
     return task.folder / task.samples / f"{index:05}.png"
 
 
-def _unread_prompts(model: Model, task: Draw) -> list[str]:
-    """A note for each prompt that is longer than what the text encoder reads."""
-    prompts = [task.job.prompt] if task.lines is None else task.lines
-    unread = {prompt: model.unread_tokens(prompt) for prompt in prompts}
-    return [
-        f'the last {count} tokens of the prompt "{prompt[:40]}..." had no effect: the text encoder reads 75'
-        for prompt, count in unread.items()
-        if count
-    ]
+def _suspecting(model: Model, task: Draw) -> Model:
+    """The model, with whom to blame where it gives what is not a number."""
+    if not task.loras:
+        return model
+    named = ", ".join(lora.file for lora in task.job.loras)
+    return replace(model, suspect=f"loras: {named} may be too strong (try a smaller weight), or {model.suspect}")
 
 
 def _device_name(device: torch.device) -> str:

@@ -6,7 +6,7 @@ or than the one model that is beyond it.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -61,7 +61,8 @@ class Residents:
         if found is None:
 
             def load() -> Model:
-                return load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
+                model = load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
+                return replace(model, suspect=f"the checkpoint or the vae {vae.name} is damaged") if vae else model
 
             model = ladder.walk(load, lambda: "")
             sha256, vae_sha256 = self.fingerprint(ckpt), self.fingerprint(vae) if vae else ""

@@ -25,9 +25,9 @@ from sdbatch.engine.fingerprint import fingerprint
 from sdbatch.engine.ladder import Ladder
 from sdbatch.engine.limits import require_modest
 from sdbatch.engine.memory import is_out_of_memory
-from sdbatch.engine.networks import MAX_CONFIG_BYTES
 from sdbatch.engine.pictures import Pixels
 from sdbatch.errors import EngineDown, JobError
+from sdbatch.modelconfig import MAX_CONFIG_BYTES
 
 GREY = (128, 128, 128)
 CARD = "withheld by\nthe safety checker"

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import yaml
 
 from sdbatch.errors import JobError
 from sdbatch.job import AnyJob, Img2Img
-from sdbatch.jobfile import parse
+from sdbatch.jobfile import Defaults, parse
 from sdbatch.schema import job_schema
 
 Kind = Literal["txt2img", "img2img"]
@@ -49,9 +49,14 @@ class Field:
         return _written(self.default)
 
 
+def fields(kind: Kind, defaults: Defaults = ()) -> tuple[Field, ...]:
+    """Those of a kind of job that have a choice, the first ones first, with the root's own `defaults`."""
+    own = dict(defaults)
+    return tuple(replace(field, default=own.get(field.name, field.default)) for field in _fields(kind))
+
+
 @cache
-def fields(kind: Kind) -> tuple[Field, ...]:
-    """Those of a kind of job that have a choice, the first ones first."""
+def _fields(kind: Kind) -> tuple[Field, ...]:
     properties = job_schema()["$defs"][_DEFINITIONS[kind]]["properties"]
     found = [_field(name, rules) for name, rules in properties.items() if name != "$schema" and "const" not in rules]
     order = {name: place for place, name in enumerate(FIRST)}
@@ -87,13 +92,13 @@ def _field(name: str, rules: dict[str, Any]) -> Field:
     )
 
 
-def to_yaml(kind: Kind, filled: Mapping[str, str]) -> str:
+def to_yaml(kind: Kind, filled: Mapping[str, str], defaults: Defaults = ()) -> str:
     """A job file of what differs from the defaults; a number that is none stays as it was written, to be told.
 
     Of what is too long just so much is taken that it is still: it is refused all the same, and at once.
     """
     job = {}
-    for field in fields(kind):
+    for field in fields(kind, defaults):
         value = _value(field, filled.get(field.name, ""))
         if value != field.default:
             job[field.name] = value
@@ -130,13 +135,13 @@ def _lora(line: str) -> dict[str, Any]:
     return {"file": line[: MOST + 1]}
 
 
-def filled_by(text: str, file_name: str) -> tuple[Kind, dict[str, str]]:
+def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind, dict[str, str]]:
     """What a job file says, to be filled in: the kind of its first job, and what differs from the defaults.
 
     Raises:
         JobError: it holds no job.
     """
-    first = parse(text.encode(), file_name)[0]
+    first = parse(text.encode(), file_name, defaults)[0]
     if first.job is None:
         raise first.error or JobError(f"{file_name} holds no job")
     return kind_of(first.job), {name: _written(value) for name, value in first.job.model_dump().items()}

@@ -9,10 +9,12 @@ from werkzeug.wrappers import Response
 from sdbatch import housekeeping
 from sdbatch.check import check_data, submit_text
 from sdbatch.errors import JobError, NotHere
+from sdbatch.job import Txt2Img
+from sdbatch.modelconfig import made_for
 from sdbatch.restoring import restore
 from sdbatch.spool import slug_of
 from sdbatch.web import uploads
-from sdbatch.web.fields import Kind, fields, filled_by, to_yaml
+from sdbatch.web.fields import Field, Kind, fields, filled_by, to_yaml
 from sdbatch.web.site import disk_trouble, say, site
 
 JOB_FILE = "job.yaml"  # how errors call a job that has no name yet
@@ -25,13 +27,13 @@ pages = Blueprint("form", __name__)
 @pages.get("/new")
 def show() -> str:
     """The form, filled by the job that drew the picture `from`, or by the address: `/new?prompt=a&init_img=...`."""
-    return _form(_restored(request.args["from"]) if "from" in request.args else request.args)
+    return _form(_restored(request.args["from"]) if "from" in request.args else _ticks() | request.args.to_dict())
 
 
 @pages.post("/new/form")
 def change() -> str:
     """The form with other fields: those of the kind `to`, or with a picture chosen. Nothing is dropped."""
-    before = {field.name: field.shown_default for field in fields(_kind(request.form))}
+    before = {field.name: field.shown_default for field in _fields(_kind(request.form))}
     filled = {name: text for name, text in request.form.items() if text != before.get(name)}
     return _form(filled | {"kind": request.form.get("to", "img2img")}, "form.html")
 
@@ -71,7 +73,7 @@ def _restored(path: str) -> dict[str, str]:
     if picture is None:
         raise JobError("The history has no such picture (any more).")
     found = restore(site().root, picture)
-    kind, filled = filled_by(found.text, JOB_FILE)
+    kind, filled = filled_by(found.text, JOB_FILE, site().root.defaults)
     for note in found.notes:
         say(note, "warning")
     return filled | {"kind": kind}
@@ -84,7 +86,30 @@ def _kind(filled: Mapping[str, str]) -> Kind:
 
 def _form(filled: Mapping[str, str], template: str = "new.html") -> str:
     kind = _kind(filled)
-    return render_template(template, kind=kind, fields=fields(kind), filled=filled, **_preview(filled))
+    shown = _trained_size() | {**filled}
+    return render_template(template, kind=kind, fields=_fields(kind), filled=shown, **_preview(filled))
+
+
+def _fields(kind: Kind) -> tuple[Field, ...]:
+    return fields(kind, site().root.defaults)
+
+
+def _ticks() -> dict[str, str]:
+    """The ticks that the root's defaults set."""
+    return {name: "true" for name, value in site().root.defaults if value is True}
+
+
+def _trained_size() -> dict[str, str]:
+    """The size to start with where the root has no word on it: that of the pictures that its model was trained on."""
+    root = site().root
+    own = {"ckpt": Txt2Img.model_fields["ckpt"].default, "config": Txt2Img.model_fields["config"].default}
+    own |= dict(root.defaults)
+    try:
+        model = root.find_weights(own["ckpt"], own["config"])
+    except (JobError, NotHere, OSError):
+        return {}  # said when a job is checked
+    side = made_for(model.ckpt, model.config).side
+    return {name: str(side) for name in ("H", "W") if side and name not in own}
 
 
 def _refuse(filled: Mapping[str, str]) -> tuple[str, int]:
@@ -94,11 +119,12 @@ def _refuse(filled: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _job_file(filled: Mapping[str, str]) -> str:
-    return to_yaml(_kind(filled), {**filled, "init_img": UPLOADED} if filled.get(UPLOAD) else filled)
+    whole = {**filled, "init_img": UPLOADED} if filled.get(UPLOAD) else filled
+    return to_yaml(_kind(filled), whole, site().root.defaults)
 
 
 def _preview(filled: Mapping[str, str]) -> dict[str, object]:
-    if not any(value for name, value in filled.items() if name != "kind"):
+    if not any(value for name, value in filled.items() if name != "kind" and value != _ticks().get(name)):
         return {"text": "", "lines": []}
     text = _job_file(filled)
     return {"text": text, "lines": [*_check(text)]}

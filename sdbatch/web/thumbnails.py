@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from sdbatch import files
+from sdbatch.bare import bare
 from sdbatch.beneath import open_beneath
 from sdbatch.errors import JobError
 from sdbatch.root import Root
@@ -99,7 +100,7 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded below
-            with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
+            with Image.open(bare(file), formats=("PNG", "JPEG", "WEBP")) as picture:
                 if picture.width * picture.height <= most_pixels:
                     picture.draft("RGB", (SIDE, SIDE))
                     small = picture.convert("RGB")
