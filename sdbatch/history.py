@@ -90,6 +90,7 @@ class History:
         Raises:
             OSError: the file is locked, or its disk full or failing.
         """
+        self.passed_over.clear()
         return self._database.ask(lambda db: upkeep.refresh(self.root, db, self.passed_over)) if self.writable else 0
 
     def catch_up(self) -> None:

@@ -19,6 +19,8 @@ from sdbatch.settings import Keep
 from sdbatch.spool import ERROR, MANIFEST, arrived
 
 EVERY_SECONDS = 3600.0  # between two looks of an idle service
+FULL_SECONDS = 60.0  # of one whose jobs wait for room
+_IDS, _PICTURES = re.compile(rb"\d{8}T\d{6}Z-\d{6,}"), re.compile(rb"[\w-]+\.png")
 DAY, UPLOAD_STAYS = 86400.0, 3600.0  # seconds; an upload's job is dropped behind it
 JOB_BYTES = 64 << 20  # more than a job file may have
 _MARK = r"-([0-9a-f]{12})(?:-\d+)?\.(?:png|jpg|webp)"  # as the page ends the names of pictures
@@ -29,6 +31,25 @@ def outdated(root: Root, keep: Keep, now: datetime) -> Iterator[Path]:
     """The folders that the rules give up, oldest first. What has no end mark is not ours to judge."""
     yield from _beyond(root.done, MANIFEST, keep.done_days, keep.done_count, now)
     yield from _beyond(root.failed, ERROR, keep.failed_days, keep.failed_count, now)
+
+
+def outdated_beside_waiting(root: Root, keep: Keep, now: datetime) -> list[Path]:
+    """Of these, the folders that no job which is yet to be drawn may name; none where that can't be told."""
+    if keep == Keep():
+        return []
+    try:
+        words = b"\n".join(_undrawn(root))
+    except OSError:
+        return []
+    numbers, pictures = set(_IDS.findall(words)), set(_PICTURES.findall(words))
+
+    def is_named(folder: Path) -> bool:
+        if (found := _IDS.match(folder.name.encode())) and found[0] in numbers:
+            return True
+        published = (picture.name.encode() for _, picture in published_pictures(root, folder)) if keep.outputs else ()
+        return not pictures.isdisjoint(published)
+
+    return [folder for folder in outdated(root, keep, now) if not is_named(folder)]
 
 
 def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: datetime) -> Iterator[Path]:

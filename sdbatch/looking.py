@@ -85,15 +85,25 @@ def history(  # noqa: PLR0913 - each is an option
 def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
     """Tell everything known of a picture or a job, and as a tree what it came from and what came of it.
 
-    Examples: sdbatch show 000042; sdbatch show 000042/2; sdbatch show outputs/trucks/samples/00007.png --json
+    Of any other picture, wherever it lies: what it says of itself, whichever program drew it.
+
+    Examples: sdbatch show 000042; sdbatch show 000042/2; sdbatch show outputs/trucks/samples/00007.png --json;
+    sdbatch show ~/Downloads/cat.jpg
 
     Exit codes: 0 shown; 1 there is none, or several have that in their ids.
     """
     from sdbatch import particulars, tables  # noqa: PLC0415
 
     place = named_root(root)
+    found = _find_or_file(place, what)
+    if isinstance(found, Path):
+        facts, notes = particulars.of_file(place, found)
+        if as_json:
+            typer.echo(json.dumps({**dict(facts), "notes": notes}, ensure_ascii=False, indent=1))
+        else:
+            tables.show_facts([*facts, *(("note", note) for note in notes)])
+        return
     opened = _open(place)
-    found = _find(opened, what)
     job_id = _job_of(found)
     pictures, tree = opened.pictures_of(job_id), opened.lineage(job_id)
     if as_json:

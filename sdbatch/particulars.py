@@ -1,6 +1,7 @@
 """How something was drawn, for a person to read: names and values, the same for a command and for the page."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from sdbatch import restoring
@@ -17,16 +18,35 @@ MOST = 1000  # characters of a value
 def parameters(root: Root, what: Picture | Job) -> list[tuple[str, str]]:
     """Of the job: by their titles the main fields, and those that say what doesn't hold anyway."""
     try:
-        fields = restoring.fields_of(root, what)
+        return _parameters(restoring.fields_of(root, what), APART)
     except JobError:
         return []
+
+
+def of_file(root: Root, path: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """Of a picture that the history knows nothing of: what it says of itself, and what of that no job can have.
+
+    Raises:
+        JobError: there is no such picture.
+    """
+    said = restoring.said_by(path)
+    facts = [("picture", str(path)), ("size", f"{said.width}x{said.height}"), ("drawn by", said.program)]
+    try:
+        fields, notes = restoring.told_by_file(root, path)
+    except JobError as error:
+        return facts, [str(error)]
+    told = [(title.lower(), value) for title, value in _parameters(fields, ("plms", "n_iter", "n_samples"))]
+    return [fact for fact in [*facts, ("checkpoint", said.model), *told] if fact[1]], notes
+
+
+def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[str, str]]:
     known = job_kind(fields).model_fields
     sampler = [("Sampler", "PLMS" if fields["plms"] else "DDIM")] if "plms" in fields else []
     return sampler + [
         (str(field.title), _said(fields[name]))
         for name, field in known.items()
         if name in fields
-        and name not in APART
+        and name not in apart
         and (name in MAIN or fields[name] != field.get_default(call_default_factory=True))
     ]
 

@@ -56,7 +56,7 @@ def restore(root: Root, what: Picture | Job | Path) -> Restored:
         JobError: nothing tells how it was drawn.
     """
     if isinstance(what, Path):
-        origin, (fields, notes) = str(what), _told_by_file(root, what)
+        origin, (fields, notes) = str(what), told_by_file(root, what)
     else:
         origin, (fields, notes) = _origin(what), _told_by_history(root, what)
     fields, misfits = _fitting(fields)
@@ -152,13 +152,13 @@ def _told_by_history(root: Root, what: Picture | Job) -> tuple[Fields, list[str]
     """A job's fields as its folder has them, or as a found picture says."""
     job_id = what.job if isinstance(what, Picture) else what.id
     if what.state == "earlier":
-        return _told_by_file(root, root.path / (what.path if isinstance(what, Picture) else what.id))
+        return told_by_file(root, root.path / (what.path if isinstance(what, Picture) else what.id))
     if what.state == "done":
         record = _record(root, job_id)
         if record:
             return _with_files(root, job_id, record)
         if isinstance(what, Picture):  # what stands in the picture is as good
-            return _told_by_file(root, root.path / what.path)
+            return told_by_file(root, root.path / what.path)
     folder = (root.done if what.state == "done" else root.failed) / job_id
     parsed = gathering.parse_dropped(folder, root)
     if parsed is None or parsed.job is None:
@@ -213,12 +213,16 @@ def _is_there(root: Root, field: str, named: str) -> bool:
     return True
 
 
-def _told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
-    """What a picture says of itself, or the setup.json beside it, or that itself."""
+def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
+    """What a picture says of itself, or the setup.json beside it, or that itself.
+
+    Raises:
+        JobError: nothing tells how it was drawn.
+    """
     if path.is_dir() or path.name == found.SETUP:
         fields = found.read_setup(path if path.name == found.SETUP else path / found.SETUP)
     else:
-        said = _said_by(path)
+        said = said_by(path)
         if said.fields:
             return _with_model(root, said)
         base = path.parent.parent if path.parent.name == SAMPLES else path.parent
@@ -230,7 +234,12 @@ def _told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
     return fields, []
 
 
-def _said_by(path: Path) -> Said:
+def said_by(path: Path) -> Said:
+    """What a picture says of itself.
+
+    Raises:
+        JobError: there is none, or it can't be read in time.
+    """
     with Reader() as reader:
         said = reader.read(path)
     if said is None:

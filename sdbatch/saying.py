@@ -29,6 +29,7 @@ class Said:
         model: the checkpoint as another program names it.
         strength: how far another program left a picture that it started from, which is not told.
         is_own: whether we wrote it.
+        program: who else did, as far as that is told.
         unread: keywords of texts that are not understood.
     """
 
@@ -40,6 +41,7 @@ class Said:
     strength: float | None = None
     is_own: bool = False
     unread: list[str] = field(default_factory=list)
+    program: str = ""
 
 
 def read(path: Path) -> Said | None:
@@ -51,15 +53,17 @@ def read(path: Path) -> Said | None:
     job = own_text(written).get("job")
     if isinstance(job, dict):  # with from_file, the picture's own prompt stands in the other text alone
         own = infotext.parse(written.texts.get("parameters", "")).prompt if job.get("from_file") else ""
-        return Said(*size, job | ({"prompt": own} if own else {}), is_own=True)
+        return Said(*size, job | ({"prompt": own} if own else {}), is_own=True, program="sdbatch")
     told = programs.read(written.texts)
     if told is None:
         return Said(*size, unread=[*written.texts, *written.unread])
     fields, notes = infotext.to_fields(told)
-    if not told.settings.get("Version", "").startswith("sdbatch"):
+    version = told.settings.get("Version", "")
+    if not version.startswith("sdbatch"):
         notes.append(ELSEWHERE)
     strength = _number(told.settings["Denoising strength"]) if told.is_img2img else None
-    return Said(*size, fields, notes, told.settings.get("Model", "")[:1000], strength)
+    program = " ".join(filter(None, (told.program, version[:80]))) or "a web UI"
+    return Said(*size, fields, notes, told.settings.get("Model", "")[:1000], strength, program=program)
 
 
 def own_text(written: pngtext.Written) -> dict[str, Any]:

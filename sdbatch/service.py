@@ -149,19 +149,24 @@ class Service:
 
     def _rest(self, now: Now) -> None:
         """Nothing is left to draw: told once, after some work; and time to tidy up."""
-        # Not while jobs are only held back: they may name a picture of done/, or an input that was kept there.
-        if now.mono >= self._tidy_at and self.is_drained():
-            self._tidy_at = now.mono + housekeeping.EVERY_SECONDS
-            housekeeping.sweep_uploads(self.root, now.wall)
-            for folder in [*housekeeping.outdated(self.root, self.settings.keep, now.wall)]:
-                if self.stop_requested:
-                    break
-                self.manager.feed(monotonic())
-                housekeeping.remove(self.root, folder, outputs=self.settings.keep.outputs)
-                self.log.info("taken away by the rules of keep", folder=self.root.show(folder))
+        if now.mono >= self._tidy_at and (self.is_drained() or self.turns.lacks_room):
+            self._tidy(now)
         if (self.done, self.failed) != self._told_idle and self.is_drained():
             self._told_idle = (self.done, self.failed)
             self.hooks.tell("on_idle", done=self.done, failed=self.failed)
+
+    def _tidy(self, now: Now) -> None:
+        """What `keep:` gives up; where jobs wait, for room, only what none of them may name."""
+        keep, is_drained = self.settings.keep, self.is_drained()
+        self._tidy_at = now.mono + (housekeeping.EVERY_SECONDS if is_drained else housekeeping.FULL_SECONDS)
+        housekeeping.sweep_uploads(self.root, now.wall)
+        given_up = housekeeping.outdated if is_drained else housekeeping.outdated_beside_waiting
+        for folder in [*given_up(self.root, keep, now.wall)]:
+            if self.stop_requested:
+                break
+            self.manager.feed(monotonic())
+            housekeeping.remove(self.root, folder, outputs=keep.outputs)
+            self.log.info("taken away by the rules of keep", folder=self.root.show(folder))
 
     def _why_not_held(self) -> OSError | None:
         """Nothing is claimed without the lock; why it can't be held now, if so."""

@@ -111,9 +111,9 @@ class Keep(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    done_days: float | None = Field(None, ge=0)
+    done_days: float | None = Field(None, gt=0, description="a number of days above 0; null keeps all")
     done_count: int | None = Field(None, ge=0)
-    failed_days: float | None = Field(None, ge=0)
+    failed_days: float | None = Field(None, gt=0, description="a number of days above 0; null keeps all")
     failed_count: int | None = Field(None, ge=0)
     outputs: bool = False
 

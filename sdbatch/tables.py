@@ -39,8 +39,7 @@ def show_one(
 ) -> None:
     """Everything known of a picture or a job."""
     console = Console(highlight=False)
-    for name, value in [*_facts(found, root), *particulars]:
-        console.print(Text.assemble((f"{name:<18}", "bold"), printable(value)), soft_wrap=True)
+    show_facts([*_facts(found, root), *particulars])
     if isinstance(found, Job) and any(each.file for each in pictures):
         console.print(Text("pictures", "bold"))
         for each in pictures:
@@ -50,6 +49,13 @@ def show_one(
         console.print(Text("lineage", "bold"))
         for line in _lines(tree):
             console.print(line, soft_wrap=True)
+
+
+def show_facts(facts: list[tuple[str, str]]) -> None:
+    """Names and values, a line each."""
+    console = Console(highlight=False)
+    for name, value in facts:
+        console.print(Text.assemble((f"{name:<18}", "bold"), printable(value)), soft_wrap=True)
 
 
 def show_models(models: list[Shelved]) -> None:

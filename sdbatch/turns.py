@@ -8,7 +8,7 @@ from itertools import islice
 from sdbatch import files, log, overview
 from sdbatch.inbox import Arrival, Inbox
 from sdbatch.order import Entry, in_order
-from sdbatch.readiness import Readiness
+from sdbatch.readiness import FREE_SOME, Readiness
 from sdbatch.spool import Claim, Spool
 from sdbatch.triage import Triage
 from sdbatch.unmovable import IN_A_ROW, Unmovable
@@ -47,6 +47,11 @@ class Turns:
             f"{job} waits, as it can't be read: {error.strerror}: {error.filename}; "
             "let the service's user read it, or see to the disk"
         )
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether jobs wait for room on the disk."""
+        return FREE_SOME in (self.readiness.problem or self.absent)
 
     def next_claim(self, now: float, wall: datetime) -> Claim | None:
         """The job whose turn it is; None if there is none, or none can be drawn now.

@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
 
-from annotated_types import Ge, Le, MaxLen, MinLen, MultipleOf
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -87,7 +87,7 @@ def allowed(info: FieldInfo) -> str:
                 text += f" of at most {most:,} characters"
             case MinLen():
                 text += " that is not empty"
-            case object(pattern=str()):
+            case Gt() | object(pattern=str()):
                 text = str(info.description)  # a pattern is no answer to a person
     return text if info.is_required() or info.default in ("", None) else f"{text} (default {shown(info.default)})"
 

@@ -1,9 +1,11 @@
 """What the rules of `keep:` take away, and what they never touch."""
 
 import os
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from shutil import _ntuple_diskusage
 
 import pytest
 from tests_support import drain, run_sdbatch
@@ -103,3 +105,65 @@ def test_what_a_waiting_job_may_name_is_kept_until_it_is_drawn(filled: Root, sta
     drain(service, clock)
     service.run_once(clock)
     assert len(list(filled.done.glob("2*"))) == 2
+
+
+def fill_the_disk(root: Root, monkeypatch: pytest.MonkeyPatch, *, whole: bool, enough_at: int) -> None:
+    """A disk with too little room, or none, until so few folders are left in done/."""
+
+    def usage(_: Path) -> _ntuple_diskusage:
+        is_full = len(list(root.done.glob("2*"))) > enough_at
+        return _ntuple_diskusage(10**9, 0, (0 if whole else 10**7 + 100) if is_full else 10**9)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_on_a_full_disk_the_rules_make_room_for_the_jobs_that_wait(
+    filled: Root, start: Start, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+) -> None:
+    fill_the_disk(filled, monkeypatch, whole=whole, enough_at=2)
+    drop_job(filled, "again.yaml", SMALL)
+    service = start(keep={"done_count": 2})
+    drain(service, clock)
+    assert service.done == 1
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_what_a_waiting_job_names_stays_on_a_full_disk(
+    filled: Root, start: Start, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, *, outputs: bool
+) -> None:
+    fill_the_disk(filled, monkeypatch, whole=True, enough_at=0)
+    first, second, *_ = sorted(filled.done.glob("2*"))
+    drop_job(filled, "one.yaml", f"prompt: a\ninit_img: jobs/done/{first.name}/samples/00000.png\n")
+    drop_job(filled, "two.json", '{"prompt": "a", "init_img": "outputs/txt2img-samples/samples/00001.png"}')
+    service = start(keep={"done_count": 0, "outputs": outputs})
+    for _ in range(200):
+        service.run_once(clock)
+        clock.sleep(1)
+    assert sorted(filled.done.glob("2*")) == ([first, second] if outputs else [first])
+    assert (filled.outputs / "txt2img-samples/samples/00001.png").exists()
+
+
+def test_nothing_goes_while_it_can_not_be_told_what_waiting_jobs_name(
+    filled: Root, start: Start, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_the_disk(filled, monkeypatch, whole=True, enough_at=0)
+    drop_job(filled, "again.yaml", SMALL)
+
+    def refuse(_: Root) -> list[bytes]:
+        raise PermissionError
+
+    monkeypatch.setattr(housekeeping, "_undrawn", refuse)
+    service = start(keep={"done_count": 0})
+    for _ in range(200):
+        service.run_once(clock)
+        clock.sleep(1)
+    assert len(list(filled.done.glob("2*"))) == 4
+
+
+@pytest.mark.parametrize("key", ["done_days", "failed_days"])
+def test_no_days_at_all_are_refused(root: Root, key: str) -> None:
+    (root.configs / "sdbatch.yaml").write_text(f"keep:\n  {key}: 0\n")
+    said = run_sdbatch("clean", "--root", root.path)
+    assert said.returncode == 78
+    assert f"line 2: keep.{key}: 0 is not a number of days above 0; null keeps all" in said.stderr

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import foreign_pictures as foreign
 import pytest
 import yaml
 from laid_pictures import WEBUI, lay
@@ -174,6 +175,28 @@ def test_restore_writes_the_job_and_tells_what_is_missing(root: Root, tmp_path: 
     assert (tmp_path / "job.yaml").read_text() == said.stdout
     again = ask(root, "restore", picture, "-o", tmp_path / "job.yaml")
     assert (again.returncode, "is there already" in again.stderr) == (1, True)
+
+
+def test_show_reads_any_picture_as_restore_does(root: Root, tmp_path: Path) -> None:
+    for path in (
+        foreign.png(tmp_path / "comfy.png", foreign.PNGS["ComfyUI"]),
+        foreign.photo(tmp_path / "webui.jpg", foreign.PHOTOS["webui"]),
+    ):
+        for place in (root.path, tmp_path / "none"):
+            said = run_sdbatch("show", path, "--root", place)
+            assert said.returncode == 0, said.stderr
+            shown = {line[:18].strip(): line[18:] for line in said.stdout.splitlines()}
+            assert (shown["prompt"], shown["steps"], shown["guidance scale"], shown["seed"]) == (
+                foreign.PROMPT, "23", "6.5", "1234567",
+            )  # fmt: skip
+            assert (shown["size"], shown["checkpoint"]) == ("64x80", foreign.MODEL)
+    told = json.loads(ask(root, "show", path, "--json").stdout)
+    assert (told["prompt"], told["drawn by"]) == (foreign.PROMPT, "a web UI")
+    silent = ask(root, "show", lay(tmp_path / "photo.png"))
+    assert (silent.returncode, "64x48" in silent.stdout, "no text in the picture" in silent.stdout) == (0, True, True)
+    (tmp_path / "text.png").write_text("no picture")
+    refused = ask(root, "show", tmp_path / "text.png")
+    assert (refused.returncode, "is no PNG, JPEG or WebP" in refused.stderr) == (1, True)
 
 
 def test_restore_of_a_picture_needs_no_root(tmp_path: Path) -> None:
