@@ -28,6 +28,7 @@ from sdbatch.latecomers import Latecomers
 from sdbatch.lock import RootLock
 from sdbatch.publish import Names, Publisher
 from sdbatch.readiness import Readiness
+from sdbatch.repeats import Repeats
 from sdbatch.root import SAMPLES, Root
 from sdbatch.settings import Settings
 from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, WRITTEN_ON, Claim, Spool
@@ -185,6 +186,7 @@ class Service:
         self.settings = self.readiness.settings = settings
         self.inbox.stillness.settle_seconds = settings.settle_seconds
         self.inbox.rescan_seconds = settings.rescan_seconds
+        self.turns.repeats = (self.turns.repeats or Repeats(self.root)) if settings.repeats == "skip" else None
         self.inbox.ignored = self.inbox.watcher.ignored = settings.ignore_folders
         self.intake.limits, inputs = settings.limits, self.intake.inputs
         inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.picture_wait_seconds

@@ -12,6 +12,7 @@ from sdbatch.handover import MOST_BYTES
 from sdbatch.inbox import Arrival, Inbox
 from sdbatch.order import Entry, in_order
 from sdbatch.readiness import FREE_SOME, Readiness
+from sdbatch.repeats import Repeats
 from sdbatch.spool import Claim, Spool
 from sdbatch.triage import Triage
 
@@ -37,6 +38,7 @@ class Turns:
         self.deferred: dict[str, float] = {}
         self.owed: dict[str, int] = {}
         self.unmovable: dict[str, str] = {}
+        self.repeats: Repeats | None = None  # where files that were drawn before are passed over
         self._absent = ""
 
     @property
@@ -137,9 +139,23 @@ class Turns:
                 return claim
         return None
 
+    def _is_repeat(self, arrival: Arrival) -> bool:
+        """Whether a file was drawn before, and is to count as drawn: it is taken out, and told with that job."""
+        earlier = self.repeats.earlier(arrival) if self.repeats is not None else ""
+        if earlier:
+            try:
+                files.delete(arrival.path)
+            except OSError:
+                return False  # its claim tells why
+            said = "dropped again, and not drawn again: repeats: skip in configs/sdbatch.yaml"
+            self.log.info(said, job_id=earlier, source=os.path.relpath(arrival.name, self.inbox.folder))
+        return bool(earlier)
+
     def _claim(self, arrival: Arrival, wall: datetime) -> Claim | None:
-        """A file of the inbox, claimed; None if it vanished, or is not ours to move, which is told."""
+        """A file of the inbox, claimed; None if it vanished, was drawn before, or is not ours to move; told."""
         name = os.path.relpath(arrival.name, self.inbox.folder)
+        if self._is_repeat(arrival):
+            return None
         try:
             fresh = self.spool.claim(arrival.path, wall, arrival.priority)
         except OSError as error:

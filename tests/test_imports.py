@@ -107,6 +107,7 @@ FLOORS = [
         "reader",
         "steer",
         "latecomers",
+        "repeats",
         "naming",
         "triage",
         "web.fields",
