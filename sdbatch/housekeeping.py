@@ -13,10 +13,10 @@ import yaml
 
 from sdbatch import files
 from sdbatch.filenames import SENT, is_job_name
-from sdbatch.inbox import walk
+from sdbatch.inbox import beside, walk
 from sdbatch.root import Root
 from sdbatch.settings import Keep
-from sdbatch.spool import ERROR, MANIFEST, arrived
+from sdbatch.spool import ERROR, INPUTS, MANIFEST, arrived, read_claim
 
 EVERY_SECONDS = 3600.0  # between two looks of an idle service
 FULL_SECONDS = 60.0  # of one whose jobs wait for room
@@ -64,7 +64,10 @@ def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: 
 
 
 def remove(root: Root, folder: Path, *, outputs: bool) -> None:
-    """Take a folder away; with `outputs` also its pictures in outputs/, as far as they are the same files."""
+    """Take a folder away, and what it alone named in the inbox; with `outputs` its pictures in outputs/ as well."""
+    for companion in companions(root, folder):
+        if not _is_named_elsewhere(root, companion, folder):
+            files.delete(companion)
     if outputs:
         for staged, published in published_pictures(root, folder):
             if files.same_content(staged, published):
@@ -73,6 +76,33 @@ def remove(root: Root, folder: Path, *, outputs: bool) -> None:
     hidden = folder.with_name(files.BUSY_PREFIX + folder.name)
     files.move(folder, hidden)
     files.remove_tree(hidden)
+
+
+def companions(root: Root, folder: Path) -> list[Path]:
+    """Files in the inbox that a done or failed job named, as far as they are what it was drawn from."""
+    claim = read_claim(folder)
+    if claim is None or not claim.inputs:
+        return []
+    inbox = root.inbox.resolve()
+    found = [
+        (path, digest)
+        for named, digest in claim.inputs.values()
+        for place in beside(claim.source)
+        if (path := root.inbox / place / named).is_file() and not path.is_symlink()
+    ]
+    return [path for path, digest in found if path.resolve().is_relative_to(inbox) and files.sha256(path) == digest]
+
+
+def _is_named_elsewhere(root: Root, companion: Path, folder: Path) -> bool:
+    """Whether another job than that of `folder` may need a file of the inbox; where that can't be told it may."""
+    name = companion.name.encode()
+    try:
+        if any(name in job for job in _undrawn(root)):
+            return True
+    except OSError:
+        return True
+    others = (path for place in (root.done, root.failed) for path in place.iterdir() if path != folder)
+    return any(companion in companions(root, path) for path in others if (path / INPUTS).is_dir())
 
 
 def sweep_uploads(root: Root, now: datetime) -> None:

@@ -28,6 +28,7 @@ from sdbatch.latecomers import Latecomers
 from sdbatch.lock import RootLock
 from sdbatch.publish import Names, Publisher
 from sdbatch.readiness import Readiness
+from sdbatch.repeats import Repeats
 from sdbatch.root import SAMPLES, Root
 from sdbatch.settings import Settings
 from sdbatch.spool import CANCEL, HALT, MANIFEST, STAGED, WRITTEN_ON, Claim, Spool
@@ -162,6 +163,9 @@ class Service:
         housekeeping.sweep_uploads(self.root, now.wall)
         given_up = housekeeping.outdated if is_drained else housekeeping.outdated_beside_waiting
         for folder in [*given_up(self.root, keep, now.wall)]:
+            if self.stop_requested:
+                break
+            self.manager.feed(monotonic())
             housekeeping.remove(self.root, folder, outputs=keep.outputs)
             self.log.info("taken away by the rules of keep", folder=self.root.show(folder))
 
@@ -185,6 +189,7 @@ class Service:
         self.settings = self.readiness.settings = settings
         self.inbox.stillness.settle_seconds = settings.settle_seconds
         self.inbox.rescan_seconds = settings.rescan_seconds
+        self.turns.repeats = (self.turns.repeats or Repeats(self.root)) if settings.repeats == "skip" else None
         self.inbox.ignored = self.inbox.watcher.ignored = settings.ignore_folders
         self.intake.limits, inputs = settings.limits, self.intake.inputs
         inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.picture_wait_seconds
@@ -203,7 +208,11 @@ class Service:
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable or self.inbox.is_looking
+        return self.has_drawn_all() and not self.inbox.unreadable
+
+    def has_drawn_all(self) -> bool:
+        """Whether nothing is left of what can be seen."""
+        left = self.inbox.queue or self.inbox.unsettled or self.inbox.is_looking
         return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _look_around(self, now: Now) -> None:
@@ -423,7 +432,7 @@ class Service:
         told |= {
             "passed_over": self.turns.passed_over,
             "empty": self.inbox.empty,
-            "unmovable": self.turns.unmovable,
+            "unmovable": self.turns.unmovable.why,
             "failures": [*self.failures],
         }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))

@@ -185,6 +185,7 @@ class Settings(BaseSettings):
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     events: bool = True
+    repeats: Literal["draw", "skip"] = "draw"
     ignore_folders: tuple[str, ...] = ()
     picture_wait_seconds: float = Field(10.0, ge=0, le=86400)
     attempts: int = Field(3, ge=1, le=100)
