@@ -16,6 +16,9 @@ ADMIN = 0  # root's uid
 PRIVATE = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
 
 
+stepped_down = False  # whether root goes on as another account
+
+
 def step_down(top: Path, folders: Sequence[Path]) -> None:
     """Root goes on, for good, as the account that the first of these folders belongs to; nobody else changes.
 
@@ -87,6 +90,8 @@ def _become(uid: int) -> None:
         os.setresuid(uid, uid, uid)
     except OSError as error:
         raise JobError(f"{why}; {remedy}") from error
+    global stepped_down  # noqa: PLW0603 - as is the account: the process's
+    stepped_down = True
     for name in PRIVATE:
         os.environ.pop(name, None)
     os.environ |= {"HOME": home, "USER": name_of(uid), "LOGNAME": name_of(uid)}

@@ -1,5 +1,6 @@
 """The commands, their wiring and exit codes. Nothing here imports torch; what only `serve` needs is imported there."""
 
+import errno
 import faulthandler
 import json
 import os
@@ -13,6 +14,7 @@ import typer
 
 from sdbatch import (
     __version__,
+    account,
     looking,  # noqa: F401 - its commands belong to the app
     modelling,  # noqa: F401 - its commands belong to the app
     tending,  # noqa: F401 - its commands belong to the app
@@ -150,7 +152,7 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
         except NoRoot:
             raise
         except JobError as error:  # the others go their way
-            typer.echo(f"sdbatch: {error}", err=True)
+            _say(error, 1)
             is_good = False
             continue
         typer.echo(dropped.path)
@@ -203,21 +205,20 @@ def main() -> None:
 
 def _who_may(refused: str | None) -> str:
     """Whom to ask: the group of a folder, where its members could do what was refused."""
-    from sdbatch.surroundings import user_name  # noqa: PLC0415 - watchdog costs the quick commands time
-
     for folder in Path(refused or os.curdir).absolute().parents:
         try:
             status = folder.stat()
         except OSError:
             continue  # what it lies in is closed, too
         if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
-            return (
-                f"; the group of {folder} may do this (sudo usermod -aG {status.st_gid} {user_name()}, and log in anew)"
-            )
+            joins = f"sudo usermod -aG {status.st_gid} {account.name_of(os.geteuid())}"
+            return f"; the group of {folder} may do this ({joins}, and log in anew)"
         break
     return ""
 
 
 def _say(error: object, code: int) -> int:
     typer.echo(f"sdbatch: {error}", err=True)
+    if account.stepped_down and os.strerror(errno.EACCES) in str(error):
+        typer.echo(f"this is done as {account.name_of(os.geteuid())}, whose root it is, and not as root", err=True)
     return code

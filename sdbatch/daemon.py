@@ -137,10 +137,13 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
 
 def _end_of_drain(service: Service) -> int | None:
     """The exit code, once nothing is left to draw, or none of it can be drawn."""
-    if service.inbox.unreadable:
-        return os.EX_IOERR  # jobs may lie there unseen
-    if service.is_drained():
-        return 1 if service.failed or service.turns.unmovable else 0
+    is_away = service.inbox.is_away and service.readiness.is_ready  # what a claimed job waits for may lie there
+    if service.has_drawn_all() or is_away:
+        for folder, error in sorted(service.inbox.unreadable.items()):  # where jobs may lie unseen
+            service.log.error("all else is drawn, but this folder can't be read", folder=folder, error=error.strerror)
+        if service.inbox.unreadable:
+            return os.EX_IOERR
+        return 1 if service.failed or service.turns.unmovable.why else 0
     return os.EX_UNAVAILABLE if service.problem and not service.inbox.unsettled else None
 
 

@@ -31,8 +31,8 @@ def read_jpeg(file: BinaryIO) -> Found | None:
         data = file.read(max(0, length))
         if 0xC0 <= marker <= 0xCF and marker not in _NO_SIZE and len(data) >= 5:
             size = int.from_bytes(data[3:5]), int.from_bytes(data[1:3])
-        elif marker == 0xE1 and data.startswith(b"Exif\0\0"):
-            told = texts(data[6:]) | told
+        elif marker == 0xE1 and data.startswith(b"Exif\0\0") and not told:
+            told = texts(data[6:])
     return (*size, told) if size else None
 
 
@@ -45,8 +45,8 @@ def read_webp(file: BinaryIO) -> Found | None:
         if len(head) < 8:
             break
         kind, length = head[:4], int.from_bytes(head[4:], "little")
-        start = file.read(min(length, MOST_EXIF if kind == b"EXIF" else 10))
-        if kind == b"EXIF":
+        start = file.read(min(length, MOST_EXIF if kind == b"EXIF" and not told else 10))
+        if kind == b"EXIF" and not told:
             told = texts(start.removeprefix(b"Exif\0\0"))
         elif size is None:
             size = _webp_size(kind, start)
@@ -85,11 +85,15 @@ def texts(exif: bytes) -> dict[str, str]:
 
 
 def _tags(exif: bytes, order: str, start: int) -> Iterator[tuple[int, bytes]]:
-    """The tags of a folder that hold text, and the one that leads to another folder."""
+    """The first of each of a folder's tags that hold text, and of those that lead to another folder."""
+    seen = set()
     (count,) = struct.unpack_from(f"{order}H", exif, start)
     for number in range(min(count, MOST_TAGS)):
         at = start + 2 + 12 * number
         tag, kind, length = struct.unpack_from(f"{order}HHI", exif, at)
+        if tag in seen:  # all may lead to the same megabyte
+            continue
+        seen.add(tag)
         if tag == EXIF_FOLDER:
             yield tag, exif[at + 8 : at + 12]
         elif tag in TAGS and kind in _SIZES:

@@ -24,6 +24,8 @@ from sdbatch.beneath import open_folder
 
 BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delete where nothing runs
 
+TRIAL_PREFIX = f"{BUSY_PREFIX}doctor-"  # of files by which is tried what can be done in a folder
+
 # Called before every step with its name and target. Tests put something here that kills or raises.
 on_step: Callable[[str, Path], None] | None = None
 
@@ -71,6 +73,11 @@ def _create(name: str, folder: int, mode: int = 0o666) -> int:
     """A new file, to write; whatever has the name already is an error, a link too."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, mode, dir_fd=folder)
+
+
+def _create_file(path: Path, folder: int) -> BinaryIO:
+    """The same as a file, which knows its whole path."""
+    return open(path, "wb", opener=lambda _path, _flags: _create(path.name, folder))
 
 
 def sync_dir(folder: Path) -> None:
@@ -132,7 +139,7 @@ def create(path: Path, data: bytes) -> None:
     Raises:
         FileExistsError: something has the name.
     """
-    with _at(path) as (name, folder), os.fdopen(_create(name, folder), "wb") as file:
+    with _at(path) as (_, folder), _create_file(path, folder) as file:
         file.write(data)
 
 
@@ -179,7 +186,7 @@ def write_synced(path: Path, data: bytes) -> None:
     """A file whose bytes are safe before anything is done with its name, which may be lost still."""
     clear(path)
     _step("write", path)
-    with _at(path) as (name, folder), os.fdopen(_create(name, folder), "wb") as file:
+    with _at(path) as (_, folder), _create_file(path, folder) as file:
         file.write(data)
         file.flush()
         _step("fsync", path)
@@ -219,7 +226,7 @@ def _draft(path: Path, folder: int) -> Iterator[BinaryIO]:
     draft = draft_of(path)
     _step("write", path)
     try:
-        with open(draft, "wb", opener=lambda _path, _flags: _create(draft.name, folder)) as file:
+        with _create_file(draft, folder) as file:
             yield file
     except BaseException:
         with suppress(FileNotFoundError):

@@ -81,7 +81,8 @@ class Ownership:
                 self._give(folder, Rule(ADMIN, without=stat.S_IWGRP | stat.S_IWOTH))
         for folder in self._services():
             group = stat.S_IRWXG if folder in (root.running, root.failed) else 0
-            self._give(folder, Rule(account.pw_uid, account.pw_gid, group))
+            without = stat.S_IWGRP | stat.S_IWOTH if folder == root.state else 0
+            self._give(folder, Rule(account.pw_uid, account.pw_gid, group, without))
         if self._elsewhere:
             self.told.append(
                 f"{len(self._elsewhere)} files stay whose they were, as they have names outside of these folders too"

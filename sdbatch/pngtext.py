@@ -91,13 +91,14 @@ def _read_png(file: BinaryIO) -> Written | None:
         return None
     texts: dict[str, str] = {}
     unread: dict[str, None] = {}
-    budget = _Budget(MAX_UNPACKED)
+    budget, has_exif = _Budget(MAX_UNPACKED), False
     for _ in range(MAX_CHUNKS):
         start = file.read(8)
         if len(start) < 8 or start[4:] == b"IEND":
             break
         size, kind = int.from_bytes(start[:4]), start[4:]
-        if kind == b"eXIf" and size <= MAX_TEXT:
+        if kind == b"eXIf" and size <= MAX_TEXT and not has_exif:
+            has_exif = True
             texts = {k: v for k, v in exiftext.texts(file.read(size)).items() if len(v) <= MAX_TEXT} | texts
             size = 0
         elif kind in _READERS:

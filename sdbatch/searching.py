@@ -118,9 +118,9 @@ def _step_in_span(
 def _pictures(database: sqlite3.Connection, runs: list[int], below: int, limit: int, numbers: tuple[str, ...]) -> Found:
     """The pictures of runs; of those that are found by a picture's number those alone that have it."""
     which = " WHERE p.run IN (SELECT value FROM json_each(?)) AND p.key < ?"
-    which += " AND instr(p.file || coalesce(p.published, '') || coalesce(p.prompt, j.prompt) || j.file, ?)" * len(
-        numbers
-    )
+    prompts = "coalesce(p.prompt, j.prompt) || j.negative"
+    texts = f"p.file || coalesce(p.published, '') || {prompts} || j.name || j.reason || j.file"
+    which += f" AND instr({texts}, ?)" * len(numbers)
     question = f"{PICTURE_QUESTION}{which} ORDER BY p.key DESC LIMIT ?"
     return Found(Picture(*row) for row in database.execute(question, (str(runs), below, *numbers, limit)))
 

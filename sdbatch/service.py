@@ -163,6 +163,9 @@ class Service:
         housekeeping.sweep_uploads(self.root, now.wall)
         given_up = housekeeping.outdated if is_drained else housekeeping.outdated_beside_waiting
         for folder in [*given_up(self.root, keep, now.wall)]:
+            if self.stop_requested:
+                break
+            self.manager.feed(monotonic())
             housekeeping.remove(self.root, folder, outputs=keep.outputs)
             self.log.info("taken away by the rules of keep", folder=self.root.show(folder))
 
@@ -205,7 +208,11 @@ class Service:
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        left = self.inbox.queue or self.inbox.unsettled or self.inbox.unreadable or self.inbox.is_looking
+        return self.has_drawn_all() and not self.inbox.unreadable
+
+    def has_drawn_all(self) -> bool:
+        """Whether nothing is left of what can be seen."""
+        left = self.inbox.queue or self.inbox.unsettled or self.inbox.is_looking
         return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _look_around(self, now: Now) -> None:
@@ -423,7 +430,7 @@ class Service:
         told |= {
             "passed_over": self.turns.passed_over,
             "empty": self.inbox.empty,
-            "unmovable": self.turns.unmovable,
+            "unmovable": self.turns.unmovable.why,
             "failures": [*self.failures],
         }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))

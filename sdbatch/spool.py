@@ -122,6 +122,8 @@ class Spool:
         self.unreadable.clear()  # a disk that failed in the middle has this begin anew
         places = (self.root.running, self.root.done, self.root.failed)
         self._last = max((_stamp(path.name) for place in places for path in place.iterdir()), default=("", 0))
+        for place in (self.root.inbox, self.root.running, self.root.failed, self.root.done, self.root.outputs):
+            self._clear_drafts(place.glob(files.TRIAL_PREFIX + "*"))
         for place in (self.root.done, self.root.failed):
             for half in place.glob(files.BUSY_PREFIX + "*"):
                 files.remove_tree(half)  # its removal was under way

@@ -7,6 +7,7 @@ file server makes of them say less than one file written, renamed and linked.
 import errno
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -267,7 +268,7 @@ def clock(root: Root) -> Finding:
 @contextmanager
 def _probe(folder: Path) -> Iterator[Path]:
     """A hidden file in a folder, gone again at the end; the name is one that the service takes for its own rubbish."""
-    path = files.draft_of(folder / "doctor")
+    path = folder / f"{files.TRIAL_PREFIX}{secrets.token_hex(8)}"
     try:
         files.create(path, b"sdbatch doctor tries whether files can be made here\n")
         yield path

@@ -1,6 +1,5 @@
 """Whose turn it is: what is claimed already, then the inbox, and who lets others pass."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,13 +7,13 @@ from datetime import datetime
 from itertools import islice
 
 from sdbatch import files, log, overview
-from sdbatch.handover import MOST_BYTES
 from sdbatch.inbox import Arrival, Inbox
 from sdbatch.order import Entry, in_order
 from sdbatch.readiness import FREE_SOME, Readiness
 from sdbatch.repeats import Repeats
 from sdbatch.spool import Claim, Spool
 from sdbatch.triage import Triage
+from sdbatch.unmovable import IN_A_ROW, Unmovable
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
 ANY_TIME = float("-inf")
@@ -27,7 +26,7 @@ class Turns:
         waiting: claimed jobs whose files are still on their way, and when they were last looked for.
         deferred: claimed jobs that let all others pass, and when they were last tried.
         owed: claimed jobs whose attempts could not be written down as they are.
-        unmovable: names in the inbox that are not ours to move, and why.
+        unmovable: files in the inbox that are not ours to move, and why.
     """
 
     def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness) -> None:
@@ -37,7 +36,7 @@ class Turns:
         self.waiting: dict[str, float] = {}
         self.deferred: dict[str, float] = {}
         self.owed: dict[str, int] = {}
-        self.unmovable: dict[str, str] = {}
+        self.unmovable = Unmovable(inbox.folder)
         self.repeats: Repeats | None = None  # where files that were drawn before are passed over
         self._absent = ""
 
@@ -66,7 +65,7 @@ class Turns:
         if self.readiness.is_held:
             claim = self.spool.cancelled()
         elif not self.readiness.is_ready:
-            claim = self.spool.cancelled() or self._hopeless(wall)
+            claim = self.spool.cancelled() or self._hopeless(now, wall)
         else:
             self.triage.forget()
             claim = self._first(now, wall) or next(self._able(now, self.deferred), None)
@@ -82,7 +81,7 @@ class Turns:
         files_there = (
             Entry("file", name, arrival.priority)
             for arrival, name in zip(self.inbox.queue, self.inbox.names(), strict=True)
-            if name not in self.unmovable
+            if name not in self.unmovable.why
         )
         yield from ((entry.kind, entry.name) for entry in in_order(claimed, islice(files_there, overview.SHOWN)))
         yield from (("id", name) for name in ids if name in passed_over)
@@ -109,14 +108,14 @@ class Turns:
 
     def _first(self, now: float, wall: datetime) -> Claim | None:
         """The first in the order of turns, claimed now if it was not."""
-        for entry in in_order(self._able(now, self.waiting), self._queued()):
+        for entry in islice(in_order(self._able(now, self.waiting), self._queued(now)), IN_A_ROW):
             if isinstance(entry, Claim):
                 return entry
             arrival = self.inbox.take_first()
-            if arrival is not None and (claim := self._claim(arrival, wall)) is not None:
+            if arrival is not None and (claim := self._claim(arrival, now, wall)) is not None:
                 return claim
-        for name in [name for name in self.unmovable if not os.path.lexists(self.inbox.folder / name)]:
-            del self.unmovable[name]  # someone else took it away
+        if not self.inbox.is_looking:
+            self.unmovable.keep_only(self.inbox.stillness.seen)
         return None
 
     def _able(self, now: float, looked: dict[str, float]) -> Iterator[Claim]:
@@ -126,16 +125,24 @@ class Turns:
             if is_due and (claim.id in self.deferred) == (looked is self.deferred):
                 yield claim
 
-    def _queued(self) -> Iterator[Arrival]:
-        """The first of the inbox, again and again; who takes it takes it out."""
+    def _queued(self, now: float) -> Iterator[Arrival]:
+        """The first of the inbox that may be moved, again and again; who takes it takes it out."""
         while self.inbox.queue:
-            yield self.inbox.queue[0]
+            arrival = self.inbox.queue[0]
+            if self.unmovable.may_try(arrival, now):
+                yield arrival
+            else:
+                self.inbox.take(arrival)  # until another look finds it
 
-    def _hopeless(self, wall: datetime) -> Claim | None:
+    def _hopeless(self, now: float, wall: datetime) -> Claim | None:
         """While nothing can be drawn: what no machine could draw is claimed, to be told."""
-        while (arrival := self.triage.first_hopeless(self.inbox.queue)) is not None:
+        for _ in range(IN_A_ROW):
+            waiting = (arrival for arrival in self.inbox.queue if not self.unmovable.rests(arrival, now))
+            if (arrival := self.triage.first_hopeless(waiting)) is None:
+                return None
             self.inbox.take(arrival)
-            if (claim := self._claim(arrival, wall)) is not None:
+            may_try = self.unmovable.may_try(arrival, now)
+            if may_try and (claim := self._claim(arrival, now, wall)) is not None:
                 return claim
         return None
 
@@ -151,9 +158,8 @@ class Turns:
             self.log.info(said, job_id=earlier, source=os.path.relpath(arrival.name, self.inbox.folder))
         return bool(earlier)
 
-    def _claim(self, arrival: Arrival, wall: datetime) -> Claim | None:
+    def _claim(self, arrival: Arrival, now: float, wall: datetime) -> Claim | None:
         """A file of the inbox, claimed; None if it vanished, was drawn before, or is not ours to move; told."""
-        name = os.path.relpath(arrival.name, self.inbox.folder)
         if self._is_repeat(arrival):
             return None
         try:
@@ -162,24 +168,9 @@ class Turns:
             if files.is_disk_trouble(error):
                 self.inbox.put_back(arrival)
                 raise
-            if name not in self.unmovable:
-                said = files.in_words(error)
-                self.log.warning("can't be moved out of the inbox", source=arrival.name, error=said)
-            self.unmovable[name] = _why_unmovable(arrival, error)
+            self.unmovable.note(arrival, error, now)
             return None
-        self.unmovable.pop(name, None)
+        self.unmovable.forget(arrival)
         if fresh is not None:
             self.log.info("claimed", job_id=fresh.id, source=fresh.source)
         return fresh
-
-
-def _why_unmovable(arrival: Arrival, error: OSError) -> str:
-    if error.errno == errno.EFBIG:
-        return f"it has more than {MOST_BYTES:,} bytes, as no job file has, and would have to be copied: take it out"
-    if not isinstance(error, PermissionError):
-        return files.in_words(error)
-    folder = arrival.path.parent
-    return (
-        f"the service may not take files out of {folder}, which belongs to someone else: "
-        f"chgrp {os.getegid()} {folder}; chmod g+w {folder}"
-    )

@@ -122,7 +122,8 @@ def check(root: Root, undisturbed: dict[str, list[str]], drawn_before: Samples) 
     assert not list(root.running.iterdir())
     assert not [p for p in root.inbox.rglob("*") if is_job_name(p.name)]
     ours = (files.BUSY_PREFIX, handover.TAKEN)
-    assert not [p for p in root.path.rglob("*") if p.name.startswith(ours)], "no rubbish of ours"
+    rubbish = [p for p in root.path.rglob("*") if p.name.startswith(ours)]
+    assert not rubbish, "no rubbish of ours"
     records = manifests(root)
     assert digests(records) == undisturbed, "every picture of every job, each job once, and the same bytes"
     assert len(records) == len(PICTURES)

@@ -235,14 +235,14 @@ def test_a_real_filesystem_in_the_inbox_is_served(start: Start, root: Root, cloc
     assert service.failed == 2
     assert all("a job must be a plain file" in path.read_text() for path in root.failed.glob("*/error.txt"))
     assert sorted(path.name for path in nas.rglob("*")) == ["batch", "far.yaml"]
-    assert "more than 2,097,152 bytes" in service.turns.unmovable["nas/far.yaml"]
+    assert "more than 2,097,152 bytes" in service.turns.unmovable.why["nas/far.yaml"]
 
 
 def drain_but(service: Service, clock: FakeClock, name: str) -> None:
     for _ in range(60):
         service.run_once(clock)
         clock.sleep(0.5)
-    assert [path.rpartition("/")[2] for path in service.turns.unmovable] == [name]
+    assert [path.rpartition("/")[2] for path in service.turns.unmovable.why] == [name]
 
 
 @pytest.mark.parametrize("at", range(1, 20))

@@ -696,6 +696,12 @@ def test_pictures_are_found_by_the_names_of_files(draw: Draw, root: Root, words:
     assert [each.number for each in History.open(root).search(words)] == numbers
 
 
+def test_a_number_in_a_prompt_is_no_pictures_number(draw: Draw, root: Root) -> None:
+    draw("prompt: model 90210\nnegative_prompt: no 55555")
+    history = History.open(root)
+    assert len(history.search("90210")) == len(history.search("55555")) == 2
+
+
 def test_a_picture_of_another_program_is_found_by_its_name(root: Root) -> None:
     lay(root.outputs / "mine/Sunset über Köln.png", WEBUI)
     history = History.open(root)

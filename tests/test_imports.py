@@ -110,6 +110,7 @@ FLOORS = [
         "repeats",
         "naming",
         "triage",
+        "unmovable",
         "web.fields",
         "web.uploads",
     },

@@ -154,6 +154,7 @@ class Admin:
     def _alice_drops_a_folder(self) -> None:
         self._alice("mkdir /srv/sdbatch/jobs/inbox/batch; cp truck.yaml /srv/sdbatch/jobs/inbox/batch/hers.yaml")
         self._is_done("hers")
+        self._only_the_admin_changes("/srv/sdbatch/configs", "/srv/sdbatch/models")
 
         # Who is not of the group is told so.
         self.machine.run("useradd", "--create-home", "eve")
@@ -161,6 +162,16 @@ class Admin:
         found = self._eve("doctor", "--quick")
         assert "sudo usermod -aG " in found
         assert "as it should be if the service runs as sdbatch" in found
+
+    def _only_the_admin_changes(self, *folders: str) -> None:
+        pid = self.machine.show("MainPID")
+        in_the_unit = ["nsenter", "-t", pid, "-m", "--"]
+        for folder in folders:
+            self.machine.run("runuser", "-u", "alice", "--", "mv", folder, "/srv/sdbatch/mine", code=1)
+            self.machine.run("runuser", "-u", "sdbatch", "--", "touch", f"{folder}/x", code=1)
+            assert "Read-only" in self.machine.run(*in_the_unit, "touch", f"{folder}/x", code=1)
+        self.machine.run("runuser", "-u", "alice", "--", "mv", "/srv/sdbatch/state", "/srv/sdbatch/mine", code=1)
+        assert self.root.configuration.stat().st_mode & 0o777 == 0o640
 
     def _eve(self, *arguments: str, code: int = 0) -> str:
         return self.machine.run(

@@ -1,8 +1,10 @@
 """Pictures of other programs, read as well as an independent reader does, and whatever was put into them."""
 
 import json
+import struct
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,9 +256,6 @@ def test_a_setups_time_grows_with_its_length(tmp_path: Path) -> None:
 
 def broken_chunks(count: int) -> bytes:
     """Texts that unpack to as much as one may have, and are damaged then: 340 bytes each."""
-    import struct  # noqa: PLC0415
-    import zlib  # noqa: PLC0415
-
     packed = zlib.compress(b"a" * (pngtext.MAX_TEXT - 1))[:-4] + b"oops"
     data = b"parameters\0\0" + packed
     return (struct.pack(">I", len(data)) + b"zTXt" + data + b"sumX") * count
@@ -273,6 +272,27 @@ def test_thousands_of_broken_texts_cost_no_more_than_their_bytes(tmp_path: Path)
 
     assert seconds(act(19_000)) < 1.5
     assert grows_evenly(act, 4000)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_tags_that_all_lead_to_the_same_text_cost_as_one(suffix: str, tmp_path: Path) -> None:
+    """And so do thousands of blocks of them."""
+    tags = b"".join(struct.pack("<HHII", 0x9286, 7, 60_000, 5000) for _ in range(200))
+    exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 200) + tags
+    exif += bytes(5000 - len(exif)) + b"UNICODE\0" + "a猫".encode("utf-16-be") * 12_000
+    path = foreign.png(tmp_path / "a.png", {}) if suffix == ".png" else foreign.photo(tmp_path / f"a{suffix}", {})
+    data = path.read_bytes()
+    if suffix == ".png":
+        chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + b"sumX"
+        path.write_bytes(data[:33] + chunk * 300 + data[33:])
+    elif suffix == ".jpg":
+        block = b"\xff\xe1" + (len(exif) + 8).to_bytes(2) + b"Exif\0\0" + exif
+        path.write_bytes(data[:2] + block * 300 + data[2:])
+    else:
+        block = b"EXIF" + len(exif).to_bytes(4, "little") + exif
+        path.write_bytes(data + block * 300)
+    assert seconds(lambda: said_by(path)) < 1
+    assert said_by(path).fields["prompt"].startswith("a猫a猫")
 
 
 def test_a_picture_that_can_not_be_read_in_time_is_named_and_passed_over(

@@ -32,6 +32,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "cancel": [[WAITING, *ROOT], ["waiting.yaml", *ROOT]],
     "retry": [[JOB, *ROOT], ["--all-failed", *ROOT]],
     "clean": [["--apply", *ROOT]],
+    "backup": [["/srv/backup", *ROOT]],
     "doctor": [["--quick", *ROOT]],
     "history": [ROOT, ["--rebuild", *ROOT]],
     "show": [[JOB, *ROOT]],
@@ -88,7 +89,7 @@ def root(place: Accounts) -> Iterator[Root]:
         )
     (root.failed / JOB / "error.txt").write_text("a typo\n")
     yield root
-    place.run("rm", "-r", "/srv/sdbatch", "/srv/victim")
+    place.run("rm", "-rf", "/srv/sdbatch", "/srv/victim", "/srv/backup")
 
 
 def own(root: Root, uid: int, gid: int, *folders: Path, mode: int = 0o2775) -> None:
@@ -201,3 +202,113 @@ def test_no_command_of_roots_writes_where_a_planted_link_leads(
     said = place.run(sys.executable, "-c", ALL.format(commands=repr(commands)))
     assert "TRACEBACK" not in said.stdout + said.stderr, said
     assert seen(place.srv) == before, said
+
+
+def account(place: Accounts, *arguments: object, code: int = 0, name: str = "alice") -> str:
+    """What a command says to one who is not root."""
+    said = place.sdbatch(*arguments, account=name)
+    assert said.returncode == code, said
+    return said.stdout + said.stderr
+
+
+def ownership(place: Accounts) -> str:
+    """What `install` does to the folders of a root, on a machine without systemd."""
+    done = "from sdbatch.ownership import *; o = Ownership(Root(Path('/srv/sdbatch'))); o.carry_out(); print(*o.told)"
+    said = place.run(sys.executable, "-c", done)
+    return said.stdout + said.stderr
+
+
+def test_root_does_as_the_account_whose_root_it_is(place: Accounts, root: Root) -> None:
+    installed(root)
+    for command in ("history", "pause"):
+        assert place.sdbatch(command, *ROOT).returncode in (0, 1)
+    for made in (root.state / "history.db", root.pause):
+        assert made.stat().st_uid == SERVICE, "the service can go on with it"
+    # What only root may read is not read for others.
+    (place.srv / "job.yaml").chmod(0o600)
+    said = place.sdbatch("submit", "/srv/job.yaml", *ROOT)
+    assert said.returncode == 1
+    assert "this is done as sdbatch, whose root it is" in said.stderr
+
+
+def test_the_admin_brings_models_in_and_members_can_not(place: Accounts, root: Root) -> None:
+    installed(root)
+    assert place.sdbatch("model", "import", "/srv/new.ckpt", *ROOT).returncode == 0
+    assert (root.models / "new.ckpt").stat().st_uid == 0
+    assert "Permission denied" in account(place, "model", "import", "/srv/new.ckpt", "--as", "b.ckpt", *ROOT, code=1)
+
+
+def test_a_root_of_the_old_kind_is_closed_and_that_is_said(place: Accounts, root: Root) -> None:
+    installed(root)
+    os.chown(root.path, 0, SERVICE)
+    root.path.chmod(0o2775)
+    root.models.chmod(0o2775)
+    os.chown(root.models, ALICE, SERVICE)
+    told = ownership(place)
+    assert "/srv/sdbatch was root's, with mode 2775" in told
+    assert "models: 1 files and folders became root's" in told
+    for name in ("configs", "models", "state"):
+        swapped = place.run("mv", f"/srv/sdbatch/{name}", f"/srv/sdbatch/{name}-was", account="alice")
+        assert "Permission denied" in swapped.stderr
+        for who in ("alice", "sdbatch"):
+            made = place.run("touch", f"/srv/sdbatch/{name}/x", account=who)
+            assert made.returncode == (0 if (name, who) == ("state", "sdbatch") else 1), (name, who, made)
+    assert ownership(place) == "\n", "there is nothing left to do"
+
+
+def test_what_is_handed_over_leads_nowhere(place: Accounts, root: Root) -> None:
+    """Links, and files that somebody else knows by another name, in folders that were left by another account."""
+    before = lay_victim(place.srv)
+    own(root, ALICE, ALICE, root.running, root.failed, root.outputs, root.state)
+    for folder in (root.running, root.failed / JOB, root.outputs, root.state, root.models, root.configs):
+        (folder / "link").symlink_to("/srv/victim")
+        os.chown(folder / "link", ALICE, ALICE, follow_symlinks=False)
+    os.link(place.srv / "victim/there-1", root.outputs / "hard.png")
+    os.link(place.srv / "victim/there-2", root.models / "hard.ckpt")
+    (root.failed / JOB / "samples/0.png").write_bytes(b"both names are ours")
+    os.link(root.failed / JOB / "samples/0.png", root.outputs / "0.png")
+    told = ownership(place)
+    assert seen(place.srv) == before
+    assert "1 files stay whose they were" in told
+    for folder in (root.running / WAITING, root.failed / JOB / "samples", root.outputs / "0.png", root.state):
+        assert folder.stat().st_uid == SERVICE
+    assert (root.outputs / "link").lstat().st_uid == ALICE, "nobody's link becomes one that is followed"
+
+
+@pytest.mark.parametrize("folder", ["state", "outputs", "jobs", "jobs/running", "models"])
+def test_a_members_link_in_a_folders_place_stops_the_install(place: Accounts, root: Root, folder: str) -> None:
+    before = lay_victim(place.srv)
+    installed(root)
+    (root.path / folder).rename(root.path / "was")
+    (root.path / folder).symlink_to("/srv/victim")
+    os.chown(root.path / folder, ALICE, ALICE, follow_symlinks=False)
+    told = ownership(place)
+    assert "was made by the account 4242, and is not followed" in told or folder == "models"
+    assert seen(place.srv) == before
+
+
+@pytest.mark.parametrize("whose", ["alice's file", "alice's folder", "the group's file", "a link of alice's"])
+def test_a_configuration_that_others_could_write_is_not_installed(place: Accounts, root: Root, whose: str) -> None:
+    root.configuration.write_text("allow_paths: [/mnt/planted]\n")
+    match whose:
+        case "alice's file":
+            os.chown(root.configuration, ALICE, ALICE)
+        case "alice's folder":
+            os.chown(root.configs, ALICE, ALICE)
+        case "the group's file":
+            os.chown(root.configuration, 0, SERVICE)
+            root.configuration.chmod(0o664)
+        case "a link of alice's":
+            root.configs.rename(root.path / "was")
+            root.configs.symlink_to("/srv/sdbatch/was")
+            os.chown(root.configs, ALICE, ALICE, follow_symlinks=False)
+    said = place.sdbatch("install", "--dry-run", *ROOT)
+    assert said.returncode == 1
+    assert "/mnt/planted" not in said.stdout
+    assert "others than root" in said.stderr or "is not followed" in said.stderr
+
+
+def test_the_configuration_is_read_by_the_service_and_its_group_alone(place: Accounts, root: Root) -> None:
+    root.configuration.unlink()
+    assert place.sdbatch("init", "/srv/sdbatch").returncode == 0
+    assert root.configuration.stat().st_mode & 0o777 == 0o640

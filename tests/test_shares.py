@@ -426,10 +426,18 @@ def test_a_drain_does_not_pass_over_a_batch_that_it_can_not_read(
             raise PermissionError(errno.EACCES, "Permission denied", place)
         return os.scandir(place)
 
+    def nap(seconds: float) -> bool:
+        clock.sleep(seconds)
+        return False
+
     monkeypatch.setattr(inbox, "scandir", refuse)
-    service = start(settle_seconds=0)
+    service = start()
+    monkeypatch.setattr(service.inbox.bell, "wait", nap)
+    said: list[str] = []
+    monkeypatch.setattr(service.log, "error", lambda _, **facts: said.append(facts["folder"]), raising=False)
     assert drained(service, clock) == os.EX_IOERR
     assert service.done == 1
+    assert said == [f"{root.inbox}/batch"]
     assert status(root)["inbox"] == f"can't be read in part: Permission denied: {root.inbox}/batch"
 
 
