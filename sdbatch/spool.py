@@ -89,6 +89,10 @@ class Claim:
 _CLAIM = TypeAdapter(Claim)
 
 
+class _NotWrittenError(OSError):
+    """The disk does not take what a job lacks: that stops all, and is not as if the job could not be read."""
+
+
 class Spool:
     """Claims, finishes, fails and recovers jobs. Knows nothing of what a job says or who draws it.
 
@@ -389,6 +393,8 @@ class Spool:
             # What `recover` passed over may have ended before the stop: it is settled now.
             if claim is not None and folder.name in self.unreadable and self._settle(folder, claim):
                 claim = None
+        except _NotWrittenError:
+            raise
         except OSError as error:
             if folder.name not in self.unreadable:
                 self.log.warning(
@@ -404,9 +410,13 @@ class Spool:
     def _completed(self, folder: Path) -> Claim | None:
         """The claim in a folder whose file had no name at the moment of a stop."""
         claim = _noted(folder)
-        if not handover.complete(folder, claim.file if claim else f"{slug_of(folder.name)}.yaml"):
-            return None
-        return read_claim(folder)
+        try:
+            is_torn = handover.complete(folder, claim.file if claim else f"{slug_of(folder.name)}.yaml")
+        except OSError as error:
+            if files.is_disk_trouble(error):
+                raise _NotWrittenError(error.errno, error.strerror, error.filename) from error
+            raise
+        return read_claim(folder) if is_torn else None
 
     def _rebuilt(self, folder: Path) -> Claim | None:
         """A claim for a folder whose claim.json is unreadable but that holds a dropped file: never lose that."""
