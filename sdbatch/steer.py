@@ -103,7 +103,7 @@ def bump(root: Root, name: str) -> str:
     make_folder(root.inbox, place)
     target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
     if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
-        files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False)
+        files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False, mode=0o664)
     files.move(file, target)
     files.clear(Path(f"{file}.sha256"))
     return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
