@@ -1,10 +1,28 @@
 """`python -m sdbatch` is the `sdbatch` command."""
 
+import io
+import locale
+import os
 import sys
+
+
+def _speak_utf8() -> None:
+    """Begin anew where Python took another encoding from the locale: names of files in a root are UTF-8.
+
+    What is written to a terminal keeps the locale's, with escapes for what that lacks.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        output = locale.getpreferredencoding(do_setlocale=False)
+        os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING") or output}
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
     """The command; a Ctrl-C while its parts are still being imported is an end like any other."""
+    _speak_utf8()
     try:
         from sdbatch.cli import main as run  # noqa: PLC0415 - what takes the time
 

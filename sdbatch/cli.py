@@ -8,7 +8,7 @@ import stat
 import sys
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,8 +19,18 @@ from sdbatch import (
     modelling,  # noqa: F401 - its commands belong to the app
     tending,  # noqa: F401 - its commands belong to the app
 )
-from sdbatch.commands import FilesArgument, RootOption, admins_root, app, configured, named_root, open_root, stored
-from sdbatch.errors import BundleError, ConfigError, InstallError, JobError, NoRoot, RootBusy
+from sdbatch.commands import (
+    HELP_NAMES,
+    FilesArgument,
+    RootOption,
+    admins_root,
+    app,
+    configured,
+    named_root,
+    open_root,
+    stored,
+)
+from sdbatch.errors import ConfigError, JobError, NoRoot, RootBusy, SdbatchError
 from sdbatch.files import copy_atomically, is_disk_trouble, make_dir, same_content, write_atomically
 from sdbatch.web import command as _web  # noqa: F401 - likewise
 
@@ -139,8 +149,8 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
 
     Example: sdbatch submit truck.yaml --root /srv/sdbatch
 
-    Exit codes: 0 all lie in the inbox; 1 a job would fail, or has no name of one, and its file was not dropped, or
-    there is no root; 74 the disk failed; 78 the configuration is wrong.
+    Exit codes: 0 all lie in the inbox; 1 a job would fail, or has no name of one, and its file was not dropped;
+    69 there is no root; 74 the disk failed; 78 the configuration is wrong.
     """
     from sdbatch.submitting import submit as drop  # noqa: PLC0415
 
@@ -188,19 +198,33 @@ def _lay(source: Path | None, target: Path) -> None:
 
 def main() -> None:
     """The `sdbatch` command: errors become one plain line and an exit code."""
+    command = typer.main.get_command(app)
+    _untyped_flags(command)
     try:
-        app(prog_name="sdbatch")
+        command(prog_name="sdbatch")
     except ConfigError as error:
         sys.exit(_say(error, EXIT_CONFIG))
     except RootBusy as error:
         sys.exit(_say(error, EXIT_BUSY))
+    except NoRoot as error:
+        sys.exit(_say(error, os.EX_UNAVAILABLE))
     except PermissionError as error:
         sys.exit(_say(f"{error.filename}: {error.strerror}{_who_may(error.filename)}", 1))
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else error
         sys.exit(_say(said, os.EX_IOERR if is_disk_trouble(error) else 1))
-    except (JobError, InstallError, BundleError) as error:
+    except SdbatchError as error:
         sys.exit(_say(error, 1))
+
+
+def _untyped_flags(command: Any) -> None:
+    """Flags take no value, and the help is not to say that they do."""
+    context = command.context_class(command, help_option_names=HELP_NAMES)
+    for param in (*command.params, command.get_help_option(context)):
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    for inner in getattr(command, "commands", {}).values():
+        _untyped_flags(inner)
 
 
 def _who_may(refused: str | None) -> str:

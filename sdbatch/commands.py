@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from sdbatch.settings import Settings
 
 
+HELP_NAMES = ["-h", "--help"]
+
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": HELP_NAMES},
     pretty_exceptions_enable=False,
     help="Drop a job file into DIR/jobs/inbox, find the pictures in DIR/jobs/done and DIR/outputs.",
 )
@@ -28,8 +31,22 @@ def stored(named: "Path | list[Path] | None") -> "Path | list[Path] | None":
     return [as_stored(path) for path in named]
 
 
+def _around(named: Path) -> Path:
+    """The root that was named; where none was, the one in or above which the command is run."""
+    if named != Path():
+        return named
+    above = (Path(os.curdir), *Path.cwd().parents)
+    return next((place for place in above if (place / "jobs" / "inbox").is_dir()), named)
+
+
 RootOption = Annotated[
-    Path, typer.Option("--root", help="The folder that holds jobs/, outputs/, models/ and configs/.")
+    Path,
+    typer.Option(
+        "--root",
+        envvar="SDBATCH_ROOT",
+        callback=_around,
+        help="The folder that holds jobs/, outputs/, models/ and configs/; if not given, one around you.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 FilesArgument = Annotated[

@@ -122,7 +122,7 @@ def warn_of_a_short_watchdog(settings: Settings, logger: Log) -> None:
 def unknown_variables() -> list[str]:
     """What is wrong with SDBATCH_* that are no key's: misspelt, perhaps, but no reason not to start."""
     known = {"__".join(key).upper() for key, _ in leaves(Settings.model_construct())}
-    known |= {name.upper() for name in Settings.model_fields}
+    known |= {name.upper() for name in Settings.model_fields} | {"ROOT"}  # which the commands read
     given = sorted(name.removeprefix(PREFIX) for name in map(str.upper, os.environ) if name.startswith(PREFIX))
     hints = {name: likely(name, known) for name in given if name not in known}
     return [

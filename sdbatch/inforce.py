@@ -23,8 +23,9 @@ def config_lines(root: Root, *, as_json: bool) -> Iterator[str]:
         yield json.dumps([value._asdict() | _difference(value, running) for value in values], indent=1)
         return
     width = max(len(_setting(value)) for value in values)
+    yield f"lines of {read.path}; what has none is a default, or of the environment"
     for value in values:
-        yield f"{_setting(value):{width}}  {value.origin}"
+        yield f"{_setting(value):{width}}  {value.origin.removeprefix(f'{read.path}, ')}"
         if other := _difference(value, running):
             yield f"  but the running service has {_shown(other['running'])}; {_remedy(value)}"
     yield from _notes(read)

@@ -55,7 +55,9 @@ def set_up(*, verbose: bool = False, job_folders: Sequence[Path] = ()) -> None:
             structlog.dev.ConsoleRenderer(exception_formatter=plain),
         ]
     else:
-        processors.append(structlog.processors.dict_tracebacks)
+        # Without local variables: what they hold, a password's hash among them, is not the journal's.
+        without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        processors.append(structlog.processors.ExceptionRenderer(without_locals))
         if journal.is_behind(sys.stderr):
             processors.append(_to_journal)
         processors.append(structlog.processors.JSONRenderer())

@@ -56,7 +56,7 @@ def history(  # noqa: PLR0913 - each is an option
     Examples: sdbatch history blue truck --since 3d; sdbatch history 猫 --json; sdbatch history --failed;
     sdbatch history truck | cut -f1 | head -1; sdbatch history --rebuild
 
-    Exit codes: 0 found; 1 nothing was found, or there is no root; 2 a value is none.
+    Exit codes: 0 found; 1 nothing was found; 69 there is no root; 2 a value is none.
     """
     from sdbatch import tables  # noqa: PLC0415 - rich
     from sdbatch.moments import since as moment  # noqa: PLC0415

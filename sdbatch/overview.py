@@ -21,6 +21,7 @@ from sdbatch.filenames import is_job_name, is_nobodys_folder, natural_key
 from sdbatch.order import Entry, Priorities, in_order, priority_of, priority_of_folder
 from sdbatch.root import Root
 
+RESTING = "outside its hours"  # the state of a service that waits for its active_hours, as it should
 SHOWN = 20  # of the queue
 MOST_GLANCES = 500  # files that are looked into for their priority
 FAILURES = 5

@@ -31,13 +31,14 @@ class Readiness:
 
     Attributes:
         problem: why nothing is drawn, in words for a person; empty while all is well.
+        is_resting: whether all that holds it is the hours in which to draw: as the configuration wants it.
         is_ready: whether a job can be drawn at once. Neither ready nor a problem: a renderer is on its way.
         is_held: whether everything is left where it is: a person wants it, or there is nowhere to put it.
     """
 
     def __init__(self, root: Root, engine: Engine, settings: Settings) -> None:
         self.root, self.engine, self.settings = root, engine, settings
-        self.problem, self.is_ready, self.is_held = "", False, False
+        self.problem, self.is_ready, self.is_held, self.is_resting = "", False, False, False
         self._failures = self._remembered()  # in a row
         self._is_unloaded = False
         self._engine_problem, self._again_at = "", 0.0
@@ -48,7 +49,8 @@ class Readiness:
 
     def look(self, now: float, wall: datetime) -> None:
         """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
-        held = self.why_held(wall)
+        held, paused = self.why_held(wall), self._paused()
+        self.is_resting = bool(held and not paused)
         unwritable = self._unwritable() or self._lies_apart(now)
         self.is_held = bool(held or unwritable)
         if held and self._is_unloaded:
@@ -128,7 +130,12 @@ class Readiness:
         start, end = map(time.fromisoformat, self.settings.active_hours.split("-"))
         now = wall.astimezone().time()
         is_within = start <= now < end if start <= end else now >= start or now < end
-        return "" if is_within else f"waits until {start:%H:%M} (active_hours: {self.settings.active_hours})"
+        if is_within:
+            with suppress(OSError):
+                self.root.now.unlink()
+        if is_within or self.root.now.exists():
+            return ""
+        return f"waits until {start:%H:%M} (active_hours: {self.settings.active_hours})"
 
     def _paused(self) -> str:
         try:

@@ -90,6 +90,11 @@ class Root:
         return self.path / "jobs" / "PAUSE"
 
     @property
+    def now(self) -> Path:
+        """While it is there, the hours in which to draw don't count; it is taken away when they begin."""
+        return self.path / "jobs" / "NOW"
+
+    @property
     def outputs(self) -> Path:
         """The pictures where the original scripts put them."""
         return self.path / "outputs"

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdbatch.errors import printable
-from sdbatch.overview import Facts, look, seconds_since
+from sdbatch.overview import RESTING, Facts, look, seconds_since
 from sdbatch.root import Root
 from sdbatch.status import duration
 
@@ -75,8 +75,10 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
     parts: list[RenderableType] = [_service(facts, now)]
     if facts.get("problem"):
         since = facts.get("problem_since")
-        held = f" for {duration(seconds_since(since, now))}" if since else ""
+        held = f", since {duration(seconds_since(since, now))} ago" if since else ""
         what, style = ("a job waits", "yellow") if facts["job"] else ("nothing is drawn", "bold red")
+        if facts.get("state") == RESTING:
+            style = "yellow"
         parts.append(_text(f"{what}{held}: {facts['problem']}", style))
     if facts.get("configuration"):
         parts.append(_text(f"the configuration is wrong; the old one stays: {facts['configuration']}", "red"))

@@ -219,7 +219,9 @@ class Service:
         """Whether jobs can be drawn; a problem is logged once."""
         before = self.problem
         self.readiness.look(now.mono, now.wall)
-        if self.problem and self.problem != before:
+        if self.problem and self.problem != before and self.readiness.is_resting:
+            self.log.info("outside its hours", problem=self.problem)
+        elif self.problem and self.problem != before:
             self.log.error("nothing is drawn for now", problem=self.problem)
         elif before and not self.problem:
             self.log.info("the problem is gone", problem=before)
@@ -231,7 +233,7 @@ class Service:
 
     def _state(self) -> str:
         if self.problem:
-            return "paused"
+            return overview.RESTING if self.readiness.is_resting else "paused"
         if not self.readiness.is_ready:
             return "starting"
         if self.turns.waiting:

@@ -41,7 +41,7 @@ def status(
 
     Examples: sdbatch status --root /srv/sdbatch; sdbatch status --json | jq .job.eta_seconds
 
-    Exit codes: 0 answered, whether the service runs or not; 1 there is no root; 2 --watch without a terminal.
+    Exit codes: 0 answered, whether the service runs or not; 69 there is no root; 2 --watch without a terminal.
     """
     from sdbatch import overview  # noqa: PLC0415
 
@@ -114,7 +114,7 @@ def pause(
 
     Example: sdbatch pause "the card is needed" --unload
 
-    Exit codes: 0 it will; 1 there is no root.
+    Exit codes: 0 it will; 69 there is no root.
     """
     from sdbatch import steer  # noqa: PLC0415
 
@@ -122,16 +122,20 @@ def pause(
 
 
 @app.command()
-def resume(root: RootOption = Path()) -> None:
-    """Go on after a pause.
+def resume(
+    root: RootOption = Path(),
+    *,
+    now: Annotated[bool, typer.Option("--now", help="Draw outside active_hours too, until they begin.")] = False,
+) -> None:
+    """Go on after a pause; with --now outside the hours in which to draw, too.
 
-    Example: sdbatch resume --root /srv/sdbatch
+    Examples: sdbatch resume --root /srv/sdbatch; sdbatch resume --now
 
-    Exit codes: 0 it does, or was not paused; 1 there is no root.
+    Exit codes: 0 it does, or was not paused; 69 there is no root.
     """
     from sdbatch import steer  # noqa: PLC0415
 
-    typer.echo(steer.resume(named_root(root)))
+    typer.echo(steer.resume(named_root(root), now=now))
 
 
 @app.command()
@@ -186,7 +190,9 @@ def retry(
 def bump(job: JobArgument, root: RootOption = Path()) -> None:
     """Put a waiting file into jobs/inbox/urgent/, before all that is not there. What it names may stay where it is.
 
-    Example: sdbatch bump truck.yaml
+    Of a file that was taken already, all jobs that wait go first.
+
+    Examples: sdbatch bump truck.yaml; sdbatch bump 000042
 
     Exit codes: 0 done; 1 there is no such file, or more than one.
     """
@@ -205,7 +211,7 @@ def clean(
 
     Examples: sdbatch clean --root /srv/sdbatch; sdbatch clean --apply
 
-    Exit codes: 0 shown, or done; 1 there is no root; 78 the configuration is wrong.
+    Exit codes: 0 shown, or done; 69 there is no root; 78 the configuration is wrong.
     """
     from sdbatch import housekeeping  # noqa: PLC0415
 
@@ -236,8 +242,8 @@ def backup(
 
     Example: sdbatch backup /srv/backup/monday --root /srv/sdbatch
 
-    Exit codes: 0 done; 1 DIR is there already or lies in the root, there is no root, or something can't be read; 74 the
-    disk failed or is full. Then nothing is left there.
+    Exit codes: 0 done; 1 DIR is there already or lies in the root, or something can't be read; 69 there is no root;
+    74 the disk failed or is full. Then nothing is left there.
     """
     from sdbatch import backup as copying  # noqa: PLC0415
 

@@ -171,8 +171,9 @@ def test_config_prints_what_is_in_force_and_where_from(root: Root) -> None:
     said = config(root, SDBATCH_DEVICE="cpu", SDBATCH_ATEMPTS="7")
     assert said.returncode == 0, said.stderr
     found = {line.split(": ")[0]: line.split("  ")[-1].strip() for line in said.stdout.splitlines()}
-    assert found["attempts"] == f"{root.configuration}, line 1"
-    assert found["limits.steps"] == f"{root.configuration}, line 3"
+    assert found["attempts"] == "line 1"
+    assert str(root.configuration) in said.stdout.splitlines()[0]
+    assert found["limits.steps"] == "line 3"
     assert found["device"] == "SDBATCH_DEVICE in the environment"
     assert found["rescan_seconds"] == "default"
     assert said.stdout.splitlines()[-1] == "note: SDBATCH_ATEMPTS is no key's; did you mean SDBATCH_ATTEMPTS?"

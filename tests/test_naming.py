@@ -8,7 +8,7 @@ import pytest
 from test_web import Visitor
 from tests_support import drain, run_sdbatch
 
-from sdbatch import steer
+from sdbatch import files, steer
 from sdbatch.errors import JobError
 from sdbatch.history import History
 from sdbatch.naming import find_job, matching, meant, next_name
@@ -98,14 +98,14 @@ def test_a_file_that_is_split_while_it_is_cancelled_is_cancelled_whole(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = many(root, root.running, 4)
-    late, touch = jobs[3].rename(root.path / "late"), Path.touch
+    late, mark = jobs[3].rename(root.path / "late"), files.mark
 
     def and_split(path: Path) -> None:
-        touch(path)
+        mark(path)
         if late.exists():
             late.rename(jobs[3])
 
-    monkeypatch.setattr(Path, "touch", and_split)
+    monkeypatch.setattr(files, "mark", and_split)
     assert steer.cancel(root, "000043").startswith("4 jobs")
     assert (jobs[3] / CANCEL).exists()
 
@@ -186,3 +186,19 @@ def test_the_page_has_one_button_for_a_whole_file(root: Root) -> None:
     visitor.post("/language/zh")
     visitor.post("/cancel", job="000043")
     assert visitor.said().startswith("000043 的 3 个任务已取消")
+
+
+def test_the_jobs_of_a_claimed_file_are_bumped_as_a_whole(start: Start, root: Root, clock: FakeClock) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        drop_job(root, name, "---\n".join([SMALL] * 3))
+    service = start()
+    for name in ("a.yaml", "b.yaml"):
+        assert service.spool.claim(root.inbox / name, clock.wall) is not None
+    drop_job(root, "c.yaml", SMALL + "priority: 5\n")
+    clock.sleep(3)
+    service.inbox.scan(clock.mono)
+    clock.sleep(3)
+    assert steer.bump(root, "000002") == "all jobs of 000002 go first, behind what was urgent before"
+    drain(service, clock)
+    folders = sorted(root.done.iterdir(), key=lambda folder: (folder / "manifest.yaml").stat().st_mtime_ns)
+    assert [folder.name.split("-", 2)[2] for folder in folders] == ["b", "b", "b", "c", "a", "a", "a"]

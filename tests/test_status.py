@@ -316,11 +316,11 @@ def test_one_job_that_waits_is_not_told_as_if_nothing_were_drawn(root: Root, clo
     told_now = {"state": "drawing", "problem": "y waits, as it can't be read", "job": job}
     file.tell(0.0, clock.wall, at_once=True, **told_now)
     assert file.sentence() == "drawing truck: 3 of 6 pictures; a job waits: y waits, as it can't be read"
-    assert "a job waits for 0 s: y waits" in shown(root, clock)
+    assert "a job waits, since 0 s ago: y waits" in shown(root, clock)
     assert "nothing is drawn" not in shown(root, clock)
     file.tell(0.0, clock.wall, at_once=True, **told_now | {"state": "paused", "job": None})
     assert file.sentence() == "paused: y waits, as it can't be read"
-    assert "nothing is drawn for 0 s: y waits" in shown(root, clock)
+    assert "nothing is drawn, since 0 s ago: y waits" in shown(root, clock)
 
 
 def test_a_disk_that_fails_in_the_middle_of_a_job_is_told_and_no_job_as_being_drawn(
@@ -366,7 +366,7 @@ def test_status_in_a_pipe_is_plain_and_json_is_for_programs(root: Root) -> None:
 
 def test_status_needs_a_root_and_watching_a_terminal(root: Root, tmp_path: Path) -> None:
     nowhere = run_sdbatch("status", "--root", tmp_path / "nowhere")
-    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert (nowhere.returncode, nowhere.stdout) == (os.EX_UNAVAILABLE, "")
     assert "is no root" in nowhere.stderr
     watching = run_sdbatch("status", "--watch", "--root", root.path)
     assert watching.returncode == 2

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -391,7 +392,7 @@ def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
         assert (ended.returncode, ended.stdout[: len(said)]) == (0, said), ended.stderr
     for command in (["cancel", "a"], ["retry", "a"], ["retry", "--all-failed"]):
         ended = run_sdbatch(*command, "--root", tmp_path)
-        assert (ended.returncode, "is no root" in ended.stderr) == (1, True)
+        assert (ended.returncode, "is no root" in ended.stderr) == (os.EX_UNAVAILABLE, True)
     for command in (["cancel", "a"], ["retry"], ["retry", "a"], ["bump", "a"]):
         ended = run_sdbatch(*command, "--root", root.path)
         assert ended.returncode == 1

@@ -37,7 +37,7 @@ def web(
 
     Examples: sdbatch web --root /srv/sdbatch; sdbatch web --bind 0.0.0.0:8123
 
-    Exit codes: 0 stopped; 1 Flask is not installed, or there is no root; 78 the configuration is wrong, would open the
+    Exit codes: 0 stopped; 1 Flask is not installed; 69 there is no root; 78 the configuration is wrong, would open the
     page to a network without a password, or names an address that is taken.
     """
     if find_spec("flask") is None or find_spec("flask_wtf") is None or find_spec("waitress") is None:

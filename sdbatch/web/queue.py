@@ -36,7 +36,7 @@ def pause() -> Response:
 @pages.post("/resume")
 def resume() -> Response:
     """Go on."""
-    return done(lambda: steer.resume(site().root), "queue.show")
+    return done(lambda: steer.resume(site().root, now="now" in request.args), "queue.show")
 
 
 @pages.post("/cancel")
