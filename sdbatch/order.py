@@ -25,6 +25,7 @@ _PRIORITY = re.compile(
 )
 _NUMBER = re.compile(r"\d{8}T\d{6}Z-\d{6,}")  # of a dropped file, which the ids of all its jobs begin with
 MOST_CLAIM = 1 << 20
+BUMPED = ".first"  # in running/
 
 
 class Ranked(Protocol):
@@ -64,7 +65,11 @@ class Priorities:
         """Ids in the order of their turns, and their priorities."""
         numbers = {job_id: found[0] if (found := _NUMBER.match(job_id)) else job_id for job_id in ids}
         self._known = {number: known for number, known in self._known.items() if number in set(numbers.values())}
-        ranked = [(job_id, self._of(job_id, number)) for job_id, number in numbers.items()]
+        bumped = bumped_files(self.running)
+        ranked = [
+            (job_id, max(self._of(job_id, number), _FOLDERS[URGENT] * (number in bumped)))
+            for job_id, number in numbers.items()
+        ]
         return sorted(ranked, key=lambda entry: (-entry[1], entry[0]))
 
     def _of(self, job_id: str, number: str) -> int:
@@ -76,6 +81,14 @@ class Priorities:
             priority = said.get("priority") if isinstance(said, dict) else 0
             self._known[number] = priority if isinstance(priority, int) else 0
         return self._known[number]
+
+
+def bumped_files(running: Path) -> set[str]:
+    """Time and number of claimed files whose jobs a person put before the others."""
+    try:
+        return set((files.read_regular(running / BUMPED, MOST_CLAIM) or b"").decode("ascii", "replace").split())
+    except OSError:
+        return set()
 
 
 def priority_of_folder(relative: str) -> int:

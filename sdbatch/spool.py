@@ -172,8 +172,9 @@ class Spool:
         folders = [folder for folder in _folders(self.root.running) if not folder.name.startswith(".")]
         for gone in self.unreadable.keys() - {folder.name for folder in folders}:
             del self.unreadable[gone]
-        for job_id, _ in self.priorities.sorted(folder.name for folder in folders):
+        for job_id, priority in self.priorities.sorted(folder.name for folder in folders):
             if (claim := self._read(self.root.running / job_id)) is not None:
+                claim.priority = priority  # as a person may have bumped it
                 yield claim
 
     def _settle(self, folder: Path, claim: Claim) -> Path | None:

@@ -8,7 +8,7 @@ from sdbatch.errors import Cancelled, JobError
 from sdbatch.filenames import is_job_name
 from sdbatch.inbox import make_folder, walk
 from sdbatch.naming import file_of, folders, matching, number_of
-from sdbatch.order import URGENT
+from sdbatch.order import BUMPED, URGENT, bumped_files
 from sdbatch.root import Root
 from sdbatch.spelling import normal
 from sdbatch.spool import CANCEL, ERROR, Spool
@@ -94,6 +94,8 @@ def retry_all(root: Root) -> list[str]:
 def bump(root: Root, name: str) -> str:
     """Put a waiting file before those of other folders: what it names is found where it lay."""
     found = _waiting(root, name)
+    if not found and (claimed := matching(name, [root.running])):
+        return _bump_claimed(root, name, claimed)
     if len(found) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, "waits in jobs/inbox/")
     (file,), urgent = found, root.inbox / URGENT
@@ -107,6 +109,17 @@ def bump(root: Root, name: str) -> str:
     files.move(file, target)
     files.clear(Path(f"{file}.sha256"))
     return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
+
+
+def _bump_claimed(root: Root, name: str, claimed: list[Path]) -> str:
+    """All jobs of a file go first, as those of urgent/ do."""
+    wanted = {file_of(folder.name) for folder in claimed}
+    if len(wanted) != 1:
+        raise _ambiguous(name, claimed)
+    there = {file_of(folder.name) for folder in folders(root.running)}
+    lines = sorted((bumped_files(root.running) | wanted) & there)
+    files.write_atomically(root.running / BUMPED, "\n".join(lines).encode(), mode=0o664)
+    return f"all jobs of {number_of(claimed[0].name)} go first, behind what was urgent before"
 
 
 def _has_failed(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +20,7 @@ from sdbatch.root import Root
 from sdbatch.spool import Claim
 
 SHORT_PROMPT = 100
+GLANCE_BYTES = 1 << 16
 # Fields that no picture is changed by.
 NO_PICTURES_OWN = ("name", "outdir", "priority", "n_rows", "skip_grid", "from_file", "init_img")
 
@@ -51,7 +53,7 @@ class Task:
         """A digest of all that its pictures come from: one that was begun goes on only with the same."""
         fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
         weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
-        looks = [(str(path), status.st_size, status.st_mtime_ns) for path in weights if (status := path.stat())]
+        looks = [_glance(path) for path in weights]
         told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -187,6 +189,19 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
             for path, lora, sha256 in zip(task.loras, task.job.loras, loaded.lora_sha256, strict=True)
         ]
     return told
+
+
+def _glance(path: Path) -> str:
+    """What tells one file of weights from another at once: its size, its head and its end.
+
+    Not its place or time: a root may be moved, or come back from a back-up.
+    """
+    if not path.is_file():
+        return path.name
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        ends = [(file.seek(at), file.read(GLANCE_BYTES))[1] for at in (0, max(0, size - GLANCE_BYTES))]
+    return f"{size}-{hashlib.sha256(b''.join(ends)).hexdigest()}"
 
 
 def count_staged(folder: Path) -> int:

@@ -190,7 +190,9 @@ def retry(
 def bump(job: JobArgument, root: RootOption = Path()) -> None:
     """Put a waiting file into jobs/inbox/urgent/, before all that is not there. What it names may stay where it is.
 
-    Example: sdbatch bump truck.yaml
+    Of a file that was taken already, all jobs that wait go first.
+
+    Examples: sdbatch bump truck.yaml; sdbatch bump 000042
 
     Exit codes: 0 done; 1 there is no such file, or more than one.
     """

@@ -186,3 +186,19 @@ def test_the_page_has_one_button_for_a_whole_file(root: Root) -> None:
     visitor.post("/language/zh")
     visitor.post("/cancel", job="000043")
     assert visitor.said().startswith("000043 的 3 个任务已取消")
+
+
+def test_the_jobs_of_a_claimed_file_are_bumped_as_a_whole(start: Start, root: Root, clock: FakeClock) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        drop_job(root, name, "---\n".join([SMALL] * 3))
+    service = start()
+    for name in ("a.yaml", "b.yaml"):
+        assert service.spool.claim(root.inbox / name, clock.wall) is not None
+    drop_job(root, "c.yaml", SMALL + "priority: 5\n")
+    clock.sleep(3)
+    service.inbox.scan(clock.mono)
+    clock.sleep(3)
+    assert steer.bump(root, "000002") == "all jobs of 000002 go first, behind what was urgent before"
+    drain(service, clock)
+    folders = sorted(root.done.iterdir(), key=lambda folder: (folder / "manifest.yaml").stat().st_mtime_ns)
+    assert [folder.name.split("-", 2)[2] for folder in folders] == ["b", "b", "b", "c", "a", "a", "a"]

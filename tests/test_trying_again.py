@@ -1,6 +1,7 @@
 """What counts as an attempt, what a job goes on with, and what `retry` takes anew."""
 
 import json
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,17 @@ def test_retry_goes_on_where_nothing_was_changed_or_what_it_names_is_gone(
     drain(service, clock)
     assert [draw.start_at for draw in service.engine.drawn] == [2]  # type: ignore[attr-defined]
     assert prompts_of(only(root.done)) == ["a nice car"] * 3
+
+
+@pytest.mark.parametrize("is_another", [True, False])
+def test_a_root_that_comes_from_a_back_up_goes_on_and_another_model_does_not(
+    half_drawn: Path, root: Root, clock: FakeClock, tmp_path: Path, *, is_another: bool
+) -> None:
+    del half_drawn
+    back = Root(root.path.rename(tmp_path / "restored"))
+    model = back.models / "ldm/stable-diffusion-v1/model.ckpt"
+    model.write_bytes(model.read_bytes()[::-1] if is_another else model.read_bytes())
+    os.utime(model, (0, 0))
+    engine = FakeEngine()
+    drain(starts(back, engine), clock)
+    assert [draw.start_at for draw in engine.drawn] == [0 if is_another else 2]
