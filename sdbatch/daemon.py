@@ -144,7 +144,10 @@ def _end_of_drain(service: Service) -> int | None:
         if service.inbox.unreadable:
             return os.EX_IOERR
         return 1 if service.failed or service.turns.unmovable.why else 0
-    return os.EX_UNAVAILABLE if service.problem and not service.inbox.unsettled else None
+    if not service.problem or service.inbox.unsettled:
+        return None
+    has_disk_trouble = any(map(files.is_disk_trouble, service.spool.unreadable.values()))
+    return os.EX_IOERR if has_disk_trouble else os.EX_UNAVAILABLE
 
 
 def _bar(service: Service) -> AbstractContextManager[object]:
