@@ -7,7 +7,7 @@ oldest are let go. So are files that a stop left behind in the inbox, on their w
 from contextlib import suppress
 from pathlib import Path
 
-from sdbatch import handover, log
+from sdbatch import files, handover, log
 from sdbatch.inbox import Inbox, Signature, signature_of
 from sdbatch.root import Root
 from sdbatch.spool import Spool, read_claim
@@ -49,7 +49,7 @@ class Latecomers:
         if signature != seen and not handover.is_as_it_came(path):
             self._put_back(path)
         elif is_spare or now - first >= HELD_SECONDS:
-            path.unlink()
+            files.delete(path)
         else:
             self._seen[name] = (signature, first)
 
