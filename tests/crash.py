@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from sdbatch import daemon, files, handover, status
+from sdbatch import daemon, files, handover, status, turns
 from sdbatch.engine.protocol import Draw
 from sdbatch.filenames import is_job_name
 from sdbatch.historian import Historian
@@ -77,10 +77,12 @@ def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
     # The history can be made anew, and its file would double the states.
     Historian.start = lambda self: None  # type: ignore[method-assign] # noqa: ARG005
     daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
-    daemon.TROUBLE_NAP_SECONDS = 0.0
+    daemon.TROUBLE_NAP_SECONDS, daemon.NAP_SECONDS, turns.ASK_AGAIN_SECONDS = 0.0, 0.01, 0.05
     status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
     files.on_step = on_step
-    return daemon.run(root, Settings.model_validate({"settle_seconds": 0, "events": False}), drain=True)
+    return daemon.run(
+        root, Settings.model_validate({"settle_seconds": 0, "rescan_seconds": 0.1, "events": False}), drain=True
+    )
 
 
 def in_child(work: Callable[[], int]) -> int:

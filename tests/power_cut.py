@@ -7,6 +7,7 @@ is not safe, any part may be missing, in any order. A rename is whole or not at 
 
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from sdbatch.files import TRIAL_PREFIX
+from sdbatch.handover import RETIRED
+
+RETIREMENT = re.compile(r"\d{8}T\d{6}Z-.*\.[0-9a-f]{32}")
 FEW = 5  # unsynced operations of which every combination is tried
 INCIDENTAL = ("status.json", "lock")  # never synced, and worth nothing
 
@@ -64,6 +69,16 @@ class Change:
     def is_incidental(self) -> bool:
         """Whether nobody would miss what it names so."""
         return any(place is not None and place[1] in INCIDENTAL for place in (self.leaves, self.takes))
+
+    @property
+    def is_retirement(self) -> bool:
+        """Whether it puts a file as it came where that is looked at for a while."""
+        return self.takes is not None and (self.takes[1] == RETIRED or RETIREMENT.fullmatch(self.takes[1]) is not None)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it only tries what the folders can do."""
+        return any(place is not None and place[1].startswith(TRIAL_PREFIX) for place in (self.leaves, self.takes))
 
 
 class Recording:
@@ -196,17 +211,24 @@ Tree = dict[str, bytes | None]  # path: content, None for a folder
 
 
 def trees_after_a_power_cut(recording: Recording, seed: int) -> Iterator[Tree]:
-    """What the disk may hold, for a power cut at every moment of the recording; some trees come twice."""
+    """What the disk may hold, for a power cut at every moment of the recording; some trees come twice.
+
+    What is never synced is there as it was last, or all of it is missing: its combinations would be without end.
+    """
     dice = random.Random(seed)
     incidental = {id(change.node) for change in recording.changes if change.is_incidental}  # their drafts too
     for moment in range(recording.now + 1):
         happened = [change for change in recording.changes if change.when <= moment]
         unsafe = [c for c in happened if not c.is_safe(moment) and id(c.node) not in incidental]
+        never_synced = [c for c in happened if not c.is_safe(moment) and (c.is_retirement or c.is_trial)]
+        unsafe = [c for c in unsafe if c not in never_synced]
         for kept in _choices(unsafe, dice):
             lost = {id(change) for change in unsafe} - {id(change) for change in kept}
             survived = [change for change in happened if id(change) not in lost]
             for how_much in range(3):
                 yield _tree(recording, survived, moment, how_much)
+        without = {id(change) for change in (*unsafe, *never_synced)}
+        yield _tree(recording, [change for change in happened if id(change) not in without], moment, 0)
 
 
 def _choices(unsafe: list[Change], dice: random.Random) -> Iterator[list[Change]]:

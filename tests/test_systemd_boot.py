@@ -78,16 +78,16 @@ def test_the_installed_service_lives_through_all_of_it(machine: Machine, root: R
     drop_job(root, "small.json", json.dumps(SMALL))
     assert record(root, "small")["timings"]["load_seconds"] == 0, "it was resident"  # type: ignore[index]
 
-    # A killed renderer costs an attempt, a killed supervisor a restart and an attempt.
+    # A killed renderer is replaced, a killed supervisor restarted.
     supervisor = machine.show("MainPID")
     drop_job(root, "killed.json", json.dumps(LONG | {"name": "killed"}))
     first_picture(root)
     wait_for(lambda: "drawing killed: " in machine.show("StatusText"), "the status")
-    machine.kill("KILL", machine.renderers())
-    wait_for(lambda: json.loads(only(root.running).joinpath("claim.json").read_text())["attempts"] == 2, "the second")
+    machine.kill("KILL", killed := machine.renderers())
+    wait_for(lambda: set(machine.renderers()) - set(killed), "another renderer")
     assert (machine.show("MainPID"), machine.show("NRestarts")) == (supervisor, "0")
     machine.kill("KILL", [supervisor])
-    assert record(root, "killed")["attempts"] == 3
+    assert record(root, "killed")["attempts"] == 1, "it got on each time"
     assert machine.show("NRestarts") == "1"
 
     # A step that hangs: nobody feeds the watchdog, though the supervisor's loop goes round.
@@ -101,11 +101,12 @@ def test_the_installed_service_lives_through_all_of_it(machine: Machine, root: R
     # Stopped in the middle, it goes on where it was.
     wait_for(lambda: "drawing hung: " in machine.show("StatusText"), "the job to go on")
     machine.run("systemctl", "stop", "sdbatch")
+    attempts = json.loads(only(root.running).joinpath("claim.json").read_text())["attempts"]
     assert machine.show("Result") == "success"
     assert json.loads(root.status.read_text())["state"] == "stopped"
     inode = first_picture(root).stat().st_ino
     machine.run("systemctl", "start", "sdbatch")
-    assert record(root, "hung")["attempts"] == 2, machine.journal()  # a stop costs none
+    assert record(root, "hung")["attempts"] == attempts + 1, "a stop costs none"
     assert next(root.done.glob("*-hung/samples/00000.png")).stat().st_ino == inode, "drawn once"
 
     # A wrong configuration is no reason to try again.
