@@ -42,16 +42,21 @@ def fill(root: Root) -> None:
         drop_job(root, name, text)
 
 
-def elsewhere(inbox: Path) -> Callable[[Path, Path], Path]:
-    """What stands for `Path.rename` where the inbox is another filesystem: no rename crosses its border."""
-    rename = Path.rename
+def elsewhere(inbox: Path) -> Callable[..., None]:
+    """What stands for `os.rename` where the inbox is another filesystem: no rename crosses its border."""
+    rename = os.rename
 
-    def refuse(source: Path, target: Path) -> Path:
-        if source.is_relative_to(inbox) != Path(target).is_relative_to(inbox):
+    def refuse(source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        if _whole(source, src_dir_fd).is_relative_to(inbox) != _whole(target, dst_dir_fd).is_relative_to(inbox):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source), None, str(target))
-        return rename(source, target)
+        rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     return refuse
+
+
+def _whole(name: Any, handle: int | None) -> Path:
+    """The path of a name that may be relative to a folder's handle."""
+    return Path(name) if handle is None else Path(f"/proc/self/fd/{handle}").readlink() / name
 
 
 OnStep = Callable[[str, Path], None]
@@ -65,7 +70,7 @@ def drain(
 
     def work() -> int:
         if is_elsewhere:
-            Path.rename = elsewhere(root.inbox)  # type: ignore[assignment, method-assign]
+            os.rename = elsewhere(root.inbox)
         return serve(root, on_step, on_draw)
 
     return in_child(work)

@@ -43,7 +43,7 @@ def until_done(service: Service, clock: FakeClock, jobs: int = 1) -> None:
 @pytest.fixture(params=["here", "on another filesystem"])
 def inbox_elsewhere(request: pytest.FixtureRequest, root: Root, monkeypatch: pytest.MonkeyPatch) -> bool:
     if request.param != "here":
-        monkeypatch.setattr(Path, "rename", elsewhere(root.inbox))
+        monkeypatch.setattr(os, "rename", elsewhere(root.inbox))
     return bool(request.param != "here")
 
 
@@ -250,7 +250,7 @@ def drain_but(service: Service, clock: FakeClock, name: str) -> None:
 def test_a_share_that_fails_at_any_step_costs_nothing(
     start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr(Path, "rename", elsewhere(root.inbox))
+    monkeypatch.setattr(os, "rename", elsewhere(root.inbox))
     drop_job(root, "a.yaml", FIRST)
     service = start()
 

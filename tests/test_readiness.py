@@ -19,6 +19,7 @@ from sdbatch.operations import environment
 from sdbatch.service import readiness
 from sdbatch.service.service import Service
 from sdbatch.spool.spool import CANCEL
+from sdbatch.storage import filesystem
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
@@ -113,7 +114,8 @@ def test_folders_of_jobs_that_lie_apart_are_told_as_doctor_tells_them(
 ) -> None:
     drop_job(root, "a.yaml", SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", elsewhere(root.done))
+        patch.setattr(os, "rename", elsewhere(root.done))
+        patch.setattr(filesystem, "mount_points", lambda folders: {str(folder) for folder in folders})
         service = start()
         let_pass(service, clock, 20)
         said = str(status(root)["problem"])
@@ -121,6 +123,7 @@ def test_folders_of_jobs_that_lie_apart_are_told_as_doctor_tells_them(
         assert said.startswith("no file can be moved from jobs/failed to jobs/done, which is another filesystem")
         assert names(root.inbox) == ["a.yaml"]
         assert not list(root.running.iterdir())
+    clock.sleep(readiness.APART_AGAIN_SECONDS)
     drain(service, clock)
     assert service.done == 1
 

@@ -17,7 +17,7 @@ from sdbatch.errors import EngineDown, NotHere
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.operations import environment
 from sdbatch.service.task import Task
-from sdbatch.storage import files
+from sdbatch.storage import files, filesystem
 from sdbatch.storage.root import Root
 
 READ_BYTES = 2000
@@ -45,7 +45,6 @@ class Readiness:
         self._engine_problem, self._again_at = "", 0.0
         self._starting_since: float | None = None
         self._apart = ""
-        self._way: tuple[int, ...] = ()
         self._tried_at = float("-inf")
 
     def look(self, now: float, wall: datetime) -> None:
@@ -159,11 +158,12 @@ class Readiness:
         return ""
 
     def _lies_apart(self, now: float) -> str:
-        """Folders with a mount between them, tried as `doctor` does: when a mount came or went, or that was wrong."""
-        way = tuple(folder.stat().st_dev for folder in (self.root.running, self.root.failed, self.root.done))
-        if way != self._way or (self._apart and now - self._tried_at >= APART_AGAIN_SECONDS):
-            self._way, self._tried_at = way, now
-            self._apart = environment.what_lies_apart(self.root)
+        """Folders with a mount between them, which only then are tried as `doctor` does."""
+        if now - self._tried_at >= APART_AGAIN_SECONDS:
+            self._tried_at = now
+            way = (self.root.running, self.root.failed, self.root.done)
+            is_one = len(filesystem.mount_points(way)) == 1
+            self._apart = "" if is_one else environment.what_lies_apart(self.root)
         return self._apart
 
     def _without_model(self) -> str:

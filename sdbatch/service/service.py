@@ -291,11 +291,11 @@ class Service:
         self._log(claim).info("drawn from the beginning: what it is drawn from was changed")
         for staged, name in (claim.outputs or {}).items():
             if files.same_content(folder / staged, task.outdir / name):
-                (task.outdir / name).unlink()
+                files.delete(task.outdir / name)
         for drawn in (folder / SAMPLES, folder / STAGED):
             files.remove_tree(drawn)
         for grid in folder.glob("grid-*.png"):
-            grid.unlink()
+            files.delete(grid)
         self.spool.note(claim, outputs=None, staged=0)
 
     def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, clock: Clock) -> None:

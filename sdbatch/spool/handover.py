@@ -92,12 +92,12 @@ def restore(file: Path, data: bytes) -> bool:
 def take_along(companion: Path, target: Path) -> None:
     """Move a small file that goes with a dropped one."""
     try:
-        companion.rename(target)
+        files.rename(companion, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         _copy(companion, target)
-        companion.unlink()
+        files.delete(companion)
 
 
 def make_own(folder: Path, file: str) -> None:
@@ -143,10 +143,11 @@ def retire(arrived: Path, place: Path) -> None:
     """Put a file as it came where it is looked at for a while; where that can't be, it goes at once."""
     digest = arrived.name.removeprefix(ARRIVED)
     try:
-        place.parent.mkdir(exist_ok=True)
+        files.make_dir(place.parent)
         files.rename(arrived, place.with_name(f"{place.name}.{digest}"))
+        files.sync_dir(place.parent)
     except OSError:
-        arrived.unlink()
+        files.delete(arrived)
 
 
 def put_back(file: Path, place: Path) -> Path:

@@ -55,7 +55,7 @@ class InputStager:
                 if was_named != named or not earlier.exists():
                     raise
                 files.move(earlier, copy)
-        earlier.unlink(missing_ok=True)
+        files.clear(earlier)
         self._waits.pop(folder.name, None)
         staged = Staged(field, named, copy, files.sha256(copy))
         claim.inputs = (claim.inputs or {}) | {field: (named, staged.sha256)}

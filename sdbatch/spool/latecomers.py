@@ -10,6 +10,7 @@ from pathlib import Path
 from sdbatch.spool import handover
 from sdbatch.spool.inbox import Inbox, Signature, signature_of
 from sdbatch.spool.spool import Spool, read_claim
+from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log
 
@@ -50,7 +51,7 @@ class Latecomers:
         if signature != seen and not handover.is_as_it_came(path):
             self._put_back(path)
         elif is_spare or now - first >= HELD_SECONDS:
-            path.unlink()
+            files.delete(path)
         else:
             self._seen[name] = (signature, first)
 

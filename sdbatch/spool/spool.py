@@ -316,7 +316,7 @@ class Spool:
 
     def _release_held(self, file: Path, own: Path, place: Path) -> str:
         if not stat.S_ISREG(file.lstat().st_mode) or files.same_content(file, own):
-            file.unlink()
+            files.delete(file)
             file.parent.rmdir()
             return ""
         return self._show(handover.put_back(file, place))
@@ -488,7 +488,7 @@ def _set_inputs_aside(failed: Path, claim: Claim) -> None:
         with suppress(OSError):
             is_mended = files.sha256(copy) != digest if digest else _is_newer(copy, failed / ERROR)
             if not is_mended and not copy.name.startswith(EARLIER):
-                copy.rename(copy.with_name(EARLIER + copy.name))
+                files.rename(copy, copy.with_name(EARLIER + copy.name))
 
 
 def _is_newer(file: Path, mark: Path) -> bool:

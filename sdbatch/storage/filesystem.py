@@ -1,6 +1,7 @@
 """What kind of filesystem a folder lies on, as the kernel says it."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -30,11 +31,24 @@ def share_of(folder: Path) -> str:
 
 def filesystem_type(path: Path, mounts: str) -> str:
     """What the folder is mounted as ("ext4", "nfs4", "fuse.sshfs"), by the kernel's list; empty where it has none."""
-    real, best, kind = path.resolve(), -1, ""
+    return _mount_of(path, mounts)[1]
+
+
+def mount_points(folders: Iterable[Path]) -> set[str]:
+    """Where the filesystems of these folders are mounted, by the kernel's list; one for all where it has none."""
+    mounts = MOUNTS.read_text() if MOUNTS.exists() else ""
+    return {_mount_of(folder, mounts)[0] for folder in folders}
+
+
+def _mount_of(path: Path, mounts: str) -> tuple[str, str]:
+    """Where the filesystem of a folder is mounted, and its type."""
+    real, best, kind = path.resolve(), Path(), ""
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
         # The kernel writes a blank in a name as \040.
         point = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), before.split()[4]))
-        if (point == real or point in real.parents) and len(point.parts) >= best:  # a later mount covers an earlier
-            best, kind = len(point.parts), after.split()[0]
-    return kind
+        if (point == real or point in real.parents) and len(point.parts) >= len(
+            best.parts
+        ):  # a later covers an earlier
+            best, kind = point, after.split()[0]
+    return str(best), kind
