@@ -136,7 +136,7 @@ def test_the_real_command_stops_at_once_beside_a_thousand_of_them(tmp_path: Path
     for path in (root.inbox / "closed", *(root.inbox / "closed").iterdir()):
         os.chown(path, 65534, 65534)
     with serving(root, prefix=plain) as (process, said):
-        wait_for(lambda: len(json.loads(root.status.read_text())["unmovable"]) > 0, "them to be told")
+        wait_for(lambda: len(json.loads(root.status.read_text())["unmovable"]["files"]) > 0, "them to be told")
         assert json.loads(root.status.read_text())["state"] == "idle"
         process.terminate()
         assert process.wait(10) == 0

@@ -8,7 +8,9 @@ import errno
 import os
 import stat
 from collections.abc import Container
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from sdbatch.spool.handover import MOST_BYTES
 from sdbatch.spool.inbox import Arrival
@@ -16,6 +18,7 @@ from sdbatch.storage import files
 from sdbatch.telemetry import log
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds
+TOLD = 50  # by name in status.json, which is written each second
 IN_A_ROW = 50  # that are tried and fail before the loop has its turn: each costs several durable steps
 
 
@@ -69,6 +72,10 @@ class Unmovable:
         """It is out."""
         self.why.pop(self._name(arrival), None)
         self._again.pop(arrival.name, None)
+
+    def told(self) -> dict[str, Any]:
+        """As status.json says it: how many, and the first few by name."""
+        return {"count": len(self.why), "files": dict(islice(self.why.items(), TOLD))}
 
     def keep_only(self, seen: Container[str]) -> None:
         """Forget what others took away; `seen` is all that lies in the inbox."""
