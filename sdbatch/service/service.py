@@ -387,7 +387,8 @@ class Service:
         return notes
 
     def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
-        self.turns.waiting.pop(claim.id, None)
+        self.turns.forget(claim)
+        self.intake.inputs.forget(claim)
         folder = self.spool.folder(claim)
         try:
             if later := self.spool.fail(claim, text):

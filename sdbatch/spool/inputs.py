@@ -61,6 +61,10 @@ class InputStager:
         claim.inputs = (claim.inputs or {}) | {field: (named, staged.sha256)}
         return staged
 
+    def forget(self, claim: Claim) -> None:
+        """It ended without what it waited for."""
+        self._waits.pop(claim.id, None)
+
     def _found(self, field: str, named: str, folder: Path, source: str, kept: Kept, now: float) -> Path:
         return self._find_kept(field, kept) if field in kept else self._find(field, named, folder, source, now)
 
