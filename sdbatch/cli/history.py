@@ -18,7 +18,7 @@ from sdbatch.storage.spelling import as_stored
 
 if TYPE_CHECKING:
     from sdbatch.history.history import History
-    from sdbatch.history.records import Job, Picture
+    from sdbatch.history.records import JobRecord, PictureRecord
     from sdbatch.storage.root import Root
 
 WhatArgument = Annotated[
@@ -168,12 +168,12 @@ def follow_up(
     """
     from sdbatch.errors import JobError  # noqa: PLC0415
     from sdbatch.history import restore as restoring  # noqa: PLC0415
-    from sdbatch.history.records import Job  # noqa: PLC0415
+    from sdbatch.history.records import JobRecord  # noqa: PLC0415
 
     place = named_root(root)
     opened = _open(place)
     found = _find(opened, picture)
-    if isinstance(found, Job):
+    if isinstance(found, JobRecord):
         pictures = [each for each in opened.pictures_of(found.id) if each.file]
         if len(pictures) != 1:
             raise JobError(f"{found.id} has {len(pictures)} pictures; say which: {found.id}/0")
@@ -223,7 +223,7 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
     return opened
 
 
-def _find(opened: "History", named: str) -> "Picture | Job":
+def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
     """As people name it: a path counts from here as well as from the root."""
     from sdbatch.errors import JobError  # noqa: PLC0415
 
@@ -233,7 +233,7 @@ def _find(opened: "History", named: str) -> "Picture | Job":
     return opened.find(opened.root.show(path) if path.exists() else named)
 
 
-def _find_or_file(place: "Root", named: str) -> "Picture | Job | Path":
+def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Path":
     """The same, or a file that the history knows nothing of, which needs no root."""
     from sdbatch.errors import JobError  # noqa: PLC0415
 
@@ -246,10 +246,10 @@ def _find_or_file(place: "Root", named: str) -> "Picture | Job | Path":
         raise
 
 
-def _job_of(found: "Picture | Job") -> str:
-    from sdbatch.history.records import Job  # noqa: PLC0415
+def _job_of(found: "PictureRecord | JobRecord") -> str:
+    from sdbatch.history.records import JobRecord  # noqa: PLC0415
 
-    return found.id if isinstance(found, Job) else found.job
+    return found.id if isinstance(found, JobRecord) else found.job
 
 
 def _drop(place: "Root", text: str, job_id: str, ending: Literal["again", "follow-up"], *, dry_run: bool) -> None:

@@ -24,7 +24,7 @@ from sdbatch.cli.common import (
 from sdbatch.errors import InstallError, JobError
 
 if TYPE_CHECKING:
-    from sdbatch.operations.install import Plan
+    from sdbatch.operations.install import InstallPlan
 
 
 @app.command()
@@ -48,7 +48,7 @@ def status(
     place = named_root(root)
     status_reader.check_root(place)
     if as_json:
-        typer.echo(json.dumps(status_reader.look(place, datetime.now(UTC)), indent=1))
+        typer.echo(json.dumps(status_reader.read_overview(place, datetime.now(UTC)), indent=1))
         return
     if watch and not sys.stdout.isatty():
         raise typer.BadParameter("--watch needs a terminal; elsewhere ask again and again with --json")
@@ -306,7 +306,7 @@ def uninstall(*, user: UserOption = False, dry_run: DryRunOption = False) -> Non
         typer.echo("sdbatch is uninstalled" if plan.remove else "there is nothing to uninstall")
 
 
-def _carry_out(plan: "Plan", *, user: bool, dry_run: bool) -> None:
+def _carry_out(plan: "InstallPlan", *, user: bool, dry_run: bool) -> None:
     if dry_run:
         for line in plan.lines():
             typer.echo(line)
