@@ -104,7 +104,7 @@ def measure_peer(root: Path, jobs: list[dict[str, Any]], device: str) -> list[Fi
     from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
     from PIL import Image
 
-    from sdbatch.engine.memory import peak_bytes, reset_peak
+    from sdbatch.renderer.device.memory import peak_bytes, reset_peak
 
     where = torch.device(device)
     began = time.perf_counter()
@@ -144,7 +144,7 @@ def measure_peer(root: Path, jobs: list[dict[str, Any]], device: str) -> list[Fi
 
 def machine(device: str) -> str:
     """What it ran on; in a process of its own."""
-    from sdbatch.engine import examine
+    from sdbatch.renderer import examine
 
     card, torch = examine.drawing_device(device).text, version("torch")
     return f"{datetime.now(UTC):%d %B %Y}; {card}; torch {torch}, Python {platform.python_version()}"

@@ -24,12 +24,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import sdbatch
-from sdbatch import index
-from sdbatch.database import DATABASE
-from sdbatch.gathering import Entry, Shot
-from sdbatch.history import History
-from sdbatch.manifest import Manifest, Picture
-from sdbatch.root import Root
+from sdbatch.history import index
+from sdbatch.history.database import DATABASE
+from sdbatch.history.history import History
+from sdbatch.history.scan import Entry, Shot
+from sdbatch.job.manifest import Manifest, Picture
+from sdbatch.storage.root import Root
 from sdbatch.testing import make_root
 from sdbatch.web.site import PATIENCE
 

@@ -39,10 +39,11 @@ def measure_service(jobs: int, place: Path) -> dict[str, float]:
 
 def drain(jobs: int, place: str) -> None:
     """In the child: fill an inbox, run the service on it pass by pass, print what it took."""
-    from sdbatch import log
-    from sdbatch.service import Service, system_clock
-    from sdbatch.settings import Settings
-    from sdbatch.testing import FakeEngine, drop_job, make_root
+    from sdbatch.config.settings import Settings
+    from sdbatch.engine.fake import FakeEngine
+    from sdbatch.service.service import Service, system_clock
+    from sdbatch.telemetry import log
+    from sdbatch.testing import drop_job, make_root
 
     log.set_up()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the life of this process
@@ -83,11 +84,13 @@ def measure_slow(waiting: int, place: Path, seconds: float) -> dict[str, float]:
 
 def crawl(waiting: int, place: str, seconds: float) -> None:
     """In the child: serve an inbox whose entries take a millisecond each."""
-    from sdbatch import inbox, log
+    from sdbatch.config.settings import Settings
+    from sdbatch.engine.fake import FakeEngine
     from sdbatch.engine.protocol import Event, Request, Tick
-    from sdbatch.service import Service, system_clock
-    from sdbatch.settings import Settings
-    from sdbatch.testing import FakeEngine, drop_job, make_root
+    from sdbatch.service.service import Service, system_clock
+    from sdbatch.spool import inbox
+    from sdbatch.telemetry import log
+    from sdbatch.testing import drop_job, make_root
 
     waits: list[float] = []
 

@@ -44,7 +44,7 @@ def tell(parts, started=float(sys.argv[1])):
 OURS = f"""
 import sys
 from pathlib import Path
-import sdbatch.engine.renderer, torch
+import sdbatch.renderer.renderer, torch
 from sdbatch.engine.conversion import Conversions
 from sdbatch.engine.models import load_model
 {TELL}
@@ -62,7 +62,7 @@ pipeline = StableDiffusionPipeline.from_single_file(
 ).to(device)
 tell([pipeline.unet, pipeline.vae, pipeline.text_encoder])
 """
-IMPORTS = f"import sys, torch, sdbatch.engine.renderer\n{TELL}\ntell([])"
+IMPORTS = f"import sys, torch, sdbatch.renderer.renderer\n{TELL}\ntell([])"
 
 
 def write_peer_folder(folder: Path, config: Path = CONFIG, text: dict[str, int] | None = None) -> Path:
@@ -70,7 +70,7 @@ def write_peer_folder(folder: Path, config: Path = CONFIG, text: dict[str, int] 
     sys.path.insert(0, str(HERE.parent / "tests"))
     from full_size import V1_TEXT, write_folder_configs
 
-    from sdbatch.engine.text import clip_tokenizer
+    from sdbatch.renderer.models.text_encoder import clip_tokenizer
 
     write_folder_configs(folder, config, text or V1_TEXT)
     clip_tokenizer().save_pretrained(folder / "tokenizer")

@@ -26,7 +26,7 @@ from history import Prompts, entries, lay_folders
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
 from sdbatch.testing import make_root
 from sdbatch.web.site import STILL_READING
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from tests_support import drain, lay_model, run_sdbatch
 
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job, make_root
 
 # Minutes, or much waiting: begun first, so that the last to end is a short one.
 FIRST = ("test_operations", "test_web_browser", "test_systemd_boot", "test_crash", "test_power_cut", "test_serve")

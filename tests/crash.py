@@ -11,13 +11,17 @@ from typing import Any
 
 import yaml
 
-from sdbatch import daemon, files, handover, status, turns
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw
-from sdbatch.filenames import is_job_name
-from sdbatch.historian import Historian
-from sdbatch.root import Root
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeEngine, drop_job
+from sdbatch.service import daemon, scheduler
+from sdbatch.service.index_writer import Historian
+from sdbatch.spool import handover
+from sdbatch.storage import files
+from sdbatch.storage.file_names import is_job_name
+from sdbatch.storage.root import Root
+from sdbatch.telemetry import status_file
+from sdbatch.testing import drop_job
 
 SIZE = "H: 64\nW: 64\nn_iter: 2\nn_samples: 1\n"
 FILES = {
@@ -77,8 +81,8 @@ def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
     # The history can be made anew, and its file would double the states.
     Historian.start = lambda self: None  # type: ignore[method-assign] # noqa: ARG005
     daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
-    daemon.TROUBLE_NAP_SECONDS, daemon.NAP_SECONDS, turns.ASK_AGAIN_SECONDS = 0.0, 0.01, 0.05
-    status.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
+    daemon.TROUBLE_NAP_SECONDS, daemon.NAP_SECONDS, scheduler.ASK_AGAIN_SECONDS = 0.0, 0.01, 0.05
+    status_file.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
     files.on_step = on_step
     return daemon.run(
         root, Settings.model_validate({"settle_seconds": 0, "rescan_seconds": 0.1, "events": False}), drain=True

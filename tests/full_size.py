@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdbatch.engine import names
-from sdbatch.engine.bert import bert_name, bert_network
-from sdbatch.engine.networks import Numbers, build_unet, build_vae
-from sdbatch.engine.text import clip_network
-from sdbatch.root import Root
+from sdbatch.renderer.models import names
+from sdbatch.renderer.models.bert import bert_name, bert_network
+from sdbatch.renderer.models.networks import Numbers, build_unet, build_vae
+from sdbatch.renderer.models.text_encoder import clip_network
+from sdbatch.storage.root import Root
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "stable-diffusion"
 # OpenAI's ViT-L/14, the text encoder of every v1 model, and OpenCLIP's ViT-H/14, that of every v2 model.

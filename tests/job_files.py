@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from sdbatch.job import AnyJob, Img2Img, Txt2Img
-from sdbatch.jobfile import Parsed, parse
-from sdbatch.manifest import Grid, Input, Manifest, Picture
+from sdbatch.job.manifest import Grid, Input, Manifest, Picture
+from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
+from sdbatch.job.reader import Parsed, parse
 
 HERE = Path(__file__).parent
 JOBS = HERE / "jobs"

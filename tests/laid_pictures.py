@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from tests_support import HERE
 
-from sdbatch.engine.pictures import Origin, write_sample
-from sdbatch.job import Img2Img, Txt2Img
-from sdbatch.root import Root
+from sdbatch.imaging.pictures import Origin, write_sample
+from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.storage.root import Root
 
 EARLIER = "outputs/txt2img/2023-04-18-18-01-48-0.32806818"
 WEBUI = "a cat\nNegative prompt: ugly\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, Model: v3"

@@ -4,7 +4,7 @@ import random
 
 from job_files import EXAMPLES
 
-from sdbatch.jobfile import MAX_BYTES, MAX_MANIFEST_BYTES
+from sdbatch.job.reader import MAX_BYTES, MAX_MANIFEST_BYTES
 
 TOKENS = [
     *rb"""

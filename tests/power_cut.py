@@ -15,8 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sdbatch.files import TRIAL_PREFIX
-from sdbatch.handover import RETIRED
+from sdbatch.spool.handover import RETIRED
+from sdbatch.storage.files import TRIAL_PREFIX
 
 RETIREMENT = re.compile(r"\d{8}T\d{6}Z-.*\.[0-9a-f]{32}")
 FEW = 5  # unsynced operations of which every combination is tried

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from tests_support import REFERENCE
 
-from sdbatch.engine.draw import Drawn, draw
-from sdbatch.engine.models import Model, load_model
-from sdbatch.engine.pictures import Pixels, load_init
-from sdbatch.job import AnyJob, Batch, Img2Img, Txt2Img, job_kind
+from sdbatch.imaging.pictures import Pixels, load_init
+from sdbatch.job.parameters import AnyJob, Batch, Img2Img, Txt2Img, job_kind
+from sdbatch.renderer.draw import Drawn, draw
+from sdbatch.renderer.models.models import Model, load_model
 
 CKPT = REFERENCE / "model" / "model.ckpt"
 CONFIG = REFERENCE / "model" / "v1-inference-tiny.yaml"

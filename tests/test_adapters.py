@@ -19,8 +19,8 @@ from reference_model import reference_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdbatch.engine.lora import read_lora, wearing
 from sdbatch.errors import JobError
+from sdbatch.renderer.lora.lora import read_lora, wearing
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

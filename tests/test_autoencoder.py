@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from test_layouts import save_folder, with_attention_names_of_2022
 from torch import Tensor
 
-from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.models import Model, load_model
 from sdbatch.errors import JobError
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.models import Model, load_model
 
 VAE = "first_stage_model."
 

@@ -10,12 +10,15 @@ import pytest
 import yaml
 from tests_support import drain, run_sdbatch
 
-from sdbatch import backup, files, steer
+from sdbatch.client import control
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.errors import JobError
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.operations import backup
+from sdbatch.service.service import Service
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 1\nn_samples: 2\nH: 64\nW: 64\n"
@@ -50,7 +53,7 @@ def recorded(root: Root) -> list[str]:
 
 
 class Bustle:
-    """Stands at `sdbatch.files.on_step`: in the middle of the copying jobs go on and people do things."""
+    """Stands at `sdbatch.storage.files.on_step`: in the middle of the copying jobs go on and people do things."""
 
     def __init__(self, root: Root, service: Service, clock: FakeClock, seed: int) -> None:
         self.root, self.service, self.clock = root, service, clock
@@ -69,9 +72,9 @@ class Bustle:
                 self.late += 1
                 drop_job(self.root, f"late-{self.late}.yaml", job("late"))
             case 1 if waiting:
-                steer.bump(self.root, waiting[0].relative_to(self.root.inbox).as_posix())
+                control.bump(self.root, waiting[0].relative_to(self.root.inbox).as_posix())
             case 2:
-                steer.retry_all(self.root)
+                control.retry_all(self.root)
         files.on_step = self
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from tests_support import drain, only
 
-from sdbatch import beneath
-from sdbatch import root as root_module
 from sdbatch.errors import JobError
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service.service import Service
+from sdbatch.storage import root as root_module
+from sdbatch.storage import safe_open
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
@@ -27,7 +27,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     if request.param == "by steps":
-        monkeypatch.setattr(beneath, "_openat2", lacking)
+        monkeypatch.setattr(safe_open, "_openat2", lacking)
     return str(request.param)
 
 
@@ -48,7 +48,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, relative: str) -> str:
-    with os.fdopen(beneath.open_beneath(folder, relative)) as file:
+    with os.fdopen(safe_open.open_beneath(folder, relative)) as file:
         return file.read()
 
 

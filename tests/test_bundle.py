@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from tests_support import HERE, REFERENCE, run_sdbatch
 
-from sdbatch import bundle, files, wheels
 from sdbatch.errors import BundleError
-from sdbatch.wheels import Target
+from sdbatch.operations import bundle, wheels
+from sdbatch.operations.wheels import Target
+from sdbatch.storage import files
 
 PLATFORM, PYTHON = wheels.this_machine()
 HERE_TARGET = Target.of(PLATFORM.replace("linux-", "manylinux_2_17_"), PYTHON)

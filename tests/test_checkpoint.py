@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from small_models import TINY_TEXT, Change, changed
 from torch import Tensor
 
-from sdbatch import files
-from sdbatch.engine import pickled
-from sdbatch.engine.checkpoint import read_weights
-from sdbatch.engine.fingerprint import fingerprint
-from sdbatch.engine.models import Model, load_model
 from sdbatch.errors import JobError
+from sdbatch.renderer.models.models import Model, load_model
+from sdbatch.renderer.weights import pickled
+from sdbatch.renderer.weights.checkpoint import read_weights
+from sdbatch.storage import files
+from sdbatch.storage.fingerprint import fingerprint
 
 V1_CONFIG = CONFIG.parents[3] / "configs" / "stable-diffusion" / "v1-inference.yaml"
 UNET_KEY = "model.diffusion_model.input_blocks.0.0.weight"

@@ -10,12 +10,12 @@ import pytest
 import typer
 from tests_support import HERE, REFERENCE, run_sdbatch
 
-import sdbatch.cli
-from sdbatch.check import check_file, submit_file
-from sdbatch.commands import app
+from sdbatch.cli import main
+from sdbatch.cli.common import app
+from sdbatch.client.validate import check_file, submit_file
+from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
-from sdbatch.root import Root
-from sdbatch.settings import Limits
+from sdbatch.storage.root import Root
 from sdbatch.testing import make_root
 
 
@@ -100,7 +100,7 @@ def test_a_user_without_a_name_is_told_whom_to_ask_too(tmp_path: Path, monkeypat
     monkeypatch.setattr("pwd.getpwuid", unknown)
     monkeypatch.setattr(os, "getegid", lambda: -1)
     monkeypatch.setattr(os, "getgroups", list)
-    assert f" {os.geteuid()}, and log in anew" in sdbatch.cli._who_may(str(tmp_path / "a.yaml"))
+    assert f" {os.geteuid()}, and log in anew" in main._who_may(str(tmp_path / "a.yaml"))
 
 
 def test_validate_in_a_root_looks_for_the_model(tmp_path: Path) -> None:

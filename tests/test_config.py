@@ -12,13 +12,15 @@ import pytest
 from structlog.testing import capture_logs
 from tests_support import drain, run_sdbatch
 
-from sdbatch import configuration, log
+from sdbatch.config import sources
+from sdbatch.config.settings import NEEDS_RESTART, Limits, Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.errors import ConfigError
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import NEEDS_RESTART, Limits, Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
+from sdbatch.telemetry import log
+from sdbatch.testing import FakeClock, drop_job
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def origins(path: Path) -> dict[str, tuple[object, str]]:
-    return {value.key: (value.value, value.origin) for value in configuration.load(path).values()}
+    return {value.key: (value.value, value.origin) for value in sources.load(path).values()}
 
 
 def test_every_value_says_where_it_came_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,9 +52,9 @@ def test_every_value_says_where_it_came_from(path: Path, monkeypatch: pytest.Mon
 
 
 def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
-    assert configuration.load(path).settings == Settings()
+    assert sources.load(path).settings == Settings()
     path.write_text("# nothing yet\n")
-    assert configuration.load(path).settings == Settings()
+    assert sources.load(path).settings == Settings()
 
 
 @pytest.mark.parametrize(
@@ -83,20 +85,20 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
 def test_what_is_wrong_is_told_as_in_a_job_file(path: Path, text: str, told: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
-        configuration.load(path)
+        sources.load(path)
     assert str(error.value).startswith(f"{path}: {told}")
 
 
 def test_null_and_a_key_with_nothing_behind_it_stand_for_the_default(path: Path) -> None:
     path.write_text("hooks:\nkeep: ~\nattempts: null\nlimits: {steps: null, pictures: 5}\n")
-    read = configuration.load(path).settings
+    read = sources.load(path).settings
     assert read == Settings(limits=Limits(pictures=5))
 
 
 def test_all_that_is_wrong_is_told_at_once(path: Path) -> None:
     path.write_text("attempts: 0\ndevise: cpu\n")
     with pytest.raises(ConfigError) as error:
-        configuration.load(path)
+        sources.load(path)
     assert len(str(error.value).splitlines()) == 2
 
 
@@ -114,20 +116,20 @@ def test_a_wrong_variable_is_told_by_its_name(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as error:
-        configuration.load(path)
+        sources.load(path)
     assert str(error.value).startswith(f"{name} in the environment: {told}")
 
 
 def test_a_misspelt_variable_is_told_but_no_reason_not_to_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDBATCH_DEVISE", "cpu")
-    assert configuration.load(path).settings == Settings()
-    assert configuration.unknown_variables() == ["SDBATCH_DEVISE is no key's; did you mean SDBATCH_DEVICE?"]
+    assert sources.load(path).settings == Settings()
+    assert sources.unknown_variables() == ["SDBATCH_DEVISE is no key's; did you mean SDBATCH_DEVICE?"]
 
 
 def test_reload_takes_what_it_can_and_says_what_needs_a_restart(path: Path) -> None:
     path.write_text("attempts: 5\ndevice: cpu\nlimits:\n  steps: 9\n")
     with capture_logs() as said:
-        settings, refused = configuration.reload(path, Settings(), log.get())
+        settings, refused = sources.reload(path, Settings(), log.get())
     assert not refused
     assert (settings.attempts, settings.limits.steps, settings.device) == (5, 9, "auto")
     assert said[0]["changed"] == ["attempts: 3 -> 5", "limits.steps: 1000 -> 9"]
@@ -138,20 +140,20 @@ def test_reload_warns_of_a_hang_time_that_the_unit_does_not_fit(path: Path, monk
     monkeypatch.setenv("WATCHDOG_USEC", "660000000")
     path.write_text("hang_seconds: 900\n")
     with capture_logs() as said:
-        configuration.reload(path, Settings(), log.get())
+        sources.reload(path, Settings(), log.get())
     assert "run `sdbatch install` again" in said[-1]["event"]
 
 
 def test_hours_that_end_when_they_begin_are_refused(path: Path) -> None:
     path.write_text('active_hours: "08:00-08:00"\n')
     with pytest.raises(ConfigError, match='active_hours: "08:00-08:00" is not two times of day that differ'):
-        configuration.load(path)
+        sources.load(path)
 
 
 def test_reload_of_a_wrong_configuration_changes_nothing(path: Path) -> None:
     path.write_text("attempts: 0\n")
     with capture_logs() as said:
-        settings, refused = configuration.reload(path, Settings(rescan_seconds=9), log.get())
+        settings, refused = sources.reload(path, Settings(rescan_seconds=9), log.get())
     assert settings.rescan_seconds == 9
     assert refused == said[0]["error"]
     assert said[0]["event"] == "the configuration is wrong; the old one stays"

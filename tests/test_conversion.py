@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from small_models import TINY_TEXT, changed, small_v2
 from test_layouts import as_fp16_variant, save_folder
 
-from sdbatch import files
-from sdbatch.engine import checkpoint, conversion, models
-from sdbatch.engine.checkpoint import write_weights
-from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.models import Model, load_model
-from sdbatch.engine.precision import keep_in
+from sdbatch.renderer.models import conversion, models
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.models import Model, load_model
+from sdbatch.renderer.models.precision import keep_in
+from sdbatch.renderer.weights import checkpoint
+from sdbatch.renderer.weights.checkpoint import write_weights
+from sdbatch.storage import files
 
 SHA256 = files.sha256(CKPT)
 

@@ -25,7 +25,7 @@ from crash import (
 )
 
 from sdbatch.engine.protocol import Draw
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
 from sdbatch.testing import StepCounter, kill_self, make_root
 
 # Hundreds of runs: where a sync costs nothing, if there is such a place. What it is there for is another test's matter.

@@ -17,7 +17,7 @@ import pytest
 from crash import ALL_DONE_BUT_THE_TYPO, check, digests, fill, manifests, samples_in
 from tests_support import run_sdbatch
 
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
 from sdbatch.testing import make_root
 
 pytestmark = [

@@ -8,14 +8,16 @@ import yaml
 from test_web import Visitor
 from tests_support import drain, only, run_sdbatch
 
-from sdbatch import configuration, restoring
-from sdbatch.check import check_data
+from sdbatch.client.validate import check_data
+from sdbatch.config import sources
+from sdbatch.config.settings import Limits, Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.errors import ConfigError
-from sdbatch.jobfile import parse
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Limits, Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.history import restore
+from sdbatch.job.reader import parse
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job
 
 SMALL = Settings.model_validate({"defaults": {"H": 64, "W": 128, "seed": 7, "strength": 0.5, "plms": True}})
 LARGE = Settings.model_validate({"defaults": {"H": 256, "W": 256, "seed": 1, "negative_prompt": "ugly", "n_iter": 5}})
@@ -70,10 +72,10 @@ def test_a_restored_job_is_the_one_that_was_drawn_whatever_the_root_says_then(ro
     drawn(root, clock, Settings(), "prompt: a\nn_iter: 1\n")
     job = yaml.safe_load((only(root.done) / "manifest.yaml").read_text())["job"]
     later = LARGE.told_to(root)
-    (entry,) = parse(restoring.job_text(later, job).encode(), "a.yaml", later.defaults)
+    (entry,) = parse(restore.job_text(later, job).encode(), "a.yaml", later.defaults)
     assert entry.job is not None
     assert entry.job.model_dump() == job
-    (entry,) = parse(restoring.job_text(later, {"prompt": "a"}).encode(), "a.yaml", later.defaults)
+    (entry,) = parse(restore.job_text(later, {"prompt": "a"}).encode(), "a.yaml", later.defaults)
     assert entry.filled == {}  # what an older service drew had no negative prompt
 
 
@@ -99,7 +101,7 @@ def test_validate_counts_with_them(root: Root) -> None:
 def test_a_wrong_default_is_told_as_in_a_job(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "sdbatch.yaml").write_text(text)
     with pytest.raises(ConfigError) as error:
-        configuration.load(tmp_path / "sdbatch.yaml")
+        sources.load(tmp_path / "sdbatch.yaml")
     assert str(error.value).removeprefix(f"{tmp_path}/sdbatch.yaml: ").startswith(told)
 
 
@@ -112,7 +114,7 @@ def test_loras_may_be_a_default(root: Root) -> None:
 
 def test_a_change_of_them_needs_a_restart(tmp_path: Path) -> None:
     (tmp_path / "sdbatch.yaml").write_text("defaults: {H: 64}\n")
-    read = configuration.load(tmp_path / "sdbatch.yaml")
+    read = sources.load(tmp_path / "sdbatch.yaml")
     assert [(value.key, value.value) for value in read.values() if value.key.startswith("defaults")] == [
         ("defaults.H", 64)
     ]
@@ -139,7 +141,7 @@ def value_of(field: str, html: str) -> str:
 
 
 def test_the_form_starts_with_the_size_that_the_model_was_trained_on(root: Root) -> None:
-    small = (Path(configuration.__file__).parent / "data/demo/v1-inference.yaml").read_bytes()
+    small = (Path(sources.__file__).parent / "data/demo/v1-inference.yaml").read_bytes()
     (root.configs / "stable-diffusion/v1-inference.yaml").write_bytes(small)
     visitor = Visitor(root)
     html = visitor.get("/new").text

@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE.parent / "tools"))  # scripts, no package
 import demo_data as data
 import evaluate_demo_model as evaluate
 
-from sdbatch.engine.models import Model, load_model
+from sdbatch.renderer.models.models import Model, load_model
 
 SEED = 42
 

@@ -15,14 +15,14 @@ from small_models import small_laion400m, small_v2
 from tests_support import drain, only, small_draw
 from torch.cuda._utils import _get_device_index
 
-from sdbatch.engine import draw as draw_module
-from sdbatch.engine import memory
-from sdbatch.engine import renderer as renderer_module
-from sdbatch.engine.draw import NoiseSource, draw
-from sdbatch.engine.models import load_model
-from sdbatch.engine.renderer import Renderer, find_device
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.renderer import draw as draw_module
+from sdbatch.renderer import renderer as renderer_module
+from sdbatch.renderer.device import memory
+from sdbatch.renderer.draw import NoiseSource, draw
+from sdbatch.renderer.models.models import load_model
+from sdbatch.renderer.renderer import Renderer, find_device
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from tests_support import HERE, run_sdbatch
 
-from sdbatch import doctor, files, surroundings
-from sdbatch.engine import examine
-from sdbatch.finding import Finding
-from sdbatch.root import Root
-from sdbatch.settings import Settings
+from sdbatch.config.settings import Settings
+from sdbatch.engine.finding import Finding
+from sdbatch.operations import doctor, environment
+from sdbatch.renderer import examine
+from sdbatch.storage import files, filesystem
+from sdbatch.storage.root import Root
 from sdbatch.testing import make_root
 
 DATA = HERE.parent / "sdbatch/data"
@@ -63,7 +64,7 @@ def test_wrong_settings_are_a_finding_among_others(root: Root) -> None:
     (root.configs / "sdbatch.yaml").write_text("devise: cpu\n")
     settings, found = doctor._settings(root)
     assert (found.level, "devise" in found.text) == ("problem", True)
-    assert all(finding.level != "problem" for finding in surroundings.look(root, settings)), "the rest goes by defaults"
+    assert all(finding.level != "problem" for finding in environment.look(root, settings)), "the rest goes by defaults"
 
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="mount namespaces are forbidden here")
@@ -93,10 +94,10 @@ def test_mounts_that_would_cost_jobs_are_found(tmp_path: Path, mount: str, subje
 def test_root_is_told_that_it_sees_what_the_services_user_may_not(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = root.state.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    levels = [finding.level for finding in surroundings.folders(root)]
+    levels = [finding.level for finding in environment.folders(root)]
     assert levels == (["ok"] if owner == 0 else ["ok", "warning"])
     shutil.chown(root.state, 65534) if owner == 0 else None
-    told = list(surroundings.folders(root))[-1]
+    told = list(environment.folders(root))[-1]
     assert "sudo -u" in told.remedy
 
 
@@ -105,10 +106,10 @@ def test_folders_left_by_another_user_are_found(root: Root, monkeypatch: pytest.
     left, access = root.path / place, os.access
     left.mkdir(parents=True)
     monkeypatch.setattr(os, "access", lambda path, mode: path != left and access(path, mode))
-    found = next(surroundings.folders(root))
+    found = next(environment.folders(root))
     assert found.level == "problem"
     assert found.text.startswith(f"{place}: no file can be made here")
-    assert found.remedy.startswith(f"chown -R {surroundings.user_name()} {left} ")
+    assert found.remedy.startswith(f"chown -R {environment.user_name()} {left} ")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EIO])
@@ -117,7 +118,7 @@ def test_a_kernel_without_watches_is_a_warning(root: Root, monkeypatch: pytest.M
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("watchdog.observers.inotify.InotifyObserver.start", refuse)
-    found = surroundings.events(root, Settings())
+    found = environment.events(root, Settings())
     assert found.level == "warning"
     assert "max_user_watches" in found.remedy
 
@@ -125,13 +126,13 @@ def test_a_kernel_without_watches_is_a_warning(root: Root, monkeypatch: pytest.M
 def test_a_share_is_known_by_what_it_is_mounted_as(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     here = str(root.inbox.resolve()).replace(" ", "\\040")
     mounts = f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:5 / {here} rw,relatime shared:3 - fuse.sshfs host: rw\n"
-    assert surroundings.filesystem_type(root.inbox, mounts) == "fuse.sshfs"
-    assert surroundings.filesystem_type(root.done, mounts) == "ext4"
+    assert filesystem.filesystem_type(root.inbox, mounts) == "fuse.sshfs"
+    assert filesystem.filesystem_type(root.done, mounts) == "ext4"
     listed = root.path / "mountinfo"
     listed.write_text(mounts)
-    monkeypatch.setattr(surroundings, "MOUNTS", listed)
-    assert "events: off" in surroundings.events(root, Settings()).remedy
-    assert surroundings.events(root, Settings(events=False)).level == "ok"
+    monkeypatch.setattr(filesystem, "MOUNTS", listed)
+    assert "events: off" in environment.events(root, Settings()).remedy
+    assert environment.events(root, Settings(events=False)).level == "ok"
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (-3600, "warning"), (-40 * 365 * 86400, "warning")])
@@ -140,7 +141,7 @@ def test_a_clock_that_was_set_back_is_told(
 ) -> None:
     now = root.done.stat().st_mtime + seconds
     monkeypatch.setattr("time.time", lambda: now)
-    assert surroundings.clock(root).level == level
+    assert environment.clock(root).level == level
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_folders_that_refuse_for_the_same_reason_are_told_at_once(root: Root, mo
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(files, "create", refuse)
-    found = by_subject(list(surroundings.folders(root)))["folders"]
+    found = by_subject(list(environment.folders(root)))["folders"]
     assert found.text.startswith("jobs/inbox, jobs/running, jobs/done, jobs/failed, jobs, outputs, state: no file")
     assert found.remedy.startswith("chown -R ")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch import files
+from sdbatch.storage import files
 
 
 def test_a_file_whose_sync_failed_is_written_anew_and_never_synced_again(

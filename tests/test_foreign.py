@@ -5,8 +5,8 @@ import json
 import pytest
 from test_jobfile import read_error
 
-from sdbatch import foreign
-from sdbatch.job import Img2Img, Txt2Img
+from sdbatch.job import foreign
+from sdbatch.job.parameters import Img2Img, Txt2Img
 
 
 @pytest.mark.parametrize(

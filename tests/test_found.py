@@ -7,10 +7,10 @@ import pytest
 from laid_pictures import EARLIER, WEBUI, lay, lay_earlier, lay_own
 from tests_support import HERE
 
-from sdbatch import upkeep
-from sdbatch.history import History
-from sdbatch.job import Img2Img, Txt2Img
-from sdbatch.root import Root
+from sdbatch.history import sync
+from sdbatch.history.history import History
+from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.storage.root import Root
 
 
 def test_a_folder_of_the_earlier_web_service_is_one_job(root: Root) -> None:
@@ -108,10 +108,10 @@ def test_a_folder_of_very_many_pictures_is_looked_into_once_a_minute(
     lay(root.outputs / "two.png", WEBUI)
     history = History.open(root)
     lay(root.outputs / "three.png", WEBUI)
-    monkeypatch.setattr(upkeep, "MANY", 1)
+    monkeypatch.setattr(sync, "MANY", 1)
     history.refresh()
     assert len(history.search("cat")) == 2
-    monkeypatch.setattr(upkeep, "LOOK_AGAIN_NS", 0)
+    monkeypatch.setattr(sync, "LOOK_AGAIN_NS", 0)
     history.refresh()
     assert len(history.search("cat")) == 3
 

@@ -19,9 +19,9 @@ from reference_model import draw_all, small_img2img, small_txt2img
 from test_checkpoint import save_with_leftovers
 from tests_support import run_sdbatch
 
-from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.models import Model, load_model
-from sdbatch.root import Root
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.models import Model, load_model
+from sdbatch.storage.root import Root
 
 LAION400M_CONFIG = CONFIGS.parent / "latent-diffusion" / "txt2img-1p4B-eval.yaml"
 JOBS = Path(__file__).parent / "jobs"

@@ -10,7 +10,7 @@ import pytest
 from job_files import check
 from tests_support import HERE
 
-from sdbatch.jobfile import Parsed
+from sdbatch.job.reader import Parsed
 
 sys.path.insert(0, str(HERE.parent / "tools"))  # scripts, no package
 

@@ -27,20 +27,21 @@ from test_lora import kohya, random_matrices, weights_of
 from test_precision import model_in, overflowing, pixels_of_float32
 from tests_support import drain_for_real, only, run_sdbatch, small_draw
 
-from sdbatch.engine import examine, sampler
-from sdbatch.engine.draw import Drawn, NoiseSource, draw
-from sdbatch.engine.ladder import Ladder
+from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.memory import release
-from sdbatch.engine.models import Model, load_model
-from sdbatch.engine.precision import forbid_tf32, half_of
 from sdbatch.engine.protocol import Draw, Outfit, Request
-from sdbatch.engine.renderer import Renderer, find_device
 from sdbatch.errors import OutOfMemory
-from sdbatch.job import AnyJob
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
+from sdbatch.job.parameters import AnyJob
+from sdbatch.renderer import examine
+from sdbatch.renderer.device.memory import release
+from sdbatch.renderer.draw import Drawn, NoiseSource, draw
+from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.models.models import Model, load_model
+from sdbatch.renderer.models.precision import forbid_tf32, half_of
+from sdbatch.renderer.renderer import Renderer, find_device
+from sdbatch.renderer.sampling import sampler
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
 
 GPU = torch.device("cuda", 0)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdbatch.grams import has, parts, pieces, pieces_of_word
+from sdbatch.history.tokens import has, parts, pieces, pieces_of_word
 
 
 def finds(words: str, text: str) -> bool:

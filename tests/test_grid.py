@@ -13,18 +13,21 @@ import yaml
 from PIL import Image
 from tests_support import drain, small_draw
 
-from sdbatch import files, gathering, housekeeping
-from sdbatch.engine import grid as grids
-from sdbatch.engine.grid import LONGEST, MOST, Sheet, lay, sheet_of
-from sdbatch.engine.ladder import Ladder
-from sdbatch.engine.pictures import write_grid
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw, Event, Request, StagedGrid
-from sdbatch.engine.renderer import Renderer
 from sdbatch.errors import Cancelled, OutOfMemory
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.history import scan
+from sdbatch.imaging.pictures import write_grid
+from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.pictures import grid as grids
+from sdbatch.renderer.pictures.grid import LONGEST, MOST, Sheet, lay, sheet_of
+from sdbatch.renderer.renderer import Renderer
+from sdbatch.service.service import Service
+from sdbatch.spool import retention
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job
 
 CPU = torch.device("cpu")
 Writer = Callable[..., str]
@@ -187,8 +190,8 @@ def test_every_part_is_published_recorded_found_and_cleaned_away(
     assert [part["published"] for part in parts] == [f"outputs/txt2img-samples/grid-000{n}.png" for n in (2, 3)]
     for part in parts:
         assert (second / part["file"]).samefile(root.path / part["published"])
-    entry = gathering.read_folder(root, first)
+    entry = scan.read_folder(root, first)
     assert entry is not None
     assert len(entry.shots) == (2 if skip_save else 5)
-    housekeeping.remove(root, second, outputs=True)
+    retention.remove(root, second, outputs=True)
     assert sorted(path.name for path in root.outputs.rglob("grid*")) == ["grid-0000.png", "grid-0001.png"]

@@ -11,10 +11,11 @@ import yaml
 from crash import elsewhere
 from tests_support import drain, only
 
-from sdbatch import files, handover, latecomers
 from sdbatch.engine.protocol import Draw
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service.service import Service
+from sdbatch.spool import handover, latecomers
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, StepCounter, drop_job
 
 Start = Callable[..., Service]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from tests_support import only, run_sdbatch
 
-from sdbatch import historian as beside
-from sdbatch.database import DATABASE
-from sdbatch.historian import Historian
-from sdbatch.history import History
-from sdbatch.root import Root
+from sdbatch.history.database import DATABASE
+from sdbatch.history.history import History
+from sdbatch.service import index_writer as beside
+from sdbatch.service.index_writer import Historian
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
 
 FAKE = os.environ | {"SDBATCH_ENGINE": "fake"}

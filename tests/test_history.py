@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 from laid_pictures import WEBUI, lay
 
-from sdbatch import found, gathering, housekeeping, index, searching, steer, surroundings, upkeep
-from sdbatch.database import DATABASE
-from sdbatch.grams import pieces
-from sdbatch.history import History
-from sdbatch.records import Lineage, Picture
-from sdbatch.root import Root
-from sdbatch.searching import Wanted
+from sdbatch.client import control
+from sdbatch.history import foreign_pictures, index, scan, search, sync
+from sdbatch.history.database import DATABASE
+from sdbatch.history.history import History
+from sdbatch.history.records import Lineage, Picture
+from sdbatch.history.search import Wanted
+from sdbatch.history.tokens import pieces
+from sdbatch.spool import retention
+from sdbatch.storage import filesystem
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock
 
 Draw = Callable[..., str]
@@ -95,14 +98,14 @@ def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
     draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch, in_spans: bool
 ) -> None:
     if in_spans:
-        step = searching._step
+        step = search._step
 
         def stopped(
             database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float
         ) -> tuple[list[int], int]:
             return step(database, wanted, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
 
-        monkeypatch.setattr(searching, "_step", stopped)
+        monkeypatch.setattr(search, "_step", stopped)
         monkeypatch.setattr(index, "SPANS", (14, 16))  # a job takes a minute here
     (root.path / "p.txt").write_text("a truck\na boat\n" * 4)
     for name in "abc":
@@ -199,9 +202,9 @@ def test_new_gone_and_retried_jobs_are_noticed(draw: Draw, root: Root) -> None:
     done, failed = draw("prompt: a", "a.yaml"), draw("prompt: b\nckpt: models/none.ckpt", "b.yaml")
     history = History.open(root)
     (root.models / "none.ckpt").write_bytes(b"x")
-    steer.retry(root, failed)
+    control.retry(root, failed)
     draw("prompt: c", "c.yaml")
-    housekeeping.remove(root, root.done / done, outputs=True)
+    retention.remove(root, root.done / done, outputs=True)
     assert history.refresh() == 4, "two out, two in"
     assert prompts(history.search()) == ["c", "c", "b", "b"]
     assert history.search(failed=True) == []
@@ -372,9 +375,9 @@ def test_whichever_page_is_damaged_all_is_found_and_nothing_twice(draw: Draw, ro
     draw("prompt: a truck\nseed: 7", "b.yaml")
 
     def answers(history: History) -> list[list[str]]:
-        found = [files(history.search(words)) for words in ("", "apple", "可爱", "truck", "a")]
+        foreign_pictures = [files(history.search(words)) for words in ("", "apple", "可爱", "truck", "a")]
         history.close()
-        return found
+        return foreign_pictures
 
     right, path = answers(History.open(root)), root.state / DATABASE
     data = path.read_bytes()
@@ -440,7 +443,7 @@ def test_a_file_that_another_holds_is_read_as_it_is(draw: Draw, root: Root, monk
     draw("prompt: a", "a.yaml")
     History.open(root)
     draw("prompt: b", "b.yaml")
-    monkeypatch.setattr("sdbatch.database.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("sdbatch.history.database.WAIT_SECONDS", 0.05)
     holder = sqlite3.connect(root.state / DATABASE, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     history = History.open(root)
@@ -514,7 +517,7 @@ def test_on_a_share_the_file_is_kept_without_shared_memory(
     assert journal() == "wal"
     mounts = tmp_path / "mounts"
     mounts.write_text(f"1 2 0:1 / {root.path} rw - nfs4 server:/x rw\n")
-    monkeypatch.setattr(surroundings, "MOUNTS", mounts)
+    monkeypatch.setattr(filesystem, "MOUNTS", mounts)
     assert journal() == "delete"
 
 
@@ -580,10 +583,10 @@ def test_many_jobs_of_the_same_moment_keep_their_order(draw: Draw, root: Root) -
     for number in range(250):
         shutil.copytree(original, root.done / f"20261122T111532Z-{number + 10:06}-copy{number}")
     history = History.open(root)
-    found = history.search(limit=1000)
-    assert len(found) == 502
-    assert len({picture.key for picture in found}) == 502
-    assert [picture.job[-7:] for picture in found[:4:2]] == ["copy249", "copy248"]
+    foreign_pictures = history.search(limit=1000)
+    assert len(foreign_pictures) == 502
+    assert len({picture.key for picture in foreign_pictures}) == 502
+    assert [picture.job[-7:] for picture in foreign_pictures[:4:2]] == ["copy249", "copy248"]
 
 
 def test_the_thousandth_picture_of_one_moment_is_put_in_as_soon_as_the_first(root: Root) -> None:
@@ -601,7 +604,7 @@ def test_the_thousandth_picture_of_one_moment_is_put_in_as_soon_as_the_first(roo
 
 
 def test_modules_that_the_service_uses_import_no_imaging_library() -> None:
-    for module in (found, gathering, upkeep):
+    for module in (foreign_pictures, scan, sync):
         assert "Image" not in vars(module)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tests_support import HERE, drain, only
 
-from sdbatch import hooks
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service import hooks
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]

@@ -19,11 +19,11 @@ from small_models import Change, changed
 from test_layouts import save_folder
 from torch import Tensor
 
-from sdbatch.engine import pickled
-from sdbatch.engine.checkpoint import read_weights
-from sdbatch.engine.models import load_model
-from sdbatch.engine.safety import SafetyChecker
 from sdbatch.errors import JobError
+from sdbatch.renderer.models.models import load_model
+from sdbatch.renderer.pictures.safety import SafetyChecker
+from sdbatch.renderer.weights import pickled
+from sdbatch.renderer.weights.checkpoint import read_weights
 
 pytestmark = pytest.mark.timeout(60)  # what is not refused would go on for years
 

@@ -10,11 +10,12 @@ from shutil import _ntuple_diskusage
 import pytest
 from tests_support import drain, run_sdbatch
 
-from sdbatch import files, housekeeping
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Keep
-from sdbatch.spool import Spool
+from sdbatch.config.settings import Keep
+from sdbatch.service.service import Service
+from sdbatch.spool import retention
+from sdbatch.spool.spool import Spool
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
@@ -53,18 +54,18 @@ def names(folders: list[Path]) -> list[str]:
     ],
 )
 def test_what_the_rules_give_up(filled: Root, clock: FakeClock, keep: dict[str, float], gone: list[str]) -> None:
-    assert names([*housekeeping.outdated(filled, Keep(**keep), clock.wall)]) == gone
+    assert names([*retention.outdated(filled, Keep(**keep), clock.wall)]) == gone
 
 
 def test_pictures_in_outputs_stay_unless_they_are_to_go_too(filled: Root) -> None:
     pictures = {path: path.read_bytes() for path in filled.outputs.rglob("*.png")}
     first, second, *_ = sorted(filled.done.glob("2*"))
-    housekeeping.remove(filled, first, outputs=False)
+    retention.remove(filled, first, outputs=False)
     assert {path: path.read_bytes() for path in filled.outputs.rglob("*.png")} == pictures
     changed = filled.outputs / "txt2img-samples/grid-0001.png"
     changed.unlink()
     changed.write_bytes(b"somebody else's")
-    housekeeping.remove(filled, second, outputs=True)
+    retention.remove(filled, second, outputs=True)
     left = set(filled.outputs.rglob("*.png"))
     assert set(pictures) - left == {filled.outputs / "txt2img-samples/samples/00001.png"}
     assert changed.read_bytes() == b"somebody else's"
@@ -99,7 +100,7 @@ def test_what_a_waiting_job_may_name_is_kept_until_it_is_drawn(filled: Root, sta
     service = start(keep={"done_count": 2})
     for _ in range(3):
         service.run_once(clock)
-        clock.sleep(housekeeping.EVERY_SECONDS)
+        clock.sleep(retention.EVERY_SECONDS)
     assert len(list(filled.done.glob("2*"))) == 4
     filled.pause.unlink()
     drain(service, clock)
@@ -153,7 +154,7 @@ def test_nothing_goes_while_it_can_not_be_told_what_waiting_jobs_name(
     def refuse(_: Root) -> list[bytes]:
         raise PermissionError
 
-    monkeypatch.setattr(housekeeping, "_undrawn", refuse)
+    monkeypatch.setattr(retention, "_undrawn", refuse)
     service = start(keep={"done_count": 0})
     for _ in range(200):
         service.run_once(clock)

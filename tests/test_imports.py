@@ -1,4 +1,4 @@
-"""Who may import whom: upper floors import lower ones, never back; files on one floor only where said here."""
+"""Which package may import which: a row names all that lies below it. Nothing runs up, and so there is no circle."""
 
 import ast
 from pathlib import Path
@@ -7,145 +7,45 @@ import sdbatch
 
 PACKAGE = Path(sdbatch.__file__).parent
 
-FLOORS = [
-    {"beneath", "errors"},
-    {
-        "engine.adapters",
-        "engine.memory",
-        "engine.names",
-        "engine.pickled",
-        "engine.sampler",
-        "exiftext",
-        "filenames",
-        "files",
-        "finding",
-        "foreign",
-        "grams",
-        "journal",
-        "pace",
-        "web.retelling",
-        "records",
-        "slips",
-        "spelling",
-        "systemd",
-        "tokens",
+# From the ground up. Every package may import sdbatch/ itself (errors, spelling).
+MAY_IMPORT = {
+    "storage": set(),
+    "telemetry": {"storage"},
+    "job": {"storage"},
+    "imaging": {"job", "storage"},
+    "config": {"job", "storage", "telemetry"},
+    "engine": {"job", "storage", "telemetry"},
+    "spool": {"config", "job", "storage", "telemetry"},
+    "client": {"config", "imaging", "job", "spool", "storage"},
+    "history": {"imaging", "job", "spool", "storage"},
+    "operations": {"config", "engine", "job", "spool", "storage"},
+    "service": {"config", "engine", "history", "job", "operations", "spool", "storage", "telemetry"},
+    "web": {"client", "config", "history", "imaging", "job", "spool", "storage", "telemetry"},
+    "renderer.device": set(),
+    "renderer.sampling": set(),
+    "renderer.weights": {"renderer.device", "storage"},
+    "renderer.models": {"job", "renderer.device", "renderer.sampling", "renderer.weights", "storage"},
+    "renderer.lora": {"renderer.models", "renderer.weights", "storage"},
+    "renderer.memory": {"renderer.device", "renderer.models", "storage"},
+    "renderer.pictures": {
+        *("imaging", "job", "storage"),
+        *("renderer.device", "renderer.memory", "renderer.models", "renderer.weights"),
     },
-    {
-        "account",
-        "ancestry",
-        "document",
-        "engine.fingerprint",
-        "engine.limits",
-        "engine.notes",
-        "engine.plan",
-        "handover",
-        "engine.torchfile",
-        "infotext",
-        "job",
-        "log",
-        "manifest",
-        "order",
-        "modelconfig",
-        "moments",
-        "pngtext",
-        "root",
-        "status",
-        "wheels",
+    "renderer": {
+        *("engine", "imaging", "job", "storage"),
+        *("renderer.device", "renderer.lora", "renderer.memory", "renderer.models", "renderer.pictures"),
+        *("renderer.sampling", "renderer.weights"),
     },
-    {
-        "bare",
-        "bundle",
-        "engine.checkpoint",
-        "engine.networks",
-        "engine.protocol",
-        "engine.text",
-        "hooks",
-        "lock",
-        "overview",
-        "programs",
-        "ownership",
-        "prompts",
-        "publish",
-        "remarks",
-        "schema",
-        "settings",
-        "shelf",
-        "spool",
-        "watcher",
-        "web.peers",
-        "words",
+    "cli": {
+        *("client", "config", "history", "job", "operations", "service", "spool", "storage", "telemetry", "web"),
+        *("renderer", "renderer.models"),
     },
-    {
-        "configuration",
-        "engine.adapter_config",
-        "engine.bert",
-        "engine.conversion",
-        "engine.kinds",
-        "engine.local",
-        "engine.pictures",
-        "inbox",
-        "install",
-        "jobfile",
-        "joblog",
-        "saying",
-        "screen",
-        "surroundings",
-        "tables",
-        "web.thumbnails",
-        "web.server",
-    },
-    {
-        "check",
-        "commands",
-        "doctor",
-        "engine.original",
-        "engine.watermark",
-        "gathering",
-        "housekeeping",
-        "inforce",
-        "inputs",
-        "reader",
-        "steer",
-        "latecomers",
-        "repeats",
-        "naming",
-        "triage",
-        "unmovable",
-        "web.fields",
-        "web.uploads",
-    },
-    {"engine.diffusers_folder", "found", "submitting", "backup", "index", "joblog", "steer", "task"},
-    {"database", "engine.autoencoder", "intake", "tending", "readiness", "searching", "upkeep"},
-    {"engine.models", "history", "turns"},
-    {"engine.ladder", "engine.lora", "engine.precision", "engine.workshop", "historian", "restoring", "web.site"},
-    {"particulars"},
-    {
-        "engine.decoding",
-        "engine.residents",
-        "engine.safety",
-        "looking",
-        "modelling",
-        "service",
-        "web.guard",
-        "web.language",
-        "web.queue",
-    },
-    {"engine.draw", "engine.finishing", "engine.grid", "testing", "web.form", "web.pictures"},
-    {"daemon", "engine.renderer", "web.app"},
-    {"engine.examine", "web.command"},
-    {"cli"},
-    {"__main__"},
-]
+}
 TORCH = {"torch", "diffusers", "transformers"}
-# The supervisor's side of the engine.
-TORCHLESS = {"engine.protocol", "engine.local"}
-
-
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def imports(path: Path) -> set[str]:
+    """The names of what a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -155,37 +55,72 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-MODULES = {name_of(p): imports(p) for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"}
-HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): imports(path)
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def package_of(module: str) -> str:
+    """Empty for what lies in sdbatch/ itself."""
+    return module.rpartition(".")[0]
 
 
 def ours(found: set[str]) -> set[str]:
     return {name.removeprefix("sdbatch.") for name in found} & set(MODULES)
 
 
-def test_every_file_has_its_floor() -> None:
-    assert set(MODULES) == set(HEIGHT)
-
-
-def test_files_import_lower_floors_only() -> None:
-    wrong = [(name, other) for name, found in MODULES.items() for other in ours(found) if HEIGHT[other] >= HEIGHT[name]]
-    # The fake engine is wired in where the configuration asks for it.
+def test_each_package_imports_what_lies_below_it_and_nothing_else() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, found in MODULES.items()
+        for other in ours(found)
+        if package_of(name)
+        and package_of(other) not in {"", package_of(name)}
+        and package_of(other) not in MAY_IMPORT[package_of(name)]
+    ]
     assert wrong == []
 
 
-def test_torch_is_imported_inside_the_engine_alone() -> None:
+def test_the_table_names_every_package_and_has_no_circle() -> None:
+    assert {package_of(name) for name in MODULES} - {""} == set(MAY_IMPORT)
+    height = {name: place for place, name in enumerate(MAY_IMPORT)}
+    assert not [
+        (name, other) for name, others in MAY_IMPORT.items() for other in others if height[other] > height[name]
+    ]
+
+
+def test_nothing_within_a_package_runs_in_a_circle() -> None:
+    left = {name: {o for o in ours(found) if package_of(o) == package_of(name)} for name, found in MODULES.items()}
+    while free := [name for name, others in left.items() if not others & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left
+
+
+def test_a_package_has_at_most_about_a_dozen_files_and_says_in_a_line_what_lives_in_it() -> None:
+    for package in MAY_IMPORT:
+        folder = PACKAGE / package.replace(".", "/")
+        assert len([*folder.glob("*.py")]) <= 16, package
+        text = (folder / "__init__.py").read_text()
+        assert ast.get_docstring(ast.parse(text)), package
+        assert len(text.splitlines()) == 1, package
+
+
+def test_torch_is_imported_in_the_renderer_alone() -> None:
     wrong = [
         (name, other.split(".")[0])
         for name, found in MODULES.items()
         for other in found
-        if other.split(".")[0] in TORCH and (not name.startswith("engine.") or name in TORCHLESS)
+        if other.split(".")[0] in TORCH and not name.startswith("renderer.")
     ]
     assert wrong == []
 
 
 def test_what_the_supervisor_imports_never_leads_to_torch() -> None:
     # `sdbatch model` is a process of its own, which looks into checkpoints and ends.
-    reached, pending = {"modelling"}, ["cli", "daemon", "service", "testing"]
+    reached, pending = {"cli.model"}, ["cli.main", "service.daemon", "web.app"]
     while pending:
         name = pending.pop()
         if name not in reached:
@@ -194,13 +129,16 @@ def test_what_the_supervisor_imports_never_leads_to_torch() -> None:
     assert not [name for name in reached if MODULES[name] & TORCH]
 
 
-def test_spool_publish_and_service_do_not_know_which_engine_runs() -> None:
-    for name in ("spool", "publish", "service", "inbox", "task"):
-        assert not [
-            other for other in ours(MODULES[name]) if other.startswith("engine.") and other != "engine.protocol"
-        ]
+def test_spool_and_service_do_not_know_which_engine_runs() -> None:
+    knowing = {
+        name
+        for name, found in MODULES.items()
+        for other in ours(found)
+        if package_of(name) in {"spool", "service"} and package_of(other) == "engine" and other != "engine.protocol"
+    }
+    assert knowing == {"service.daemon"}, "which makes the engine that the configuration names"
 
 
-def test_job_knows_no_paths_and_no_torch() -> None:
-    assert ours(MODULES["job"]) == {"errors"}
-    assert not {"pathlib", "os", "os.path"} & MODULES["job"]
+def test_a_jobs_parameters_know_no_paths_and_no_torch() -> None:
+    assert ours(MODULES["job.parameters"]) == {"errors"}
+    assert not {"pathlib", "os", "os.path"} & MODULES["job.parameters"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sdbatch import overview
-from sdbatch.filenames import is_job_name, natural_key
-from sdbatch.files import sha256
-from sdbatch.inbox import Inbox, Stillness
+from sdbatch.spool import status_reader
+from sdbatch.spool.inbox import Inbox, Stillness
+from sdbatch.storage.file_names import is_job_name, natural_key
+from sdbatch.storage.files import sha256
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ class Breaks(dict[str, int]):
 @pytest.fixture
 def breaks(monkeypatch: pytest.MonkeyPatch) -> Breaks:
     made = Breaks()
-    monkeypatch.setattr("sdbatch.inbox.scandir", made.scandir)
+    monkeypatch.setattr("sdbatch.spool.inbox.scandir", made.scandir)
     return made
 
 
@@ -297,7 +297,7 @@ def test_a_file_that_can_not_be_looked_at_keeps_its_turn(
     inbox.scan(0)
     (folder / "a.yaml").write_text("prompt: a")
     with monkeypatch.context() as patch:
-        patch.setattr("sdbatch.inbox.tread", lambda *_: [Sick()])
+        patch.setattr("sdbatch.spool.inbox.tread", lambda *_: [Sick()])
         inbox.scan(5)
     assert "Input/output error" in inbox.condition
     inbox.scan(10)
@@ -389,7 +389,7 @@ def test_what_lies_in_a_trash_or_a_snapshot_is_no_job(inbox: Inbox, folder: Path
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("prompt: a")
     assert settled(inbox) == ["c.yaml"]
-    assert {*overview._waiting(folder, inbox.ignored)} == {"c.yaml"}
+    assert {*status_reader._waiting(folder, inbox.ignored)} == {"c.yaml"}
 
 
 @pytest.mark.parametrize("name", ["recycle", "#1", "@home", "snapshot of 3", "trash", "old2", "lost and found"])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdbatch.infotext import Infotext, parse, to_fields
+from sdbatch.imaging.infotext import Infotext, parse, to_fields
 
 WEBUI = """a cat, (blue:1.2)
 and a dog

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from sdbatch.job import AnyJob, Img2Img, Txt2Img
-from sdbatch.jobfile import MAX_BYTES, MAX_FIELDS, MAX_JOBS, Parsed, parse
-from sdbatch.manifest import Manifest, Parent, Picture
+from sdbatch.job.manifest import Manifest, Parent, Picture
+from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
+from sdbatch.job.reader import MAX_BYTES, MAX_FIELDS, MAX_JOBS, Parsed, parse
 
 JOBS = Path(__file__).parent / "jobs"
 SHARED = {

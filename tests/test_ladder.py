@@ -24,20 +24,20 @@ from small_memory import SmallMemory, small_memory
 from tests_support import HERE, drain_for_real, notes_of, only, small_draw
 from torch import Tensor
 
-from sdbatch.engine import renderer as renderer_module
-from sdbatch.engine.draw import draw
-from sdbatch.engine.ladder import Ladder
+from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.memory import is_out_of_memory
-from sdbatch.engine.models import load_model
-from sdbatch.engine.pictures import Pixels
 from sdbatch.engine.protocol import Draw, Outfit, Request
-from sdbatch.engine.renderer import Renderer
 from sdbatch.errors import OutOfMemory
-from sdbatch.job import AnyJob
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
+from sdbatch.imaging.pictures import Pixels
+from sdbatch.job.parameters import AnyJob
+from sdbatch.renderer import renderer as renderer_module
+from sdbatch.renderer.device.memory import is_out_of_memory
+from sdbatch.renderer.draw import draw
+from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.models.models import load_model
+from sdbatch.renderer.renderer import Renderer
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
 
 CPU = torch.device("cpu")

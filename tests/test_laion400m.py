@@ -16,11 +16,11 @@ from small_models import as_laion400m, small_laion400m
 from tests_support import only, run_sdbatch
 from torch import Tensor, nn
 
-from sdbatch.engine.bert import bert_name, bert_tokenizer
-from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.models import Model, load_model
-from sdbatch.job import LAION400M
-from sdbatch.root import Root
+from sdbatch.job.parameters import LAION400M
+from sdbatch.renderer.models.bert import bert_name, bert_tokenizer
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.models import Model, load_model
+from sdbatch.storage.root import Root
 from sdbatch.testing import make_root
 
 CONFIG = Path(__file__).parent.parent / LAION400M["config"]

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from small_models import as_v2, changed, small_v2
 from torch import Tensor, nn
 
-from sdbatch.engine.models import Model, load_model
-from sdbatch.engine.names import OPEN_TEXT
 from sdbatch.errors import JobError
+from sdbatch.renderer.models.models import Model, load_model
+from sdbatch.renderer.models.names import OPEN_TEXT
 
 UNET_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}

@@ -15,9 +15,9 @@ from test_shares import done, serving, ssh, status  # noqa: F401 - ssh is a fixt
 from tests_support import drain, only, run_sdbatch
 
 from sdbatch.errors import RootBusy
-from sdbatch.lock import RootLock
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service.service import Service
+from sdbatch.storage.lock import RootLock
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job, make_root
 
 Start = Callable[..., Service]

@@ -12,13 +12,13 @@ import pytest
 import structlog
 from tests_support import only, run_sdbatch
 
-from sdbatch import journal as journald
-from sdbatch import log
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Outfit
 from sdbatch.errors import EngineDown
-from sdbatch.journal import is_behind
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
+from sdbatch.telemetry import journal as journald
+from sdbatch.telemetry import log
+from sdbatch.telemetry.journal import is_behind
 from sdbatch.testing import drop_job
 
 FAKE = os.environ | {"SDBATCH_ENGINE": "fake"}

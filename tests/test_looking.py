@@ -12,7 +12,7 @@ import yaml
 from laid_pictures import WEBUI, lay
 from tests_support import run_sdbatch
 
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
 
 Draw = Callable[..., str]
 SMALL = "H: 64\nW: 64\nn_iter: 1\nn_samples: 2\n"
@@ -286,6 +286,6 @@ def test_they_work_where_the_index_can_not_be_written(draw: Draw, root: Root) ->
 
 
 def test_the_quick_commands_load_no_database() -> None:
-    code = "import sys, sdbatch.cli; print('sqlite3' in sys.modules)"
+    code = "import sys, sdbatch.cli.main; print('sqlite3' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "False\n"

@@ -13,10 +13,10 @@ from reference_model import draw_all, pixels_of, reference_model, small_txt2img
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdbatch.engine.lora import Lora, read_lora, wearing
-from sdbatch.engine.models import Model
-from sdbatch.engine.plan import layers_in_half
 from sdbatch.errors import JobError
+from sdbatch.renderer.lora.lora import Lora, read_lora, wearing
+from sdbatch.renderer.models.models import Model
+from sdbatch.renderer.models.plan import layers_in_half
 
 RANK = 4
 UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

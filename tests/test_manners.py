@@ -13,10 +13,11 @@ from test_web import Visitor
 from tests_support import drain, run_sdbatch
 from typer.testing import CliRunner
 
-from sdbatch import log, steer
-from sdbatch.commands import app
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.cli.common import app
+from sdbatch.client import control
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
+from sdbatch.telemetry import log
 from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
@@ -107,12 +108,12 @@ def test_outside_its_hours_it_rests_and_says_so_and_draws_when_asked(
     assert [(line["log_level"], line["event"]) for line in logged] == [("info", "outside its hours")]
     facts = json.loads(root.status.read_text())
     assert (facts["state"], facts["problem"]) == ("outside its hours", "waits until 22:00 (active_hours: 22:00-07:00)")
-    assert steer.resume(root).startswith("it was not paused; it waits until 22:00")
+    assert control.resume(root).startswith("it was not paused; it waits until 22:00")
     visitor = Visitor(root)
     visitor.post("/language/zh")
     visitor.post("/resume")
     assert "\u6ca1\u6709\u6682\u505c" in visitor.said()
-    assert steer.resume(root, now=True).startswith("it draws now")
+    assert control.resume(root, now=True).startswith("it draws now")
     drain(service, clock)
     assert service.done == 1
     clock.sleep(11 * 3600)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch import files, inbox
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
+from sdbatch.service.service import Service
+from sdbatch.spool import inbox
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job, make_root
 
 JOB = '{{"prompt": "{n}", "n_iter": 1, "n_samples": 1, "H": 64, "W": 64, "skip_grid": true}}'
 FEW = 100

@@ -7,7 +7,7 @@ import pytest
 import torch
 from crash import in_child
 
-from sdbatch.engine.memory import is_out_of_memory, trim
+from sdbatch.renderer.device.memory import is_out_of_memory, trim
 
 BLOCKS, FLOATS = 3000, 25_000  # of 100 kB each: too small for glibc to map them one by one
 

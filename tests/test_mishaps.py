@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from tests_support import REFERENCE, drain, only, run_sdbatch
 
-from sdbatch import files
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw, Outfit, Request, Tick
 from sdbatch.errors import EngineDown, JobError
-from sdbatch.job import Txt2Img
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.spool import Spool
+from sdbatch.job.parameters import Txt2Img
+from sdbatch.service.service import Service
+from sdbatch.spool.spool import Spool
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job, make_root
 
 Start = Callable[..., Service]
@@ -211,7 +211,7 @@ def test_a_model_folder_whose_links_lead_out_is_refused(
     "text", ["a: &a [x, x]\nb: [*a, *a]\n", "[" * 5000, "x" * 300_000], ids=["aliases", "brackets", "size"]
 )
 def test_a_bomb_named_as_config_is_refused_before_it_goes_off(tmp_path: Path, text: str) -> None:
-    from sdbatch.engine.networks import Numbers  # noqa: PLC0415 - torch, for this one alone
+    from sdbatch.renderer.models.networks import Numbers  # noqa: PLC0415 - torch, for this one alone
 
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(JobError, match="is not a model's yaml"):
@@ -221,7 +221,7 @@ def test_a_bomb_named_as_config_is_refused_before_it_goes_off(tmp_path: Path, te
 def test_a_disk_that_fails_under_the_model_is_not_the_jobs_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sdbatch.engine.models import load_model  # noqa: PLC0415
+    from sdbatch.renderer.models.models import load_model  # noqa: PLC0415
 
     def failing(path: Path, _: int) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))

@@ -17,12 +17,14 @@ from small_models import small_v2
 from test_layouts import save_folder
 from torch import Tensor
 
-from sdbatch import cli, files, shelf
-from sdbatch.engine import workshop
-from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.models import load_model
+from sdbatch.cli import main
 from sdbatch.errors import JobError
-from sdbatch.root import NamedModel, Root
+from sdbatch.operations import catalog
+from sdbatch.renderer import model_tools
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.models import load_model
+from sdbatch.storage import files
+from sdbatch.storage.root import NamedModel, Root
 
 Sdbatch = Callable[..., CompletedProcess[str]]
 CONFIG_NAME = "configs/v1-inference-tiny.yaml"
@@ -35,7 +37,7 @@ def sdbatch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     def run(*arguments: object) -> CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["sdbatch", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         return CompletedProcess([], int(ended.value.code or 0), *capsys.readouterr())
 
     return run
@@ -64,7 +66,7 @@ def test_models_are_listed_as_jobs_name_them(model_root: Root, tmp_path: Path) -
         model_root.path,
         named=(("tiny", NamedModel(ckpt="model.ckpt")), ("gone", NamedModel(ckpt=str(tmp_path / "away.ckpt")))),
     )
-    found = {one.name: one for one in shelf.look(root)}
+    found = {one.name: one for one in catalog.look(root)}
     assert list(found) == ["tiny", "gone", "link.safetensors", "model.ckpt", "sub/folder"]
     assert found["tiny"].path == "models/model.ckpt"
     assert [one.kind for one in found.values()] == ["file", "missing", "file", "file", "folder"]
@@ -127,12 +129,12 @@ def test_a_link_copies_nothing(root: Root, sdbatch: Sdbatch) -> None:
 
 def test_a_folder_is_copied_with_all_its_parts(root: Root, tmp_path: Path) -> None:
     folder, told = save_folder(reference_model(), tmp_path / "tiny"), []
-    target = shelf.bring(folder, root, "", lambda done, total: told.append((done, total)))
+    target = catalog.bring(folder, root, "", lambda done, total: told.append((done, total)))
     assert target == root.models / "tiny"
     assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == {
         p.relative_to(target): p.read_bytes() for p in target.rglob("*") if p.is_file()
     }
-    assert told[-1] == (shelf.size_of(folder), shelf.size_of(folder))
+    assert told[-1] == (catalog.size_of(folder), catalog.size_of(folder))
     assert not [path for path in root.models.iterdir() if path.name.startswith(".")]
 
 
@@ -140,14 +142,14 @@ def test_a_folder_whose_parts_are_links_is_copied_whole(root: Root, tmp_path: Pa
     folder = save_folder(reference_model(), tmp_path / "tiny")
     (folder / "unet").rename(tmp_path / "elsewhere")
     (folder / "unet").symlink_to(tmp_path / "elsewhere")
-    target = shelf.bring(folder, root, "", lambda _done, _total: None)
+    target = catalog.bring(folder, root, "", lambda _done, _total: None)
     assert {p.name for p in (target / "unet").iterdir()} == {p.name for p in (tmp_path / "elsewhere").iterdir()}
     assert not (target / "unet").is_symlink()
 
 
 def test_a_missing_file_is_told(root: Root, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"there is no .*x\.ckpt"):
-        shelf.bring(tmp_path / "x.ckpt", root, "", no_report)
+        catalog.bring(tmp_path / "x.ckpt", root, "", no_report)
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "rename"])
@@ -163,14 +165,14 @@ def test_a_disk_that_fails_leaves_nothing(
 
     monkeypatch.setattr(files, "on_step", fail)
     with pytest.raises(OSError, match=r"[Ii]nput/output"):
-        shelf.bring(folder, root, "", no_report)
+        catalog.bring(folder, root, "", no_report)
     assert set(root.models.rglob("*")) == before
 
 
 def test_what_is_read_back_changed_is_not_kept(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "sha256", lambda _: "other")
     with pytest.raises(OSError, match="gave back something else"):
-        shelf.bring(CKPT, root, "new.ckpt", no_report)
+        catalog.bring(CKPT, root, "new.ckpt", no_report)
     assert not (root.models / "new.ckpt").exists()
 
 
@@ -227,7 +229,7 @@ def test_what_is_no_checkpoint_is_told_in_one_line(model_root: Root, sdbatch: Sd
 def test_packed_weights_of_v2_are_not_unexpected(tmp_path: Path) -> None:
     ckpt, config = small_v2(tmp_path)
     told: list[tuple[int, int]] = []
-    found = workshop.verify(ckpt, config, lambda done, total: told.append((done, total)))
+    found = model_tools.verify(ckpt, config, lambda done, total: told.append((done, total)))
     assert found.is_whole
     assert found.unexpected == []
     assert found.beside["layers that the config leaves out"] == 11, "and one that tells how many layers there are"
@@ -244,7 +246,7 @@ def test_a_file_of_one_s_own_draws_the_same_and_holds_no_more_than_it_needs(
 ) -> None:
     torch.save({"state_dict": weights | {"model_ema.decay": torch.ones(())}}, tmp_path / "m.ckpt")
     out = tmp_path / "out.safetensors"
-    workshop.convert_file(tmp_path / "m.ckpt", CONFIG, out, dtype, no_report)
+    model_tools.convert_file(tmp_path / "m.ckpt", CONFIG, out, dtype, no_report)
     found = load_file(out)
     assert "model_ema.decay" not in found
     assert {weight.dtype for weight in found.values()} == {dtype}
@@ -255,7 +257,7 @@ def test_a_file_of_one_s_own_draws_the_same_and_holds_no_more_than_it_needs(
 
 def test_a_v2_file_of_one_s_own_has_the_names_that_other_programs_read(tmp_path: Path) -> None:
     ckpt, config = small_v2(tmp_path)
-    workshop.convert_file(ckpt, config, tmp_path / "out.safetensors", torch.float32, no_report)
+    model_tools.convert_file(ckpt, config, tmp_path / "out.safetensors", torch.float32, no_report)
     assert not [name for name in load_file(tmp_path / "out.safetensors") if "[" in name]
     ours, theirs = load_model(tmp_path / "out.safetensors", config), load_model(ckpt, config)
     assert torch.equal(ours.encode_prompts(["a"]), theirs.encode_prompts(["a"]))
@@ -273,15 +275,15 @@ def test_an_existing_file_is_not_overwritten(model_root: Root, sdbatch: Sdbatch)
 def test_a_folder_has_no_single_file(tmp_path: Path) -> None:
     folder = save_folder(reference_model(), tmp_path / "tiny")
     with pytest.raises(JobError, match="a folder in diffusers format: --output is for single files"):
-        workshop.convert_file(folder, folder, tmp_path / "o", torch.float32, no_report)
+        model_tools.convert_file(folder, folder, tmp_path / "o", torch.float32, no_report)
 
 
 def test_converting_ahead_is_what_the_first_load_finds(tmp_path: Path) -> None:
     conversions = Conversions(tmp_path / "models", tmp_path / "checksums.json", 1_000_000_000)
-    place = workshop.convert_ahead(CKPT, CONFIG, torch.float32, conversions, no_report)
+    place = model_tools.convert_ahead(CKPT, CONFIG, torch.float32, conversions, no_report)
     assert place == conversions.place(CKPT, CONFIG, torch.float32)
     written = place.stat().st_ino
-    assert workshop.convert_ahead(CKPT, CONFIG, torch.float32, conversions, no_report) == place
+    assert model_tools.convert_ahead(CKPT, CONFIG, torch.float32, conversions, no_report) == place
     load_model(CKPT, CONFIG, conversions=conversions)
     assert place.stat().st_ino == written
 
@@ -289,4 +291,4 @@ def test_converting_ahead_is_what_the_first_load_finds(tmp_path: Path) -> None:
 def test_converting_ahead_without_room_is_told(tmp_path: Path) -> None:
     small = Conversions(tmp_path / "models", tmp_path / "checksums.json", 1000)
     with pytest.raises(JobError, match=r"there is no room in .*: converted_bytes in configs/sdbatch\.yaml bounds it"):
-        workshop.convert_ahead(CKPT, CONFIG, torch.float32, small, no_report)
+        model_tools.convert_ahead(CKPT, CONFIG, torch.float32, small, no_report)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sdbatch.errors import JobError
-from sdbatch.moments import since
+from sdbatch.history.times import since
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 

@@ -16,13 +16,13 @@ from reference_model import CKPT, CONFIG
 from safetensors.torch import save_file
 from tests_support import drain, only, run_sdbatch
 
-from sdbatch import files
-from sdbatch.commands import open_root
+from sdbatch.cli.common import open_root
 from sdbatch.errors import JobError, NotHere
-from sdbatch.job import Txt2Img
-from sdbatch.jobfile import parse
-from sdbatch.root import NamedModel, Root
-from sdbatch.service import Service
+from sdbatch.job.parameters import Txt2Img
+from sdbatch.job.reader import parse
+from sdbatch.service.service import Service
+from sdbatch.storage import files
+from sdbatch.storage.root import NamedModel, Root
 from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web.fields import filled_by, to_yaml
 

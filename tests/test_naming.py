@@ -8,13 +8,14 @@ import pytest
 from test_web import Visitor
 from tests_support import drain, run_sdbatch
 
-from sdbatch import files, steer
+from sdbatch.client import control
 from sdbatch.errors import JobError
-from sdbatch.history import History
-from sdbatch.naming import find_job, matching, meant, next_name
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.spool import CANCEL
+from sdbatch.history.history import History
+from sdbatch.service.service import Service
+from sdbatch.spool.job_names import find_job, matching, meant, next_name
+from sdbatch.spool.spool import CANCEL
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
@@ -78,19 +79,19 @@ def many(root: Root, place: Path, parts: int = 3) -> list[Path]:
 @pytest.mark.parametrize("named", ["000043", "43", "list", "list.yaml", f"{STAMP}-000043"])
 def test_a_file_of_many_jobs_is_cancelled_and_tried_again_as_a_whole(root: Root, named: str) -> None:
     jobs = many(root, root.running)
-    assert steer.cancel(root, named).startswith("3 jobs of 000043 are cancelled")
+    assert control.cancel(root, named).startswith("3 jobs of 000043 are cancelled")
     assert all((job / CANCEL).exists() for job in jobs)
     assert not (root.running / f"{STAMP}-000044-list-2" / CANCEL).exists()
     for folder in list(root.running.iterdir()):
         folder.rename(root.failed / folder.name)
-    assert steer.retry(root, named) == "3 jobs of 000043 are tried again"
+    assert control.retry(root, named) == "3 jobs of 000043 are tried again"
     assert sorted(path.name for path in root.running.iterdir()) == sorted(job.name for job in jobs)
 
 
 @pytest.mark.parametrize("named", ["000043.1", "43.1", f"{STAMP}-000043-list"])
 def test_one_job_of_a_file_is_meant_by_its_number_or_id(root: Root, named: str) -> None:
     jobs = many(root, root.running)
-    assert steer.cancel(root, named).startswith(f"{jobs[0].name} is cancelled")
+    assert control.cancel(root, named).startswith(f"{jobs[0].name} is cancelled")
     assert [(job / CANCEL).exists() for job in jobs] == [True, False, False]
 
 
@@ -106,18 +107,18 @@ def test_a_file_that_is_split_while_it_is_cancelled_is_cancelled_whole(
             late.rename(jobs[3])
 
     monkeypatch.setattr(files, "mark", and_split)
-    assert steer.cancel(root, "000043").startswith("4 jobs")
+    assert control.cancel(root, "000043").startswith("4 jobs")
     assert (jobs[3] / CANCEL).exists()
 
 
 def test_names_that_mean_several_files_are_asked_back(root: Root) -> None:
     many(root, root.running)
     with pytest.raises(JobError, match="may be any of"):
-        steer.cancel(root, "lis")
+        control.cancel(root, "lis")
     drop_job(root, "list.yaml", SMALL)
     with pytest.raises(JobError, match="may be any of"):
-        steer.cancel(root, "list")
-    assert steer.cancel(root, "list.yaml") == "deleted jobs/inbox/list.yaml", "as it is called in full"
+        control.cancel(root, "list")
+    assert control.cancel(root, "list.yaml") == "deleted jobs/inbox/list.yaml", "as it is called in full"
 
 
 def test_everything_is_cancelled(root: Root) -> None:
@@ -130,7 +131,7 @@ def test_everything_is_cancelled(root: Root) -> None:
     assert all((job / CANCEL).exists() for job in root.running.iterdir())
     assert [path.name for path in root.inbox.rglob("*.*")] == ["picture.png"]
     assert run_sdbatch("cancel", "a", "--all", "--root", root.path).returncode == 1
-    assert steer.cancel_all(Root(root.path)) == [f"{job.name} is cancelled" for job in sorted(root.running.iterdir())]
+    assert control.cancel_all(Root(root.path)) == [f"{job.name} is cancelled" for job in sorted(root.running.iterdir())]
 
 
 def test_a_number_means_the_first_job_where_one_is_wanted(start: Start, root: Root, clock: FakeClock) -> None:
@@ -198,7 +199,7 @@ def test_the_jobs_of_a_claimed_file_are_bumped_as_a_whole(start: Start, root: Ro
     clock.sleep(3)
     service.inbox.scan(clock.mono)
     clock.sleep(3)
-    assert steer.bump(root, "000002") == "all jobs of 000002 go first, behind what was urgent before"
+    assert control.bump(root, "000002") == "all jobs of 000002 go first, behind what was urgent before"
     drain(service, clock)
     folders = sorted(root.done.iterdir(), key=lambda folder: (folder / "manifest.yaml").stat().st_mtime_ns)
     assert [folder.name.split("-", 2)[2] for folder in folders] == ["b", "b", "b", "c", "a", "a", "a"]

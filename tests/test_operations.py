@@ -19,9 +19,9 @@ import yaml
 from booted import CHECKOUT, PYTHON, Machine, booted, manage_user, wait_for, why_not
 from tests_support import HERE, run_sdbatch
 
-from sdbatch import wheels
-from sdbatch.root import Root
-from sdbatch.settings import NEEDS_RESTART
+from sdbatch.config.settings import NEEDS_RESTART
+from sdbatch.operations import wheels
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
 
 PAGE = (HERE.parent / "docs/operations.md").read_text()
@@ -305,8 +305,8 @@ def test_the_page_names_every_setting_that_needs_a_restart() -> None:
 
 
 def test_every_command_in_the_page_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    import sdbatch.cli  # noqa: F401, PLC0415 - its commands belong to the app
-    from sdbatch.commands import app  # noqa: PLC0415
+    import sdbatch.cli.main  # noqa: F401, PLC0415 - its commands belong to the app
+    from sdbatch.cli.common import app  # noqa: PLC0415
 
     known = {str(command.callback.__name__) for command in app.registered_commands if command.callback}
     said = set(re.findall(r"sdbatch (?:-[^ ]+ )*([a-z]+)", " ".join(re.findall(r"`(?:sudo )?(sdbatch [^`]+)`", PAGE))))

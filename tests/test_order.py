@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from tests_support import drain
 
-from sdbatch import files, overview
 from sdbatch.engine.protocol import Draw
 from sdbatch.errors import RendererDied
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service.service import Service
+from sdbatch.spool import status_reader
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
@@ -124,13 +125,13 @@ def test_with_many_claimed_jobs_the_queue_is_shown_as_it_is_drawn(
         clock.sleep(2)
     if not is_running:
         root.status.unlink()
-    shown = [next(iter(entry.values())) for entry in overview.look(root, clock.wall)["queue"]["next"]]
+    shown = [next(iter(entry.values())) for entry in status_reader.look(root, clock.wall)["queue"]["next"]]
     before = len(drawn(service))
     root.pause.unlink()
     drain(service, clock)
     names = [Path(name).stem if name.endswith(".yaml") else part_of(name) for name in shown]
     assert names[:4] == ["now", "c", "old1", "old2"]
-    assert names == drawn(service)[before : before + overview.SHOWN]
+    assert names == drawn(service)[before : before + status_reader.SHOWN]
 
 
 def part_of(job_id: str) -> str:
@@ -151,4 +152,4 @@ def test_a_job_that_others_pass_is_shown_last_by_service_and_folders(
     service.run_once(clock)
     line = [{"file": "later.yaml"}, {"id": claims[0].id}]
     assert json.loads(root.status.read_text())["queue"]["next"] == line
-    assert overview.look(root, clock.wall)["queue"]["next"] == line
+    assert status_reader.look(root, clock.wall)["queue"]["next"] == line

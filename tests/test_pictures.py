@@ -19,7 +19,8 @@ from sd_parsers import ParserManager
 from tests_support import REFERENCE
 
 from sdbatch import __version__
-from sdbatch.engine.pictures import (
+from sdbatch.errors import JobError
+from sdbatch.imaging.pictures import (
     SEE_THROUGH,
     Origin,
     Pixels,
@@ -30,8 +31,7 @@ from sdbatch.engine.pictures import (
     write_grid,
     write_sample,
 )
-from sdbatch.errors import JobError
-from sdbatch.job import AnyJob, Img2Img, Txt2Img
+from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
 
 ORIGIN = Origin("v1-5-pruned-emaonly", "cc6cb27103417325ff94f52b7a5d2dde45a7515b25c255d8e396c90014281516", "CPU")
 MOST = 40_000_000

@@ -11,7 +11,7 @@ import pytest
 from crash import ALL_DONE_BUT_THE_TYPO, check, digests, drain, fill, in_child, manifests, samples_in, serve
 from power_cut import Recording, Tree, trees_after_a_power_cut, write_tree
 
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
 from sdbatch.testing import make_root
 
 

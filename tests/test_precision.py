@@ -10,12 +10,12 @@ import torch
 from reference_model import no_report, reference_model, small_txt2img
 from torch import Tensor, nn
 
-from sdbatch.engine import precision
-from sdbatch.engine.draw import Drawn, draw
-from sdbatch.engine.ladder import Ladder
-from sdbatch.engine.models import Model
-from sdbatch.engine.precision import computing, dtype_of, keep_in
 from sdbatch.errors import JobError, OutOfMemory
+from sdbatch.renderer.draw import Drawn, draw
+from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.models import precision
+from sdbatch.renderer.models.models import Model
+from sdbatch.renderer.models.precision import computing, dtype_of, keep_in
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 HALVES = (torch.float16, torch.bfloat16)

@@ -13,14 +13,16 @@ import foreign_pictures as foreign
 import pytest
 from sd_parsers import ParserManager
 
-from sdbatch import gathering, infotext, jobfile, pngtext, programs, reader, saying
-from sdbatch.document import read_json, read_yaml
 from sdbatch.errors import JobError
-from sdbatch.history import History
-from sdbatch.reader import Reader, Unread
-from sdbatch.restoring import restore
-from sdbatch.root import Root
-from sdbatch.saying import Said
+from sdbatch.history import scan
+from sdbatch.history.history import History
+from sdbatch.history.restore import restore
+from sdbatch.imaging import infotext, origin, other_programs, png_text, reader_process
+from sdbatch.imaging.origin import Said
+from sdbatch.imaging.reader_process import Reader, Unread
+from sdbatch.job import reader as jobfile
+from sdbatch.job.document import read_json, read_yaml
+from sdbatch.storage.root import Root
 
 PHOTO_KINDS = [(name, suffix) for name in foreign.PHOTOS for suffix in (".jpg", ".webp")]
 WHOLE = {
@@ -37,7 +39,7 @@ WHOLE = {
 
 
 def said_by(path: Path) -> Said:
-    said = saying.read(path)
+    said = origin.read(path)
     assert said is not None
     return said
 
@@ -85,7 +87,7 @@ def test_what_can_not_be_carried_over_is_named(tmp_path: Path) -> None:
         notes = said_by(foreign.png(tmp_path / "a.png", foreign.PNGS[name])).notes
         for beginning in beginnings:
             assert [note for note in notes if note.startswith(beginning)], (name, beginning, notes)
-        assert notes[-1] == saying.ELSEWHERE
+        assert notes[-1] == origin.ELSEWHERE
 
 
 def test_a_comfyui_picture_from_another_picture_and_with_linked_values(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_a_comfyui_picture_from_another_picture_and_with_linked_values(tmp_path:
         {"Comment": "{}"},
         {"prompt": json.dumps({"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}), "workflow": "{}"},
         {"workflow": json.dumps(foreign.WORKFLOW)},
-        {"workflow": "x" * (pngtext.MAX_TEXT + 1)},
+        {"workflow": "x" * (png_text.MAX_TEXT + 1)},
         {"Raw profile type xmp": "x"},
         {"comment of nobody": "a cat"},
     ],
@@ -194,7 +196,7 @@ def test_a_texts_time_grows_with_its_length(name: str, keyword: str) -> None:
             texts["Dream"] = f'"{texts["Dream"]}" -s 1 {texts["Dream"]}'
 
         def read() -> None:
-            told = programs.read(texts)
+            told = other_programs.read(texts)
             if told is not None:
                 infotext.to_fields(told)
 
@@ -210,7 +212,7 @@ def test_a_jsons_time_grows_with_its_length(name: str, keyword: str) -> None:
         texts = {keyword: json.dumps(JSONS[name](length)), "Description": "a"}
 
         def read() -> None:
-            told = programs.read(texts)
+            told = other_programs.read(texts)
             if told is not None:
                 infotext.to_fields(told)
 
@@ -251,12 +253,12 @@ def test_a_setups_time_grows_with_its_length(tmp_path: Path) -> None:
         return lambda: list(read_json(json.dumps({f"k{i}": "x" for i in range(length // 12)})))
 
     assert grows_evenly(act, 400_000)
-    assert gathering.MAX_RECORD
+    assert scan.MAX_RECORD
 
 
 def broken_chunks(count: int) -> bytes:
     """Texts that unpack to as much as one may have, and are damaged then: 340 bytes each."""
-    packed = zlib.compress(b"a" * (pngtext.MAX_TEXT - 1))[:-4] + b"oops"
+    packed = zlib.compress(b"a" * (png_text.MAX_TEXT - 1))[:-4] + b"oops"
     data = b"parameters\0\0" + packed
     return (struct.pack(">I", len(data)) + b"zTXt" + data + b"sumX") * count
 
@@ -268,7 +270,7 @@ def test_thousands_of_broken_texts_cost_no_more_than_their_bytes(tmp_path: Path)
     def act(count: int) -> Callable[[], object]:
         other = tmp_path / f"{count}.png"
         other.write_bytes(data[:33] + broken_chunks(count) + data[33:])
-        return lambda: pngtext.read(other)
+        return lambda: png_text.read(other)
 
     assert seconds(act(19_000)) < 1.5
     assert grows_evenly(act, 4000)
@@ -302,11 +304,11 @@ def test_a_picture_that_can_not_be_read_in_time_is_named_and_passed_over(
     for name in ("a", "slow", "z"):
         foreign.png(root.outputs / f"{name}.png", foreign.PNGS["webui"])
     code = (
-        "import sys, signal, sdbatch.saying as s; signal.signal(signal.SIGTERM, signal.SIG_IGN); read = s.read\n"
+        "import signal, sdbatch.imaging.origin as s; signal.signal(signal.SIGTERM, signal.SIG_IGN); read = s.read\n"
         "s.read = lambda path: (9 ** 9 ** 9) if 'slow' in str(path) else read(path)\ns.main()"
     )
-    monkeypatch.setattr(reader, "COMMAND", (sys.executable, "-c", code))
-    monkeypatch.setattr(reader, "SECONDS", 0.5)
+    monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(reader_process, "SECONDS", 0.5)
     history = History.open(root)
     assert [each.path for each in history.search()] == ["outputs/z.png", "outputs/a.png"]
     (told,) = history.passed_over
@@ -316,9 +318,9 @@ def test_a_picture_that_can_not_be_read_in_time_is_named_and_passed_over(
 def test_a_reader_that_ends_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = foreign.png(tmp_path / "a.png", foreign.PNGS["webui"])
     with Reader() as opened:
-        monkeypatch.setattr(reader, "COMMAND", (sys.executable, "-c", ""))
+        monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", ""))
         with pytest.raises(Unread, match="passed over"):
             opened.read(path)
         monkeypatch.undo()
-        assert opened.read(path) == saying.read(path)
+        assert opened.read(path) == origin.read(path)
         assert opened.read(tmp_path / "none.png") is None

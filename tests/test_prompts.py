@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sdbatch.errors import JobError
-from sdbatch.prompts import read_lines
+from sdbatch.job.prompt_file import read_lines
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sdbatch import files
 from sdbatch.errors import JobError
-from sdbatch.publish import Names, Publisher, make_outdir
+from sdbatch.spool.publish import Names, Publisher, make_outdir
+from sdbatch.storage import files
 
 STAGED = ["samples/00000.png", "samples/00001.png", "grid-0000.png"]
 

@@ -11,14 +11,17 @@ import pytest
 from crash import elsewhere
 from tests_support import drain, only
 
-from sdbatch import readiness, surroundings
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw, Event, Request, Tick
 from sdbatch.errors import Cancelled, EngineDown, RendererDied
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.spool import CANCEL
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.operations import environment
+from sdbatch.service import readiness
+from sdbatch.service.service import Service
+from sdbatch.spool.spool import CANCEL
+from sdbatch.storage import filesystem
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "prompt: a\nn_iter: 1\nn_samples: 2\nH: 64\nW: 64\n"
@@ -112,11 +115,11 @@ def test_folders_of_jobs_that_lie_apart_are_told_as_doctor_tells_them(
     drop_job(root, "a.yaml", SMALL)
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", elsewhere(root.done))
-        patch.setattr(surroundings, "mount_points", lambda folders: {str(folder) for folder in folders})
+        patch.setattr(filesystem, "mount_points", lambda folders: {str(folder) for folder in folders})
         service = start()
         let_pass(service, clock, 20)
         said = str(status(root)["problem"])
-        assert said == surroundings.filesystem(root).text
+        assert said == environment.filesystem(root).text
         assert said.startswith("no file can be moved from jobs/failed to jobs/done, which is another filesystem")
         assert names(root.inbox) == ["a.yaml"]
         assert not list(root.running.iterdir())

@@ -14,9 +14,9 @@ import yaml
 from PIL import Image
 from tests_support import HERE, only, run_sdbatch
 
-from sdbatch import jobfile
-from sdbatch.job import Img2Img, Txt2Img
-from sdbatch.root import Root
+from sdbatch.job import reader
+from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job, make_root
 
 PROJECT = HERE.parent
@@ -85,7 +85,7 @@ def test_the_make_targets_exist() -> None:
 
 def test_the_error_in_the_readme_is_the_real_one(tmp_path: Path) -> None:
     (said,) = re.findall(r"^truck\.yaml: line .*$", README, re.MULTILINE)
-    (parsed,) = jobfile.parse(b"prompt: a\nddim_step: 5\n", "truck.yaml")
+    (parsed,) = reader.parse(b"prompt: a\nddim_step: 5\n", "truck.yaml")
     assert str(parsed.error) == said
 
 
@@ -142,7 +142,7 @@ def test_shipped_configs_are_the_packages_own() -> None:
 
 
 def test_the_shipped_configuration_states_every_default() -> None:
-    from sdbatch.settings import Settings  # noqa: PLC0415 - the one test that needs it
+    from sdbatch.config.settings import Settings  # noqa: PLC0415 - the one test that needs it
 
     shipped = yaml.safe_load((PROJECT / "configs/sdbatch.yaml").read_text())
     assert Settings(**shipped) == Settings()

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from tests_support import REFERENCE, lay_model, notes_of, run_sdbatch
 
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
 
 CASES = sorted(path.stem for path in (REFERENCE / "cases").glob("*.json"))
 

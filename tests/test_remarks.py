@@ -11,16 +11,16 @@ from PIL import Image
 from test_jobfile import read, read_job
 from tests_support import REFERENCE, drain, only
 
-from sdbatch import tokens
-from sdbatch.check import check_file
-from sdbatch.engine.bert import bert_tokenizer
-from sdbatch.engine.pictures import is_see_through, load_init
-from sdbatch.engine.text import clip_tokenizer
-from sdbatch.modelconfig import Made, made_for
-from sdbatch.remarks import of_size, remarks
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Limits
+from sdbatch.client.validate import check_file
+from sdbatch.config.settings import Limits
+from sdbatch.imaging.pictures import is_see_through, load_init
+from sdbatch.job import tokens
+from sdbatch.job.model_config import Made, made_for
+from sdbatch.job.remarks import of_size, remarks
+from sdbatch.renderer.models.bert import bert_tokenizer
+from sdbatch.renderer.models.text_encoder import clip_tokenizer
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 DATA = Path(tokens.__file__).parent / "data"

@@ -16,12 +16,12 @@ from crash import KILLED, in_child
 from safetensors.torch import save_file
 from tests_support import REFERENCE, small_draw
 
-from sdbatch import files
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.notes import Notes
 from sdbatch.engine.protocol import Draw, Outfit, Request
-from sdbatch.engine.renderer import Renderer
-from sdbatch.files import sha256
+from sdbatch.renderer.notes import Notes
+from sdbatch.renderer.renderer import Renderer
+from sdbatch.storage import files
+from sdbatch.storage.files import sha256
 from sdbatch.testing import StepCounter, kill_self
 
 
@@ -196,7 +196,7 @@ def test_damaged_notes_cost_no_job(tmp_path: Path) -> None:
 def test_the_collector_rests_while_the_libraries_are_imported_and_works_from_then_on() -> None:
     code = (
         "import gc; runs = []; gc.callbacks.append(lambda phase, _: runs.append(phase)); "
-        "import sdbatch.engine.renderer; print(len(runs) // 2, gc.isenabled())"
+        "import sdbatch.renderer.renderer; print(len(runs) // 2, gc.isenabled())"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     runs, is_enabled = ended.stdout.split()

@@ -8,9 +8,9 @@ import pytest
 from structlog.testing import capture_logs
 from tests_support import drain, only
 
-from sdbatch import housekeeping
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service.service import Service
+from sdbatch.spool import retention
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
@@ -67,7 +67,7 @@ def test_what_is_not_quite_the_same_is_drawn(start: Start, root: Root, clock: Fa
     if change == "failed":
         only(root.done).rename(root.failed / only(root.done).name)
     if change == "gone":
-        housekeeping.remove(root, only(root.done), outputs=False)
+        retention.remove(root, only(root.done), outputs=False)
         drop_job(root, "p.txt", "a\n")
     drop_job(root, "b.yaml" if change == "place" else "a.yaml", text + "# more\n" * (change == "bytes"))
     clock.sleep(10)
@@ -85,8 +85,8 @@ def test_what_lies_beside_jobs_goes_with_the_last_of_them(start: Start, root: Ro
     drain(service, clock)
     _, second, third = sorted(root.done.iterdir())
     waiting = drop_job(root, "4.yaml", f"from_file: a/p.txt\n{SMALL}")
-    housekeeping.remove(root, second, outputs=False)
-    housekeeping.remove(root, third, outputs=False)
+    retention.remove(root, second, outputs=False)
+    retention.remove(root, third, outputs=False)
     assert (root.inbox / "a/p.txt").exists(), "a job that waits names it"
     waiting.unlink()
     for number in (5, 6):
@@ -94,10 +94,10 @@ def test_what_lies_beside_jobs_goes_with_the_last_of_them(start: Start, root: Ro
     clock.sleep(10)
     drain(service, clock)
     *_, fifth, sixth = sorted(root.done.iterdir())
-    housekeeping.remove(root, fifth, outputs=False)
+    retention.remove(root, fifth, outputs=False)
     assert (root.inbox / "a/p.txt").exists(), "another finished job named it"
     (root.inbox / "a/p.txt").write_text("changed\n")
-    housekeeping.remove(root, sixth, outputs=False)
+    retention.remove(root, sixth, outputs=False)
     assert (root.inbox / "a/p.txt").exists(), "it is not what was drawn"
     assert (root.inbox / "a/notes.txt").exists()
 
@@ -108,6 +108,6 @@ def test_an_idle_service_clears_them_by_the_rules_of_keep(start: Start, root: Ro
     service = start(keep={"done_count": 0})
     drain(service, clock)
     clock.wall += timedelta(days=1)
-    clock.sleep(housekeeping.EVERY_SECONDS)
+    clock.sleep(retention.EVERY_SECONDS)
     service.run_once(clock)
     assert not picture.exists()

@@ -16,14 +16,14 @@ from small_memory import SmallMemory
 from test_layouts import save_folder
 from tests_support import small_draw
 
-from sdbatch.engine import residents as module
-from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.ladder import Ladder
-from sdbatch.engine.models import Model, load_model
 from sdbatch.engine.protocol import Draw, Request
-from sdbatch.engine.renderer import Renderer
-from sdbatch.engine.residents import Residents
 from sdbatch.errors import JobError, OutOfMemory
+from sdbatch.renderer.memory import model_cache as module
+from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.model_cache import Residents
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.models import Model, load_model
+from sdbatch.renderer.renderer import Renderer
 
 CPU = torch.device("cpu")
 SIZE = load_model(CKPT, CONFIG).size

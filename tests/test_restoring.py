@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from laid_pictures import EARLIER, WEBUI, lay, lay_earlier, lay_own
 from tests_support import drain, only
 
-from sdbatch import jobfile
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.errors import JobError
-from sdbatch.history import History
-from sdbatch.job import AnyJob, Img2Img, Txt2Img
-from sdbatch.manifest import Parent
-from sdbatch.records import Job, Picture
-from sdbatch.restoring import again, follow_up, job_text, restore
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.history.history import History
+from sdbatch.history.records import Job, Picture
+from sdbatch.history.restore import again, follow_up, job_text, restore
+from sdbatch.job import reader
+from sdbatch.job.manifest import Parent
+from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job
 
 Draw = Callable[..., str]
 JOB = (
@@ -32,7 +33,7 @@ JOB = (
 
 def parse(text: str) -> AnyJob:
     """A restored text as the service reads it."""
-    (parsed,) = jobfile.parse(text.encode(), "job.yaml")
+    (parsed,) = reader.parse(text.encode(), "job.yaml")
     assert parsed.error is None, parsed.error
     assert parsed.job is not None
     return parsed.job
@@ -163,7 +164,7 @@ def test_a_follow_up_starts_from_the_picture_and_knows_its_parent(draw: Draw, ro
     job_id = draw(JOB.replace("plms: true\n", ""))
     picture = picture_of(root, f"{job_id}/1")
     text = follow_up(root, History.open(root), picture, "add snow", 0.4, n_samples=1)
-    (parsed,) = jobfile.parse(text.encode(), "job.yaml")
+    (parsed,) = reader.parse(text.encode(), "job.yaml")
     assert isinstance(parsed.job, Img2Img)
     assert (parsed.job.prompt, parsed.job.strength, parsed.job.seed, parsed.job.n_samples) == ("add snow", 0.4, 7, 1)
     assert parsed.parent == Parent(job=job_id, picture="samples/00001.png")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from accounts import ALICE, SERVICE, Accounts, accounts, why_not
 
-import sdbatch.cli  # noqa: F401 - its commands belong to the app
-from sdbatch.commands import app
-from sdbatch.modelling import model
-from sdbatch.root import Root
+import sdbatch.cli.main  # noqa: F401 - its commands belong to the app
+from sdbatch.cli.common import app
+from sdbatch.cli.model import model
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job, make_root
 
 pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
@@ -49,13 +49,13 @@ OTHERS = {"schema", "bundle", "install", "uninstall", "web", "model verify", "mo
 # All in one process, which has read its parts already: the child of each command begins as root.
 ALL = """
 import os, sys
-import sdbatch.cli, sdbatch.daemon, sdbatch.testing, sdbatch.looking, sdbatch.history, sdbatch.doctor, sdbatch.tables
+import sdbatch.cli.main, sdbatch.cli.tables, sdbatch.history.history, sdbatch.operations.doctor, sdbatch.service.daemon
 commands = {commands}
 for command in commands:
     if not (child := os.fork()):
         sys.argv = ["sdbatch", *command]
         try:
-            sdbatch.cli.main()
+            sdbatch.cli.main.main()
         except SystemExit as end:
             os._exit(end.code or 0)
         except BaseException as error:
@@ -213,7 +213,10 @@ def account(place: Accounts, *arguments: object, code: int = 0, name: str = "ali
 
 def ownership(place: Accounts) -> str:
     """What `install` does to the folders of a root, on a machine without systemd."""
-    done = "from sdbatch.ownership import *; o = Ownership(Root(Path('/srv/sdbatch'))); o.carry_out(); print(*o.told)"
+    done = (
+        "from sdbatch.operations.ownership import *; "
+        "o = Ownership(Root(Path('/srv/sdbatch'))); o.carry_out(); print(*o.told)"
+    )
     said = place.run(sys.executable, "-c", done)
     return said.stdout + said.stderr
 

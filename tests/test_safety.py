@@ -18,10 +18,10 @@ from test_layouts import save_folder
 from tests_support import lay_model, notes_of, run_sdbatch
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
-from sdbatch.engine.ladder import Ladder
-from sdbatch.engine.safety import Checkers, SafetyChecker, as_clip_sees, card
 from sdbatch.errors import EngineDown, JobError
-from sdbatch.root import Root
+from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.pictures.safety import Checkers, SafetyChecker, as_clip_sees, card
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
 
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ from reference_model import draw_all, init_image, no_report, pixels_of, referenc
 from tests_support import REFERENCE
 from torch import Tensor
 
-from sdbatch.engine import sampler
-from sdbatch.engine.draw import draw
-from sdbatch.engine.pictures import Pixels
 from sdbatch.errors import JobError
-from sdbatch.job import AnyJob, Batch, Img2Img
+from sdbatch.imaging.pictures import Pixels
+from sdbatch.job.parameters import AnyJob, Batch, Img2Img
+from sdbatch.renderer.draw import draw
+from sdbatch.renderer.sampling import sampler
 
 ALPHAS = sampler.alphas_cumprod(0.00085, 0.012, 1000)
 

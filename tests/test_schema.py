@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from sdbatch.job import Img2Img, Txt2Img
-from sdbatch.jobfile import parse
-from sdbatch.schema import job_schema
+from sdbatch.job.json_schema import job_schema
+from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.job.reader import parse
 
 JOBS = Path(__file__).parent / "jobs"
 KINDS = pytest.mark.parametrize(("kind", "model"), [("Txt2Img", Txt2Img), ("Img2Img", Img2Img)])

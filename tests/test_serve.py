@@ -16,8 +16,8 @@ import pytest
 import yaml
 from tests_support import HERE, REFERENCE, only, run_sdbatch
 
-from sdbatch.files import sha256
-from sdbatch.root import Root
+from sdbatch.storage.files import sha256
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job, make_root
 
 MODEL = {"ckpt": "models/model.ckpt", "config": "configs/v1-inference-tiny.yaml", "H": 64, "W": 64, "precision": "full"}
@@ -63,7 +63,7 @@ def renderers(root: Root) -> set[int]:
             line = path.read_bytes()
         except OSError:
             continue
-        if b"sdbatch.engine.renderer" in line and os.fsencode(root.path) + b"/" in line:
+        if b"sdbatch.renderer.renderer" in line and os.fsencode(root.path) + b"/" in line:
             found.add(int(path.parent.name))
     return found
 
@@ -413,7 +413,7 @@ def test_an_empty_inbox_drains_at_once(tmp_path: Path) -> None:
 
 def test_the_supervisor_never_imports_torch() -> None:
     code = (
-        "import sys, sdbatch.cli, sdbatch.daemon, sdbatch.check, sdbatch.schema;"
+        "import sys, sdbatch.cli.main, sdbatch.service.daemon, sdbatch.client.validate, sdbatch.job.json_schema;"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'PIL', 'numpy') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

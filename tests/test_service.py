@@ -11,14 +11,16 @@ import pytest
 import yaml
 from tests_support import drain, only
 
-from sdbatch import files, inbox
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw, Event, Failed, Request
 from sdbatch.errors import RendererDied
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.status import StatusFile
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.service.service import Service
+from sdbatch.spool import inbox
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+from sdbatch.telemetry.status_file import StatusFile
+from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 

@@ -23,10 +23,11 @@ import pytest
 from test_serve import wait_for
 from tests_support import drain
 
-from sdbatch import daemon, inbox
-from sdbatch.files import sha256
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service import daemon
+from sdbatch.service.service import Service
+from sdbatch.spool import inbox
+from sdbatch.storage.files import sha256
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job, make_root
 
 # Each runs in a shell; $SOURCE is a job of 40 kB beside the root, $NAME its name, $INBOX where it goes.

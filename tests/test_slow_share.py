@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sdbatch import inbox
 from sdbatch.engine.protocol import Draw
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service.service import Service
+from sdbatch.spool import inbox
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]

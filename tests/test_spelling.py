@@ -8,12 +8,12 @@ from typing import Literal
 import pytest
 from tests_support import drain, only, run_sdbatch
 
-from sdbatch import steer
+from sdbatch.client import control
 from sdbatch.errors import JobError, Missing
-from sdbatch.inputs import InputStager
-from sdbatch.root import NamedModel, Root
-from sdbatch.service import Service
-from sdbatch.spelling import as_stored
+from sdbatch.service.service import Service
+from sdbatch.spool.inputs import InputStager
+from sdbatch.storage.root import NamedModel, Root
+from sdbatch.storage.spelling import as_stored
 from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
@@ -98,10 +98,10 @@ def test_commands_find_files_roots_and_jobs_in_either_form(tmp_path: Path, root:
     for command in ("validate", "submit"):
         ended = run_sdbatch(command, tmp_path / nfc("café.yaml"), "--root", asked)
         assert ended.returncode == 0, ended.stderr
-    assert steer.bump(root, nfc("café.yaml")).startswith("jobs/inbox/urgent/")
-    assert steer.cancel(root, nfc("café")).startswith("deleted")
+    assert control.bump(root, nfc("café.yaml")).startswith("jobs/inbox/urgent/")
+    assert control.cancel(root, nfc("café")).startswith("deleted")
     (root.running / nfc("20261122T101530Z-000001-café")).mkdir()
-    assert "is cancelled" in steer.cancel(root, nfd("café"))
+    assert "is cancelled" in control.cancel(root, nfd("café"))
 
 
 @pytest.mark.parametrize(

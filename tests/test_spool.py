@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tests_support import only
 
-from sdbatch import files
-from sdbatch.root import Root
-from sdbatch.spool import Spool, slug_of
+from sdbatch.spool.spool import Spool, slug_of
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
 
 NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)

@@ -18,18 +18,20 @@ import pytest
 from rich.console import Console
 from tests_support import drain, run_sdbatch
 
-from sdbatch import files, overview
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Event, Request, Stepped
 from sdbatch.errors import JobError
-from sdbatch.naming import find_job
-from sdbatch.overview import look
-from sdbatch.pace import Pace
-from sdbatch.root import Root
-from sdbatch.screen import Bar, _BarLine, _screen
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.status import StatusFile, duration
-from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
+from sdbatch.service.screen import Bar, _BarLine, _screen
+from sdbatch.service.service import Service
+from sdbatch.spool import status_reader
+from sdbatch.spool.job_names import find_job
+from sdbatch.spool.status_reader import look
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+from sdbatch.telemetry.progress import Pace
+from sdbatch.telemetry.status_file import StatusFile, duration
+from sdbatch.testing import FakeClock, drop_job, make_root
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 2\nn_samples: 2\nH: 64\nW: 64\n"
@@ -93,7 +95,7 @@ def test_a_resumed_jobs_pictures_are_no_sign_of_speed() -> None:
 def test_status_json_tells_the_queue_in_its_order_and_the_last_failures(
     start: Start, root: Root, clock: FakeClock
 ) -> None:
-    for n in range(overview.FAILURES + 1):
+    for n in range(status_reader.FAILURES + 1):
         drop_job(root, f"bad-{n}.yaml", "promt: a\n")
     service = start()
     drain(service, clock)
@@ -448,7 +450,7 @@ def test_a_job_is_found_by_a_part_of_its_id(root: Root) -> None:
 def test_status_imports_nothing_that_takes_time() -> None:
     """Half a second is the promise; benchmarks/answers.py measures it, and this is what it rests on."""
     code = (
-        "import sys, sdbatch.cli, sdbatch.overview, sdbatch.screen;"
+        "import sys, sdbatch.cli.main, sdbatch.spool.status_reader, sdbatch.service.screen;"
         "slow = ('torch', 'diffusers', 'transformers', 'PIL', 'numpy', 'watchdog', 'structlog', 'pydantic', 'yaml');"
         "print([m for m in slow if m in sys.modules])"
     )

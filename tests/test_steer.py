@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 from tests_support import REFERENCE, drain, lay_model, nested, only, run_sdbatch
 
-from sdbatch import overview, steer
+from sdbatch.client import control
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw, Event, Request
 from sdbatch.errors import JobError, RendererDied
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.service.service import Service
+from sdbatch.spool import status_reader
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "prompt: a\nn_iter: 3\nn_samples: 2\nH: 64\nW: 64\n"
@@ -64,14 +66,14 @@ def use(service: Service, engine: FakeEngine) -> None:
 def test_a_pause_finishes_the_pictures_in_work_and_keeps_the_model(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "a.yaml", SMALL)
     service = start()
-    engine = During(lambda: steer.pause(root, "the card is needed"))
+    engine = During(lambda: control.pause(root, "the card is needed"))
     use(service, engine)
     let_pass(service, clock)
     folder = only(root.running)
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["00000.png", "00001.png"]
     assert status(root)["problem"] == "paused until jobs/PAUSE is removed: the card is needed"
     assert engine.stops == 0
-    assert steer.resume(root) == "resumed"
+    assert control.resume(root) == "resumed"
     engine.then = lambda: None
     drain(service, clock)
     assert engine.drawn[-1].start_at == 2
@@ -83,7 +85,7 @@ def test_a_pause_that_unloads_ends_the_renderer(start: Start, root: Root, clock:
     service = start()
     engine = During(lambda: None)
     use(service, engine)
-    steer.pause(root, unload=True)
+    control.pause(root, unload=True)
     let_pass(service, clock)
     assert engine.stops
     assert root.pause.read_text() == "unload\n"
@@ -104,21 +106,21 @@ def test_a_job_in_work_is_cancelled_at_its_next_step(start: Start, root: Root, c
     drop_job(root, "a.yaml", SMALL)
     drop_job(root, "b.yaml", SMALL)
     service = start()
-    use(service, During(lambda: steer.cancel(root, "a") if list(root.running.glob("*-a")) else None, number=4))
+    use(service, During(lambda: control.cancel(root, "a") if list(root.running.glob("*-a")) else None, number=4))
     drain(service, clock)
     folder = only(root.failed)
     assert "was cancelled" in (folder / "error.txt").read_text()
     assert len(list((folder / "samples").iterdir())) == 2, "what was drawn of it stays"
     assert order(root) == ["b"]
-    assert (service.failed, list(service.failures), overview.failures(root)) == (0, [], []), "it is no failure"
-    assert steer.retry_all(root) == []
+    assert (service.failed, list(service.failures), status_reader.failures(root)) == (0, [], []), "it is no failure"
+    assert control.retry_all(root) == []
 
 
 @pytest.mark.parametrize("number", range(6), ids=["loaded", "step", "sample 0", "sample 1", "grid", "finished"])
 def test_a_job_of_one_batch_is_cancelled_at_any_moment(start: Start, root: Root, clock: FakeClock, number: int) -> None:
     drop_job(root, "a.yaml", SMALL.replace("n_iter: 3", "n_iter: 1"))
     service = start()
-    use(service, During(lambda: steer.cancel(root, "a"), number))
+    use(service, During(lambda: control.cancel(root, "a"), number))
     drain(service, clock)
     assert "was cancelled" in (only(root.failed) / "error.txt").read_text()
     assert not list(root.outputs.glob("*/samples/*.png")), "nothing of it is published"
@@ -128,16 +130,16 @@ def test_a_job_of_one_batch_is_cancelled_at_any_moment(start: Start, root: Root,
 def test_a_claimed_job_is_cancelled_while_everything_is_paused(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "a.yaml", SMALL)
     service = start()
-    use(service, During(lambda: steer.pause(root)))
+    use(service, During(lambda: control.pause(root)))
     let_pass(service, clock)
-    steer.cancel(root, only(root.running).name)
+    control.cancel(root, only(root.running).name)
     let_pass(service, clock)
     assert only(root.failed).name.endswith("-a")
 
 
 def test_a_waiting_file_is_cancelled_by_deleting_it(root: Root) -> None:
     drop_job(root, "batch/a.yaml", SMALL)
-    assert steer.cancel(root, "a") == "deleted jobs/inbox/batch/a.yaml"
+    assert control.cancel(root, "a") == "deleted jobs/inbox/batch/a.yaml"
     assert not list(root.inbox.rglob("*.yaml"))
 
 
@@ -145,20 +147,20 @@ def test_what_is_not_there_or_not_clear_is_told(root: Root) -> None:
     drop_job(root, "x/a.yaml", SMALL)
     drop_job(root, "y/a.yaml", SMALL)
     with pytest.raises(JobError, match="a may be any of"):
-        steer.cancel(root, "a")
-    steer.cancel(root, "x/a.yaml")
-    for command in (steer.cancel, steer.retry, steer.bump):
+        control.cancel(root, "a")
+    control.cancel(root, "x/a.yaml")
+    for command in (control.cancel, control.retry, control.bump):
         with pytest.raises(JobError, match="no job of the name b "):
             command(root, "b")
     with pytest.raises(JobError, match="is no root"):
-        steer.pause(Root(root.path / "nowhere"))
+        control.pause(Root(root.path / "nowhere"))
 
 
 def test_no_name_at_all_means_no_job(root: Root) -> None:
     folders = [place / "20261122T101530Z-000001-a" for place in (root.running, root.failed)]
     for folder in folders:
         folder.mkdir()
-    for command in (steer.cancel, steer.retry):
+    for command in (control.cancel, control.retry):
         with pytest.raises(JobError, match="no job of the name"):
             command(root, "")
     assert not any(list(folder.iterdir()) for folder in folders)
@@ -173,14 +175,14 @@ def test_a_failed_job_is_tried_again_with_the_pictures_it_has(start: Start, root
 
     drop_job(root, "a.yaml", SMALL)
     service = start(before)
-    use(service, engine := During(lambda: steer.pause(root)))
+    use(service, engine := During(lambda: control.pause(root)))
     let_pass(service, clock)
-    steer.resume(root)
+    control.resume(root)
     engine.before, engine.then = before, lambda: None
     drain(service, clock)
     folder = only(root.failed)
     sick.clear()
-    assert steer.retry(root, "a") == f"{folder.name} is tried again"
+    assert control.retry(root, "a") == f"{folder.name} is tried again"
     drain(service, clock)
     assert engine.drawn[-1].start_at == 2
     assert not (only(root.done) / "error.txt").exists()
@@ -195,7 +197,7 @@ def test_a_mended_file_and_a_part_of_a_file_are_tried_again(start: Start, root: 
     for folder in root.failed.iterdir():
         path = next(folder.glob("*.yaml"))
         path.write_text(path.read_text().replace("promt", "prompt"))
-    assert len(steer.retry_all(root)) == 2
+    assert len(control.retry_all(root)) == 2
     drain(service, clock)
     assert (len(list(root.done.iterdir())), len(list(root.failed.iterdir()))) == (3, 0)
 
@@ -221,7 +223,7 @@ def test_a_bumped_file_is_next(start: Start, root: Root, clock: FakeClock) -> No
         drop_job(root, name, SMALL)
     service = start(lambda _: clock.sleep(10))
     service.run_once(clock)
-    assert steer.bump(root, "3").startswith("jobs/inbox/urgent/x/3.yaml goes first")
+    assert control.bump(root, "3").startswith("jobs/inbox/urgent/x/3.yaml goes first")
     drain(service, clock)
     assert order(root)[0] == "3"
 
@@ -232,7 +234,7 @@ def test_a_bumped_file_finds_what_lies_beside_its_old_place(
 ) -> None:
     drop_job(root, f"{folder}a.yaml", "prompt: a\ninit_img: mine.png\n")
     drop_job(root, f"{folder}mine.png", b"the fake engine does not look")
-    steer.bump(root, "a.yaml")
+    control.bump(root, "a.yaml")
     service = start()
     drain(service, clock)
     assert (service.done, service.failed) == (1, 0)
@@ -243,7 +245,7 @@ def test_a_bumped_file_waits_for_a_picture_on_its_way_to_its_old_place(
     start: Start, root: Root, clock: FakeClock
 ) -> None:
     drop_job(root, "a.yaml", "prompt: a\ninit_img: mine.png\n")
-    steer.bump(root, "a.yaml")
+    control.bump(root, "a.yaml")
     service = start(picture_wait_seconds=10)
     part = root.inbox / ".mine.png.x7Yz"  # as rsync names it
     for second in range(30):
@@ -258,7 +260,7 @@ def test_a_bumped_file_waits_for_a_picture_on_its_way_to_its_old_place(
 def test_a_job_is_found_beside_folders_nested_beyond_measure(root: Root) -> None:
     drop_job(root, "a.yaml", SMALL)
     with nested(root.inbox):
-        assert steer.cancel(root, "a.yaml") == "deleted jobs/inbox/a.yaml"
+        assert control.cancel(root, "a.yaml") == "deleted jobs/inbox/a.yaml"
 
 
 def test_a_file_is_bumped_where_no_mode_may_be_set(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +271,7 @@ def test_a_file_is_bumped_where_no_mode_may_be_set(root: Root, monkeypatch: pyte
 
     drop_job(root, "batch/of/mine/a.yaml", SMALL)
     monkeypatch.setattr(Path, "chmod", denied)
-    assert steer.bump(root, "a.yaml").startswith("jobs/inbox/urgent/batch/of/mine/a.yaml goes first")
+    assert control.bump(root, "a.yaml").startswith("jobs/inbox/urgent/batch/of/mine/a.yaml goes first")
 
 
 def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: FakeClock) -> None:
@@ -277,8 +279,8 @@ def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: 
         drop_job(root, name, SMALL)
     service = start(lambda _: clock.sleep(10))
     service.run_once(clock)
-    assert "goes first already" in steer.bump(root, "1.yaml")
-    assert steer.bump(root, "3.yaml").endswith("goes first, behind what lay in jobs/inbox/urgent/ before")
+    assert "goes first already" in control.bump(root, "1.yaml")
+    assert control.bump(root, "3.yaml").endswith("goes first, behind what lay in jobs/inbox/urgent/ before")
     drain(service, clock)
     assert order(root) == ["1", "2", "3"]
 
@@ -325,7 +327,7 @@ def test_a_job_that_the_disk_has_no_room_for_is_not_begun(
     class Usage:
         total, free = 10**12, 100_000
 
-    monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", lambda _: Usage)
+    monkeypatch.setattr("sdbatch.service.readiness.shutil.disk_usage", lambda _: Usage)
     drop_job(root, "a.yaml", SMALL)
     drop_job(root, "small.yaml", SMALL.replace("n_iter: 3", "n_iter: 1"))
     service = start(free_bytes=0)
@@ -350,7 +352,7 @@ def test_a_full_disk_is_told_with_what_to_do_and_the_inbox_stays_as_it_is(
         is_full = folder.is_relative_to(getattr(root, full))
         return SimpleNamespace(total=10**12, free=10**6 if is_full else 10**11)
 
-    monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", usage)
+    monkeypatch.setattr("sdbatch.service.readiness.shutil.disk_usage", usage)
     drop_job(root, "a.yaml", SMALL)
     service = start()
     let_pass(service, clock)
@@ -369,7 +371,7 @@ def test_a_job_is_not_begun_whose_output_folder_has_no_room_for_it(
     def usage(folder: Path) -> object:
         return SimpleNamespace(total=10**12, free=100 if folder.name == "far" else 10**11)
 
-    monkeypatch.setattr("sdbatch.readiness.shutil.disk_usage", usage)
+    monkeypatch.setattr("sdbatch.service.readiness.shutil.disk_usage", usage)
     drop_job(root, "a.yaml", SMALL + "outdir: outputs/far\n")
     service = start(free_bytes=0)
     let_pass(service, clock)
@@ -415,7 +417,7 @@ def test_a_real_renderer_stops_between_two_batches_and_goes_on_with_the_same_byt
 def test_a_real_renderer_stops_a_cancelled_job_within_its_batch(tmp_path: Path) -> None:
     from test_renderer import task  # noqa: PLC0415 - torch, for this one alone
 
-    from sdbatch.engine.renderer import Renderer  # noqa: PLC0415
+    from sdbatch.renderer.renderer import Renderer  # noqa: PLC0415
 
     cancelled, answers = task(tmp_path / "cancelled"), io.StringIO()
     cancelled.cancel.touch()

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from tests_support import drain, only
 
-from sdbatch import overview, steer
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.client import control
+from sdbatch.service.service import Service
+from sdbatch.spool import status_reader
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
-from sdbatch.web import retelling
+from sdbatch.web import translation
 
 Start = Callable[..., Service]
 JOB = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
@@ -65,14 +66,14 @@ def test_a_copy_put_into_running_is_set_aside_and_says_how_to_draw_it(
     assert {folder: sorted(path.name for path in folder.rglob("*")) for folder in drawn.values()} == before
     assert not [*root.running.iterdir()]
     (aside,) = set(root.failed.iterdir()) - set(drawn.values())
-    assert overview.failures(root)[0]["id"] == aside.name
-    told = overview.failures(root)[0]["reason"]
+    assert status_reader.failures(root)[0]["id"] == aside.name
+    told = status_reader.failures(root)[0]["reason"]
     assert "put into jobs/running/ by hand" in told
-    assert not re.search("[a-z]{3,} [a-z]{3,} [a-z]{3,}", retelling.in_chinese(told))
+    assert not re.search("[a-z]{3,} [a-z]{3,} [a-z]{3,}", translation.in_chinese(told))
     assert service.failed == 1
     done = {*root.done.iterdir()}
     (aside / "typo.yaml").exists() and (aside / "typo.yaml").write_text(JOB)  # the mistake is mended
-    steer.retry(root, aside.name)
+    control.retry(root, aside.name)
     drain(service, clock)
     (again,) = set(root.done.iterdir()) - done
     assert again.name == aside.name

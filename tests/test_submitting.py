@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from tests_support import drain, only, run_sdbatch
 
-from sdbatch import files
-from sdbatch.check import check_file
+from sdbatch.client.submit import submit
+from sdbatch.client.validate import check_file
+from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Limits
-from sdbatch.submitting import submit
+from sdbatch.service.service import Service
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]

@@ -15,16 +15,18 @@ from typing import Any
 import pytest
 from tests_support import HERE, run_sdbatch
 
-from sdbatch import daemon, install
+from sdbatch.config.settings import Preload, Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.errors import InstallError
-from sdbatch.install import Plan, plan_install, plan_uninstall
-from sdbatch.job import Txt2Img
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Preload, Settings
-from sdbatch.systemd import Manager, notify, watchdog_seconds
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.job.parameters import Txt2Img
+from sdbatch.operations import install
+from sdbatch.operations.install import Plan, plan_install, plan_uninstall
+from sdbatch.service import daemon
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
+from sdbatch.telemetry.systemd import Manager, notify, watchdog_seconds
+from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SHIPPED = HERE.parent / "systemd"

@@ -10,7 +10,7 @@ import yaml
 from booted import CHECKOUT, PYTHON, Machine, booted, manage_user, wait_for, why_not
 from tests_support import lay_model, only
 
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job, make_root
 
 pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)

@@ -10,14 +10,16 @@ import pytest
 import yaml
 from tests_support import drain, only
 
-from sdbatch import readiness, steer
+from sdbatch.client import control
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw, Event, Outfit, Request, StagedSample
 from sdbatch.errors import RendererDied
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.service import readiness
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
@@ -122,7 +124,7 @@ def test_a_file_of_three_jobs_that_was_mended_down_to_one(start: Start, root: Ro
     drain(service, clock)
     for folder in root.failed.iterdir():
         (folder / "three.yaml").write_text(f"prompt: a\n{SMALL}")
-    steer.retry_all(root)
+    control.retry_all(root)
     drain(service, clock)
     assert len(list(root.failed.iterdir())) == 2
     for number, folder in enumerate(sorted(root.failed.iterdir()), 2):
@@ -190,7 +192,7 @@ def test_retry_takes_a_mended_prompt_file_and_draws_all_of_it(root: Root, clock:
     drop_job(root, "prompts.txt", "a nise car\n")
     service = fails_first(root, clock)
     drop_job(root, "prompts.txt", "a nice car\n")
-    steer.retry(root, only(root.failed).name)
+    control.retry(root, only(root.failed).name)
     clock.sleep(10)
     drain(service, clock)
     assert prompts_of(only(root.done)) == ["a nice car"] * 3
@@ -203,7 +205,7 @@ def test_retry_takes_a_copy_that_was_mended_in_the_folder_of_the_job(root: Root,
     drop_job(root, "prompts.txt", "a nise car\n")
     service = fails_first(root, clock)
     (only(root.failed) / "inputs/from_file.txt").write_text("a nice car\n")
-    steer.retry(root, only(root.failed).name)
+    control.retry(root, only(root.failed).name)
     clock.sleep(10)
     drain(service, clock)
     assert prompts_of(only(root.done)) == ["a nice car"] * 3
@@ -217,7 +219,7 @@ def test_retry_takes_another_picture_of_the_same_name_or_another(root: Root, clo
         drop_job(root, f"b/{name}", "new")
         folder = only(root.failed)
         (folder / "a.yaml").write_text(f"prompt: a\nn_samples: 3\ninit_img: {name}\n")
-        steer.retry(root, folder.name)
+        control.retry(root, folder.name)
         clock.sleep(10)
         drain(service, clock)
         assert (root.done / folder.name / "inputs/init_img.png").read_text() == "new"
@@ -228,7 +230,7 @@ def test_retry_of_a_changed_job_keeps_nothing_of_the_old_one(root: Root, clock: 
     drop_job(root, "a.yaml", SIX)
     service = fails_first(root, clock)
     (only(root.failed) / "a.yaml").write_text(SIX + "seed: 7\n")
-    steer.retry(root, only(root.failed).name)
+    control.retry(root, only(root.failed).name)
     drain(service, clock)
     assert [draw.start_at for draw in service.engine.drawn] == [0]  # type: ignore[attr-defined]
 
@@ -243,7 +245,7 @@ def test_retry_goes_on_where_nothing_was_changed_or_what_it_names_is_gone(
     if is_gone:
         prompts.unlink()
     (only(root.failed) / "a.yaml").write_text(FROM_FILE + "name: mine\n")
-    steer.retry(root, only(root.failed).name)
+    control.retry(root, only(root.failed).name)
     drain(service, clock)
     assert [draw.start_at for draw in service.engine.drawn] == [2]  # type: ignore[attr-defined]
     assert prompts_of(only(root.done)) == ["a nice car"] * 3

@@ -12,9 +12,9 @@ import pytest
 from test_serve import wait_for
 from test_shares import serving
 
-from sdbatch import files
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service.service import Service
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, StepCounter, drop_job, make_root
 
 Start = Callable[..., Service]

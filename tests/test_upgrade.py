@@ -7,11 +7,12 @@ import pytest
 import yaml
 from tests_support import HERE, drain
 
-from sdbatch import jobfile
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
+from sdbatch.job import reader
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
+from sdbatch.testing import FakeClock, drop_job
 
 ROOTS = sorted((HERE / "roots").iterdir())
 
@@ -40,7 +41,7 @@ def test_what_an_older_version_left_goes_on(old: Root, clock: FakeClock) -> None
 
 def test_its_manifests_are_still_jobs(old: Root, clock: FakeClock) -> None:
     manifest = next(old.done.glob("*/manifest.yaml")).read_text()
-    (parsed,) = jobfile.parse(manifest.encode(), "manifest.yaml")
+    (parsed,) = reader.parse(manifest.encode(), "manifest.yaml")
     assert parsed.error is None
     drop_job(old, "again.yaml", manifest)
     service = Service(old, Settings(), FakeEngine())

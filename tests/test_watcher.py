@@ -8,8 +8,8 @@ import pytest
 from watchdog.events import FileModifiedEvent, FileMovedEvent
 from watchdog.observers import Observer
 
-from sdbatch.inbox import Inbox
-from sdbatch.watcher import Watcher, _Handler
+from sdbatch.spool.inbox import Inbox
+from sdbatch.spool.watcher import Watcher, _Handler
 
 
 @pytest.fixture

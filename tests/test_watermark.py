@@ -14,10 +14,10 @@ from imwatermark import WatermarkDecoder, WatermarkEncoder
 from PIL import Image
 from tests_support import lay_model, notes_of, only, run_sdbatch
 
-from sdbatch.engine.pictures import Pixels
-from sdbatch.engine.watermark import Watermark
 from sdbatch.errors import EngineDown
-from sdbatch.root import Root
+from sdbatch.imaging.pictures import Pixels
+from sdbatch.renderer.pictures.watermark import Watermark
+from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
 
 TEXT = "StableDiffusionV1"

@@ -24,18 +24,21 @@ from tests_support import drain, only, run_sdbatch
 from typer.testing import CliRunner
 from werkzeug.test import TestResponse
 
-import sdbatch.cli  # noqa: F401 - knows all the commands
-from sdbatch import configuration, steer, upkeep
-from sdbatch.check import check_file
-from sdbatch.commands import app
+import sdbatch.cli.main  # noqa: F401 - knows all the commands
+from sdbatch.cli import web as command
+from sdbatch.cli.common import app
+from sdbatch.client import control
+from sdbatch.client.validate import check_file
+from sdbatch.config import sources
+from sdbatch.config.settings import Settings
 from sdbatch.errors import ConfigError
-from sdbatch.history import History
-from sdbatch.job import Img2Img, Txt2Img
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
+from sdbatch.history import sync
+from sdbatch.history.history import History
+from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
-from sdbatch.web import command, guard, language, site, thumbnails
+from sdbatch.web import guard, language, site, thumbnails
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields, filled_by, to_yaml
 
@@ -591,7 +594,7 @@ def test_a_password_is_told_to_nobody(root: Root, start: Start, clock: FakeClock
 def test_a_password_becomes_the_line_that_lets_it_in(root: Root) -> None:
     told = CliRunner().invoke(app, ["web", "--hash-password"], input="a long password\n" * 2)
     root.configuration.write_text(told.stdout[told.stdout.index("web:") :])
-    visitor = Visitor(root, web={"password": configuration.load(root.configuration).settings.web.password})
+    visitor = Visitor(root, web={"password": sources.load(root.configuration).settings.web.password})
     visitor.post("/login", password="a long password")
     short = CliRunner().invoke(app, ["web", "--hash-password"], input="short\n" * 2)
     assert isinstance(short.exception, ConfigError)
@@ -619,7 +622,7 @@ def test_web_refuses_the_network_without_a_password(root: Root) -> None:
 def test_steer_is_all_that_the_queue_can_do(root: Root, visitor: Visitor) -> None:
     """A page whose buttons did more would have a logic of its own."""
     drop_job(root, "a.yaml", "prompt: a\n")
-    assert steer.cancel(root, "a.yaml") == "deleted jobs/inbox/a.yaml"
+    assert control.cancel(root, "a.yaml") == "deleted jobs/inbox/a.yaml"
     drop_job(root, "a.yaml", "prompt: a\n")
     visitor.post("/cancel", job="a.yaml")
     assert visitor.said() == "deleted jobs/inbox/a.yaml"
@@ -838,12 +841,12 @@ def test_an_index_that_can_not_be_written_costs_the_newest_pictures_alone(
     History.open(root).close()
     drop_job(root, "late.yaml", "prompt: late\nH: 64\nW: 64\n")
     drain(start(), clock)
-    monkeypatch.setattr("sdbatch.database.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("sdbatch.history.database.WAIT_SECONDS", 0.05)
     with closing(sqlite3.connect(root.state / "history.db", isolation_level=None)) as other:
         if trouble == "locked":
             other.execute("BEGIN IMMEDIATE")
         else:
-            monkeypatch.setattr("sdbatch.database._open_or_mend", refuse)
+            monkeypatch.setattr("sdbatch.history.database._open_or_mend", refuse)
         visitor = Visitor(root)
         for path in ("/", "/queue", "/history", "/history?words=卡车"):
             text = visitor.get(path).text
@@ -858,8 +861,8 @@ def test_while_the_folders_are_read_pages_answer_and_say_so(
 ) -> None:
     if place == "memory":
         shutil.rmtree(root.state)
-    going_on, refresh = threading.Event(), upkeep.refresh
-    monkeypatch.setattr(upkeep, "refresh", lambda *asked: going_on.wait(60) and refresh(*asked))
+    going_on, refresh = threading.Event(), sync.refresh
+    monkeypatch.setattr(sync, "refresh", lambda *asked: going_on.wait(60) and refresh(*asked))
     monkeypatch.setattr(site, "MOMENT", 0)
     visitor = Visitor(root)
     for path in ("/", "/history", "/history?words=卡车"):

@@ -20,9 +20,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from tests_support import HERE, drain, run_sdbatch
 
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
+from sdbatch.service.service import Service
+from sdbatch.testing import FakeClock, drop_job, make_root
 
 CHROMIUM = shutil.which("chromium") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here: apt-get install chromium")

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tests_support import drain
 from werkzeug.routing import Rule
 
-from sdbatch.service import Service
-from sdbatch.settings import Settings
-from sdbatch.testing import FakeClock, FakeEngine, drop_job, make_root
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
+from sdbatch.service.service import Service
+from sdbatch.testing import FakeClock, drop_job, make_root
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields
 

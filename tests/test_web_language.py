@@ -14,11 +14,11 @@ from test_web import Visitor, picture
 from tests_support import drain, only
 
 import sdbatch
-from sdbatch import status
-from sdbatch.root import Root
-from sdbatch.service import Service
+from sdbatch.service.service import Service
+from sdbatch.storage.root import Root
+from sdbatch.telemetry import status_file
 from sdbatch.testing import FakeClock, drop_job
-from sdbatch.web import retelling
+from sdbatch.web import translation
 
 Start = Callable[..., Service]
 ENGLISH = re.compile(r"[a-z]+ [a-z]+ [a-z]+")  # three words in a row
@@ -153,7 +153,7 @@ def test_the_queue_of_a_running_service_is_chinese(
     drop_job(root, "b.yaml", "prompt: b\n")
     job = {"id": "20261122T101532Z-000009-runs", "pictures": 6, "pictures_done": 2, "step": 3, "steps": 50}
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    file = status.StatusFile(root.status)
+    file = status_file.StatusFile(root.status)
     ours = {"pid": os.getpid(), "host": platform.node(), "updated_at": now, "done": 1, "failed": 1}
     file.facts |= ours | {"job": job | {"eta_seconds": 90, "attempt": 2, "fraction": 0.3}} | facts
     root.status.write_text(json.dumps(file.facts))
@@ -183,11 +183,11 @@ def test_the_table_has_sentences_that_are_said() -> None:
     }
     composed |= {"; to leave it at its default take the line out"}
     composed |= {"); did you mean"}
-    for sentence in retelling.sentences():
+    for sentence in translation.sentences():
         for literal in (part.strip(': "') for part in re.split(r"\{\w+\}", sentence)):
             assert literal in source or literal in composed, literal
 
 
 def test_a_line_that_nobody_translated_stays(visitor: Visitor) -> None:
     text = "a: line\nof somebody" + " else" * 1000
-    assert retelling.in_chinese(text) == text
+    assert translation.in_chinese(text) == text

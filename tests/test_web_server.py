@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import pytest
 from test_web import HASH, picture
 
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
 from sdbatch.testing import make_root
 from sdbatch.web import server
 

@@ -15,13 +15,16 @@ from test_web import Visitor, picture
 from tests_support import drain, nested, only
 from werkzeug.datastructures import FileStorage
 
-from sdbatch import files, housekeeping, restoring, steer
+from sdbatch.client import control
+from sdbatch.config.settings import Settings
 from sdbatch.engine.protocol import Draw
 from sdbatch.errors import JobError
-from sdbatch.history import History
-from sdbatch.root import Root
-from sdbatch.service import Service
-from sdbatch.settings import Settings
+from sdbatch.history import restore
+from sdbatch.history.history import History
+from sdbatch.service.service import Service
+from sdbatch.spool import retention
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web import uploads
 
@@ -66,7 +69,7 @@ def test_a_job_that_is_put_before_the_others_keeps_its_picture(
     root: Root, start: Start, clock: FakeClock, visitor: Visitor
 ) -> None:
     send(visitor)
-    steer.bump(root, only_name(root))
+    control.bump(root, only_name(root))
     drain(start(), clock)
     assert (only(root.done) / "inputs" / "init_img.png").read_bytes() == only(root.uploads).read_bytes()
 
@@ -80,7 +83,7 @@ def sweep_later(root: Root, clock: FakeClock) -> list[str]:
     """What is left of the pictures when the service looks after two hours."""
     for path in root.uploads.iterdir():
         os.utime(path, (clock().wall.timestamp(),) * 2)
-    housekeeping.sweep_uploads(root, clock().wall + timedelta(hours=2))
+    retention.sweep_uploads(root, clock().wall + timedelta(hours=2))
     return sorted(path.name for path in root.uploads.iterdir())
 
 
@@ -89,7 +92,7 @@ def test_a_picture_that_a_job_waits_for_stays(root: Root, clock: FakeClock, visi
     send(visitor)
     (job,) = jobs(root)
     if place == "urgent":
-        steer.bump(root, job.name)
+        control.bump(root, job.name)
     elif place == "running":
         (folder := root.running / "20261122T101532Z-000001-a").mkdir()
         job.rename(folder / job.name)
@@ -103,7 +106,7 @@ def test_a_picture_that_no_job_waits_for_goes(root: Root, start: Start, clock: F
     send(visitor)
     drain(start(), clock)
     send(visitor, prompt="b")
-    steer.cancel(root, only_name(root))
+    control.cancel(root, only_name(root))
     of_a_person = ["from-the-page-of-a-book.png", "of-a-person.png", "render-3fa94c0d12ab.png"]
     for name in of_a_person:
         (root.uploads / name).write_bytes(b"who has a folder of that name for himself")
@@ -112,10 +115,10 @@ def test_a_picture_that_no_job_waits_for_goes(root: Root, start: Start, clock: F
 
 def test_a_young_picture_stays_as_its_job_is_on_its_way(root: Root, clock: FakeClock, visitor: Visitor) -> None:
     send(visitor)
-    steer.cancel(root, only_name(root))
+    control.cancel(root, only_name(root))
     for path in root.uploads.iterdir():
         os.utime(path, (clock().wall.timestamp(),) * 2)
-    housekeeping.sweep_uploads(root, clock().wall + timedelta(minutes=30))
+    retention.sweep_uploads(root, clock().wall + timedelta(minutes=30))
     assert len(list(root.uploads.iterdir())) == 1
 
 
@@ -124,12 +127,12 @@ def test_where_a_job_can_not_be_read_nothing_goes(
 ) -> None:
     send(visitor)
     send(visitor, prompt="b")
-    steer.cancel(root, jobs(root)[0].name)
+    control.cancel(root, jobs(root)[0].name)
 
     def unreadable(*_: object) -> bytes:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("sdbatch.files.read_regular", unreadable)
+    monkeypatch.setattr("sdbatch.storage.files.read_regular", unreadable)
     assert len(sweep_later(root, clock)) == 2
 
 
@@ -148,7 +151,7 @@ def test_where_a_folder_can_not_be_read_nothing_goes(
             raise PermissionError(13, "Permission denied", str(place))
         return scandir(place)
 
-    for module in ("os", "sdbatch.inbox"):
+    for module in ("os", "sdbatch.spool.inbox"):
         monkeypatch.setattr(f"{module}.scandir", denied)
     assert len(sweep_later(root, clock)) == 1
 
@@ -158,7 +161,7 @@ def test_what_was_left_half_sent_goes_after_a_day(root: Root, clock: FakeClock) 
     for name, hours in ((".sdbatch-1-2", 23), (".sdbatch-1-3", 25)):
         (path := root.uploads / name).touch()
         os.utime(path, ((clock().wall - timedelta(hours=hours)).timestamp(),) * 2)
-    housekeeping.sweep_uploads(root, clock().wall)
+    retention.sweep_uploads(root, clock().wall)
     assert [path.name for path in root.uploads.iterdir()] == [".sdbatch-1-2"]
 
 
@@ -166,7 +169,7 @@ def test_no_nesting_and_no_time_of_a_file_stops_an_idle_service(
     root: Root, start: Start, clock: FakeClock, visitor: Visitor
 ) -> None:
     send(visitor)
-    steer.cancel(root, only_name(root))
+    control.cancel(root, only_name(root))
     (sent,) = root.uploads.iterdir()
     os.utime(sent, (1e9, 1e9))
     (far := root.uploads / "far.png").touch()
@@ -187,7 +190,7 @@ def test_an_idle_service_and_the_next_picture_sweep(
 ) -> None:
     for sweeps in ("service", "page"):
         send(visitor)
-        steer.cancel(root, only_name(root))
+        control.cancel(root, only_name(root))
         (old,) = root.uploads.iterdir()
         os.utime(old, (1e9, 1e9))
         if sweeps == "service":
@@ -266,7 +269,7 @@ def test_what_is_restored_names_the_jobs_own_copy_of_the_picture(
     history = History.open(root)
     job = history.job(only(root.done if state == "done" else root.failed).name)
     assert job
-    restored = restoring.restore(root, job)
+    restored = restore.restore(root, job)
     assert yaml.safe_load(restored.text)["init_img"] == f"jobs/{state}/{job.id}/inputs/init_img.png"
     assert not restored.notes
 
@@ -281,4 +284,4 @@ def test_a_failed_jobs_picture_that_lies_in_the_inbox_is_not_missed(root: Root, 
     drain(start(), clock)
     job = History.open(root).job(only(root.failed).name)
     assert job
-    assert not restoring.restore(root, job).notes
+    assert not restore.restore(root, job).notes

@@ -12,9 +12,9 @@ from typing import Any
 
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw
-from sdbatch.job import Txt2Img
-from sdbatch.root import Root
-from sdbatch.service import Service, system_clock
+from sdbatch.job.parameters import Txt2Img
+from sdbatch.service.service import Service, system_clock
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock
 
 # The small model gains nothing from threads, and those of several renderers would wait for each other, spinning.

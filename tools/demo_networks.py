@@ -14,9 +14,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdbatch.engine import models, names, networks
-from sdbatch.engine.sampler import alphas_cumprod
-from sdbatch.engine.text import TEXT_POSITIONS, clip_network, clip_tokenizer
+from sdbatch.renderer.models import models, names, networks
+from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS, clip_network, clip_tokenizer
+from sdbatch.renderer.sampling.sampler import alphas_cumprod
 
 TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 32, 2, 49408
 LINEAR_START, LINEAR_END, TIMESTEPS = 0.00085, 0.0120, 1000  # the v1 schedule

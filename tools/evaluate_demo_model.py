@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from sdbatch.engine.draw import draw
-from sdbatch.engine.models import Model, load_model
-from sdbatch.job import Img2Img, Txt2Img
+from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.renderer.draw import draw
+from sdbatch.renderer.models.models import Model, load_model
 
 Floats = npt.NDArray[np.float32]
 

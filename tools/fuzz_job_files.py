@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from job_files import EXAMPLES, EXTENSIONS, check, job_files
 from mangled_files import mangled
 
-from sdbatch.jobfile import Parsed
+from sdbatch.job.reader import Parsed
 
 Check = Callable[[bytes, str], list[Parsed]]
 

@@ -26,9 +26,9 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image
 from torch import Tensor, nn
 
-from sdbatch.engine.draw import draw
-from sdbatch.engine.text import TEXT_POSITIONS, clip_tokenizer
-from sdbatch.job import Txt2Img
+from sdbatch.job.parameters import Txt2Img
+from sdbatch.renderer.draw import draw
+from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS, clip_tokenizer
 
 SEED = 1
 # How far latents are moved, at most, when the decoder learns alone, in shares of their deviation: what the sampler

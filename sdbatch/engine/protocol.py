@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from sdbatch.job import AnyJob
+from sdbatch.job.parameters import AnyJob
 
 
 class Message(BaseModel):

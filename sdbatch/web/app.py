@@ -10,9 +10,9 @@ from flask import Flask, render_template
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
-from sdbatch.root import Root
-from sdbatch.settings import Settings
+from sdbatch.storage.root import Root
 from sdbatch.web import form, guard, language, pictures, queue
 from sdbatch.web.site import Site, disk_trouble
 

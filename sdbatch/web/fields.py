@@ -11,9 +11,9 @@ from typing import Any, Literal
 import yaml
 
 from sdbatch.errors import JobError
-from sdbatch.job import AnyJob, Img2Img
-from sdbatch.jobfile import Defaults, parse
-from sdbatch.schema import job_schema
+from sdbatch.job.json_schema import job_schema
+from sdbatch.job.parameters import AnyJob, Img2Img
+from sdbatch.job.reader import Defaults, parse
 
 Kind = Literal["txt2img", "img2img"]
 Type = Literal["text", "long", "loras", "number", "check", "choice"]

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
-from sdbatch import housekeeping
-from sdbatch.check import check_data, submit_text
+from sdbatch.client.validate import check_data, submit_text
 from sdbatch.errors import JobError, NotHere
-from sdbatch.job import Txt2Img
-from sdbatch.modelconfig import made_for
-from sdbatch.restoring import restore
-from sdbatch.spool import slug_of
+from sdbatch.history.restore import restore
+from sdbatch.job.model_config import made_for
+from sdbatch.job.parameters import Txt2Img
+from sdbatch.spool import retention
+from sdbatch.spool.spool import slug_of
 from sdbatch.web import uploads
 from sdbatch.web.fields import Field, Kind, fields, filled_by, to_yaml
 from sdbatch.web.site import disk_trouble, say, site
@@ -56,7 +56,7 @@ def drop() -> tuple[str, int] | Response:
         if [line for line, is_good in _check(_job_file(filled)) if not is_good]:
             return _refuse(filled)  # what is wrong stands beside the form
         if upload and UPLOAD in filled:
-            housekeeping.sweep_uploads(site().root, datetime.now(UTC))
+            retention.sweep_uploads(site().root, datetime.now(UTC))
             filled["init_img"] = uploads.take(upload, site().root, site().settings)
             del filled[UPLOAD]
         path = submit_text(_job_file(filled), _file_name(filled), site().root)

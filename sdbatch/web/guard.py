@@ -22,8 +22,8 @@ from flask_wtf.csrf import CSRFProtect
 from werkzeug.security import check_password_hash
 from werkzeug.wrappers import Response
 
+from sdbatch.config.settings import UNIX_PROXY, Web
 from sdbatch.errors import ConfigError
-from sdbatch.settings import UNIX_PROXY, Web
 from sdbatch.web import peers
 from sdbatch.web.server import REFUSAL, SMALL_BYTES
 from sdbatch.web.site import is_fragment, own_path, site
@@ -181,7 +181,7 @@ def install(
     app.extensions["sdbatch.throttle"] = Throttle(clock, sleep)
     app.extensions["sdbatch.checking"] = BoundedSemaphore(AT_ONCE)
     app.extensions["sdbatch.logins"] = Logins()
-    app.extensions["sdbatch.account"] = account
+    app.extensions["sdbatch.operations.account"] = account
     for guard in (_refuse_other_names, _refuse_strangers, _require_login, _bound_body):
         app.before_request(guard)
     CSRFProtect(app)
@@ -212,7 +212,7 @@ def _strange() -> str:
     """Why the account that asks may not; empty: it may, or will be asked for the password."""
     if site().settings.web.password:
         return ""
-    return peers.refusal(current_app.extensions["sdbatch.account"](), site().root)
+    return peers.refusal(current_app.extensions["sdbatch.operations.account"](), site().root)
 
 
 def _require_login() -> Response | None:

@@ -13,8 +13,8 @@ from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Response
 
-from sdbatch.status import duration
-from sdbatch.web import retelling
+from sdbatch.telemetry.status_file import duration
+from sdbatch.web import translation
 from sdbatch.web.site import own_path
 
 NAMES = {"en": "English", "zh": "中文"}
@@ -57,7 +57,7 @@ def retell(text: str) -> str:
     """What was said elsewhere, in the visitor's language as far as it is known there."""
     if language() != "zh":
         return text
-    return chinese()[text] if text in chinese() else retelling.in_chinese(text)
+    return chinese()[text] if text in chinese() else translation.in_chinese(text)
 
 
 def spell_duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from grp import getgrgid
 from pathlib import Path
 
-from sdbatch.root import Root
+from sdbatch.storage.root import Root
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 OVERFLOW = Path("/proc/sys/kernel/overflowuid")  # stands for accounts that a user namespace hides

@@ -13,12 +13,12 @@ from flask import Blueprint, Response, abort, make_response, render_template, re
 from werkzeug.wrappers import Response as AnyResponse
 from werkzeug.wsgi import wrap_file
 
-from sdbatch import moments, particulars, restoring
-from sdbatch.check import submit_text
+from sdbatch.client.validate import submit_text
 from sdbatch.errors import JobError
-from sdbatch.naming import next_name
-from sdbatch.records import Lineage, Picture
-from sdbatch.searching import Found
+from sdbatch.history import describe, restore, times
+from sdbatch.history.records import Lineage, Picture
+from sdbatch.history.search import Found
+from sdbatch.spool.job_names import next_name
 from sdbatch.web import thumbnails
 from sdbatch.web.site import done, is_fragment, site
 
@@ -71,14 +71,14 @@ def show(path: str) -> str:
     order = site().history.pictures_of(picture.job)
     place = next((i for i, other in enumerate(order) if other.key == picture.key), 0)
     try:
-        restored = restoring.restore(site().root, picture)
+        restored = restore.restore(site().root, picture)
     except JobError as error:
-        restored = restoring.Restored("", [str(error)])
+        restored = restore.Restored("", [str(error)])
     return render_template(
         "picture.html",
         picture=picture,
         restored=restored,
-        parameters=particulars.parameters(site().root, picture),
+        parameters=describe.parameters(site().root, picture),
         siblings=order,
         before=order[place - 1] if place else None,
         after=order[place + 1] if place + 1 < len(order) else None,
@@ -90,7 +90,7 @@ def show(path: str) -> str:
 def job_file(path: str) -> Response:
     """The job file that draws a picture, to be saved."""
     picture = _known(path)
-    text, name = restoring.restore(site().root, picture).text, f"{PurePosixPath(picture.job).name}.yaml"
+    text, name = restore.restore(site().root, picture).text, f"{PurePosixPath(picture.job).name}.yaml"
     return send_file(BytesIO(text.encode()), "text/plain; charset=utf-8", as_attachment=True, download_name=name)
 
 
@@ -140,7 +140,7 @@ def follow_up() -> AnyResponse:
     def drop() -> str:
         strength, prompt = _number(asked.get("strength", "")), asked.get("prompt", "").replace("\r\n", "\n")
         return _drop(
-            picture.job, restoring.follow_up(site().root, site().history, picture, prompt, strength), "follow-up"
+            picture.job, restore.follow_up(site().root, site().history, picture, prompt, strength), "follow-up"
         )
 
     return done(drop, "queue.show")
@@ -153,7 +153,7 @@ def again() -> AnyResponse:
     if job is None:
         abort(404)
     seed = _whole(request.form.get("seed", ""))
-    return done(lambda: _drop(job.id, restoring.again(site().root, job, seed), "again"), "queue.show")
+    return done(lambda: _drop(job.id, restore.again(site().root, job, seed), "again"), "queue.show")
 
 
 def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
@@ -185,7 +185,7 @@ def _search(asked: Mapping[str, str], most: int = AT_ONCE) -> Found:
     seed, before = _whole(asked.get("seed", "")), _whole(asked.get("before", ""))
     since = None
     with suppress(JobError):
-        since = moments.since(asked["since"], datetime.now(UTC)) if asked.get("since") else None
+        since = times.since(asked["since"], datetime.now(UTC)) if asked.get("since") else None
     return site().history.search(
         asked.get("words", ""),
         since=since,

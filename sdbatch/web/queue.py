@@ -1,12 +1,13 @@
-"""The queue: what runs, what waits in which order, what failed and why, and the buttons of steer.py."""
+"""The queue: what runs, what waits in which order, what failed and why, and the buttons of client/control.py."""
 
 from datetime import UTC, datetime
 
 from flask import Blueprint, render_template, request
 from werkzeug.wrappers import Response
 
-from sdbatch import naming, overview, steer
-from sdbatch.overview import seconds_since
+from sdbatch.client import control
+from sdbatch.spool import job_names, status_reader
+from sdbatch.spool.status_reader import seconds_since
 from sdbatch.web.site import done, site
 
 LONGEST_REASON = 500  # characters: status.json and each page tell it
@@ -30,31 +31,31 @@ def parts() -> str:
 @pages.post("/pause")
 def pause() -> Response:
     """Finish the pictures in work, then wait."""
-    return done(lambda: steer.pause(site().root, request.form.get("reason", "")[:LONGEST_REASON]), "queue.show")
+    return done(lambda: control.pause(site().root, request.form.get("reason", "")[:LONGEST_REASON]), "queue.show")
 
 
 @pages.post("/resume")
 def resume() -> Response:
     """Go on."""
-    return done(lambda: steer.resume(site().root, now="now" in request.args), "queue.show")
+    return done(lambda: control.resume(site().root, now="now" in request.args), "queue.show")
 
 
 @pages.post("/cancel")
 def cancel() -> Response:
     """Take a job out."""
-    return done(lambda: steer.cancel(site().root, request.form.get("job", "")), "queue.show")
+    return done(lambda: control.cancel(site().root, request.form.get("job", "")), "queue.show")
 
 
 @pages.post("/bump")
 def bump() -> Response:
     """Put a waiting file before the others."""
-    return done(lambda: steer.bump(site().root, request.form.get("job", "")), "queue.show")
+    return done(lambda: control.bump(site().root, request.form.get("job", "")), "queue.show")
 
 
 @pages.post("/retry")
 def retry() -> Response:
     """Try a failed job again."""
-    return done(lambda: steer.retry(site().root, request.form.get("job", "")), "queue.show")
+    return done(lambda: control.retry(site().root, request.form.get("job", "")), "queue.show")
 
 
 def _facts() -> dict[str, object]:
@@ -63,9 +64,9 @@ def _facts() -> dict[str, object]:
     return {
         "latest": site().history.search(limit=LATEST),
         "stale": site().stale,
-        "facts": overview.look(site().root, now),
-        "files": naming.of_many(site().root.running),
-        "failed_files": naming.of_many(site().root.failed),
+        "facts": status_reader.look(site().root, now),
+        "files": job_names.of_many(site().root.running),
+        "failed_files": job_names.of_many(site().root.failed),
         "is_paused": site().root.pause.exists(),
         "since": lambda text: seconds_since(text, now),
     }

@@ -11,10 +11,10 @@ from typing import cast
 from flask import current_app, flash, redirect, request, url_for
 from werkzeug.wrappers import Response
 
+from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
-from sdbatch.history import History
-from sdbatch.root import Root
-from sdbatch.settings import Settings
+from sdbatch.history.history import History
+from sdbatch.storage.root import Root
 
 PATIENCE = 0.03  # seconds: a search shows by then what it has found, and goes on as one scrolls
 CATCH_UP_SECONDS = 10.0  # a second of work in a root of a million pictures

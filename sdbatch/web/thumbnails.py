@@ -12,11 +12,11 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 from threading import BoundedSemaphore
 
-from sdbatch import files
-from sdbatch.bare import bare
-from sdbatch.beneath import open_beneath
 from sdbatch.errors import JobError
-from sdbatch.root import Root
+from sdbatch.imaging.stripped import bare
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+from sdbatch.storage.safe_open import open_beneath
 
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 # Handed out as text to be saved, never shown: what lies directly in a done job's folder, and setup.json in outputs/.

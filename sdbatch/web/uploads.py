@@ -12,13 +12,13 @@ from threading import Lock
 
 from werkzeug.datastructures import FileStorage
 
-from sdbatch import files
+from sdbatch.config.settings import Limits, Settings
 from sdbatch.errors import JobError
-from sdbatch.filenames import SENT
-from sdbatch.inbox import make_folder
-from sdbatch.root import Root
-from sdbatch.settings import Limits, Settings
-from sdbatch.spool import slug_of
+from sdbatch.spool.inbox import make_folder
+from sdbatch.spool.spool import slug_of
+from sdbatch.storage import files
+from sdbatch.storage.file_names import SENT
+from sdbatch.storage.root import Root
 
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 MOST_WAITING = 100  # times the largest that one may be
@@ -42,7 +42,7 @@ def take(upload: FileStorage, root: Root, settings: Settings) -> str:
 
 
 def _taken(upload: FileStorage, root: Root, limits: Limits) -> str:
-    from sdbatch.engine.pictures import load_init  # noqa: PLC0415 - numpy and Pillow, for those who send pictures alone
+    from sdbatch.imaging.pictures import load_init  # noqa: PLC0415 - numpy and Pillow, for those who send pictures alone
 
     with TemporaryDirectory(prefix="upload-", dir=root.state) as scratch:
         draft = Path(scratch) / "upload"

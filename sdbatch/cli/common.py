@@ -1,0 +1,91 @@
+"""What all commands share: the app that they belong to, common options, and how a root is opened."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdbatch.operations import account
+from sdbatch.storage.root import Root
+from sdbatch.storage.spelling import as_stored
+
+if TYPE_CHECKING:
+    from sdbatch.config.settings import Settings
+
+
+HELP_NAMES = ["-h", "--help"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": HELP_NAMES},
+    pretty_exceptions_enable=False,
+    help="Drop a job file into DIR/jobs/inbox, find the pictures in DIR/jobs/done and DIR/outputs.",
+)
+
+
+def stored(named: "Path | list[Path] | None") -> "Path | list[Path] | None":
+    """Files as they lie there, which people may name in another normal form."""
+    if named is None or isinstance(named, Path):
+        return named and as_stored(named)
+    return [as_stored(path) for path in named]
+
+
+def _around(named: Path) -> Path:
+    """The root that was named; where none was, the one in or above which the command is run."""
+    if named != Path():
+        return named
+    above = (Path(os.curdir), *Path.cwd().parents)
+    return next((place for place in above if (place / "jobs" / "inbox").is_dir()), named)
+
+
+RootOption = Annotated[
+    Path,
+    typer.Option(
+        "--root",
+        envvar="SDBATCH_ROOT",
+        callback=_around,
+        help="The folder that holds jobs/, outputs/, models/ and configs/; if not given, one around you.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+FilesArgument = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.", callback=stored)
+]
+
+UserOption = Annotated[bool, typer.Option("--user", help="For you alone: a service of your own systemd.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; change nothing.")]
+
+
+def root_at(path: Path) -> Root:
+    """The root at a path; nothing of it is read, and root stays root."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
+    return Root(as_stored(absolute))
+
+
+def named_root(path: Path) -> Root:
+    """The root at a path, for what people and the service do there: from here on not as root."""
+    root = root_at(path)
+    folders = (root.state, root.inbox, root.running, root.failed, root.done, root.outputs, root.path)
+    account.step_down(root.path, folders)
+    return root
+
+
+def admins_root(path: Path, *parts: str) -> Root:
+    """The root at a path, for who lays what only the admin may there: as root, unless it is somebody's own."""
+    root = root_at(path)
+    account.step_down(root.path, [root.path.joinpath(*parts)])
+    return root
+
+
+def open_root(path: Path) -> "tuple[Root, Settings]":
+    """A root and its configuration, for what people and the service do there."""
+    return configured(named_root(path))
+
+
+def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Settings]":
+    """A root with its configuration, by what was read of that already if given."""
+    from sdbatch.config import sources  # noqa: PLC0415 - pydantic costs the commands time that need no settings
+
+    settings = sources.load(root.configuration, content).settings
+    return settings.told_to(root), settings

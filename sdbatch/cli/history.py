@@ -1,0 +1,262 @@
+"""Commands for whoever looks for pictures: what was drawn, how, what came of it, and drawing on from there.
+
+They read and drop files, nothing more: they work over a share, and while the service is down.
+"""
+
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.storage.spelling import as_stored
+
+if TYPE_CHECKING:
+    from sdbatch.history.history import History
+    from sdbatch.history.records import Job, Picture
+    from sdbatch.storage.root import Root
+
+WhatArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PICTURE|JOB", help="A picture's path, JOB/NUMBER such as 000042/2, a job's id or a part of it."
+    ),
+]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the job file, and don't drop it.")]
+
+
+@app.command()
+def history(  # noqa: PLR0913 - each is an option
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORDS]", help="All of them stand in the prompts, or in the names of its files."),
+    ] = None,
+    root: RootOption = Path(),
+    *,
+    since: Annotated[str, typer.Option(help="Drawn then or later: 2026-11-20, 12h, 3d.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Drawn with this seed.")] = None,
+    ckpt: Annotated[str | None, typer.Option(help="Drawn with this checkpoint: its path or its name.")] = None,
+    kind: Annotated[str | None, typer.Option(help="txt2img or img2img.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Jobs that failed, with their reasons.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many pictures at most.")] = 50,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read all folders again first.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find pictures by words, newest first: a table, or lines that begin with the path if piped.
+
+    The words stand in the prompt or the negative one, in the job's name or its file's, or in the picture's path. Each
+    finds those that begin with it, with accents or without; Chinese is found anywhere. Found are pictures of
+    jobs/done/, and in outputs/ what the earlier web service and other programs drew.
+
+    Examples: sdbatch history blue truck --since 3d; sdbatch history 猫 --json; sdbatch history --failed;
+    sdbatch history truck | cut -f1 | head -1; sdbatch history --rebuild
+
+    Exit codes: 0 found; 1 nothing was found; 69 there is no root; 2 a value is none.
+    """
+    from sdbatch.cli import tables  # noqa: PLC0415 - rich
+    from sdbatch.history.times import since as moment  # noqa: PLC0415
+
+    if kind not in (None, "txt2img", "img2img"):
+        raise typer.BadParameter("--kind is txt2img or img2img")
+    place = named_root(root)
+    drawn = moment(since, datetime.now(UTC)) if since else None
+    opened = _open(place, anew=rebuild)
+    search = partial(opened.search, " ".join(words or []), since=drawn, seed=seed, ckpt=ckpt, kind=kind, failed=failed)
+    found = search(limit=limit)
+    if as_json:
+        typer.echo(json.dumps([asdict(picture) for picture in found], ensure_ascii=False, indent=1))
+    else:
+        tables.show_pictures(found, place)
+    if not found and not as_json:
+        typer.echo("nothing was found", err=True)
+    if found.rest is not None and search(before=found.rest, limit=1):
+        typer.echo(
+            f"these are the newest {len(found)}; there are more: --limit {10 * limit} shows up to so many", err=True
+        )
+    raise typer.Exit(0 if found or (rebuild and not words) else 1)
+
+
+@app.command()
+def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
+    """Tell everything known of a picture or a job, and as a tree what it came from and what came of it.
+
+    Of any other picture, wherever it lies: what it says of itself, whichever program drew it.
+
+    Examples: sdbatch show 000042; sdbatch show 000042/2; sdbatch show outputs/trucks/samples/00007.png --json;
+    sdbatch show ~/Downloads/cat.jpg
+
+    Exit codes: 0 shown; 1 there is none, or several have that in their ids.
+    """
+    from sdbatch.cli import tables  # noqa: PLC0415
+    from sdbatch.history import describe  # noqa: PLC0415
+
+    place = named_root(root)
+    found = _find_or_file(place, what)
+    if isinstance(found, Path):
+        facts, notes = describe.of_file(place, found)
+        if as_json:
+            typer.echo(json.dumps({**dict(facts), "notes": notes}, ensure_ascii=False, indent=1))
+        else:
+            tables.show_facts([*facts, *(("note", note) for note in notes)])
+        return
+    opened = _open(place)
+    job_id = _job_of(found)
+    pictures, tree = opened.pictures_of(job_id), opened.lineage(job_id)
+    if as_json:
+        told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
+    else:
+        how = [(title.lower(), value) for title, value in describe.parameters(place, found)]
+        tables.show_one(found, how + describe.circumstances(place, found), pictures, tree, place)
+
+
+@app.command()
+def restore(
+    what: WhatArgument,
+    root: RootOption = Path(),
+    *,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it there.")] = None,
+) -> None:
+    """Write the job file back that a picture or a job was drawn by.
+
+    It is read from the job's folder, from what stands in the picture, from a setup.json beside it, or from another
+    program's `parameters`; what can't be carried over is told on standard error.
+
+    Examples: sdbatch restore 000042 > truck.yaml; sdbatch restore ~/Downloads/cat.png -o cat.yaml
+
+    Exit codes: 0 written; 1 nothing tells how it was drawn, or FILE is there already.
+    """
+    from sdbatch.errors import JobError  # noqa: PLC0415
+    from sdbatch.history import restore as restoring  # noqa: PLC0415
+    from sdbatch.storage import files  # noqa: PLC0415
+
+    place = named_root(root)
+    restored = restoring.restore(place, _find_or_file(place, what))
+    for note in restored.notes:
+        typer.echo(f"note: {note}", err=True)
+    if output is None:
+        typer.echo(restored.text, nl=False)
+        return
+    if output.exists():
+        raise JobError(f"{output} is there already")
+    files.write_atomically(output, restored.text.encode())
+    typer.echo(output)
+
+
+@app.command(name="follow-up")
+def follow_up(
+    picture: WhatArgument,
+    root: RootOption = Path(),
+    *,
+    prompt: Annotated[str | None, typer.Option(help="What to draw now; as before, if not given.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far to leave the picture, 0 to 1; 0.75 if not given.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed.")] = None,
+    dry_run: DryOption = False,
+) -> None:
+    """Drop an img2img job that starts from a picture; it remembers what it came from.
+
+    Example: sdbatch follow-up 000042/2 --prompt "add a spider-man on the right" --strength 0.6
+
+    Exit codes: 0 dropped; 1 there is no such picture, or a value is none; 74 the disk failed.
+    """
+    from sdbatch.errors import JobError  # noqa: PLC0415
+    from sdbatch.history import restore as restoring  # noqa: PLC0415
+    from sdbatch.history.records import Job  # noqa: PLC0415
+
+    place = named_root(root)
+    opened = _open(place)
+    found = _find(opened, picture)
+    if isinstance(found, Job):
+        pictures = [each for each in opened.pictures_of(found.id) if each.file]
+        if len(pictures) != 1:
+            raise JobError(f"{found.id} has {len(pictures)} pictures; say which: {found.id}/0")
+        found = pictures[0]
+    fields = {} if seed is None else {"seed": seed}
+    text = restoring.follow_up(place, opened, found, prompt, strength, **fields)
+    _drop(place, text, found.job, "follow-up", dry_run=dry_run)
+
+
+@app.command()
+def again(
+    job: WhatArgument,
+    root: RootOption = Path(),
+    *,
+    seed: Annotated[int | None, typer.Option(help="Another seed, for other pictures.")] = None,
+    dry_run: DryOption = False,
+) -> None:
+    """Drop a job once more: the same pictures, or with --seed others.
+
+    Example: sdbatch again 000042 --seed 7
+
+    Exit codes: 0 dropped; 1 there is no such job; 74 the disk failed.
+    """
+    from sdbatch.history import restore as restoring  # noqa: PLC0415
+
+    place = named_root(root)
+    opened = _open(place)
+    job_id = _job_of(_find(opened, job))
+    known = opened.job(job_id)
+    assert known is not None, "it was just found"
+    _drop(place, restoring.again(place, known, seed), job_id, "again", dry_run=dry_run)
+
+
+def _open(place: "Root", *, anew: bool = False) -> "History":
+    from sdbatch.errors import printable  # noqa: PLC0415
+    from sdbatch.history.history import History  # noqa: PLC0415
+    from sdbatch.spool import status_reader  # noqa: PLC0415
+
+    status_reader.check_root(place)
+    opened = History(place) if anew else History.open(place)
+    if anew:
+        typer.echo(f"read again: {opened.rebuild()} jobs", err=True)
+    if opened.stale:
+        typer.echo(f"note: {opened.stale}: what is newest may be missing", err=True)
+    for why in opened.passed_over:
+        typer.echo(f"note: {printable(why)}", err=True)
+    return opened
+
+
+def _find(opened: "History", named: str) -> "Picture | Job":
+    """As people name it: a path counts from here as well as from the root."""
+    from sdbatch.errors import JobError  # noqa: PLC0415
+
+    if not named.strip():
+        raise JobError("name a picture or a job")
+    path = as_stored(Path(os.path.abspath(Path(named).expanduser())))  # noqa: PTH100 - a link keeps its name
+    return opened.find(opened.root.show(path) if path.exists() else named)
+
+
+def _find_or_file(place: "Root", named: str) -> "Picture | Job | Path":
+    """The same, or a file that the history knows nothing of, which needs no root."""
+    from sdbatch.errors import JobError  # noqa: PLC0415
+
+    path = as_stored(Path(named).expanduser())
+    try:
+        return _find(_open(place), named)
+    except JobError:
+        if named.strip() and path.exists():
+            return path
+        raise
+
+
+def _job_of(found: "Picture | Job") -> str:
+    from sdbatch.history.records import Job  # noqa: PLC0415
+
+    return found.id if isinstance(found, Job) else found.job
+
+
+def _drop(place: "Root", text: str, job_id: str, ending: Literal["again", "follow-up"], *, dry_run: bool) -> None:
+    from sdbatch.client.validate import submit_text  # noqa: PLC0415
+    from sdbatch.spool.job_names import next_name  # noqa: PLC0415
+
+    if dry_run:
+        typer.echo(text, nl=False)
+        return
+    typer.echo(submit_text(text, next_name(place, job_id, ending), place))

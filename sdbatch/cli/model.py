@@ -1,0 +1,187 @@
+"""`sdbatch model`: what lies in models/, bringing a checkpoint in, looking it over, converting it."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, open_root, stored
+from sdbatch.errors import JobError
+from sdbatch.storage.root import DEFAULT_CONFIG
+
+if TYPE_CHECKING:
+    from sdbatch.operations.catalog import Told
+    from sdbatch.storage.root import ModelFiles, Root
+
+SHOWN = 10  # names that verify lists of each kind
+
+model = typer.Typer(no_args_is_help=True, help="Checkpoints: what is there, bringing one in, looking it over.")
+app.add_typer(model, name="model")
+
+CkptArgument = Annotated[str, typer.Argument(metavar="CKPT", help="As a job names it: a path, or a name of `models`.")]
+ConfigOption = Annotated[str, typer.Option(help="The checkpoint's yaml, as a job names it.")]
+Precision = Literal["float32", "float16", "bfloat16"]
+
+
+@model.command("list")
+def list_models(root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
+    """List the models that jobs can name, how large they are, and in which precisions they lie there converted.
+
+    Examples: sdbatch model list --root /srv/sdbatch; sdbatch model list --json | jq '.[].name'
+
+    Exit codes: 0 listed; 1 there is none.
+    """
+    from sdbatch.operations import catalog  # noqa: PLC0415
+
+    place, _ = open_root(root)
+    found = catalog.look(place)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False))
+    else:
+        from sdbatch.cli import tables  # noqa: PLC0415 - rich, which --json has no need of
+
+        tables.show_models(found)
+    if not found and not as_json:
+        typer.echo(f"there is no checkpoint in {place.models}", err=True)
+    raise typer.Exit(0 if found else 1)
+
+
+@model.command("import")
+def import_model(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A checkpoint, or a folder in diffusers format.", callback=stored)
+    ],
+    root: RootOption = Path(),
+    *,
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="What to call it in models/.")] = "",
+    link: Annotated[bool, typer.Option("--link", help="Lay a link to it there, and copy nothing.")] = False,
+) -> None:
+    """Copy a checkpoint into models/, read back and whole before it gets its name.
+
+    Examples: sdbatch model import /mnt/usb/v1-5-pruned.ckpt; sdbatch model import /data/v15.ckpt --link --as v15.ckpt
+
+    Exit codes: 0 it lies there; 1 there is no such file, or one of that name lies there already; 74 the disk failed.
+    """
+    from sdbatch.operations import catalog  # noqa: PLC0415
+
+    place, _ = configured(admins_root(root, "models"))
+    if "/" in name or name.startswith("."):
+        raise typer.BadParameter("--as takes a name without folders")
+    with _bar("copying") as told:
+        target = catalog.bring(file, place, name, told, link=link)
+    typer.echo(f"{place.show(target)} is there: jobs name it with `ckpt: {target.name}`")
+    typer.echo(f"whether it is whole says `sdbatch model verify {target.name}`", err=True)
+
+
+@model.command()
+def verify(
+    ckpt: CkptArgument, root: RootOption = Path(), *, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+) -> None:
+    """Look at every weight that would be drawn with: missing, misshapen, not a number; and what nothing asks for.
+
+    Examples: sdbatch model verify v1-5-pruned.ckpt; sdbatch model verify v21 --json
+
+    Exit codes: 0 it is whole and fits its config; 1 it is not, or can't be read.
+    """
+    place, _ = open_root(root)
+    found = place.find_weights(ckpt, config)
+    _be_offline()
+    from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
+
+    with _bar("reading") as told:
+        verified = model_tools.verify(found.ckpt, found.config, told)
+    if as_json:
+        typer.echo(json.dumps(asdict(verified) | {"is_whole": verified.is_whole}, indent=1))
+        raise typer.Exit(0 if verified.is_whole else 1)
+    fits = (
+        f"is whole and fits {_config(place, found)}" if verified.is_whole else f"does not fit {_config(place, found)}"
+    )
+    typer.echo(f"{place.show(found.ckpt)} {fits}")
+    typer.echo(f"  {verified.weights / 1e6:,.0f} million weights are used, in {', '.join(verified.precisions)}")
+    for kind, count in verified.beside.items():
+        typer.echo(f"  not used: {kind} ({count} names)")
+    for title, names in (
+        ("missing or misfit", verified.lacking),
+        ("not numbers (nan or infinite)", verified.broken),
+        ("unexpected, not used", verified.unexpected),
+    ):
+        _list(title, names)
+    raise typer.Exit(0 if verified.is_whole else 1)
+
+
+@model.command()
+def convert(
+    ckpt: CkptArgument,
+    root: RootOption = Path(),
+    *,
+    config: ConfigOption = DEFAULT_CONFIG,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write a .safetensors of your own there.")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the weights written.")] = "float32",
+) -> None:
+    """Convert a checkpoint ahead of its first use, into state/models/; with -o into a file of your own.
+
+    What is used is kept, in one precision; moving averages and what training left are dropped. float32 is what a CPU
+    and `precision: full` draw with, float16 what `autocast` draws with on a GPU.
+
+    Examples: sdbatch model convert v1-5-pruned.ckpt --precision float16; sdbatch model convert v15 -o v15.safetensors
+
+    Exit codes: 0 it is there; 1 the checkpoint can't be drawn with, or FILE is there already; 74 the disk failed.
+    """
+    place, settings = open_root(root)
+    found = place.find_weights(ckpt, config)
+    if output is not None and output.exists():
+        raise JobError(f"{output} is there already; choose another name")
+    _be_offline()
+    from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
+    from sdbatch.renderer.models.conversion import Conversions  # noqa: PLC0415 - torch
+
+    dtype = model_tools.PRECISIONS[precision]
+    with _bar("converting") as told:
+        if output is not None:
+            model_tools.convert_file(found.ckpt, found.config, output, dtype, told)
+            target: Path | None = output
+        else:
+            kept = Conversions(place.state / "models", place.state / "checksums.json", settings.converted_bytes)
+            target = model_tools.convert_ahead(found.ckpt, found.config, dtype, kept, told)
+    if target is None:
+        typer.echo(f"{place.show(found.ckpt)} can be mapped as it is: nothing is to be converted")
+    else:
+        typer.echo(place.show(target))
+
+
+def _config(place: "Root", found: "ModelFiles") -> str:
+    return "its own json files" if found.ckpt.is_dir() else place.show(found.config)
+
+
+def _list(title: str, names: list[str]) -> None:
+    if names:
+        typer.echo(f"  {title}: {len(names)}")
+        for name in names[:SHOWN]:
+            typer.echo(f"    {name}")
+        if len(names) > SHOWN:
+            typer.echo(f"    and {len(names) - SHOWN} more")
+
+
+def _be_offline() -> None:
+    """A library that finds a file missing must fail, not ask the network."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+@contextmanager
+def _bar(what: str) -> "Iterator[Told]":
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,137 @@
+"""Pictures, jobs and their families on a terminal; where the output goes elsewhere, lines for other programs."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sdbatch.errors import printable
+from sdbatch.history.records import Job, Lineage, Picture
+from sdbatch.operations.catalog import Shelved
+from sdbatch.storage.root import Root
+
+
+def show_pictures(pictures: list[Picture], root: Root) -> None:
+    """A table; piped, a line each: path, time, job, seed, prompt or reason, steps, scale, strength, tabs between."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for each in pictures:
+            said = each.reason if each.state == "failed" else each.prompt
+            fields = (str(root.path / each.path), each.drawn_at, each.job, _said(each.seed), said, *_how(each))
+            print("\t".join(_line(value) for value in fields))  # noqa: T201 - no folding, no markup
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("drawn", no_wrap=True)
+    table.add_column("picture", overflow="fold")
+    for name in ("seed", "steps", "scale", "strength"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("prompt", overflow="fold", ratio=1)
+    for each in pictures:
+        cell = Text(printable(each.reason), "red") if each.state == "failed" else Text(printable(each.prompt))
+        table.add_row(_local(each.drawn_at), Text(printable(each.path)), _said(each.seed), *_how(each), cell)
+    console.print(table)
+
+
+def show_one(
+    found: Picture | Job, particulars: list[tuple[str, str]], pictures: list[Picture], tree: Lineage, root: Root
+) -> None:
+    """Everything known of a picture or a job."""
+    console = Console(highlight=False)
+    show_facts([*_facts(found, root), *particulars])
+    if isinstance(found, Job) and any(each.file for each in pictures):
+        console.print(Text("pictures", "bold"))
+        for each in pictures:
+            own = f"  {each.prompt}" if each.prompt != found.prompt else ""
+            console.print(Text(printable(f"  {each.number}  {each.path}{own}")), soft_wrap=True)
+    if tree.children or not tree.is_asked:
+        console.print(Text("lineage", "bold"))
+        for line in _lines(tree):
+            console.print(line, soft_wrap=True)
+
+
+def show_facts(facts: list[tuple[str, str]]) -> None:
+    """Names and values, a line each."""
+    console = Console(highlight=False)
+    for name, value in facts:
+        console.print(Text.assemble((f"{name:<18}", "bold"), printable(value)), soft_wrap=True)
+
+
+def show_models(models: list[Shelved]) -> None:
+    """A table; piped, a line each with tabs between name, path, bytes and the precisions converted to."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for each in models:
+            print("\t".join(_line(v) for v in (each.name, each.path, str(each.size), ",".join(each.converted))))  # noqa: T201
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("ckpt", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("converted", no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for each in models:
+        size = Text("missing", "red") if each.kind == "missing" else Text(f"{each.size / 1e9:.1f} GB")
+        table.add_row(Text(printable(each.name)), size, ", ".join(each.converted), Text(printable(each.path)))
+    console.print(table)
+
+
+def _facts(found: Picture | Job, root: Root) -> Iterator[tuple[str, str]]:
+    if isinstance(found, Job):
+        yield "job", found.id
+        yield "folder", str(root.path / found.folder)
+    else:
+        yield "picture", str(root.path / found.path)
+        yield "job", f"{found.job}, picture {found.number}"
+        yield "published", found.published or ""
+    yield "state", found.state
+    if found.reason:
+        yield "reason", found.reason
+    yield "drawn", _local(found.drawn_at)
+    told = [
+        ("prompt", found.prompt),
+        ("negative prompt", found.negative),
+        ("name", found.name),
+        ("kind", found.kind),
+        ("checkpoint", found.ckpt),
+        ("seed", _said(found.seed)),
+        ("size", f"{found.width}x{found.height}" if found.width else ""),
+        ("came from", " ".join(filter(None, (found.parent_job, found.parent_picture)))),
+    ]
+    yield from ((name, value) for name, value in told if value)
+
+
+def _lines(job: Lineage, depth: int = 0) -> Iterator[Text]:
+    """A line each, set in by how deep it stands; no frame, which would be cut at the terminal's edge."""
+    if job.above:
+        yield Text(f"... {job.above} more above")
+    yield Text("  " * depth).append_text(_node(job))
+    for child in job.children:
+        yield from _lines(child, depth + 1)
+    if job.more:
+        yield Text(f"{'  ' * (depth + 1)}... {job.more} more")
+
+
+def _node(job: Lineage) -> Text:
+    start = f"from {job.picture}: " if job.picture else ""
+    gone = f" ({job.state})" if job.state in ("gone", "failed") else ""
+    said = _line(job.prompt)
+    said = f"  {said[:60]}..." if len(said) > 63 else f"  {said}"
+    return Text(printable(f"{start}{job.job}{gone}{said if job.prompt else ''}"), "bold" if job.is_asked else "")
+
+
+def _line(value: str) -> str:
+    """On one line, and without a tab."""
+    return printable(" ".join(value.split()))
+
+
+def _how(picture: Picture) -> tuple[str, str, str]:
+    return _said(picture.steps), _said(picture.scale), _said(picture.strength)
+
+
+def _said(number: float | None) -> str:
+    return "" if number is None else f"{number:.10g}" if isinstance(number, float) else str(number)
+
+
+def _local(moment: str) -> str:
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,75 @@
+"""The command `sdbatch web`."""
+
+import os
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdbatch.cli.common import RootOption, app, open_root
+from sdbatch.errors import ConfigError, InstallError
+from sdbatch.spool.status_reader import check_root
+
+AT_ONCE = 4  # of the largest pictures that can be sent; smaller ones are more
+
+
+@app.command()
+def web(
+    root: RootOption = Path(),
+    bind: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS:PORT", help="Where to listen, or unix:PATH; web.bind of the configuration, if not given."
+        ),
+    ] = "",
+    *,
+    hash_password: Annotated[
+        bool, typer.Option("--hash-password", help="Ask for a password, and print the line for web.password.")
+    ] = False,
+) -> None:
+    """Serve the page: the queue, new jobs, earlier pictures and follow-ups, in a browser.
+
+    It reads and writes the root's folders as the other commands do, and works while the service is down. Without a
+    password it is for those accounts of this machine that may drop jobs; from elsewhere then:
+    ssh -L 8123:127.0.0.1:8123 SERVER
+
+    Examples: sdbatch web --root /srv/sdbatch; sdbatch web --bind 0.0.0.0:8123
+
+    Exit codes: 0 stopped; 1 Flask is not installed; 69 there is no root; 78 the configuration is wrong, would open the
+    page to a network without a password, or names an address that is taken.
+    """
+    if find_spec("flask") is None or find_spec("flask_wtf") is None or find_spec("waitress") is None:
+        raise InstallError("the page needs Flask, Flask-WTF and waitress: pip install 'sdbatch[web]'")
+    if hash_password:
+        _print_hash()
+        return
+    place, settings = open_root(root)
+    check_root(place)
+    from flask import request  # noqa: PLC0415 - what other commands need not wait for
+
+    from sdbatch.web import guard, server  # noqa: PLC0415
+    from sdbatch.web.app import create_app  # noqa: PLC0415
+
+    host, port = guard.split_bind(bind or settings.web.bind)
+    guard.require_password(host, settings.web)
+    listener = server.listen(host, port, place.inbox.stat().st_gid)
+    by_socket = listener.family == socket.AF_UNIX  # its mode says who may connect
+    page = create_app(place, settings, account=os.geteuid if by_socket else lambda: server.account(request.environ))
+
+    def body_limit(environ: dict[str, Any]) -> int:
+        with page.request_context(environ):
+            return guard.body_limit()
+
+    typer.echo(f"the page is at {server.shown(listener)}")
+    server.serve(page, listener, body_limit, AT_ONCE * (settings.limits.input_bytes + guard.FORM_BYTES))
+
+
+def _print_hash() -> None:
+    from werkzeug.security import generate_password_hash  # noqa: PLC0415
+
+    password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    if len(password) < 8:
+        raise ConfigError("a password of fewer than 8 letters is found by trying; take a longer one")
+    typer.echo(f"web:\n  password: {generate_password_hash(password)}")

@@ -1,0 +1,170 @@
+"""Steering a service by its folders: pause, cancel, retry, bump. Works over a share, and with the service down too."""
+
+import stat
+from pathlib import Path
+
+from sdbatch.errors import Cancelled, JobError
+from sdbatch.spool import status_reader
+from sdbatch.spool.inbox import make_folder, walk
+from sdbatch.spool.job_names import file_of, folders, matching, number_of
+from sdbatch.spool.order import BUMPED, URGENT, bumped_files
+from sdbatch.spool.spool import CANCEL, ERROR, Spool
+from sdbatch.storage import files
+from sdbatch.storage.file_names import is_job_name
+from sdbatch.storage.root import Root
+from sdbatch.storage.spelling import normal
+
+
+def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
+    """Stop after the current batch of pictures; with `unload` the model leaves the memory too."""
+    root.require(root.inbox)
+    # The service is to read it, whatever the umask of who asks.
+    files.write_atomically(root.pause, ("unload\n" * unload + reason).encode(), mode=0o664)
+    return "paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)"
+
+
+def resume(root: Root, *, now: bool = False) -> str:
+    """Go on; with `now` outside the hours in which to draw, too, until they begin."""
+    root.require(root.inbox)
+    was_paused = True
+    try:
+        files.delete(root.pause)
+    except FileNotFoundError:
+        was_paused = False
+    if now:
+        files.write_atomically(root.now, b"", mode=0o664)
+        return "it draws now, and by its hours again from when they begin"
+    facts = status_reader.read_status(root)
+    if facts.get("state") == status_reader.RESTING:
+        return f"it was not paused; it {facts.get('problem')}, and `sdbatch resume --now` has it draw now"
+    return "resumed" if was_paused else "it was not paused"
+
+
+def cancel(root: Root, name: str) -> str:
+    """Take a job out, or a file with all its jobs.
+
+    A waiting file is deleted; a claimed job goes to failed/ with what was drawn of it.
+    """
+    claimed = matching(name, [root.running])
+    is_id = any(folder.name == normal(name) for folder in claimed)
+    waiting = _waiting(root, name) if not is_id else []
+    if waiting and is_job_name(name):
+        claimed = []  # a file that is named in full
+    if len(waiting) + len({file_of(folder.name) for folder in claimed}) > 1:
+        raise _ambiguous(name, [*waiting, *claimed])
+    if waiting:
+        return _delete(root, waiting[0])
+    if not claimed:
+        raise _unknown(root, name, "waits or is drawn")
+    cancelled = _mark(root, claimed)
+    if len(cancelled) == 1:
+        return f"{cancelled[0].name} is cancelled; it goes to jobs/failed/ with the pictures that are finished"
+    return (
+        f"{len(cancelled)} jobs of {number_of(claimed[0].name)} are cancelled; "
+        "they go to jobs/failed/ with the pictures that are finished"
+    )
+
+
+def cancel_all(root: Root) -> list[str]:
+    """The same with all that waits or is drawn."""
+    root.require(root.inbox)
+    return [_delete(root, path) for path in _jobs_in(root.inbox)] + [
+        f"{folder.name} is cancelled" for folder in _mark(root, folders(root.running))
+    ]
+
+
+def retry(root: Root, name: str) -> str:
+    """Let a failed job run once more, or all of a file that failed; pictures stay if what they came from did."""
+    root.require(root.inbox)
+    found = matching(name, [root.failed])
+    if len({file_of(folder.name) for folder in found}) != 1:
+        raise _ambiguous(name, found) if found else _unknown(root, name, "lies in jobs/failed/")
+    for folder in found:
+        Spool(root).take_up(folder)
+    if len(found) == 1:
+        return f"{found[0].name} is tried again"
+    return f"{len(found)} jobs of {number_of(found[0].name)} are tried again"
+
+
+def retry_all(root: Root) -> list[str]:
+    """The same with all that failed; what was cancelled stays."""
+    root.require(root.inbox)
+    return [retry(root, folder.name) for folder in sorted(root.failed.iterdir()) if _has_failed(folder)]
+
+
+def bump(root: Root, name: str) -> str:
+    """Put a waiting file before those of other folders: what it names is found where it lay."""
+    found = _waiting(root, name)
+    if not found and (claimed := matching(name, [root.running])):
+        return _bump_claimed(root, name, claimed)
+    if len(found) != 1:
+        raise _ambiguous(name, found) if found else _unknown(root, name, "waits in jobs/inbox/")
+    (file,), urgent = found, root.inbox / URGENT
+    if file.is_relative_to(urgent):
+        return f"{root.show(file)} goes first already, in its turn among those in jobs/inbox/{URGENT}/"
+    place = urgent / file.parent.relative_to(root.inbox)
+    make_folder(root.inbox, place)
+    target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
+    if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
+        files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False, mode=0o664)
+    files.move(file, target)
+    files.clear(Path(f"{file}.sha256"))
+    return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
+
+
+def _bump_claimed(root: Root, name: str, claimed: list[Path]) -> str:
+    """All jobs of a file go first, as those of urgent/ do."""
+    wanted = {file_of(folder.name) for folder in claimed}
+    if len(wanted) != 1:
+        raise _ambiguous(name, claimed)
+    there = {file_of(folder.name) for folder in folders(root.running)}
+    lines = sorted((bumped_files(root.running) | wanted) & there)
+    files.write_atomically(root.running / BUMPED, "\n".join(lines).encode(), mode=0o664)
+    return f"all jobs of {number_of(claimed[0].name)} go first, behind what was urgent before"
+
+
+def _has_failed(folder: Path) -> bool:
+    try:
+        return (folder / ERROR).read_text(encoding="utf-8", errors="replace").strip() != Cancelled.TEXT
+    except OSError:
+        return False
+
+
+def _delete(root: Root, waiting: Path) -> str:
+    files.delete(waiting)
+    return f"deleted {root.show(waiting)}"
+
+
+def _mark(root: Root, claimed: list[Path]) -> list[Path]:
+    """Have claimed jobs cancelled; a file may be split into its jobs meanwhile: these too, if all of it is meant."""
+    wanted = claimed
+    while True:
+        for folder in wanted:
+            files.mark(folder / CANCEL)
+        files_of = {file_of(folder.name) for folder in claimed if len(claimed) > 1}
+        there = [folder for folder in folders(root.running) if file_of(folder.name) in files_of]
+        wanted = [folder for folder in there if folder not in claimed]
+        if not wanted:
+            return claimed
+        claimed = [*claimed, *wanted]
+
+
+def _waiting(root: Root, name: str) -> list[Path]:
+    """Files in the inbox of this name, or at this place in it."""
+    root.require(root.inbox)
+    name, jobs = normal(name), _jobs_in(root.inbox)
+    exact = [path for path in jobs if normal(path.relative_to(root.inbox).as_posix()) == name]
+    return exact or [path for path in jobs if name in (normal(path.name), normal(path.stem))]
+
+
+def _jobs_in(inbox: Path) -> list[Path]:
+    found = (Path(entry.path) for entry in walk(inbox, {}) if is_job_name(entry.name))
+    return [path for path in found if not path.is_dir()]
+
+
+def _ambiguous(name: str, found: list[Path]) -> JobError:
+    return JobError(f"{name} may be any of " + ", ".join(path.name for path in found[:10]) + "; say which")
+
+
+def _unknown(root: Root, name: str, what: str) -> JobError:
+    return JobError(f"no job of the name {name} {what} (see `sdbatch status --root {root.path}`)")

@@ -1,0 +1,118 @@
+"""Dropping a job file from anywhere: checked first, and with the files that it names beside it.
+
+A job names its picture and its prompts by their way from the job file. So they keep their places to each other: the job
+gets a folder of its own in the inbox, which appears there whole.
+"""
+
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from sdbatch.client.validate import check_file, find_named, lies_beside, submit_file
+from sdbatch.config.settings import Limits
+from sdbatch.errors import JobError, Missing
+from sdbatch.job import reader
+from sdbatch.spool.inbox import make_folder
+from sdbatch.spool.order import BULK, URGENT
+from sdbatch.spool.spool import slug_of
+from sdbatch.storage import files
+from sdbatch.storage.file_names import is_job_name
+from sdbatch.storage.root import FILES, Root
+
+UP = "above"  # how folders are called that a job's names lead out of
+
+
+class Dropped(NamedTuple):
+    """Where a job file lies in the inbox, and what was taken along, as the job names it."""
+
+    path: Path
+    along: list[str]
+
+
+def submit(path: Path, root: Root, limits: Limits) -> Dropped:
+    """Drop a job file with what it names.
+
+    Raises:
+        JobError: a job of it would fail, or something that it names can't lie in the inbox; nothing was dropped.
+        OSError: it can't be read, or the disk failed.
+    """
+    root.require(root.inbox)
+    if is_job_name(path.name):  # else `submit_file` says what is wrong
+        if bad := [line for line, is_good in check_file(path, root, limits) if not is_good]:
+            raise JobError("\n".join([*bad, f"{path.name} was not dropped"]))
+        if along := _beside(path, root, limits):
+            return Dropped(_drop_folder(path, along, root), sorted(along))
+    return Dropped(submit_file(path, root), [])
+
+
+def _beside(path: Path, root: Root, limits: Limits) -> dict[str, Path]:
+    """The files that a file's jobs name and that would not be found from the inbox, by their names."""
+    along: dict[str, Path] = {}
+    data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
+    for parsed in reader.parse(data, path.name):
+        for field in FILES:
+            if not (named := getattr(parsed.job, field, "")) or field in parsed.kept:
+                continue
+            with suppress(Missing):  # an earlier job may still have to draw it
+                found = lies_beside(named, path.parent, root) or find_named(field, named, path.parent, root, limits)
+                if not _is_found_from_inbox(field, named, found, root):
+                    along[named] = found
+                    _refuse_job_names(field, named)
+    return along
+
+
+def _is_found_from_inbox(field: str, named: str, found: Path, root: Root) -> bool:
+    try:
+        return root.find(field, named, [root.inbox, root.path]).samefile(found)
+    except JobError:
+        return False
+
+
+def _refuse_job_names(field: str, named: str) -> None:
+    if is_job_name(Path(named).name):
+        raise JobError(f'{field}: "{named}" would be taken for a job in the inbox; give it a name that ends in .txt')
+
+
+def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
+    """A folder in the inbox with the job file and what it names, each where the other looks for it."""
+    ups = max(Path(named).parts.count("..") for named in along)
+    place = Path(*[UP] * ups)
+    draft = files.draft_of(root.inbox / secrets.token_hex(8))
+    try:
+        for named, source in along.items():
+            parts = (place / named).parts
+            _copy(source, draft / _walked(parts), root)
+        _copy(path, draft / place / path.name, root)
+        target = _free_name(root, slug_of(path.name))
+        files.move(draft, target)
+    except BaseException:
+        files.remove_tree(draft)
+        raise
+    return target / place / path.name
+
+
+def _walked(parts: tuple[str, ...]) -> Path:
+    """A way with its `..` taken back."""
+    walked: list[str] = []
+    for part in parts:
+        if part == "..":
+            walked.pop()
+        else:
+            walked.append(part)
+    return Path(*walked)
+
+
+def _copy(source: Path, target: Path, root: Root) -> None:
+    make_folder(root.inbox, target.parent)
+    lies = files.drop(source, target.parent)
+    if lies.name != target.name:
+        files.move(lies, target)
+
+
+def _free_name(root: Root, slug: str) -> Path:
+    """A folder that is not there yet, and means nothing to the service."""
+    names = (slug if number == 1 else f"{slug}-{number}" for number in range(1, 10_000))
+    taken = {URGENT, BULK, root.uploads.name}
+    return next(path for name in names if name not in taken and not (path := root.inbox / name).exists())

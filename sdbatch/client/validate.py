@@ -1,0 +1,182 @@
+"""Job files outside the inbox: checked without drawing, and dropped the right way."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sdbatch.config.settings import Limits
+from sdbatch.errors import JobError, Missing, NotHere
+from sdbatch.job import reader
+from sdbatch.job.document import plain
+from sdbatch.job.model_config import Made, made_for
+from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures, img2img_size
+from sdbatch.job.prompt_file import read_lines
+from sdbatch.job.remarks import of_size, remarks
+from sdbatch.storage import files
+from sdbatch.storage.file_names import is_job_name
+from sdbatch.storage.root import Root
+from sdbatch.storage.spelling import as_stored, in_other_case
+
+
+def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
+    """A line for each job of a file, and whether it can be drawn as far as is known without drawing."""
+    try:
+        data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        likely = in_other_case(path)
+        yield f"{path}: {error.strerror}" + (f"; did you mean {likely}?" if likely else ""), False
+        return
+    if data is None:
+        yield f"{path}: is a link, a pipe or a device; a job must be a plain file", False
+        return
+    for line, is_good in check_data(data, path.name, path.parent, root, limits):
+        yield f"{path}: {line}", is_good
+
+
+def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
+    """As `check_file`, of what a job file of that name in the folder `beside` holds; None for one yet to be dropped."""
+    parts = reader.parse(data, name, root.defaults)
+    for number, parsed in enumerate(parts, 1):
+        label = f"job {number} of {len(parts)}: " if len(parts) > 1 else ""
+        try:
+            if parsed.error is not None:
+                raise parsed.error
+            assert parsed.job is not None, "either a job or an error"
+            said, notes = _describe(parsed.job, beside, root, limits)
+            yield label + said, True
+            for note in [*parsed.notes, *notes]:
+                yield f"{label}note: {note}", True
+        except (JobError, NotHere) as error:  # NotHere: the service would let it wait
+            for line in str(error).splitlines():
+                yield label + line.removeprefix(f"{name}: "), False
+
+
+def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str]]:
+    """Pictures, size, sampler, steps and prompt; and what is to be said of them.
+
+    Files are looked for beside the job file and in the root; the model only where `root` is one, since jobs are
+    also written on machines without.
+    """
+    lines = None
+    if job.from_file:
+        lines = read_lines(find_named("from_file", job.from_file, beside, root, limits))
+    count = count_pictures(job, lines)
+    notes: list[str] = []
+    size = job.picture_size if isinstance(job, Txt2Img) else None
+    if isinstance(job, Img2Img) and (init := _look_at_init(job, beside, root, limits)):
+        size, notes = init
+    if problems := limits.problems(count, job.ddim_steps, size):
+        raise JobError("\n".join(problems))
+    root.output_folder(job.outdir)
+    made = Made()
+    if root.inbox.is_dir():
+        model = root.find_weights(job.ckpt, job.config, job.vae)
+        for lora in job.loras:
+            root.find_model("loras", lora.file)
+        made = made_for(model.ckpt, model.config)
+    if size:
+        notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
+    shape = f"{size[0]}x{size[1]}" if size else "the size of init_img, which is not there yet"
+    pictures = "1 picture" if count == 1 else f"{count} pictures"
+    sampler = "PLMS" if job.plms else "DDIM"
+    said = f"{pictures} of {shape}, {sampler}, {job.ddim_steps} steps, to {job.outdir}: {_drawn(job, lines)}"
+    return said, [*notes, *remarks(job, lines, made)]
+
+
+def _drawn(job: AnyJob, lines: list[str] | None) -> str:
+    """The prompt as it is read, as far as fits a line."""
+    prompts = f"1 prompt of {job.from_file}" if lines and len(lines) == 1 else f"{len(lines or ())} prompts"
+    return f'"{plain(job.prompt) if job.prompt else ""}"' if lines is None else f'{prompts}, "{plain(lines[0])}"'
+
+
+def find_named(field: str, named: str, beside: Path | None, root: Root, limits: Limits) -> Path:
+    """A file that a job names: beside it, wherever that is, or in the root; for one yet to be dropped, in the root.
+
+    What lies in the root is found or refused by the service's own rules; what lies beside a job elsewhere `submit`
+    takes along.
+
+    Raises:
+        Missing: it is not there.
+        JobError: the service would refuse it.
+    """
+    if beside is None:
+        found = root.find(field, named, [root.inbox, root.path])
+    elif (outside := lies_beside(named, beside, root)) is not None:
+        if not outside.exists():
+            raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
+        if not outside.is_file():
+            raise JobError(f'{field}: "{named}" is not a file')
+        found = outside
+    else:
+        is_in_root = beside.resolve().is_relative_to(root.path.resolve())
+        found = root.find(field, named, [beside.resolve(), root.path] if is_in_root else [root.path])
+    if not found.is_file():
+        raise JobError(f'{field}: "{named}" is not a file')
+    if (size := found.stat().st_size) > limits.input_bytes:
+        raise JobError(f'{field}: "{named}" has {size:,} bytes; the limit is {limits.input_bytes:,}')
+    return found
+
+
+def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
+    """What a job in a folder outside the root names by its way from there, whatever it is; None where nothing is."""
+    path = Path(named)
+    if path.is_absolute() or "\0" in named:
+        return None  # the service takes no such path but of the root
+    path = as_stored(Path(os.path.normpath(beside / path)))
+    top = root.path.resolve()
+    leads = Path(os.path.realpath(path))  # which, as resolve does not, follows links that lead round
+    is_there = os.path.lexists(path) and not leads.is_relative_to(top)
+    return path if is_there and not beside.resolve().is_relative_to(top) else None
+
+
+def _look_at_init(
+    job: Img2Img, beside: Path | None, root: Root, limits: Limits
+) -> tuple[tuple[int, int], list[str]] | None:
+    """What an init image will be drawn at, and what is to be said of it.
+
+    None where it is not there, as an earlier job may still have to draw it.
+    """
+    try:
+        path = find_named("init_img", job.init_img, beside, root, limits)
+    except Missing as error:
+        if error.may_be_drawn:
+            return None
+        raise
+    from PIL import Image  # noqa: PLC0415 - only here, and the answer shall be quick
+
+    from sdbatch.imaging.pictures import INIT_FORMATS, SEE_THROUGH, is_see_through  # noqa: PLC0415
+
+    try:
+        with files.open_regular(path.resolve()) as file:
+            if file is None:
+                raise JobError(f"init_img: {path} is not a file")
+            with Image.open(file, formats=INIT_FORMATS) as picture:
+                width, height = picture.size
+                is_readable = width * height <= limits.init_pixels
+                notes = [SEE_THROUGH] if is_readable and is_see_through(picture) else []
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise JobError(f"init_img: {path} is no picture that can be read; it must be PNG, JPEG or WebP") from error
+    if width * height > limits.init_pixels:
+        raise JobError(f"init_img: {width}x{height} is too large; the limit is {limits.init_pixels:,} pixels")
+    return img2img_size(width, height), notes
+
+
+def submit_file(path: Path, root: Root) -> Path:
+    """Copy a job file into the inbox so that the service sees it whole or not at all; returns where it lies.
+
+    Raises:
+        JobError: its name is no job's, or there is no root.
+    """
+    if not is_job_name(path.name):
+        raise JobError(f"{path.name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~")
+    root.require(root.inbox)
+    return files.drop(path, root.inbox)
+
+
+def submit_text(text: str, name: str, root: Root) -> Path:
+    """The same with the text of a job file, under a name of its own; returns where it lies."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_text(text, encoding="utf-8")
+        return submit_file(path, root)

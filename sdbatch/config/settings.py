@@ -1,0 +1,243 @@
+"""What an admin can set, with defaults and bounds. sources.py says where the values come from."""
+
+from copy import copy
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.storage import root
+from sdbatch.storage.spelling import as_stored
+
+# Fields that say what one job is, and that no root can say for all.
+OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m")
+# What is built into a running service: a reload leaves it as it is.
+NEEDS_RESTART = (
+    "engine",
+    "device",
+    "preload",
+    "models",
+    "converted_bytes",
+    "resident_bytes",
+    "safety_checker",
+    "watermark",
+    "events",
+    "allow_paths",
+    "defaults",
+)
+
+
+class _Given(BaseModel):
+    """A group of which only what was given counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _say(self, say: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in say(self).items() if name in self.model_fields_set}
+
+
+def _without_default(info: FieldInfo) -> tuple[Any, FieldInfo]:
+    changed = copy(info)
+    changed.default = None
+    return info.annotation, changed
+
+
+if TYPE_CHECKING:
+
+    class Defaults(_Given):
+        """Fields of a job with the values that they have where it doesn't say them."""
+
+else:
+    _fields = {name: info for kind in (Img2Img, Txt2Img) for name, info in kind.model_fields.items()}
+    _fields = {name: _without_default(info) for name, info in _fields.items() if name not in OF_ONE_JOB}
+    Defaults = create_model("Defaults", __base__=_Given, **_fields)
+
+
+class Limits(BaseModel):
+    """What a single job may ask for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pixels: int = Field(2048 * 2048, ge=64 * 64)  # of one picture
+    pictures: int = Field(1000, ge=1)  # of one job
+    steps: int = Field(1000, ge=1)  # of the sampler
+    init_pixels: int = Field(64_000_000, ge=64 * 64)  # of an init image as it comes
+    input_bytes: int = Field(100_000_000, ge=1)  # of an init image or prompt file
+
+    def problems(self, pictures: int, steps: int, size: tuple[int, int] | None) -> list[str]:
+        """What a job asks too much of, in words; `size` is width and height where they are known yet."""
+        found = []
+        if size and size[0] * size[1] > self.pixels:
+            found.append(f"H, W: {size[0]}x{size[1]} is over the limit of {self.pixels:,} pixels a picture")
+        if pictures > self.pictures:
+            found.append(f"n_iter, n_samples: {pictures:,} pictures are over the limit of {self.pictures:,} a job")
+        if steps > self.steps:
+            found.append(f"ddim_steps: {steps:,} is over the limit of {self.steps:,}")
+        return found
+
+
+class HookCommands(BaseModel):
+    """Commands that hear of what happened; see hooks.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    on_done: tuple[str, ...] = ()
+    on_failed: tuple[str, ...] = ()
+    on_idle: tuple[str, ...] = ()
+    limit_seconds: float = Field(30.0, ge=0.1, le=3600)
+
+    def commands(self) -> dict[str, tuple[str, ...]]:
+        """The command for each kind of event."""
+        return {"on_done": self.on_done, "on_failed": self.on_failed, "on_idle": self.on_idle}
+
+
+class Keep(BaseModel):
+    """How much of what is done to keep; None is all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    done_days: float | None = Field(None, gt=0, description="a number of days above 0; null keeps all")
+    done_count: int | None = Field(None, ge=0)
+    failed_days: float | None = Field(None, gt=0, description="a number of days above 0; null keeps all")
+    failed_count: int | None = Field(None, ge=0)
+    outputs: bool = False
+
+
+UNIX_PROXY = "unix"  # one that comes by the page's Unix socket
+
+# status.json and `sdbatch config` tell every setting; of this one that there is one.
+Secret = Annotated[str, PlainSerializer(lambda text: "***" if text else "", when_used="json")]
+
+
+class Web(BaseModel):
+    """The page, `sdbatch web`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bind: str = Field(
+        "127.0.0.1:8123",
+        pattern=r"^(unix:/.+|.+:\d{1,5})$",
+        description="an address and port, such as 127.0.0.1:8123, or unix:/run/sdbatch/web.sock",
+    )
+    password: Secret = ""  # its hash, as `sdbatch web --hash-password` makes it
+    hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()  # whose X-Forwarded-For is believed
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            if proxy != UNIX_PROXY:
+                try:
+                    ip_network(proxy)
+                except ValueError as error:
+                    raise ValueError(f"{proxy} is no address, no network such as 10.0.0.0/8, and not unix") from error
+        return proxies
+
+
+class Preload(BaseModel):
+    """The model to load ahead of the first job; what jobs name by default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ckpt: str = "models/ldm/stable-diffusion-v1/model.ckpt"  # empty: none
+    config: str = root.DEFAULT_CONFIG
+
+
+class NamedModel(BaseModel):
+    """A model under a name of the admin's: a job that says `ckpt: NAME` gets all of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ckpt: str = Field(min_length=1)
+    config: str = root.DEFAULT_CONFIG
+    vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
+
+
+class Settings(BaseSettings):
+    """Everything an admin can set; configs/sdbatch.yaml says why of each."""
+
+    model_config = SettingsConfigDict(env_prefix="SDBATCH_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    engine: Literal["local", "fake"] = "local"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
+    preload: Preload = Preload()
+    models: dict[str, NamedModel] = {}
+    converted_bytes: int = Field(20_000_000_000, ge=0)
+    resident_bytes: int = Field(0, ge=0)
+    safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
+    watermark: str = Field("", max_length=64)
+    settle_seconds: float = Field(2.0, ge=0, le=3600)
+    rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
+    events: bool = True
+    repeats: Literal["draw", "skip"] = "draw"
+    ignore_folders: tuple[str, ...] = ()
+    picture_wait_seconds: float = Field(10.0, ge=0, le=86400)
+    attempts: int = Field(3, ge=1, le=100)
+    hang_seconds: float = Field(600.0, ge=1, le=86400)
+    pause_after: int = Field(5, ge=1, le=1000)
+    allow_paths: tuple[Path, ...] = ()
+    active_hours: str = Field(
+        "",
+        pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$",
+        description='two times of day that differ, such as "22:00-07:00", or empty for always',
+    )
+    free_bytes: int = Field(1_000_000_000, ge=0)
+    hooks: HookCommands = HookCommands()
+    keep: Keep = Keep()
+    limits: Limits = Limits()
+    defaults: Defaults = Defaults()
+    web: Web = Web()
+
+    @field_validator("active_hours")
+    @classmethod
+    def _last_for_a_while(cls, hours: str) -> str:
+        start, _, end = hours.partition("-")
+        if hours and start == end:
+            raise ValueError("the hours end when they begin")
+        return hours
+
+    def kept_free(self, total: int) -> int:
+        """How much of a disk of so many bytes no job takes."""
+        return min(self.free_bytes, total // 100)
+
+    def told_to(self, place: root.Root) -> root.Root:
+        """A root that knows what is set for it."""
+        return replace(
+            place,
+            allowed=tuple(map(as_stored, self.allow_paths)),
+            named=self.named_models,
+            defaults=tuple(self.defaults.model_dump().items()),
+        )
+
+    @property
+    def named_models(self) -> tuple[tuple[str, root.NamedModel], ...]:
+        """The models by their names, as a root knows them."""
+        return tuple((name, root.NamedModel(**model.model_dump())) for name, model in self.models.items())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file."""
+        return env_settings, init_settings

@@ -1,0 +1,217 @@
+"""configs/sdbatch.yaml and SDBATCH_* in the environment together: what is in force, and where each value came from.
+
+Errors are told as those of a job file are: with the line, the key, what is accepted, and the likely spelling.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import EnvSettingsSource, SettingsError
+
+from sdbatch.config.settings import NEEDS_RESTART, Settings
+from sdbatch.errors import ConfigError, JobError
+from sdbatch.job.document import Document, Unsure, plain, read_yaml
+from sdbatch.job.messages import likely, refused, unknown
+from sdbatch.telemetry import systemd
+from sdbatch.telemetry.log import Log
+
+PREFIX = "SDBATCH_"
+Key = tuple[str, ...]
+
+
+class Value(NamedTuple):
+    """A key with the value in force and where it came from: default, the file's line, or a variable."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What was read.
+
+    Attributes:
+        lines: where the file names a key.
+        variables: the environment's name for each key that it overrides.
+    """
+
+    path: Path
+    settings: Settings
+    lines: dict[Key, int]
+    variables: dict[Key, str]
+
+    def values(self) -> Iterator[Value]:
+        """Every key in the order of the model, those of groups as limits.pixels."""
+        for key, value in leaves(self.settings):
+            yield Value(".".join(key), value, self._origin(key))
+
+    def _origin(self, key: Key) -> str:
+        for start in (key, key[:1]):  # a whole group can stand in one variable
+            if start in self.variables:
+                return f"{self.variables[start]} in the environment"
+        if key not in self.lines:
+            return "default"
+        is_default = dict(leaves(self.settings)).get(key) == dict(leaves(Settings.model_construct())).get(key)
+        return f"{self.path}, line {self.lines[key]}{': the default' if is_default else ''}"
+
+
+def load(path: Path, content: bytes | None = None) -> Configuration:
+    """Read the configuration, from what was read of it already if given; no file means all defaults.
+
+    Raises:
+        ConfigError: names the file and line or the variable, the key, and what is wrong.
+    """
+    values, lines = _read(path, content)
+    try:
+        overriding = EnvSettingsSource(Settings)()
+    except SettingsError as error:  # a list or group, which wants JSON
+        named = re.search(r'field "(\w+)"', str(error))
+        name = PREFIX + named[1].upper() if named else f"{PREFIX}*"
+        given, example = plain(os.environ.get(name, "")), 'a list is ["/data"], a group {"steps": 50}'
+        raise ConfigError(f"{name} in the environment: {given} is not JSON; {example}") from error
+    if name := next((name for name in values if name.startswith("_")), ""):  # pydantic would take it for its own
+        raise ConfigError(f"{path}: line {lines[name,]}: {name}: {unknown(Settings, name, 'key')}")
+    variables = {key: PREFIX + "__".join(key).upper() for key, _ in _leaves(overriding)}
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        told = [_in_words(path, details, lines, variables) for details in error.errors(include_url=False)]
+        raise ConfigError("\n".join(told)) from error
+    return Configuration(path, settings, lines, variables)
+
+
+def reload(path: Path, old: Settings, logger: Log) -> tuple[Settings, str]:
+    """The settings for a service that runs with `old` ones: what can change does, the rest is told to need a restart.
+
+    A configuration that is wrong changes nothing; then it is said why.
+    """
+    try:
+        new = load(path).settings
+    except ConfigError as error:
+        logger.error("the configuration is wrong; the old one stays", error=str(error))  # noqa: TRY400 - no slip of ours
+        return old, str(error)
+    before = dict(leaves(old))
+    changed = {
+        key: f"{'.'.join(key)}: {before.get(key)} -> {value}" for key, value in leaves(new) if value != before.get(key)
+    }
+    at_once = [text for key, text in changed.items() if key[0] not in NEEDS_RESTART]
+    later = [text for key, text in changed.items() if key[0] in NEEDS_RESTART]
+    logger.info("the configuration was read again", changed=at_once, needs_a_restart=later)
+    warn_of_a_short_watchdog(new, logger)
+    return new.model_copy(update={name: getattr(old, name) for name in NEEDS_RESTART}), ""
+
+
+def warn_of_a_short_watchdog(settings: Settings, logger: Log) -> None:
+    """The unit was written for another hang_seconds."""
+    limit, watchdog = settings.hang_seconds, systemd.watchdog_seconds()
+    if 0 < watchdog <= limit:
+        logger.warning(
+            "systemd will restart the service before hang_seconds are over; to fit them run `sdbatch install` again",
+            hang_seconds=limit,
+            watchdog_seconds=watchdog,
+        )
+
+
+def unknown_variables() -> list[str]:
+    """What is wrong with SDBATCH_* that are no key's: misspelt, perhaps, but no reason not to start."""
+    known = {"__".join(key).upper() for key, _ in leaves(Settings.model_construct())}
+    known |= {name.upper() for name in Settings.model_fields} | {"ROOT"}  # which the commands read
+    given = sorted(name.removeprefix(PREFIX) for name in map(str.upper, os.environ) if name.startswith(PREFIX))
+    hints = {name: likely(name, known) for name in given if name not in known}
+    return [
+        f"{PREFIX}{name} is no key's" + (f"; did you mean {PREFIX}{hint}?" if hint else "")
+        for name, hint in hints.items()
+    ]
+
+
+def flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings as JSON has them, those of groups as limits.pixels."""
+    return ((".".join(key), value) for key, value in _leaves(settings))
+
+
+def leaves(settings: Settings) -> Iterator[tuple[Key, Any]]:
+    """Every key with its value, as JSON has them."""
+    return _leaves(settings.model_dump(mode="json"))
+
+
+def _leaves(values: dict[str, Any], above: Key = ()) -> Iterator[tuple[Key, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*above, name))
+        else:
+            yield (*above, name), value
+
+
+def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, int]]:
+    """The file's values, and the line of each key."""
+    try:
+        if content is None:
+            content = path.read_bytes() if path.exists() else b""
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: the file is not UTF-8 text; save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    documents = list(read_yaml(text))
+    for document in documents:
+        if isinstance(document, JobError):
+            raise ConfigError(f"{path}: {document}") from document
+    match documents:
+        case []:
+            return {}, {}
+        case [Document(value=dict(values), lines=lines)]:
+            return _resolved(values), {tuple(map(str, key)): line for key, line in lines.items()}
+    raise ConfigError(f"{path}: must be keys and values, such as `device: auto`")
+
+
+def _resolved(value: Any) -> Any:
+    """Where YAML's two versions differ on a number, the number is meant; null stands for the default."""
+    match value:
+        case dict():
+            return {name: _resolved(inner) for name, inner in value.items() if inner is not None}
+        case list():
+            return [_resolved(inner) for inner in value]
+        case Unsure():
+            return value.number
+    return value
+
+
+def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variables: dict[Key, str]) -> str:
+    """One thing that is wrong, said to the admin."""
+    kind, key = _home(tuple(map(str, details["loc"])))
+    name = key[-1] if key else ""
+    if details["type"] == "extra_forbidden":
+        what = unknown(kind, name, "key")
+    elif name in kind.model_fields:
+        what = refused(kind.model_fields[name], details)
+    else:
+        what = details["msg"]
+    starts = [key[:length] for length in range(len(key), 0, -1)]
+    if variable := next((variables[start] for start in starts if start in variables), ""):
+        return f"{variable} in the environment: {what}"
+    line = next((lines[start] for start in starts if start in lines), 1)
+    return f"{path}: line {line}: {'.'.join(key)}: {what}"
+
+
+def _home(loc: Key) -> tuple[type[BaseModel], Key]:
+    """The model that a key belongs to, and the key without the numbers of a list's items behind it."""
+    kind: type[BaseModel] = Settings
+    depth = 0
+    while depth < len(loc):
+        info = kind.model_fields.get(loc[depth])
+        inner = info.annotation if info else None
+        steps = 1
+        if get_origin(inner) is dict:  # groups under names of the admin's
+            inner, steps = get_args(inner)[1], 2
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)) or depth + steps >= len(loc):
+            return kind, loc[: depth + 1]
+        kind = inner
+        depth += steps
+    return kind, loc

@@ -1,0 +1,111 @@
+"""An engine without a model: grey cards of the right size, through the same durable steps as the renderer."""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+from sdbatch.engine.protocol import (
+    Draw,
+    Event,
+    Failed,
+    Finished,
+    Halted,
+    Loaded,
+    Request,
+    StagedGrid,
+    StagedSample,
+    Stepped,
+)
+from sdbatch.errors import Cancelled, EngineDown
+from sdbatch.job.parameters import Txt2Img, batches
+from sdbatch.storage import files
+
+
+class FakeEngine:
+    """Draws grey cards of the right size, at the right names, through the same durable steps as the renderer.
+
+    `before` is called with each job before it is drawn and may raise what an engine raises.
+    """
+
+    def __init__(self, before: Callable[[Draw], None] | None = None) -> None:
+        self.before = before
+        self.drawn: list[Draw] = []
+        self.down = ""  # why no renderer can be had
+
+    def start(self) -> None:
+        """Nothing to load."""
+
+    def is_ready(self) -> bool:
+        """At once, unless `down` says why not."""
+        if self.down:
+            raise EngineDown(self.down)
+        return True
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+    def render(self, request: Request) -> Generator[Event]:
+        """The stream of a renderer that needs no time."""
+        self.is_ready()
+        for task in request.jobs:
+            if self.before:
+                self.before(task)
+            self.drawn.append(task)
+            loras = ("0" * 64,) * len(task.loras)
+            yield Loaded(
+                job_id=task.job_id,
+                seconds=0,
+                checkpoint_sha256="0" * 64,
+                lora_sha256=loras,
+                device="fake",
+                versions={},
+            )
+            try:
+                yield from self._samples(task)
+            except Cancelled as error:
+                yield Failed(job_id=task.job_id, fault="job", text=str(error))
+                continue
+            if task.halt.exists():
+                yield Halted(job_id=task.job_id)
+                continue
+            if not task.job.skip_grid:
+                sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
+                yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
+            yield Finished(job_id=task.job_id, seconds=0, notes=["drawn by the fake engine: grey cards"])
+
+    def _samples(self, task: Draw) -> Iterator[Event]:
+        size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
+        for batch in batches(task.job, task.lines):
+            yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
+            if task.cancel.exists():
+                raise Cancelled(Cancelled.TEXT)
+            for i, prompt in enumerate(batch.prompts):
+                index = batch.first + i
+                path = task.folder / task.samples / f"{index:05}.png"
+                grey = (task.job.seed + index) % 256
+                sha256 = files.sha256(path) if index < task.start_at else _write_card(path, *size, grey)
+                yield StagedSample(
+                    job_id=task.job_id,
+                    file=f"{task.samples}/{path.name}",
+                    sha256=sha256,
+                    iteration=batch.iteration,
+                    index=index,
+                    prompt=prompt,
+                )
+            if task.halt.exists():
+                return
+
+
+def _write_card(path: Path, width: int, height: int, grey: int) -> str:
+    """A PNG of one grey, without an imaging library: the supervisor has none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + bytes([grey]) * width) * height, 1)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    files.write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()

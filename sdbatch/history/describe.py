@@ -1,0 +1,96 @@
+"""How something was drawn, for a person to read: names and values, the same for a command and for the page."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from sdbatch.errors import JobError
+from sdbatch.history import restore
+from sdbatch.history.records import Job, Picture
+from sdbatch.job.parameters import job_kind
+from sdbatch.storage.root import Root
+
+MAIN = ("ddim_steps", "scale", "strength", "init_img")  # told even where they are the defaults
+APART = ("prompt", "negative_prompt", "name", "seed", "ckpt", "H", "W", "plms")  # in the index, or told otherwise
+MOST = 1000  # characters of a value
+
+
+def parameters(root: Root, what: Picture | Job) -> list[tuple[str, str]]:
+    """Of the job: by their titles the main fields, and those that say what doesn't hold anyway."""
+    try:
+        return _parameters(restore.fields_of(root, what), APART)
+    except JobError:
+        return []
+
+
+def of_file(root: Root, path: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """Of a picture that the history knows nothing of: what it says of itself, and what of that no job can have.
+
+    Raises:
+        JobError: there is no such picture.
+    """
+    said = restore.said_by(path)
+    facts = [("picture", str(path)), ("size", f"{said.width}x{said.height}"), ("drawn by", said.program)]
+    try:
+        fields, notes = restore.told_by_file(root, path)
+    except JobError as error:
+        return facts, [str(error)]
+    told = [(title.lower(), value) for title, value in _parameters(fields, ("plms", "n_iter", "n_samples"))]
+    return [fact for fact in [*facts, ("checkpoint", said.model), *told] if fact[1]], notes
+
+
+def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[str, str]]:
+    known = job_kind(fields).model_fields
+    sampler = [("Sampler", "PLMS" if fields["plms"] else "DDIM")] if "plms" in fields else []
+    return sampler + [
+        (str(field.title), _said(fields[name]))
+        for name, field in known.items()
+        if name in fields
+        and name not in apart
+        and (name in MAIN or fields[name] != field.get_default(call_default_factory=True))
+    ]
+
+
+def circumstances(root: Root, what: Picture | Job) -> list[tuple[str, str]]:
+    """Of a done job: when and how long, on which device, by which versions."""
+    record = restore.record_of(root, what)
+    timings, versions, checkpoint = (_group(record, key) for key in ("timings", "versions", "checkpoint"))
+    told = {
+        "started": timings.get("started"),
+        "finished": timings.get("finished"),
+        "drawing took": _seconds(timings.get("draw_seconds")),
+        "loading took": _seconds(timings.get("load_seconds")),
+        "attempts": record.get("attempts"),
+        "device": record.get("device"),
+        "computed in": record.get("computed_in"),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "checkpoint sha256": checkpoint.get("sha256"),
+        "safety checker": record.get("safety_checker"),
+        "watermark": record.get("watermark"),
+        "notes": record.get("notes"),
+        "dropped as": record.get("source"),
+    }
+    return [(name, _said(value)) for name, value in told.items() if value]
+
+
+def _group(record: dict[str, Any], key: str) -> dict[str, Any]:
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _seconds(value: object) -> str:
+    return f"{value} s" if isinstance(value, int | float) else ""
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(_parts(value))[:MOST]
+    return str(value)[:MOST]
+
+
+def _parts(values: list[Any]) -> Iterator[str]:
+    """LoRAs with their weights, or lines."""
+    for value in values:
+        yield f"{value.get('file')} × {value.get('weight', 1.0)}" if isinstance(value, dict) else str(value)  # noqa: RUF001

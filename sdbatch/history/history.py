@@ -1,0 +1,287 @@
+"""The history: every picture found again, by its words, its seed, its model, and what came of it.
+
+It is an index. The truth lies in jobs/done/, jobs/failed/ and outputs/; state/history.db holds nothing that is not
+read from there, so it may be deleted or damaged at any time, and where it can't be written, the same is done in memory.
+"""
+
+import json
+import math
+import posixpath
+import re
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+from sdbatch.errors import JobError
+from sdbatch.history import index, sync
+from sdbatch.history import lineage as ancestry
+from sdbatch.history import search as searching
+from sdbatch.history.database import DATABASE, SMALL, Database
+from sdbatch.history.lineage import Kin
+from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, Job, Lineage, Picture
+from sdbatch.history.search import Found, Wanted
+from sdbatch.history.tokens import parts, pieces_of_word
+from sdbatch.spool.job_names import meant, padded, the_one
+from sdbatch.storage.root import SAMPLES, Root
+from sdbatch.storage.spelling import normal
+
+MOST_WORDS = 1000  # characters that are looked for
+MOST_MEANT = 1000  # jobs that are looked through for the one of a name
+FAMILY = 100  # jobs of a lineage
+_NUMBER = re.compile(r"[0-9]{5,}")  # as samples are named
+
+
+class History:
+    """What was drawn under one root. Threads may share it.
+
+    Attributes:
+        patience: seconds after which a search answers with what it has found so far.
+        stale: why what is newest may be missing; empty while nothing is.
+        passed_over: pictures that could not be read in time, each with the reason.
+    """
+
+    def __init__(self, root: Root, *, in_memory: bool = True, reads_folders: bool = True) -> None:
+        self.root, self.patience, self.stale = root, math.inf, ""
+        self.passed_over: list[str] = []
+        self._reads_folders = reads_folders
+        self._database = Database(root.state, in_memory=in_memory, fill=self._fill)
+
+    @classmethod
+    def open(cls, root: Root, *, in_memory: bool = True) -> "History":
+        """The history of a root, brought up to date as far as it can be written.
+
+        A damaged file is made anew; one that is another user's is read as it is; without either all is kept in memory.
+
+        Raises:
+            OSError, sqlite3.Error: the file can't be written, and `in_memory` is false.
+        """
+        history = cls(root, in_memory=in_memory)
+        try:
+            history.look_through(all_of_it=not in_memory)  # by the service, which has the time
+            if in_memory:
+                history.catch_up()
+            else:
+                history.refresh()
+        except BaseException:
+            history.close()
+            raise
+        return history
+
+    @property
+    def writable(self) -> bool:
+        """Whether what is new can be taken in."""
+        return self._database.writable
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether no file holds it, and no one else has it."""
+        return self._database.in_memory
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def look_through(self, *, all_of_it: bool = False) -> None:
+        """See to it that the file is no damaged one; a large one is read through only if `all_of_it` is asked for."""
+        self._database.look_through(searching.LAST if all_of_it else SMALL)
+
+    def refresh(self) -> int:
+        """Take in what is new in the folders, and forget what is gone; says how many jobs that were.
+
+        Raises:
+            OSError: the file is locked, or its disk full or failing.
+        """
+        self.passed_over.clear()
+        return self._database.ask(lambda db: sync.refresh(self.root, db, self.passed_over)) if self.writable else 0
+
+    def catch_up(self) -> None:
+        """The same, as far as it can be done: what can't is told in `stale`."""
+        try:
+            self.refresh()
+            self.stale = "" if self.writable else f"state/{DATABASE} can only be read"
+        except OSError as error:  # locked, full
+            self.stale = str(error.strerror)
+
+    def rebuild(self) -> int:
+        """Throw away what is known and read the folders again; says how many jobs there are."""
+        self._database.throw_away()
+        return self.refresh()
+
+    def add(self, folder: Path) -> None:
+        """Take in one folder of jobs/done/ or jobs/failed/, in the place of what was known of that job."""
+        if self.writable:
+            self._database.ask(lambda db: sync.take_in(self.root, db, [folder]))
+
+    def _fill(self, database: sqlite3.Connection) -> None:
+        if self._reads_folders:
+            sync.refresh(self.root, database, self.passed_over)
+
+    def search(
+        self,
+        words: str = "",
+        *,
+        since: datetime | None = None,
+        seed: int | None = None,
+        ckpt: str | None = None,
+        kind: str | None = None,
+        failed: bool = False,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> Found:
+        """Pictures that have all the words in their texts, newest first, a job's own in their order.
+
+        The texts are the prompt and the negative one, the job's name and its file's, and where the pictures lie.
+
+        A word finds those that begin with it; Chinese, and what else is written without blanks, is found anywhere.
+
+        Args:
+            words: separated by blanks, in any case; nothing in them is special.
+            since: drawn then or later.
+            seed: of the job.
+            ckpt: a checkpoint's path as the jobs name it, its file name, or that without the suffix.
+            kind: txt2img or img2img.
+            failed: of failed jobs, by their reasons too, and nothing else; one without a picture has a row too.
+            before: the `key` of the last one seen, to go on from there.
+            limit: how many at most.
+        """
+        given = {"seed": seed, "ckpt": ckpt, "kind": kind}
+        told = [index.fact(key, value) for key, value in given.items() if value is not None]
+        told.append(index.fact("failed", failed))
+        words = " ".join(map(_plain_name, words[:MOST_WORDS].split()))
+        wanted = parts(words)
+        if words.strip() and not wanted:
+            return Found()  # nothing but punctuation, which nothing is found by
+        match = index.expression([*told, *(piece for part in wanted for piece in pieces_of_word(part))])
+        oldest = int(since.timestamp() * 1000) if since else None
+        numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
+        asked = Wanted(match, [part for part in wanted if part.is_long], oldest, numbers)
+        return searching.search(self._database.ask, asked, before, max(1, limit), self.patience)
+
+    def picture(self, path: str, before: int = searching.LAST) -> Picture | None:
+        """A picture by where it lies, from the root: in its job's folder or in outputs/.
+
+        Thousands may have had a name in outputs/ one after another, where that is emptied each night: the last of them
+        is meant, or the last with a key below `before`.
+        """
+        path = posixpath.normpath(path)
+        folder, file = posixpath.split(path)
+        if posixpath.basename(folder) == SAMPLES:
+            folder, file = posixpath.dirname(folder), f"{SAMPLES}/{file}"
+        inside = (posixpath.basename(folder), folder, file)
+        question = " WHERE j.id = ? AND j.place = ? AND p.file = ? AND p.key BETWEEN j.key - j.pictures + 1 AND j.key"
+        last, first = " AND p.key < ? ORDER BY p.key DESC LIMIT 1", " ORDER BY p.key LIMIT 1"
+        found = (
+            self._pictures(question, inside)
+            or self._pictures(" WHERE p.published = ?" + last, (path, before))
+            or self._pictures(" WHERE p.published = ?" + first, (path,))  # its time is that of a copy, perhaps
+        )
+        return found[0] if found else None
+
+    def find(self, named: str) -> Picture | Job:
+        """A picture by where it lies, or as JOB/NUMBER; or a job by its id, or a part of it that only one job has.
+
+        Raises:
+            JobError: there is none, or there are several.
+        """
+        if found := self.picture(named) or self.job(posixpath.basename(named)) or self.job(named):
+            return found
+        part, _, which = named.partition("/")
+        job_id, pictures = self._one_job(part), []
+        if which:
+            pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
+            if not pictures:
+                raise JobError(f'{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has')
+        found = pictures[0] if pictures else self.job(job_id)
+        assert found is not None, "its id was just read"
+        return found
+
+    def _one_job(self, part: str) -> str:
+        """As `naming.matching` has it, for one job: a file's number means its first."""
+        part = normal(part)
+        ending, number = f"-{part}", f"Z-{padded(part)}"
+        question = (
+            "SELECT id FROM jobs WHERE instr(id, :part) OR instr(id, :number) "
+            "ORDER BY instr(id, :number) > 0 DESC, substr(id, :length) = :ending DESC, key DESC LIMIT :most"
+        )
+        asked = {"part": part, "number": number, "ending": ending, "length": -len(ending), "most": MOST_MEANT}
+        ids = [str(row[0]) for row in self._database.ask(lambda db: db.execute(question, asked).fetchall())]
+        ids = the_one(part, meant(part, ids))
+        if not ids:
+            raise JobError(
+                f"the history has no job or picture \"{part}\"; give a picture's path, JOB/NUMBER, or a job's id or a "
+                "part of it"
+            )
+        if len(ids) > 1:
+            names = "\n".join(f"  {job_id}" for job_id in ids[:10])
+            raise JobError(f'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}')
+        return ids[0]
+
+    def job(self, id: str) -> Job | None:  # noqa: A002 - what it is called everywhere
+        """A job by its whole id."""
+        found = self._database.ask(lambda db: db.execute(f"{JOB_QUESTION} WHERE id = ?", (id,)).fetchone())
+        return Job(*found) if found else None
+
+    def pictures_of(self, job_id: str) -> list[Picture]:
+        """A job's pictures in their order; none of one that failed before the first."""
+        within = " WHERE j.id = ? AND p.key BETWEEN j.key - j.pictures + 1 AND j.key ORDER BY p.key DESC"
+        return self._pictures(within, (job_id,))
+
+    def lineage(self, job_id: str, most: int = FAMILY) -> Lineage:
+        """A job's family: a tree of up to `most` jobs, of which the asked one is marked."""
+        return ancestry.lineage(self, job_id, most)
+
+    def parent(self, job_id: str) -> Kin | None:
+        """The job that a job came from, and the picture of it: by its manifest, or by the init image that it named."""
+        job = self.job(job_id)
+        if job is None or job.parent_job:
+            return Kin(job.parent_job, job.parent_picture) if job and job.parent_job else None
+        picture = self.picture(job.init, job.key) if job.init else None
+        return Kin(picture.job, picture.file) if picture else None
+
+    def children(self, job_id: str) -> list[Kin]:
+        """Likewise the other way, oldest first."""
+        pictures = self.pictures_of(job_id)
+        files = json.dumps(
+            [(path, each.file, each.key) for each in pictures for path in {each.path, each.published} if path]
+        )
+        question = """
+            SELECT key, id, parent_picture FROM jobs WHERE parent_job = :id UNION
+            SELECT jobs.key, jobs.id, files.file FROM (
+                SELECT path, file, key AS since, EXISTS
+                    (SELECT 1 FROM pictures WHERE published = path AND pictures.key < own.key) AS is_later,
+                    (SELECT min(key) FROM pictures WHERE published = path AND pictures.key > own.key) AS until
+                FROM (
+                    SELECT json_extract(value, '$[0]') AS path, json_extract(value, '$[1]') AS file,
+                        json_extract(value, '$[2]') AS key FROM json_each(:files)
+                ) own
+            ) files CROSS JOIN jobs ON jobs.init = files.path
+                AND jobs.key > CASE WHEN is_later THEN since ELSE -1 END AND jobs.key <= coalesce(until, :last)
+            WHERE parent_job IS NULL ORDER BY 1"""
+        values = {"id": job_id, "files": files, "last": searching.LAST}
+        rows = self._database.ask(lambda db: db.execute(question, values).fetchall())
+        return [Kin(child, picture) for _, child, picture in rows]
+
+    def checkpoints(self) -> list[str]:
+        """The checkpoints that jobs were drawn with, as they named them."""
+        step = "SELECT min(ckpt) FROM jobs WHERE ckpt > ?"
+        found, last = [], ""
+        while last is not None:
+            (last,) = self._database.ask(lambda db, after=last: db.execute(step, (after,)).fetchone())  # type: ignore[misc]
+            found += [last] if last else []
+        return found
+
+    def _pictures(self, which: str, values: Iterable[object]) -> list[Picture]:
+        question, given = PICTURE_QUESTION + which, tuple(values)
+        return [Picture(*row) for row in self._database.ask(lambda db: db.execute(question, given).fetchall())]
+
+
+def _plain_name(word: str) -> str:
+    """A word; of a picture's path or file name what its pictures are found by."""
+    return index.name_of(word) if "/" in word or word.lower().endswith(index.SUFFIXES) else word
+
+
+def _names_of(picture: Picture) -> tuple[str, str, str]:
+    """What a person may call a job's picture: samples/00002.png, 00002.png, 00002."""
+    name = posixpath.basename(picture.file)
+    return picture.file, name, name.rpartition(".")[0]

@@ -1,0 +1,272 @@
+"""state/history.db: rows and pieces of text in SQLite, and nothing that could not be read from the folders again.
+
+    jobs       a row each; `key` is that of its first picture
+    places     the folders that were looked into: their time then, how much was in them, and when that was
+    pictures   a row each; `is_found` are those that no job has. `key` is when it was drawn, in milliseconds since 1970,
+               moved on to where enough keys in a row are free: so one number is the order, the place to go on from,
+               and the time
+    grams      for each first picture of a prompt, its `run`: the pieces of the text, facts to filter by, such as
+               seed=42, and the spans of time that it is in, shorter and longer ones. Their lists are met with each
+               other from the newest on, so a search ends with a full page
+
+The index of grams holds no text (`content=''`), so a row is taken out by telling SQLite the pieces that were put in.
+They hang on this file's version and on Python's tables of Unicode: where either is another, all is made anew.
+"""
+
+import errno
+import sqlite3
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdbatch.history.scan import Entry
+from sdbatch.history.tokens import pieces
+from sdbatch.storage.filesystem import share_of
+
+VERSION = 3
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite lays beside its file
+_RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".yaml", ".yml", ".json")
+EVERYWHERE = {"outputs", "samples", "txt2img-samples", "img2img-samples"}  # in paths of all pictures: it finds none
+SPANS = (20, 23, 26, 29, 32, 35)  # as powers of two, in milliseconds: from a quarter of an hour to a year
+_SPECIAL = "".join(c for c in map(chr, range(1, 128)) if not c.isalnum() and not c.isspace())
+_TOKENS = _SPECIAL.replace("'", "''").replace('"', '""')
+_SCHEMA = f"""
+DROP TABLE IF EXISTS jobs;
+DROP TABLE IF EXISTS pictures;
+DROP TABLE IF EXISTS grams;
+DROP TABLE IF EXISTS places;
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, place TEXT NOT NULL,
+    key INTEGER NOT NULL, pictures INTEGER NOT NULL, stamp INTEGER NOT NULL, drawn_at TEXT NOT NULL,
+    prompt TEXT NOT NULL, negative TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, ckpt TEXT NOT NULL,
+    seed INTEGER, reason TEXT NOT NULL, parent_job TEXT, parent_picture TEXT, init TEXT,
+    width INTEGER NOT NULL, height INTEGER NOT NULL,
+    file TEXT NOT NULL, steps INTEGER, scale REAL, strength REAL
+);
+CREATE INDEX jobs_parent ON jobs (parent_job) WHERE parent_job IS NOT NULL;
+CREATE INDEX jobs_init ON jobs (init, key) WHERE init IS NOT NULL;
+CREATE INDEX jobs_state ON jobs (state, id);
+CREATE INDEX jobs_found ON jobs (place) WHERE state = 'earlier';
+CREATE INDEX jobs_ckpt ON jobs (ckpt);
+CREATE TABLE pictures (
+    key INTEGER PRIMARY KEY, job INTEGER NOT NULL, run INTEGER NOT NULL, number INTEGER NOT NULL,
+    file TEXT NOT NULL, published TEXT, prompt TEXT, is_found INTEGER NOT NULL
+);
+CREATE INDEX pictures_run ON pictures (run);
+CREATE INDEX pictures_published ON pictures (published) WHERE published IS NOT NULL;
+CREATE INDEX pictures_found ON pictures (published) WHERE is_found;
+CREATE TABLE places (path TEXT PRIMARY KEY, mtime INTEGER NOT NULL, names INTEGER NOT NULL, looked INTEGER NOT NULL);
+CREATE VIRTUAL TABLE grams USING fts5 (
+    pieces, content='', detail=none, columnsize=0, tokenize="ascii tokenchars '{_TOKENS}'"
+);
+PRAGMA user_version = {_RULES};
+"""
+
+
+def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
+    """Open or create the file, writable, with its tables.
+
+    Raises:
+        sqlite3.Error: it is no database, is locked for longer than `wait_seconds`, or can't be written.
+    """
+    _refuse_links(path)
+    database = sqlite3.connect(path, wait_seconds, isolation_level=None, check_same_thread=False)
+    try:
+        # WAL lets others read while the service writes, by memory that they share: on a network share they share
+        # none, and would damage the file. There its locks have to do; and SQLite keeps to them where it can't have WAL.
+        database.execute(f"PRAGMA journal_mode = {'DELETE' if share_of(path.parent) else 'WAL'}").fetchone()
+        database.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last rows, never the file
+        if not is_current(database):
+            create(database, anyway=False)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _refuse_links(path: Path) -> None:
+    """SQLite opens by names, and would write wherever a link of one leads."""
+    for name in (path, *(path.with_name(path.name + suffix) for suffix in BESIDE)):
+        if name.is_symlink():
+            raise OSError(errno.ELOOP, "a link in the history's place is not followed", str(name))
+
+
+def is_current(database: sqlite3.Connection) -> bool:
+    """Whether the tables are there, and made by the same rules as ours."""
+    return bool(database.execute("PRAGMA user_version").fetchone()[0] == _RULES)
+
+
+def create(database: sqlite3.Connection, *, anyway: bool = True) -> None:
+    """Make the tables anew, without a row; with `anyway` false only if no other process just did."""
+    with writing(database):
+        if anyway or not is_current(database):
+            for statement in _SCHEMA.split(";\n"):
+                database.execute(statement)
+
+
+@contextmanager
+def writing(database: sqlite3.Connection) -> Iterator[None]:
+    """All that is written in the block, or nothing."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
+def insert(database: sqlite3.Connection, entry: Entry) -> None:
+    """Put an entry in, in the place of what was there of the same id; within `writing`."""
+    remove(database, entry.id)
+    if entry.state == "done":
+        _replace_found(database, [shot.published for shot in entry.shots if shot.published])
+    base = _free_keys(database, int(entry.drawn_at.timestamp() * 1000), max(1, len(entry.shots)))
+    values = (
+        *(entry.id, entry.state, entry.place, base, len(entry.shots), entry.stamp),
+        *(entry.drawn_at.isoformat(timespec="milliseconds"), entry.prompt, entry.negative, entry.name),
+        *(entry.kind, entry.ckpt, entry.seed, entry.reason, entry.parent_job, entry.parent_picture, entry.init),
+        *(*entry.size, entry.file, entry.steps, entry.scale, entry.strength),
+    )
+    job = database.execute(f"INSERT INTO jobs VALUES (NULL{', ?' * len(values)})", values).lastrowid  # noqa: S608
+    run, last = base, entry.shots[0].prompt if entry.shots else None
+    is_found = entry.state == "earlier"
+    rows: list[tuple[Any, ...]] = []
+    for offset, shot in enumerate(entry.shots):
+        if shot.prompt != last:
+            run, last = base - offset, shot.prompt
+        rows.append((base - offset, job, run, shot.number, shot.file, shot.published, shot.prompt, is_found))
+    rows = rows or [(base, job, base, 0, "", None, None, is_found)]  # one that failed before its first picture
+    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    database.executemany("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", _grams_of(database, entry.id))
+
+
+def remove(database: sqlite3.Connection, job_id: str) -> bool:
+    """Take a job and its pictures out; says whether it was there; within `writing`."""
+    job = database.execute("SELECT key, pictures FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if job is None:
+        return False
+    key, count = job
+    span = (key - max(1, count) + 1, key)
+    database.executemany(
+        "INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", _grams_of(database, job_id)
+    )
+    where = "key BETWEEN ? AND ? AND published IS NOT NULL"
+    _look_again(database, [path for (path,) in database.execute(f"SELECT published FROM pictures WHERE {where}", span)])  # noqa: S608
+    database.execute("DELETE FROM pictures WHERE key BETWEEN ? AND ?", span)
+    database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+    return True
+
+
+_TEXTS = """
+    SELECT p.run, coalesce(p.prompt, j.prompt), coalesce(p.published, p.file), j.negative, j.name, j.reason, j.file,
+        j.state, j.seed, j.ckpt, j.kind
+    FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - max(1, j.pictures) + 1 AND j.key"""
+
+
+def text_of_run(database: sqlite3.Connection, run: int) -> str:
+    """What the words of a run are looked for in."""
+    question = f"{_TEXTS} WHERE j.number = (SELECT job FROM pictures WHERE key = ?1) AND p.run = ?1"  # noqa: S608
+    return _text_of([*database.execute(question, (run,))])
+
+
+def _text_of(rows: list[tuple[Any, ...]]) -> str:
+    """The prompts, the job's name and its file's, why it failed, and the names of its pictures."""
+    _, prompt, _, negative, name, reason, file, *_ = rows[0]
+    return "\n".join((prompt, negative, name, reason, name_of(file), *(name_of(row[2]) for row in rows)))
+
+
+def _grams_of(database: sqlite3.Connection, job_id: str) -> list[tuple[int, str]]:
+    """What a job's runs are found by: put in and taken out alike, since it is made of the rows alone."""
+    rows = database.execute(f"{_TEXTS} WHERE j.id = ? ORDER BY p.key DESC", (job_id,))
+    runs = [(run, [*some]) for run, some in groupby(rows, key=itemgetter(0))]
+    return [(run, _grams(run, _text_of(some), facts(*some[0][7:]))) for run, some in runs]
+
+
+def _replace_found(database: sqlite3.Connection, published: list[str]) -> None:
+    """Pictures that were found in outputs/ before their job was known are its own."""
+    # By an index of found ones alone: thousands of jobs may have published under that name before.
+    question = "SELECT j.id FROM pictures p JOIN jobs j ON j.number = p.job WHERE p.is_found AND p.published = ?"
+    for path in published:
+        for (job_id,) in database.execute(question, (path,)).fetchall():
+            remove(database, job_id)
+
+
+def _look_again(database: sqlite3.Connection, published: list[str]) -> None:
+    """What a job leaves in outputs/ when it goes is found there."""
+    folders = {path.rpartition("/")[0] for path in published}
+    database.executemany("DELETE FROM places WHERE path = ?", [(folder,) for folder in folders])
+
+
+def name_of(path: str) -> str:
+    """What the path of a picture or job file says: its name without the suffix, and the folders that somebody named."""
+    base = path.rpartition(".")[0] if path.lower().endswith(SUFFIXES) else path
+    return " ".join(part for part in base.split("/") if part not in EVERYWHERE)
+
+
+def facts(state: str, seed: int | None, ckpt: str, kind: str) -> list[str]:
+    """What can be filtered by. A checkpoint is meant by its path, its name, or its name without the suffix."""
+    name = ckpt.rpartition("/")[2]
+    names = {ckpt, name, name.rpartition(".")[0] or name}
+    return [
+        fact("failed", state == "failed"),
+        fact("seed", seed),
+        fact("kind", kind),
+        *(fact("ckpt", each) for each in names),
+    ]
+
+
+def fact(key: str, value: object) -> str:
+    """One of them; no piece of a text has such a sign in it."""
+    return f"{key}={'_'.join(str(value).replace(chr(0), ' ').split()).casefold()}"
+
+
+class Span(NamedTuple):
+    """A span of time: its first key, and what those in it are found by."""
+
+    begin: int
+    fact: str
+
+
+def span(key: int, most: int) -> Span:
+    """Of the spans that a key is in the one that goes back farthest within `most` milliseconds, or the shortest."""
+    shortest, *longer = _spans(key)
+    return min(each for each in (shortest, *longer) if each is shortest or key - each.begin <= most)
+
+
+def _spans(key: int) -> list[Span]:
+    return [Span(key >> power << power, fact("span", f"{power}.{key >> power}")) for power in SPANS]
+
+
+def expression(tokens: Iterable[str]) -> str:
+    """All of these, for MATCH: nothing in them has a meaning of its own."""
+    return " ".join('"' + token.replace('"', '""') + '"' for token in tokens)
+
+
+def _grams(key: int, text: str, told: Iterable[str]) -> str:
+    return " ".join(sorted({*pieces(text), *told, *(each.fact for each in _spans(key))}))
+
+
+def _free_keys(database: sqlite3.Connection, at: int, count: int) -> int:
+    """The highest of `count` keys in a row that are free, none below `at`.
+
+    Thousands may share a moment, so the end of those is not stepped to but leapt over, and then closed in on.
+    """
+
+    def is_taken(key: int) -> bool:
+        return database.execute(question, (key, key + count - 1)).fetchone() is not None
+
+    question = "SELECT 1 FROM pictures WHERE key BETWEEN ? AND ? LIMIT 1"
+    taken, free = at - 1, at
+    while is_taken(free):
+        taken, free = free, 2 * free - at + 1
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        taken, free = (middle, free) if is_taken(middle) else (taken, middle)
+    return free + count - 1

@@ -1,0 +1,325 @@
+"""A job file back from what was drawn: the job itself, the same once more, or a follow-up on one of its pictures.
+
+What is asked of a finished job is written as its manifest would say it, in short: so the new job knows what it came
+from. Of any other picture it is a plain job file.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sdbatch.errors import JobError, printable
+from sdbatch.history import foreign_pictures, scan
+from sdbatch.history.history import History
+from sdbatch.history.records import Job, Picture
+from sdbatch.imaging.origin import Said, silence
+from sdbatch.imaging.reader_process import Reader
+from sdbatch.job import reader as jobfile
+from sdbatch.job.manifest import VERSION, dump
+from sdbatch.job.parameters import Img2Img, Txt2Img, job_kind
+from sdbatch.spool.spool import INPUTS, MANIFEST
+from sdbatch.storage import files
+from sdbatch.storage.root import FILES, SAMPLES, WEIGHTS, Root
+
+Fields = dict[str, Any]
+ALWAYS = ("prompt", "seed")  # told even where they are the defaults
+# What a follow-up on a picture without a manifest takes over; the rest is the new picture's own.
+CARRIED_OVER = {
+    "negative_prompt",
+    "ddim_steps",
+    "ddim_eta",
+    "C",
+    "f",
+    "config",
+    "ckpt",
+    "vae",
+    "loras",
+    "seed",
+    "precision",
+}
+MOST_WEIGHTS = 2000  # files looked through for a checkpoint of some name
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The text of a job file, and what of the picture could not be carried over."""
+
+    text: str
+    notes: list[str] = field(default_factory=list)
+
+
+def restore(root: Root, what: Picture | Job | Path) -> Restored:
+    """The job file that something was drawn by: a picture or job of the history, or any picture or setup.json.
+
+    Raises:
+        JobError: nothing tells how it was drawn.
+    """
+    if isinstance(what, Path):
+        origin, (fields, notes) = str(what), told_by_file(root, what)
+    else:
+        origin, (fields, notes) = _origin(what), _told_by_history(root, what)
+    fields, misfits = _fitting(fields)
+    missing = [
+        printable(f"{name}: there is no {fields[name]} in the root; without it the job can't be drawn")
+        for name in (*FILES, "ckpt")
+        if fields.get(name) and not _is_there(root, name, str(fields[name]))
+    ]
+    return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", [*dict.fromkeys(notes + misfits + missing)])
+
+
+def fields_of(root: Root, what: Picture | Job) -> Fields:
+    """The fields of the job that something was drawn by, as far as a job can have them.
+
+    Raises:
+        JobError: nothing tells how it was drawn.
+    """
+    return _fitting(_told_by_history(root, what)[0])[0]
+
+
+def record_of(root: Root, what: Picture | Job) -> Fields:
+    """The manifest of a done job; nothing of any other."""
+    return _record(root, what.job if isinstance(what, Picture) else what.id) if what.state == "done" else {}
+
+
+def follow_up(
+    root: Root,
+    history: History,
+    picture: Picture,
+    prompt: str | None = None,
+    strength: float | None = None,
+    **fields: Any,
+) -> str:
+    """The text of an img2img job that starts from a picture; what is not given is as it was drawn.
+
+    Raises:
+        JobError: a value is none that the field takes, or the picture is there no more.
+    """
+    if not picture.file or history.job(picture.job) is None:
+        raise JobError(f"{picture.path}: there is no such picture (any more)")
+    asked: Fields = {"prompt": picture.prompt if prompt is None else prompt}
+    asked |= {"strength": 0.75 if strength is None else strength, "outdir": Img2Img.model_fields["outdir"].default}
+    record = record_of(root, picture)
+    listed = [entry for entry in record.get("pictures", []) if _is_named(entry, picture.file)]
+    if listed:
+        head = {"sdbatch_manifest": VERSION, "id": picture.job}
+        block = {"init_img": picture.file, **asked, **fields}
+        return _checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
+    carried = {name: value for name, value in fields_of(root, picture).items() if name in CARRIED_OVER}
+    return _checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
+
+
+def again(root: Root, job: Job, seed: int | None = None) -> str:
+    """The text of a job file that draws a job once more, with another seed if one is given.
+
+    Raises:
+        JobError: nothing tells how it was drawn.
+    """
+    changed = {} if seed is None else {"seed": seed}
+    record = record_of(root, job)
+    if record:
+        head = {"sdbatch_manifest": VERSION, "id": job.id}
+        return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
+    return _checked(job_text(root, fields_of(root, job) | changed))
+
+
+def job_text(root: Root, fields: Fields) -> str:
+    """A job file of these fields, without those that say what holds anyway; not where the root has its own word."""
+    known = job_kind(fields).model_fields
+    own = {name for name, _ in root.defaults} & {*known}
+    fields = {name: known[name].get_default(call_default_factory=True) for name in own} | fields
+    if fields.get("from_file"):
+        fields = {name: value for name, value in fields.items() if name != "prompt"}
+    return dump(
+        {
+            name: value
+            for name, value in fields.items()
+            if name in ALWAYS
+            or name in own
+            or name not in known
+            or known[name].get_default(call_default_factory=True) != value
+        }
+    )
+
+
+def _origin(what: Picture | Job) -> str:
+    if isinstance(what, Job):
+        return what.id
+    return f"{what.path}, picture {what.number} of {what.job}" if what.file else what.job
+
+
+def _told_by_history(root: Root, what: Picture | Job) -> tuple[Fields, list[str]]:
+    """A job's fields as its folder has them, or as a found picture says."""
+    job_id = what.job if isinstance(what, Picture) else what.id
+    if what.state == "earlier":
+        return told_by_file(root, root.path / (what.path if isinstance(what, Picture) else what.id))
+    if what.state == "done":
+        record = _record(root, job_id)
+        if record:
+            return _with_files(root, job_id, record)
+        if isinstance(what, Picture):  # what stands in the picture is as good
+            return told_by_file(root, root.path / what.path)
+    folder = (root.done if what.state == "done" else root.failed) / job_id
+    parsed = scan.parse_dropped(folder, root)
+    if parsed is None or parsed.job is None:
+        why = f": {parsed.error}" if parsed and parsed.error else ""
+        raise JobError(f"{job_id}: no job can be restored from it{why}")
+    return _with_copies(root, folder, parsed.job.model_dump()), []
+
+
+def _with_copies(root: Root, folder: Path, job: Fields) -> Fields:
+    """The fields of a job without a manifest; where a file that it named is gone, with the copy in its folder."""
+    copies = {
+        name: next(iter(folder.glob(f"{INPUTS}/{name}.*")), None)
+        for name in FILES
+        if job.get(name) and not _is_there(root, name, str(job[name]))
+    }
+    return job | {name: root.show(copy) for name, copy in copies.items() if copy}
+
+
+def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[str]]:
+    """A manifest's job; where a file that it named is another by now, with the copy that was kept."""
+    job, notes = dict(record["job"]), []
+    kept = {entry.get("field"): entry for entry in record.get("inputs", []) if isinstance(entry, dict)}
+    for name in FILES:
+        if not job.get(name):
+            continue
+        copy = root.done / job_id / str(kept.get(name, {}).get("file"))
+        is_passing = root.show(root.path / str(job[name])).startswith(f"{root.show(root.inbox)}/")
+        if not is_passing and _is_same(root, str(job[name]), str(kept.get(name, {}).get("sha256"))):
+            continue
+        if copy.is_file():
+            job[name] = root.show(copy)
+        elif _is_there(root, name, str(job[name])):
+            notes.append(f"{name}: {printable(str(job[name]))} was changed since, and no copy was kept")
+    return job, notes
+
+
+def _is_same(root: Root, named: str, sha256: str) -> bool:
+    try:
+        return files.sha256(root.find("", named, [root.path])) == sha256
+    except (JobError, OSError):
+        return False
+
+
+def _is_there(root: Root, field: str, named: str) -> bool:
+    try:
+        if field != "ckpt":
+            root.find(field, named, [root.inbox, root.path])  # as for a job that is dropped there
+        elif "/" in named:  # else it may be a name of the configuration
+            root.find_model(field, named)
+    except JobError:
+        return False
+    return True
+
+
+def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
+    """What a picture says of itself, or the setup.json beside it, or that itself.
+
+    Raises:
+        JobError: nothing tells how it was drawn.
+    """
+    if path.is_dir() or path.name == foreign_pictures.SETUP:
+        fields = foreign_pictures.read_setup(
+            path if path.name == foreign_pictures.SETUP else path / foreign_pictures.SETUP
+        )
+    else:
+        said = said_by(path)
+        if said.fields:
+            return _with_model(root, said)
+        base = path.parent.parent if path.parent.name == SAMPLES else path.parent
+        fields = foreign_pictures.read_setup(base / foreign_pictures.SETUP)
+        if not fields:
+            raise JobError(f"{path}: nothing there says how it was drawn: {silence(said)}, no setup.json beside it")
+    if not fields:
+        raise JobError(f"{path}: nothing there says how it was drawn: no setup.json that can be read")
+    return fields, []
+
+
+def said_by(path: Path) -> Said:
+    """What a picture says of itself.
+
+    Raises:
+        JobError: there is none, or it can't be read in time.
+    """
+    with Reader() as reader:
+        said = reader.read(path)
+    if said is None:
+        raise JobError(f"{path}: is no PNG, JPEG or WebP picture that can be read; only those hold how they were drawn")
+    return said
+
+
+def _with_model(root: Root, said: Said) -> tuple[Fields, list[str]]:
+    """The fields, with the checkpoint of the name that another program tells, where one lies here."""
+    if not said.model or said.is_own:
+        return said.fields, said.notes
+    if path := _find_weights(root, said.model):
+        return said.fields | {"ckpt": path}, said.notes
+    note = f"Model: no {printable(said.model)} lies in models/; the job draws with the default ckpt"
+    return said.fields, [*said.notes, note]
+
+
+def _find_weights(root: Root, stem: str) -> str:
+    """The checkpoint of this name in models/, from the root; empty where there is none."""
+    for number, path in enumerate(files.below(root.models) if root.models.is_dir() else ()):
+        if number > MOST_WEIGHTS:
+            break
+        if path.stem == stem and path.suffix.lower() in WEIGHTS:
+            return root.show(path)
+    return ""
+
+
+def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
+    """The fields that a job can have, and why the others were left out: another program's values need not be ours."""
+    known = Txt2Img.model_fields | Img2Img.model_fields
+    notes = [printable(f"{name}: is no field of a job, and was left out") for name in fields if name not in known]
+    fitting = {
+        name: _number(value, known[name].annotation)
+        for name, value in fields.items()
+        if name in known and value is not None
+    }
+    if not fitting.get("init_img"):
+        fitting = {name: value for name, value in fitting.items() if name not in ("init_img", "strength")}
+    if "init_img" in fitting:
+        fitting = {name: value for name, value in fitting.items() if name in Img2Img.model_fields}
+    try:
+        job_kind(fitting).model_validate(fitting)
+    except ValidationError as error:
+        for name in {str(details["loc"][0]) for details in error.errors() if details["loc"]} & set(fitting):
+            value = printable(str(fitting.pop(name))[:80])
+            notes.append(f"{name}: {value} is not allowed here, and was left out")
+    return ({} if fitting.get("from_file") else {"prompt": ""}) | fitting, notes
+
+
+def _number(value: Any, kind: Any) -> Any:
+    """A number that was kept as text, or a whole one with a point."""
+    if kind not in (int, float) or not isinstance(value, str | float):
+        return value
+    try:
+        number = float(value)
+        return kind(number) if kind is float or number.is_integer() else value
+    except (ValueError, OverflowError):
+        return value
+
+
+def _record(root: Root, job_id: str) -> Fields:
+    """A done job's manifest; nothing where it can't be understood any more."""
+    try:
+        record = scan.read_record(root.done / job_id / MANIFEST)
+    except OSError:
+        return {}
+    lists = all(isinstance(record.get(part, []), list) for part in ("pictures", "inputs"))
+    return record if isinstance(record.get("job"), dict) and lists else {}
+
+
+def _is_named(entry: object, file: str) -> bool:
+    return isinstance(entry, dict) and entry.get("file") == file
+
+
+def _checked(text: str) -> str:
+    (parsed,) = jobfile.parse(text.encode(), "job.yaml")
+    if parsed.error is not None:
+        raise JobError(re.sub(r"(?m)^job\.yaml: line \d+: ", "", str(parsed.error)))  # nobody has seen that file
+    return text

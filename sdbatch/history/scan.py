@@ -1,0 +1,273 @@
+"""What folders of jobs say of the pictures in them: the entries of the history, read from files alone.
+
+A done folder is read by its manifest, a failed one by the file that was dropped and error.txt. Whoever has the folder
+may have edited it, so everything is taken as far as it makes sense, and nothing raises for what it says.
+"""
+
+import json
+import posixpath
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sdbatch.errors import JobError, printable
+from sdbatch.imaging import png_text
+from sdbatch.job import reader
+from sdbatch.job.document import Document, read_yaml
+from sdbatch.job.parameters import MAX_PROMPT
+from sdbatch.job.prompt_file import read_lines
+from sdbatch.spool.spool import ERROR, MANIFEST, read_claim
+from sdbatch.storage import files
+from sdbatch.storage.file_names import is_text
+from sdbatch.storage.root import SAMPLES, Root
+
+MAX_RECORD = 16 << 20  # bytes of a manifest
+MAX_NAME = 1000  # characters of a path
+MAX_REASON = 2000
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture of an entry: its file from the entry's folder, and where else it lies, from the root."""
+
+    file: str
+    published: str | None = None
+    prompt: str | None = None  # its own, where it isn't the job's
+    number: int = 0  # of the job's pictures, from 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job as the history has it.
+
+    Attributes:
+        id: its folder's name; of what was found in outputs/, where it lies.
+        state: done, failed, or earlier: drawn by another program, or by a job whose folder is gone.
+        place: the folder of its pictures, from the root.
+        stamp: when the file that tells of it was written, in nanoseconds.
+        init: the picture that it started from, as the job named it.
+        file: the name that its file was dropped under.
+    """
+
+    id: str
+    state: str
+    place: str
+    stamp: int
+    drawn_at: datetime
+    prompt: str = ""
+    negative: str = ""
+    name: str = ""
+    kind: str = "txt2img"
+    ckpt: str = ""
+    seed: int | None = None
+    reason: str = ""
+    parent_job: str | None = None
+    parent_picture: str | None = None
+    init: str | None = None
+    file: str = ""
+    steps: int | None = None
+    scale: float | None = None
+    strength: float | None = None
+    size: tuple[int, int] = (0, 0)
+    shots: tuple[Shot, ...] = ()
+
+
+def read_folder(root: Root, folder: Path) -> Entry | None:
+    """A done or failed job folder's entry; None where it is neither (any more)."""
+    is_done = folder.parent == root.done
+    try:
+        stamp = stamp_of(folder / (MANIFEST if is_done else ERROR))
+        entry = _done(root, folder, stamp) if is_done else _failed(root, folder, stamp)
+    except OSError:
+        return None
+    return entry
+
+
+def _done(root: Root, folder: Path, stamp: int) -> Entry:
+    record = read_record(folder / MANIFEST)
+    job, parent, timings = (_group(record, key) for key in ("job", "parent", "timings"))
+    lines = _lines(folder, record)
+    shots = [
+        Shot(file, _text(listed, "published") or None, _whole(listed, lines), number)
+        for number, listed in enumerate(_list(record, "pictures"))
+        if (file := _inner(_text(listed, "file")))
+    ]
+    grids = [_group(record, "grid"), *_list(record, "more_grids")]
+    shots = shots or [  # skip_save: all there is to see
+        Shot(file, _text(grid, "published") or None) for grid in grids if (file := _inner(_text(grid, "file")))
+    ]
+    shots = shots or [*_samples(folder)]  # the manifest can't be read
+    return _entry(
+        folder,
+        root,
+        "done",
+        stamp,
+        job,
+        shots,
+        drawn_at=_time(timings.get("finished")) or moment(stamp),
+        parent_job=_text(parent, "job") or None,
+        parent_picture=_text(parent, "picture") or None,
+        file=_text(record, "source"),
+        named={_text(i, "field"): _text(i, "named") for i in _list(record, "inputs")},
+    )
+
+
+def _lines(folder: Path, record: Facts) -> list[str]:
+    """The prompt file's lines, of which the manifest has only the beginnings."""
+    for listed in _list(record, "inputs"):
+        file = _inner(_text(listed, "file"))
+        if _text(listed, "field") == "from_file" and file:
+            with suppress(OSError, JobError):
+                return read_lines(folder / file)
+    return []
+
+
+def _whole(listed: Facts, lines: list[str]) -> str | None:
+    """A listed picture's own prompt, if it has one, as whole as it is to be had."""
+    short, number = _text(listed, "prompt", MAX_PROMPT), listed.get("index")
+    line = lines[number % len(lines)] if lines and isinstance(number, int) else ""
+    return line if short and line.startswith(short.removesuffix("...")) else short or None
+
+
+def _failed(root: Root, folder: Path, stamp: int) -> Entry:
+    reason = files.read_regular(folder / ERROR, MAX_REASON) or b""
+    parsed = parse_dropped(folder, root)
+    job = parsed.job.model_dump() if parsed and parsed.job else {}
+    parent, claim = parsed.parent if parsed else None, read_claim(folder)
+    return _entry(
+        folder,
+        root,
+        "failed",
+        stamp,
+        job,
+        [*_samples(folder)],
+        drawn_at=moment(stamp),
+        parent_job=parent.job if parent else None,
+        parent_picture=parent.picture if parent else None,
+        reason=printable(reason.decode("utf-8", "replace").strip()),
+        file=_text(vars(claim), "source") if claim else "",
+    )
+
+
+def _entry(folder: Path, root: Root, state: str, stamp: int, job: Facts, shots: list[Shot], **facts: Any) -> Entry:
+    init = facts.pop("named", {}).get("init_img") or _text(job, "init_img")
+    return Entry(
+        id=folder.name,
+        state=state,
+        place=root.show(folder),
+        stamp=stamp,
+        init=from_root(root, init) if init else None,
+        size=size_of(folder / shots[0].file) if shots else (0, 0),
+        shots=tuple(shots),
+        **of_job(job),
+        **facts,
+    )
+
+
+def of_job(job: Facts) -> Facts:
+    """An entry's fields that a job's parameters tell."""
+    seed, steps = job.get("seed"), job.get("ddim_steps")
+    return {
+        "prompt": _text(job, "prompt", MAX_PROMPT),
+        "negative": _text(job, "negative_prompt", MAX_PROMPT),
+        "name": _text(job, "name"),
+        "kind": "img2img" if job.get("init_img") or "strength" in job else "txt2img",
+        "ckpt": _text(job, "ckpt"),
+        "seed": seed if isinstance(seed, int) and 0 <= seed < 2**63 else None,
+        "steps": steps if isinstance(steps, int) and 0 < steps < 2**63 else None,
+        "scale": _number(job, "scale"),
+        "strength": _number(job, "strength"),
+    }
+
+
+def read_record(manifest: Path) -> Facts:
+    """A manifest's content; nothing where it can't be understood any more."""
+    data = files.read_regular(manifest, MAX_RECORD) or b""
+    document = next(read_yaml(data.decode("utf-8", "replace")), None)
+    return document.value if isinstance(document, Document) and isinstance(document.value, dict) else {}
+
+
+def parse_dropped(folder: Path, root: Root) -> reader.Parsed | None:
+    """The job of a folder as it would be drawn now: its part of the file; None where there is none to read."""
+    claim = read_claim(folder)
+    if claim is None or _inner(claim.file) != claim.file:
+        return None
+    data = files.read_regular(folder / claim.file, reader.MAX_MANIFEST_BYTES + 1)
+    parts = _parse(data, claim.file, json.dumps(root.defaults)) if data is not None else []
+    number = claim.part if isinstance(claim.part, int) else 0
+    return parts[number - 1] if 0 < number <= len(parts) else None
+
+
+@lru_cache(maxsize=1)  # the parts of one file come one after another
+def _parse(data: bytes, name: str, defaults: str) -> list[reader.Parsed]:
+    return reader.parse(data, name, json.loads(defaults))
+
+
+def stamp_of(path: Path) -> int:
+    """When a file was written, in nanoseconds, as far as SQLite can count."""
+    return min(path.stat().st_mtime_ns, 2**63 - 1)
+
+
+def moment(stamp: int) -> datetime:
+    """A file's time, given in nanoseconds; the first of all for one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(stamp / 1e9, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    """Width and height in pixels; 0 where they can't be told."""
+    return png_text.size(picture) or (0, 0)
+
+
+def _samples(folder: Path) -> Iterator[Shot]:
+    place = folder / SAMPLES
+    names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    pictures = [name for name in names if name.endswith(".png") and not name.startswith(".") and is_text(name)]
+    yield from (Shot(f"{SAMPLES}/{name}", None, None, number) for number, name in enumerate(pictures))
+
+
+def from_root(root: Root, named: str) -> str:
+    """A path that a job named, as the history knows pictures: from the root, without detours."""
+    path = posixpath.normpath(named)
+    return path.removeprefix(f"{root.path}/")
+
+
+def _inner(file: str) -> str:
+    """A name inside the folder; empty where it leads out of it."""
+    path = posixpath.normpath(file) if file else ""
+    return "" if path.startswith(("/", "..")) or path == "." else path
+
+
+def _group(record: Facts, key: str) -> Facts:
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(record: Facts, key: str) -> list[Facts]:
+    value = record.get(key)
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _text(record: Facts, key: str, most: int = MAX_NAME) -> str:
+    value = record.get(key)
+    return value[:most].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _number(record: Facts, key: str) -> float | None:
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e6 else None  # NaN is not, either
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        when = datetime.fromisoformat(str(text))
+        return when.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None

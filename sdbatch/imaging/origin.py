@@ -1,0 +1,102 @@
+"""What a picture says of how it was drawn: our own text, or another program's as fields of a job.
+
+`python -m sdbatch.imaging.origin` answers for one path after another, a line of JSON each, until its standard input
+ends: so that whatever was put into a picture takes the time of a process of its own, which can be ended (see
+reader_process.py).
+"""
+
+import json
+import resource
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdbatch.errors import printable
+from sdbatch.imaging import infotext, other_programs, png_text
+
+MEMORY = 2 << 30  # bytes: what a picture may cost at most
+UNREADABLE = "drawn by a program whose text in the picture is not understood here"
+ELSEWHERE = "drawn by another program: the same seed need not give the same picture"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a picture says.
+
+    Attributes:
+        fields: of a job; empty where nothing is said that is understood.
+        notes: what could not be carried over.
+        model: the checkpoint as another program names it.
+        strength: how far another program left a picture that it started from, which is not told.
+        is_own: whether we wrote it.
+        program: who else did, as far as that is told.
+        unread: keywords of texts that are not understood.
+    """
+
+    width: int
+    height: int
+    fields: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    model: str = ""
+    strength: float | None = None
+    is_own: bool = False
+    unread: list[str] = field(default_factory=list)
+    program: str = ""
+
+
+def read(path: Path) -> Said | None:
+    """What the picture there says; None where it is no PNG, JPEG or WebP that can be read."""
+    written = png_text.read(path)
+    if written is None:
+        return None
+    size = written.width, written.height
+    job = own_text(written).get("job")
+    if isinstance(job, dict):  # with from_file, the picture's own prompt stands in the other text alone
+        own = infotext.parse(written.texts.get("parameters", "")).prompt if job.get("from_file") else ""
+        return Said(*size, job | ({"prompt": own} if own else {}), is_own=True, program="sdbatch")
+    told = other_programs.read(written.texts)
+    if told is None:
+        return Said(*size, unread=[*written.texts, *written.unread])
+    fields, notes = infotext.to_fields(told)
+    version = told.settings.get("Version", "")
+    if not version.startswith("sdbatch"):
+        notes.append(ELSEWHERE)
+    strength = _number(told.settings["Denoising strength"]) if told.is_img2img else None
+    program = " ".join(filter(None, (told.program, version[:80]))) or "a web UI"
+    return Said(*size, fields, notes, told.settings.get("Model", "")[:1000], strength, program=program)
+
+
+def own_text(written: png_text.Written) -> dict[str, Any]:
+    """What we wrote into a picture; nothing where it isn't ours."""
+    try:
+        exact = json.loads(written.texts.get("sdbatch", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return exact if isinstance(exact, dict) else {}
+
+
+def silence(said: Said) -> str:
+    """Why a picture's text tells nothing, in words."""
+    if not said.unread:
+        return "no text in the picture"
+    return f"{UNREADABLE} ({printable(', '.join(each[:80] for each in said.unread))})"
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def main() -> None:
+    """Answer."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for line in sys.stdin:
+        said = read(Path(json.loads(line)))
+        print(json.dumps(said and asdict(said)), flush=True)  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Pictures in and out: init images, samples with their origin written into them, grids."""
+
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+
+from sdbatch import __version__
+from sdbatch.errors import JobError
+from sdbatch.imaging.stripped import bare
+from sdbatch.job.parameters import AnyJob, Img2Img, img2img_size
+from sdbatch.storage import files
+
+Pixels = npt.NDArray[np.uint8]
+
+INIT_FORMATS = ("PNG", "JPEG", "WEBP")
+UPRIGHT: dict[
+    object, Image.Transpose
+] = {  # by EXIF orientation; 1 stands upright, and anything else is nonsense that cameras write
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+GRID_PADDING = 2  # black pixels around and between, as torchvision's make_grid
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a sample's PNG text says of the model and the machine."""
+
+    model: str  # the checkpoint's stem
+    model_sha256: str
+    rng: str  # "CPU" or "GPU": where the noise was drawn
+    vae_sha256: str = ""  # of a separate autoencoder
+    lora_sha256: tuple[str, ...] = ()  # of the job's LoRAs
+    finish: Mapping[str, str] = field(default_factory=dict)  # what was done to the picture once it was drawn
+
+
+SEE_THROUGH = "init_img: its transparency has no effect: what colours lie beneath are drawn from"
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """An init image as [3, H, W] in [-1, 1], sides multiples of 64 (`load_img`), and what was done to it beside.
+
+    A picture that a camera marked as turned is turned upright, which the scripts did not do. What lies in the file
+    beside the pixels, such as texts and colour profiles, is not looked at, whatever it is.
+
+    `max_read` bounds the pixels of the file, `max_drawn` those of the picture to draw.
+
+    Raises:
+        JobError: not a picture of an allowed format, damaged, too large, or too small.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with path.open("rb") as file, Image.open(bare(file), formats=INIT_FORMATS) as opened:
+                picture, notes = _upright(opened, max_read)
+    except UnidentifiedImageError as error:
+        raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        most = min(max_read, Image.MAX_IMAGE_PIXELS or max_read)
+        raise JobError(f"init_img: the picture is far too large; the limit is {most:,} pixels") from error
+    except (JobError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes Pillow stumble anywhere: struct.error, zlib.error, ...
+        if isinstance(error, OSError) and files.is_disk_trouble(error):
+            raise
+        raise JobError("init_img: the picture is damaged, or was copied incompletely") from error
+    width, height = img2img_size(*picture.size)
+    if width * height > max_drawn:
+        raise JobError(f"init_img: would be drawn at {width}x{height}; scale it down to {max_drawn:,} pixels")
+    picture = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
+    pixels = np.asarray(picture, dtype=np.float32) / 255.0
+    return (2.0 * pixels - 1.0).transpose(2, 0, 1), notes
+
+
+def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]]:
+    """The first frame as RGB, standing upright, and what was done to it."""
+    if opened.width * opened.height > max_read:
+        raise JobError(f"init_img: {opened.width}x{opened.height} is too large; the limit is {max_read:,} pixels")
+    notes = []
+    if getattr(opened, "n_frames", 1) > 1:
+        notes.append("init_img has several frames; the first was used")
+    if is_see_through(opened):
+        notes.append(SEE_THROUGH)
+    picture = _as_rgb(opened)
+    turn = UPRIGHT.get(_orientation(opened))
+    if turn is not None:
+        picture = picture.transpose(turn)
+        notes.append("init_img was turned upright, as its EXIF orientation says")
+    return picture, notes
+
+
+def is_see_through(picture: Image.Image) -> bool:
+    """Whether any of it is transparent. Its pixels are read only where that may be."""
+    try:
+        if picture.mode not in _WITH_ALPHA and "transparency" not in picture.info:
+            return False
+        alpha = picture.convert("RGBA").getchannel("A").getextrema()[0]
+    except ValueError:  # no conversion of a rare mode, or a damaged mark of transparency
+        return False
+    return isinstance(alpha, int | float) and alpha < 255
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """In RGB. Pillow cuts 16-bit grey off at 255, which leaves white; its high byte is the grey that is meant."""
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    if picture.mode == "P":
+        picture = picture.convert("RGBA")  # else Pillow warns of transparent palettes; the colours are the same
+    return picture.convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> object:
+    """The EXIF orientation, None where the EXIF is missing or damaged: the pixels are well without it."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - Pillow's readers of EXIF and XMP stumble anywhere over what others wrote
+        return None
+
+
+def to_pixels(decoded: npt.NDArray[np.float32]) -> Pixels:
+    """Decoded pictures [batch, 3, H, W] to [batch, H, W, 3]: truncated to 8 bits, as the scripts do, not rounded."""
+    pixels: Pixels = (255.0 * np.clip((decoded + 1.0) / 2.0, 0.0, 1.0)).astype(np.uint8)
+    return pixels.transpose(0, 2, 3, 1)
+
+
+def write_sample(
+    path: Path, pixels: Pixels, job: AnyJob, origin: Origin, iteration: int, index: int, prompt: str
+) -> str:
+    """Write one sample with its two text chunks, durably; returns its sha256.
+
+    The bytes hang on the job, the model and the versions alone, not on the clock or a job id: drawn again, a
+    sample is the same file.
+    """
+    text = PngImagePlugin.PngInfo()
+    height, width = pixels.shape[:2]
+    text.add_text("parameters", parameters(job, origin, prompt, width, height))
+    told = {"sdbatch": __version__, "iteration": iteration, **exact(job, origin, index)}
+    # ASCII, since a tEXt chunk is Latin-1: any reader gets the JSON as it was.
+    text.add_text("sdbatch", json.dumps(told))
+    return _write_png(path, Image.fromarray(pixels), text)
+
+
+def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
+    """All that a sample's pixels hang on, as it stands in its text: job, place, weights and finish."""
+    told: dict[str, object] = {"job": job.model_dump(), "index": index, "checkpoint": origin.model_sha256}
+    if origin.vae_sha256:
+        told["vae"] = origin.vae_sha256
+    if origin.lora_sha256:
+        told["loras"] = [*origin.lora_sha256]
+    return told | dict(origin.finish)
+
+
+def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int) -> str:
+    """The `parameters` text as stable-diffusion-webui writes it, which every viewer reads."""
+    settings: dict[str, object] = {
+        "Steps": job.ddim_steps,
+        "Sampler": "PLMS" if job.plms else "DDIM",
+        "CFG scale": job.scale,
+        "Seed": job.seed,
+        "Size": f"{width}x{height}",
+        "Model hash": origin.model_sha256[:10],
+        "Model": origin.model,
+    }
+    if isinstance(job, Img2Img):
+        settings["Denoising strength"] = job.strength
+    if job.ddim_eta:
+        settings["Eta"] = job.ddim_eta
+    settings |= {"RNG": origin.rng, "Version": f"sdbatch {__version__}"}
+    lines = [prompt]
+    if job.negative_prompt:
+        lines.append(f"Negative prompt: {job.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: object) -> str:
+    """Values with a separator in them are written as JSON, as stable-diffusion-webui does."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
+
+
+def read_sample(path: Path) -> tuple[str, str]:
+    """A staged sample's sha256 and its `sdbatch` text, after reading every pixel of it.
+
+    Raises:
+        OSError, SyntaxError, ValueError: the file is not a whole PNG of ours.
+    """
+    data = path.read_bytes()
+    if not data.endswith(PNG_END):
+        raise ValueError("the PNG was cut short")  # which Pillow forgives where only the end is gone
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            picture.load()
+            return hashlib.sha256(data).hexdigest(), str(picture.info.get("sdbatch", ""))
+    except Image.DecompressionBombError as error:
+        raise ValueError("the PNG is larger than any of ours") from error
+
+
+def write_grid(
+    path: Path, samples: Sequence[Path], columns: int, mark: Callable[[Pixels], Pixels] = lambda grid: grid
+) -> str:
+    """Samples in one picture, `columns` in a row; returns its sha256 (torchvision's `make_grid`)."""
+    with Image.open(samples[0]) as first:
+        width, height = (side + GRID_PADDING for side in first.size)
+    columns = min(columns, len(samples))
+    rows = -(-len(samples) // columns)
+    grid = Image.new("RGB", (columns * width + GRID_PADDING, rows * height + GRID_PADDING))
+    for i, sample in enumerate(samples):
+        with Image.open(sample, formats=("PNG",)) as tile:
+            grid.paste(tile, (i % columns * width + GRID_PADDING, i // columns * height + GRID_PADDING))
+    return _write_png(path, Image.fromarray(mark(np.asarray(grid))), PngImagePlugin.PngInfo())
+
+
+def _write_png(path: Path, picture: Image.Image, text: PngImagePlugin.PngInfo) -> str:
+    buffer = io.BytesIO()
+    try:
+        picture.save(buffer, "PNG", pnginfo=text)
+    except OSError as error:  # Pillow's word for an encoder that finds no memory
+        raise (MemoryError(str(error)) if "out of memory" in str(error) else error) from error
+    data = buffer.getvalue()
+    files.write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,1 @@
+"""A job's text: its parameters, how a file is read, and what is said of a wrong one."""

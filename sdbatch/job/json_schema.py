@@ -1,0 +1,50 @@
+"""The JSON Schema of a job file: one job, or an array of them."""
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from sdbatch.job.parameters import Img2Img, Txt2Img
+
+
+def job_schema() -> dict[str, Any]:
+    """Editors choose the kind as the service does: `init_img` or `strength` make a job img2img.
+
+    The scripts' spelling with hyphens, and null for a default, are accepted in files but left out here, so that editors
+    offer one way to write a job.
+    """
+    _, definitions = models_json_schema([(Txt2Img, "validation"), (Img2Img, "validation")])
+    kinds: dict[str, Any] = definitions["$defs"]
+    for kind in (kinds["Txt2Img"], kinds["Img2Img"]):
+        kind["properties"]["$schema"] = {
+            "type": "string",
+            "description": "For editors; sdbatch does not read it.",
+        }
+        kind["anyOf"] = [
+            {"required": ["prompt"]},
+            {"required": ["from_file"], "properties": {"from_file": {"minLength": 1}}},
+        ]
+    kinds["Txt2Img"]["if"] = {"required": ["plms"], "properties": {"plms": {"const": True}}}
+    kinds["Txt2Img"]["then"] = {"properties": {"ddim_eta": {"const": 0}}}
+    kinds["Img2Img"]["properties"]["laion400m"] = {
+        "title": "LAION-400M model",
+        "description": "Not for img2img.",
+        "type": "boolean",
+        "const": False,
+        "default": False,
+    }
+    job = {
+        "type": "object",
+        "if": {"anyOf": [{"required": ["init_img"]}, {"required": ["strength"]}]},
+        "then": {"$ref": "#/$defs/Img2Img"},
+        "else": {"$ref": "#/$defs/Txt2Img"},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "sdbatch job",
+        "description": "Parameters of the original Stable Diffusion v1 scripts: one job, or several in an array.",
+        "if": {"type": "array"},
+        "then": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Job"}},
+        "else": {"$ref": "#/$defs/Job"},
+        "$defs": {"Job": job, **kinds},
+    }

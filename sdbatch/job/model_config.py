@@ -1,0 +1,74 @@
+"""What the yaml or json beside a checkpoint says of the model: read without building it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdbatch.storage import files
+
+MAX_CONFIG_BYTES, MAX_DEPTH, MAX_LETTERS = 256 << 10, 50, 1000  # of the file; of what nests; of one value
+V2_SIDE = 96  # latents of the v2 models that give the velocity; the release's yaml has v1's 64 for them, too
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a model was made for.
+
+    Attributes:
+        side: of the pictures it was trained on, in pixels; 0 where nothing says so.
+        encoder: what reads its prompts.
+    """
+
+    side: int = 0
+    encoder: str = "clip"  # or bert
+
+
+def made_for(ckpt: Path, config: Path) -> Made:
+    """What a model was made for, as its config says; one that can't be read says nothing, and drawing tells why."""
+    try:
+        made = _of_folder(ckpt) if ckpt.is_dir() else _of_yaml(config)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
+        return Made()
+    return made if 8 <= made.side <= 8192 else Made(0, made.encoder)
+
+
+def read_yaml(path: Path) -> Any:
+    """A config's content, once it is sure that it is not much more than it looks: the job may name any file.
+
+    Raises:
+        ValueError: too large, too deep, or with aliases.
+        yaml.YAMLError: it is no YAML.
+    """
+    data = files.read_file(path, MAX_CONFIG_BYTES + 1)
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ValueError("too large")
+    depth = 0
+    for event in yaml.parse(data, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
+            raise ValueError("too deep, or with aliases")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_LETTERS:
+            raise ValueError("a value too long")  # a number of that length takes seconds to read
+    return yaml.safe_load(data)
+
+
+def _of_yaml(config: Path) -> Made:
+    """The original release's: image_size in latents, each of as many pixels as the autoencoder has halvings."""
+    params = read_yaml(config)["model"]["params"]
+    levels = params["first_stage_config"]["params"]["ddconfig"]["ch_mult"]
+    latents = int(params["image_size"])
+    if params.get("parameterization") == "v" and latents == 64:
+        latents = V2_SIDE
+    is_bert = str(params["cond_stage_config"]["target"]).endswith("BERTEmbedder")
+    return Made(latents * 2 ** (len(levels) - 1), "bert" if is_bert else "clip")
+
+
+def _of_folder(folder: Path) -> Made:
+    """Diffusers' own names of the same."""
+    unet, vae = (
+        json.loads(files.read_file(folder / part / "config.json", MAX_CONFIG_BYTES)) for part in ("unet", "vae")
+    )
+    return Made(int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1))

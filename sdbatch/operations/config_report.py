@@ -1,0 +1,65 @@
+"""What `sdbatch config` prints: every setting in force, and where each came from."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from sdbatch.config import sources
+from sdbatch.config.settings import NEEDS_RESTART
+from sdbatch.config.sources import Configuration, Value
+from sdbatch.spool import status_reader
+from sdbatch.storage.root import Root
+
+
+def config_lines(root: Root, *, as_json: bool) -> Iterator[str]:
+    """Every key with its value and where it came from; where a running service has another value, that too.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    read = sources.load(root.configuration)
+    values, running = list(read.values()), _running(root)
+    if as_json:
+        yield json.dumps([value._asdict() | _difference(value, running) for value in values], indent=1)
+        return
+    width = max(len(_setting(value)) for value in values)
+    yield f"lines of {read.path}; what has none is a default, or of the environment"
+    for value in values:
+        yield f"{_setting(value):{width}}  {value.origin.removeprefix(f'{read.path}, ')}"
+        if other := _difference(value, running):
+            yield f"  but the running service has {_shown(other['running'])}; {_remedy(value)}"
+    yield from _notes(read)
+
+
+def _running(root: Root) -> dict[str, Any]:
+    """The settings of the service that runs on this root, if one does."""
+    facts = status_reader.read_status(root)
+    is_running, settings = status_reader.is_running(facts, datetime.now(UTC)), facts.get("settings")
+    return dict(sources.flat(settings)) if is_running and isinstance(settings, dict) else {}
+
+
+def _difference(value: Value, running: dict[str, Any]) -> dict[str, Any]:
+    other = running.get(value.key, value.value)
+    return {} if other == value.value else {"running": other}
+
+
+def _remedy(value: Value) -> str:
+    if value.key.partition(".")[0] in NEEDS_RESTART:
+        return "it needs a restart"
+    return "it reads the file again on SIGHUP (systemctl reload sdbatch); variables need a restart"
+
+
+def _setting(value: Value) -> str:
+    return f"{value.key}: {_shown(value.value)}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _notes(read: Configuration) -> Iterator[str]:
+    for text in sources.unknown_variables():
+        yield f"note: {text}"
+    if not read.path.exists():
+        yield f"note: {read.path} is not there; `sdbatch init` writes one with every key and why it is there"

@@ -1,0 +1,315 @@
+"""`sdbatch install`: the unit and what it needs, laid where systemd looks for them, with this installation's paths.
+
+The files in systemd/ are whole and valid as they stand; only paths and two values that follow from the configuration
+are exchanged. What is planned can be shown (--dry-run) before anything is touched. A configuration that others than
+root could have written is not read, and what it may open to the service has bounds.
+"""
+
+import math
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+from pathlib import Path
+
+from sdbatch.config.settings import Settings
+from sdbatch.errors import InstallError
+from sdbatch.operations.account import ADMIN, is_admins, whose
+from sdbatch.operations.ownership import Ownership
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+from sdbatch.storage.safe_open import open_folder
+
+UNIT, PAGE = "sdbatch.service", "sdbatch-web.service"
+# As the files in systemd/ have them.
+SHIPPED_ROOT, SHIPPED_PYTHON = "/srv/sdbatch", "/opt/sdbatch/.venv/bin/python"
+WATCHDOG_GRACE = 60  # seconds in which the service replaces a hanging renderer itself
+HOMES = ("/home", "/root", "/run/user")  # what ProtectHome= hides
+# No configuration opens these to the service.
+SYSTEM = (
+    *map(Path, ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/root", "/run")),
+    *map(Path, ("/sbin", "/sys", "/tmp", "/usr", "/var")),  # noqa: S108 - nothing is put there
+)
+DATA_IN_VAR = tuple(map(Path, ("/var/home", "/var/mnt", "/var/srv")))  # where some systems have them
+UNWRITABLE = re.compile(
+    r"[\"'\\$\x00-\x20\x7f]"
+)  # each kind of file would need another way to write these; but a space
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do, in this order; `running` says whether there is a systemd to tell of it.
+
+    `opened` is what the unit lets the service do, and why.
+    """
+
+    running: bool
+    opened: list[str] = field(default_factory=list)
+    before: list[list[str]] = field(default_factory=list)
+    write: dict[Path, str] = field(default_factory=dict)
+    remove: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    accounts: list[list[str]] = field(default_factory=list)
+    ownership: Ownership | None = None
+    after: list[list[str]] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """The plan in words and whole files, for a person to read."""
+        yield from (f"# {line}" for line in self.opened)
+        yield from (f"# run: {' '.join(command)}" for command in self.before)
+        for path, text in self.write.items():
+            yield f"# write {path}\n{text}"
+        yield from (f"# remove {path}" for path in self.remove)
+        yield from (f"# make the folder {path}" for path in self.folders)
+        yield from (f"# run: {' '.join(command)}" for command in self.accounts)
+        yield from (f"# hand over {line}" for line in (self.ownership.lines() if self.ownership else ()))
+        yield from (f"# run: {' '.join(command)}" for command in self.after)
+
+    def carry_out(self) -> None:
+        """Do it.
+
+        Raises:
+            InstallError: a command failed; its own words are in it.
+            OSError: a file can't be written.
+        """
+        for command in self.before:
+            _run(command)
+        for path, text in self.write.items():
+            files.make_dir(path.parent)
+            files.write_atomically(path, text.encode(), mode=0o644)
+        for path in self.remove:
+            path.unlink(missing_ok=True)
+        for folder in self.folders:
+            files.make_dir(folder)
+        for command in self.accounts:
+            _run(command)
+        if self.ownership:
+            self.ownership.carry_out()
+        for command in self.after:
+            _run(command)
+
+
+def plan_install(root: Root, settings: Settings, *, user: bool) -> Plan:
+    """Unit, account and folders for the whole machine, or a unit for the user who asks.
+
+    Raises:
+        InstallError: the service could not run like that; says what to do.
+    """
+    if user:
+        unit = _units(user) / UNIT
+        text = _filled("user/sdbatch.service", root, settings)
+        return Plan(_is_running(user), write={unit: text}, folders=[*root.folders()], after=_reload(user))
+    _refuse_unreachable(root)
+    sysusers, tmpfiles = (Path("/etc") / kind / "sdbatch.conf" for kind in ("sysusers.d", "tmpfiles.d"))
+    return Plan(
+        _is_running(user),
+        opened=[*_opened(root, settings)],
+        write={
+            sysusers: _filled("sysusers.d/sdbatch.conf", root, settings),
+            tmpfiles: _filled("tmpfiles.d/sdbatch.conf", root, settings),
+            **{_units(user) / name: _filled(name, root, settings) for name in (UNIT, PAGE)},
+        },
+        accounts=[["systemd-sysusers", str(sysusers)]],
+        ownership=Ownership(root),
+        after=[["systemd-tmpfiles", "--create", str(tmpfiles)], *_reload(user)],
+    )
+
+
+def read_admins(path: Path) -> bytes | None:
+    """A configuration that nobody but root could have written; None where there is none.
+
+    Raises:
+        InstallError: others could have.
+    """
+    try:
+        folder = open_folder(path.parent, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        _refuse_others(path, path.parent, os.fstat(folder))
+        if stat.S_ISLNK(os.lstat(path.name, dir_fd=folder).st_mode):
+            return read_admins(path.parent / os.readlink(path.name, dir_fd=folder))
+        handle = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(handle, "rb") as file:
+            _refuse_others(path, path, os.fstat(handle))
+            return file.read()
+    except FileNotFoundError:
+        return None
+    finally:
+        os.close(folder)
+
+
+def _refuse_others(path: Path, place: Path, status: os.stat_result) -> None:
+    if not is_admins(status):
+        raise InstallError(
+            f"{place} is {whose(status)}: what {path.name} says is put into the service's unit, and others than root "
+            f"could have written it. Look through it, then make it yours: chown root:root {path.parent} {path}; "
+            f"chmod go-w {path.parent} {path}"
+        )
+
+
+def _opened(root: Root, settings: Settings) -> Iterator[str]:
+    """What the unit lets the service do beside drawing, and what in the configuration or the root has it so."""
+    yield f"the service may write in {root.path}, but not in its configs/ and models/"
+    yield from (f"the service may write in {path}: a folder of the root is a link to it" for path in _linked(root))
+    for path in settings.allow_paths:
+        _refuse_systems(root, path)
+        yield f"the service may write in {path}: allow_paths in configs/sdbatch.yaml"
+    yield from (f"the service may look into home folders (not write there): {why}" for why in _homes(root, settings))
+    yield f"systemd restarts it after {_watchdog(settings)} seconds of silence: hang_seconds in configs/sdbatch.yaml"
+
+
+def _refuse_systems(root: Root, path: Path) -> None:
+    """A job's pictures have nothing to do among what makes the system or the service, nor above it."""
+    closed = (*SYSTEM, *_ours(), root.configs, root.models, root.state)
+    for place in {path, path.resolve()}:
+        is_data = any(place.is_relative_to(folder) for folder in DATA_IN_VAR)
+        is_above = any(other.is_relative_to(place) for other in (*SYSTEM, *map(Path, HOMES), *_ours(), root.path))
+        if is_above or (not is_data and any(place.is_relative_to(folder) for folder in closed)):
+            which = f" ({place})" * (place != path)
+            raise InstallError(
+                f"allow_paths in configs/sdbatch.yaml: the service is not let into {path}{which}, where the system's "
+                "files or its own lie; name a folder of pictures, such as one in /srv, /mnt, /media, /data or a home"
+            )
+
+
+def _places(root: Root, *folders: Path) -> list[Path]:
+    """Where folders of the root lie, but for those behind a link that isn't the admin's.
+
+    The group may write in jobs/: a link of a member's to /etc would open that to the service.
+    """
+    jobs = root.status.parent
+    return [folder.resolve() for folder in folders if not any(_is_planted(path) for path in (jobs, folder))]
+
+
+def _is_planted(path: Path) -> bool:
+    return path.is_symlink() and path.lstat().st_uid != ADMIN
+
+
+def plan_uninstall(*, user: bool) -> Plan:
+    """Everything that `plan_install` writes goes; the root, its pictures and the account stay."""
+    units = [UNIT] if user else [UNIT, PAGE]
+    laid = [_units(user) / name for name in units]
+    if not user:
+        laid += [Path("/etc") / kind / "sdbatch.conf" for kind in ("sysusers.d", "tmpfiles.d")]
+    there = [path for path in laid if path.exists()]
+    now = ["--now"] if _is_running(user) else []
+    installed = [name for name in units if _units(user) / name in there]
+    disable = [[*_systemctl(user), "disable", *now, *installed]] if installed else []
+    return Plan(_is_running(user), before=disable, remove=there, after=_reload(user) if there else [])
+
+
+def _units(user: bool) -> Path:
+    if not user:
+        return Path("/etc/systemd/system")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd" / "user"
+
+
+def _is_running(user: bool) -> bool:
+    """As sd_booted(3) finds out; a user has a manager of their own only while logged in, or lingering."""
+    folder = os.environ.get("XDG_RUNTIME_DIR") if user else "/run"
+    return bool(folder) and Path(str(folder), "systemd", "private" if user else "system").exists()
+
+
+def _systemctl(user: bool) -> list[str]:
+    return ["systemctl", "--user"] if user else ["systemctl"]
+
+
+def _reload(user: bool) -> list[list[str]]:
+    return [[*_systemctl(user), "daemon-reload"]] if _is_running(user) else []
+
+
+def _filled(name: str, root: Root, settings: Settings) -> str:
+    """A file of systemd/ with what is ours in the places of its own."""
+    text = (Path(str(package_files("sdbatch"))) / "data" / "systemd" / name).read_text(encoding="utf-8")
+    # "-": one of the folders that jobs may name besides the root can be away without holding the service up.
+    writable = [_written(root.path), *("-" + _written(path) for path in (*_linked(root), *settings.allow_paths))]
+    ours = {
+        f'ReadWritePaths="{SHIPPED_ROOT}"': "ReadWritePaths=" + " ".join(f'"{path}"' for path in writable),
+        f'"{SHIPPED_ROOT}': f'"{_written(root.path)}',
+        f'"-{SHIPPED_ROOT}': f'"-{_written(root.path)}',
+        f'"{SHIPPED_PYTHON}"': f'"{_written(Path(sys.executable))}"',
+        "WatchdogSec=660": f"WatchdogSec={_watchdog(settings)}",
+    }
+    if next(_homes(root, settings), ""):
+        ours["ProtectHome=yes"] = "ProtectHome=read-only"
+    # In one go: a path of ours may hold one of theirs.
+    return re.sub("|".join(map(re.escape, ours)), lambda found: ours[found[0]], text)
+
+
+def _watchdog(settings: Settings) -> int:
+    return math.ceil(settings.hang_seconds) + WATCHDOG_GRACE
+
+
+def _written(path: Path) -> str:
+    """A path as it stands between double quotes in all three kinds of files."""
+    text = str(path)
+    if UNWRITABLE.search(text.replace(" ", "")):
+        raise InstallError(f"{text!r}: systemd's files can't name a path with quotes, $, backslashes or line breaks")
+    return text.replace("%", "%%")
+
+
+def _ours() -> list[Path]:
+    """Where the interpreter and the package lie, links followed too."""
+    python, package = Path(sys.executable), Path(str(package_files("sdbatch")))
+    return [python, python.resolve(), Path(sys.base_prefix), package, package.resolve()]
+
+
+def _linked(root: Root) -> list[Path]:
+    """Where those of the root's folders lie that the admin made links to elsewhere, and that the service writes.
+
+    Not outputs/: no job may name pictures there but by `allow_paths`.
+    """
+    written = (root.status.parent, root.inbox, root.running, root.done, root.failed, root.state)
+    return _places(root, *(folder for folder in written if folder.is_symlink()))
+
+
+def _named(settings: Settings) -> list[Path]:
+    """The absolute paths of models that the configuration names, links followed too."""
+    models = (settings.preload, *settings.models.values())
+    named = [Path(name) for model in models for name in model.model_dump().values()]
+    absolute = [path for path in (*named, Path(settings.safety_checker)) if path.is_absolute()]
+    return [*absolute, *(path.resolve() for path in absolute)]
+
+
+def _homes(root: Root, settings: Settings) -> Iterator[str]:
+    """What the service has to look at in home folders: itself, its root, or checkpoints that lie there."""
+    entries = files.below(root.models) if root.models.is_dir() else ()
+    links = [path.resolve() for path in entries if path.is_symlink() and not _is_planted(path)]
+    reasons = {
+        "sdbatch lies in {}": _ours(),
+        "the root lies in {}": [root.path, root.path.resolve(), *_linked(root)],
+        "models/ has a link to {}": links,
+        "allow_paths in configs/sdbatch.yaml names {}": settings.allow_paths,
+        "configs/sdbatch.yaml names {}": _named(settings),
+    }
+    for why, places in reasons.items():
+        for place in dict.fromkeys(places):
+            if any(place.is_relative_to(home) for home in HOMES):
+                yield why.format(place)
+
+
+def _refuse_unreachable(root: Root) -> None:
+    """The account sdbatch must be able to get to the interpreter, the package and the root."""
+    for place in (*_ours(), root.path):
+        if any(place.is_relative_to(folder) for folder in ("/tmp", "/var/tmp")):  # noqa: S108 - nothing is put there
+            raise InstallError(f"{place}: the service has a /tmp of its own and could not see it; put it elsewhere")
+        for folder in place.parents:
+            if folder.exists() and not folder.stat().st_mode & 0o001:
+                raise InstallError(
+                    f"the account sdbatch could not get to {place}: {folder} is closed to others. Put it where all "
+                    "may look, such as /opt or /srv, or run the service as yourself: sdbatch install --user"
+                )
+
+
+def _run(command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        raise InstallError(f"{command[0]} is not there: is this a machine with systemd?")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
+    if ended.returncode:
+        raise InstallError(f"`{' '.join(command)}` failed: {ended.stderr.strip() or f'exit code {ended.returncode}'}")

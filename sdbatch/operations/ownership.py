@@ -1,0 +1,172 @@
+"""Whose the files of a root are, set right by `install` as root.
+
+Others write in these folders, meanwhile too: everything is changed through handles, no link is followed but the admin's
+own, and a file that has names elsewhere stays as it is, as that may be somebody else's.
+"""
+
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdbatch.errors import InstallError
+from sdbatch.operations.account import ADMIN, is_admins, whose
+from sdbatch.storage.root import Root
+from sdbatch.storage.safe_open import open_below, open_folder
+
+ACCOUNT = "sdbatch"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Whose something becomes, and what of its mode: `group` what that may do, as far as the owner may."""
+
+    uid: int
+    gid: int | None = None
+    group: int = 0
+    without: int = 0
+
+    def mode(self, status: os.stat_result) -> int:
+        """The mode to have."""
+        mode = stat.S_IMODE(status.st_mode)
+        return (mode | (mode >> 3 & self.group)) & ~self.without
+
+    def fits(self, status: os.stat_result) -> bool:
+        """Whether all is so already."""
+        is_whose = status.st_uid == self.uid and self.gid in (None, status.st_gid)
+        return is_whose and self.mode(status) == stat.S_IMODE(status.st_mode)
+
+
+@dataclass
+class Ownership:
+    """The root is closed to all but the admin, and each folder goes to who writes there.
+
+    Attributes:
+        told: what was changed, for the admin to read.
+    """
+
+    root: Root
+    told: list[str] = field(default_factory=list)
+    _elsewhere: dict[tuple[int, int], int] = field(default_factory=dict)  # a file's names that were not met yet
+
+    def lines(self) -> Iterator[str]:
+        """What will be done."""
+        root, show = self.root, self.root.show
+        yield f"{root.path}: root's, and nobody else's to change"
+        yield f"{show(root.configs)}, {show(root.models)} and all in them: root's, nobody else's to change"
+        yield (
+            f"{', '.join(show(folder) for folder in self._services())} and all in them: the account {ACCOUNT}'s; its "
+            f"group may write in {show(root.running)} and {show(root.failed)}"
+        )
+
+    def carry_out(self) -> None:
+        """Do it.
+
+        Raises:
+            InstallError: a folder is somebody else's link, or there is no account.
+        """
+        root = self.root
+        if not root.path.is_dir():
+            return
+        try:
+            account = pwd.getpwnam(ACCOUNT)
+        except KeyError as error:
+            raise InstallError(f"there is no account {ACCOUNT}: `systemd-sysusers` should have made it") from error
+        self._close(root.path)
+        for folder in (root.configs, root.models):
+            if not folder.is_symlink():  # the admin's, to what may be shared with others
+                self._give(folder, Rule(ADMIN, without=stat.S_IWGRP | stat.S_IWOTH))
+        for folder in self._services():
+            group = stat.S_IRWXG if folder in (root.running, root.failed) else 0
+            without = stat.S_IWGRP | stat.S_IWOTH if folder == root.state else 0
+            self._give(folder, Rule(account.pw_uid, account.pw_gid, group, without))
+        if self._elsewhere:
+            self.told.append(
+                f"{len(self._elsewhere)} files stay whose they were, as they have names outside of these folders too"
+            )
+
+    def _services(self) -> tuple[Path, ...]:
+        root = self.root
+        return (root.running, root.failed, root.done, root.outputs, root.state)
+
+    def _close(self, folder: Path) -> None:
+        """Nobody but root exchanges the root's folders."""
+        handle = open_folder(folder, os.O_RDONLY)
+        try:
+            status = os.fstat(handle)
+            if not is_admins(status):
+                os.fchown(handle, ADMIN, ADMIN)
+                os.fchmod(handle, 0o755)
+                self.told.append(
+                    f"{folder} was {whose(status)}, and others could exchange the folders in it: it is root's now, "
+                    "with mode 0755. See whether all that lies in its configs/ and models/ is yours"
+                )
+        finally:
+            os.close(handle)
+
+    def _give(self, folder: Path, rule: Rule) -> None:
+        """A folder, and files and folders below it."""
+        try:
+            top = open_folder(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InstallError(
+                f"{folder}: {error.strerror}; see what it is, take it away, and install again"
+            ) from error
+        try:
+            changed = sum(self._set(handle, rule) for handle in _all_in(top))
+        finally:
+            os.close(top)
+        if changed:
+            owner = "root" if rule.uid == ADMIN else ACCOUNT
+            self.told.append(f"{self.root.show(folder)}: {changed} files and folders became {owner}'s")
+
+    def _set(self, handle: int, rule: Rule) -> bool:
+        """Whether anything was to be changed, and was."""
+        status = os.fstat(handle)
+        if rule.fits(status):
+            return False
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            key = (status.st_dev, status.st_ino)
+            left = self._elsewhere.pop(key, status.st_nlink) - 1
+            if left:
+                self._elsewhere[key] = left
+                return False
+        os.fchown(handle, rule.uid, -1 if rule.gid is None else rule.gid)
+        os.fchmod(handle, rule.mode(status))
+        return True
+
+
+def _all_in(top: int) -> Iterator[int]:
+    """A handle of an open folder, then of each file and folder below it; no links, pipes or devices."""
+    yield top
+    pending = ["."]
+    while pending:
+        place = pending.pop()
+        with suppress(OSError):  # gone or exchanged meanwhile, or too deep to be named
+            folder = open_below(top, place, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(f"{place}/{entry.name}")
+                        elif not entry.is_file(follow_symlinks=False):
+                            continue
+                        yield from _opened(entry.name, folder)
+            finally:
+                os.close(folder)
+
+
+def _opened(name: str, folder: int) -> Iterator[int]:
+    """A handle, unless the name is gone or another kind of thing by now."""
+    with suppress(OSError):
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            if stat.S_IFMT(os.fstat(handle).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+                yield handle
+        finally:
+            os.close(handle)

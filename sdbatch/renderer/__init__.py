@@ -1,0 +1,1 @@
+"""The process that draws. The only place that needs torch."""

@@ -1,0 +1,168 @@
+"""The renderer's half of `sdbatch doctor`: what only a process with torch can find out.
+
+It runs as a child, since a torch that crashes takes its process along, and that too is an answer. Findings go out
+one by one, a line of JSON each, so those before a crash count. No socket may reach beyond this machine here: whoever
+asks is told of, and refused.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from sdbatch.engine.finding import Finding, ok, problem, warning
+from sdbatch.errors import SdbatchError
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+ASKING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"}
+CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in OpenAI's vocabulary
+
+REINSTALL = "install sdbatch anew, with all it needs (make, or the bundle's install.sh)"
+NO_GPU = (
+    "see what nvidia-smi says; a torch built for a newer CUDA than the driver knows needs a newer driver, or a torch "
+    "built for an older CUDA. To draw on the CPU all the same, set `device: cpu` in configs/sdbatch.yaml"
+)
+MISFIT = (
+    "lay a whole Stable Diffusion v1 checkpoint there (its sha256 tells whether it was copied whole), and the config "
+    "that belongs to it"
+)
+
+
+def examine(device: str, model: tuple[Path, Path] | None, asked: list[str]) -> Iterator[Finding]:
+    """Libraries, device, tokenizer, model and network, in this order; `asked` is who wanted the network so far."""
+    yield _told("torch", libraries, REINSTALL)
+    yield _told("device", partial(drawing_device, device), NO_GPU)
+    yield _told("tokenizer", tokenizer, REINSTALL)
+    if model is not None:
+        yield _told("checkpoint", partial(fitting, *model), MISFIT)
+    yield network(asked)
+
+
+def _told(about: str, look: Callable[[], Finding], remedy: str) -> Finding:
+    """What `look` finds; whatever it stumbles over is a problem, since libraries raise anything."""
+    try:
+        return look()
+    except SdbatchError as error:
+        return problem(about, str(error), remedy)
+    except Exception as error:  # noqa: BLE001 - see above
+        return problem(about, f"{type(error).__name__}: {error}".strip(), remedy)
+
+
+def libraries() -> Finding:
+    """All can be imported."""
+    import diffusers  # noqa: PLC0415 - what is to be found out here is whether they can be imported
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return ok(
+        "torch",
+        f"{torch.__version__}, {cuda}; diffusers {diffusers.__version__}, transformers {transformers.__version__}",
+    )
+
+
+def drawing_device(asked: str) -> Finding:
+    """The device that the configuration names, with something computed on it: a GPU can be there and too new."""
+    import torch  # noqa: PLC0415
+
+    from sdbatch.renderer.renderer import find_device  # noqa: PLC0415
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            device = find_device(asked)
+            drawn = torch.nn.functional.conv2d(
+                torch.ones(1, 1, 8, 8, device=device), torch.ones(1, 1, 3, 3, device=device)
+            )
+            if float(drawn.sum()) != 36 * 9:
+                return problem("device", f"{asked} computes wrongly: {float(drawn.sum())} for 324", NO_GPU)
+        except Exception as error:
+            # Torch only warns why it finds no GPU, such as "The NVIDIA driver on your system is too old".
+            for said in heard:
+                error.args = (f"{error}; torch says: {said.message}",)
+            raise
+    if device.type == "cuda":
+        free, whole = torch.cuda.mem_get_info(device)
+        text = f"{torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {whole / 2**30:.1f} GiB free, {_driver()}"
+        return ok("device", text)
+    if asked == "auto" and NVIDIA_DRIVER.exists():
+        text = (
+            f"jobs will be drawn on the CPU: there is an NVIDIA GPU, but this torch ({torch.__version__}) can't use it"
+        )
+        return warning("device", text, f"install a torch that is built for CUDA; {NO_GPU}")
+    return ok("device", f"the CPU, {torch.get_num_threads()} threads (a 512x512 picture takes it minutes)")
+
+
+def _driver() -> str:
+    try:
+        words = NVIDIA_DRIVER.read_text().split()
+    except OSError:
+        return "driver unknown"
+    return f"driver {next((word for word in words if word[:1].isdigit() and '.' in word), 'unknown')}"
+
+
+def tokenizer() -> Finding:
+    """The vocabulary in the package is OpenAI's."""
+    from sdbatch.renderer.models.text_encoder import clip_tokenizer  # noqa: PLC0415
+
+    text, tokens = CAT
+    found = clip_tokenizer()(text)["input_ids"]
+    if found != tokens:
+        return problem("tokenizer", f'"{text}" becomes {found}, not {tokens}', REINSTALL)
+    return ok("tokenizer", "CLIP's vocabulary, from the package")
+
+
+def fitting(ckpt: Path, config: Path) -> Finding:
+    """The checkpoint loads, and fits its config: the renderer's own check, on the CPU."""
+    from sdbatch.renderer.models.models import load_model  # noqa: PLC0415
+
+    model = load_model(ckpt, config)
+    numbers = sum(p.numel() for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters())
+    fits = "is whole" if ckpt.is_dir() else f"fits {config.name}"
+    return ok("checkpoint", f"{ckpt} {fits}: {numbers / 1e6:,.0f} million weights")
+
+
+def network(asked: list[str]) -> Finding:
+    """Whether anything so far wanted to reach beyond this machine."""
+    if asked:
+        return problem(
+            "network",
+            f"something asked for it, and was refused: {', '.join(dict.fromkeys(asked))}",
+            "drawing needs none; tell the authors of sdbatch, with this line",
+        )
+    return ok("network", "none is needed: nothing so far asked for it")
+
+
+def guard(asked: list[str]) -> None:
+    """From here on whoever wants to reach beyond this machine is noted in `asked` and refused."""
+
+    def refuse(event: str, args: tuple[object, ...]) -> None:
+        if event not in ASKING:
+            return
+        address = args[0] if event.startswith("socket.get") else args[-1]
+        if isinstance(address, tuple):  # else a path: sockets of this machine's own
+            address = address[0]
+        elif not event.startswith("socket.get"):
+            return
+        asked.append(f"{address} ({event.removeprefix('socket.')})")
+        raise PermissionError(f"sdbatch doctor lets nothing reach the network, not even {address}")
+
+    sys.addaudithook(refuse)
+
+
+def main() -> None:
+    """`python -m sdbatch.renderer.examine FD DEVICE [CKPT CONFIG]`: findings go to the file descriptor FD."""
+    answers, device, *model = sys.argv[1:]
+    asked: list[str] = []
+    guard(asked)
+    with os.fdopen(int(answers), "w", encoding="utf-8") as pipe:
+        for finding in examine(device, (Path(model[0]), Path(model[1])) if model else None, asked):
+            print(json.dumps(asdict(finding)), file=pipe, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""How strong a LoRA is by what its trainer wrote beside the matrices: PEFT in a file, newer diffusers in the header.
+
+PEFT keeps `lora_alpha` and its exceptions in adapter_config.json alone: without it a LoRA of rank 4 and alpha 8 would
+be drawn at half its strength.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from sdbatch.errors import JobError
+from sdbatch.renderer.weights.checkpoint import is_safetensors
+from sdbatch.storage import files
+
+NAME = "adapter_config.json"
+MOST_BYTES = 1 << 20
+KINDS = ("LORA", "LOHA", "LOKR", "IA3")
+# They leave the base model's weights changed, and the LoRA is what is missing to that.
+_SPLIT = ("pissa", "olora", "corda", "loftq")
+
+
+@dataclass(frozen=True)
+class Strength:
+    """What is said of the layers whose names begin with `prefix`.
+
+    Attributes:
+        alpha: of all layers that `alphas` does not name; None: as much as the rank.
+        rank: of all layers whose matrices do not tell it.
+        is_stable: alpha is divided by the root of the rank (rsLoRA, arXiv:2312.03732).
+        feedforward: of (IA)^3: the ends of names of layers whose input is scaled, not their output.
+    """
+
+    prefix: str = ""
+    alpha: float | None = None
+    rank: int = 0
+    is_stable: bool = False
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    feedforward: tuple[str, ...] = ()
+
+    def scale(self, layer: str, rank: int | None) -> float:
+        """What a layer's matrices are multiplied with."""
+        rank = rank or _of(self.ranks, layer, self.rank) or 0
+        alpha = _of(self.alphas, layer, self.alpha)
+        if not rank or alpha is None:
+            return 1.0
+        return float(alpha) / (math.sqrt(rank) if self.is_stable else rank)
+
+
+def beside(path: Path) -> Strength | None:
+    """What PEFT's own file beside the weights says; None where there is none.
+
+    Raises:
+        JobError: it can't be read, or is of a kind that can't be put on.
+    """
+    try:
+        said: Any = json.loads(files.read_file(path.parent / NAME, MOST_BYTES))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
+        raise JobError(f"loras: {NAME} beside {path.name} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise JobError(f"loras: {NAME} beside {path.name} is damaged; copy it again") from error
+    return _strength(path, "", said if isinstance(said, dict) else {}, NAME)
+
+
+def in_header(path: Path) -> list[Strength]:
+    """What the header of a safetensors file says, of each network.
+
+    Raises:
+        JobError: as `beside`.
+    """
+    if not is_safetensors(path):
+        return []
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        networks: dict[str, dict[str, Any]] = {}
+        for key, value in said.items():
+            network, _, name = key.rpartition(".")
+            networks.setdefault(network, {})[name] = value
+    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise JobError(f"loras: the header of {path.name} is damaged; copy it again") from error
+    return [_strength(path, prefix, told, "the header") for prefix, told in networks.items()]
+
+
+def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> Strength:
+    kind, start = str(told.get("peft_type", "LORA")), str(told.get("init_lora_weights", "")).lower()
+    if kind not in KINDS:
+        raise JobError(f"loras: {path.name} is of the kind {kind[:20]} ({where}); put on can be {', '.join(KINDS)}")
+    if start.startswith(_SPLIT):
+        raise JobError(
+            f"loras: {path.name} was begun with {start[:20]} ({where}), which changes the model itself: save it anew "
+            "as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)"
+        )
+    try:
+        return Strength(
+            prefix=prefix,
+            alpha=_number(told["lora_alpha" if "lora_alpha" in told else "alpha"])
+            if told.keys() & {"lora_alpha", "alpha"}
+            else None,
+            rank=int(_number(told.get("r") or 0)),
+            is_stable=bool(told.get("use_rslora")),
+            alphas={_end(key): _number(value) for key, value in (told.get("alpha_pattern") or {}).items()},
+            ranks={_end(key): int(_number(value)) for key, value in (told.get("rank_pattern") or {}).items()},
+            feedforward=_ends(told.get("feedforward_modules") or ()),
+        )
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise JobError(f"loras: {where} of {path.name} is damaged ({str(error)[:80]}); copy it again") from error
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
+        raise ValueError(f"{str(value)[:20]} is no strength or rank")
+    return float(value)
+
+
+def _ends(named: Any) -> tuple[str, ...]:
+    return (_end(named),) if isinstance(named, str) else tuple(map(_end, named))
+
+
+def _end(pattern: str) -> str:
+    """The end of a layer's name that a pattern stands for; `^` before it makes it the whole name.
+
+    Raises:
+        ValueError: it is a regular expression, which anybody could make run for ever.
+    """
+    plain = re.sub(r"\\\.", ".", pattern)
+    if not re.fullmatch(r"\^?(\(\.\*\\?\.\)\?)?[\w.-]+\$?", plain):
+        raise ValueError(f"{pattern[:40]} is a pattern, not a name")
+    return re.sub(r"^(\^?)\(\.\*\.\)\?", r"\1", plain).removesuffix("$")
+
+
+def _of(patterns: Mapping[str, Any], layer: str, else_: Any) -> Any:
+    """The first that fits, as PEFT looks for it."""
+    for end, value in patterns.items():
+        if layer == end.removeprefix("^") or (not end.startswith("^") and layer.endswith(f".{end}")):
+            return value
+    return else_

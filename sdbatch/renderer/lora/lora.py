@@ -1,0 +1,347 @@
+"""LoRAs and their relatives (see adapters.py): read in all spellings, put on for a job and off again.
+
+W' = W + weight * change, summed in float32. Read are the names of kohya's scripts and LyCORIS, which the model sites
+use, those that the diffusers library and PEFT have written over time, and mixtures of them. What is taken off is put
+back, not subtracted: the very weights that were there before.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sdbatch.errors import JobError
+from sdbatch.renderer.lora import adapter_config
+from sdbatch.renderer.lora.adapter_config import Strength
+from sdbatch.renderer.lora.adapters import Parts, bias_change_of, change_of, is_whole, rank_of, shape_of
+from sdbatch.renderer.models import names
+from sdbatch.renderer.models.detection import what_it_is
+from sdbatch.renderer.models.models import Model
+from sdbatch.renderer.weights.checkpoint import read_weights
+
+MOST_TIMES = 64  # what a layer's weight may be made of, in times of its size: a rank beyond its sides is wide already
+SHOWN, SHOWN_LETTERS = 3, 120  # names that an error tells; of each
+PEFT = "base_model.model."  # before every name in a file of PEFT's own
+# In a folder, by who wrote it; PEFT's has one for each network, where its training scripts made it.
+FILES = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+)
+NETWORKS = ("unet", "text_encoder")
+CHANGED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
+
+_OUT = "self_attn_out_proj"
+# A name in the file: a layer, and what of it (a slot of adapters.py) in one of the spellings.
+_SPELLED = re.compile(
+    r"(?P<layer>.+?)[._](?:"
+    r"lora_(?P<kohya>down|up|mid)(?:\.weight)?"
+    r"|lora_(?P<peft>A|B)(?:\.\w+)?(?:\.weight)?"
+    r"|lora(?:_linear_layer)?\.(?P<diffusers>down|up)(?:\.weight)?"
+    r"|(?P<lycoris>hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|dora_scale|on_input|diff|diff_b)(?:\.default)?"
+    r"|(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
+    r"|(?P<scales>ia3_l)(?:\.default)?"
+    r"|(?P<norm>[wb]_norm)"
+    r"|(?:lora(?:_linear_layer)?\.)?(?:network_)?(?P<alpha>alpha)"
+    r"|(?P<bare>weight)"
+    r")"
+)
+_SLOTS = {
+    "A": "down",
+    "B": "up",
+    "lora_magnitude_vector": "magnitude",
+    "ia3_l": "ia3",
+    "w_norm": "diff",
+    "b_norm": "diff_b",
+}
+_OTHERS = {
+    r"[._](oft|boft)_": "an OFT",
+    r"\.(a1|a2|b1|b2|c1|c2)\.weight$": "a GLoRA",
+    r"lora_(embedding_|E$|E\.)|ranknum|vera_lambda|fourierft_|hra_|\.poly": "of a kind that can't be put on",
+    r"lora_[AB](\.\w+)?\.bias$|lora_(up|down)\.bias$": "a LoRA with biases of its own",
+}
+# What stands before a layer's name, by who wrote it. Not the second text encoder's: only SDXL has one.
+_BEFORE = re.compile(
+    r"(base_model[._]model[._])*"
+    r"(lora_unet[._]|lycoris[._]|unet[._]|model[._]diffusion_model[._]|diffusion_model[._]|lora_te1?[._]|te1?[._]"
+    r"|text_encoder[._]|clip_l[._](transformer[._])?|cond_stage_model[._]transformer[._])?(base_model[._]model[._])?"
+    r"(text_model[._])?"
+)
+_OTHER_MODELS = {
+    r"^lora_te2_|^text_encoder_2\.|^lora_te1_": "SDXL's",
+    r"(double|single)_blocks[._]|single_transformer_blocks": "Flux's",
+    r"joint_blocks": "SD3's",
+    r"^transformer\.|lora_transformer": "another kind's",
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA as read from its file.
+
+    Attributes:
+        name: the file's.
+        weight: how much of it is wanted; 1 is as it was trained.
+        layers: what it has for each layer, by the name in the file.
+        scales: with what those are multiplied, by the same names.
+    """
+
+    name: str
+    weight: float
+    layers: Mapping[str, Parts]
+    scales: Mapping[str, float]
+
+
+def read_lora(path: Path, weight: float) -> Lora:
+    """Read a LoRA: a file, or the folder that PEFT or diffusers made for it.
+
+    Raises:
+        JobError: it can't be read, or is none, or of a kind that can't be put on.
+    """
+    layers: dict[str, Parts] = {}
+    scales: dict[str, float] = {}
+    for file, network in _files(path):
+        found = read_weights(file, f"loras: {path.name}")
+        _refuse_others(path.name, found)
+        parts, alphas = _sorted(path.name, found)
+        strengths = _strengths(file, found, has_alphas=bool(alphas))
+        for layer, own in parts.items():
+            before = f"{network}.{layer}" if network else layer
+            layers[before] = _settled(layer, own, strengths)
+            scales[before] = _scale(layer, layers[before], alphas, strengths)
+    return Lora(path.name, weight, layers, scales)
+
+
+def _files(path: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a LoRA, and before whose names a network's is missing."""
+    if not path.is_dir():
+        yield path, ""
+        return
+    if own := next((path / name for name in FILES if (path / name).is_file()), None):
+        yield own, ""
+        return
+    apart = [(path / part / name, part) for part in NETWORKS for name in FILES if (path / part / name).is_file()]
+    if not apart:
+        raise JobError(f"loras: the folder {path.name} holds no LoRA: there is no {' or '.join(FILES[:3:2])} in it")
+    yield from apart
+
+
+def _refuse_others(name: str, found: Mapping[str, Tensor]) -> None:
+    for pattern, kind in _OTHERS.items():
+        if key := next((key for key in found if re.search(pattern, key)), None):
+            raise JobError(f"loras: {name} is {kind}: it has {_short(key)}; {PUT_ON}")
+
+
+PUT_ON = "put on can be LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and whole differences"
+
+
+def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+    """What the file has for each layer, and the alphas in it."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    strange = []
+    for key, value in found.items():
+        match = _SPELLED.fullmatch(key)
+        slot = next(filter(None, match.groups()[1:]), "") if match else ""
+        if not match or not (value.is_floating_point() or slot in {"on_input", "alpha"}):
+            strange.append(key)
+        elif slot == "alpha" and value.numel() == 1:
+            alphas[_layer(match["layer"])] = float(value)
+        else:
+            parts.setdefault(_layer(match["layer"]), {})[_SLOTS.get(slot, slot)] = value
+    strange += [f"{layer}.weight" for layer, own in parts.items() if "weight" in own and "on_input" not in own]
+    halves = [layer for layer, own in parts.items() if not is_whole(own) and "on_input" not in own]
+    if strange or halves or not parts:
+        kind = _what_else(found) if strange or not parts else ""
+        raise JobError(
+            f"loras: {name} is no LoRA that can be read: {kind or _listed(strange or halves or ['it is empty'])}"
+        )
+    return parts, alphas
+
+
+def _layer(name: str) -> str:
+    """A layer's name without what PEFT puts before it, and libraries put into it at one time or another."""
+    return re.sub(r"\.to_out$", ".to_out.0", name.removeprefix(PEFT).replace(".processor.", "."))
+
+
+def _what_else(found: Mapping[str, Tensor]) -> str:
+    if any(key.startswith(names.UNET) and key.endswith("time_embed.0.weight") for key in found):
+        return "it is a model: name it as `ckpt`"
+    told = what_it_is(found)
+    return "" if "LoRA" in told else told
+
+
+def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> list[Strength]:
+    """What is said of the layers outside the matrices.
+
+    Raises:
+        JobError: PEFT saved them, and what it said is not there.
+    """
+    said = adapter_config.in_header(file)
+    is_peft = all(key.startswith(PEFT) for key in found)
+    if is_peft or file.name.startswith("adapter_model."):
+        own = adapter_config.beside(file)
+        if own is None and is_peft and not said and not has_alphas:
+            raise JobError(
+                f"loras: {file.name} was saved by PEFT, which keeps how strong it is in {adapter_config.NAME}: lay "
+                "that beside it, or name the folder that holds both"
+            )
+        said += [own] if own else []
+    return said
+
+
+def _scale(layer: str, parts: Parts, alphas: Mapping[str, float], strengths: Sequence[Strength]) -> float:
+    """With what a layer's matrices are multiplied: an alpha in the file goes before what is said beside."""
+    rank = rank_of(parts)
+    if layer in alphas:
+        return alphas[layer] / rank if rank else 1.0
+    for strength in strengths:
+        if layer.startswith(strength.prefix):
+            return strength.scale(layer.removeprefix(strength.prefix).removeprefix("."), rank)
+    return 1.0
+
+
+def _settled(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
+    """(IA)^3 in one form: by how much each row or column grows."""
+    if "on_input" in parts:
+        side = {} if bool(parts["on_input"]) else {"on_output": torch.ones(1)}
+        return {"ia3": parts["weight"].flatten(), **side}
+    if "ia3" in parts:
+        scales = parts["ia3"]
+        ends = tuple(end for strength in strengths for end in strength.feedforward)
+        is_fed = layer.endswith(ends) if ends else scales.shape[0] == 1
+        side = {} if is_fed else {"on_output": torch.ones(1), "scales_bias": torch.ones(1)}
+        return {"ia3": scales.float().flatten() - 1, **side}
+    return parts
+
+
+@contextmanager
+def wearing(model: Model, loras: Sequence[Lora]) -> Iterator[None]:
+    """Inside, the model has the LoRAs on; behind it, it is what it was, bit for bit.
+
+    Raises:
+        JobError: a LoRA has layers that the model has not, or of other shapes.
+    """
+    places = _layers(model) if loras else {}
+    wanted: dict[nn.Module, list[tuple[Lora, str]]] = {}
+    for lora in loras:
+        _require_layers(lora, places)
+        for name in lora.layers if lora.weight else ():
+            layer = places[flat_name(name)]
+            _require_shape(lora, name, layer)
+            _require_numbers(lora, name)
+            wanted.setdefault(layer, []).append((lora, name))
+    before = [(layer, kind, getattr(layer, kind)) for layer in wanted for kind in ("weight", "bias")]
+    try:
+        for layer, worn in wanted.items():
+            _change(layer, worn)
+        yield
+    finally:
+        for layer, kind, parameter in before:
+            setattr(layer, kind, parameter)
+
+
+def _change(layer: nn.Module, worn: Sequence[tuple[Lora, str]]) -> None:
+    """Replace a layer's weight, and its bias where that changes too."""
+    for kind in ("weight", "bias"):
+        own: Tensor | None = getattr(layer, kind)
+        if own is None:
+            continue
+        plain, total, is_changed = own.float(), own.float(), False
+        for lora, name in worn:
+            parts = lora.layers[name]
+            change = (
+                change_of(parts, plain, lora.scales[name], lora.weight)
+                if kind == "weight"
+                else bias_change_of(parts, plain, lora.weight)
+            )
+            if change is not None:
+                total, is_changed = total + change, True
+        if is_changed:
+            setattr(layer, kind, nn.Parameter(total.to(own.dtype), requires_grad=False))
+
+
+def _require_layers(lora: Lora, places: Mapping[str, nn.Module]) -> None:
+    strange = [name for name in lora.layers if flat_name(name) not in places]
+    if not strange:
+        return
+    for pattern, whose in _OTHER_MODELS.items():
+        if any(re.search(pattern, name) for name in strange):
+            raise JobError(f"loras: {lora.name} is for another model, {whose}: this one has no {_listed(strange)}")
+    if len(strange) < len(lora.layers) or all(re.search(r"_?blocks?[._]\d|layers[._]\d", name) for name in strange):
+        raise JobError(f"loras: {lora.name} is for another model: this one has no {_listed(strange)}")
+    raise JobError(f"loras: {lora.name} names its layers in a way that is not known: {_listed(strange)}")
+
+
+def _require_shape(lora: Lora, name: str, layer: nn.Module) -> None:
+    """Before anything is multiplied: a file may claim sizes whose product fills any memory."""
+    weight, parts = layer.weight, lora.layers[name]
+    assert isinstance(weight, Tensor), "of a layer that has one"
+    try:
+        shape = shape_of(parts)
+    except RuntimeError as error:
+        raise JobError(f"loras: {lora.name} is damaged: the matrices for {_short(name)} don't fit together") from error
+    if "ia3" in parts:
+        side = weight.shape[0 if "on_output" in parts else 1]
+        fits, shape = parts["ia3"].numel() == side, tuple(parts["ia3"].shape)
+    else:
+        fits = not shape or (torch.Size(shape).numel() == weight.numel() and shape[0] == weight.shape[0])
+    sides = {"magnitude": weight.shape[:1], "dora_scale": weight.shape[:2], "diff_b": weight.shape[:1]}
+    fits = fits and all(parts[slot].numel() in sizes for slot, sizes in sides.items() if slot in parts)
+    fits = fits and sum(part.numel() for part in parts.values()) <= MOST_TIMES * weight.numel()
+    if not fits:
+        raise JobError(
+            f"loras: {lora.name} is for another model: {_short(name)} changes a weight of {list(shape)}, "
+            f"here it is {list(weight.shape)}"
+        )
+
+
+def _require_numbers(lora: Lora, name: str) -> None:
+    if spoilt := [slot for slot, part in lora.layers[name].items() if not bool(part.isfinite().all())]:
+        raise JobError(
+            f"loras: {lora.name} is damaged: {_short(name)} ({spoilt[0]}) holds what is not a number; copy it again"
+        )
+
+
+def _layers(model: Model) -> dict[str, nn.Module]:
+    """The model's layers by their names in one letter-wise form, the library's and the original release's."""
+    found: dict[str, nn.Module] = {}
+    config = model.unet.config
+    levels = tuple("CrossAttn" in kind for kind in config["up_block_types"])
+    for path, layer in model.unet.named_modules():
+        if isinstance(layer, CHANGED):
+            original = names.unet_name(f"{path}.weight", config["layers_per_block"], levels)
+            found[_flat(path)] = found[_flat(original.removeprefix(names.UNET).removesuffix(".weight"))] = layer
+    for path, layer in model.text_encoder.named_modules():
+        if isinstance(layer, CHANGED):
+            found[_flat(path.removeprefix("text_model."))] = layer
+    return found
+
+
+def flat_name(name: str) -> str:
+    """A layer's name without what libraries put before it and into it at one time or another."""
+    flat = _flat(name[_before(name) :])
+    return re.sub(r"self_attn_to_([qkv])$", r"self_attn_\1_proj", re.sub(r"self_attn_to_out(_0)?$", _OUT, flat))
+
+
+def _before(name: str) -> int:
+    match = _BEFORE.match(name)
+    return match.end() if match else 0
+
+
+def _flat(path: str) -> str:
+    return path.replace(".", "_")
+
+
+def _short(name: str) -> str:
+    return name[:SHOWN_LETTERS]
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(map(_short, keys[:SHOWN])) + more

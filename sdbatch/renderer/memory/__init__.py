@@ -1,0 +1,1 @@
+"""Models that stay loaded, and what to do when memory runs out."""

@@ -1,0 +1,146 @@
+"""What a job does when memory runs out: one step down after another, each told, and none taken by the next job.
+
+    let go of what lies in memory besides (other models)
+    fewer rows at once through the networks, down to one: the random numbers stay those of the whole batch
+    pictures decoded one at a time
+    pictures decoded in tiles, of 64, 32, 16 latents
+    a grid in parts of fewer pictures, down to one, and then none: it costs no job its pictures
+    a new renderer: OutOfMemory ends this one, and the service tries again, until it gives up on the job
+
+Fewer rows or pictures at once change a picture by rounding alone, since some kernels add up in another order: on the
+CPU in float32 one colour value in five thousand by one step of 255. Tiles do change it, since each has norms of its
+own, which a blended overlap hides as well as it can: tiles of 128 pixels in a picture of 256, the worst there is,
+moved colours by 4 of 255 on the mean with a small random decoder, and by 20 with the demo's.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sdbatch.errors import OutOfMemory
+from sdbatch.renderer.device.memory import in_short, is_out_of_memory, release
+from sdbatch.renderer.models.models import Model
+
+T = TypeVar("T")
+
+TILES = (64, 32, 16)  # latents of a side: of 512, 256 and 128 pixels for v1
+
+
+@dataclass
+class Ladder:
+    """How far down one job is.
+
+    Attributes:
+        tell: takes each step, in words.
+        make_room: lets go of what lies in memory besides and says what that was, or nothing if there is no such thing.
+        first: the picture from which on a step is told to hold.
+        rows: how many rows go through a network at once; None is all.
+        is_sliced: whether pictures are decoded one at a time.
+        tile: the side of a tile in latents; None is a picture as a whole.
+    """
+
+    device: torch.device
+    tell: Callable[[str], None] = lambda _: None
+    make_room: Callable[[], str] = lambda: ""
+    first: int = 0
+    rows: int | None = None
+    is_sliced: bool = False
+    tile: int | None = None
+
+    def in_rows(self, network: Callable[..., Tensor], *rows: Sequence[Any] | Tensor) -> Tensor:
+        """`network(*rows)`, on as many rows at once as memory allows.
+
+        Raises:
+            OutOfMemory: not even one row goes through.
+        """
+        count = len(rows[0])
+
+        def work() -> Tensor:
+            each = self.rows or count
+            if each >= count:
+                return network(*rows)
+            parts = (network(*(one[i : i + each] for one in rows)) for i in range(0, count, each))
+            return torch.cat([*parts])
+
+        return self.walk(work, lambda: self._fewer_rows(count))
+
+    def encode(self, model: Model, picture: Tensor, noise: Tensor) -> Tensor:
+        """`model.encode`, in tiles where the picture as a whole does not go through."""
+
+        def work() -> Tensor:
+            with self._tiles(model):
+                return model.encode(picture, noise)
+
+        return self.walk(work, lambda: self._smaller_tiles(model, noise))
+
+    def decode(self, model: Model, latents: Tensor) -> Tensor:
+        """`model.decode`, one picture at a time or in tiles where all of them do not go through."""
+
+        def work() -> Tensor:
+            with self._tiles(model):
+                each = 1 if self.is_sliced else len(latents)
+                return torch.cat([model.decode(latents[i : i + each]) for i in range(0, len(latents), each)])
+
+        return self.walk(work, lambda: self._one_picture(latents) or self._smaller_tiles(model, latents))
+
+    def walk(self, work: Callable[[], T], step_down: Callable[[], str], since: str = "") -> T:
+        """What `work` gives, begun anew after each step down; no random number may be drawn in it.
+
+        `since` says from when on a step down holds, if not from the picture that is drawn.
+
+        Raises:
+            OutOfMemory: there is no step left.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = in_short(error)
+            # Only behind the except block is the traceback gone, and with it the tensors that its frames held.
+            release(self.device)
+            told = self.make_room() or step_down()
+            if not told:
+                raise OutOfMemory(said)
+            release(self.device)
+            self.tell(f"out of memory: {since or f'from picture {self.first} on'} {told}")
+
+    def _fewer_rows(self, count: int) -> str:
+        now = min(self.rows or count, count)
+        if now == 1:
+            return ""
+        self.rows = -(-now // 2)
+        return f"{self.rows} of {count} rows went through the networks at once (guidance makes two of a picture)"
+
+    def _one_picture(self, latents: Tensor) -> str:
+        if self.is_sliced or len(latents) == 1:
+            return ""
+        self.is_sliced = True
+        return "pictures were decoded one at a time"
+
+    def _smaller_tiles(self, model: Model, latents: Tensor) -> str:
+        side = min(self.tile or max(TILES) + 1, max(latents.shape[-2:]))
+        if side <= min(TILES):
+            return ""
+        self.tile = next(tile for tile in TILES if tile < side)
+        return (
+            f"the autoencoder worked in tiles of {self.tile * model.factor} pixels: colours may be off, seams may show"
+        )
+
+    @contextmanager
+    def _tiles(self, model: Model) -> Iterator[None]:
+        """The library's own tiles, for as long as this job needs them."""
+        if self.tile is None:
+            yield
+            return
+        model.vae.tile_latent_min_size, model.vae.tile_sample_min_size = self.tile, self.tile * model.factor
+        model.vae.enable_tiling()
+        try:
+            yield
+        finally:
+            model.vae.disable_tiling()

@@ -1,0 +1,97 @@
+"""The models that stay loaded: the one in use, and those used last as long as they fit into a budget.
+
+The same checkpoint in two precisions is two models. A model is checked before anything is let go for it, and takes
+its place only then: a broken one costs none of those that lie here, and a switch never holds more than the budget,
+or than the one model that is beyond it.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sdbatch.renderer.device.memory import release
+from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.models import Model, load_model
+from sdbatch.renderer.models.precision import dtype_of
+from sdbatch.storage import files
+from sdbatch.storage.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A loaded model, and the files it came from as they were then."""
+
+    name: str
+    model: Model
+    sha256: str
+    vae_sha256: str  # of a separate autoencoder; empty: the checkpoint's own
+    size: int  # bytes of its weights
+
+
+class Residents:
+    """Loads models and lets go of them.
+
+    Attributes:
+        most_bytes: what the weights of all models may take together; 0 is the one in use alone.
+        models: by what makes them what they are; the one used last stands last.
+    """
+
+    def __init__(self, device: torch.device, most_bytes: int, conversions: Conversions) -> None:
+        self.device, self.most_bytes, self.conversions = device, most_bytes, conversions
+        self.models: dict[tuple[object, ...], Resident] = {}
+        self._in_use: tuple[object, ...] | None = None
+
+    def get(
+        self, ckpt: Path, config: Path, precision: str, ladder: Ladder, vae: Path | None = None
+    ) -> tuple[Resident, float]:
+        """A model, and the seconds it took to load; 0 if it was there.
+
+        Raises:
+            JobError: it can't be loaded; those that lie here stay.
+            OutOfMemory: there is not enough even for it alone.
+        """
+        dtype = dtype_of(precision, self.device)
+        key = (_identity(ckpt), _identity(config), vae and _identity(vae), dtype)
+        started, self._in_use = time.monotonic(), None
+        ladder.make_room = self.let_go_of_others
+        found = self.models.pop(key, None)
+        if found is None:
+
+            def load() -> Model:
+                model = load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
+                return replace(model, suspect=f"the checkpoint or the vae {vae.name} is damaged") if vae else model
+
+            model = ladder.walk(load, lambda: "")
+            sha256, vae_sha256 = self.fingerprint(ckpt), self.fingerprint(vae) if vae else ""
+            found = Resident(ckpt.name, model, sha256, vae_sha256, model.size)
+            seconds = time.monotonic() - started
+        else:
+            seconds = 0.0
+        self.models[key], self._in_use = found, key
+        return found, seconds
+
+    def fingerprint(self, path: Path) -> str:
+        """The sha256 of a file of weights."""
+        return fingerprint(path, self.conversions.checksums)
+
+    def let_go_of_others(self) -> str:
+        """Let go of all models but the one in use, and say which; nothing if there is none."""
+        others = [key for key in self.models if key != self._in_use]
+        names = ", ".join(self.models.pop(key).name for key in others)
+        return f"no other model is kept ({names} was)" if names else ""
+
+    def _make_room(self, size: int) -> None:
+        """For a model of so many bytes those go that were not used for longest."""
+        while self.models and size + sum(resident.size for resident in self.models.values()) > self.most_bytes:
+            del self.models[next(iter(self.models))]
+        release(self.device)
+
+
+def _identity(path: Path) -> tuple[object, ...]:
+    """A file, or all files of a folder, as they are now: copied over with other content, it is another model."""
+    parts = [part for part in files.below(path) if part.is_file()] if path.is_dir() else [path]
+    stats = [part.stat() for part in parts]
+    return (str(path), *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))

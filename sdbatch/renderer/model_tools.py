@@ -1,0 +1,135 @@
+"""What `sdbatch model` does to checkpoints: looking one over, and converting it."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdbatch.errors import JobError
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.ldm_checkpoint import canonical
+from sdbatch.renderer.models.models import fit_problems, is_ready, plan_model, read_model, require_fit
+from sdbatch.renderer.models.plan import Weights
+from sdbatch.renderer.weights.checkpoint import read_weights, write_weights
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Told = Callable[[int, int], None]  # bytes done, bytes in all
+
+# What lies in many checkpoints beside the weights that are drawn with.
+_BESIDE = {
+    "moving averages": r"model_ema\.",
+    "the noise schedule": r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",
+    "positions": r".*position_ids$",
+    "layers that the config leaves out": r"cond_stage_model\.model\.transformer\.resblocks\.",
+    "what training needed": r"(first_stage_model\.loss|cond_stage_model\.model\.(visual|logit_scale|text_projection))",
+    "the text encoder's other half": r"cond_stage_model\.transformer\.to_logits",
+}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found in a checkpoint.
+
+    Attributes:
+        weights: how many numbers the networks have.
+        precisions: in what the file holds the weights, most first.
+        lacking: what is missing or of another shape or does not fit together, in words; empty for a whole checkpoint.
+        broken: names of weights that hold what is not a number.
+        beside: how many names of each known kind lie there unused.
+        unexpected: other names that nothing asks for.
+    """
+
+    weights: int
+    precisions: tuple[str, ...]
+    lacking: list[str]
+    broken: list[str]
+    beside: Mapping[str, int]
+    unexpected: list[str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it can be drawn with."""
+        return not self.lacking and not self.broken
+
+
+def verify(ckpt: Path, config: Path, told: Told) -> Verified:
+    """Look at every weight that would be used.
+
+    Raises:
+        JobError: the checkpoint or the config can't be read, or is of another kind.
+    """
+    weights = read_model(ckpt)
+    plan = plan_model(ckpt, config, weights)
+    used = {name: weights[name] for name in plan.wanted(torch.float32) if name in weights}
+    total, done, broken = sum(weight.nbytes for weight in used.values()), 0, []
+    for name, weight in used.items():
+        if weight.is_floating_point() and not bool(weight.float().isfinite().all()):
+            broken.append(name)
+        done += weight.nbytes
+        told(done, total)
+    beside, unexpected = _unused(weights, used)
+    kept = [str(weight.dtype).removeprefix("torch.") for weight in used.values()]
+    return Verified(
+        weights=sum(weight.numel() for weight in used.values()),
+        precisions=tuple(sorted(set(kept), key=kept.count, reverse=True)),
+        lacking=plan.lacking(weights) or fit_problems(plan),
+        broken=broken,
+        beside=beside,
+        unexpected=unexpected,
+    )
+
+
+def _unused(weights: Weights, used: Iterable[str]) -> tuple[dict[str, int], list[str]]:
+    """What nothing asks for: known kinds counted, the rest by name."""
+    asked = {_packed(name) for name in used}
+    rest = sorted({_packed(name) for name in weights} - asked)
+    beside = {kind: sum(bool(re.match(pattern, name)) for name in rest) for kind, pattern in _BESIDE.items()}
+    strange = [name for name in rest if not any(re.match(pattern, name) for pattern in _BESIDE.values())]
+    return {kind: count for kind, count in beside.items() if count}, strange
+
+
+def _packed(name: str) -> str:
+    """The name in the file of a part of a packed weight."""
+    return re.sub(r"\[[qkv]\]$", "", name)
+
+
+def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Conversions, told: Told) -> Path | None:
+    """What the first load would do, done before it: returns where the conversion lies; None where none is needed.
+
+    Raises:
+        JobError: the checkpoint can't be drawn with, or there is no room.
+        OSError: the disk failed.
+    """
+    place = conversions.place(ckpt, config, dtype)
+    weights = read_model(ckpt)
+    plan = plan_model(ckpt, config, weights)
+    require_fit(plan, weights)
+    if is_ready(ckpt, plan, weights, dtype):
+        return None
+    if conversions.find(place) is None and conversions.keep(place, plan, weights, dtype, told) is None:
+        raise JobError(
+            f"there is no room in {conversions.folder} for {plan.name}: converted_bytes in configs/sdbatch.yaml "
+            "bounds it, and a fiftieth of the disk stays free"
+        )
+    return place
+
+
+def convert_file(ckpt: Path, config: Path, out: Path, dtype: torch.dtype, told: Told) -> None:
+    """A checkpoint without what is not used, as safetensors under the names of the original release, all in `dtype`.
+
+    Raises:
+        JobError: the checkpoint can't be drawn with, or is a folder.
+        OSError: the disk failed or is full.
+    """
+    if ckpt.is_dir():
+        raise JobError(f"{ckpt.name} is a folder in diffusers format: --output is for single files")
+    weights = read_weights(ckpt)
+    tidy: dict[str, Tensor] = canonical(weights)
+    plan = plan_model(ckpt, config, tidy)
+    require_fit(plan, tidy)
+    used = {_packed(name) for name in plan.wanted(dtype)}
+    written = {name: weight for name, weight in tidy.items() if name in used}
+    write_weights(out, written, dict.fromkeys(written, dtype), {"format": "pt", "source": ckpt.name}, told)

@@ -1,0 +1,59 @@
+"""A separate autoencoder ("VAE") in place of a checkpoint's own, in any of the layouts that those come in."""
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from sdbatch.errors import JobError
+from sdbatch.renderer.models import names
+from sdbatch.renderer.models.detection import what_it_is
+from sdbatch.renderer.models.diffusers_folder import read_part
+from sdbatch.renderer.models.plan import Plan, Weights
+from sdbatch.renderer.weights.checkpoint import read_weights
+
+_BEFORE = re.compile(
+    r"^(module\.|model\.)?(first_stage_model\.|vae\.|autoencoder\.)(?=(encoder|decoder|quant|post_quant))"
+)
+
+
+def with_autoencoder(plan: Plan, weights: Weights, vae: Path) -> Weights:
+    """The model's weights, those of its autoencoder taken from `vae`.
+
+    That is a file with the original's names, with `first_stage_model.` before them or without, or with the names of
+    the diffusers library, or a folder in diffusers format: the autoencoder's own, or a whole model's.
+
+    Raises:
+        JobError: it can't be read, or is no autoencoder of the model's shapes.
+    """
+    found = {_bare(key): weight for key, weight in _read(vae).items()}
+    levels = len(plan.vae.network.config["block_out_channels"])
+    own: dict[str, Tensor] = {}
+    for key in plan.vae.network.state_dict():
+        for candidate in (names.vae_name(key, levels).removeprefix(names.VAE), key):
+            if candidate in found:
+                own[plan.vae.name_of(key)] = found[candidate]
+                break
+    if lacking := [*plan.vae.lacking(own)]:
+        kind = what_it_is(found)
+        said = kind if kind and not own else lacking[0]
+        raise JobError(f"vae: the autoencoder {vae.name} does not fit {plan.name}: {said}")
+    if spoilt := next((key for key, weight in own.items() if not bool(weight.isfinite().all())), ""):
+        raise JobError(
+            f"vae: the autoencoder {vae.name} is damaged: {spoilt} holds what is not a number; copy it again"
+        )
+    return {**weights, **own}
+
+
+def _bare(key: str) -> str:
+    """A key without what programs put before all of them."""
+    return names.vae_today(_BEFORE.sub("", key, count=1))
+
+
+def _read(vae: Path) -> Weights:
+    if not vae.is_dir():
+        return read_weights(vae, f"vae: the autoencoder {vae.name}")
+    try:
+        return read_part(vae, "vae") if (vae / "vae").is_dir() else read_part(vae.parent, vae.name, stems_of="vae")
+    except JobError as error:
+        raise JobError(f"vae: {error}") from error

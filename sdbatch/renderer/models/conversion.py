@@ -1,0 +1,112 @@
+"""Checkpoints converted once: only the weights that are used, in the precision in use, in a file that is mapped.
+
+    state/models/<sha256 of the checkpoint>/<config>-<precision>.safetensors
+
+The names in it are those of the checkpoint, so it is read and checked like one. A config is part of the name since
+it decides which weights are used (moving averages or not). All of it can be deleted at any time.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sdbatch.errors import JobError
+from sdbatch.renderer.models.plan import Plan, Weights
+from sdbatch.renderer.weights.checkpoint import read_weights, write_weights
+from sdbatch.storage import files
+from sdbatch.storage.fingerprint import fingerprint
+
+SPARE_SHARE = 50  # a fiftieth of the disk stays free
+LOCK = ".lock"  # held while one is written: the next would write over its draft, or take it away for room
+
+Told = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Conversions:
+    """What was converted, for one root.
+
+    Attributes:
+        folder: state/models.
+        checksums: the cache of `fingerprint`.
+        most_bytes: what may lie in the folder; the least recently used goes first. 0 converts nothing.
+    """
+
+    folder: Path
+    checksums: Path
+    most_bytes: int
+
+    def place(self, ckpt: Path, config: Path, dtype: torch.dtype) -> Path:
+        """Where the conversion lies, or would."""
+        kind = "folder" if ckpt.is_dir() else hashlib.sha256(config.read_bytes()).hexdigest()[:12]
+        precision = str(dtype).removeprefix("torch.")
+        return self.folder / fingerprint(ckpt, self.checksums) / f"{kind}-{precision}.safetensors"
+
+    def find(self, place: Path) -> Weights | None:
+        """The mapped weights of an earlier conversion."""
+        try:
+            weights = read_weights(place)
+            os.utime(place)  # when it was last used
+            with place.open("rb") as file:  # the disk begins while the networks are built
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        except (JobError, OSError):
+            return None
+        return weights
+
+    def keep(
+        self, place: Path, plan: Plan, weights: Weights, dtype: torch.dtype, on_written: Told = lambda _d, _t: None
+    ) -> Weights | None:
+        """Convert, and map what was written. None where there is no room for it: the model is drawn with all the same.
+
+        One process at a time: what another just converted is taken.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        wanted = {name: kept for name, kept in plan.wanted(dtype).items() if name in weights}
+        files.make_dir(self.folder)
+        with files.locked(self.folder / LOCK):
+            found = self.find(place)
+            if found is None or not found.keys() >= wanted.keys():
+                found = self._convert(place, weights, wanted, plan.name, on_written)
+            return found
+
+    def _convert(
+        self, place: Path, weights: Weights, wanted: dict[str, torch.dtype], source: str, on_written: Told
+    ) -> Weights | None:
+        if not self._make_room(sum(weights[name].numel() * kept.itemsize for name, kept in wanted.items())):
+            return None
+        files.make_dir(place.parent)
+        files.sweep(place.parent)
+        write_weights(place, weights, wanted, {"format": "pt", "source": source}, on_written)
+        return self.find(place)
+
+    def kept(self) -> list[tuple[Path, os.stat_result]]:
+        """All conversions, the least recently used first."""
+        found = [(path, path.stat()) for path in self.folder.glob("*/*.safetensors")]
+        return sorted(found, key=lambda one: one[1].st_mtime)
+
+    def _make_room(self, size: int) -> bool:
+        """Whether so many bytes more may lie there; those that were not used for longest go for it."""
+        kept = self.kept()
+        if size > self.most_bytes:
+            return False
+        usage = shutil.disk_usage(self.folder)
+        excess = size + sum(stat.st_size for _, stat in kept) - self.most_bytes
+        short = size + usage.total // SPARE_SHARE - usage.free
+        if max(excess, short) > sum(stat.st_size for _, stat in kept):
+            return False
+        for path, stat in kept:
+            if max(excess, short) <= 0:
+                break
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()
+            excess, short = excess - stat.st_size, short - stat.st_size
+        return True

@@ -1,0 +1,50 @@
+"""What a file of weights is, told from the names in it: the error for what can't be drawn says what it is instead."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from sdbatch.renderer.models import names
+from sdbatch.renderer.models.networks import OTHER_CHANNELS
+
+UNSUPPORTED = "only Stable Diffusion v1 and v2 are drawn"
+
+# A name in the file, and what has such names; the first that is found tells.
+_TELLTALES = (
+    (r"(^|\.)(lora_(up|down|A|B)|hada_w1_a|lokr_w1)\b|_lora\.(up|down)\.|\.lora\.(up|down)\.|^lora_",
+     "it is a LoRA: name it in `loras`, beside a whole checkpoint"),
+    (r"^control_model\.|controlnet_|^input_hint_block\.", f"it is a ControlNet; {UNSUPPORTED}"),
+    (r"^conditioner\.embedders\.1\.", f"it is an SDXL model; {UNSUPPORTED}"),
+    (r"^conditioner\.embedders\.0\.model\.", f"it is an SDXL refiner; {UNSUPPORTED}"),
+    (r"\.joint_blocks\.|^joint_blocks\.", f"it is an SD3 model; {UNSUPPORTED}"),
+    (r"(^|\.)double_blocks\.", f"it is a Flux model; {UNSUPPORTED}"),
+    (r"^cond_stage_model\.transformer\.attn_layers\.",
+     "it has the BERT text encoder of the LAION-400M model; name configs/latent-diffusion/txt2img-1p4B-eval.yaml"),
+    (r"^cond_stage_model\.model\.transformer\.",
+     "it has the text encoder of a v2 model; name a v2 config, such as configs/stable-diffusion/v2-inference-v.yaml"),
+    (r"^cond_stage_model\.transformer\.text_model\.",
+     "it has the text encoder of a v1 model; name a v1 config, such as configs/stable-diffusion/v1-inference.yaml"),
+    (r"^string_to_(param|token)|^emb_params$|^clip_[lg]$|^<.+>$",
+     "it is a textual inversion (an embedding): those are not drawn with"),
+    (r"^model\.diffusion_model\.", "it holds a UNet without a text encoder; a whole checkpoint has both"),
+    (r"^(down_blocks|mid_block)\.\d*\.?(resnets|attentions)\.|^text_model\.encoder\.",
+     "it is one part of a folder in diffusers format; name the folder"),
+    (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|down\.|mid\.|up\.)",
+     "it is an autoencoder alone: name it as `vae`, beside a whole checkpoint"),
+)  # fmt: skip
+
+
+def what_it_is(weights: Mapping[str, Tensor]) -> str:
+    """What the file is, in words, with what to do about it; empty where nothing tells."""
+    told = (what for pattern, what in _TELLTALES if any(re.search(pattern, key) for key in weights))
+    return other_unet(weights) or next(told, "")
+
+
+def other_unet(weights: Mapping[str, Tensor]) -> str:
+    """What a UNet of the right names is made for, where it reads more than latents; else empty."""
+    entrance = weights.get(names.UNET + "input_blocks.0.0.weight")
+    channels = entrance.shape[1] if entrance is not None and entrance.ndim == 4 else 0
+    if channels not in OTHER_CHANNELS:
+        return ""
+    return f"it is {OTHER_CHANNELS[channels]} (its UNet reads {channels} channels); {UNSUPPORTED}"

@@ -1,0 +1,112 @@
+"""A checkpoint in the layout of the original release: one file, and the yaml that says how large its networks are."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sdbatch.errors import JobError
+from sdbatch.renderer.models import bert, names
+from sdbatch.renderer.models.detection import what_it_is
+from sdbatch.renderer.models.networks import Numbers, build_unet, build_vae
+from sdbatch.renderer.models.plan import Part, Plan, noise_schedule
+from sdbatch.renderer.models.text_encoder import V2_PADDING, clip, clip_tokenizer, open_clip
+from sdbatch.renderer.weights.limits import Immodest, layers
+from sdbatch.storage.files import is_disk_trouble
+
+_OLD_TEXT = "cond_stage_model.transformer."
+_OLD_TEXT_PARTS = tuple(_OLD_TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
+
+
+def canonical(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under the names of the original release, where other programs wrote them a little differently."""
+    tidy = {
+        names.TEXT + key.removeprefix(_OLD_TEXT) if key.startswith(_OLD_TEXT_PARTS) else key: weight
+        for key, weight in weights.items()
+    }
+    return tidy | dict(names.unpacked(tidy))
+
+
+def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Plan:
+    """The networks that the config describes; `weights` are the checkpoint's, for what no config says.
+
+    Raises:
+        JobError: the config can't be read, or the checkpoint has another text encoder.
+    """
+    numbers = Numbers(config)
+    with told(f"no network can be built from the config {config.name}; is it complete, and a v1 or v2 model's?"):
+        unet, vae = build_unet(numbers), build_vae(numbers)
+    return Plan(
+        name=f"the checkpoint {ckpt.name}",
+        config=f"the config {config.name}",
+        unet=Part(unet, _unet_names(numbers, unet, weights)),
+        vae=Part(vae, lambda key: names.vae_name(key, len(vae.config["block_out_channels"])), computes_in_half=False),
+        text_encoder=_text_encoder(ckpt, numbers, weights),
+        tokenizer=_tokenizer(numbers),
+        alphas=noise_schedule(
+            config.name, numbers("linear_start", float), numbers("linear_end", float), numbers("timesteps", int)
+        ),
+        scale_factor=numbers("scale_factor", float),
+        prediction=numbers.prediction,
+    )
+
+
+def _unet_names(numbers: Numbers, unet: Any, weights: Mapping[str, Tensor]) -> Callable[[str], str]:
+    """`use_ema` (true where the yaml is silent, as in the original) takes the moving average, if the file has one."""
+    each = numbers("unet_config.params.num_res_blocks", layers)
+    attention_levels = tuple("CrossAttn" in kind for kind in unet.config["up_block_types"])
+    averaged = numbers("use_ema", bool, default=True) and any(key.startswith(names.MOVING_AVERAGE) for key in weights)
+
+    def name_of(key: str) -> str:
+        name = names.unet_name(key, each, attention_levels)
+        return names.moving_average_name(name) if averaged else name
+
+    return name_of
+
+
+def _tokenizer(numbers: Numbers) -> Any:
+    match numbers.text_encoder:
+        case "BERTEmbedder":
+            return bert.bert_tokenizer()
+        case "FrozenOpenCLIPEmbedder":
+            return clip_tokenizer(V2_PADDING)
+        case _:
+            return clip_tokenizer()
+
+
+def _text_encoder(ckpt: Path, numbers: Numbers, weights: Mapping[str, Tensor]) -> Part:
+    """The encoder that the config names, of the size that the checkpoint has."""
+    prefix = {"BERTEmbedder": bert.PREFIX, "FrozenOpenCLIPEmbedder": names.OPEN_TEXT}.get(
+        numbers.text_encoder, names.TEXT
+    )
+    try:
+        with told(f"the text encoder in the checkpoint {ckpt.name} is not the {numbers.text_encoder} of its config"):
+            if numbers.text_encoder == "BERTEmbedder":
+                return bert.bert(weights)
+            if numbers.text_encoder == "FrozenOpenCLIPEmbedder":
+                last = numbers("cond_stage_config.params.layer", str, "last")
+                return open_clip(weights, skip_last=last == "penultimate")
+            return clip(weights)
+    except JobError as error:
+        if not isinstance(error.__cause__, LookupError | ValueError) or isinstance(error.__cause__, Immodest):
+            raise
+        kind = what_it_is(weights) or "it is no whole Stable Diffusion checkpoint"
+        raise JobError(
+            f"the checkpoint {ckpt.name} has no text encoder at {prefix}*, where the config {numbers.name} looks for "
+            f"it: {kind}"
+        ) from error
+
+
+@contextmanager
+def told(text: str) -> Iterator[None]:
+    """Whatever goes wrong inside is the files' fault: libraries raise anything over what they did not expect."""
+    try:
+        yield
+    except (JobError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and is_disk_trouble(error):
+            raise
+        raise JobError(f"{text} ({error})" if isinstance(error, Immodest) else text) from error

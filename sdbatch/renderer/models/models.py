@@ -1,0 +1,241 @@
+"""A checkpoint and its config, or a folder in diffusers format, as a resident model."""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sdbatch.errors import JobError
+from sdbatch.renderer.models.autoencoder import with_autoencoder
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.detection import other_unet
+from sdbatch.renderer.models.diffusers_folder import STEMS, plan_folder, read_folder, weight_files
+from sdbatch.renderer.models.ldm_checkpoint import canonical, plan_original
+from sdbatch.renderer.models.plan import Plan, Prediction, Weights
+from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS
+from sdbatch.renderer.weights.checkpoint import is_safetensors, read_weights
+
+SHOWN = 3  # misfits that an error names
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a sampler needs, resident on one device.
+
+    Attributes:
+        alphas: alpha bar of the training schedule, float64, [timesteps].
+        scale_factor: latents are the autoencoder's times this.
+        channels: latent channels (C).
+        factor: pixels of a side per latent (f).
+        dtype: in what it computes; see precision.py.
+        prediction: what the UNet gives: v1 the noise, v2 mostly the velocity.
+        suspect: what is told of where the networks give what is not a number.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    alphas: npt.NDArray[np.float64]
+    scale_factor: float
+    channels: int
+    factor: int
+    prediction: Prediction
+    levels: Tensor  # the alphas once more, float32 and on the device
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    suspect: str = "the checkpoint is damaged"
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return sum(weight.nbytes for part in self._networks for weight in part.state_dict().values())
+
+    @property
+    def _networks(self) -> tuple[Any, Any, Any]:
+        return self.unet, self.vae, self.text_encoder
+
+    def to(self, device: torch.device) -> "Model":
+        """The same model on a device; the networks themselves move."""
+        for network in self._networks:
+            network.to(device)
+        return replace(self, device=device, levels=self.levels.to(device))
+
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """[batch, 77, width]: the last hidden state behind the final norm (`FrozenCLIPEmbedder` and the others)."""
+        tokens = self.tokenizer(
+            prompts, truncation=True, max_length=TEXT_POSITIONS, padding="max_length", return_tensors="pt"
+        )
+        ids = tokens["input_ids"].to(self.device)
+        hidden: Tensor = self.text_encoder(input_ids=ids, return_dict=True).last_hidden_state
+        return hidden
+
+    def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """[batch, C, h, w]: the noise in `x`; `timesteps` is one number on the device, for the whole batch.
+
+        From a velocity v it is sqrt(alpha) v + sqrt(1 - alpha) x (Salimans & Ho 2022, arXiv:2202.00512, appendix D).
+        """
+        output: Tensor = self.unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
+        if self.prediction == "epsilon":
+            return output
+        alpha = self.levels.index_select(0, timesteps.view(1))  # levels[timesteps] would wait for the GPU
+        return alpha.sqrt() * output + (1 - alpha).sqrt() * x
+
+    def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
+        """A picture [1, 3, H, W] in [-1, 1] to latents: samples of its posterior, one for each of `noise`."""
+        posterior = self.vae.encode(picture).latent_dist
+        sample: Tensor = posterior.mean + posterior.std * noise
+        return self.scale_factor * sample
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to pictures [batch, 3, H, W], about [-1, 1]."""
+        pictures: Tensor = self.vae.decode(latents / self.scale_factor, return_dict=False)[0]
+        return pictures
+
+
+def load_model(
+    ckpt: Path,
+    config: Path,
+    dtype: torch.dtype = torch.float32,
+    conversions: Conversions | None = None,
+    vae: Path | None = None,
+    make_room: Callable[[int], None] = lambda _: None,
+) -> Model:
+    """Load, on the CPU, a checkpoint in the original layout with its config, or a diffusers folder (config unused).
+
+    With `conversions` what was converted earlier is mapped, and what can't be mapped as it is becomes converted. With
+    `vae` the autoencoder is that one. `make_room` is told how many bytes are to be loaded, once it is sure that they
+    can be.
+
+    Raises:
+        JobError: the checkpoint or the config can't be read, or they don't fit each other.
+    """
+    place = conversions.place(ckpt, config, dtype) if conversions and conversions.most_bytes else None
+    kept = conversions.find(place) if conversions and place else None
+    if kept is not None:
+        with suppress(JobError):  # not whole: somebody wrote there; the checkpoint itself is the truth
+            plan, weights = _planned(ckpt, config, kept, vae)
+            if not plan.lacking(weights):
+                make_room(plan.size(dtype))
+                return _assemble(plan, weights, dtype, mapped=kept)
+    read = read_model(ckpt)
+    plan, weights = _planned(ckpt, config, read, vae)
+    require_fit(plan, weights)
+    mapped: Weights = {}
+    if conversions and place and not is_ready(ckpt, plan, read, dtype):
+        mapped = _convert(conversions, place, plan, read, dtype)
+    own = {name: mapped[name] for name, weight in weights.items() if name in mapped and weight is read.get(name)}
+    make_room(plan.size(dtype))
+    return _assemble(plan, {**weights, **own}, dtype, mapped=mapped)
+
+
+def _planned(ckpt: Path, config: Path, weights: Weights, vae: Path | None) -> tuple[Plan, Weights]:
+    plan = plan_model(ckpt, config, weights)
+    return plan, with_autoencoder(plan, weights, vae) if vae else weights
+
+
+def _convert(conversions: Conversions, place: Path, plan: Plan, weights: Weights, dtype: torch.dtype) -> Weights:
+    """What was converted, mapped; nothing where there is no room for it: it loads all the same, but slowly."""
+    try:
+        return conversions.keep(place, plan, weights, dtype) or {}
+    except OSError as error:
+        print(f"{plan.name} could not be converted, and loads slowly: {error}", file=sys.stderr)  # noqa: T201
+        return {}
+
+
+def read_model(ckpt: Path) -> Weights:
+    """All weights of a checkpoint or a folder, mapped where the format allows.
+
+    Raises:
+        JobError: it can't be read.
+    """
+    return read_folder(ckpt) if ckpt.is_dir() else canonical(read_weights(ckpt))
+
+
+def plan_model(ckpt: Path, config: Path, weights: Weights) -> Plan:
+    """The unfilled networks that these weights of the checkpoint or folder are for.
+
+    Raises:
+        JobError: the config can't be read, or is of another kind of model.
+    """
+    return plan_folder(ckpt) if ckpt.is_dir() else plan_original(ckpt, config, weights)
+
+
+def is_ready(ckpt: Path, plan: Plan, weights: Weights, dtype: torch.dtype) -> bool:
+    """Whether the weights can be mapped as they are, in the precision in use."""
+    paths = [path for part in STEMS for path in weight_files(ckpt, part)] if ckpt.is_dir() else [ckpt]
+    has_precision = all(weights[name].dtype == kept for name, kept in plan.wanted(dtype).items() if name in weights)
+    return has_precision and all(is_safetensors(path) for path in paths)
+
+
+def require_fit(plan: Plan, weights: Weights) -> None:
+    """All weights are there, in the shapes that the networks have, and the networks fit each other.
+
+    Raises:
+        JobError: not so, with the first of what is wrong.
+    """
+    lacking = plan.lacking(weights)
+    if lacking and lacking == [*plan.vae.lacking({})]:
+        raise JobError(f"{plan.name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)")
+    if lacking:
+        more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+        hint = other_unet(weights) or "Is it a Stable Diffusion v1 or v2 model, whole, and the config its own?"
+        raise JobError(f"{plan.name} does not fit {plan.config}: {'; '.join(lacking[:SHOWN])}{more}. {hint}")
+    if misfits := fit_problems(plan):
+        raise JobError(f"{plan.name} is not a Stable Diffusion model that fits together: {misfits[0]}")
+
+
+def fit_problems(plan: Plan) -> list[str]:
+    """How the networks do not fit each other, in words: on a GPU a wrong index would cost the whole renderer."""
+    text, unet, vae = plan.text_encoder.network.config, plan.unet.network.config, plan.vae.network.config
+    vocabulary = len(plan.tokenizer)
+    needs = {
+        f"its text encoder reads {text.max_position_embeddings} tokens, not {TEXT_POSITIONS}": (
+            text.max_position_embeddings == TEXT_POSITIONS
+        ),
+        f"its text encoder knows {text.vocab_size} tokens, the vocabulary has {vocabulary}": (
+            text.vocab_size >= vocabulary
+        ),
+        f"its text encoder is {text.hidden_size} wide, its UNet reads {unet['cross_attention_dim']}": (
+            text.hidden_size == unet["cross_attention_dim"]
+        ),
+        f"its UNet has {unet['in_channels']} channels, its autoencoder {vae['latent_channels']}": (
+            unet["in_channels"] == unet["out_channels"] == vae["latent_channels"]
+        ),
+    }
+    return [misfit for misfit, fits in needs.items() if not fits]
+
+
+def _assemble(plan: Plan, weights: Weights, dtype: torch.dtype, *, mapped: Weights) -> Model:
+    """The networks, filled, as a model on the CPU.
+
+    Weights that are those in `mapped` stay in the file, which is ours. Others are copied: a resident model must not
+    hang on a file that anybody can write to.
+    """
+    for part in plan.parts:
+        part.fill(weights, dtype, mapped)
+    return Model(
+        unet=_settle(plan.unet.network),
+        vae=_settle(plan.vae.network),
+        text_encoder=_settle(plan.text_encoder.network),
+        tokenizer=plan.tokenizer,
+        alphas=plan.alphas,
+        scale_factor=plan.scale_factor,
+        channels=plan.unet.network.config["in_channels"],
+        factor=2 ** (len(plan.vae.network.config["block_out_channels"]) - 1),
+        prediction=plan.prediction,
+        levels=torch.from_numpy(plan.alphas).float(),
+        device=torch.device("cpu"),
+        dtype=dtype,
+    )
+
+
+def _settle(network: nn.Module) -> nn.Module:
+    return network.requires_grad_(requires_grad=False).eval()

@@ -1,0 +1,147 @@
+"""Unfilled networks, built from the numbers of the original release's yaml and from the shapes of the tensors.
+
+Nothing here knows a list of models: a config with other numbers gives other networks.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from sdbatch.errors import JobError
+from sdbatch.job import model_config
+from sdbatch.renderer.models.plan import Prediction
+from sdbatch.renderer.weights.limits import Immodest, blocks, layers, levels, width
+from sdbatch.storage import files
+
+T = TypeVar("T")
+
+TEXT_ENCODERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder", "BERTEmbedder")
+PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v_prediction"}
+# What a UNet reads beside the latents says what it was made for.
+OTHER_CHANNELS = {
+    5: "a depth-to-image model",
+    7: "an upscaling model",
+    8: "an InstructPix2Pix model",
+    9: "an inpainting model",
+}
+
+
+class Numbers:
+    """The yaml of the original release, asked by dotted path below `model.params`."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        try:
+            content = model_config.read_yaml(path)
+            self.params = dict(content["model"]["params"])
+        except OSError as error:
+            if files.is_disk_trouble(error):
+                raise
+            raise JobError(f"the config {self.name} can't be read: {error.strerror}") from error
+        except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise JobError(f"the config {self.name} is not a model's yaml with model: params:") from error
+        self._refuse_what_is_not_drawn()
+
+    def __call__(self, dotted: str, kind: Callable[[Any], T], default: T | None = None) -> T:
+        """The value at `dotted`, as `kind`, or the default where there is one and no value.
+
+        Raises:
+            JobError: naming the key that is missing or not such a value.
+        """
+        value: Any = self.params
+        for key in dotted.split("."):
+            if not isinstance(value, dict) or key not in value:
+                if default is not None:
+                    return default
+                raise JobError(f"the config {self.name} lacks model.params.{dotted}")
+            value = value[key]
+        try:
+            return kind(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            told = f": {error}" if isinstance(error, Immodest) else ""
+            raise JobError(f"the config {self.name}: model.params.{dotted} is not a usable value{told}") from error
+
+    @property
+    def text_encoder(self) -> str:
+        """The class of `cond_stage_config`."""
+        return self("cond_stage_config.target", str).rpartition(".")[2]
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the UNet was trained to give."""
+        return PREDICTIONS[self("parameterization", str, "eps")]
+
+    def _refuse_what_is_not_drawn(self) -> None:
+        """Name a model of another kind as what it is, before its weights are read."""
+        other = ""
+        channels = self.params.get("network_config") is None and self("unet_config.params.in_channels", int)
+        if "network_config" in self.params:
+            other = "an SDXL model"
+        elif channels in OTHER_CHANNELS:
+            other = f"{OTHER_CHANNELS[channels]} ({channels} channels)"
+        elif self("unet_config.params.num_classes", str, ""):
+            other = "a model that is guided by a picture (unCLIP)"
+        elif self("parameterization", str, "eps") not in PREDICTIONS:
+            other = f'a model with parameterization "{self.params["parameterization"]}"'
+        if other:
+            raise JobError(f"the config {self.name} is of {other}; only Stable Diffusion v1 and v2 are drawn")
+        if self.text_encoder not in TEXT_ENCODERS:
+            known = ", ".join(TEXT_ENCODERS)
+            raise JobError(f"the config {self.name} wants the text encoder {self.text_encoder}; known are {known}")
+
+
+def build_unet(numbers: Numbers) -> Any:
+    """An unfilled UNet from `unet_config` (`openaimodel.UNetModel`)."""
+    base = numbers("unet_config.params.model_channels", width)
+    channels = [base * mult for mult in numbers("unet_config.params.channel_mult", levels)]
+    attention = set(numbers("unet_config.params.attention_resolutions", levels))
+    each = numbers("unet_config.params.num_res_blocks", layers)
+    depth = numbers("unet_config.params.transformer_depth", layers)
+    blocks(len(channels), each, depth)
+    has_attention = [2**level in attention for level in range(len(channels))]
+    with torch.device("meta"):
+        return UNet2DConditionModel(
+            sample_size=numbers("image_size", width),
+            in_channels=numbers("unet_config.params.in_channels", width),
+            out_channels=numbers("unet_config.params.out_channels", width),
+            block_out_channels=tuple(channels),
+            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in has_attention),
+            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)),
+            layers_per_block=each,
+            cross_attention_dim=numbers("unet_config.params.context_dim", width),
+            # The library's name is a known slip of its own: the number of heads goes here.
+            attention_head_dim=_heads(numbers, channels),
+            use_linear_projection=numbers("unet_config.params.use_linear_in_transformer", bool, default=False),
+            transformer_layers_per_block=depth,
+        )
+
+
+def _heads(numbers: Numbers, channels: list[int]) -> int | tuple[int, ...]:
+    """v1 has the same number of heads on each level, v2 heads of the same size."""
+    size = numbers("unet_config.params.num_head_channels", width, -1)
+    return numbers("unet_config.params.num_heads", width) if size == -1 else tuple(side // size for side in channels)
+
+
+def build_vae(numbers: Numbers) -> Any:
+    """An unfilled autoencoder from `first_stage_config.params.ddconfig` (`AutoencoderKL`)."""
+    at = "first_stage_config.params.ddconfig."
+    if numbers(at + "attn_resolutions", list):
+        raise JobError(f"the config {numbers.name}: an autoencoder with attn_resolutions is not supported")
+    base = numbers(at + "ch", width)
+    channels = [base * mult for mult in numbers(at + "ch_mult", levels)]
+    each = numbers(at + "num_res_blocks", layers)
+    blocks(len(channels), each)
+    with torch.device("meta"):
+        return AutoencoderKL(
+            in_channels=numbers(at + "in_channels", width),
+            out_channels=numbers(at + "out_ch", width),
+            latent_channels=numbers(at + "z_channels", width),
+            block_out_channels=tuple(channels),
+            down_block_types=("DownEncoderBlock2D",) * len(channels),
+            up_block_types=("UpDecoderBlock2D",) * len(channels),
+            layers_per_block=each,
+        )

@@ -1,0 +1,139 @@
+"""A model before its weights are in: unfilled networks, and under which name the file holds each of their weights."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sdbatch.errors import JobError
+from sdbatch.renderer.sampling.sampler import alphas_cumprod
+
+MAX_TIMESTEPS = 100_000  # v1 has 1000; a slip of the pen must not fill the memory
+Prediction = Literal["epsilon", "v_prediction"]
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unfilled network, and the file's name for each of its weights.
+
+    Attributes:
+        computes_in_half: whether the network may; the autoencoder may not (see `layers_in_half`).
+        sized_by: names of unused weights that tell how large the network is, and are kept with those in use.
+    """
+
+    network: Any
+    name_of: Callable[[str], str]
+    computes_in_half: bool = True
+    sized_by: tuple[str, ...] = ()
+
+    def lacking(self, weights: Weights) -> Iterator[str]:
+        """What the file does not hold as the network needs it, in words."""
+        for key, wanted in self.network.state_dict().items():
+            name = self.name_of(key)
+            found = weights.get(name)
+            if found is None:
+                yield f"{name} is missing"
+            elif not found.is_floating_point():
+                yield f"{name} holds no floating-point numbers (a quantized checkpoint?)"
+            # The original keeps some linear layers as 1x1 convolutions.
+            elif found.shape != wanted.shape and found.squeeze().shape != wanted.squeeze().shape:
+                yield f"{name} is {list(found.shape)}, the config asks for {list(wanted.shape)}"
+
+    def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """In what each weight is kept, by the network's own key, if the network computes in `dtype`."""
+        found = dict.fromkeys(self.network.state_dict(), torch.float32)
+        if self.computes_in_half:
+            for path, layer in layers_in_half(self.network):
+                found |= {f"{path}.{key}": dtype for key in layer.state_dict()}
+        return found
+
+    def size(self, dtype: torch.dtype) -> int:
+        """Bytes of its weights once filled."""
+        dtypes = self.dtypes(dtype)
+        return sum(weight.numel() * dtypes[key].itemsize for key, weight in self.network.state_dict().items())
+
+    def fill(self, weights: Weights, dtype: torch.dtype, mapped: Weights) -> None:
+        """Load copies of the weights, for a network that computes in `dtype`.
+
+        Those that are in `mapped` and have their precision stay where they are: in a file that nobody else writes.
+        """
+        dtypes = self.dtypes(dtype)
+        filled = {}
+        for key, wanted in self.network.state_dict().items():
+            weight = weights[name := self.name_of(key)]
+            is_mapped = mapped.get(name) is weight
+            filled[key] = weight.to(dtypes[key], copy=not is_mapped).reshape(wanted.shape)
+        self.network.load_state_dict(filled, strict=False, assign=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole model: three networks to fill, and the numbers that belong to them.
+
+    Attributes:
+        name: as errors call it, such as "the checkpoint model.ckpt".
+        config: what says how large the networks are, as errors call it.
+        scale_factor: latents are the autoencoder's times this.
+        alphas: alpha bar of the training schedule, float64, [timesteps].
+        prediction: what the UNet's output is.
+    """
+
+    name: str
+    config: str
+    unet: Part
+    vae: Part
+    text_encoder: Part
+    tokenizer: Any
+    alphas: npt.NDArray[np.float64]
+    scale_factor: float
+    prediction: Prediction
+
+    @property
+    def parts(self) -> tuple[Part, Part, Part]:
+        """UNet, autoencoder and text encoder."""
+        return self.unet, self.vae, self.text_encoder
+
+    def size(self, dtype: torch.dtype) -> int:
+        """Bytes of all weights once filled, for networks that compute in `dtype`."""
+        return sum(part.size(dtype) for part in self.parts)
+
+    def lacking(self, weights: Weights) -> list[str]:
+        """What the weights do not hold as the networks need it, in words."""
+        return [text for part in self.parts for text in part.lacking(weights)]
+
+    def wanted(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """All names under which the networks ask for weights, and in what each is kept."""
+        used = {part.name_of(key): kept for part in self.parts for key, kept in part.dtypes(dtype).items()}
+        return used | {name: torch.float32 for part in self.parts for name in part.sized_by}
+
+
+def layers_in_half(network: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The layers whose weights autocast casts at each use, by path: linear and convolutional ones.
+
+    Kept in half they give autocast's own numbers to the bit. The autoencoder's stay in float32 all the same: the
+    scripts encode in it, and a decoding that overflows is repeated in it.
+    """
+    for path, layer in network.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            yield path, layer
+
+
+def noise_schedule(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArray[np.float64]:
+    """Alpha bar of the training schedule.
+
+    Raises:
+        JobError: the numbers make none.
+    """
+    try:
+        is_one = 0 < start <= end < 1 and 1 <= timesteps <= MAX_TIMESTEPS
+        alphas = alphas_cumprod(start, end, timesteps) if is_one else None
+    except (TypeError, ValueError):
+        alphas = None
+    if alphas is None:
+        raise JobError(f"{name}: linear_start {start}, linear_end {end}, timesteps {timesteps} make no noise schedule")
+    return alphas

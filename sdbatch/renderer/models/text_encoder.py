@@ -1,0 +1,81 @@
+"""Text encoders: OpenAI's CLIP of v1 and OpenCLIP of v2, one class of the library with other numbers and padding."""
+
+from importlib.resources import files as package_files
+from typing import Any
+
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sdbatch.renderer.models import names
+from sdbatch.renderer.models.plan import Part, Weights
+from sdbatch.renderer.weights.limits import require_modest
+
+TEXT_POSITIONS = 77  # CLIP's; 75 for the prompt, one each for its start and end
+HEAD_SIZE = 64  # every CLIP text encoder has heads of this size
+V2_PADDING = "!"  # OpenCLIP fills a prompt up with token 0, OpenAI's CLIP with its end mark
+
+
+def clip_tokenizer(padding: str = "<|endoftext|>") -> Any:
+    """OpenAI's byte-pair vocabulary, from the package. The keywords matter: transformers 5 ignores the old ones."""
+    data = package_files("sdbatch") / "data" / "clip"
+    return CLIPTokenizer(
+        vocab=str(data / "vocab.json"),
+        merges=str(data / "merges.txt"),
+        model_max_length=TEXT_POSITIONS,
+        pad_token=padding,
+    )
+
+
+def clip(weights: Weights) -> Part:
+    """An unfilled encoder of v1 (`FrozenCLIPEmbedder`), sized by the checkpoint's own tensors.
+
+    Raises:
+        LookupError, ValueError: they are no such encoder's.
+    """
+    vocabulary, width = weights[names.TEXT + "embeddings.token_embedding.weight"].shape
+    layers = {key.split(".")[5] for key in weights if key.startswith(names.TEXT + "encoder.layers.")}
+    network = clip_network(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=weights[names.TEXT + "encoder.layers.0.mlp.fc1.weight"].shape[0],
+        num_hidden_layers=len(layers),
+        num_attention_heads=max(1, width // HEAD_SIZE),
+        max_position_embeddings=weights[names.TEXT + "embeddings.position_embedding.weight"].shape[0],
+        hidden_act="quick_gelu",
+    )
+    return Part(network, names.text_name)
+
+
+def open_clip(weights: Weights, *, skip_last: bool) -> Part:
+    """The same for v2 (`FrozenOpenCLIPEmbedder`); `skip_last` leaves the last layer out (`layer: penultimate`).
+
+    Raises:
+        LookupError, ValueError: they are no such encoder's.
+    """
+    vocabulary, width = weights[names.OPEN_TEXT + "token_embedding.weight"].shape
+    blocks = names.OPEN_TEXT + "transformer.resblocks."
+    layers = {key.removeprefix(blocks).split(".")[0] for key in weights if key.startswith(blocks)}
+    network = clip_network(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=weights[blocks + "0.mlp.c_fc.weight"].shape[0],
+        num_hidden_layers=len(layers) - skip_last,
+        num_attention_heads=max(1, width // HEAD_SIZE),
+        max_position_embeddings=weights[names.OPEN_TEXT + "positional_embedding"].shape[0],
+        hidden_act="gelu",
+    )
+    return Part(network, names.open_text_name, sized_by=tuple(f"{blocks}{layer}.ln_1.bias" for layer in layers))
+
+
+def clip_network(**numbers: Any) -> Any:
+    """An unfilled `CLIPTextModel`.
+
+    Raises:
+        JobError: the numbers are beyond all reason.
+    """
+    require_modest("the text encoder", numbers)
+    with torch.device("meta"):
+        encoder = CLIPTextModel(CLIPTextConfig(**numbers))
+    positions = encoder.config.max_position_embeddings
+    encoder.embeddings.position_ids = torch.arange(positions).unsqueeze(0)  # a buffer that no checkpoint needs to hold
+    return encoder

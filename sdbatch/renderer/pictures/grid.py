@@ -1,0 +1,82 @@
+"""All pictures of a job in one, or in as many as others can open and memory can hold.
+
+One of a thousand pictures would have 171,678 lines; few programs open that, and making it takes more memory than
+drawing. So a grid beyond the bounds is written in parts: a smaller one would show less of each picture, and with
+`skip_save` it is all that is left of them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from sdbatch.imaging.pictures import GRID_PADDING, Pixels, write_grid
+from sdbatch.renderer.memory.fallback import Ladder
+
+# Browsers end at 32,767 pixels a side; Pillow takes what has more pixels in all for a bomb.
+LONGEST, MOST = 32_767, 89_478_485
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """How many pictures go into one part of a grid, and how many of them into a row."""
+
+    columns: int
+    pictures: int
+
+    def halved(self) -> "Sheet":
+        """Half as many pictures, in whole rows as long as there are any."""
+        half = self.pictures // 2
+        return Sheet(self.columns, half - half % self.columns) if half >= self.columns else Sheet(half, half)
+
+
+def sheet_of(width: int, height: int, columns: int, count: int) -> Sheet:
+    """The parts of a grid of `count` pictures: one, if it has no more than LONGEST pixels a side and MOST in all.
+
+    Otherwise several with the same number of rows; only where not even one row fits are rows shorter than asked for.
+    """
+    width, height = width + GRID_PADDING, height + GRID_PADDING
+    columns = max(1, min(columns, count, (LONGEST - GRID_PADDING) // width, MOST // (width * height)))
+    most_rows = max(1, min((LONGEST - GRID_PADDING) // height, MOST // (columns * width * height)))
+    rows = -(-count // columns)
+    parts = -(-rows // most_rows)
+    return Sheet(columns, min(count, -(-rows // parts) * columns))
+
+
+def lay(
+    folder: Path, samples: Sequence[Path], columns: int, mark: Callable[[Pixels], Pixels], ladder: Ladder
+) -> Iterator[tuple[Path, str]]:
+    """Write the grid of a job's samples into its folder; each part and its sha256, once it lies there.
+
+    Raises:
+        OutOfMemory: there is not enough for a part of one picture.
+    """
+    with Image.open(samples[0]) as first:
+        sheet = sheet_of(*first.size, columns, len(samples))
+
+    def smaller() -> str:
+        nonlocal sheet
+        if sheet.pictures == 1:
+            return ""
+        sheet = sheet.halved()
+        return f"{sheet.pictures} pictures a part"
+
+    def write() -> str:
+        return write_grid(path, samples[done : done + sheet.pictures], sheet.columns, mark)
+
+    done = 0
+    parts: list[Path] = []
+    while done < len(samples):
+        path = folder / f"grid-{len(parts):04}.png"
+        parts.append(path)
+        sha256 = ladder.walk(write, smaller, since="in the grid")
+        done += sheet.pictures
+        yield path, sha256
+    if len(parts) > 1:
+        ladder.tell(
+            f"the grid is in {len(parts)} parts, {parts[0].name} to {parts[-1].name}, with {sheet.columns} pictures in "
+            "a row: few programs open a larger one"
+        )
+    for stale in {*folder.glob("grid-*.png")}.difference(parts):
+        stale.unlink()  # an earlier attempt made smaller parts

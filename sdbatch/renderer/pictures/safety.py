@@ -1,0 +1,160 @@
+"""The safety checker of the original scripts: a CLIP vision model that compares pictures with concepts to withhold.
+
+One that it finds is replaced, as the scripts replace it: by a grey card that says so. The library's own way, a black
+picture, could not be told from one that is truly black. The scripts look at what txt2img drew; here img2img is looked
+at too, or a follow-up would be the way around.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from transformers import CLIPConfig
+
+from sdbatch.errors import EngineDown, JobError
+from sdbatch.imaging.pictures import Pixels
+from sdbatch.job.model_config import MAX_CONFIG_BYTES
+from sdbatch.renderer.device.memory import is_out_of_memory
+from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.models.diffusers_folder import ENDINGS, STEMS
+from sdbatch.renderer.weights.checkpoint import read_weights
+from sdbatch.renderer.weights.limits import require_modest
+from sdbatch.storage import files
+from sdbatch.storage.fingerprint import fingerprint
+
+GREY = (128, 128, 128)
+CARD = "withheld by\nthe safety checker"
+# Of CLIP's training pictures, by colour.
+MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
+STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
+
+# It warns of black pictures, which nobody gets here.
+logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
+
+
+class SafetyChecker:
+    """A loaded checker.
+
+    Raises:
+        JobError: the folder holds none, or one that is damaged.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, checksums: Path) -> None:
+        self.folder, self.device = folder, device
+        self._network = _fill(_build(folder), folder).to(device)
+        self._side = int(self._network.config.vision_config.image_size)
+        self.sha256 = fingerprint(folder, checksums)
+
+    def withheld(self, pixels: Pixels, ladder: Ladder) -> list[int]:
+        """Which of the pictures [batch, H, W, 3] are to be withheld."""
+        seen = torch.from_numpy(np.stack([as_clip_sees(picture, self._side) for picture in pixels]))
+        flags = ladder.in_rows(self._look, seen.to(self.device))
+        return [i for i, flag in enumerate(flags.tolist()) if flag]
+
+    @torch.inference_mode()
+    def _look(self, seen: Tensor) -> Tensor:
+        blackened = [np.zeros(1)] * len(seen)
+        return torch.tensor(self._network(clip_input=seen, images=blackened)[1])
+
+
+class Checkers:
+    """Which checker looks at the pictures of which model; the last stays loaded.
+
+    Attributes:
+        choice: `auto` for the one in the model's own folder, if it brings one; `off`; or the folder of one for all.
+
+    Raises:
+        EngineDown: there is no such folder.
+    """
+
+    def __init__(self, choice: str, device: torch.device, checksums: Path) -> None:
+        self.choice, self.device, self.checksums = choice, device, checksums
+        self._loaded: SafetyChecker | None = None
+        if choice not in {"auto", "off"} and not Path(choice, "config.json").is_file():
+            raise EngineDown(
+                f"safety_checker: {choice} is no folder with a safety checker (a config.json and its weights); "
+                "configs/sdbatch.yaml names it"
+            )
+
+    def of(self, ckpt: Path, ladder: Ladder) -> SafetyChecker | None:
+        """The model's checker.
+
+        Raises:
+            JobError: it can't be loaded.
+        """
+        own = ckpt / "safety_checker"
+        folder = (own if own.is_dir() else None) if self.choice == "auto" else Path(self.choice)
+        if folder is None or self.choice == "off":
+            self._loaded = None  # a gigabyte that lies idle would have another model's pictures drawn in tiles
+            return None
+        if self._loaded is None or self._loaded.folder != folder:
+            self._loaded = None
+            self._loaded = ladder.walk(lambda: SafetyChecker(folder, self.device, self.checksums), lambda: "")
+        return self._loaded
+
+
+def card(height: int, width: int) -> Pixels:
+    """What stands in a withheld picture's place, [H, W, 3]."""
+    picture = Image.new("RGB", (width, height), GREY)
+    font = ImageFont.load_default(size=max(6, width // 14))
+    place = (width / 2, height / 2)
+    ImageDraw.Draw(picture).multiline_text(place, CARD, fill="white", font=font, anchor="mm", align="center")
+    return np.asarray(picture)
+
+
+def as_clip_sees(pixels: Pixels, side: int) -> npt.NDArray[np.float32]:
+    """A picture as [3, side, side]: its short side scaled, its middle cut out, its colours centred (CLIP's own way)."""
+    picture = Image.fromarray(pixels)
+    width, height = (side * length // min(picture.size) for length in picture.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    scaled = picture.resize((width, height), resample=Image.Resampling.BICUBIC)
+    middle = np.asarray(scaled.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
+    return ((middle - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
+
+
+def _build(folder: Path) -> Any:
+    """The unfilled network that the folder's config.json describes."""
+    try:
+        content = json.loads(files.read_file(folder / "config.json", MAX_CONFIG_BYTES))
+        require_modest(f"config.json of the safety checker in {folder.name}", content)
+        config = CLIPConfig.from_dict(content)
+        with torch.device("meta"):
+            return StableDiffusionSafetyChecker(config)
+    except JobError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise JobError(f"the safety checker in {folder.name} has no usable config.json; copy it again") from error
+
+
+def _fill(network: Any, folder: Path) -> Any:
+    """With the folder's weights, in float32: read here, since libraries fill what is missing with random numbers."""
+    names = [folder / f"{stem}{ending}" for ending in ENDINGS for stem in STEMS["text_encoder"]]
+    path = next((path for path in names if path.is_file()), None)
+    if path is None:
+        raise JobError(f"the safety checker in {folder.name} has no weights, such as {names[0].name}; copy it again")
+    found = {_plain(key): weight for key, weight in read_weights(path, f"safety_checker/{path.name}").items()}
+    filled = {}
+    for key, wanted in network.state_dict().items():
+        weight = found.get(_plain(key))
+        if weight is None or weight.shape != wanted.shape:
+            raise JobError(f"the safety checker in {folder.name} does not fit its config.json: {key}; copy it again")
+        filled[key] = weight.to(torch.float32, copy=True)
+    network.load_state_dict(filled, assign=True)
+    for part in network.modules():
+        if hasattr(part, "position_ids"):  # a buffer that no file needs to hold
+            part.position_ids = torch.arange(part.position_ids.shape[-1]).unsqueeze(0)
+    return network.requires_grad_(requires_grad=False).eval()
+
+
+def _plain(key: str) -> str:
+    """A weight's name without the doubling that transformers 5 gave up and every checker's file has."""
+    return key.replace("vision_model.vision_model.", "vision_model.")

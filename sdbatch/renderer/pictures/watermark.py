@@ -1,0 +1,49 @@
+"""The invisible mark of the original scripts (`put_watermark`): the bits of a text, hidden in frequencies (dwtDct).
+
+They marked what txt2img drew; here img2img is marked too. The method wants 256x256 pixels, or as many in another shape:
+smaller pictures, on which the scripts fail, carry none.
+"""
+
+import numpy as np
+
+from sdbatch.errors import EngineDown
+from sdbatch.imaging.pictures import Pixels
+
+LEAST_PIXELS = 256 * 256
+
+
+class Watermark:
+    """Marks pictures with one text.
+
+    Raises:
+        EngineDown: the package that does it is not installed; better no picture than one without its mark.
+    """
+
+    def __init__(self, text: str) -> None:
+        try:
+            from imwatermark import WatermarkEncoder  # noqa: PLC0415 - an extra, and OpenCV takes its time
+        except ImportError as error:
+            raise EngineDown(
+                f"watermark: needs the package invisible-watermark ({error}); install sdbatch[watermark], "
+                "or take `watermark` out of configs/sdbatch.yaml"
+            ) from error
+        self.text = text
+        self._encoder = WatermarkEncoder()
+        self._encoder.set_watermark("bytes", text.encode())
+
+    def mark(self, pixels: Pixels) -> Pixels:
+        """A picture [H, W, 3] with the mark; one that is too small as it is."""
+        if not has_room(pixels):
+            return pixels
+        bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+        try:
+            marked: Pixels = np.ascontiguousarray(self._encoder.encode(bgr, "dwtDct")[:, :, ::-1])
+        except Exception as error:  # OpenCV's own, which is no MemoryError
+            raise (MemoryError(str(error)) if "nsufficient memory" in str(error) else error) from error
+        return marked
+
+
+def has_room(pixels: Pixels) -> bool:
+    """Whether a picture is large enough to be marked."""
+    height, width = pixels.shape[:2]
+    return bool(height * width >= LEAST_PIXELS)

@@ -1,0 +1,170 @@
+"""A file of weights as named tensors: the content is sniffed, the suffix never believed, and no code in it runs."""
+
+import errno
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sdbatch.errors import JobError
+from sdbatch.renderer.device.memory import is_out_of_memory
+from sdbatch.renderer.weights.pickled import MoreThanWeights, TooMuch
+from sdbatch.renderer.weights.torchfile import Packed, read_torch_file
+from sdbatch.storage import files
+
+MOST_HEADER = 32 << 20  # bytes of a safetensors file's header; v1-5's has 130 kB
+LEFTOVERS = ("layer_structure", "activation_func")  # what a hypernetwork has beside its weights
+LOOKED_AT = 512  # bytes that tell what a file is
+SHOWN_LETTERS = 200  # of what a library says: it may quote the file
+
+_COPY = "copy the file itself, whole"
+# What lies in a file's place, by its first bytes.
+_OTHERS = {
+    rb"$": "is empty: copy the file itself, whole",
+    rb"version https://git-lfs": "is a git-lfs pointer, not the file: copy the file that `git lfs pull` brings",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)": (
+        "is a web page, not a file of weights: copy the file itself, whole"
+    ),
+    rb"GGUF": "is a GGUF file, which is not read: only .ckpt, .safetensors and folders in diffusers format are",
+    rb"\x89HDF": "is a file of TensorFlow (HDF5), which is not read: take one for PyTorch",
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": "is a picture, not a file of weights",
+    rb"7z\xbc\xaf|Rar!|\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ": "is a packed archive: unpack it first",
+    rb"[\t\r\n\x20-\x7e]{16}": f"is a text, not a file of weights (an error message in its place?): {_COPY}",
+}
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the content, not the name, is of a safetensors file.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    head = files.read_file(path, 16)
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
+    """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped.
+
+    Errors call the file `called`, with the field that named it; if not given, it is the job's checkpoint.
+
+    Raises:
+        JobError: not such a file, cut short, or it holds more than weights.
+    """
+    called = called or f"ckpt: the checkpoint {path.name}"
+    try:
+        head, is_safe = files.read_file(path, LOOKED_AT), is_safetensors(path)
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
+        raise JobError(f"{called} can't be read: {error.strerror}") from error
+    if is_safe:
+        return _read_safetensors(path, head, called)
+    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        return _read_pickle(path, called, is_zip=head[:2] == b"PK")
+    if told := next((told for pattern, told in _OTHERS.items() if re.match(pattern, head, re.DOTALL)), ""):
+        raise JobError(f"{called} {told}")
+    raise JobError(f"{called} is neither a .ckpt nor a .safetensors file, or was copied incompletely: {_COPY}")
+
+
+def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]:
+    if int.from_bytes(head[:8], "little") > MOST_HEADER:
+        raise JobError(f"{called} has a header that is longer than any model's")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise JobError(f"{called} is a damaged safetensors file: {str(error)[:SHOWN_LETTERS]}") from error
+
+
+def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
+    try:
+        content = read_torch_file(path, is_zip=is_zip)
+    except MoreThanWeights as error:
+        raise JobError(
+            f"{called} holds more than weights (Python objects or code), so it was not loaded; "
+            "convert it to .safetensors on a machine where you trust it"
+        ) from error
+    except TooMuch as error:
+        raise JobError(f"{called} describes more than any model has, so it was not loaded") from error
+    except Packed as error:
+        raise JobError(f"{called} {error}") from error
+    except Exception as error:  # what is damaged makes readers stumble anywhere: struct.error, IndexError, ...
+        if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
+            raise
+        raise JobError(
+            f"{called} is damaged or was copied incompletely ({path.stat().st_size:,} bytes lie here); copy it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise JobError(f"{called} holds no named weights")
+    if "string_to_param" in content:
+        raise JobError(f"{called} is a textual inversion (an embedding): those are not drawn with")
+    if any(key in LEFTOVERS or (key.isdigit() and isinstance(content[key], list | tuple)) for key in content):
+        raise JobError(f"{called} is a hypernetwork: those are not drawn with")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+# What the header of a safetensors file calls them.
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_ALIGNMENT = 64  # bytes; a weight that is mapped is read by wide instructions
+
+
+def write_weights(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    metadata: Mapping[str, str],
+    on_written: Callable[[int, int], None] = lambda _done, _total: None,
+) -> None:
+    """Write those weights that `dtypes` names as a safetensors file, durably, and read it back before it gets its name.
+
+    The library's own writer wants all of them in memory at once; this one holds a weight at a time.
+
+    Args:
+        path: where; its folder must exist.
+        weights: as `read_weights` gives them.
+        dtypes: which to write, and in what precision.
+        metadata: short texts for the file's header.
+        on_written: told the bytes written, and those in all.
+
+    Raises:
+        OSError: the disk failed or is full, or gave back something else than was written.
+    """
+    # The larger numbers first, so that all of them lie on multiples of their size.
+    names = sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        start, end = end, end + weights[name].numel() * dtypes[name].itemsize
+        shape = list(weights[name].shape)
+        header[name] = {"dtype": _DTYPES[dtypes[name]], "shape": shape, "data_offsets": [start, end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-(8 + len(head)) % _ALIGNMENT)
+    with files.drafted(path, durable=True) as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            file.write(_bytes_of(weights[name].to(dtypes[name])))
+            on_written(header[name]["data_offsets"][1], end)
+        files.to_disk(file)
+        try:
+            written = load_file(file.name)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, f"what was written can't be read back: {error}", str(path)) from error
+        # As bytes: a weight that is not a number equals nothing, not even itself.
+        if written.keys() != dtypes.keys() or any(
+            not torch.equal(_bits(written[name]), _bits(weights[name].to(dtypes[name]))) for name in names
+        ):
+            raise OSError(errno.EIO, "the disk gave back something else than was written", str(path))
+
+
+def _bits(weight: Tensor) -> Tensor:
+    return weight.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _bytes_of(weight: Tensor) -> memoryview:
+    return _bits(weight).numpy().data

@@ -1,0 +1,157 @@
+"""What torch.save wrote, as named tensors that stay in the file: a zip archive, or before torch 1.6 pickles in a row.
+
+Not read by torch.load: that unpickles (see pickled.py), and takes a tensor's size from what is claimed.
+"""
+
+import io
+import math
+import mmap
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdbatch.renderer.weights import pickled
+from sdbatch.renderer.weights.pickled import MoreThanWeights, Placed, TooMuch
+
+MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in a row
+LOCAL_HEADER = 30  # bytes before the name of a file in an archive
+
+# By the classes that stand for them; an untyped storage counts bytes, and the tensor says of what.
+_KINDS = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
+}
+
+
+class Packed(Exception):
+    """An archive whose weights can't be mapped: compressed, encrypted, or no archive of torch's."""
+
+
+def read_torch_file(path: Path, *, is_zip: bool) -> Any:
+    """The content: its named weights as tensors that stay in the file, everything else inert.
+
+    Raises:
+        MoreThanWeights: it holds code, or objects.
+        Packed: it is another program's archive.
+        Exception: of many kinds, where it is damaged.
+    """
+    with path.open("rb") as file:
+        content, places = _read_zip(file) if is_zip else _read_row(file)
+    whole = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    return _filled(content, places, whole)  # type: ignore[arg-type] # as if it gave another class than its own
+
+
+class _Short(io.BufferedReader):
+    """A file that gives no more at once than a pickle may have: zipfile takes an archive's directory in one piece."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        is_open = size is None or not 0 <= size <= pickled.MOST_BYTES
+        data = super().read(pickled.MOST_BYTES + 1 if is_open else size)
+        if len(data) > pickled.MOST_BYTES:
+            raise TooMuch
+        return data
+
+
+def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """What its data.pkl describes; and where each storage lies, from byte to byte."""
+    with zipfile.ZipFile(_Short(io.FileIO(file.fileno(), closefd=False))) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        if any(name.endswith("constants.pkl") for name in members):  # TorchScript
+            raise MoreThanWeights
+        pickle = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
+        if pickle is None:
+            raise Packed("is an archive of something else: unpack it, and name the file of weights in it")
+        prefix = pickle.removesuffix("data.pkl")
+        if (order := members.get(f"{prefix}byteorder")) and archive.open(order).read(10) != b"little":
+            raise Packed("was written by a machine with the other order of bytes: save it anew as .safetensors")
+        with archive.open(pickle) as stream:
+            data = stream.read(pickled.MOST_BYTES + 1)
+    content = pickled.read(memoryview(data)).content
+    used = {placed.storage.key for placed in _placed(content).values()}
+    return content, {key: _place(file, members[f"{prefix}data/{key}"]) for key in used}
+
+
+def _place(file: io.BufferedReader, member: zipfile.ZipInfo) -> tuple[int, int]:
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+        raise Packed("was packed anew, its weights compressed or encrypted: unpack it and save it as .safetensors")
+    file.seek(member.header_offset)
+    name, extra = struct.unpack("<26x2H", file.read(LOCAL_HEADER))
+    start = member.header_offset + LOCAL_HEADER + name + extra
+    return start, start + member.file_size
+
+
+def _read_row(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """The same of pickles in a row: magic number, version, machine, content, keys of the storages; then those."""
+    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    read: list[pickled.Read] = []
+    for _ in range(5):
+        read.append(pickled.read(data, read[-1].end if read else 0))
+        if read[0].content != MAGIC:
+            raise ValueError("no file of torch's")
+    content, kinds, at = read[3].content, read[3].kinds, read[4].end
+    places = {}
+    for key in map(pickled.plain, read[4].content):
+        (count,) = struct.unpack("<q", data[at : at + 8])
+        start, at = at + 8, at + 8 + count * _KINDS[kinds[key]].itemsize
+        if count < 0 or at > len(data):
+            raise EOFError(key)
+        places[key] = (start, at)
+    return content, places
+
+
+def _named(content: Any) -> Any:
+    """The names with what they name: training puts them one level down."""
+    inner = content.get("state_dict") if isinstance(content, dict) else None
+    return inner if isinstance(inner, dict) else content
+
+
+def _placed(content: Any) -> dict[str, Placed]:
+    named = _named(content)
+    return {key: value for key, value in named.items() if isinstance(value, Placed)} if isinstance(named, dict) else {}
+
+
+def _filled(content: Any, places: Mapping[str, tuple[int, int]], whole: torch.UntypedStorage) -> Any:
+    found = _named(content)
+    if not isinstance(found, dict):
+        return content
+    tensors = {name: _tensor(placed, places, whole) for name, placed in _placed(content).items()}
+    return {name: tensors.get(name, value) for name, value in found.items() if tensors.get(name, value) is not None}
+
+
+def _tensor(placed: Placed, places: Mapping[str, tuple[int, int]], whole: torch.UntypedStorage) -> Tensor | None:
+    """A view of the file; None for one that shows some numbers many times: no weight does, and copied it is huge.
+
+    Raises:
+        ValueError: it reaches beyond its numbers.
+    """
+    storage, kind = placed.storage, _KINDS[placed.storage.kind]
+    dtype = getattr(torch, placed.dtype) if placed.dtype else kind
+    (start, end), step = places[storage.key], dtype.itemsize
+    first = start + storage.offset * kind.itemsize
+    count = math.prod(placed.size)
+    if len(placed.size) != len(placed.stride) or first + storage.numel * kind.itemsize > end or end > whole.nbytes():
+        raise ValueError("beyond its storage")
+    last = placed.offset + sum((size - 1) * stride for size, stride in zip(placed.size, placed.stride, strict=True))
+    numbers = (end - first) // step
+    if count and last >= numbers:
+        raise ValueError("beyond its storage")
+    if count > numbers:
+        return None
+    own = whole[first : first + numbers * step]
+    return torch.empty(0, dtype=dtype).set_(own, placed.offset if count else 0, placed.size, placed.stride)

@@ -1,0 +1,1 @@
+"""The line from the inbox to done/: the loop and its steps."""

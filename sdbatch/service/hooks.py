@@ -1,0 +1,93 @@
+"""Commands of the admin's own that hear of what happened: a mail, a message, a copy to somewhere.
+
+They get JSON on their standard input and have a time limit. They run one after another beside the service: none can
+block, fail or delay a job.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from tempfile import TemporaryFile
+from typing import Any
+
+from sdbatch.telemetry import log
+
+MOST_WAITING = 100  # events; a hook that takes longer than the jobs do misses some
+LAST_BYTES = 4096  # of what a command says on its standard error
+GOODBYE_SECONDS = 5.0  # for what still waits when the service stops
+
+Command = Sequence[str]
+
+
+class Hooks:
+    """Runs the command of each kind of event, if there is one."""
+
+    def __init__(self, commands: Mapping[str, Command], limit_seconds: float) -> None:
+        self.use(commands, limit_seconds)
+        self.log = log.get()
+        self._waiting: queue.Queue[tuple[str, list[str], dict[str, Any]] | None] = queue.Queue(MOST_WAITING)
+        self._thread: threading.Thread | None = None
+
+    def use(self, commands: Mapping[str, Command], limit_seconds: float) -> None:
+        """From now on these commands; what waits already still goes to the one it was for."""
+        self.commands = {name: [*command] for name, command in commands.items() if command}
+        self.limit_seconds = limit_seconds
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Let the event's command know, some time soon."""
+        command = self.commands.get(event)
+        if command is None:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        try:
+            self._waiting.put_nowait((event, command, {"event": event, **facts}))
+        except queue.Full:
+            self.log.warning("hooks are too slow, an event was passed over", hook=event)
+
+    def finish(self) -> None:
+        """Give what waits a moment."""
+        if self._thread is not None:
+            with suppress(queue.Full):
+                self._waiting.put_nowait(None)
+            self._thread.join(GOODBYE_SECONDS)
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            event, command, facts = item
+            try:
+                problem = run(command, json.dumps(facts, ensure_ascii=False), self.limit_seconds)
+            except OSError as error:  # a /tmp that is full
+                problem = str(error)
+            if problem:
+                self.log.warning("a hook failed", hook=event, problem=problem)
+
+
+def run(command: Command, text: str, limit_seconds: float) -> str:
+    """Run a command with `text` on its standard input; what went wrong, or nothing."""
+    # Files, not pipes: what a command leaves running behind it would hold those open.
+    with TemporaryFile() as told, TemporaryFile() as said:
+        told.write(text.encode("utf-8", "replace"))
+        told.seek(0)
+        try:
+            process = subprocess.Popen(
+                command, stdin=told, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            )
+        except OSError as error:
+            return f"{command[0]} can't be run: {error.strerror}"
+        try:
+            process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
+            process.wait()
+            return f"{command[0]} took longer than {limit_seconds:g} seconds"
+        said.seek(max(0, said.seek(0, os.SEEK_END) - LAST_BYTES))
+        last = said.read().decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
+    return f"{command[0]} ended with {process.returncode}: {last}" if process.returncode else ""

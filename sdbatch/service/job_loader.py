@@ -1,0 +1,86 @@
+"""From a claimed file to a task that is ready to draw: parsed, bounded, and with everything it names found."""
+
+from sdbatch.config.settings import Limits
+from sdbatch.errors import JobError
+from sdbatch.job import reader
+from sdbatch.job.model_config import made_for
+from sdbatch.job.parameters import Txt2Img, count_pictures
+from sdbatch.job.prompt_file import read_lines
+from sdbatch.job.remarks import of_size, remarks
+from sdbatch.service.task import Task
+from sdbatch.spool.inputs import InputStager
+from sdbatch.spool.publish import make_outdir
+from sdbatch.spool.spool import Claim, Spool
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+
+
+class Intake:
+    """Remembers the last file it read: the parts of one file come one after another."""
+
+    def __init__(self, root: Root, spool: Spool, inputs: InputStager, limits: Limits) -> None:
+        self.root, self.spool, self.inputs, self.limits = root, spool, inputs, limits
+        self._parsed: tuple[bytes, str, list[reader.Parsed]] = (b"", "", [])
+
+    def parse(self, claim: Claim, now: float) -> Task:
+        """The claim's job, with what it names found, copied and bounded.
+
+        Raises:
+            JobError: it can't be drawn, or was cancelled.
+            NotYet: a file that it names is still on its way.
+        """
+        folder = self.spool.folder(claim)
+        self.spool.require_own(claim)
+        self.spool.heed_cancel(claim)
+        self.spool.make_own(claim)
+        parsed = self._read(claim)
+        if parsed.error is not None:
+            raise parsed.error
+        job = parsed.job
+        assert job is not None, "either a job or an error"
+        staged = [
+            self.inputs.stage(name, named, folder, claim, parsed.kept, now)
+            for name in ("init_img", "from_file")
+            if (named := getattr(job, name, ""))
+        ]
+        lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
+        size = job.picture_size if isinstance(job, Txt2Img) else None
+        if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
+            raise JobError("\n".join(problems))
+        model = self.root.find_weights(job.ckpt, job.config, job.vae)
+        made = made_for(model.ckpt, model.config)
+        sized = of_size("H, W", size, made) if size else []  # of img2img the renderer knows
+        loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
+        return Task(
+            claim=claim,
+            source=self._parsed[0],
+            job=job,
+            parent=parsed.parent,
+            lines=lines,
+            inputs=staged,
+            ckpt=model.ckpt,
+            config=model.config,
+            vae=model.vae,
+            loras=loras,
+            notes=(*parsed.notes, *sized, *remarks(job, lines, made)),
+            filled=parsed.filled,
+            outdir=make_outdir(self.root.output_folder(job.outdir), job.skip_save),
+        )
+
+    def _read(self, claim: Claim) -> reader.Parsed:
+        """The claim's part of its file; a file of several jobs is split the first time it is read."""
+        path = self.spool.folder(claim) / claim.file
+        data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
+        if data is None:
+            raise JobError(f"{claim.file}: is a link, a pipe or a device; a job must be a plain file")
+        if self._parsed[:2] != (data, claim.file):
+            self._parsed = (data, claim.file, reader.parse(data, claim.file, self.root.defaults))
+        parts = self._parsed[2]
+        if len(parts) > 1 and not claim.parts:
+            self.spool.split(claim, len(parts))
+        if claim.part > len(parts):
+            raise JobError(
+                f"{claim.file}: holds {len(parts)} of {claim.parts} jobs since it was mended, "
+                f"and not number {claim.part}: nothing is left to draw here, and this folder may be deleted"
+            )
+        return parts[claim.part - 1]

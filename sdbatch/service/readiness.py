@@ -1,0 +1,190 @@
+"""Whether a job can be drawn now, and if not, why: what a person has to see to, and what costs no job.
+
+jobs/PAUSE holds the service back for as long as it lies there, over restarts too. A person may put it there, and the
+service does so itself when one job after another fails by the machine's fault.
+"""
+
+import os
+import re
+import shutil
+from contextlib import suppress
+from datetime import datetime, time
+from pathlib import Path
+
+from sdbatch.config.settings import Settings
+from sdbatch.engine.protocol import Engine
+from sdbatch.errors import EngineDown, NotHere
+from sdbatch.job.parameters import Txt2Img
+from sdbatch.operations import environment
+from sdbatch.service.task import Task
+from sdbatch.storage import files, filesystem
+from sdbatch.storage.root import Root
+
+READ_BYTES = 2000
+FREE_SOME = ", but for what free_bytes keeps: free some space (`sdbatch clean`, old folders in jobs/done/ and outputs/)"
+FAILURES = "failures-in-a-row"
+APART_AGAIN_SECONDS = 5.0
+ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
+
+
+class Readiness:
+    """Looked after once a pass.
+
+    Attributes:
+        problem: why nothing is drawn, in words for a person; empty while all is well.
+        is_resting: whether all that holds it is the hours in which to draw: as the configuration wants it.
+        is_ready: whether a job can be drawn at once. Neither ready nor a problem: a renderer is on its way.
+        is_held: whether everything is left where it is: a person wants it, or there is nowhere to put it.
+    """
+
+    def __init__(self, root: Root, engine: Engine, settings: Settings) -> None:
+        self.root, self.engine, self.settings = root, engine, settings
+        self.problem, self.is_ready, self.is_held, self.is_resting = "", False, False, False
+        self._failures = self._remembered()  # in a row
+        self._is_unloaded = False
+        self._engine_problem, self._again_at = "", 0.0
+        self._starting_since: float | None = None
+        self._apart = ""
+        self._tried_at = float("-inf")
+
+    def look(self, now: float, wall: datetime) -> None:
+        """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
+        held, paused = self.why_held(wall), self._paused()
+        self.is_resting = bool(held and not paused)
+        unwritable = self._unwritable() or self._lies_apart(now)
+        self.is_held = bool(held or unwritable)
+        if held and self._is_unloaded:
+            self.engine.stop()  # its memory is wanted elsewhere; it comes back when it is needed
+        self.problem = held or unwritable or self._without_room() or self._without_model() or self._without_engine(now)
+        self.is_ready = not self.problem and self._starting_since is None
+
+    def count_failure(self, why: str) -> None:
+        """A job failed by the machine's fault: after too many in a row the rest is left alone."""
+        self._failures += 1
+        self._remember()
+        if self._failures < self.settings.pause_after:
+            return
+        text = (
+            f"{self._failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n{why}\n"
+            "See to the machine, drop what lies in jobs/failed/ again, and remove this file.\n"
+        )
+        with suppress(OSError):  # then the next failure tries again
+            files.write_atomically(self.root.pause, text.encode("utf-8", "backslashreplace"))
+            self.count_success()
+
+    def count_success(self) -> None:
+        """A job was drawn: the machine is well."""
+        if self._failures:
+            self._failures = 0
+            self._remember()
+
+    def _remember(self) -> None:
+        """Over restarts: the machine's fault may take the service down each time."""
+        with suppress(OSError):
+            files.write_atomically(self.root.state / FAILURES, str(self._failures).encode(), durable=False)
+
+    def _remembered(self) -> int:
+        try:
+            return int((files.read_regular(self.root.state / FAILURES, 20) or b"0").decode())
+        except (OSError, ValueError):
+            return 0
+
+    def why_held(self, wall: datetime) -> str:
+        """What a person said: jobs/PAUSE, or the hours in which to work. Empty: go on."""
+        return self._paused() or self._outside_hours(wall)
+
+    def require_space(self, task: Task) -> None:
+        """Low space holds a job up before it is begun and not in the middle.
+
+        Raises:
+            NotHere: it may need more than there is; a smaller one may not.
+        """
+        if isinstance(task.job, Txt2Img):
+            width, height = task.job.picture_size
+            each = 3 * width * height  # a PNG is at worst as large as its pixels
+        else:
+            each = sum(staged.path.stat().st_size for staged in task.inputs)
+        need = 2 * task.total * each  # the grid holds all of them again
+        for folder in (self.root.running, task.outdir):
+            if (room := self._room(folder)) < need:
+                raise NotHere(
+                    f"{task.claim.id} may need {need / 1e6:,.1f} MB, and {max(0, room) / 1e6:,.1f} MB are free for "
+                    f"{self.root.show(folder)}/{FREE_SOME}"
+                )
+
+    def _room(self, folder: Path) -> int:
+        """Bytes that jobs may take where a folder lies; less than none where what shall be left free is not."""
+        usage = shutil.disk_usage(folder)
+        return usage.free - self.settings.kept_free(usage.total)
+
+    def _without_room(self) -> str:
+        """Nothing is begun on a full disk, whatever it needs."""
+        for folder in (self.root.running, self.root.outputs):
+            if self._room(folder) < 0:
+                return f"the disk of {self.root.show(folder)}/ is full{FREE_SOME}"
+        return ""
+
+    def _outside_hours(self, wall: datetime) -> str:
+        if not self.settings.active_hours:
+            return ""
+        start, end = map(time.fromisoformat, self.settings.active_hours.split("-"))
+        now = wall.astimezone().time()
+        is_within = start <= now < end if start <= end else now >= start or now < end
+        if is_within:
+            with suppress(OSError):
+                self.root.now.unlink()
+        if is_within or self.root.now.exists():
+            return ""
+        return f"waits until {start:%H:%M} (active_hours: {self.settings.active_hours})"
+
+    def _paused(self) -> str:
+        try:
+            said = files.read_regular(self.root.pause, READ_BYTES) or b""
+        except FileNotFoundError:
+            self._is_unloaded = False
+            return ""
+        except OSError as error:
+            return f"jobs/PAUSE is there, but can't be read: {error.strerror}"
+        reason = said.decode("utf-8", "replace").strip()
+        self._is_unloaded = "unload" in re.findall(r"\w+", reason.lower())
+        reason = re.sub(r"^unload\b\W*", "", reason, flags=re.IGNORECASE)
+        return f"paused until jobs/PAUSE is removed{': ' if reason else ''}{reason}"
+
+    def _unwritable(self) -> str:
+        """Pictures that can't be put away would be drawn for nothing."""
+        for folder in (self.root.running, self.root.done, self.root.failed, self.root.outputs, self.root.state):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                return f"{self.root.show(folder)} is not there or can't be written by the service's user"
+        return ""
+
+    def _lies_apart(self, now: float) -> str:
+        """Folders with a mount between them, which only then are tried as `doctor` does."""
+        if now - self._tried_at >= APART_AGAIN_SECONDS:
+            self._tried_at = now
+            way = (self.root.running, self.root.failed, self.root.done)
+            is_one = len(filesystem.mount_points(way)) == 1
+            self._apart = "" if is_one else environment.what_lies_apart(self.root)
+        return self._apart
+
+    def _without_model(self) -> str:
+        """Weights often lie on a disk of their own, which is mounted late or not at all."""
+        if self.root.has_checkpoint():
+            return ""
+        return f"there is no checkpoint in {self.root.models}: copy one there, or a link to it (or mount its disk)"
+
+    def _without_engine(self, now: float) -> str:
+        if self._engine_problem and now < self._again_at:
+            return self._engine_problem
+        try:
+            is_ready = self.engine.is_ready()
+            self._starting_since = None if is_ready else self._starting_since or now
+            limit = self.settings.hang_seconds
+            if self._starting_since is not None and now - self._starting_since > limit:
+                self.engine.stop()
+                raise EngineDown(f"the renderer did not start within {limit:g} seconds")  # noqa: TRY301
+        except EngineDown as error:
+            self._engine_problem, self._again_at, self._starting_since = str(error), now + ENGINE_AGAIN_SECONDS, None
+        else:
+            # While another start is under way, why the last one failed stays the best answer.
+            self._engine_problem = "" if is_ready else self._engine_problem
+        return self._engine_problem

@@ -1,0 +1,51 @@
+"""Files that were dropped and drawn before, as when an `rsync -a` is repeated: same place, same bytes, same inputs."""
+
+from collections import defaultdict
+
+from sdbatch.job.reader import MAX_MANIFEST_BYTES
+from sdbatch.spool.inbox import Arrival, beside
+from sdbatch.spool.spool import Claim, read_claim
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+
+
+class Repeats:
+    """Looks through jobs/done/ once, and then only at what is new in there."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self._known: set[str] = set()
+        self._by_source: dict[str, list[str]] = defaultdict(list)
+
+    def earlier(self, arrival: Arrival) -> str:
+        """The job that drew a file of the inbox before, all of it; empty if none did."""
+        source = arrival.path.relative_to(self.root.inbox).as_posix()
+        try:
+            data = files.read_regular(arrival.path, MAX_MANIFEST_BYTES + 1)
+            self._look()
+            claims = [claim for job_id in self._by_source[source] if (claim := read_claim(self.root.done / job_id))]
+            same = [claim for claim in claims if data is not None and self._is_same(claim, data)]
+        except OSError:
+            return ""  # drawn twice is better than not at all
+        for claim in reversed(same):
+            if len({each.part for each in same if each.claimed_at == claim.claimed_at}) >= claim.parts:
+                return claim.id
+        return ""
+
+    def _look(self) -> None:
+        there = {path.name for path in self.root.done.iterdir()}
+        for job_id in sorted(there - self._known):
+            if (claim := read_claim(self.root.done / job_id)) is not None:
+                self._by_source[claim.source].append(job_id)
+        self._known = there
+
+    def _is_same(self, claim: Claim, data: bytes) -> bool:
+        """Whether a done job came from these bytes, and what it named is still what it was, as far as it is there."""
+        if files.read_regular(self.root.done / claim.id / claim.file, len(data) + 1) != data:
+            return False
+        return all(self._is_unchanged(claim, named, digest) for named, digest in (claim.inputs or {}).values())
+
+    def _is_unchanged(self, claim: Claim, named: str, digest: str) -> bool:
+        places = [*(self.root.inbox / place for place in beside(claim.source)), self.root.path]
+        found = next((path for place in places if (path := place / named).is_file()), None)
+        return found is None or files.sha256(found) == digest

@@ -1,0 +1,178 @@
+"""What `sdbatch status` shows on one screen, and the bar below the lines of `sdbatch serve`."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic, sleep
+from typing import Any, Self
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sdbatch.errors import printable
+from sdbatch.spool.status_reader import RESTING, Facts, look, seconds_since
+from sdbatch.storage.root import Root
+from sdbatch.telemetry.status_file import duration
+
+QUEUED = 10  # lines of the queue
+REASON_LINES = 3
+REDRAW_SECONDS = 0.2
+WATCH_SECONDS = 1.0  # as often as the service writes
+LEAST_BAR = 8
+COLOURS = {"drawing": "green", "paused": "red", "ended without a word": "red", "stopped": "yellow"}
+
+
+def show(root: Root, now: datetime) -> None:
+    """Print it once: in colours on a terminal; elsewhere plain lines, which are not folded."""
+    console = Console(highlight=False)
+    console.print(_screen(look(root, now), now, with_bar=console.is_terminal), soft_wrap=not console.is_terminal)
+
+
+def watch(root: Root) -> None:
+    """Show it until Ctrl-C."""
+    with Live(console=Console(highlight=False), auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live:
+        while True:
+            now = datetime.now(UTC)
+            live.update(_screen(look(root, now), now, with_bar=True), refresh=True)
+            sleep(WATCH_SECONDS)
+
+
+class Bar:
+    """The running job at the bottom of a terminal, below the log lines; drawn anew when the service tells facts."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True, highlight=False)
+        self.live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
+        self._drawn = float("-inf")
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError, ValueError):  # the terminal was closed
+            self.live.stop()
+
+    def show(self, facts: Facts) -> None:
+        """What the service told of itself just now."""
+        if monotonic() - self._drawn < REDRAW_SECONDS:
+            return
+        self._drawn = monotonic()
+        line: RenderableType
+        if job := facts.get("job"):
+            line = _BarLine(job, str(job.get("name") or job["id"]))
+        else:
+            line = _text(f"{facts['state']}: {facts['problem']}" if facts.get("problem") else str(facts["state"]))
+        with suppress(OSError, ValueError):  # the terminal was closed: no reason to stop drawing
+            self.live.update(line, refresh=True)
+
+
+def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
+    parts: list[RenderableType] = [_service(facts, now)]
+    if facts.get("problem"):
+        since = facts.get("problem_since")
+        held = f", since {duration(seconds_since(since, now))} ago" if since else ""
+        what, style = ("a job waits", "yellow") if facts["job"] else ("nothing is drawn", "bold red")
+        if facts.get("state") == RESTING:
+            style = "yellow"
+        parts.append(_text(f"{what}{held}: {facts['problem']}", style))
+    if facts.get("configuration"):
+        parts.append(_text(f"the configuration is wrong; the old one stays: {facts['configuration']}", "red"))
+    if facts["is_running"]:
+        parts.append(_text(f"the inbox {facts.get('inbox')}"))
+    if job := facts["job"]:
+        parts += [Text(), _text(f"drawing {_name(job)}, attempt {job.get('attempt')}", "bold")]
+        parts.append(_BarLine(job) if with_bar else _text(f"  {_pictures(job)}"))
+    parts += [Text(), *_queue(facts["queue"])]
+    if facts["empty"]:
+        parts.append(_text(f"taken when there is something in it: {', '.join(facts['empty'])}"))
+    parts += _unmovable(facts.get("unmovable"))
+    if facts["failures"]:
+        parts += [Text(), _text("failed last", "bold"), *_failures(facts["failures"], now)]
+    return Group(*parts)
+
+
+def _service(facts: Facts, now: datetime) -> Text:
+    state = str(facts.get("state"))
+    heard = seconds_since(facts.get("updated_at"), now)
+    ago = f", last heard of {duration(heard)} ago" if heard < float("inf") else ""
+    who = f"sdbatch {facts['version']} on {facts.get('host')}, pid {facts.get('pid')}" if facts.get("version") else ""
+    if not facts["is_running"]:
+        text, who = f"the service is not running: {state}{ago}", ""
+    else:
+        text = f"{state} ({who}; {facts.get('done')} done and {facts.get('failed')} failed since its start)"
+    return _text(text, f"bold {COLOURS.get(state, '')}".strip())
+
+
+@dataclass
+class _BarLine:
+    """A job's bar on one line. What is told beside it is kept whole: the name is cut first, then the bar is short."""
+
+    job: Facts
+    label: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        told = _pictures(self.job)
+        label = _text(self.label)
+        label.truncate(max(options.max_width - len(told) - LEAST_BAR - 2, 0), overflow="ellipsis")
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(no_wrap=True)
+        row.add_column(ratio=1, min_width=LEAST_BAR)
+        row.add_column(no_wrap=True, overflow="ellipsis")
+        row.add_row(label, ProgressBar(total=1.0, completed=_number(self.job.get("fraction"))), _text(told))
+        yield row
+
+
+def _pictures(job: Facts) -> str:
+    left = job.get("eta_seconds")
+    eta = f", {duration(_number(left))} left" if left is not None else ""
+    step = f", step {job.get('step')} of {job.get('steps')}" if job.get("step") else ""
+    return f"{job.get('pictures_done')} of {job.get('pictures')} pictures{step}{eta}"
+
+
+def _queue(queue: Facts) -> Iterator[Text]:
+    total = queue["claimed"] + queue["ready"] + queue["settling"]
+    more = [f"{queue['settling']} still arriving"] if queue["settling"] else []
+    more += [f"{queue['waiting_for_files']} waiting for files"] if queue["waiting_for_files"] else []
+    yield _text(f"queue: {total or 'empty'}" + (f" ({', '.join(more)})" if more else ""), "bold")
+    shown = queue["next"][:QUEUED]
+    for number, entry in enumerate(shown, 1):
+        yield _text(f"{number:>4}  {entry.get('file') or entry.get('id')}")
+    if total > len(shown):
+        yield _text(f"      and {total - len(shown)} more")
+
+
+def _unmovable(names: object) -> Iterator[Text]:
+    """Files in the inbox that the service can't take."""
+    told = list(names.items()) if isinstance(names, dict) else []
+    for name, why in told[:REASON_LINES]:
+        yield _text(f"stays in the inbox: {name}: {why}", "red")
+    if len(told) > REASON_LINES:
+        yield _text(f"      and {len(told) - REASON_LINES} more", "red")
+
+
+def _failures(failures: list[Facts], now: datetime) -> Iterator[Text]:
+    for failure in failures:
+        yield _text(f"  {failure['id']}, {duration(seconds_since(failure['failed_at'], now))} ago")
+        lines = failure["reason"].splitlines()
+        for line in lines[:REASON_LINES]:
+            yield _text(f"      {line}", "red")
+        if len(lines) > REASON_LINES:
+            yield _text("      ...")
+
+
+def _name(job: Facts) -> str:
+    return f"{job['name']} ({job['id']})" if job.get("name") else str(job["id"])
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text as it stands: nothing in it is markup, or moves the cursor."""
+    return Text(printable(text), style=style)

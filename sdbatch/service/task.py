@@ -1,0 +1,215 @@
+"""A job on its way through the service: what it needs, what the engine told of it, and the record of both."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sdbatch import __version__
+from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped, Tick
+from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
+from sdbatch.job.parameters import AnyJob, count_pictures
+from sdbatch.spool.inputs import Staged
+from sdbatch.spool.publish import Names
+from sdbatch.spool.spool import Claim
+from sdbatch.storage.root import Root
+from sdbatch.telemetry.progress import Pace
+
+SHORT_PROMPT = 100
+GLANCE_BYTES = 1 << 16
+# Fields that no picture is changed by.
+NO_PICTURES_OWN = ("name", "outdir", "priority", "n_rows", "skip_grid", "from_file", "init_img")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with everything it names resolved, ready to draw."""
+
+    claim: Claim
+    source: bytes  # the job file
+    job: AnyJob
+    parent: Parent | None
+    lines: list[str] | None  # of from_file
+    inputs: list[Staged]
+    ckpt: Path
+    config: Path
+    outdir: Path
+    vae: Path | None = None
+    loras: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()  # what of it has no effect
+    filled: dict[str, Any] = field(default_factory=dict)  # what the root's defaults said for it
+
+    @property
+    def total(self) -> int:
+        """How many pictures."""
+        return count_pictures(self.job, self.lines)
+
+    @property
+    def origin(self) -> str:
+        """A digest of all that its pictures come from: one that was begun goes on only with the same."""
+        fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
+        weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
+        looks = [_glance(path) for path in weights]
+        told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
+        return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def drawn_at(self, step: Stepped) -> float:
+        """How many pictures a step amounts to, the started ones as far as they are."""
+        per_iteration = self.total // self.job.n_iter
+        batch = min(self.job.n_samples, per_iteration - step.first % per_iteration)
+        return step.first + batch * step.step / step.steps
+
+
+@dataclass
+class Drawing:
+    """What the engine told of a task."""
+
+    started: datetime
+    heard: float  # when the engine last told of something, on the clock that never steps back
+    samples: list[StagedSample] = field(default_factory=list)
+    grids: list[StagedGrid] = field(default_factory=list)  # one, or its parts
+    loaded: Loaded | None = None
+    finished: Finished | None = None
+    stepped: Stepped | None = None  # the last
+    pace: Pace = field(default_factory=Pace)
+
+    def note(self, task: Task, event: Event, now: float) -> None:
+        """Take in what the engine told at `now`, on the clock that never steps back."""
+        if not isinstance(event, Tick):
+            self.heard = now
+        match event:
+            case Loaded():
+                self.loaded = event
+            case Stepped():
+                self.stepped = event
+                self.pace.look(task.drawn_at(event), task.total, now)
+            case StagedSample():
+                self.samples.append(event)
+            case StagedGrid():
+                self.grids.append(event)
+            case Finished():
+                self.finished = event
+
+    def progress(self, task: Task, now: float) -> dict[str, Any]:
+        """What status.json tells of a job that is drawn."""
+        done, step, left = len(self.samples), self.stepped, self.pace.seconds_left(now)
+        return {
+            "id": task.claim.id,
+            "name": task.job.name,
+            "attempt": task.claim.attempts,
+            "started_at": self.started.isoformat(timespec="seconds"),
+            "pictures_done": done,
+            "pictures": task.total,
+            "step": step and step.step,
+            "steps": step and step.steps,
+            "fraction": round(max(done, task.drawn_at(step) if step else 0) / task.total, 3),
+            "eta_seconds": (left or None) if done < task.total else left,  # how long decoding takes nobody knows
+        }
+
+    def to_publish(self, job: AnyJob) -> list[str]:
+        """The staged files that people shall see."""
+        samples = [] if job.skip_save else [sample.file for sample in self.samples]
+        return samples + [grid.file for grid in self.grids]
+
+
+def manifest_of(
+    task: Task, drawing: Drawing, names: Names, root: Root, now: datetime, notes: Sequence[str] = ()
+) -> Manifest:
+    """The record of a finished task, whose pictures were published as `names` in its output folder."""
+    claim, loaded, finished = task.claim, drawing.loaded, drawing.finished
+    assert loaded is not None, "the engine loads before it draws"
+    assert finished is not None, "a stream ends with Finished, or raises"
+    folder = root.running / claim.id
+    published = {file: root.show(task.outdir / name) for file, name in names.items()}
+    grids = [Grid(file=grid.file, sha256=grid.sha256, published=published[grid.file]) for grid in drawing.grids]
+    return Manifest(
+        id=claim.id,
+        source=claim.source.encode("utf-8", "backslashreplace").decode(),
+        part=f"{claim.part} of {claim.parts}" if claim.parts > 1 else None,
+        source_sha256=hashlib.sha256(task.source).hexdigest(),
+        parent=task.parent,
+        attempts=claim.attempts,
+        defaults=task.filled,
+        job=task.job.model_dump(),
+        pictures=[
+            Picture(
+                file=s.file,
+                sha256=s.sha256,
+                seed=task.job.seed,
+                iteration=s.iteration,
+                index=s.index,
+                prompt=None if task.lines is None else _short(s.prompt),
+                published=published[s.file],
+            )
+            for s in drawing.samples
+            if s.file in published
+        ],
+        grid=grids[0] if grids else None,
+        more_grids=grids[1:],
+        inputs=[
+            Input(field=s.field, named=s.named, file=s.path.relative_to(folder).as_posix(), sha256=s.sha256)
+            for s in task.inputs
+        ],
+        outdir=root.show(task.outdir),
+        timings={
+            "claimed": claim.claimed_at,
+            "started": drawing.started.isoformat(timespec="milliseconds"),
+            "finished": now.isoformat(timespec="milliseconds"),
+            "load_seconds": round(loaded.seconds, 3),
+            "draw_seconds": round(finished.seconds - loaded.seconds, 3),
+        },
+        peak_bytes=finished.peak_bytes,
+        versions={"sdbatch": __version__, **loaded.versions},
+        device=loaded.device,
+        computed_in=loaded.computed_in,
+        checkpoint=_checkpoint(task, loaded, root),
+        safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
+        watermark=loaded.watermark,
+        notes=[*task.notes, *finished.notes, *notes],
+        first_prompt=None if task.lines is None else task.lines[0],
+    )
+
+
+def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
+    """The files that the weights came from."""
+    told: dict[str, Any] = {
+        "ckpt": root.show(task.ckpt),
+        "config": root.show(task.config),
+        "sha256": loaded.checkpoint_sha256,
+    }
+    if task.vae:
+        told |= {"vae": root.show(task.vae), "vae_sha256": loaded.vae_sha256}
+    if task.loras:
+        told["loras"] = [
+            {"file": root.show(path), "weight": lora.weight, "sha256": sha256}
+            for path, lora, sha256 in zip(task.loras, task.job.loras, loaded.lora_sha256, strict=True)
+        ]
+    return told
+
+
+def _glance(path: Path) -> str:
+    """What tells one file of weights from another at once: its size, its head and its end.
+
+    Not its place or time: a root may be moved, or come back from a back-up.
+    """
+    if not path.is_file():
+        return path.name
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        ends = [(file.seek(at), file.read(GLANCE_BYTES))[1] for at in (0, max(0, size - GLANCE_BYTES))]
+    return f"{size}-{hashlib.sha256(b''.join(ends)).hexdigest()}"
+
+
+def count_staged(folder: Path) -> int:
+    """How many samples lie there without a gap from the first on."""
+    names = {path.name for path in folder.iterdir()}
+    return next(i for i in range(len(names) + 1) if f"{i:05}.png" not in names)
+
+
+def _short(prompt: str) -> str:
+    """A manifest is a job file, and those may not be long; the picture itself holds the whole prompt."""
+    return prompt if len(prompt) <= SHORT_PROMPT else prompt[: SHORT_PROMPT - 3] + "..."

@@ -1,0 +1,108 @@
+"""Files that can't be moved out of the inbox: told once, and tried again with growing pauses.
+
+A folder that the service may not write into is told by its rights, before anything is tried; one look then stands
+for all files in it. Each other failure is its file's own.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Container
+from pathlib import Path
+
+from sdbatch.spool.handover import MOST_BYTES
+from sdbatch.spool.inbox import Arrival
+from sdbatch.storage import files
+from sdbatch.telemetry import log
+
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds
+IN_A_ROW = 50  # that are tried and fail before the loop has its turn: each costs several durable steps
+
+
+class Unmovable:
+    """What it remembers is a convenience: a restart tries everything once more.
+
+    Attributes:
+        why: names from the inbox on, and why each stays there.
+    """
+
+    def __init__(self, inbox: Path) -> None:
+        self.inbox = inbox
+        self.log = log.get()
+        self.why: dict[str, str] = {}
+        self._again: dict[str, tuple[float, float]] = {}  # a folder or a file: when to try it, and the pause then
+        self._told: set[tuple[str, int | None]] = set()  # folders, and what is wrong
+
+    def may_try(self, arrival: Arrival, now: float) -> bool:
+        """Whether it is time to move a file, and the rights would let it."""
+        folder = os.path.dirname(arrival.name)  # noqa: PTH120 - of thousands
+        if self.rests(arrival, now):
+            self.why.setdefault(self._name(arrival), _closed(folder))
+            return False
+        if not os.access(folder, os.W_OK | os.X_OK) and os.path.isdir(folder):  # noqa: PTH112 - else it is away
+            self._note(arrival, folder, errno.EACCES, _closed(folder), now)
+            return False
+        self._again.pop(folder, None)
+        if _is_anothers(arrival.name, folder):
+            text = f"only who owns it may take it out of {folder}: chmod -t {folder}"
+            self._note(arrival, arrival.name, errno.EPERM, text, now)
+            return False
+        return True
+
+    def rests(self, arrival: Arrival, now: float) -> bool:
+        """Whether its folder, or itself, is not to be tried yet."""
+        places = (os.path.dirname(arrival.name), arrival.name)  # noqa: PTH120
+        return any(now < self._again[place][0] for place in places if place in self._again)
+
+    def note(self, arrival: Arrival, error: OSError, now: float) -> None:
+        """It was tried, and failed."""
+        text = files.in_words(error)
+        if error.errno == errno.EFBIG:
+            text = (
+                f"it has more than {MOST_BYTES:,} bytes, as no job file has, and would have to be copied: take it out"
+            )
+        elif isinstance(error, PermissionError):
+            text = _closed(os.path.dirname(arrival.name))  # noqa: PTH120
+        self._note(arrival, arrival.name, error.errno, text, now)
+
+    def forget(self, arrival: Arrival) -> None:
+        """It is out."""
+        self.why.pop(self._name(arrival), None)
+        self._again.pop(arrival.name, None)
+
+    def keep_only(self, seen: Container[str]) -> None:
+        """Forget what others took away; `seen` is all that lies in the inbox."""
+        for name in [name for name in self.why if str(self.inbox / name) not in seen]:
+            del self.why[name]
+            self._again.pop(str(self.inbox / name), None)
+        if not self.why:
+            self._told.clear()
+
+    def _note(self, arrival: Arrival, place: str, code: int | None, text: str, now: float) -> None:
+        pause = min(LONGEST_PAUSE, self._again.get(place, (0.0, FIRST_PAUSE / 2))[1] * 2)
+        self._again[place] = (now + pause, pause)
+        self.why[self._name(arrival)] = text
+        about = (os.path.dirname(arrival.name), code)  # noqa: PTH120
+        if about not in self._told:
+            self._told.add(about)
+            self.log.warning("can't be moved out of the inbox", source=arrival.name, error=text)
+
+    def _name(self, arrival: Arrival) -> str:
+        return os.path.relpath(arrival.name, self.inbox)
+
+
+def _closed(folder: str) -> str:
+    return (
+        f"the service may not take files out of {folder}, which belongs to someone else: "
+        f"chgrp {os.getegid()} {folder}; chmod g+w {folder}"
+    )
+
+
+def _is_anothers(path: str, folder: str) -> bool:
+    """Whether a folder like /tmp keeps all but a file's owner from moving it."""
+    try:
+        place = os.stat(folder)  # noqa: PTH116 - of thousands
+        us = os.geteuid()
+        return bool(place.st_mode & stat.S_ISVTX) and us not in (0, place.st_uid, os.lstat(path).st_uid)
+    except OSError:
+        return False

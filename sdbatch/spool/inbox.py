@@ -1,0 +1,372 @@
+"""What has arrived in the inbox and stands still, in the order of its arrival.
+
+The rescan is the truth. Events (watcher.py) only say when to look, and which names came about by a rename, which is
+proof that the file is complete; on a network share none come, and everything works the same but later.
+
+A folder that can't be read is not an empty one. What was seen in it keeps its turn for when it is back, but must
+stand still anew: whoever was writing a file there had to wait for the share, too.
+
+On a slow share a look through thousands of files takes longer than a drawing can wait. It is made in stretches, with
+rests between them while jobs are drawn; until it is at its end, what the last one queued is drawn.
+"""
+
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from os import scandir
+from pathlib import Path
+
+from sdbatch.spool.handover import TAKEN
+from sdbatch.spool.order import BULK, URGENT, priority_of
+from sdbatch.spool.watcher import Watcher
+from sdbatch.storage import files
+from sdbatch.storage.file_names import NOBODYS_PREFIXES, NaturalKey, is_job_name, is_nobodys_folder, natural_key
+from sdbatch.storage.spelling import normal
+from sdbatch.telemetry import log
+
+EMPTY_TOLD = 5
+BUSY_STRETCH, IDLE_STRETCH = 0.05, 0.5  # seconds of looking between two turns of the loop, while jobs are drawn or not
+REST = 4  # times as long as a stretch, while jobs are drawn: they have four fifths of the time
+DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest
+
+Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
+_OUT_OF_SIGHT: Signature = (0, 0, 0, 0)  # no file has it
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A name in the inbox that waits to be claimed. Links and other oddities too: they are moved away unopened."""
+
+    name: str  # with its folder; a Path for each of twenty thousand would take their memory twice over
+    is_file: bool
+    priority: int = 0
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.name)
+
+
+@dataclass(slots=True)
+class _Seen:
+    signature: Signature
+    first: float
+    still_since: float
+    priority: int | None = None  # once it was looked for
+
+
+class Stillness:
+    """How long files have kept their size, times and inode. Knows no folders and no events."""
+
+    def __init__(self, settle_seconds: float) -> None:
+        self.settle_seconds = settle_seconds
+        self.seen: dict[str, _Seen] = {}
+
+    def look(self, path: str, signature: Signature, now: float, began: float | None = None) -> None:
+        """Note what a file looks like at `now` (seconds of a clock that never steps back).
+
+        Files that were first seen in one look through the folder, which `began` then, have arrived together.
+        """
+        known = self.seen.get(path)
+        if known is None:
+            self.seen[path] = _Seen(signature, now if began is None else began, now)
+        elif known.signature != signature:
+            known.signature, known.still_since, known.priority = signature, now, None
+
+    def is_still(self, path: str, now: float) -> bool:
+        """Whether the file, as last looked at, has stood still long enough and holds something."""
+        known = self.seen.get(path)
+        return known is not None and known.signature[0] > 0 and now - known.still_since >= self.settle_seconds
+
+    def lose_sight(self, path: str) -> None:
+        """Note that nobody can say what a file looks like now: it keeps its turn, and must stand still anew."""
+        if known := self.seen.get(path):
+            known.signature = _OUT_OF_SIGHT
+
+    def keep_only(self, paths: set[str]) -> None:
+        """Forget what is gone."""
+        self.seen = {path: seen for path, seen in self.seen.items() if path in paths}
+
+
+class Inbox:
+    """The inbox folder with everything below it; subfolders are batches."""
+
+    def __init__(self, folder: Path, settle_seconds: float, rescan_seconds: float) -> None:
+        self.folder = folder
+        self.rescan_seconds = rescan_seconds
+        self.stillness = Stillness(settle_seconds)
+        self.queue: deque[Arrival] = deque()
+        self.empty: list[str] = []  # the first few that hold nothing yet
+        self.unsettled = 0  # jobs that hold something but do not stand still yet
+        self.unreadable: dict[str, OSError] = {}  # folders whose files could not be seen, and why
+        self.ignored: tuple[str, ...] = ()  # folders of these names are not looked into
+        self.taken: list[str] = []  # hidden folders with files that were taken from another filesystem
+        self.watcher = Watcher(folder)
+        self.bell = self.watcher.bell
+        self.log = log.get()
+        self._next_scan = self._rests_until = 0.0
+        self._look: Iterator[None] | None = None
+        self._moment: Callable[[], float] = lambda: 0.0
+        self._claimed: set[str] = set()  # from the queue, since the look began
+        self._is_expecting = False  # something that came since then
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a look through the folder is under way, which may find more."""
+        return self._look is not None
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the inbox itself can't be read: deleted, not mounted, not ours."""
+        return str(self.folder) in self.unreadable
+
+    @property
+    def condition(self) -> str:
+        """In plain words, for people: what is wrong with the inbox, or how it is looked after."""
+        if not self.unreadable:
+            return "is watched" if self.watcher.is_listening else f"is looked through every {self.rescan_seconds:g} s"
+        if self.is_away:
+            error = self.unreadable[str(self.folder)]
+            if isinstance(error, FileNotFoundError):
+                return f"is not there: make the folder {self.folder} again, or mount its share"
+            return f"can't be read: {error.strerror}: {self.folder}"
+        folder, error = min(self.unreadable.items())
+        more = f", and {len(self.unreadable) - 1} more folders" if len(self.unreadable) > 1 else ""
+        return f"can't be read in part: {error.strerror}: {folder}{more}"
+
+    def names(self) -> Iterator[str]:
+        """What is queued, in its order, by its names from the inbox on."""
+        return (os.path.relpath(arrival.name, self.folder) for arrival in self.queue)
+
+    def scan(self, now: float, clock: Callable[[], float] | None = None, *, is_busy: bool = False) -> None:
+        """Look through the folder if it is time: on a hint when nothing is queued, else rescan_seconds after the last.
+
+        By `clock` no longer than a stretch, however slow the share is: the next call goes on. Without, to the end.
+        """
+        if is_busy and now < self._rests_until:
+            return
+        if self._look is None:
+            was_told = self.bell.is_set()
+            if now < self._next_scan and not (was_told and not self.queue):
+                return
+            self.bell.clear()
+            self._look = self._look_through(now, was_told=was_told)
+        self._moment = clock or (lambda: now)
+        stretch = BUSY_STRETCH if is_busy else IDLE_STRETCH
+        for _ in self._look:
+            if self._moment() - now >= stretch:
+                break
+        else:
+            self._look = None
+        self._rests_until = now + (self._moment() - now) * (1 + REST)
+
+    def _look_through(self, began: float, *, was_told: bool) -> Iterator[None]:
+        """All of the folder; the queue is another at the end. Yields wherever others may have their turn."""
+        complete = self.watcher.take_renamed()
+        self._claimed.clear()
+        self._is_expecting = False
+        found: set[str] = set()
+        meant: list[tuple[str, os.stat_result]] = []
+        empty: list[str] = []
+        unreadable: dict[str, OSError] = {}
+        taken: list[str] = []
+        for entry in tread(self.folder, unreadable, taken, self.ignored):
+            yield
+            if entry is None:
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # gone between two looks
+            except OSError as error:  # a share's hiccup, or nested too deeply to be named
+                unreadable[str(Path(entry.path).parent)] = error
+                continue
+            found.add(entry.path)
+            self.stillness.look(entry.path, _signature(status), self._moment(), began)
+            if _is_meant_as_job(entry, status):
+                meant.append((entry.path, status))
+            elif status.st_size == 0 and is_job_name(entry.name) and len(empty) < EMPTY_TOLD:
+                empty.append(os.path.relpath(entry.path, self.folder))
+        ready: list[tuple[int, float, NaturalKey, Arrival]] = []
+        settles = float("inf")
+        for path, status in meant:
+            yield
+            seen = self.stillness.seen[path]
+            # One that changed since it was looked at is found out when it is claimed.
+            if not (path in complete or self._is_ready(path, status, found)):
+                settles = min(settles, seen.still_since + self.stillness.settle_seconds)
+                continue
+            relative = os.path.relpath(path, self.folder)
+            if seen.priority is None:
+                seen.priority = priority_of(path, relative)
+            arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority)
+            ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
+        self._mind(unreadable, found)
+        self.stillness.keep_only(found)
+        ready.sort(key=lambda item: item[:3])
+        self.queue = deque(arrival for *_, arrival in ready if arrival.name not in self._claimed)
+        self.unsettled, self.empty, self.taken = len(meant) - len(ready) + self._is_expecting, empty, taken
+        self._next_scan = 0.0 if self._is_expecting else min(self._moment() + self.rescan_seconds, settles)
+        has_news = any(seen.first == began for seen in self.stillness.seen.values())
+        self.watcher.tend(is_deaf=has_news and not (was_told or self.bell.is_set()))
+
+    def next_still(self) -> Arrival | None:
+        """The next arrival to claim.
+
+        One that changed or vanished since the scan waits for another: only that can tell a file that a person deleted,
+        to cancel it, from a share that went away with all of them.
+        """
+        while self.queue:
+            if (arrival := self.take_first()) is not None:
+                return arrival
+        return None
+
+    def take_first(self) -> Arrival | None:
+        """The first of the queue, if it is as the scan saw it; it is in the queue no more."""
+        arrival = self.queue[0]
+        self.take(arrival)
+        seen = self.stillness.seen.get(arrival.name)
+        if seen is not None and seen.signature == signature_of(arrival.name):
+            return arrival
+        self.expect()
+        return None
+
+    def take(self, arrival: Arrival) -> None:
+        """Out of the queue, and of the one that a look under way will make."""
+        self.queue.remove(arrival)
+        self._claimed.add(arrival.name)
+
+    def put_back(self, arrival: Arrival) -> None:
+        """It still lies there, and is still the next."""
+        self.queue.appendleft(arrival)
+        self._claimed.discard(arrival.name)
+
+    def expect(self) -> None:
+        """A file was put into the inbox just now, or changed: the next scan finds it."""
+        self.unsettled += 1
+        self._next_scan = 0.0
+        self._is_expecting = True
+
+    def is_still(self, path: Path, now: float) -> bool:
+        """Whether any file in the inbox, a picture say, has settled."""
+        return self.stillness.is_still(str(path), now)
+
+    def evidence(self, folder: Path, name: str) -> tuple[object, ...]:
+        """Signs that a file is on its way: itself, and partial files that bear its name (rsync, WinSCP, browsers)."""
+        wanted = normal(name)
+        try:
+            with scandir(folder) as entries:
+                return tuple(
+                    sorted(
+                        (e.name, _signature(e.stat(follow_symlinks=False))) for e in entries if wanted in normal(e.name)
+                    )
+                )
+        except OSError:
+            return ()
+
+    def _is_ready(self, path: str, status: os.stat_result, found: set[str]) -> bool:
+        """Whether a file is complete, by its rest or its digest; links and pipes never change."""
+        return (
+            not stat.S_ISREG(status.st_mode)
+            or self.stillness.is_still(path, self._moment())
+            or (f"{path}.sha256" in found and status.st_size <= DIGEST_BYTES and _has_matching_digest(path))
+        )
+
+    def _mind(self, unreadable: dict[str, OSError], found: set[str]) -> None:
+        """Keep what lies in folders that can't be read now; say once that they can't, and once that they can."""
+        if unreadable:
+            hidden = [p for p in self.stillness.seen if not unreadable.keys().isdisjoint(map(str, Path(p).parents))]
+            for path in set(hidden) - found:  # a listing can break off in the middle
+                self.stillness.lose_sight(path)
+                found.add(path)
+        was_readable, self.unreadable = not self.unreadable, unreadable
+        if unreadable and was_readable:
+            self.log.warning("trouble with the inbox; looking again every few seconds", inbox=self.condition)
+        elif not unreadable and not was_readable:
+            self.log.info("the inbox can be read again", inbox=str(self.folder))
+
+
+def beside(source: str) -> list[Path]:
+    """Where files may lie that a job names: beside it, or where it lay itself before it got into urgent/ or bulk/."""
+    places = [Path(source).parent]
+    while places[-1].parts[:1] in ((URGENT,), (BULK,)):
+        places.append(Path(*places[-1].parts[1:]))
+    return places
+
+
+def make_folder(inbox: Path, folder: Path) -> None:
+    """A folder in the inbox, which the service's account may take files out of; no error where it exists."""
+    missing = [*takewhile(lambda place: not place.exists(), (folder, *folder.parents))]
+    for place in reversed(missing):
+        with suppress(FileExistsError):
+            files.make_shared_dir(place, stat.S_IMODE(inbox.stat().st_mode))
+
+
+def walk(folder: Path, unreadable: dict[str, OSError], ignored: Iterable[str] = ()) -> Iterator[os.DirEntry[str]]:
+    """Everything below `folder` that is no folder; nobody's folders and links to folders are not entered.
+
+    Folders that can't be read, or not to their end, are noted in `unreadable`.
+    """
+    return (entry for entry in tread(folder, unreadable, [], ignored) if entry is not None)
+
+
+def tread(
+    folder: Path, unreadable: dict[str, OSError], taken: list[str], ignored: Iterable[str] = ()
+) -> Iterator[os.DirEntry[str] | None]:
+    """The same, and a None for each folder: on a slow share even empty ones take their time.
+
+    Folders of files that the service has taken are noted in `taken`.
+    """
+    top = str(folder)
+    pending = [top]
+    while pending:
+        place = pending.pop()
+        try:
+            with scandir(place) as entries:
+                for entry in entries:
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if is_folder and not is_nobodys_folder(entry.name, ignored):
+                        pending.append(entry.path)
+                    elif is_folder and entry.name.startswith(TAKEN):
+                        taken.append(entry.path)
+                    yield None if is_folder else entry
+        except OSError as error:
+            if place == top or not isinstance(error, FileNotFoundError):  # else moved away between two looks
+                unreadable[place] = error
+        yield None
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def signature_of(path: str) -> Signature | None:
+    """What a file looks like now; None where that can't be said."""
+    try:
+        return _signature(os.lstat(path))
+    except OSError:
+        return None
+
+
+def _is_meant_as_job(entry: os.DirEntry[str], status: os.stat_result) -> bool:
+    """Whether this should be claimed one day; an empty file may still be filled."""
+    if not is_job_name(entry.name) and not _is_link_to_folder(entry):
+        return False
+    return status.st_size > 0 or not stat.S_ISREG(status.st_mode)
+
+
+def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not entry.name.startswith(NOBODYS_PREFIXES) and Path(entry.path).is_dir()
+
+
+def _has_matching_digest(path: str) -> bool:
+    """Whether NAME.sha256 beside a job holds its digest, as sha256sum writes it: then it is complete."""
+    try:
+        said = files.read_regular(Path(path + ".sha256"), 64)
+        return said is not None and said.decode(errors="replace").lower() == files.sha256(Path(path))
+    except OSError:
+        return False

@@ -1,0 +1,118 @@
+"""Files that a job names, copied into its folder: what is drawn cannot change any more, and can be drawn again."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdbatch.errors import JobError, Missing
+from sdbatch.job.manifest import Kept
+from sdbatch.spool.inbox import Inbox, beside
+from sdbatch.spool.spool import EARLIER, INPUTS, Claim
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+
+
+class NotYet(Exception):
+    """A file that a job names is still on its way."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A named file's copy in the job's folder."""
+
+    field: str
+    named: str
+    path: Path
+    sha256: str
+
+
+class InputStager:
+    """Finds named files beside the job or in the root, and waits for those that are still being copied."""
+
+    def __init__(self, root: Root, inbox: Inbox, max_bytes: int, wait_seconds: float) -> None:
+        self.root, self.inbox = root, inbox
+        self.max_bytes, self.wait_seconds = max_bytes, wait_seconds
+        self._waits: dict[str, tuple[tuple[object, ...], float]] = {}  # job: what was seen coming, and until when
+
+    def stage(self, field: str, named: str, folder: Path, claim: Claim, kept: Kept, now: float) -> Staged:
+        """Copy what `field` names into `folder`/inputs/; an earlier attempt's copy is used as it is.
+
+        One from before `retry` is used only where what the job names is gone.
+
+        Raises:
+            JobError: it isn't there, may not be named, or is too large.
+            NotYet: it is still missing or being copied in the inbox.
+        """
+        copy = folder / INPUTS / f"{field}{Path(named).suffix[:10]}"
+        earlier = copy.with_name(EARLIER + copy.name)
+        if not copy.exists():
+            try:
+                self._copy(field, named, copy, self._found(field, named, folder, claim.source, kept, now))
+            except JobError:
+                was_named, _ = (claim.inputs or {}).get(field, ("", ""))
+                if was_named != named or not earlier.exists():
+                    raise
+                files.move(earlier, copy)
+        files.clear(earlier)
+        self._waits.pop(folder.name, None)
+        staged = Staged(field, named, copy, files.sha256(copy))
+        claim.inputs = (claim.inputs or {}) | {field: (named, staged.sha256)}
+        return staged
+
+    def _found(self, field: str, named: str, folder: Path, source: str, kept: Kept, now: float) -> Path:
+        return self._find_kept(field, kept) if field in kept else self._find(field, named, folder, source, now)
+
+    def _copy(self, field: str, named: str, copy: Path, found: Path) -> None:
+        with self.root.open(field, named, found) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > self.max_bytes:
+                raise JobError(f'{field}: "{named}" has {size:,} bytes; the limit is {self.max_bytes:,}')
+            files.make_dir(copy.parent)
+            files.copy_atomically(file, copy)
+
+    def _find_kept(self, field: str, kept: Kept) -> Path:
+        """A file of an earlier job that its manifest leads back to: the same bytes, or an error."""
+        places, digest = kept[field]
+        for place in places:
+            try:
+                found = self.root.find(field, place, [self.root.path])
+            except JobError:
+                continue
+            with self.root.open(field, place, found) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                    return found
+        raise JobError(f'{field}: "{places[0]}" is gone or was changed since the manifest was written')
+
+    def _find(self, field: str, named: str, folder: Path, source: str, now: float) -> Path:
+        places = [self.root.inbox / place for place in beside(source)]
+        try:
+            found = self.root.find(field, named, [*places, self.root.path])
+        except Missing:
+            self._wait(folder.name, [place / named for place in places], now)
+            raise
+        inbox = self.root.inbox.resolve()
+        if found.is_relative_to(inbox):
+            arriving = self.root.inbox / found.relative_to(inbox)
+            if not self.inbox.is_still(arriving, now):
+                self._wait(folder.name, [arriving], now)
+        return found
+
+    def _wait(self, job_id: str, paths: Sequence[Path], now: float) -> None:
+        """Raise NotYet while anything that looks like one of `paths` still changes, and a while after."""
+        paths = [path for path in paths if path.parent.is_relative_to(self.root.inbox)]
+        if not paths:
+            return  # nothing is on its way there
+        if not self.root.inbox.is_dir():
+            raise NotYet  # it is on a share that went away, and who knows what lies there
+        paths = [path for path in paths if path.parent.is_dir()]
+        if not paths:
+            return
+        evidence = tuple(self.inbox.evidence(path.parent, path.name) for path in paths)
+        seen, until = self._waits.get(job_id, (None, 0.0))
+        if seen != evidence:
+            until = now + self.wait_seconds
+            self._waits[job_id] = (evidence, until)
+        if now < until:
+            raise NotYet

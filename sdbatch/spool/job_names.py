@@ -1,0 +1,137 @@
+"""How people name jobs, and how jobs that come from others are named.
+
+An id is time, number and name: 20261122T101530Z-000042-truck. The jobs of one file share time and number; the first has
+that id, the second 20261122T101530Z-000042.2-truck. So 000042 names the file with all its jobs, 000042.1 the first.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+from sdbatch.errors import JobError
+from sdbatch.spool.inbox import walk
+from sdbatch.spool.spool import slug_of
+from sdbatch.storage.file_names import is_job_name
+from sdbatch.storage.root import Root
+from sdbatch.storage.spelling import normal
+
+_ID = re.compile(r"(\d{8}T\d{6}Z-(\d{6,}))(?:\.(\d+))?-(.*)", re.DOTALL)
+_NUMBER = re.compile(r"(\d{1,12})(?:\.(\d{1,12}))?")
+LONGEST_BASE = 26  # of a name that gets an ending: an id has room for 40 characters
+
+
+def matching(named: str, places: Iterable[Path]) -> list[Path]:
+    """Folders of jobs by their id; by number, of a file with all its jobs or of one; by name; else by a part of the id.
+
+    What is said more exactly goes first: a number is no part of another job's time.
+    """
+    named = normal(named)
+    if not named:
+        return []  # it is a part of every id
+    found = {folder.name: folder for place in places for folder in folders(place)}
+    return [found[name] for name in meant(named, list(found))]
+
+
+def meant(named: str, ids: Sequence[str]) -> list[str]:
+    """The same of ids alone."""
+    slug = slug_of(named) if is_job_name(named) else named
+    tries: list[Callable[[str], bool]] = [
+        lambda name: name == named,
+        lambda name: _has_number(name, named),
+        lambda name: name.endswith(f"-{named}") or ((match := _ID.fullmatch(name)) is not None and match[4] == slug),
+        lambda name: named in name,
+    ]
+    for fits in tries:
+        if chosen := [name for name in ids if fits(name)]:
+            return chosen
+    return []
+
+
+def the_one(named: str, found: Sequence[str]) -> list[str]:
+    """Of the jobs of a file that is meant by its number, the first; any others as they are."""
+    is_file = _NUMBER.fullmatch(named) and len({file_of(name) for name in found}) == 1
+    return [name for name in found if is_file and _part_of(name) == 1] or [*found]
+
+
+def find_job(root: Root, named: str) -> Path:
+    """The folder of the one job of a name; of a file's number its first.
+
+    Raises:
+        JobError: there is none, or there are several.
+    """
+    found = matching(named, (root.running, root.done, root.failed))
+    if not found:
+        raise JobError(f'there is no job "{named}" in jobs/running/, done/ or failed/; give its id or a part of it')
+    folder_of = {folder.name: folder for folder in found}
+    names = the_one(named, list(folder_of))
+    if len(names) > 1:
+        last = "\n".join(f"  {name}" for name in names[-10:])
+        raise JobError(f'{len(names)} jobs have "{named}" in their ids; give more of it. The last of them:\n{last}')
+    return folder_of[names[0]]
+
+
+def file_of(job_id: str) -> str:
+    """What the jobs of one file have in common, and no other job has; a name that is no id stands for itself."""
+    match = _ID.fullmatch(job_id)
+    return match[1] if match else job_id
+
+
+def padded(named: str) -> str:
+    """A number as ids have it."""
+    match = _NUMBER.fullmatch(named)
+    return f"{int(match[1]):06}" if match else named
+
+
+def number_of(job_id: str) -> str:
+    """What people call a file with all its jobs: 000042."""
+    match = _ID.fullmatch(job_id)
+    return match[2] if match else job_id
+
+
+def of_many(place: Path) -> dict[str, str]:
+    """The numbers of files of which several jobs lie in a place, by the ids of these."""
+    names = [folder.name for folder in folders(place)]
+    counts = Counter(map(file_of, names))
+    return {name: number_of(name) for name in names if counts[file_of(name)] > 1}
+
+
+def next_name(root: Root, job_id: str, ending: Literal["again", "follow-up"]) -> str:
+    """A job file's name for what comes of another job: that one's, with an ending that no job of the root has yet."""
+    match = _ID.fullmatch(job_id)
+    name = match[4] if match else job_id.rpartition("/")[2]
+    base = re.sub(r"-(again|follow-up)(-\d+)?$", "", slug_of(f"{name}.yaml"))[:LONGEST_BASE].strip("-")
+    taken = {
+        match[4]
+        for place in (root.running, root.done, root.failed)
+        for folder in folders(place)
+        if (match := _ID.fullmatch(folder.name))
+    }
+    taken |= {normal(Path(entry.name).stem) for entry in walk(root.inbox, {}) if is_job_name(entry.name)}
+    names = (f"{base}-{ending}" + (f"-{number}" if number > 1 else "") for number in count(1))
+    return f"{next(name for name in names if name not in taken)}.yaml"
+
+
+def _has_number(name: str, named: str) -> bool:
+    """Whether a name such as 000042 or 000042.2 means this id."""
+    match, asked = _ID.fullmatch(name), _NUMBER.fullmatch(named)
+    if not match or not asked or int(match[2]) != int(asked[1]):
+        return False
+    return not asked[2] or _part_of(name) == int(asked[2])
+
+
+def _part_of(name: str) -> int:
+    match = _ID.fullmatch(name)
+    return int(match[3] or 1) if match else 1
+
+
+def folders(place: Path) -> list[Path]:
+    """Those of jobs, in order."""
+    try:
+        with os.scandir(place) as entries:
+            return sorted(place / entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    except OSError:
+        return []

@@ -1,0 +1,107 @@
+"""The one order in which jobs are drawn, for the service that draws them and for whoever asks when a turn comes.
+
+By priority; of one priority what is claimed goes before what waits in the inbox, the claimed by their ids, which sort
+by arrival, and what waits by its arrival.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from heapq import merge
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from sdbatch.storage import files
+
+URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behind everything else
+MOST_PRIORITY = 100
+_FOLDERS = {URGENT: 1000, BULK: -1000}
+GLANCE_BYTES = 16 << 10
+# On a line of its own, within braces on one line, or quoted as in JSON.
+_PRIORITY = re.compile(
+    rb"""(?:^[ \t{-]*["']?priority["']?|^[ \t-]*\{.*,[ \t]*priority|[{,]\s*"priority")\s*:\s*(-?\d{1,9})\b""",
+    re.MULTILINE,
+)
+_NUMBER = re.compile(r"\d{8}T\d{6}Z-\d{6,}")  # of a dropped file, which the ids of all its jobs begin with
+MOST_CLAIM = 1 << 20
+BUMPED = ".first"  # in running/
+
+
+class Ranked(Protocol):
+    """A claimed job, or a file that waits."""
+
+    @property
+    def priority(self) -> int:
+        """The most goes first."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of them by name: a claimed job ("id") or a waiting file ("file")."""
+
+    kind: str
+    name: str
+    priority: int
+
+
+Claimed = TypeVar("Claimed", bound=Ranked)
+Waiting = TypeVar("Waiting", bound=Ranked)
+
+
+def in_order(claimed: Iterable[Claimed], waiting: Iterable[Waiting]) -> Iterator[Claimed | Waiting]:
+    """Both, each by priority already, as they have their turns; one more of each is looked at than was taken."""
+    return merge(claimed, waiting, key=lambda ranked: -ranked.priority)  # of equal ones the first iterable's go first
+
+
+class Priorities:
+    """Of claimed jobs: each dropped file's is read once, as it stays what it was."""
+
+    def __init__(self, running: Path) -> None:
+        self.running = running
+        self._known: dict[str, int] = {}
+
+    def sorted(self, ids: Iterable[str]) -> list[tuple[str, int]]:
+        """Ids in the order of their turns, and their priorities."""
+        numbers = {job_id: found[0] if (found := _NUMBER.match(job_id)) else job_id for job_id in ids}
+        self._known = {number: known for number, known in self._known.items() if number in set(numbers.values())}
+        bumped = bumped_files(self.running)
+        ranked = [
+            (job_id, max(self._of(job_id, number), _FOLDERS[URGENT] * (number in bumped)))
+            for job_id, number in numbers.items()
+        ]
+        return sorted(ranked, key=lambda entry: (-entry[1], entry[0]))
+
+    def _of(self, job_id: str, number: str) -> int:
+        if number not in self._known:
+            try:
+                said = json.loads(files.read_regular(self.running / job_id / "claim.json", MOST_CLAIM) or b"{}")
+            except (OSError, ValueError, RecursionError):
+                return 0  # as long as it can't be read it lets the others pass anyway
+            priority = said.get("priority") if isinstance(said, dict) else 0
+            self._known[number] = priority if isinstance(priority, int) else 0
+        return self._known[number]
+
+
+def bumped_files(running: Path) -> set[str]:
+    """Time and number of claimed files whose jobs a person put before the others."""
+    try:
+        return set((files.read_regular(running / BUMPED, MOST_CLAIM) or b"").decode("ascii", "replace").split())
+    except OSError:
+        return set()
+
+
+def priority_of_folder(relative: str) -> int:
+    """What a file's place in the inbox says of its priority."""
+    return _FOLDERS.get(relative.partition("/")[0], 0)
+
+
+def priority_of(path: str, relative: str) -> int:
+    """What a file says of its priority, as far as a glance shows; its folder adds to that."""
+    try:
+        head = files.read_regular(Path(path), GLANCE_BYTES) or b""
+    except OSError:
+        return priority_of_folder(relative)
+    said = _PRIORITY.search(head)
+    number = max(-MOST_PRIORITY, min(MOST_PRIORITY, int(said[1]))) if said else 0
+    return number + priority_of_folder(relative)

@@ -1,0 +1,137 @@
+"""Staged pictures to the output folder that a job documents, once each, and numbered like the scripts' own.
+
+The numbers are chosen and written down before the first picture is placed, so that whatever stops in between goes
+on with the same names. They follow the highest that lies there: the scripts count files, and overwrite a picture
+when an earlier one was deleted.
+"""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdbatch.errors import JobError
+from sdbatch.storage import files
+from sdbatch.storage.root import SAMPLES
+
+REMEMBERED = 32  # folders whose last numbers are kept
+_SAMPLE, _GRID = r"(\d+)\.png", r"grid-(\d+)\.png"
+Names = dict[str, str]  # staged name -> name in the output folder, both as samples/00000.png
+
+
+class Publisher:
+    """Chooses names and publishes under them; remembers the last numbers of a few folders, nothing else."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[Path, str], tuple[int, int]] = {}  # a folder's mtime, and the next number then
+        self._swept: set[Path] = set()
+
+    def choose_names(self, outdir: Path, staged: Sequence[str]) -> Names:
+        """The next free names for staged pictures: samples/00006.png, grid-0001.png."""
+        sample = self._next_number(outdir / SAMPLES, _SAMPLE)
+        grid = self._next_number(outdir, _GRID)
+        names = {}
+        for name in staged:
+            if name.startswith("grid"):
+                names[name] = f"grid-{grid:04}.png"
+                grid += 1
+            else:
+                names[name] = f"{SAMPLES}/{sample:05}.png"
+                sample += 1
+        return names
+
+    def publish(
+        self,
+        folder: Path,
+        outdir: Path,
+        names: Names,
+        write_down: Callable[[Names], None],
+        parameters: dict[str, Any],
+    ) -> Names:
+        """Give each staged picture in `folder` its name in `outdir`, with the job's parameters beside them.
+
+        Pictures that have their name already are passed over. A name that somebody took meanwhile is never
+        overwritten: what is left gets new ones, written down first. Returns the names as they are.
+        """
+        files.make_dir(outdir / SAMPLES if any("/" in name for name in names.values()) else outdir)
+        self._sweep(outdir)
+        left = list(names)
+        while left:
+            source, target = folder / left[0], outdir / names[left[0]]
+            try:
+                files.place(source, target)
+            except FileExistsError:
+                if not files.same_content(source, target):
+                    self._numbers.clear()  # a coarse clock hid somebody's change
+                    names = names | self.choose_names(outdir, left)
+                    write_down(names)
+                    continue
+            left.pop(0)
+        for touched in {(outdir / name).parent for name in names.values()}:
+            files.sync_dir(touched)
+        _write_setup(outdir, parameters, names.values())
+        self._remember(outdir / SAMPLES, _SAMPLE, names)
+        self._remember(outdir, _GRID, names)
+        return names
+
+    def _sweep(self, outdir: Path) -> None:
+        """What a service that was killed left there, once: only one publishes in a root."""
+        if outdir not in self._swept:
+            for folder in (outdir, outdir / SAMPLES):
+                files.sweep(folder)
+            self._swept.add(outdir)
+
+    def _next_number(self, folder: Path, pattern: str) -> int:
+        """One more than the highest in a folder; it may hold thousands, and is read again only if others changed it."""
+        if not folder.is_dir():
+            return 0
+        mtime = folder.stat().st_mtime_ns
+        known, number = self._numbers.pop((folder, pattern), (0, 0))
+        if mtime != known:
+            matches = (re.fullmatch(pattern, path.name) for path in folder.iterdir())
+            number = max((int(match[1]) + 1 for match in matches if match), default=0)
+        self._numbers[folder, pattern] = (mtime, number)
+        if len(self._numbers) > REMEMBERED:
+            del self._numbers[next(iter(self._numbers))]
+        return number
+
+    def _remember(self, folder: Path, pattern: str, names: Names) -> None:
+        """Our own changes to a folder are no reason to read it again."""
+        if (folder, pattern) in self._numbers:
+            matches = (re.fullmatch(pattern, name.rpartition("/")[2]) for name in names.values())
+            ours = max((int(match[1]) + 1 for match in matches if match), default=0)
+            number = max(ours, self._numbers[folder, pattern][1])
+            self._numbers[folder, pattern] = (folder.stat().st_mtime_ns, number)
+
+
+def make_outdir(outdir: Path, grid_alone: bool) -> Path:
+    """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
+    try:
+        files.make_dir(outdir if grid_alone else outdir / SAMPLES)
+        for folder in (outdir, outdir / SAMPLES):
+            if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
+        remedy = f"; give it to the service's user (chown -R {os.geteuid()} {outdir}), then: sdbatch retry"
+        remedy *= isinstance(error, PermissionError)
+        raise JobError(f"outdir: no pictures can be put into {outdir}: {error.strerror}{remedy}") from error
+    return outdir
+
+
+def _write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str]) -> None:
+    """The job's parameters as the earlier web service kept them: setup.json, a later job's beside it by its number."""
+    data = (json.dumps(parameters, indent=4, ensure_ascii=False) + "\n").encode()
+    first = next(iter(names), "0")
+    number = re.sub(r"\D", "", first)
+    for name in ("setup.json", f"setup-{number}.json"):
+        path = outdir / name
+        if not path.exists():
+            files.write_atomically(path, data)
+            return
+        if not path.is_file() or path.read_bytes() == data:
+            return  # somebody's folder or pipe of that name: the manifest has it all

@@ -1,0 +1,208 @@
+"""What the folders tell, in one look: from files alone, so that it works over a share, and without the service.
+
+status.json is what the service says of itself; the folders are the truth. Where they differ the folders win, and a
+service that has said nothing for a while is taken for gone. Nothing here fails for what somebody wrote into a file.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from heapq import nsmallest
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from sdbatch.errors import Cancelled, JobError, printable
+from sdbatch.spool.order import Entry, Priorities, in_order, priority_of, priority_of_folder
+from sdbatch.storage import files
+from sdbatch.storage.file_names import is_job_name, is_nobodys_folder, natural_key
+from sdbatch.storage.root import Root
+
+RESTING = "outside its hours"  # the state of a service that waits for its active_hours, as it should
+SHOWN = 20  # of the queue
+MOST_GLANCES = 500  # files that are looked into for their priority
+FAILURES = 5
+SILENT_SECONDS = 30.0  # it writes once a second; what holds it up for longer, as a share may, holds up the jobs too
+SETTLED_SECONDS = 3.0  # after which a missing process counts, and is no start or end just under way
+MOST_BYTES = 1 << 20
+REASON_BYTES = 2000
+
+Facts = dict[str, Any]
+# What programs find in any case, in the order of status.json.
+_KEYS = (
+    *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
+    *("queue", "passed_over", "unmovable", "failures", "done", "failed", "job", "updated_at"),
+)
+
+
+def look(root: Root, now: datetime) -> Facts:
+    """All that `sdbatch status` shows; its keys are those of status.json, and a few more."""
+    facts = dict.fromkeys(_KEYS) | read_status(root)
+    runs = is_running(facts, now)
+    job = facts.get("job") if runs else None
+    facts["job"] = job if isinstance(job, dict) and job.get("id") else None
+    if not runs:
+        facts |= {"state": _last_state(facts), "problem": paused(root), "problem_since": None}
+    said = facts.get("queue")
+    empty = facts.get("empty") if runs else None
+    facts["empty"] = unfilled = [name for name in empty if isinstance(name, str)] if isinstance(empty, list) else []
+    last = [name for key in ("passed_over", "unmovable") for name in (facts[key] if runs else None) or ()]
+    told, ignored = said if runs and isinstance(said, dict) else {}, ignored_folders(facts)
+    facts["queue"] = queue(root, told, facts["job"], unfilled, last, ignored)
+    return facts | {"is_running": runs, "failures": failures(root)}
+
+
+def check_root(root: Root) -> None:
+    """Say so where there is nothing to look at.
+
+    Raises:
+        JobError: there is no root, or not for this user.
+    """
+    root.require(root.status.parent)
+    if not os.access(root.status.parent, os.R_OK | os.X_OK) or (
+        root.status.exists() and not os.access(root.status, os.R_OK)
+    ):
+        raise JobError(f"{root.status.parent} can't be read by you: who looks there must be in its group")
+
+
+def read_status(root: Root) -> Facts:
+    """What status.json says; nothing where there is none, or where it is none of ours."""
+    try:
+        facts = json.loads(files.read_regular(root.status, MOST_BYTES) or b"{}")
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def is_running(facts: Facts, now: datetime) -> bool:
+    """By what it last wrote, and when. A process id means something on its own machine alone."""
+    age = seconds_since(facts.get("updated_at"), now)
+    if facts.get("state") in (None, "stopped") or age > SILENT_SECONDS:
+        return False
+    is_ours = facts.get("host") == platform.node() and isinstance(facts.get("pid"), int)
+    return not (is_ours and age > SETTLED_SECONDS and not _is_alive(facts["pid"]))
+
+
+def queue(
+    root: Root,
+    said: Facts,
+    job: Facts | None,
+    empty: Iterable[str] = (),
+    last: Iterable[str] = (),
+    ignored: Iterable[str] = (),
+) -> Facts:
+    """What waits, as the folders have it, in the order of turns; files of one priority in the order that was told.
+
+    `last` are those that the service passes over for now, ids and names.
+    """
+    waiting, ids, last = set(_waiting(root.inbox, ignored)).difference(empty), claimed(root, job), set(last)
+    arrived = {name: number for number, name in enumerate(_told_files(said))}
+    is_glanced = len(waiting) <= MOST_GLANCES
+
+    def ranked(name: str) -> Entry:
+        is_near = is_glanced or name in arrived
+        return Entry("file", name, priority_of(f"{root.inbox}/{name}", name) if is_near else priority_of_folder(name))
+
+    def turn(entry: Entry) -> tuple[object, ...]:
+        return -entry.priority, arrived.get(entry.name, len(arrived)), natural_key(entry.name)
+
+    known = Priorities(root.running).sorted(set(ids).difference(last))
+    files_there = nsmallest(SHOWN, map(ranked, waiting.difference(last)), key=turn)
+    line = in_order((Entry("id", *entry) for entry in known), files_there)
+    rest = [("id", name) for name in ids if name in last] + [("file", name) for name in sorted(waiting & last)]
+    settling, held = (said[key] if isinstance(said.get(key), int) else 0 for key in ("settling", "waiting_for_files"))
+    told = chain(((entry.kind, entry.name) for entry in line), rest)
+    return queue_of(len(ids), max(0, len(waiting) - settling), settling, held, told)
+
+
+def _told_files(said: Facts) -> Iterator[str]:
+    """Names of waiting files that the service told, in their order."""
+    order = said.get("next")
+    for entry in order if isinstance(order, list) else []:
+        name = entry.get("file") if isinstance(entry, dict) else None
+        if isinstance(name, str):
+            yield name
+
+
+def queue_of(claimed: int, ready: int, settling: int, held: int, line: Iterable[tuple[str, str]]) -> Facts:
+    """What waits, as status.json tells it; `line` is the order of claimed jobs ("id") and waiting files ("file")."""
+    numbers = {"claimed": claimed, "ready": ready, "settling": settling, "waiting_for_files": held}
+    return {**numbers, "next": [{kind: name} for kind, name in islice(line, SHOWN)]}
+
+
+def claimed(root: Root, job: Facts | None) -> list[str]:
+    """The ids of claimed jobs, but for the one that is drawn."""
+    return sorted(name for name in _folders(root.running) if name != (job or {}).get("id"))
+
+
+def failures(root: Root) -> list[Facts]:
+    """The last failed jobs, newest first, with their reasons."""
+    newest = sorted(_folders(root.failed), reverse=True)[: FAILURES * 4]  # by arrival, which is nearly it
+    found = [entry for name in newest if (entry := _failure(root.failed / name)) is not None]
+    return sorted(found, key=lambda entry: str(entry["failed_at"]), reverse=True)[:FAILURES]
+
+
+def paused(root: Root) -> str:
+    """Why nothing would be drawn even if the service ran; it says the same of itself while it does."""
+    return "paused until jobs/PAUSE is removed" if root.pause.exists() else ""
+
+
+def seconds_since(text: object, now: datetime) -> float:
+    """How long ago a time of status.json was; for ever, if it is none."""
+    with suppress(ValueError, TypeError):
+        return (now - datetime.fromisoformat(str(text))).total_seconds()
+    return float("inf")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _last_state(facts: Facts) -> str:
+    if facts.get("state") is None:
+        return "never started here"
+    return "stopped" if facts.get("state") == "stopped" else "ended without a word"
+
+
+def _failure(folder: Path) -> Facts | None:
+    try:
+        reason = files.read_regular(folder / "error.txt", REASON_BYTES) or b""
+        when = datetime.fromtimestamp((folder / "error.txt").stat().st_mtime, UTC)
+    except OSError:
+        return None
+    text = printable(reason.decode("utf-8", "replace").strip())
+    if text == Cancelled.TEXT:
+        return None
+    return {"id": folder.name, "reason": text, "failed_at": when.isoformat(timespec="seconds")}
+
+
+def _folders(place: Path) -> list[str]:
+    try:
+        with os.scandir(place) as entries:
+            return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def ignored_folders(facts: Facts) -> tuple[str, ...]:
+    """Names of folders that the service does not look into, as it told its settings."""
+    settings = facts.get("settings")
+    names = settings.get("ignore_folders") if isinstance(settings, dict) else None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def _waiting(inbox: Path, ignored: Iterable[str] = ()) -> Iterable[str]:
+    """Names of job files below the inbox, as status.json tells them, in the folders that the service looks into."""
+    for place, folders, names in os.walk(inbox):
+        folders[:] = [name for name in folders if not is_nobodys_folder(name, ignored)]
+        within = "" if Path(place) == inbox else os.path.relpath(place, inbox) + "/"
+        yield from (within + name for name in names if is_job_name(name))

@@ -1,0 +1,1 @@
+"""Files, and where they lie: every durable step and every path."""

@@ -1,0 +1,55 @@
+"""The sha256 of checkpoints, each read once, ever: state/checksums.json keeps them by what a file is, not by its name.
+
+Needs no torch: who lists models has none.
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from sdbatch.storage import files
+
+
+def fingerprint(path: Path, cache: Path) -> str:
+    """The sha256 of a checkpoint file, or of all weight files of a folder; each file is read once, ever.
+
+    `cache` is a JSON file of digests by device, inode, size and mtime: a file changed in place is read again.
+    """
+    known = _read(cache)
+    digests = []
+    for part in _parts(path):
+        key = _identity(part)
+        if key not in known:
+            known[key] = files.sha256(part)
+            with suppress(OSError):  # a cache: worth no error
+                files.write_atomically(cache, json.dumps(known, indent=1).encode())
+        digests.append(known[key])
+    return _together(path, digests)
+
+
+def known_fingerprint(path: Path, cache: Path) -> str | None:
+    """The same without reading the checkpoint; None where it was never read."""
+    known = _read(cache)
+    digests = [known.get(_identity(part)) for part in _parts(path)]
+    return None if None in digests or not digests else _together(path, [digest or "" for digest in digests])
+
+
+def _together(path: Path, digests: list[str]) -> str:
+    return digests[0] if path.is_file() else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _parts(path: Path) -> list[Path]:
+    return [p for p in files.below(path) if p.suffix in {".safetensors", ".bin"}] if path.is_dir() else [path]
+
+
+def _identity(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _read(cache: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(cache.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}  # a cache: worth no error

@@ -1,0 +1,378 @@
+"""Where things lie under one root, and which paths a job may name: the one home of path policy."""
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdbatch.errors import JobError, Missing, NoRoot, NotHere
+from sdbatch.storage import files
+from sdbatch.storage.safe_open import open_beneath
+from sdbatch.storage.spelling import as_stored, in_other_case, normal
+
+SECRET = ("state", "models", "configs")  # no job reads there but its model: a manifest would tell what it read
+FILES = ("init_img", "from_file")  # that a job names beside its model
+OURS = ("jobs", *SECRET)  # no job's pictures go there
+DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
+SAMPLES = "samples"  # in every output folder
+WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+NOWHERE = (0, 0)
+MOST_FOLDERS = 2000  # looked through for weights
+
+
+class NamedModel(NamedTuple):
+    """A model under a name of the admin's: its files as the configuration names them."""
+
+    ckpt: str
+    config: str = DEFAULT_CONFIG
+    vae: str = ""
+
+
+class ModelFiles(NamedTuple):
+    """The files of a model; a folder in diffusers format is its own config."""
+
+    ckpt: Path
+    config: Path
+    vae: Path | None  # where the checkpoint's own autoencoder isn't used
+
+
+@dataclass(frozen=True)
+class Root:
+    """The folders of one service, and what the configuration says of jobs.
+
+    Attributes:
+        allowed: folders outside that they may name.
+        named: models under names of the admin's.
+        defaults: fields of a job with the values that they have here where it doesn't say them.
+    """
+
+    path: Path
+    allowed: tuple[Path, ...] = ()
+    named: tuple[tuple[str, NamedModel], ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def inbox(self) -> Path:
+        """Files that people drop."""
+        return self.path / "jobs" / "inbox"
+
+    @property
+    def uploads(self) -> Path:
+        """Pictures that visitors of the page sent, until the jobs that name them have copies."""
+        return self.inbox / "uploads"
+
+    @property
+    def running(self) -> Path:
+        """Claimed jobs, a folder each."""
+        return self.path / "jobs" / "running"
+
+    @property
+    def done(self) -> Path:
+        """Finished jobs, a folder each."""
+        return self.path / "jobs" / "done"
+
+    @property
+    def failed(self) -> Path:
+        """Jobs that can't be drawn, a folder each with error.txt."""
+        return self.path / "jobs" / "failed"
+
+    @property
+    def status(self) -> Path:
+        """What the service does now."""
+        return self.path / "jobs" / "status.json"
+
+    @property
+    def pause(self) -> Path:
+        """While it is there, nothing is drawn."""
+        return self.path / "jobs" / "PAUSE"
+
+    @property
+    def now(self) -> Path:
+        """While it is there, the hours in which to draw don't count; it is taken away when they begin."""
+        return self.path / "jobs" / "NOW"
+
+    @property
+    def outputs(self) -> Path:
+        """The pictures where the original scripts put them."""
+        return self.path / "outputs"
+
+    @property
+    def models(self) -> Path:
+        """Checkpoints, often behind links."""
+        return self.path / "models"
+
+    @property
+    def configs(self) -> Path:
+        """The checkpoints' yaml files and the service's own configuration."""
+        return self.path / "configs"
+
+    @property
+    def configuration(self) -> Path:
+        """The service's own configuration."""
+        return self.configs / "sdbatch.yaml"
+
+    @property
+    def state(self) -> Path:
+        """The lock and what can be rebuilt."""
+        return self.path / "state"
+
+    def folders(self) -> tuple[Path, ...]:
+        """All that must be there before the service can run."""
+        return (
+            self.inbox,
+            self.running,
+            self.done,
+            self.failed,
+            self.outputs,
+            self.models,
+            self.configs,
+            self.state,
+        )
+
+    def require(self, folder: Path) -> None:
+        """Make sure of a folder that every root has; a link may lead to a share that is away.
+
+        Raises:
+            NoRoot: it isn't there.
+            OSError: nobody can say; it may not be looked at, or its disk fails.
+        """
+        try:
+            folder.lstat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NoRoot(
+                f"{self.path} is no root (there is no {self.show(folder)}): mount its disk, name another with --root, "
+                f"or make one: sdbatch init {self.path}"
+            ) from error
+
+    def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
+        """The file that a job names, looked for in each of `bases` in order; it lies inside the root, links resolved.
+
+        Raises:
+            Missing: it isn't there.
+            JobError: it leads out of the root, or into the service's own folders, or is no path.
+        """
+        for base in bases:
+            path = self._inside(field, named, base)
+            if any(_leads_into(path, (self.path / own).resolve()) for own in SECRET):
+                raise JobError(f'{field}: "{named}" is a file of the service; name one beside the job or in outputs/')
+            if _exists(path):
+                return path
+        _refuse_pattern(field, named)
+        if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
+            raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
+        places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))
+        said = f'{field}: there is no "{named}" (looked in {places}){self._hint(field, named, bases)}'
+        raise Missing(said, may_be_drawn="/" in named)  # no job draws into the root itself, or into the inbox
+
+    def open(self, field: str, named: str, found: Path) -> BufferedReader:
+        """A file that `find` found, opened for reading without a way out for who changes links in between.
+
+        Raises:
+            JobError: it is no plain file, or leads out of the root by now.
+        """
+        path = found.resolve()
+        place = next((p.resolve() for p in (self.path, *self.allowed) if _is_below(path, p.resolve())), self.path)
+        try:
+            handle = open_beneath(place, os.path.relpath(path, place))
+        except OSError as error:
+            if files.is_disk_trouble(error):
+                raise
+            raise JobError(f'{field}: "{named}" can\'t be read: {error.strerror}') from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise JobError(f'{field}: "{named}" is not a file')
+        return os.fdopen(handle, "rb")
+
+    def has_checkpoint(self) -> bool:
+        """Whether any weights lie in the root, for whatever job; links that lead nowhere do not count."""
+        seen = {_place(folder) for folder in (self.path / "jobs", self.outputs, self.state)}
+        return any(
+            _has_weights(folder, depth, any_name, seen)
+            for folder, depth, any_name in (
+                (self.models, 12, True),
+                *((place, 5, False) for place in (self.configs, self.path, *self.allowed)),
+            )
+        )
+
+    def find_model(self, field: str, named: str) -> Path:
+        """A checkpoint or config: as named from the root, or by its bare name in models/ or configs/.
+
+        Links in there are the admin's and lead where they lead.
+        """
+        bases = (self.path, self.configs if field.endswith("config") else self.models)
+        for base in bases:
+            path = self._normal(field, named, base)
+            if _exists(path) or os.path.islink(path):  # noqa: PTH114 - Path.is_symlink raises on overlong names
+                if not any(_is_below(path, folder) for folder in (self.models, self.configs)):
+                    path = self._inside(field, named, base)
+                    self._refuse_links_out(field, named, path)
+                if not _exists(path):
+                    raise NotHere(
+                        f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it'
+                    )
+                if not path.is_file() and not path.is_dir():
+                    raise JobError(f'{field}: "{named}" is not a file')
+                return path
+            if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
+                raise NotHere(f'{field}: "{named}" lies behind a link to a disk that is not there')
+        _refuse_pattern(field, named)
+        looked = f"{self.path}/ and {self.show(bases[1])}/"
+        if hint := self._hint(field, named, bases):
+            raise JobError(f'{field}: there is no "{named}" (looked in {looked}){hint}')
+        raise JobError(f'{field}: there is no "{named}" (looked in {looked}); copy the file there, or put a link to it')
+
+    def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
+        """A folder that anybody may have made: what it holds lies in the root, too."""
+        if path.is_dir():
+            for number, part in enumerate(files.below(path)):
+                if number > MOST_FOLDERS:
+                    raise JobError(f'{field}: "{named}" holds too many files for a model')
+                self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())
+
+    def find_weights(self, ckpt: str, config: str, vae: str = "") -> ModelFiles:
+        """The files of a model that a job names: by its paths, or by a name in the configuration.
+
+        What the job names beside the name, other than the default, is used in place of the named model's own.
+        """
+        known = {normal(name): model for name, model in self.named}
+        if normal(ckpt) not in known:
+            found = self.find_model("ckpt", ckpt)
+            own = found if found.is_dir() else self.find_model("config", config)
+            return ModelFiles(found, own, self.find_model("vae", vae) if vae else None)
+        model, where = known[normal(ckpt)], f"models: {ckpt}: "
+        found = self._find_named(where + "ckpt", model.ckpt)
+        if found.is_dir():
+            own = found
+        elif config != DEFAULT_CONFIG:
+            own = self.find_model("config", config)
+        else:
+            own = self._find_named(where + "config", model.config)
+        other = self._find_named(where + "vae", model.vae) if model.vae else None
+        return ModelFiles(found, own, self.find_model("vae", vae) if vae else other)
+
+    def _find_named(self, field: str, named: str) -> Path:
+        """A file that the configuration names: an absolute path is the admin's own business."""
+        if not Path(named).is_absolute():
+            return self.find_model(field, named)
+        path = as_stored(Path(named))
+        if not _exists(path):
+            raise NotHere(f"{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it")
+        return path
+
+    def output_folder(self, named: str) -> Path:
+        """Where a job's pictures go; it need not exist yet.
+
+        Raises:
+            JobError: it leads out of the root, or into the service's own folders.
+        """
+        path = self._inside("outdir", named, self.path)
+        self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
+        if path == self.path.resolve() or any(_leads_into(path, self.path.resolve() / own) for own in OURS):
+            raise JobError(f'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine')
+        return path
+
+    def show(self, path: Path) -> str:
+        """A path as people know it: from the root where it lies there."""
+        for base in (self.path, self.path.resolve()):
+            if _is_below(path, base):
+                return path.relative_to(base).as_posix()
+        return str(path)
+
+    def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
+        """The likely name of a file that is not there: the same letters in another case, where a job may name it."""
+        for base in bases:
+            found = in_other_case(self._normal(field, named, base))
+            if found is not None and self._may_be_told(field, found):
+                return f"; did you mean {os.path.relpath(found, base)}?"
+        return ""
+
+    def _may_be_told(self, field: str, found: Path) -> bool:
+        """Whether a job may name this, and so learn that it is there."""
+        if field not in FILES and any(_is_below(found, folder) for folder in (self.models, self.configs)):
+            return True
+        try:
+            path = self._inside(field, str(found), self.path)
+        except JobError:
+            return False
+        return not any(_leads_into(path, (self.path / own).resolve()) for own in SECRET)
+
+    def _normal(self, field: str, named: str, base: Path) -> Path:
+        """`named` below `base` by its letters alone, as they are stored there; `..` may not lead out."""
+        if "\0" in named:
+            raise JobError(f"{field}: a path can't hold a NUL character")
+        path = Path(os.path.normpath(base / named))
+        if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
+            raise JobError(f'{field}: "{named}" leads out of the root {self.path}; only files inside it may be named')
+        return as_stored(path)
+
+    def _inside(self, field: str, named: str, base: Path) -> Path:
+        """`named` below `base`, links resolved; it must end inside the root or an allowed folder."""
+        try:
+            path = self._normal(field, named, base).resolve()
+        except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
+            raise JobError(f'{field}: "{named}" can\'t be followed to a file') from error
+        if not any(_is_below(path, place.resolve()) for place in (self.path, *self.allowed)):
+            raise JobError(
+                f'{field}: "{named}" is a link out of the root {self.path}; only files inside it may be named'
+            )
+        return path
+
+
+def _refuse_pattern(field: str, named: str) -> None:
+    """A shell fills in patterns; here one is a name of nothing, which nobody should wait for."""
+    if "*" in named or "?" in named:
+        raise JobError(f'{field}: "{named}" is a pattern; name one file or folder')
+
+
+def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, int]]) -> bool:
+    """Whether a checkpoint lies in a folder or up to `depth` levels below, links followed, each folder once."""
+    try:
+        place = _place(folder)
+        if depth == 0 or place in seen or len(seen) > MOST_FOLDERS:
+            return False
+        seen.add(place)
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return False
+    return any(_is_weights(path, any_name=any_name) for path in entries) or any(
+        _has_weights(path, depth - 1, any_name, seen) for path in entries if not path.name.startswith(".")
+    )
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """What a folder is, by whatever name; nothing where there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return NOWHERE
+    return status.st_dev, status.st_ino
+
+
+def _is_weights(path: Path, *, any_name: bool) -> bool:
+    try:
+        return (any_name or path.suffix.lower() in WEIGHTS) and path.stat().st_size > 0 and path.is_file()
+    except OSError:
+        return False
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path == folder or folder in path.parents
+
+
+def _leads_into(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder by any name: to some filesystems Configs is configs."""
+    if _is_below(path, folder):
+        return True
+    there = _place(folder)
+    return there != NOWHERE and any(_place(place) == there for place in (path, *path.parents))

@@ -1,0 +1,1 @@
+"""What the service tells: log, journal, systemd, jobs/status.json."""

@@ -1,0 +1,119 @@
+"""Logging: lines for a person on a terminal, fields for systemd's journal, JSON for everything else.
+
+A line that has a job_id goes into the job's folder too, as log.jsonl: it can be read over a share, and stays with the
+pictures. Those lines may be lost, and never stop anything.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from sdbatch.storage import files
+from sdbatch.storage.file_names import JOB_LOG
+from sdbatch.telemetry import journal
+
+Log = structlog.stdlib.BoundLogger
+
+
+class _Forgiving:
+    """Standard error, which nobody may be reading any more, or which is a full disk: a line is not worth a night.
+
+    It is looked up for each line: a progress bar puts something else into its place.
+    """
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
+def set_up(*, verbose: bool = False, job_folders: Sequence[Path] = ()) -> None:
+    """Everything goes to standard error; standard output belongs to the commands' answers.
+
+    `job_folders` are those in which a job's folder may lie: jobs/running/ and where it goes from there.
+    """
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _JobLines(job_folders),
+    ]
+    if sys.stderr.isatty():
+        plain = structlog.dev.plain_traceback
+        processors += [
+            structlog.processors.StackInfoRenderer(),
+            structlog.dev.ConsoleRenderer(exception_formatter=plain),
+        ]
+    else:
+        # Without local variables: what they hold, a password's hash among them, is not the journal's.
+        without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        processors.append(structlog.processors.ExceptionRenderer(without_locals))
+        if journal.is_behind(sys.stderr):
+            processors.append(_to_journal)
+        processors.append(structlog.processors.JSONRenderer())
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(_Forgiving()),  # type: ignore[arg-type]
+    )
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING)
+
+
+def get() -> Log:
+    """The logger; bind job ids to it."""
+    log: Log = structlog.get_logger()
+    return log
+
+
+class _JobLines:
+    """Adds what concerns a job to the log.jsonl in its folder, wherever that is by now."""
+
+    def __init__(self, job_folders: Sequence[Path]) -> None:
+        self.job_folders = job_folders
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        job_id = event.get("job_id")
+        if job_id:
+            facts = structlog.processors.format_exc_info(logger, method, dict(event))
+            line = json.dumps(facts, default=repr).encode() + b"\n"
+            for place in self.job_folders:
+                with suppress(OSError):
+                    _append(place / str(job_id) / JOB_LOG, line)
+                    break
+        return event
+
+
+def _append(path: Path, line: bytes) -> None:
+    """In one write, so that a line is whole or not there; never through a link."""
+    handle = files.open_to_append(path)
+    try:
+        os.write(handle, line)
+    finally:
+        os.close(handle)
+
+
+def _to_journal(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Sends the line as fields, and there it ends; one that the journal does not take goes the way of all others."""
+    facts: dict[str, Any] = {name: value for name, value in event.items() if name != "event"}
+    with suppress(OSError):
+        journal.send(json.dumps(event, default=repr), method, facts)
+        raise structlog.DropEvent
+    return event
+
+
+class _Libraries(logging.Handler):
+    """What libraries log in Python's own way goes the way of our lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        get().warning(record.getMessage(), logger=record.name)

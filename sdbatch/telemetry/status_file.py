@@ -1,0 +1,85 @@
+"""jobs/status.json: what the service does now, for whoever looks at the folder."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sdbatch import __version__
+from sdbatch.storage import files
+from sdbatch.telemetry import systemd
+
+MIN_INTERVAL = 1.0  # seconds: shares and SSDs have better things to do
+
+
+class StatusFile:
+    """Keeps the facts and writes them atomically, at most once a second; it may be lost, so nothing is synced.
+
+    `watcher` is shown the facts each time they are told.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.watcher: Callable[[dict[str, Any]], None] | None = None
+        self.facts: dict[str, Any] = {
+            "state": "starting",
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "version": __version__,
+        }
+        self._written = float("-inf")
+
+    def tell(self, mono: float, wall: datetime, *, at_once: bool = False, **facts: Any) -> None:
+        """Note facts; they reach the file now, or with the next call after a second has gone by.
+
+        A function among them is asked when the file is written: what costs a look at the disk.
+        """
+        self.facts |= facts
+        since = self.facts.get("problem_since") or wall.isoformat(timespec="seconds")
+        self.facts["problem_since"] = since if self.facts.get("problem") else None
+        if self.watcher is not None:
+            self.watcher(self.facts)
+        if not at_once and mono - self._written < MIN_INTERVAL:
+            return
+        self._written = mono
+        self.facts["updated_at"] = wall.isoformat(timespec="seconds")
+        systemd.notify(STATUS=self.sentence())
+        told = {name: _asked(fact) for name, fact in self.facts.items()}
+        with suppress(OSError):  # a full disk is told where it matters
+            files.write_atomically(self.path, json.dumps(told, indent=1).encode(), durable=False)
+
+    def sentence(self) -> str:
+        """The facts in one line, for `systemctl status`."""
+        state, problem, job = (self.facts.get(key) for key in ("state", "problem", "job"))
+        if job:
+            left = f", {duration(job['eta_seconds'])} left" if job.get("eta_seconds") is not None else ""
+            held = f"; a job waits: {problem}" if problem else ""
+            name = job["name"] or job["id"]
+            return f"{state} {name}: {job['pictures_done']} of {job['pictures']} pictures{left}{held}"
+        return f"{state}: {problem}" if problem else str(state)
+
+
+def _asked(fact: Any) -> Any:
+    """A fact, or nothing where it can't be had now: that must not silence the others, least of all why."""
+    try:
+        return fact() if callable(fact) else fact
+    except OSError:
+        return None
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 45 s, 12 min, 3 h 20 min, 2 days."""
+    if seconds == float("inf"):
+        return "an unknown time"
+    whole = max(0, int(seconds))
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 100 * 60:
+        return f"{round(whole / 60)} min"
+    if whole < 100 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{round(whole / 86400)} days"
