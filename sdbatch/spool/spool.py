@@ -16,6 +16,7 @@ An attempt is counted in claim.json, and synced, before the renderer sees the jo
 cannot do so for ever. `<id>` is time, number and name; it sorts by arrival even when the clock steps back.
 """
 
+import errno
 import json
 import os
 import re
@@ -262,8 +263,7 @@ class Spool:
         try:
             files.make_dir(folder)
             self._write(claim)
-            if handover.fetch(dropped, folder / file, claim.id):
-                self.note(claim, held=f"{handover.holder_of(Path(source), claim.id).as_posix()}/{name}")
+            self._fetch(claim, dropped)
         except OSError as error:
             if not _may_hold(folder / file):  # else the rename happened, or may have, and it is ours
                 # What was taken from another filesystem, but not copied, is found there and put back.
@@ -276,6 +276,17 @@ class Spool:
         with suppress(OSError):
             handover.take_along(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
         return claim
+
+    def _fetch(self, claim: Claim, dropped: Path) -> None:
+        """Move a dropped file into its job's folder; where it has to be copied, that is noted first."""
+        target = self.folder(claim) / claim.file
+        try:
+            files.move(dropped, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self.note(claim, held=f"{handover.holder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}")
+            handover.fetch(dropped, target, claim.id)
 
     def make_own(self, claim: Claim) -> None:
         """See to it that nobody else has the job's file open, once, before it is read."""
