@@ -102,7 +102,7 @@ def test_a_comfyui_picture_from_another_picture_and_with_linked_values(tmp_path:
     assert said.notes[0].startswith("Denoising strength: 0.6: it was drawn from another picture"), said.notes
 
 
-def drawn_by_comfyui(graph: dict[str, Any], tmp_path: Path) -> Said:
+def drawn_by_comfyui(graph: dict[str, Any], tmp_path: Path) -> PictureInfo:
     return said_by(foreign.png(tmp_path / "a.png", {"prompt": json.dumps(graph)}))
 
 
