@@ -1,11 +1,12 @@
 """Roots of both kinds: one for the fake engine and a clock of its own, one with the small reference model."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests_support import drain, lay_model, run_sdbatch
+from warm import ColdPopen, WarmPopen
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
@@ -24,6 +25,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(item.name if item.path.stem in SPREAD else item.path.stem))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> Iterator[None]:
+    """Our programs start without their imports, unless a test asks for `cold`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", WarmPopen)
+        yield
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of how a program starts."""
+    monkeypatch.setattr(subprocess, "Popen", ColdPopen)
 
 
 @pytest.fixture
