@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 # What Python, and the libraries, read when they are started.
 AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ")
 ColdPopen = subprocess.Popen
+PYTHON = sys.executable  # a test may name another
 
 
 class WarmPopen(ColdPopen):  # type: ignore[type-arg] # of text or bytes, as it is asked for
@@ -48,7 +49,7 @@ class WarmPopen(ColdPopen):  # type: ignore[type-arg] # of text or bytes, as it 
 
 def _is_ours(given: Mapping[str, Any]) -> bool:
     command = given["args"]
-    if not isinstance(command, (list, tuple)) or [*command[:2]] != [sys.executable, "-m"]:
+    if not isinstance(command, (list, tuple)) or [*command[:2]] != [PYTHON, "-m"]:
         return False
     is_plain = given["preexec_fn"] is None and given["uid"] is None and given["umask"] == -1 and not given["shell"]
     if not is_plain or command[2].partition(".")[0] != "sdbatch" or "SDBATCH_COLD" in os.environ:
