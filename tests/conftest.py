@@ -59,7 +59,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How to have the programs that skipped tests miss; why each was skipped stands above."""
+    """How to have the programs that skipped tests miss; why each was skipped stands below."""
     reasons = "\n".join(str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
     places = f"{os.environ['PATH']}:/usr/sbin"
     missing = {
