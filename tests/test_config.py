@@ -220,9 +220,9 @@ def test_everybody_who_keeps_settings_gets_the_new_ones(root: Root, clock: FakeC
     root.configuration.write_text(text + "hooks: {on_idle: [tell], limit_seconds: 4}\nkeep: {done_days: 3}\n")
     service.reload_requested = True
     service.run_once(clock)
-    inputs = service.intake.inputs
-    assert (service.inbox.stillness.settle_seconds, inputs.wait_seconds, inputs.max_bytes) == (7, 8, 5)
-    assert (service.intake.limits.steps, service.readiness.settings.pause_after) == (6, 9)
+    inputs = service.job_loader.inputs
+    assert (service.inbox.stability.settle_seconds, inputs.wait_seconds, inputs.max_bytes) == (7, 8, 5)
+    assert (service.job_loader.limits.steps, service.readiness.settings.pause_after) == (6, 9)
     assert (service.hooks.commands, service.hooks.limit_seconds) == ({"on_idle": ["tell"]}, 4)
     assert service.settings.keep.done_days == 3
 

@@ -33,7 +33,7 @@ LIMITS = ("max_user_watches", "max_user_instances")
 INOTIFY = Path("/proc/sys/fs/inotify")
 
 
-def look(root: Root, settings: Settings) -> Iterator[Finding]:
+def check_all(root: Root, settings: Settings) -> Iterator[Finding]:
     """Everything here, one after another; what needs the folders only where they are there and can be used."""
     usable = True
     for finding in folders(root):
