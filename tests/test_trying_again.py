@@ -167,7 +167,7 @@ def fails_first(root: Root, clock: FakeClock) -> Service:
     """A service in which the first job fails when two of its pictures are finished."""
     engine = CutOff(2, RendererDied("signal 9"))
     engine.before = die_unless_it_begins
-    service = starts(root, engine, attempts=1)
+    service = starts(root, engine, max_attempts=1)
     while not service.failed:
         service.run_once(clock)
         clock.sleep(1)
