@@ -220,9 +220,9 @@ def test_everybody_who_keeps_settings_gets_the_new_ones(root: Root, clock: FakeC
     root.configuration.write_text(text + "hooks: {on_idle: [tell], timeout_seconds: 4}\nretention: {done_days: 3}\n")
     service.reload_requested = True
     service.run_once(clock)
-    inputs = service.intake.inputs
-    assert (service.inbox.stillness.settle_seconds, inputs.wait_seconds, inputs.max_bytes) == (7, 8, 5)
-    assert (service.intake.limits.steps, service.readiness.settings.max_consecutive_crashes) == (6, 9)
+    inputs = service.job_loader.inputs
+    assert (service.inbox.stability.settle_seconds, inputs.wait_seconds, inputs.max_bytes) == (7, 8, 5)
+    assert (service.job_loader.limits.steps, service.readiness.settings.max_consecutive_crashes) == (6, 9)
     assert (service.hooks.commands, service.hooks.timeout_seconds) == ({"on_idle": ["tell"]}, 4)
     assert service.settings.retention.done_days == 3
 
@@ -274,7 +274,7 @@ def test_settings_are_read_by_their_old_names_and_told_the_new_ones(path: Path) 
     assert (settings.max_consecutive_crashes, settings.input_wait_seconds) == (9, 8)
     assert settings.model_cache_bytes == 6
     assert len(read.renamed) == 9
-    assert f"{path}: line 5: hooks.limit_seconds is now called timeout_seconds" in read.renamed
+    assert f"{path}: line 5: hooks.timeout_seconds is now called timeout_seconds" in read.renamed
     assert {value.key: value.origin for value in read.values()}["retention.done_days"] == f"{path}, line 6"
 
 

@@ -64,7 +64,9 @@ def test_wrong_settings_are_a_finding_among_others(root: Root) -> None:
     (root.configs / "sdbatch.yaml").write_text("devise: cpu\n")
     settings, found = doctor._settings(root)
     assert (found.level, "devise" in found.text) == ("problem", True)
-    assert all(finding.level != "problem" for finding in environment.look(root, settings)), "the rest goes by defaults"
+    assert all(finding.level != "problem" for finding in environment.check_all(root, settings)), (
+        "the rest goes by defaults"
+    )
 
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="mount namespaces are forbidden here")

@@ -18,9 +18,9 @@ from sdbatch.history import scan
 from sdbatch.history.history import History
 from sdbatch.history.restore import restore
 from sdbatch.imaging import infotext, origin, other_programs, png_text, reader_process
-from sdbatch.imaging.origin import Said
-from sdbatch.imaging.reader_process import Reader, Unread
-from sdbatch.job import reader as jobfile
+from sdbatch.imaging.origin import PictureInfo
+from sdbatch.imaging.reader_process import Reader, ReadTimedOut
+from sdbatch.job import reader
 from sdbatch.job.document import read_json, read_yaml
 from sdbatch.storage.root import Root
 
@@ -38,7 +38,7 @@ WHOLE = {
 }
 
 
-def said_by(path: Path) -> Said:
+def said_by(path: Path) -> PictureInfo:
     said = origin.read(path)
     assert said is not None
     return said
@@ -242,7 +242,7 @@ def test_a_job_files_and_a_manifests_time_grows_with_their_length(name: str) -> 
         return lambda: list(read_yaml(FILES[name](length)))
 
     def parse(length: int) -> Callable[[], object]:
-        return lambda: jobfile.parse(FILES[name](length).encode(), "a.yaml")
+        return lambda: reader.parse(FILES[name](length).encode(), "a.yaml")
 
     assert grows_evenly(read, 400_000)
     assert grows_evenly(parse, 400_000)
@@ -319,7 +319,7 @@ def test_a_reader_that_ends_is_begun_anew(tmp_path: Path, monkeypatch: pytest.Mo
     path = foreign.png(tmp_path / "a.png", foreign.PNGS["webui"])
     with Reader() as opened:
         monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", ""))
-        with pytest.raises(Unread, match="passed over"):
+        with pytest.raises(ReadTimedOut, match="passed over"):
             opened.read(path)
         monkeypatch.undo()
         assert opened.read(path) == origin.read(path)

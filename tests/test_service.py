@@ -455,7 +455,7 @@ def test_a_file_that_is_not_ours_to_move_lets_the_others_pass(
     service = start()
     drain(service, clock)
     assert service.done == 1
-    assert list(service.turns.unmovable.why) == ["1.yaml"]
+    assert list(service.scheduler.unmovable.why) == ["1.yaml"]
     assert (root.inbox / "1.yaml").exists()
     assert not list(root.running.iterdir())
 

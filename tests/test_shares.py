@@ -454,7 +454,7 @@ def test_a_job_waits_for_its_picture_while_the_inbox_is_away(
     for _ in range(60):
         assert not service.run_once(clock)
         clock.sleep(1)
-    assert (service.failed, len(service.turns.waiting)) == (0, 1)
+    assert (service.failed, len(service.scheduler.waiting)) == (0, 1)
     (root.path / "away").rename(root.inbox)
     drain(service, clock)
     assert service.done == 1

@@ -169,4 +169,4 @@ def test_a_picture_on_its_way_under_another_normal_form_is_waited_for(
     drain(service, clock)
     assert (service.done, service.failed) == (1, 0)
     assert only(only(root.done) / "inputs").name == "init_img.png"
-    assert isinstance(service.intake.inputs, InputStager)
+    assert isinstance(service.job_loader.inputs, InputStager)

@@ -21,7 +21,7 @@ from sdbatch.engine.protocol import Draw
 from sdbatch.errors import InstallError
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.operations import install
-from sdbatch.operations.install import Plan, plan_install, plan_uninstall
+from sdbatch.operations.install import InstallPlan, plan_install, plan_uninstall
 from sdbatch.service import daemon
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
@@ -206,7 +206,7 @@ def test_what_is_not_there_is_not_preloaded(root: Root) -> None:
 # What is installed.
 
 
-def plan(path: Path, *, user: bool = False, **settings: object) -> Plan:
+def plan(path: Path, *, user: bool = False, **settings: object) -> InstallPlan:
     return plan_install(Root(path), Settings.model_validate(settings), user=user)
 
 
@@ -217,7 +217,7 @@ def at_opt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/opt/sdbatch/.venv/bin/python")
 
 
-def unit_of(plan: Plan, name: str = "sdbatch.service") -> str:
+def unit_of(plan: InstallPlan, name: str = "sdbatch.service") -> str:
     return next(text for path, text in plan.write.items() if path.name == name)
 
 
@@ -445,6 +445,6 @@ def test_a_bad_configuration_is_not_installed(tmp_path: Path) -> None:
 
 def test_a_command_that_fails_is_told_in_its_own_words() -> None:
     with pytest.raises(InstallError, match=r"failed: .*No such file"):
-        Plan(running=True, after=[["ls", "/nowhere"]]).carry_out()
+        InstallPlan(running=True, after=[["ls", "/nowhere"]]).carry_out()
     with pytest.raises(InstallError, match="is this a machine with systemd"):
-        Plan(running=True, after=[["no-such-program"]]).carry_out()
+        InstallPlan(running=True, after=[["no-such-program"]]).carry_out()

@@ -19,7 +19,7 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Outfit(Message):
+class RendererConfig(Message):
     """What a renderer is started with."""
 
     device: str  # auto, cpu, cuda, cuda:1 ...

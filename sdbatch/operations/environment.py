@@ -33,7 +33,7 @@ LIMITS = ("max_user_watches", "max_user_instances")
 INOTIFY = Path("/proc/sys/fs/inotify")
 
 
-def look(root: Root, settings: Settings) -> Iterator[Finding]:
+def check_all(root: Root, settings: Settings) -> Iterator[Finding]:
     """Everything here, one after another; what needs the folders only where they are there and can be used."""
     usable = True
     for finding in folders(root):
@@ -166,7 +166,7 @@ def hard_links(root: Root) -> Finding:
 def events(root: Root, settings: Settings) -> Finding:
     """Whether the kernel tells of dropped files, tried as the service does it."""
     if not settings.use_inotify:
-        return ok("inotify", f"not asked for (use_inotify: off): the inbox is looked at every {settings.rescan_seconds:g} s")
+        return ok("inotify", f"not used (use_inotify: off): the inbox is scanned every {settings.rescan_seconds:g} s")
     if share := share_of(root.inbox):
         return warning(
             "inotify",

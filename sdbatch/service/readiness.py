@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.protocol import Engine
-from sdbatch.errors import EngineDown, NotHere
+from sdbatch.errors import EngineDown, TemporarilyUnavailable
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.operations import environment
 from sdbatch.service.task import Task
@@ -49,7 +49,7 @@ class Readiness:
         self._apart = ""
         self._tried_at = float("-inf")
 
-    def look(self, now: float, wall: datetime) -> None:
+    def refresh(self, now: float, wall: datetime) -> None:
         """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
         held, paused = self.why_held(wall), self._paused()
         self.is_resting = bool(held and not paused)
@@ -99,7 +99,7 @@ class Readiness:
         """Low space holds a job up before it is begun and not in the middle.
 
         Raises:
-            NotHere: it may need more than there is; a smaller one may not.
+            TemporarilyUnavailable: it may need more than there is; a smaller one may not.
         """
         if isinstance(task.job, Txt2Img):
             width, height = task.job.picture_size
@@ -109,7 +109,7 @@ class Readiness:
         need = 2 * task.total * each  # the grid holds all of them again
         for folder in (self.root.running, task.outdir):
             if (room := self._room(folder)) < need:
-                raise NotHere(
+                raise TemporarilyUnavailable(
                     f"{task.claim.id} may need {need / 1e6:,.1f} MB, and {max(0, room) / 1e6:,.1f} MB are free for "
                     f"{self.root.show(folder)}/{FREE_SOME}"
                 )

@@ -17,7 +17,7 @@ from sdbatch.spool.inputs import Staged
 from sdbatch.spool.publish import Names
 from sdbatch.spool.spool import Claim
 from sdbatch.storage.root import Root
-from sdbatch.telemetry.progress import Pace
+from sdbatch.telemetry.progress import ProgressEstimate
 
 SHORT_PROMPT = 100
 GLANCE_BYTES = 1 << 16
@@ -75,7 +75,7 @@ class Drawing:
     loaded: Loaded | None = None
     finished: Finished | None = None
     stepped: Stepped | None = None  # the last
-    pace: Pace = field(default_factory=Pace)
+    estimate: ProgressEstimate = field(default_factory=ProgressEstimate)
 
     def note(self, task: Task, event: Event, now: float) -> None:
         """Take in what the engine told at `now`, on the clock that never steps back."""
@@ -86,7 +86,7 @@ class Drawing:
                 self.loaded = event
             case Stepped():
                 self.stepped = event
-                self.pace.look(task.drawn_at(event), task.total, now)
+                self.estimate.update(task.drawn_at(event), task.total, now)
             case StagedSample():
                 self.samples.append(event)
             case StagedGrid():
@@ -96,7 +96,7 @@ class Drawing:
 
     def progress(self, task: Task, now: float) -> dict[str, Any]:
         """What status.json tells of a job that is drawn."""
-        done, step, left = len(self.samples), self.stepped, self.pace.seconds_left(now)
+        done, step, left = len(self.samples), self.stepped, self.estimate.seconds_left(now)
         return {
             "id": task.claim.id,
             "name": task.job.name,
