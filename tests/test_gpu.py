@@ -22,8 +22,8 @@ from PIL import Image
 from reference_model import CKPT, CONFIG, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from safetensors.torch import save_file
 from small_models import TINY_TEXT, changed, small_v2
-from test_ladder import INIT, apart
 from test_lora import kohya, random_matrices, weights_of
+from test_memory_fallback import INIT, apart
 from test_precision import model_in, overflowing, pixels_of_float32
 from tests_support import drain_for_real, only, run_sdbatch, small_draw
 

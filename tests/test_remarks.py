@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_jobfile import read, read_job
+from test_job_reader import read, read_job
 from tests_support import REFERENCE, drain, only
 
 from sdbatch.client.validate import check_file

@@ -246,7 +246,8 @@ def little_memory() -> None:
 def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp_path: Path) -> None:
     """Not refused by us: the kernel gives no more address space, whoever asks."""
     jobs = [task(tmp_path / "large", H=384, W=384, ddim_steps=1), task(tmp_path / "small")]
-    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_ladder; test_ladder.little_memory()"
+    load = "from test_memory_fallback import little_memory; little_memory()"
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); {load}"
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "checksums.json")],
         input=Request(jobs=jobs).model_dump_json(),
