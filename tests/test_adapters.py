@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdbatch.errors import JobError
-from sdbatch.renderer.lora.lora import read_lora, wearing
+from sdbatch.renderer.lora.lora import apply_loras, read_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -54,7 +54,7 @@ def save_with_peft(config: Any, folder: Path) -> dict[str, Tensor]:
 
 def worn(path: Path, weight: float = 1.0) -> dict[str, Tensor]:
     model = reference_model()
-    with wearing(model, [read_lora(path, weight)]):
+    with apply_loras(model, [read_lora(path, weight)]):
         return {key: value.clone() for key, value in model.unet.state_dict().items()}
 
 
@@ -226,7 +226,7 @@ def test_what_lycoris_saves_does_what_lycoris_does(kind: str, tmp_path: Path) ->
     channels = layer.weight.shape[1] if layer.weight.ndim > 1 else layer.weight.shape[0]
     x = torch.randn(2, channels, 8, 8) if layer.weight.ndim == 4 else torch.randn(2, 5, channels)
     before = layer(x)
-    with wearing(reference_model(), [read_lora(tmp_path / "l.safetensors", 1.0)]):
+    with apply_loras(reference_model(), [read_lora(tmp_path / "l.safetensors", 1.0)]):
         ours = layer(x)
     assert not torch.allclose(ours, before, atol=1e-3)
     with torch.no_grad():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from test_jobfile import outcome, read_error, read_job
+from test_job_reader import outcome, read_error, read_job
 
 # Prompts that mean something else to YAML
 
@@ -49,7 +49,7 @@ def test_a_prompt_that_yaml_takes_for_something_else_is_shown_in_quotes(prompt: 
 
 
 def first_error(text: str) -> str:
-    from test_jobfile import read  # noqa: PLC0415 - of several jobs
+    from test_job_reader import read  # noqa: PLC0415 - of several jobs
 
     return next(str(entry.error).removeprefix("job.yaml: ") for entry in read(text) if entry.error)
 

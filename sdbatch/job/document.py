@@ -172,7 +172,7 @@ class _Builder:
                 step: Line = keys[-1] if isinstance(container, dict) and keys[-1] is not None else len(container)
                 here = path if container is root else (*path, step)
                 value = self._node(event, line)
-                self._look_around(event, here, line)
+                self._note_context(event, here, line)
                 if isinstance(container, dict):
                     container[step] = value
                     keys[-1] = None
@@ -188,7 +188,7 @@ class _Builder:
                 return root[0]
             event = next(self.events)
 
-    def _look_around(self, event: Event, path: tuple[Line, ...], line: int) -> None:
+    def _note_context(self, event: Event, path: tuple[Line, ...], line: int) -> None:
         """What stands beside a value and may have been meant as part of it."""
         if isinstance(event, ScalarEvent) and not event.style and (comment := self._comment_behind(event)):
             self.cut[path] = comment

@@ -19,7 +19,7 @@ from sdbatch.spool.publish import Names
 from sdbatch.spool.spool import Claim
 from sdbatch.storage import files
 from sdbatch.storage.root import LORA_CONFIG, MOST_FOLDERS, Root
-from sdbatch.telemetry.progress import Pace
+from sdbatch.telemetry.progress import ProgressEstimate
 
 SHORT_PROMPT = 100
 GLANCE_BYTES = 1 << 16
@@ -79,7 +79,7 @@ class Drawing:
     loaded: Loaded | None = None
     finished: Finished | None = None
     stepped: Stepped | None = None  # the last
-    pace: Pace = field(default_factory=Pace)
+    estimate: ProgressEstimate = field(default_factory=ProgressEstimate)
 
     def note(self, task: Task, event: Event, now: float) -> None:
         """Take in what the engine told at `now`, on the clock that never steps back."""
@@ -90,7 +90,7 @@ class Drawing:
                 self.loaded = event
             case Stepped():
                 self.stepped = event
-                self.pace.look(task.drawn_at(event), task.total, now)
+                self.estimate.update(task.drawn_at(event), task.total, now)
             case StagedSample():
                 self.samples.append(event)
             case StagedGrid():
@@ -100,7 +100,7 @@ class Drawing:
 
     def progress(self, task: Task, now: float) -> dict[str, Any]:
         """What status.json tells of a job that is drawn."""
-        done, step, left = len(self.samples), self.stepped, self.pace.seconds_left(now)
+        done, step, left = len(self.samples), self.stepped, self.estimate.seconds_left(now)
         return {
             "id": task.claim.id,
             "name": task.job.name,

@@ -85,7 +85,7 @@ _OTHER_MODELS = {
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraWeights:
     """A LoRA as read from its file.
 
     Attributes:
@@ -101,7 +101,7 @@ class Lora:
     scales: Mapping[str, float]
 
 
-def read_lora(path: Path, weight: float) -> Lora:
+def read_lora(path: Path, weight: float) -> LoraWeights:
     """Read a LoRA: a file, or the folder that PEFT or diffusers made for it.
 
     Raises:
@@ -118,7 +118,7 @@ def read_lora(path: Path, weight: float) -> Lora:
             before = f"{network}.{layer}" if network else layer
             layers[before] = _settled(layer, own, strengths)
             scales[before] = _scale(layer, layers[before], alphas, strengths)
-    return Lora(path.name, weight, layers, scales)
+    return LoraWeights(path.name, weight, layers, scales)
 
 
 def _files(path: Path) -> Iterator[tuple[Path, str]]:
@@ -229,14 +229,14 @@ def _settled(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
 
 
 @contextmanager
-def wearing(model: Model, loras: Sequence[Lora]) -> Iterator[None]:
+def apply_loras(model: Model, loras: Sequence[LoraWeights]) -> Iterator[None]:
     """Inside, the model has the LoRAs on; behind it, it is what it was, bit for bit.
 
     Raises:
         JobError: a LoRA has layers that the model has not, or of other shapes.
     """
     places = _layers(model) if loras else {}
-    wanted: dict[nn.Module, list[tuple[Lora, str]]] = {}
+    wanted: dict[nn.Module, list[tuple[LoraWeights, str]]] = {}
     for lora in loras:
         _require_layers(lora, places)
         for name in lora.layers if lora.weight else ():
@@ -254,7 +254,7 @@ def wearing(model: Model, loras: Sequence[Lora]) -> Iterator[None]:
             setattr(layer, kind, parameter)
 
 
-def _change(layer: nn.Module, worn: Sequence[tuple[Lora, str]]) -> None:
+def _change(layer: nn.Module, worn: Sequence[tuple[LoraWeights, str]]) -> None:
     """Replace a layer's weight, and its bias where that changes too."""
     for kind in ("weight", "bias"):
         own: Tensor | None = getattr(layer, kind)
@@ -274,7 +274,7 @@ def _change(layer: nn.Module, worn: Sequence[tuple[Lora, str]]) -> None:
             setattr(layer, kind, nn.Parameter(total.to(own.dtype), requires_grad=False))
 
 
-def _require_layers(lora: Lora, places: Mapping[str, nn.Module]) -> None:
+def _require_layers(lora: LoraWeights, places: Mapping[str, nn.Module]) -> None:
     strange = [name for name in lora.layers if flat_name(name) not in places]
     if not strange:
         return
@@ -286,7 +286,7 @@ def _require_layers(lora: Lora, places: Mapping[str, nn.Module]) -> None:
     raise JobError(f"loras: {lora.name} names its layers in a way that is not known: {_listed(strange)}")
 
 
-def _require_shape(lora: Lora, name: str, layer: nn.Module) -> None:
+def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
     """Before anything is multiplied: a file may claim sizes whose product fills any memory."""
     weight, parts = layer.weight, lora.layers[name]
     assert isinstance(weight, Tensor), "of a layer that has one"
@@ -309,7 +309,7 @@ def _require_shape(lora: Lora, name: str, layer: nn.Module) -> None:
         )
 
 
-def _require_numbers(lora: Lora, name: str) -> None:
+def _require_numbers(lora: LoraWeights, name: str) -> None:
     if spoilt := [slot for slot, part in lora.layers[name].items() if not bool(part.isfinite().all())]:
         raise JobError(
             f"loras: {lora.name} is damaged: {_short(name)} ({spoilt[0]}) holds what is not a number; copy it again"

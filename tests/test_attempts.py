@@ -14,7 +14,7 @@ from sdbatch.client import control
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, Event, Outfit, Request, StagedSample
+from sdbatch.engine.protocol import Draw, Event, RendererConfig, Request, StagedSample
 from sdbatch.errors import RendererDied
 from sdbatch.service import readiness
 from sdbatch.service.service import Service
@@ -136,7 +136,7 @@ class NeverReady(LocalEngine):
     """Says that it is ready, and then a renderer never says a word."""
 
     def __init__(self, root: Root, clock: FakeClock) -> None:
-        super().__init__(Outfit(device="cpu", checksums=root.state / "checksums.json"))
+        super().__init__(RendererConfig(device="cpu", checksums=root.state / "checksums.json"))
         self.clock, self.is_down = clock, False
         self.command = ["sleep", "60"]
 
@@ -167,7 +167,7 @@ def fails_first(root: Root, clock: FakeClock) -> Service:
     """A service in which the first job fails when two of its pictures are finished."""
     engine = CutOff(2, RendererDied("signal 9"))
     engine.before = die_unless_it_begins
-    service = starts(root, engine, attempts=1)
+    service = starts(root, engine, max_attempts=1)
     while not service.failed:
         service.run_once(clock)
         clock.sleep(1)
