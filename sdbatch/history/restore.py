@@ -262,11 +262,11 @@ def _with_model(root: Root, said: PictureInfo) -> tuple[Fields, list[str]]:
 
 
 def _find_weights(root: Root, stem: str) -> str:
-    """The checkpoint of this name in models/, from the root; empty where there is none."""
+    """The checkpoint of this name, with or without its suffix, in models/, from the root; empty where there is none."""
     for number, path in enumerate(files.below(root.models) if root.models.is_dir() else ()):
         if number > MOST_WEIGHTS:
             break
-        if path.stem == stem and path.suffix.lower() in WEIGHTS:
+        if stem in (path.stem, path.name) and path.suffix.lower() in WEIGHTS:
             return root.show(path)
     return ""
 

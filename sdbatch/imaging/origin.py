@@ -59,6 +59,8 @@ def read(path: Path) -> PictureInfo | None:
     if told is None:
         return PictureInfo(*size, unread=[*written.texts, *written.unread])
     fields, notes = infotext.to_fields(told)
+    if not told.is_img2img and not {"W", "H"} <= fields.keys():
+        notes.append(f"Size: is not told; the picture has {size[0]}x{size[1]}")
     version = told.settings.get("Version", "")
     if not version.startswith("sdbatch"):
         notes.append(ELSEWHERE)
