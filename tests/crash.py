@@ -85,7 +85,7 @@ def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
     status_file.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
     files.on_step = on_step
     return daemon.run(
-        root, Settings.model_validate({"settle_seconds": 0, "rescan_seconds": 0.1, "events": False}), drain=True
+        root, Settings.model_validate({"settle_seconds": 0, "rescan_seconds": 0.1, "use_inotify": False}), drain=True
     )
 
 

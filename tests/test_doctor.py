@@ -133,8 +133,8 @@ def test_a_share_is_known_by_what_it_is_mounted_as(root: Root, monkeypatch: pyte
     listed = root.path / "mountinfo"
     listed.write_text(mounts)
     monkeypatch.setattr(filesystem, "MOUNTS", listed)
-    assert "events: off" in environment.events(root, Settings()).remedy
-    assert environment.events(root, Settings(events=False)).level == "ok"
+    assert "use_inotify: off" in environment.events(root, Settings()).remedy
+    assert environment.events(root, Settings(use_inotify=False)).level == "ok"
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (-3600, "warning"), (-40 * 365 * 86400, "warning")])

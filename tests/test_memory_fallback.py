@@ -202,7 +202,7 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, resident_bytes=10**9)
+    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, model_cache_bytes=10**9)
     other = Path(shutil.copy(CKPT, tmp_path / "other.ckpt"))
     renderer.preload(other, CONFIG)
 
@@ -266,7 +266,7 @@ LIMITED = f"""
 import sys
 sys.path.insert(0, {str(HERE)!r})
 from small_memory import SmallMemory
-from sdbatch.engine import renderer
+from sdbatch.renderer import renderer
 draw = renderer.draw
 def limited(*arguments):
     with SmallMemory(1 << 20):
@@ -279,7 +279,7 @@ renderer.main()
 def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_next_is_drawn(model_root: Root) -> None:
     engine = LocalEngine(RendererConfig(device="cpu", checksums=model_root.state / "checksums.json"))
     engine.command[1:3] = ["-c", LIMITED]
-    service = Service(model_root, Settings(settle_seconds=0, attempts=2), engine)
+    service = Service(model_root, Settings(settle_seconds=0, max_attempts=2), engine)
     model = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nddim_steps: 1\nn_iter: 1\nn_samples: 1\n"
     drop_job(model_root, "1-large.yaml", model + "H: 256\nW: 256\n")
     drop_job(model_root, "2-small.yaml", model + "H: 64\nW: 64\n")

@@ -181,7 +181,7 @@ def test_three_hundred_jobs_are_drawn_in_order_and_load_no_more_than_they_must(
     folders = [tmp_path / f"{n:03}" for n in range(300)]
     jobs = [small(folder, checkpoints[n // 10 % 2]) for n, folder in enumerate(folders)]
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, resident_bytes=budget)
+    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, model_cache_bytes=budget)
     renderer.serve(io.StringIO(Request(jobs=jobs).model_dump_json()))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert [event["job_id"] for event in events if event["type"] == "finished"] == [folder.name for folder in folders]

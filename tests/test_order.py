@@ -75,7 +75,7 @@ def test_an_urgent_job_that_waited_for_its_picture_or_out_a_pause_still_goes_fir
         if draw.job.prompt == "old2":
             drop_job(root, "urgent/later.png", "a picture")
 
-    service = start(copy_the_picture, settle_seconds=0, picture_wait_seconds=100)
+    service = start(copy_the_picture, settle_seconds=0, input_wait_seconds=100)
     drain(service, clock)
     assert drawn(service) == ["old1", "old2", "now", "old3", "old4"]
 

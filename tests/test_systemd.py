@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests_support import HERE, run_sdbatch
 
-from sdbatch.config.settings import Preload, Settings
+from sdbatch.config.settings import DefaultModel, Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.errors import InstallError
@@ -192,15 +192,15 @@ def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_is_preloaded_is_what_jobs_name_by_default() -> None:
     job = Txt2Img(prompt="a")
-    assert Preload() == Preload(ckpt=job.ckpt, config=job.config)
+    assert DefaultModel() == DefaultModel(ckpt=job.ckpt, config=job.config)
 
 
 def test_what_is_not_there_is_not_preloaded(root: Root) -> None:
     found = root.path / "models/ldm/stable-diffusion-v1/model.ckpt"
-    assert daemon._to_preload(root, Preload())[0] == found
-    assert not daemon._to_preload(root, Preload(ckpt=""))
+    assert daemon._to_preload(root, DefaultModel())[0] == found
+    assert not daemon._to_preload(root, DefaultModel(ckpt=""))
     found.unlink()
-    assert not daemon._to_preload(root, Preload())
+    assert not daemon._to_preload(root, DefaultModel())
 
 
 # What is installed.
@@ -315,7 +315,7 @@ def test_links_from_models_into_a_home_are_seen(at_opt: None, tmp_path: Path, mo
     [
         {"models": {"v15": {"ckpt": "/home/alice/v15.ckpt"}}},
         {"models": {"v15": {"ckpt": "v15.ckpt", "vae": "/home/alice/vae.pt"}}},
-        {"preload": {"ckpt": "/home/alice/v15.ckpt"}},
+        {"default_model": {"ckpt": "/home/alice/v15.ckpt"}},
         {"safety_checker": "/home/alice/checker"},
     ],
 )

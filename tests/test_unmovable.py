@@ -148,7 +148,7 @@ def test_clearing_up_heeds_a_stop_between_two_folders(
 ) -> None:
     for n in range(20):
         drop_job(root, f"{n}.yaml", JOB)
-    service = start(keep={"done_count": 0})
+    service = start(retention={"done_count": 0})
 
     def stop(name: str, path: Path) -> None:
         service.stop_requested = service.stop_requested or (name == "remove" and path.parent == root.done)

@@ -25,10 +25,10 @@ def clean(
 
     place, settings = open_root(root)
     place.require(place.inbox)
-    outdated = [*retention.outdated(place, settings.keep, datetime.now(UTC))]
+    outdated = [*retention.outdated(place, settings.retention, datetime.now(UTC))]
     if not outdated:
         typer.echo("the rules of keep: give nothing up")
     for folder in outdated:
         if apply:
-            retention.remove(place, folder, outputs=settings.keep.outputs)
+            retention.remove(place, folder, outputs=settings.retention.outputs)
         typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")

@@ -25,7 +25,7 @@ class RendererConfig(Message):
     device: str  # auto, cpu, cuda, cuda:1 ...
     checksums: Path  # the cache of checkpoints' digests; what was converted lies beside it
     converted_bytes: int = 0  # what conversions may take
-    resident_bytes: int = 0  # what loaded models may take
+    model_cache_bytes: int = 0  # what loaded models may take
     safety_checker: str = "auto"  # auto, off, or the folder of one
     watermark: str = ""
 

@@ -271,7 +271,7 @@ def _linked(root: Root) -> list[Path]:
 
 def _named(settings: Settings) -> list[Path]:
     """The absolute paths of models that the configuration names, links followed too."""
-    models = (settings.preload, *settings.models.values())
+    models = (settings.default_model, *settings.models.values())
     named = [Path(name) for model in models for name in model.model_dump().values()]
     absolute = [path for path in (*named, Path(settings.safety_checker)) if path.is_absolute()]
     return [*absolute, *(path.resolve() for path in absolute)]

@@ -74,7 +74,7 @@ class Renderer:
         checksums: Path,
         answers: IO[str],
         converted_bytes: int = 0,
-        resident_bytes: int = 0,
+        model_cache_bytes: int = 0,
         safety_checker: str = "auto",
         watermark: str = "",
     ) -> None:
@@ -82,7 +82,7 @@ class Renderer:
         self.watermark = Watermark(watermark) if watermark else None
         self.checkers = Checkers(safety_checker, self.device, checksums)
         conversions = Conversions(checksums.parent / "models", checksums, converted_bytes)
-        self.model_cache = ModelCache(self.device, resident_bytes, conversions)
+        self.model_cache = ModelCache(self.device, model_cache_bytes, conversions)
         self.answers = answers
 
     def preload(self, ckpt: Path, config: Path, vae: Path | None = None) -> None:

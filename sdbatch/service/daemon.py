@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from sdbatch.config import sources
-from sdbatch.config.settings import Preload, Settings
+from sdbatch.config.settings import DefaultModel, Settings
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Engine, RendererConfig
 from sdbatch.errors import ConfigError, JobError
@@ -46,10 +46,12 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     service.index_writer.start()
     service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
     sources.warn_of_a_short_watchdog(settings, service.log)
-    if settings.events:
+    if settings.use_inotify:
         service.inbox.watcher.start()
     for text in sources.unknown_variables():
-        service.log.warning("a variable in the environment is not read", why=text)
+        service.log.warning("a variable in the environment has another name", why=text)
+    for text in sources.load(root.configuration).renamed:
+        service.log.warning("a setting has another name", why=text)
     try:
         with _bar(service):
             return _loop(service, system_clock, drain=drain)
@@ -88,20 +90,20 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         from sdbatch.engine.fake import FakeEngine  # noqa: PLC0415 - not part of a real service
 
         return FakeEngine()
-    chosen = settings.preload if preload else Preload(ckpt="")
+    chosen = settings.default_model if preload else DefaultModel(ckpt="")
     checker = settings.safety_checker
     config = RendererConfig(
         device=settings.device,
         checksums=root.state / "checksums.json",
         converted_bytes=settings.converted_bytes,
-        resident_bytes=settings.resident_bytes,
+        model_cache_bytes=settings.model_cache_bytes,
         safety_checker=checker if checker in {"auto", "off"} else str(as_stored(root.path / checker)),
         watermark=settings.watermark,
     )
     return LocalEngine(config, lambda: _to_preload(root, chosen))
 
 
-def _to_preload(root: Root, chosen: Preload) -> Sequence[Path]:
+def _to_preload(root: Root, chosen: DefaultModel) -> Sequence[Path]:
     """The checkpoint, config and autoencoder to load ahead, as they lie there when a renderer starts, or nothing."""
     try:
         return [path for path in root.find_weights(chosen.ckpt, chosen.config) if path] if chosen.ckpt else ()

@@ -21,7 +21,9 @@ from sdbatch.storage import files, filesystem
 from sdbatch.storage.root import Root
 
 READ_BYTES = 2000
-FREE_SOME = ", but for what free_bytes keeps: free some space (`sdbatch clean`, old folders in jobs/done/ and outputs/)"
+FREE_SOME = (
+    ", but for what min_free_bytes keeps free: make room (`sdbatch prune`, old folders in jobs/done/ and outputs/)"
+)
 FAILURES = "failures-in-a-row"
 APART_AGAIN_SECONDS = 5.0
 ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
@@ -62,7 +64,7 @@ class Readiness:
         """A job failed by the machine's fault: after too many in a row the rest is left alone."""
         self._failures += 1
         self._remember()
-        if self._failures < self.settings.pause_after:
+        if self._failures < self.settings.max_consecutive_crashes:
             return
         text = (
             f"{self._failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n{why}\n"

@@ -69,11 +69,11 @@ class Service:
         self.hold: Callable[[], None] = lock.hold if lock else lambda: None  # raises where another service has it
         self.spool = Spool(root)
         self.inbox = Inbox(root.inbox, settings.settle_seconds, settings.rescan_seconds)
-        inputs = InputStager(root, self.inbox, settings.limits.input_bytes, settings.picture_wait_seconds)
+        inputs = InputStager(root, self.inbox, settings.limits.input_bytes, settings.input_wait_seconds)
         self.job_loader = JobLoader(root, self.spool, inputs, settings.limits)
         self.publisher = Publisher()
         self.readiness = Readiness(root, engine, settings)
-        self.hooks = Hooks(settings.hooks.commands(), settings.hooks.limit_seconds)
+        self.hooks = Hooks(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.index_writer = IndexWriter(root)
         self.latecomers = Latecomers(root, self.spool, self.inbox)
         self.scheduler = Scheduler(self.spool, self.inbox, self.readiness)
@@ -161,7 +161,7 @@ class Service:
 
     def _tidy(self, now: Now) -> None:
         """What `keep:` gives up; where jobs wait, for room, only what none of them may name."""
-        keep, is_drained = self.settings.keep, self.is_drained()
+        keep, is_drained = self.settings.retention, self.is_drained()
         self._tidy_at = now.mono + (retention.EVERY_SECONDS if is_drained else retention.FULL_SECONDS)
         retention.sweep_uploads(self.root, now.wall)
         given_up = retention.outdated if is_drained else retention.outdated_beside_waiting
@@ -170,7 +170,7 @@ class Service:
                 break
             self.manager.feed(monotonic())
             retention.remove(self.root, folder, outputs=keep.outputs)
-            self.log.info("taken away by the rules of keep", folder=self.root.show(folder))
+            self.log.info("removed by the rules of retention", folder=self.root.show(folder))
 
     def _why_not_held(self) -> OSError | None:
         """Nothing is claimed without the lock; why it can't be held now, if so."""
@@ -195,8 +195,8 @@ class Service:
         self.scheduler.repeats = (self.scheduler.repeats or Repeats(self.root)) if settings.repeats == "skip" else None
         self.inbox.ignored = self.inbox.watcher.ignored = settings.ignore_folders
         self.job_loader.limits, inputs = settings.limits, self.job_loader.inputs
-        inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.picture_wait_seconds
-        self.hooks.use(settings.hooks.commands(), settings.hooks.limit_seconds)
+        inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.input_wait_seconds
+        self.hooks.use(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.status.facts["settings"] = settings.model_dump(mode="json")
 
     def tell_trouble(self, error: OSError, now: Now) -> None:
@@ -256,7 +256,7 @@ class Service:
         start_at = count_staged(folder / samples)
         drawing = Drawing(now.wall, now.mono)
         attempts = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
-        if attempts >= self.settings.attempts:
+        if attempts >= self.settings.max_attempts:
             raise RendererDied("or the service itself did")
         self.spool.note(claim, attempts=attempts + 1, staged=start_at, drawn_from=origin)
         self.scheduler.owed.pop(claim.id, None)
@@ -415,7 +415,7 @@ class Service:
 
     def _retry(self, claim: Claim, text: str, now: Now) -> None:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
-        if claim.attempts >= self.settings.attempts and self._count_staged(claim) <= claim.staged:
+        if claim.attempts >= self.settings.max_attempts and self._count_staged(claim) <= claim.staged:
             told = f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}"
             self._fail(claim, told, now)
             self.readiness.count_failure(told)

@@ -19,6 +19,7 @@ OURS = ("jobs", *SECRET)  # no job's pictures go there
 DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
 
