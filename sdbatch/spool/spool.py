@@ -198,7 +198,7 @@ class Spool:
         marks = self.root.running.glob(f"*/{CANCEL}")
         return next((claim for mark in marks if (claim := self._read(mark.parent)) is not None), None)
 
-    def heed_cancel(self, claim: Claim) -> None:
+    def raise_if_cancelled(self, claim: Claim) -> None:
         """End a job that a person took back.
 
         Raises:
@@ -233,7 +233,7 @@ class Spool:
         """Whether a job of this name lies in done/ or failed/."""
         return any((place / job_id).exists() for place in (self.root.done, self.root.failed))
 
-    def take_up(self, failed: Path) -> None:
+    def requeue(self, failed: Path) -> None:
         """Bring a failed job back to running/, with a clean slate and what was drawn of it.
 
         What it names is looked for anew, but for copies that a person mended where they lie.
