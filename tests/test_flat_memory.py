@@ -39,11 +39,11 @@ def test_nothing_is_kept_of_jobs_that_have_ended(
     monkeypatch.setattr(os, "fsync", lambda _: None)
     for module in (fake, publish):
         monkeypatch.setattr(module, "REMEMBERED", 5, raising=False)
-    service = start(picture_wait_seconds=1)
+    service = start(input_wait_seconds=1)
     draw(service, root, clock, 0)
     before = draw(service, root, clock, JOBS)
     growth = draw(service, root, clock, 2 * JOBS) - before
     assert (service.done, service.failed) == (72, 18)
     assert growth < JOBS / 2, "not one object a job"
-    assert not service.intake.inputs._waits
+    assert not service.job_loader.inputs._waits
     assert not service.latecomers._seen

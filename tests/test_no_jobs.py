@@ -17,7 +17,7 @@ from sdbatch.service.service import Service
 from sdbatch.service.unmovable import Unmovable
 from sdbatch.spool import no_jobs
 from sdbatch.spool.inbox import Arrival
-from sdbatch.spool.status_reader import look
+from sdbatch.spool.status_reader import read_overview
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web.translation import in_chinese
@@ -107,7 +107,7 @@ def test_what_else_is_no_job_is_told_with_what_to_do(root: Root, service: Servic
 def test_what_jobs_name_and_what_is_nobodys_is_not_told(root: Root, service: Service, clock: FakeClock) -> None:
     lay(root, *UNTOLD)
     assert told(root, service, clock) == {"count": 0, "files": {}}
-    assert look(root, datetime.now(UTC))["no_jobs"]["count"] == 0, "nor without the service"
+    assert read_overview(root, datetime.now(UTC))["no_jobs"]["count"] == 0, "nor without the service"
 
 
 def test_a_text_that_reads_like_a_job_is_told_and_one_that_shows_a_job_is_not(
@@ -183,10 +183,10 @@ def test_the_inbox_is_looked_through_once_and_texts_are_opened_once(
 def test_status_doctor_and_the_page_say_it_with_and_without_a_service(root: Root) -> None:
     lay(root, "truck.yaml.txt", *(f"{n}.zip" for n in range(9)))
     with (console := Console(width=200)).capture() as said:
-        console.print(_screen(look(root, datetime.now(UTC)), datetime.now(UTC), with_bar=False))
+        console.print(_screen(read_overview(root, datetime.now(UTC)), datetime.now(UTC), with_bar=False))
     assert "no job: truck.yaml.txt: a job's name ends in .yaml, .yml or .json: rename it to truck.yaml" in said.get()
     assert f"and {10 - FILES} more" in said.get()
-    assert look(root, datetime.now(UTC))["no_jobs"]["count"] == 10
+    assert read_overview(root, datetime.now(UTC))["no_jobs"]["count"] == 10
     (finding,) = doctor._inbox(root)
     assert (finding.level, "rename it to truck.yaml" in finding.text) == ("warning", True)
     assert "rename it to truck.yaml" in Visitor(root).get("/").text
@@ -199,11 +199,11 @@ def test_what_the_service_said_is_shown_and_what_somebody_else_wrote_there_break
     wrong: object
     for wrong in (1, [], {"a": 1}, {"count": "x", "files": [1]}, {"count": -1, "files": {"a": None}}):
         root.status.write_text(json.dumps(facts | {"no_jobs": wrong, "unmovable": wrong, "passed_over": None}))
-        assert look(root, now)["no_jobs"]["count"] in (0, 1)
+        assert read_overview(root, now)["no_jobs"]["count"] in (0, 1)
         assert visitor.get("/").text
     said = {"count": 70, "files": {"x.ymal": "because"}}
     root.status.write_text(json.dumps(facts | {"no_jobs": said, "unmovable": said}))
-    assert look(root, now)["no_jobs"] == said
+    assert read_overview(root, now)["no_jobs"] == said
     page = visitor.get("/").text
     assert page.count("x.ymal") == 2
     assert page.count("and 69 more") == 2

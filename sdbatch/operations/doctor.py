@@ -47,7 +47,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     settings, finding = _settings(root)
     yield finding
     root = settings.told_to(root)
-    yield from environment.look(root, settings)
+    yield from environment.check_all(root, settings)
     yield from _driver(settings.device)
     if settings.engine == "fake":
         yield warning(
@@ -221,7 +221,7 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
 
 def _inbox(root: Root) -> Iterator[Finding]:
     """What lies there and is not drawn."""
-    facts = status_reader.look(root, datetime.now(UTC))
+    facts = status_reader.read_overview(root, datetime.now(UTC))
     for key, text, remedy in (
         ("unmovable", "jobs can't be taken out of the inbox", "change the rights of its folder as it says"),
         ("no_jobs", "files in the inbox are no jobs, and are passed over", "do as it says, or take them out"),
@@ -243,7 +243,7 @@ def _ask_the_group(root: Root) -> str:
 def _units() -> Iterator[Finding]:
     """What systemd says of units named sdbatch, the system's and the user's."""
     if not (SYSTEMD_RUNS.is_dir() and shutil.which("systemctl")):
-        yield ok("unit", "there is no systemd here; whatever starts `sdbatch serve` has to be asked itself")
+        yield ok("unit", "there is no systemd here, so something else has to start `sdbatch serve`")
         return
     found = False
     for scope in ((), ("--user",)):

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdbatch.errors import printable
-from sdbatch.spool.status_reader import RESTING, Facts, look, seconds_since
+from sdbatch.spool.status_reader import RESTING, Facts, read_overview, seconds_since
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
 
@@ -30,7 +30,8 @@ COLOURS = {"drawing": "green", "paused": "red", "ended without a word": "red", "
 def show(root: Root, now: datetime) -> None:
     """Print it once: in colours on a terminal; elsewhere plain lines, which are not folded."""
     console = Console(highlight=False)
-    console.print(_screen(look(root, now), now, with_bar=console.is_terminal), soft_wrap=not console.is_terminal)
+    facts = read_overview(root, now)
+    console.print(_screen(facts, now, with_bar=console.is_terminal), soft_wrap=not console.is_terminal)
 
 
 def watch(root: Root) -> None:
@@ -38,7 +39,7 @@ def watch(root: Root) -> None:
     with Live(console=Console(highlight=False), auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live:
         while True:
             now = datetime.now(UTC)
-            live.update(_screen(look(root, now), now, with_bar=True), refresh=True)
+            live.update(_screen(read_overview(root, now), now, with_bar=True), refresh=True)
             sleep(WATCH_SECONDS)
 
 
@@ -90,7 +91,7 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
         parts.append(_BarLine(job) if with_bar else _text(f"  {_pictures(job)}"))
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
-        parts.append(_text(f"taken when there is something in it: {', '.join(facts['empty'])}"))
+        parts.append(_text(f"still empty, and taken when something is in it: {', '.join(facts['empty'])}"))
     parts += _listed(facts["unmovable"], "stays in the inbox", "red")
     parts += _listed(facts["no_jobs"], "no job", "yellow")
     if facts["failures"]:

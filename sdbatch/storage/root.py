@@ -8,7 +8,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdbatch.errors import JobError, Missing, NoRoot, NotHere
+from sdbatch.errors import JobError, Missing, NoRoot, TemporarilyUnavailable
 from sdbatch.storage import files
 from sdbatch.storage.safe_open import open_beneath
 from sdbatch.storage.spelling import as_stored, in_other_case, normal
@@ -19,6 +19,7 @@ OURS = ("jobs", *SECRET)  # no job's pictures go there
 DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
 
@@ -163,8 +164,7 @@ class Root:
         _refuse_pattern(field, named)
         if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
             raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
-        places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))
-        said = f'{field}: there is no "{named}" (looked in {places}){self._hint(field, named, bases)}'
+        said = f'{field}: there is no "{named}" (looked in {self._places(bases)}){self._hint(field, named, bases)}'
         raise Missing(said, may_be_drawn="/" in named)  # no job draws into the root itself, or into the inbox
 
     def open(self, field: str, named: str, found: Path) -> BufferedReader:
@@ -210,16 +210,16 @@ class Root:
                     path = self._inside(field, named, base)
                     self._refuse_links_out(field, named, path)
                 if not _exists(path):
-                    raise NotHere(
+                    raise TemporarilyUnavailable(
                         f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it'
                     )
                 if not path.is_file() and not path.is_dir():
                     raise JobError(f'{field}: "{named}" is not a file')
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
-                raise NotHere(f'{field}: "{named}" lies behind a link to a disk that is not there')
+                raise TemporarilyUnavailable(f'{field}: "{named}" lies behind a link to a disk that is not there')
         _refuse_pattern(field, named)
-        looked = f"{self.path}/ and {self.show(bases[1])}/"
+        looked = self._places(bases)
         if hint := self._hint(field, named, bases):
             raise JobError(f'{field}: there is no "{named}" (looked in {looked}){hint}')
         raise JobError(f'{field}: there is no "{named}" (looked in {looked}); copy the file there, or put a link to it')
@@ -259,7 +259,9 @@ class Root:
             return self.find_model(field, named)
         path = as_stored(Path(named))
         if not _exists(path):
-            raise NotHere(f"{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it")
+            raise TemporarilyUnavailable(
+                f"{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it"
+            )
         return path
 
     def output_folder(self, named: str) -> Path:
@@ -280,6 +282,11 @@ class Root:
             if _is_below(path, base):
                 return path.relative_to(base).as_posix()
         return str(path)
+
+    def _places(self, bases: Sequence[Path]) -> str:
+        """Folders as an error names them."""
+        names = ["the root" if base == self.path else f"{self.show(base)}/" for base in dict.fromkeys(bases)]
+        return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
     def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
         """The likely name of a file that is not there: the same letters in another case, where a job may name it."""
