@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_job_reader import read, read_job
-from tests_support import REFERENCE, drain, only
+from tests_support import HERE, REFERENCE, drain, only
 
 from sdbatch.client.validate import check_file
 from sdbatch.config.settings import Limits
@@ -23,7 +23,7 @@ from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
-DATA = Path(tokens.__file__).parent / "data"
+DATA = HERE.parent / "sdbatch/data"
 
 
 def said_of(text: str, lines: list[str] | None = None) -> list[str]:

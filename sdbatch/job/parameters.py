@@ -247,7 +247,7 @@ class Txt2Img(Job):
     outdir: Path_ = Field(
         "outputs/txt2img-samples",
         title="Output folder",
-        description="In the root; numbering goes on behind what lies there.",
+        description="A folder in the root; numbers go on after the pictures already there.",
         examples=["outputs/trucks"],
     )
 
@@ -308,7 +308,7 @@ class Img2Img(Job):
     outdir: Path_ = Field(
         "outputs/img2img-samples",
         title="Output folder",
-        description="In the root; numbering goes on behind what lies there.",
+        description="A folder in the root; numbers go on after the pictures already there.",
         examples=["outputs/trucks"],
     )
 
