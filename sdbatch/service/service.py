@@ -435,7 +435,8 @@ class Service:
         told |= {
             "passed_over": self.turns.passed_over,
             "empty": self.inbox.empty,
-            "unmovable": self.turns.unmovable.why,
+            "unmovable": self.turns.unmovable.shown,
+            "unmovable_count": len(self.turns.unmovable.why),
             "failures": [*self.failures],
         }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
