@@ -27,7 +27,7 @@ import sdbatch
 from sdbatch.history import index
 from sdbatch.history.database import DATABASE
 from sdbatch.history.history import History
-from sdbatch.history.scan import Entry, Shot
+from sdbatch.history.scan import JobEntry, PictureEntry
 from sdbatch.job.manifest import Manifest, Picture
 from sdbatch.storage.root import Root
 from sdbatch.testing import make_root
@@ -68,29 +68,29 @@ class Prompts:
         return text + (" painting, 汽车油画" if number % 2 else " photograph, 摄影照片")
 
 
-def entries(prompts: Prompts, pictures: int, a_job: int, own: bool) -> Iterator[Entry]:
+def entries(prompts: Prompts, pictures: int, a_job: int, own: bool) -> Iterator[JobEntry]:
     """Jobs of `a_job` pictures, one every ten seconds; with `own` every picture has its own prompt."""
     jobs = pictures // a_job
     for job in range(jobs):
         drawn = NOW - timedelta(seconds=10 * (jobs - job))
         shots = tuple(
-            Shot(f"samples/{n:05}.png", f"outputs/txt2img-samples/samples/{job * a_job + n:05}.png",
+            PictureEntry(f"samples/{n:05}.png", f"outputs/txt2img-samples/samples/{job * a_job + n:05}.png",
                  prompts.next(job * a_job + n) if own else None, n)
             for n in range(a_job)
         )  # fmt: skip
         name = f"{drawn:%Y%m%dT%H%M%SZ}-{job:06}-job"
-        yield Entry(
+        yield JobEntry(
             id=name, state="done", place=f"jobs/done/{name}", stamp=0, drawn_at=drawn,
             prompt="" if own else prompts.next(job), kind="txt2img", shots=shots, size=(512, 512),
             ckpt=CKPTS[2 if job % 5000 == 9 else job % 2], seed=42 if job % 3 else job,
         )  # fmt: skip
 
 
-def fill(root: Root, made: Iterator[Entry]) -> tuple[History, float]:
+def fill(root: Root, made: Iterator[JobEntry]) -> tuple[History, float]:
     """An index with these in it, and the seconds that took."""
     began = time.perf_counter()
     database = index.connect(root.state / DATABASE, 5)
-    some: list[Entry] = []
+    some: list[JobEntry] = []
     for entry in made:
         some.append(entry)
         if len(some) == 200:
@@ -155,7 +155,7 @@ def timed(history: History, asked: Search, before: int | None) -> tuple[int, flo
     return len(found), times[0], statistics.median(times), max(times[1:])
 
 
-def lay_folders(root: Root, made: Iterator[Entry]) -> list[Path]:
+def lay_folders(root: Root, made: Iterator[JobEntry]) -> list[Path]:
     """Done folders with the manifests that the service writes, and a first picture's head."""
     folders = []
     head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\2\0\0\0\2\0\x08\2\0\0\0" + b"\0" * 4

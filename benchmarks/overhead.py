@@ -124,7 +124,7 @@ def crawl(waiting: int, place: str, seconds: float) -> None:
     service.spool.recover()
     began, first = time.perf_counter(), 0.0
     while time.perf_counter() < began + seconds:
-        if not service.run_once(system_clock) and not service.inbox.is_looking:
+        if not service.run_once(system_clock) and not service.inbox.is_scanning:
             time.sleep(0.5)
         first = first or (time.perf_counter() - began if service.done else 0.0)
     print(json.dumps({"first": first, "done": service.done, "waited": max(waits) * 1000}))

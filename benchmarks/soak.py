@@ -100,9 +100,9 @@ def make_job(number: int, choice: random.Random) -> dict[str, object]:
     return job | plain | ({"plms": True} if choice.random() < 0.5 else {"ddim_eta": choice.choice([0.0, 0.5])})
 
 
-def soak(place: Path, resident_bytes: int, device: str) -> list[Sample]:
+def soak(place: Path, model_cache_bytes: int, device: str) -> list[Sample]:
     """Drain the root, looking once a second."""
-    settings = {"SETTLE_SECONDS": "0", "RESIDENT_BYTES": str(resident_bytes), "DEVICE": device}
+    settings = {"SETTLE_SECONDS": "0", "MODEL_CACHE_BYTES": str(model_cache_bytes), "DEVICE": device}
     environment = os.environ | {f"SDBATCH_{key}": value for key, value in settings.items()}
     samples: list[Sample] = []
     with (place / "log").open("w") as log:
@@ -123,7 +123,7 @@ def look(place: Path, supervisor: int, device: str) -> Sample:
     """Memory and progress now."""
     status = json.loads((place / "jobs" / "status.json").read_text())
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    renderer = next(int(pid) for pid in children if b"engine.renderer" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    renderer = next(int(pid) for pid in children if b"renderer.renderer" in Path(f"/proc/{pid}/cmdline").read_bytes())
     own = _of(supervisor, "VmRSS"), _of(renderer, "VmRSS"), _of(renderer, "RssAnon")
     return Sample(status["done"], *own, gpu_bytes(device))
 
@@ -211,7 +211,7 @@ def main() -> None:
     try:
         make_root(place, options.jobs)
         began = time.perf_counter()
-        samples = soak(place, options.resident_bytes, options.device)
+        samples = soak(place, options.model_cache_bytes, options.device)
         print_table(samples, options.jobs, time.perf_counter() - began)
         print(f"models were loaded {count_loads(place)} times")
         draw_plot(samples, options.jobs, options.svg)

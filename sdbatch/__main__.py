@@ -24,9 +24,9 @@ def main() -> None:
     """The command; a Ctrl-C while its parts are still being imported is an end like any other."""
     _speak_utf8()
     try:
-        from sdbatch.cli.main import main as run  # noqa: PLC0415 - what takes the time
+        from sdbatch.cli import main  # noqa: PLC0415 - what takes the time
 
-        run()
+        main.main()
     except KeyboardInterrupt:
         sys.exit(130)  # as shells say it
 

@@ -46,7 +46,7 @@ class RootBusy(SdbatchError):
     """Another service works on this root."""
 
 
-class NotHere(SdbatchError):
+class TemporarilyUnavailable(SdbatchError):
     """Something that the job needs is not there now, as its disk or room on it: the job waits, others go first."""
 
 

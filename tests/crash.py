@@ -15,7 +15,7 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.service import daemon, scheduler
-from sdbatch.service.index_writer import Historian
+from sdbatch.service.index_writer import IndexWriter
 from sdbatch.spool import handover
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
@@ -79,13 +79,13 @@ def drain(
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
     """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events."""
     # The history can be made anew, and its file would double the states.
-    Historian.start = lambda self: None  # type: ignore[method-assign] # noqa: ARG005
+    IndexWriter.start = lambda self: None  # type: ignore[method-assign] # noqa: ARG005
     daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
     daemon.TROUBLE_NAP_SECONDS, daemon.NAP_SECONDS, scheduler.ASK_AGAIN_SECONDS = 0.0, 0.01, 0.05
     status_file.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
     files.on_step = on_step
     return daemon.run(
-        root, Settings.model_validate({"settle_seconds": 0, "rescan_seconds": 0.1, "events": False}), drain=True
+        root, Settings.model_validate({"settle_seconds": 0, "rescan_seconds": 0.1, "use_inotify": False}), drain=True
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.bert import bert_name, bert_network
-from sdbatch.renderer.models.networks import Numbers, build_unet, build_vae
+from sdbatch.renderer.models.networks import LdmConfig, build_unet, build_vae
 from sdbatch.renderer.models.text_encoder import clip_network
 from sdbatch.storage.root import Root
 
@@ -26,7 +26,7 @@ BERT_TEXT = {"d_model": 1280, "encoder_layers": 32, "encoder_ffn_dim": 5120, "en
 
 def original_shapes(config: Path, text: dict[str, int] | None = None) -> Iterator[tuple[str, Tensor]]:
     """The original key and a tensor without storage for each weight that a model of this config has."""
-    numbers = Numbers(config)
+    numbers = LdmConfig(config)
     unet, vae = build_unet(numbers), build_vae(numbers)
     layers = numbers("unet_config.params.num_res_blocks", int)
     attention_levels = tuple("CrossAttn" in kind for kind in unet.config["up_block_types"])
@@ -111,7 +111,7 @@ def write_random_checkpoint(
 
 def write_folder_configs(folder: Path, config: Path, text: dict[str, int]) -> dict[str, Any]:
     """The json files of a folder in diffusers format; returns the unfilled networks."""
-    numbers = Numbers(config)
+    numbers = LdmConfig(config)
     hidden_act = "gelu" if numbers.text_encoder == "FrozenOpenCLIPEmbedder" else "quick_gelu"
     networks = {
         "unet": build_unet(numbers),
@@ -140,7 +140,7 @@ def write_folder_configs(folder: Path, config: Path, text: dict[str, int]) -> di
 
 def write_random_folder(folder: Path, config: Path, ending: str = ".safetensors") -> Path:
     """A folder in diffusers format of the config's shapes; the ending says how its weights are kept (.fp16.bin)."""
-    is_v2 = Numbers(config).text_encoder == "FrozenOpenCLIPEmbedder"
+    is_v2 = LdmConfig(config).text_encoder == "FrozenOpenCLIPEmbedder"
     # The library's folders of v2 leave the text encoder's last layer out.
     text = V2_TEXT | {"num_hidden_layers": 23} if is_v2 else V1_TEXT
     stems = dict.fromkeys(("unet", "vae"), "diffusion_pytorch_model")

@@ -96,7 +96,7 @@ def test_killed_again_while_recovering(undisturbed: Undisturbed, tmp_path: Path)
         check(root, pictures, first | second)
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_every_durable_step_with_the_inbox_on_another_filesystem(
     undisturbed: Undisturbed, tmp_path: Path, every: int
 ) -> None:

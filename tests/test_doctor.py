@@ -64,7 +64,9 @@ def test_wrong_settings_are_a_finding_among_others(root: Root) -> None:
     (root.configs / "sdbatch.yaml").write_text("devise: cpu\n")
     settings, found = doctor._settings(root)
     assert (found.level, "devise" in found.text) == ("problem", True)
-    assert all(finding.level != "problem" for finding in environment.look(root, settings)), "the rest goes by defaults"
+    assert all(finding.level != "problem" for finding in environment.check_all(root, settings)), (
+        "the rest goes by defaults"
+    )
 
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="mount namespaces are forbidden here")
@@ -131,8 +133,8 @@ def test_a_share_is_known_by_what_it_is_mounted_as(root: Root, monkeypatch: pyte
     listed = root.path / "mountinfo"
     listed.write_text(mounts)
     monkeypatch.setattr(filesystem, "MOUNTS", listed)
-    assert "events: off" in environment.events(root, Settings()).remedy
-    assert environment.events(root, Settings(events=False)).level == "ok"
+    assert "use_inotify: off" in environment.events(root, Settings()).remedy
+    assert environment.events(root, Settings(use_inotify=False)).level == "ok"
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (-3600, "warning"), (-40 * 365 * 86400, "warning")])

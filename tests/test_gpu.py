@@ -22,20 +22,20 @@ from PIL import Image
 from reference_model import CKPT, CONFIG, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from safetensors.torch import save_file
 from small_models import TINY_TEXT, changed, small_v2
-from test_ladder import INIT, apart
 from test_lora import kohya, random_matrices, weights_of
+from test_memory_fallback import INIT, apart
 from test_precision import model_in, overflowing, pixels_of_float32
 from tests_support import drain_for_real, only, run_sdbatch, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, Outfit, Request
+from sdbatch.engine.protocol import Draw, RendererConfig, Request
 from sdbatch.errors import OutOfMemory
 from sdbatch.job.parameters import AnyJob
 from sdbatch.renderer import examine
 from sdbatch.renderer.device.memory import release
 from sdbatch.renderer.draw import Drawn, NoiseSource, draw
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.models.precision import forbid_tf32, half_of
 from sdbatch.renderer.renderer import Renderer, find_device
@@ -65,7 +65,7 @@ def as_in_a_renderer() -> Iterator[None]:
 def drawn_by(model: Model, job: AnyJob, init: npt.NDArray[np.float32] | None = None) -> tuple[list[Drawn], list[str]]:
     """A job's batches, and what was told of them."""
     told: list[str] = []
-    return list(draw(model, job, None, init, 0, no_report, Ladder(model.device, told.append))), told
+    return list(draw(model, job, None, init, 0, no_report, MemoryFallback(model.device, told.append))), told
 
 
 def render(renderer: Renderer, *jobs: Draw) -> list[dict[str, Any]]:
@@ -246,26 +246,26 @@ def test_a_switch_of_models_never_holds_two(tmp_path: Path) -> None:
     before = torch.cuda.memory_allocated(GPU)
     renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
     finished = [event for event in render(renderer, *jobs) if event["type"] == "finished"]
-    (resident,) = renderer.residents.models.values()
+    (cached,) = renderer.model_cache.models.values()
     assert len(finished) == 3
-    assert max(event["peak_bytes"] for event in finished) - before < 1.7 * resident.size
-    assert torch.cuda.memory_allocated(GPU) - before < 1.3 * resident.size
+    assert max(event["peak_bytes"] for event in finished) - before < 1.7 * cached.size
+    assert torch.cuda.memory_allocated(GPU) - before < 1.3 * cached.size
 
 
 def test_a_lora_leaves_the_memory_and_the_bits_of_the_weights_as_they_were(tmp_path: Path) -> None:
     save_file(kohya(random_matrices()), tmp_path / "x.safetensors")
     renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
     plain = digests(render(renderer, small_draw(tmp_path / "plain")))
-    (resident,) = renderer.residents.models.values()
-    assert resident.model.dtype == torch.float16
-    weights = {name: weight.cpu() for name, weight in weights_of(resident.model).items()}
+    (cached,) = renderer.model_cache.models.values()
+    assert cached.model.dtype == torch.float16
+    weights = {name: weight.cpu() for name, weight in weights_of(cached.model).items()}
     taken = torch.cuda.memory_allocated(GPU)
     job = small_draw(tmp_path / "worn", loras=[{"file": "x.safetensors", "weight": 1.0}])
     worn = digests(render(renderer, job.model_copy(update={"loras": (tmp_path / "x.safetensors",)})))
     assert worn
     assert set(worn).isdisjoint(plain)
     assert torch.cuda.memory_allocated(GPU) == taken
-    for name, weight in weights_of(resident.model).items():
+    for name, weight in weights_of(cached.model).items():
         assert torch.equal(weight.cpu(), weights[name]), name
     assert digests(render(renderer, small_draw(tmp_path / "again"))) == plain
 
@@ -291,7 +291,7 @@ def breaking_once(mark: Path) -> str:
     return f"""
 import torch
 from pathlib import Path
-from sdbatch.engine import renderer
+from sdbatch.renderer import renderer
 draw, mark = renderer.draw, Path({str(mark)!r})
 def breaking(model, *arguments):
     if not mark.exists():
@@ -304,7 +304,7 @@ renderer.main()
 
 
 def test_an_error_that_sticks_costs_one_renderer_and_one_attempt(model_root: Root, tmp_path: Path) -> None:
-    engine = LocalEngine(Outfit(device="cuda", checksums=model_root.state / "checksums.json"))
+    engine = LocalEngine(RendererConfig(device="cuda", checksums=model_root.state / "checksums.json"))
     engine.command[1:3] = ["-c", breaking_once(tmp_path / "broken")]
     service = Service(model_root, Settings(settle_seconds=0), engine)
     for name in ("1.yaml", "2.yaml"):

@@ -19,8 +19,8 @@ from sdbatch.engine.protocol import Draw, Event, Request, StagedGrid
 from sdbatch.errors import Cancelled, OutOfMemory
 from sdbatch.history import scan
 from sdbatch.imaging.pictures import write_grid
-from sdbatch.renderer.memory.fallback import Ladder
-from sdbatch.renderer.pictures import grid as grids
+from sdbatch.renderer.memory.fallback import MemoryFallback
+from sdbatch.renderer.pictures import grid
 from sdbatch.renderer.pictures.grid import LONGEST, MOST, Sheet, lay, sheet_of
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.service.service import Service
@@ -43,7 +43,7 @@ def cards(folder: Path, count: int) -> list[Path]:
 def laid(folder: Path, samples: Sequence[Path], columns: int) -> tuple[list[str], list[str]]:
     """The names of the parts, and what was told."""
     told: list[str] = []
-    parts = lay(folder, samples, columns, lambda pixels: pixels, Ladder(CPU, told.append))
+    parts = lay(folder, samples, columns, lambda pixels: pixels, MemoryFallback(CPU, told.append))
     return [path.name for path, _ in parts], told
 
 
@@ -89,7 +89,7 @@ def test_a_grid_of_one_part_is_what_it_ever_was(tmp_path: Path) -> None:
 
 
 def test_the_parts_hold_all_pictures_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grids, "LONGEST", 200)  # three pictures of 64
+    monkeypatch.setattr(grid, "LONGEST", 200)  # three pictures of 64
     samples = cards(tmp_path / "samples", 10)
     names, told = laid(tmp_path, samples, 2)
     assert names == ["grid-0000.png", "grid-0001.png"]
@@ -107,7 +107,7 @@ def test_a_grid_that_memory_can_not_hold_is_laid_in_smaller_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = cards(tmp_path / "samples", 10)
-    monkeypatch.setattr(grids, "write_grid", few(3))
+    monkeypatch.setattr(grid, "write_grid", few(3))
     names, told = laid(tmp_path, samples, 2)
     assert names == [f"grid-{number:04}.png" for number in range(5)]
     assert told[:2] == [
@@ -138,7 +138,7 @@ def render(task: Draw) -> list[dict[str, Any]]:
 def test_a_grid_that_can_not_be_made_at_all_costs_no_job_its_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grids, "write_grid", few(0))
+    monkeypatch.setattr(grid, "write_grid", few(0))
     events = render(small_draw(tmp_path, n_samples=2))
     assert [event["type"] for event in events if event["type"] != "stepped"] == [
         "loaded",
@@ -158,8 +158,8 @@ def test_a_job_is_cancelled_between_two_parts_of_its_grid(tmp_path: Path, monkey
         task.cancel.touch()
         return write_grid(*given)
 
-    monkeypatch.setattr(grids, "LONGEST", 70)
-    monkeypatch.setattr(grids, "write_grid", write)
+    monkeypatch.setattr(grid, "LONGEST", 70)
+    monkeypatch.setattr(grid, "write_grid", write)
     with pytest.raises(Cancelled):
         render(task)
 

@@ -75,7 +75,7 @@ def test_a_writer_that_goes_on_after_its_job_was_done(start: Start, root: Root, 
         assert not list(root.inbox.iterdir())
         writer.write(SECOND)
     drop_job(root, "a.yaml", f"prompt: another\n{SMALL}")
-    clock.sleep(latecomers.LOOK_SECONDS)
+    clock.sleep(latecomers.CHECK_SECONDS)
     drain(service, clock)
     assert (only_first(root) / "a.yaml").read_text() == FIRST
     assert sorted(prompts(service)) == ["another", "first", "first", "second"]
@@ -99,7 +99,7 @@ def test_half_a_file_that_is_no_job_is_told_and_the_whole_is_drawn(start: Start,
     if handover_is_over(root):
         assert not list(root.inbox.iterdir())
         return  # on another filesystem nobody looks once the job has ended
-    clock.sleep(latecomers.LOOK_SECONDS)
+    clock.sleep(latecomers.CHECK_SECONDS)
     drain(service, clock)
     assert prompts(service) == ["first"]
     assert (only(root.failed) / "a.yaml").read_text() == "prompt: 'fir"
@@ -136,7 +136,7 @@ def test_of_many_the_oldest_are_let_go_first(
         drop_job(root, f"{number}.yaml", FIRST)
     service = start()
     drain(service, clock)
-    clock.sleep(latecomers.LOOK_SECONDS)
+    clock.sleep(latecomers.CHECK_SECONDS)
     service.run_once(clock)
     held = sorted(path.name.split("-")[2].partition(".")[0] for path in (root.state / handover.RETIRED).iterdir())
     assert held == ["3", "4"]
@@ -154,7 +154,7 @@ def test_a_file_that_has_another_name_elsewhere_may_be_changed_there(
 
     service = start(change)
     drain(service, clock)
-    clock.sleep(latecomers.LOOK_SECONDS)
+    clock.sleep(latecomers.CHECK_SECONDS)
     drain(service, clock)
     assert (only(root.done) / "a.yaml").read_text() == FIRST
     assert prompts(service) == ["first"]
@@ -203,7 +203,7 @@ def test_a_stop_at_any_step_of_the_handover_loses_nothing(start: Start, root: Ro
         writer.write(SECOND)
     service = start()
     drain(service, clock)
-    clock.sleep(latecomers.LOOK_SECONDS)
+    clock.sleep(latecomers.CHECK_SECONDS)
     drain(service, clock)
     assert prompts(service)[-2:] == ["first", "second"]
 
@@ -236,14 +236,14 @@ def test_a_real_filesystem_in_the_inbox_is_served(start: Start, root: Root, cloc
     assert service.failed == 2
     assert all("a job must be a plain file" in path.read_text() for path in root.failed.glob("*/error.txt"))
     assert sorted(path.name for path in nas.rglob("*")) == ["batch", "far.yaml"]
-    assert "more than 2,097,152 bytes" in service.turns.unmovable.why["nas/far.yaml"]
+    assert "more than 2,097,152 bytes" in service.scheduler.unmovable.why["nas/far.yaml"]
 
 
 def drain_but(service: Service, clock: FakeClock, name: str) -> None:
     for _ in range(60):
         service.run_once(clock)
         clock.sleep(0.5)
-    assert [path.rpartition("/")[2] for path in service.turns.unmovable.why] == [name]
+    assert [path.rpartition("/")[2] for path in service.scheduler.unmovable.why] == [name]
 
 
 @pytest.mark.parametrize("at", range(1, 20))

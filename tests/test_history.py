@@ -19,7 +19,7 @@ from sdbatch.client import control
 from sdbatch.history import foreign_pictures, index, scan, search, sync
 from sdbatch.history.database import DATABASE
 from sdbatch.history.history import History
-from sdbatch.history.records import Lineage, Picture
+from sdbatch.history.records import Lineage, PictureRecord
 from sdbatch.history.search import Wanted
 from sdbatch.history.tokens import pieces
 from sdbatch.spool import retention
@@ -37,11 +37,11 @@ def draw(draw: Draw) -> Draw:
     return lambda text, name="a.yaml": draw(text if "init_img" in text or "H:" in text else f"{text}\n{SMALL}", name)
 
 
-def prompts(pictures: list[Picture]) -> list[str]:
+def prompts(pictures: list[PictureRecord]) -> list[str]:
     return [picture.prompt for picture in pictures]
 
 
-def files(pictures: list[Picture]) -> list[str]:
+def files(pictures: list[PictureRecord]) -> list[str]:
     return [f"{picture.job[-1]}/{picture.number}" for picture in pictures]
 
 
@@ -87,7 +87,7 @@ def test_pages_go_on_where_the_last_one_ended_even_within_a_job(draw: Draw, root
     history = History.open(root)
     asks: list[dict[str, Any]] = [{}, {"words": "truck"}, {"seed": 42}]
     for asked in asks:
-        seen: list[Picture] = []
+        seen: list[PictureRecord] = []
         while page := history.search(**asked, before=seen[-1].key if seen else None, limit=4):
             seen += page
         assert files(seen) == [f"{name}/{number}" for name in "cba" for number in range(5)]

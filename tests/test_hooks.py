@@ -47,7 +47,7 @@ def test_a_command_that_fails_hangs_or_is_not_there_costs_no_job(start: Start, r
     drop_job(root, "a.yaml", SMALL)
     drop_job(root, "b.yaml", "promt: b")
     commands = {"on_done": ["sleep", "60"], "on_failed": ["/nonexistent"], "on_idle": ["false"]}
-    service = start(hooks=commands | {"limit_seconds": 0.1})
+    service = start(hooks=commands | {"timeout_seconds": 0.1})
     drain(service, clock)
     service.run_once(clock)
     service.hooks.finish()

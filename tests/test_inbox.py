@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sdbatch.spool import status_reader
-from sdbatch.spool.inbox import Inbox, Stillness
+from sdbatch.spool.inbox import Inbox, StabilityTracker
 from sdbatch.storage.file_names import is_job_name, natural_key
 from sdbatch.storage.files import sha256
 
@@ -66,25 +66,25 @@ def settled(inbox: Inbox, now: float = 0.0) -> list[str]:
 
 
 def test_a_file_is_still_when_nothing_about_it_changed_for_the_settle_time() -> None:
-    stillness = Stillness(2)
-    stillness.look("a", (5, 1, 1, 7), now=10)
-    assert not stillness.is_still("a", 11.9)
-    assert stillness.is_still("a", 12)
+    stability = StabilityTracker(2)
+    stability.observe("a", (5, 1, 1, 7), now=10)
+    assert not stability.is_still("a", 11.9)
+    assert stability.is_still("a", 12)
 
 
 @pytest.mark.parametrize("changed", [(6, 1, 1, 7), (5, 2, 1, 7), (5, 1, 2, 7), (5, 1, 1, 8)])
 def test_any_change_of_size_times_or_inode_starts_the_wait_anew(changed: tuple[int, int, int, int]) -> None:
-    stillness = Stillness(2)
-    stillness.look("a", (5, 1, 1, 7), now=10)
-    stillness.look("a", changed, now=11.5)
-    assert not stillness.is_still("a", 13)
-    assert stillness.is_still("a", 13.5)
+    stability = StabilityTracker(2)
+    stability.observe("a", (5, 1, 1, 7), now=10)
+    stability.observe("a", changed, now=11.5)
+    assert not stability.is_still("a", 13)
+    assert stability.is_still("a", 13.5)
 
 
 def test_an_empty_file_is_never_still() -> None:
-    stillness = Stillness(2)
-    stillness.look("a", (0, 1, 1, 7), now=0)
-    assert not stillness.is_still("a", 100)
+    stability = StabilityTracker(2)
+    stability.observe("a", (0, 1, 1, 7), now=0)
+    assert not stability.is_still("a", 100)
 
 
 def test_a_file_is_taken_once_it_has_settled(inbox: Inbox, folder: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_batch_that_was_deleted_is_forgotten(inbox: Inbox, folder: Path) -> No
     inbox.scan(0)
     shutil.rmtree(folder / "batch")
     inbox.scan(5)
-    assert not inbox.stillness.seen
+    assert not inbox.stability.seen
     assert not inbox.unreadable
 
 

@@ -205,7 +205,7 @@ def test_a_root_on_sshfs_whose_connection_is_cut_is_served_on_and_by_one_service
     make_root(folder / "root")
     near, root = Root(folder / "root"), Root(point / "root")
     log = tmp_path / "log"
-    with serving(root, log=log, events="off") as (process, _):
+    with serving(root, log=log, use_inotify="off") as (process, _):
         drop_job(near, "a.yaml", JOB)
         wait_for(lambda: len(done(near)) == 1, "a job before")
         cut(point)

@@ -13,7 +13,7 @@ import structlog
 from tests_support import only, run_sdbatch
 
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Outfit
+from sdbatch.engine.protocol import RendererConfig
 from sdbatch.errors import EngineDown
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import journal as journald
@@ -190,7 +190,7 @@ def test_a_journal_that_does_not_listen_costs_no_line(root: Root, tmp_path: Path
 def test_what_a_renderer_prints_is_a_line_of_json_as_all_are(
     logger: log.Log, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = LocalEngine(Outfit(device="cpu", checksums=tmp_path / "checksums.json"))
+    engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"))
     engine.command = [sys.executable, "-c", "print('a library warns')"]
     with pytest.raises(EngineDown, match="a library warns"):
         list(iter(engine.is_ready, True))  # asks on; bounded by the test's own timeout

@@ -15,7 +15,7 @@ import pytest
 from tests_support import REFERENCE, drain, only, run_sdbatch
 
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, Outfit, Request, Tick
+from sdbatch.engine.protocol import Draw, RendererConfig, Request, Tick
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.service.service import Service
@@ -211,11 +211,11 @@ def test_a_model_folder_whose_links_lead_out_is_refused(
     "text", ["a: &a [x, x]\nb: [*a, *a]\n", "[" * 5000, "x" * 300_000], ids=["aliases", "brackets", "size"]
 )
 def test_a_bomb_named_as_config_is_refused_before_it_goes_off(tmp_path: Path, text: str) -> None:
-    from sdbatch.renderer.models.networks import Numbers  # noqa: PLC0415 - torch, for this one alone
+    from sdbatch.renderer.models.networks import LdmConfig  # noqa: PLC0415 - torch, for this one alone
 
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(JobError, match="is not a model's yaml"):
-        Numbers(tmp_path / "x.yaml")
+        LdmConfig(tmp_path / "x.yaml")
 
 
 def test_a_disk_that_fails_under_the_model_is_not_the_jobs_fault(
@@ -254,7 +254,7 @@ def request(prompts: int) -> Request:
 
 
 def test_a_renderer_that_does_not_read_on_does_not_stop_the_service(tmp_path: Path) -> None:
-    engine = LocalEngine(Outfit(device="cpu", checksums=tmp_path / "checksums.json"))
+    engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"))
     says_ready = 'import os, sys, time; os.write(int(sys.argv[1]), b\'{"type": "ready"}\\n\'); time.sleep(600)'
     engine.command = [sys.executable, "-c", says_ready]
     events = engine.render(request(prompts=900))
@@ -266,7 +266,7 @@ def test_a_renderer_that_does_not_read_on_does_not_stop_the_service(tmp_path: Pa
 
 
 def test_a_renderer_that_can_not_be_started_is_the_machines_fault_and_leaks_nothing(tmp_path: Path) -> None:
-    engine = LocalEngine(Outfit(device="cpu", checksums=tmp_path / "checksums.json"))
+    engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"))
     engine.command = ["/nonexistent"]
     before = open_files()
     for _ in range(5):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests_support import drain, only, run_sdbatch
 
 from sdbatch.cli.common import open_root
-from sdbatch.errors import JobError, NotHere
+from sdbatch.errors import JobError, TemporarilyUnavailable
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.job.reader import parse
 from sdbatch.service.service import Service
@@ -77,7 +77,9 @@ def test_a_name_may_stand_for_a_path_outside_that_a_job_may_not_name(root: Root,
 
 def test_a_model_on_a_disk_that_is_away_is_waited_for(root: Root, tmp_path: Path) -> None:
     model = named(root, far={"ckpt": str(tmp_path / "away.ckpt")})
-    with pytest.raises(NotHere, match=r"models: far: ckpt in configs/sdbatch\.yaml: there is no .*away\.ckpt"):
+    with pytest.raises(
+        TemporarilyUnavailable, match=r"models: far: ckpt in configs/sdbatch\.yaml: there is no .*away\.ckpt"
+    ):
         model.find_weights("far", "")
 
 

@@ -75,7 +75,7 @@ def test_an_urgent_job_that_waited_for_its_picture_or_out_a_pause_still_goes_fir
         if draw.job.prompt == "old2":
             drop_job(root, "urgent/later.png", "a picture")
 
-    service = start(copy_the_picture, settle_seconds=0, picture_wait_seconds=100)
+    service = start(copy_the_picture, settle_seconds=0, input_wait_seconds=100)
     drain(service, clock)
     assert drawn(service) == ["old1", "old2", "now", "old3", "old4"]
 
@@ -125,7 +125,7 @@ def test_with_many_claimed_jobs_the_queue_is_shown_as_it_is_drawn(
         clock.sleep(2)
     if not is_running:
         root.status.unlink()
-    shown = [next(iter(entry.values())) for entry in status_reader.look(root, clock.wall)["queue"]["next"]]
+    shown = [next(iter(entry.values())) for entry in status_reader.read_overview(root, clock.wall)["queue"]["next"]]
     before = len(drawn(service))
     root.pause.unlink()
     drain(service, clock)
@@ -148,8 +148,8 @@ def test_a_job_that_others_pass_is_shown_last_by_service_and_folders(
     claims = [service.spool.claim(root.inbox / "old.yaml", clock.wall)]
     drop_job(root, "later.yaml", job("later"))
     assert claims[0] is not None
-    service.turns.defer(claims[0], clock.mono, "its disk is away")
+    service.scheduler.defer(claims[0], clock.mono, "its disk is away")
     service.run_once(clock)
     line = [{"file": "later.yaml"}, {"id": claims[0].id}]
     assert json.loads(root.status.read_text())["queue"]["next"] == line
-    assert status_reader.look(root, clock.wall)["queue"]["next"] == line
+    assert status_reader.read_overview(root, clock.wall)["queue"]["next"] == line

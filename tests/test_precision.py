@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdbatch.errors import JobError, OutOfMemory
 from sdbatch.renderer.draw import Drawn, draw
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models import precision
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing, dtype_of, keep_in
@@ -30,7 +30,7 @@ def model_in(dtype: torch.dtype) -> Model:
 
 
 def draw_with(model: Model, told: list[str]) -> list[Drawn]:
-    return list(draw(model, small_txt2img(), None, None, 0, no_report, Ladder(CPU, told.append)))
+    return list(draw(model, small_txt2img(), None, None, 0, no_report, MemoryFallback(CPU, told.append)))
 
 
 # What a job's precision means.

@@ -147,7 +147,7 @@ def test_the_shipped_configuration_states_every_default() -> None:
     shipped = yaml.safe_load((PROJECT / "configs/sdbatch.yaml").read_text())
     assert Settings(**shipped) == Settings()
     assert set(shipped) == set(Settings.model_fields)
-    for group in ("limits", "hooks", "keep"):
+    for group in ("limits", "hooks", "retention"):
         assert set(shipped[group]) == set(getattr(Settings(), group).model_dump())
 
 

@@ -8,14 +8,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_jobfile import read, read_job
-from tests_support import REFERENCE, drain, only
+from test_job_reader import read, read_job
+from tests_support import HERE, REFERENCE, drain, only
 
 from sdbatch.client.validate import check_file
 from sdbatch.config.settings import Limits
 from sdbatch.imaging.pictures import is_see_through, load_init
 from sdbatch.job import tokens
-from sdbatch.job.model_config import Made, made_for
+from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.remarks import of_size, remarks
 from sdbatch.renderer.models.bert import bert_tokenizer
 from sdbatch.renderer.models.text_encoder import clip_tokenizer
@@ -23,11 +23,11 @@ from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
-DATA = Path(tokens.__file__).parent / "data"
+DATA = HERE.parent / "sdbatch/data"
 
 
 def said_of(text: str, lines: list[str] | None = None) -> list[str]:
-    return remarks(read_job(text), lines, Made())
+    return remarks(read_job(text), lines, ModelConfig())
 
 
 def validated(root: Root, name: str = "a.yaml") -> list[str]:
@@ -93,7 +93,7 @@ def test_the_end_of_a_long_prompt_has_no_effect() -> None:
     (said,) = said_of(f"prompt: a\nnegative_prompt: {long}")
     assert said.startswith("negative_prompt: its end has no effect, 3 tokens")
     said = "from_file: line 2 and 2 more: its end has no effect, 3 tokens from"
-    assert remarks(read_job("from_file: p.txt"), ["a", long, "b", long, long], Made())[0].startswith(said)
+    assert remarks(read_job("from_file: p.txt"), ["a", long, "b", long, long], ModelConfig())[0].startswith(said)
     assert said_of(f"prompt: {'cat ' * 75}") == []
 
 
@@ -133,7 +133,7 @@ def test_what_is_syntax_elsewhere_is_told_to_be_plain_words(prompt: str, part: s
     for text, field in (("prompt: {}", "prompt"), ("prompt: a\nnegative_prompt: {}", "negative_prompt")):
         said = said_of(text.format(yaml.dump(prompt, width=1000).partition("\n")[0]))
         assert [line.partition(" is read as")[0] for line in said] == [f'{field}: "{part}"']
-    said = remarks(read_job("from_file: p.txt"), ["a", prompt, prompt], Made())
+    said = remarks(read_job("from_file: p.txt"), ["a", prompt, prompt], ModelConfig())
     assert [line.partition(" is read as")[0] for line in said] == [f'from_file: line 2 and 1 more: "{part}"']
 
 
@@ -156,7 +156,7 @@ def test_plain_words_are_told_of_nothing(prompt: str) -> None:
 
 def test_a_prompt_file_s_comments_and_empty_lines_are_told_to_be_drawn() -> None:
     lines = ["# my prompts", "a cat", "", "// b", "a dog", "", "  "]
-    assert remarks(read_job("from_file: p.txt"), lines, Made()) == [
+    assert remarks(read_job("from_file: p.txt"), lines, ModelConfig()) == [
         'from_file: line 1 and 1 more: "# my prompts" is drawn as a prompt: there are no comments here',
         "from_file: line 3 and 2 more: empty, and drawn as a prompt like the others",
     ]
@@ -184,7 +184,9 @@ def test_a_field_that_another_leaves_without_effect_is_told(text: str, said: str
 
 
 def test_a_prompt_beside_a_prompt_file_is_told() -> None:
-    assert remarks(read_job("prompt: a\nfrom_file: p.txt"), ["b"], Made()) == ["prompt: has no effect beside from_file"]
+    assert remarks(read_job("prompt: a\nfrom_file: p.txt"), ["b"], ModelConfig()) == [
+        "prompt: has no effect beside from_file"
+    ]
 
 
 def test_what_only_the_file_shows_is_told_with_its_line() -> None:
@@ -245,23 +247,23 @@ def test_other_comments_are_just_comments(text: str) -> None:
 
 def test_the_size_that_a_model_was_made_for_stands_in_its_config(tmp_path: Path) -> None:
     nothing = tmp_path / "none"
-    assert made_for(nothing, DATA / "configs/v1-inference.yaml") == Made(512)
-    assert made_for(nothing, DATA / "configs/v2-inference.yaml") == Made(512)
-    assert made_for(nothing, DATA / "configs/v2-inference-v.yaml") == Made(768)
-    assert made_for(nothing, DATA / "configs/txt2img-1p4B-eval.yaml") == Made(256, "bert")
-    assert made_for(nothing, DATA / "demo/v1-inference.yaml") == Made(64)
+    assert read_model_config(nothing, DATA / "configs/v1-inference.yaml") == ModelConfig(512)
+    assert read_model_config(nothing, DATA / "configs/v2-inference.yaml") == ModelConfig(512)
+    assert read_model_config(nothing, DATA / "configs/v2-inference-v.yaml") == ModelConfig(768)
+    assert read_model_config(nothing, DATA / "configs/txt2img-1p4B-eval.yaml") == ModelConfig(256, "bert")
+    assert read_model_config(nothing, DATA / "demo/v1-inference.yaml") == ModelConfig(64)
     (tmp_path / "unet").mkdir()
     (tmp_path / "vae").mkdir()
     (tmp_path / "unet/config.json").write_text('{"sample_size": 96}')
     (tmp_path / "vae/config.json").write_text('{"block_out_channels": [1, 2, 3, 4]}')
-    assert made_for(tmp_path, nothing) == Made(768)
+    assert read_model_config(tmp_path, nothing) == ModelConfig(768)
 
 
 @pytest.mark.parametrize("text", ["", "model: 5", "model: {params: {image_size: x}}", "[" * 200, "\0", "a: &a [*a]"])
 def test_a_config_that_says_nothing_is_no_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
-    assert made_for(tmp_path / "none", tmp_path / "c.yaml") == Made()
-    assert made_for(tmp_path, tmp_path / "none") == Made()
+    assert read_model_config(tmp_path / "none", tmp_path / "c.yaml") == ModelConfig()
+    assert read_model_config(tmp_path, tmp_path / "none") == ModelConfig()
 
 
 @pytest.mark.parametrize(
@@ -279,8 +281,8 @@ def test_a_config_that_says_nothing_is_no_error(tmp_path: Path, text: str) -> No
 )
 def test_sizes_far_from_it_are_told(size: tuple[int, int], is_far: bool) -> None:
     said = f"H, W: the model was trained on 512x512; at {size[0]}x{size[1]} pictures may be noise or repeat themselves"
-    assert of_size("H, W", size, Made(512)) == ([said] if is_far else [])
-    assert of_size("H, W", size, Made()) == []
+    assert of_size("H, W", size, ModelConfig(512)) == ([said] if is_far else [])
+    assert of_size("H, W", size, ModelConfig()) == []
 
 
 # Transparency

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests_support import REFERENCE, small_draw
 
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, Outfit, Request
+from sdbatch.engine.protocol import Draw, RendererConfig, Request
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.storage import files
@@ -161,7 +161,7 @@ def test_what_a_start_hung_on_is_not_loaded_ahead_again(tmp_path: Path) -> None:
         asked.append(1)
         return []
 
-    engine = LocalEngine(Outfit(device="cpu", checksums=tmp_path / "checksums.json"), preload)
+    engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), preload)
     engine.command = [sys.executable, "-c", "import time; time.sleep(60)"]
     for _ in range(3):
         engine.start()
@@ -175,7 +175,7 @@ def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
     (tmp_path / "broken.ckpt").write_bytes(b"x" * 1000)
     renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
     renderer.preload(tmp_path / "broken.ckpt", task(tmp_path).config)
-    assert not renderer.residents.models
+    assert not renderer.model_cache.models
     assert "the model to preload can't be loaded: ckpt: the checkpoint broken.ckpt" in capfd.readouterr().err
 
 

@@ -105,7 +105,7 @@ def test_what_lies_beside_jobs_goes_with_the_last_of_them(start: Start, root: Ro
 def test_an_idle_service_clears_them_by_the_rules_of_keep(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "a/1.yaml", "prompt: a\nn_samples: 1\ninit_img: i.png\n")
     picture: Path = drop_job(root, "a/i.png", "a picture")
-    service = start(keep={"done_count": 0})
+    service = start(retention={"done_count": 0})
     drain(service, clock)
     clock.wall += timedelta(days=1)
     clock.sleep(retention.EVERY_SECONDS)

@@ -19,7 +19,7 @@ from tests_support import lay_model, notes_of, run_sdbatch
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from sdbatch.errors import EngineDown, JobError
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.pictures.safety import Checkers, SafetyChecker, as_clip_sees, card
 from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
@@ -52,7 +52,7 @@ def load(folder: Path) -> SafetyChecker:
 
 
 def withheld(folder: Path) -> list[int]:
-    return load(folder).withheld(NOISE, Ladder(CPU))
+    return load(folder).withheld(NOISE, MemoryFallback(CPU))
 
 
 # The checker itself.
@@ -120,7 +120,7 @@ def test_a_model_folder_brings_its_own_unless_the_configuration_says_otherwise(t
     other = write_checker(tmp_path / "other", 0)
 
     def looks(choice: str, model: Path) -> Path | None:
-        checker = Checkers(choice, CPU, tmp_path / "checksums.json").of(model, Ladder(CPU))
+        checker = Checkers(choice, CPU, tmp_path / "checksums.json").of(model, MemoryFallback(CPU))
         return checker.folder if checker else None
 
     model, file = tmp_path / "model", tmp_path / "model.ckpt"
@@ -132,9 +132,9 @@ def test_a_model_folder_brings_its_own_unless_the_configuration_says_otherwise(t
 def test_a_checker_that_no_picture_needs_is_let_go(tmp_path: Path) -> None:
     write_checker(tmp_path / "model/safety_checker", 0)
     checkers = Checkers("auto", CPU, tmp_path / "checksums.json")
-    loaded = weakref.ref(checkers.of(tmp_path / "model", Ladder(CPU)))
+    loaded = weakref.ref(checkers.of(tmp_path / "model", MemoryFallback(CPU)))
     assert loaded() is not None
-    checkers.of(tmp_path / "model.ckpt", Ladder(CPU))
+    checkers.of(tmp_path / "model.ckpt", MemoryFallback(CPU))
     gc.collect()
     assert loaded() is None
 

@@ -171,7 +171,7 @@ def test_a_picture_still_being_copied_is_waited_for_and_others_go_first(
 ) -> None:
     drop_job(root, "1.yaml", "prompt: a\ninit_img: truck.png\n")
     drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
-    service = start(picture_wait_seconds=10)
+    service = start(input_wait_seconds=10)
     part = root.inbox / ".truck.png.x7Yz"  # as rsync names it
     for second in range(20):
         part.write_bytes(b"x" * (second + 1))
@@ -186,7 +186,7 @@ def test_a_picture_still_being_copied_is_waited_for_and_others_go_first(
 
 def test_a_picture_that_never_comes_fails_the_job_after_the_wait(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "1.yaml", "prompt: a\ninit_img: truck.png\n")
-    service = start(picture_wait_seconds=10)
+    service = start(input_wait_seconds=10)
     began = clock.mono
     drain(service, clock)
     assert 'init_img: there is no "truck.png"' in error_of(root)
@@ -195,7 +195,7 @@ def test_a_picture_that_never_comes_fails_the_job_after_the_wait(start: Start, r
 
 def test_a_picture_that_can_only_lie_in_the_root_is_not_waited_for(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "1.yaml", "prompt: a\ninit_img: /nowhere/truck.png\n")
-    service = start(picture_wait_seconds=1000)
+    service = start(input_wait_seconds=1000)
     began = clock.mono
     drain(service, clock)
     assert "leads out of the root" in error_of(root)
@@ -455,7 +455,7 @@ def test_a_file_that_is_not_ours_to_move_lets_the_others_pass(
     service = start()
     drain(service, clock)
     assert service.done == 1
-    assert list(service.turns.unmovable.why) == ["1.yaml"]
+    assert list(service.scheduler.unmovable.why) == ["1.yaml"]
     assert (root.inbox / "1.yaml").exists()
     assert not list(root.running.iterdir())
 
@@ -500,7 +500,7 @@ def test_a_picture_in_a_folder_that_is_not_there_is_told_without_waiting(
     start: Start, root: Root, clock: FakeClock
 ) -> None:
     drop_job(root, "1.yaml", "prompt: a\ninit_img: outputs/nowhere/0.png\n")
-    service = start(picture_wait_seconds=1000)
+    service = start(input_wait_seconds=1000)
     began = clock.mono
     drain(service, clock)
     assert "there is no" in error_of(root)

@@ -232,7 +232,7 @@ def dropped(
     skipped = {way: reason for way in WAYS if (reason := why_not(way, ssh, samba, elsewhere))}
     sources = {}
     rescan, expected = MODES[request.param]
-    with serving(root, events=request.param, settle_seconds="1.5", rescan_seconds=rescan) as (_, log):
+    with serving(root, use_inotify=request.param, settle_seconds="1.5", rescan_seconds=rescan) as (_, log):
         wait_for(lambda: status(root)["state"] == "idle", "the service to look around")
         running = []
         for way in WAYS.keys() - skipped.keys():
@@ -339,7 +339,7 @@ Change = Callable[[Path], None]
 )
 def test_an_inbox_that_goes_away_and_comes_back(tmp_path: Path, events: str, leave: Change, come_back: Change) -> None:
     root = make_root(tmp_path / "root")
-    with serving(root, events=events) as (process, log):
+    with serving(root, use_inotify=events) as (process, log):
         drop_job(root, "a.yaml", "prompt: a")
         wait_for(lambda: len(done(root)) == 1, "a job before")
         leave(root.inbox)
@@ -454,7 +454,7 @@ def test_a_job_waits_for_its_picture_while_the_inbox_is_away(
     for _ in range(60):
         assert not service.run_once(clock)
         clock.sleep(1)
-    assert (service.failed, len(service.turns.waiting)) == (0, 1)
+    assert (service.failed, len(service.scheduler.waiting)) == (0, 1)
     (root.path / "away").rename(root.inbox)
     drain(service, clock)
     assert service.done == 1

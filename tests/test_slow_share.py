@@ -61,7 +61,7 @@ def serve(service: Service, clock: FakeClock, seconds: float) -> None:
     """The service's loop for so long."""
     until = clock.mono + seconds
     while clock.mono < until:
-        if not service.run_once(clock) and not service.inbox.is_looking:
+        if not service.run_once(clock) and not service.inbox.is_scanning:
             clock.sleep(0.5)
 
 
@@ -104,10 +104,10 @@ def test_an_idle_service_comes_back_to_its_loop_while_it_looks(
             (root.inbox / str(n)).mkdir()
     service = start(settle_seconds=1000)
     longest, began, looks = 0.0, clock.mono, 0
-    while looks == 0 or service.inbox.is_looking:
+    while looks == 0 or service.inbox.is_scanning:
         before, looks = clock.mono, looks + 1
         assert not service.run_once(clock)
-        assert not service.is_drained() or not service.inbox.is_looking, "nobody knows yet"
+        assert not service.is_drained() or not service.inbox.is_scanning, "nobody knows yet"
         longest = max(longest, clock.mono - before)
     assert longest < inbox.IDLE_STRETCH + 2 * ENTRY, "signals and the watchdog wait no longer"
     assert clock.mono - began < FILES * ENTRY * 2.2, "and it does not rest meanwhile"
@@ -121,7 +121,7 @@ def test_what_changes_while_it_looks_is_drawn_once_or_not_at_all(
     def before(draw: Draw) -> None:
         drawn.append(str(draw.job.prompt))
         clock.sleep(DRAWING)
-        if service.inbox.is_looking and not late:
+        if service.inbox.is_scanning and not late:
             late.append(drop_job(root, "late.yaml", JOB.replace("prompt: a", "prompt: late")))
             drop_job(root, f"{FILES - 1}.yaml", JOB.replace("prompt: a", "prompt: changed"))
             (root.inbox / f"{FILES - 2}.yaml").unlink()
@@ -142,11 +142,11 @@ def test_a_file_that_the_disk_would_not_move_keeps_its_place_while_it_looks(
     start: Start, clock: FakeClock, share: SlowShare
 ) -> None:
     service = start(settle_seconds=0)
-    while service.inbox.is_looking or not service.inbox.queue:
+    while service.inbox.is_scanning or not service.inbox.queue:
         service.run_once(clock)
     clock.sleep(10)
     service.inbox.scan(clock.mono, lambda: clock().mono, is_busy=True)
-    assert service.inbox.is_looking
+    assert service.inbox.is_scanning
     first = service.inbox.next_still()
     assert first is not None
     service.inbox.put_back(first)

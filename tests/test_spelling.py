@@ -159,7 +159,7 @@ def test_a_picture_on_its_way_under_another_normal_form_is_waited_for(
     start: Start, root: Root, clock: FakeClock
 ) -> None:
     drop_job(root, "a.yaml", f"prompt: a\ninit_img: {nfc('é')}.png\n")
-    service = start(picture_wait_seconds=10)
+    service = start(input_wait_seconds=10)
     part = root.inbox / f".{nfd('é')}.png.x7Yz"  # as rsync names it
     for second in range(30):
         part.write_bytes(b"x" * (second + 1))
@@ -169,4 +169,4 @@ def test_a_picture_on_its_way_under_another_normal_form_is_waited_for(
     drain(service, clock)
     assert (service.done, service.failed) == (1, 0)
     assert only(only(root.done) / "inputs").name == "init_img.png"
-    assert isinstance(service.intake.inputs, InputStager)
+    assert isinstance(service.job_loader.inputs, InputStager)

@@ -26,10 +26,10 @@ from sdbatch.service.screen import Bar, _BarLine, _screen
 from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
 from sdbatch.spool.job_names import find_job
-from sdbatch.spool.status_reader import look
+from sdbatch.spool.status_reader import read_overview
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.telemetry.progress import Pace
+from sdbatch.telemetry.progress import ProgressEstimate
 from sdbatch.telemetry.status_file import StatusFile, duration
 from sdbatch.testing import FakeClock, drop_job, make_root
 
@@ -66,7 +66,7 @@ def told(root: Root, clock: FakeClock, **facts: Any) -> None:
 
 def shown(root: Root, clock: FakeClock) -> str:
     out = io.StringIO()
-    Console(file=out, width=100).print(_screen(look(root, clock.wall), clock.wall, with_bar=True))
+    Console(file=out, width=100).print(_screen(read_overview(root, clock.wall), clock.wall, with_bar=True))
     return out.getvalue()
 
 
@@ -84,12 +84,12 @@ def test_the_time_left_counts_drawing_alone(root: Root, clock: FakeClock) -> Non
 
 
 def test_a_resumed_jobs_pictures_are_no_sign_of_speed() -> None:
-    pace = Pace()
-    assert pace.seconds_left(0) is None
-    pace.look(10.5, 20, now=100)
-    assert pace.seconds_left(100) is None, "one step tells nothing"
-    pace.look(11, 20, now=110)
-    assert (pace.seconds_left(110), pace.seconds_left(150), pace.seconds_left(1000)) == (180, 140, 0)
+    estimate = ProgressEstimate()
+    assert estimate.seconds_left(0) is None
+    estimate.update(10.5, 20, now=100)
+    assert estimate.seconds_left(100) is None, "one step tells nothing"
+    estimate.update(11, 20, now=110)
+    assert (estimate.seconds_left(110), estimate.seconds_left(150), estimate.seconds_left(1000)) == (180, 140, 0)
 
 
 def test_status_json_tells_the_queue_in_its_order_and_the_last_failures(
@@ -118,7 +118,7 @@ def test_status_json_tells_the_queue_in_its_order_and_the_last_failures(
     assert [failure["id"][-5:] for failure in facts["failures"]] == ["bad-5", "bad-4", "bad-3", "bad-2", "bad-1"]
     assert "did you mean prompt?" in facts["failures"][0]["reason"]
     assert [{**f, "failed_at": 0} for f in start().failures] == [{**f, "failed_at": 0} for f in service.failures]
-    seen = look(root, clock.wall)
+    seen = read_overview(root, clock.wall)
     assert {**seen, "is_running": None, "failures": None} == {**facts, "is_running": None, "failures": None}
     service.engine.down = ""  # type: ignore[attr-defined]
     drain(service, clock, 100)
@@ -135,7 +135,7 @@ def test_without_a_service_the_folders_tell(root: Root, clock: FakeClock) -> Non
     failed.mkdir()
     (failed / "error.txt").write_text("y.yaml: line 2: \x1b[2Jdo this\nor that\n")
     (root.failed / "no-error-in-it").mkdir()
-    seen = look(root, clock.wall)
+    seen = read_overview(root, clock.wall)
     assert (seen["is_running"], seen["state"], seen["job"]) == (False, "never started here", None)
     assert seen["queue"]["next"] == [
         {"id": "20261122T101530Z-000001-x"},
@@ -153,7 +153,7 @@ def test_the_order_that_the_service_told_wins_where_the_files_are_still_there(ro
     for name in ("a.yaml", "b.yaml", "c.yaml"):
         drop_job(root, name, "prompt: a")
     told(root, clock, queue={"settling": 1, "next": [{"file": "c.yaml"}, {"file": "gone.yaml"}, {"file": "b.yaml"}]})
-    queue = look(root, clock.wall)["queue"]
+    queue = read_overview(root, clock.wall)["queue"]
     assert [entry["file"] for entry in queue["next"]] == ["c.yaml", "b.yaml", "a.yaml"]
     assert (queue["ready"], queue["settling"]) == (2, 1)
 
@@ -174,9 +174,9 @@ def test_what_is_urgent_stands_before_what_is_claimed_and_what_waits_for_a_disk_
         clock.sleep(2)
     line = [{"file": "urgent/now.yaml"}, {"id": claim.id}, {"file": "later.yaml"}]
     assert json.loads(root.status.read_text())["queue"]["next"] == line
-    assert look(root, clock.wall)["queue"]["next"] == line
-    service.turns.defer(claim, clock.mono)
-    assert [name for _, name in service.turns.line([claim.id])] == ["urgent/now.yaml", "later.yaml", claim.id]
+    assert read_overview(root, clock.wall)["queue"]["next"] == line
+    service.scheduler.defer(claim, clock.mono)
+    assert [name for _, name in service.scheduler.line([claim.id])] == ["urgent/now.yaml", "later.yaml", claim.id]
 
 
 def test_a_file_that_the_service_may_not_take_is_told_with_the_remedy(
@@ -261,7 +261,7 @@ def test_a_service_runs_by_what_it_wrote_and_when(
 ) -> None:
     told(root, clock, **({"job": {"id": "x"}} | facts))
     clock.wall += timedelta(seconds=age)
-    seen = look(root, clock.wall)
+    seen = read_overview(root, clock.wall)
     assert seen["is_running"] == is_running
     assert bool(seen["job"]) == is_running
 
@@ -269,7 +269,7 @@ def test_a_service_runs_by_what_it_wrote_and_when(
 def test_a_killed_services_job_waits_in_the_queue(root: Root, clock: FakeClock) -> None:
     (root.running / "20261122T101530Z-000001-x").mkdir()
     told(root, clock, state="drawing", job={"id": "20261122T101530Z-000001-x", "pictures": 3})
-    assert look(root, clock.wall)["queue"]["claimed"] == 0
+    assert read_overview(root, clock.wall)["queue"]["claimed"] == 0
     clock.sleep(60)
     root.pause.touch()
     text = shown(root, clock)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from tests_support import HERE, run_sdbatch
 
-from sdbatch.config.settings import Preload, Settings
+from sdbatch.config.settings import DefaultModel, Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.errors import InstallError
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.operations import install
-from sdbatch.operations.install import Plan, plan_install, plan_uninstall
+from sdbatch.operations.install import InstallPlan, plan_install, plan_uninstall
 from sdbatch.service import daemon
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
@@ -192,21 +192,21 @@ def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_is_preloaded_is_what_jobs_name_by_default() -> None:
     job = Txt2Img(prompt="a")
-    assert Preload() == Preload(ckpt=job.ckpt, config=job.config)
+    assert DefaultModel() == DefaultModel(ckpt=job.ckpt, config=job.config)
 
 
 def test_what_is_not_there_is_not_preloaded(root: Root) -> None:
     found = root.path / "models/ldm/stable-diffusion-v1/model.ckpt"
-    assert daemon._to_preload(root, Preload())[0] == found
-    assert not daemon._to_preload(root, Preload(ckpt=""))
+    assert daemon._to_preload(root, DefaultModel())[0] == found
+    assert not daemon._to_preload(root, DefaultModel(ckpt=""))
     found.unlink()
-    assert not daemon._to_preload(root, Preload())
+    assert not daemon._to_preload(root, DefaultModel())
 
 
 # What is installed.
 
 
-def plan(path: Path, *, user: bool = False, **settings: object) -> Plan:
+def plan(path: Path, *, user: bool = False, **settings: object) -> InstallPlan:
     return plan_install(Root(path), Settings.model_validate(settings), user=user)
 
 
@@ -217,7 +217,7 @@ def at_opt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/opt/sdbatch/.venv/bin/python")
 
 
-def unit_of(plan: Plan, name: str = "sdbatch.service") -> str:
+def unit_of(plan: InstallPlan, name: str = "sdbatch.service") -> str:
     return next(text for path, text in plan.write.items() if path.name == name)
 
 
@@ -315,7 +315,7 @@ def test_links_from_models_into_a_home_are_seen(at_opt: None, tmp_path: Path, mo
     [
         {"models": {"v15": {"ckpt": "/home/alice/v15.ckpt"}}},
         {"models": {"v15": {"ckpt": "v15.ckpt", "vae": "/home/alice/vae.pt"}}},
-        {"preload": {"ckpt": "/home/alice/v15.ckpt"}},
+        {"default_model": {"ckpt": "/home/alice/v15.ckpt"}},
         {"safety_checker": "/home/alice/checker"},
     ],
 )
@@ -445,6 +445,6 @@ def test_a_bad_configuration_is_not_installed(tmp_path: Path) -> None:
 
 def test_a_command_that_fails_is_told_in_its_own_words() -> None:
     with pytest.raises(InstallError, match=r"failed: .*No such file"):
-        Plan(running=True, after=[["ls", "/nowhere"]]).carry_out()
+        InstallPlan(running=True, after=[["ls", "/nowhere"]]).carry_out()
     with pytest.raises(InstallError, match="is this a machine with systemd"):
-        Plan(running=True, after=[["no-such-program"]]).carry_out()
+        InstallPlan(running=True, after=[["no-such-program"]]).carry_out()

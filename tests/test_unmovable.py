@@ -13,6 +13,7 @@ from test_serve import wait_for
 from test_shares import serving
 
 from sdbatch.service.service import Service
+from sdbatch.spool.status_reader import read_overview
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, StepCounter, drop_job, make_root
@@ -73,18 +74,29 @@ def test_a_folder_that_is_closed_is_told_by_its_rights_and_nothing_in_it_is_trie
         close(patch, root.inbox / "closed")
         service = start()
         told = Told()
-        monkeypatch.setattr(service.turns.unmovable.log, "warning", told, raising=False)
+        monkeypatch.setattr(service.scheduler.unmovable.log, "warning", told, raising=False)
         serve(service, clock, 600)
         assert not [step for step in steps.names if step.startswith("mkdir")]
         drop_job(root, "other.yaml", JOB)
         serve(service, clock, 20)
         assert service.done == 1, "others pass"
         assert told == ["can't be moved out of the inbox"]
-        assert len(service.turns.unmovable.why) == FILES
-        assert "chmod g+w" in service.turns.unmovable.why["closed/7.yaml"]
+        assert len(service.scheduler.unmovable.why) == FILES
+        assert "chmod g+w" in service.scheduler.unmovable.why["closed/7.yaml"]
     serve(service, clock, 400)
     assert service.done == FILES + 1, "once the rights are there"
-    assert not service.turns.unmovable.why
+    assert not service.scheduler.unmovable.why
+
+
+def test_the_status_names_the_first_of_very_many(start: Start, root: Root, clock: FakeClock) -> None:
+    """It is written each second, and whoever reads it reads a megabyte at most."""
+    service = start()
+    service.scheduler.unmovable.why = {f"closed/{n}.yaml": "the service may not take it " * 4 for n in range(20_000)}
+    service.tell_trouble(OSError(5, "no disk"), clock())
+    facts = read_overview(root, clock().wall)
+    assert facts["is_running"]
+    assert facts["unmovable_count"] == 20_000
+    assert "closed/0.yaml" in facts["unmovable"]
 
 
 def test_files_that_fail_to_be_moved_are_tried_with_growing_pauses(
@@ -94,7 +106,7 @@ def test_files_that_fail_to_be_moved_are_tried_with_growing_pauses(
         drop_job(root, f"fixed/{n}.yaml", JOB)
     service = start(settle_seconds=0)
     told = Told()
-    monkeypatch.setattr(service.turns.unmovable.log, "warning", told, raising=False)
+    monkeypatch.setattr(service.scheduler.unmovable.log, "warning", told, raising=False)
     with monkeypatch.context() as patch:
         refuse_to_move(patch, "fixed")
         service.run_once(clock)
@@ -106,7 +118,7 @@ def test_files_that_fail_to_be_moved_are_tried_with_growing_pauses(
         assert not [*root.running.iterdir()]
         (root.inbox / "fixed" / "0.yaml").unlink()
         serve(service, clock, 20)
-        assert len(service.turns.unmovable.why) == FILES - 1, "what others took away is told no more"
+        assert len(service.scheduler.unmovable.why) == FILES - 1, "what others took away is told no more"
     serve(service, clock, 400)
     assert service.done == FILES - 1
 
@@ -123,7 +135,7 @@ def test_a_sticky_folder_keeps_what_is_anothers(
     service = start()
     serve(service, clock, 20)
     assert service.done == 1
-    assert "only who owns it may take it out" in service.turns.unmovable.why["open/theirs.yaml"]
+    assert "only who owns it may take it out" in service.scheduler.unmovable.why["open/theirs.yaml"]
 
 
 def test_the_real_command_stops_at_once_beside_a_thousand_of_them(tmp_path: Path) -> None:
@@ -148,7 +160,7 @@ def test_clearing_up_heeds_a_stop_between_two_folders(
 ) -> None:
     for n in range(20):
         drop_job(root, f"{n}.yaml", JOB)
-    service = start(keep={"done_count": 0})
+    service = start(retention={"done_count": 0})
 
     def stop(name: str, path: Path) -> None:
         service.stop_requested = service.stop_requested or (name == "remove" and path.parent == root.done)

@@ -205,7 +205,7 @@ def test_an_idle_service_and_the_next_picture_sweep(
     ("settings", "told"),
     [
         ({"limits": {"input_bytes": 400}}, "may have 40,000 bytes in all"),
-        ({"free_bytes": 1 << 60}, "the disk is nearly full"),
+        ({"min_free_bytes": 1 << 60}, "the disk is nearly full"),
     ],
 )
 def test_no_more_pictures_are_taken_than_there_is_room_for(

@@ -51,7 +51,7 @@ def build(work: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     """UNet, autoencoder and text encoder with fresh weights, on the CPU, built by the service's own functions."""
     path = work / "draft.yaml"
     path.write_text(yaml.safe_dump(config(1.0), sort_keys=False))
-    numbers = networks.Numbers(path)
+    numbers = networks.LdmConfig(path)
     unet, vae = networks.build_unet(numbers), networks.build_vae(numbers)
     text = clip_network(
         vocab_size=VOCABULARY,

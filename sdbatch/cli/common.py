@@ -1,5 +1,6 @@
 """What all commands share: the app that they belong to, common options, and how a root is opened."""
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,3 +90,11 @@ def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Setting
 
     settings = sources.load(root.configuration, content).settings
     return settings.told_to(root), settings
+
+
+def say(error: object, code: int) -> int:
+    """Tell an error in one plain line; returns its exit code."""
+    typer.echo(f"sdbatch: {error}", err=True)
+    if account.stepped_down and os.strerror(errno.EACCES) in str(error):
+        typer.echo(f"this is done as {account.name_of(os.geteuid())}, whose root it is, and not as root", err=True)
+    return code

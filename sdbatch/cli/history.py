@@ -18,7 +18,7 @@ from sdbatch.storage.spelling import as_stored
 
 if TYPE_CHECKING:
     from sdbatch.history.history import History
-    from sdbatch.history.records import Job, Picture
+    from sdbatch.history.records import JobRecord, PictureRecord
     from sdbatch.storage.root import Root
 
 WhatArgument = Annotated[
@@ -59,12 +59,12 @@ def history(  # noqa: PLR0913 - each is an option
     Exit codes: 0 found; 1 nothing was found; 69 there is no root; 2 a value is none.
     """
     from sdbatch.cli import tables  # noqa: PLC0415 - rich
-    from sdbatch.history.times import since as moment  # noqa: PLC0415
+    from sdbatch.history import times  # noqa: PLC0415
 
     if kind not in (None, "txt2img", "img2img"):
         raise typer.BadParameter("--kind is txt2img or img2img")
     place = named_root(root)
-    drawn = moment(since, datetime.now(UTC)) if since else None
+    drawn = times.since(since, datetime.now(UTC)) if since else None
     opened = _open(place, anew=rebuild)
     search = partial(opened.search, " ".join(words or []), since=drawn, seed=seed, ckpt=ckpt, kind=kind, failed=failed)
     found = search(limit=limit)
@@ -132,11 +132,11 @@ def restore(
     Exit codes: 0 written; 1 nothing tells how it was drawn, or FILE is there already.
     """
     from sdbatch.errors import JobError  # noqa: PLC0415
-    from sdbatch.history import restore as restoring  # noqa: PLC0415
+    from sdbatch.history import restore  # noqa: PLC0415
     from sdbatch.storage import files  # noqa: PLC0415
 
     place = named_root(root)
-    restored = restoring.restore(place, _find_or_file(place, what))
+    restored = restore.restore(place, _find_or_file(place, what))
     for note in restored.notes:
         typer.echo(f"note: {note}", err=True)
     if output is None:
@@ -167,19 +167,19 @@ def follow_up(
     Exit codes: 0 dropped; 1 there is no such picture, or a value is none; 74 the disk failed.
     """
     from sdbatch.errors import JobError  # noqa: PLC0415
-    from sdbatch.history import restore as restoring  # noqa: PLC0415
-    from sdbatch.history.records import Job  # noqa: PLC0415
+    from sdbatch.history import restore  # noqa: PLC0415
+    from sdbatch.history.records import JobRecord  # noqa: PLC0415
 
     place = named_root(root)
     opened = _open(place)
     found = _find(opened, picture)
-    if isinstance(found, Job):
+    if isinstance(found, JobRecord):
         pictures = [each for each in opened.pictures_of(found.id) if each.file]
         if len(pictures) != 1:
             raise JobError(f"{found.id} has {len(pictures)} pictures; say which: {found.id}/0")
         found = pictures[0]
     fields = {} if seed is None else {"seed": seed}
-    text = restoring.follow_up(place, opened, found, prompt, strength, **fields)
+    text = restore.follow_up(place, opened, found, prompt, strength, **fields)
     _drop(place, text, found.job, "follow-up", dry_run=dry_run)
 
 
@@ -197,14 +197,14 @@ def again(
 
     Exit codes: 0 dropped; 1 there is no such job; 74 the disk failed.
     """
-    from sdbatch.history import restore as restoring  # noqa: PLC0415
+    from sdbatch.history import restore  # noqa: PLC0415
 
     place = named_root(root)
     opened = _open(place)
     job_id = _job_of(_find(opened, job))
     known = opened.job(job_id)
     assert known is not None, "it was just found"
-    _drop(place, restoring.again(place, known, seed), job_id, "again", dry_run=dry_run)
+    _drop(place, restore.again(place, known, seed), job_id, "again", dry_run=dry_run)
 
 
 def _open(place: "Root", *, anew: bool = False) -> "History":
@@ -223,7 +223,7 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
     return opened
 
 
-def _find(opened: "History", named: str) -> "Picture | Job":
+def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
     """As people name it: a path counts from here as well as from the root."""
     from sdbatch.errors import JobError  # noqa: PLC0415
 
@@ -233,7 +233,7 @@ def _find(opened: "History", named: str) -> "Picture | Job":
     return opened.find(opened.root.show(path) if path.exists() else named)
 
 
-def _find_or_file(place: "Root", named: str) -> "Picture | Job | Path":
+def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Path":
     """The same, or a file that the history knows nothing of, which needs no root."""
     from sdbatch.errors import JobError  # noqa: PLC0415
 
@@ -246,10 +246,10 @@ def _find_or_file(place: "Root", named: str) -> "Picture | Job | Path":
         raise
 
 
-def _job_of(found: "Picture | Job") -> str:
-    from sdbatch.history.records import Job  # noqa: PLC0415
+def _job_of(found: "PictureRecord | JobRecord") -> str:
+    from sdbatch.history.records import JobRecord  # noqa: PLC0415
 
-    return found.id if isinstance(found, Job) else found.job
+    return found.id if isinstance(found, JobRecord) else found.job
 
 
 def _drop(place: "Root", text: str, job_id: str, ending: Literal["again", "follow-up"], *, dry_run: bool) -> None:

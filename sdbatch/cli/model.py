@@ -40,7 +40,7 @@ def list_models(root: RootOption = Path(), *, as_json: JsonOption = False) -> No
     from sdbatch.operations import catalog  # noqa: PLC0415
 
     place, _ = open_root(root)
-    found = catalog.look(place)
+    found = catalog.list_models(place)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False))
     else:
@@ -74,7 +74,7 @@ def import_model(
     if "/" in name or name.startswith("."):
         raise typer.BadParameter("--as takes a name without folders")
     with _bar("copying") as told:
-        target = catalog.bring(file, place, name, told, link=link)
+        target = catalog.import_model(file, place, name, told, link=link)
     typer.echo(f"{place.show(target)} is there: jobs name it with `ckpt: {target.name}`")
     typer.echo(f"whether it is whole says `sdbatch model verify {target.name}`", err=True)
 

@@ -8,12 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sdbatch.errors import printable
-from sdbatch.history.records import Job, Lineage, Picture
-from sdbatch.operations.catalog import Shelved
+from sdbatch.history.records import JobRecord, Lineage, PictureRecord
+from sdbatch.operations.catalog import CatalogEntry
 from sdbatch.storage.root import Root
 
 
-def show_pictures(pictures: list[Picture], root: Root) -> None:
+def show_pictures(pictures: list[PictureRecord], root: Root) -> None:
     """A table; piped, a line each: path, time, job, seed, prompt or reason, steps, scale, strength, tabs between."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -35,12 +35,16 @@ def show_pictures(pictures: list[Picture], root: Root) -> None:
 
 
 def show_one(
-    found: Picture | Job, particulars: list[tuple[str, str]], pictures: list[Picture], tree: Lineage, root: Root
+    found: PictureRecord | JobRecord,
+    particulars: list[tuple[str, str]],
+    pictures: list[PictureRecord],
+    tree: Lineage,
+    root: Root,
 ) -> None:
     """Everything known of a picture or a job."""
     console = Console(highlight=False)
     show_facts([*_facts(found, root), *particulars])
-    if isinstance(found, Job) and any(each.file for each in pictures):
+    if isinstance(found, JobRecord) and any(each.file for each in pictures):
         console.print(Text("pictures", "bold"))
         for each in pictures:
             own = f"  {each.prompt}" if each.prompt != found.prompt else ""
@@ -58,7 +62,7 @@ def show_facts(facts: list[tuple[str, str]]) -> None:
         console.print(Text.assemble((f"{name:<18}", "bold"), printable(value)), soft_wrap=True)
 
 
-def show_models(models: list[Shelved]) -> None:
+def show_models(models: list[CatalogEntry]) -> None:
     """A table; piped, a line each with tabs between name, path, bytes and the precisions converted to."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -76,8 +80,8 @@ def show_models(models: list[Shelved]) -> None:
     console.print(table)
 
 
-def _facts(found: Picture | Job, root: Root) -> Iterator[tuple[str, str]]:
-    if isinstance(found, Job):
+def _facts(found: PictureRecord | JobRecord, root: Root) -> Iterator[tuple[str, str]]:
+    if isinstance(found, JobRecord):
         yield "job", found.id
         yield "folder", str(root.path / found.folder)
     else:
@@ -125,7 +129,7 @@ def _line(value: str) -> str:
     return printable(" ".join(value.split()))
 
 
-def _how(picture: Picture) -> tuple[str, str, str]:
+def _how(picture: PictureRecord) -> tuple[str, str, str]:
     return _said(picture.steps), _said(picture.scale), _said(picture.strength)
 
 

@@ -80,7 +80,7 @@ def retry(root: Root, name: str) -> str:
     if len({file_of(folder.name) for folder in found}) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, "lies in jobs/failed/")
     for folder in found:
-        Spool(root).take_up(folder)
+        Spool(root).requeue(folder)
     if len(found) == 1:
         return f"{found[0].name} is tried again"
     return f"{len(found)} jobs of {number_of(found[0].name)} are tried again"

@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sdbatch.config.settings import Limits
-from sdbatch.errors import JobError, Missing, NotHere
+from sdbatch.errors import JobError, Missing, TemporarilyUnavailable
 from sdbatch.job import reader
 from sdbatch.job.document import plain
-from sdbatch.job.model_config import Made, made_for
+from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures, img2img_size
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
@@ -47,7 +47,7 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             yield label + said, True
             for note in [*parsed.notes, *notes]:
                 yield f"{label}note: {note}", True
-        except (JobError, NotHere) as error:  # NotHere: the service would let it wait
+        except (JobError, TemporarilyUnavailable) as error:  # TemporarilyUnavailable: the service would let it wait
             for line in str(error).splitlines():
                 yield label + line.removeprefix(f"{name}: "), False
 
@@ -64,17 +64,17 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     count = count_pictures(job, lines)
     notes: list[str] = []
     size = job.picture_size if isinstance(job, Txt2Img) else None
-    if isinstance(job, Img2Img) and (init := _look_at_init(job, beside, root, limits)):
+    if isinstance(job, Img2Img) and (init := _check_init(job, beside, root, limits)):
         size, notes = init
     if problems := limits.problems(count, job.ddim_steps, size):
         raise JobError("\n".join(problems))
     root.output_folder(job.outdir)
-    made = Made()
+    made = ModelConfig()
     if root.inbox.is_dir():
         model = root.find_weights(job.ckpt, job.config, job.vae)
         for lora in job.loras:
             root.find_model("loras", lora.file)
-        made = made_for(model.ckpt, model.config)
+        made = read_model_config(model.ckpt, model.config)
     if size:
         notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
     shape = f"{size[0]}x{size[1]}" if size else "the size of init_img, which is not there yet"
@@ -130,7 +130,7 @@ def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
     return path if is_there and not beside.resolve().is_relative_to(top) else None
 
 
-def _look_at_init(
+def _check_init(
     job: Img2Img, beside: Path | None, root: Root, limits: Limits
 ) -> tuple[tuple[int, int], list[str]] | None:
     """What an init image will be drawn at, and what is to be said of it.

@@ -17,8 +17,9 @@ from pydantic import (
     model_serializer,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from sdbatch.config.renamed import by_new_names, new_key
 from sdbatch.job.parameters import Img2Img, Txt2Img
 from sdbatch.storage import root
 from sdbatch.storage.spelling import as_stored
@@ -29,13 +30,13 @@ OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m"
 NEEDS_RESTART = (
     "engine",
     "device",
-    "preload",
+    "default_model",
     "models",
     "converted_bytes",
-    "resident_bytes",
+    "model_cache_bytes",
     "safety_checker",
     "watermark",
-    "events",
+    "use_inotify",
     "allow_paths",
     "defaults",
 )
@@ -99,14 +100,14 @@ class HookCommands(BaseModel):
     on_done: tuple[str, ...] = ()
     on_failed: tuple[str, ...] = ()
     on_idle: tuple[str, ...] = ()
-    limit_seconds: float = Field(30.0, ge=0.1, le=3600)
+    timeout_seconds: float = Field(30.0, ge=0.1, le=3600)
 
     def commands(self) -> dict[str, tuple[str, ...]]:
         """The command for each kind of event."""
         return {"on_done": self.on_done, "on_failed": self.on_failed, "on_idle": self.on_idle}
 
 
-class Keep(BaseModel):
+class Retention(BaseModel):
     """How much of what is done to keep; None is all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -150,7 +151,7 @@ class Web(BaseModel):
         return proxies
 
 
-class Preload(BaseModel):
+class DefaultModel(BaseModel):
     """The model to load ahead of the first job; what jobs name by default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -169,6 +170,23 @@ class NamedModel(BaseModel):
     vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
 
 
+class Environment(EnvSettingsSource):
+    """SDBATCH_* variables, those of old names too."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        prefix = self.env_prefix.lower()
+        self.env_vars = {
+            prefix + "__".join(new_key(tuple(name.removeprefix(prefix).split("__")))): value
+            for name, value in self.env_vars.items()
+            if name.startswith(prefix)
+        }
+
+    def __call__(self) -> dict[str, Any]:
+        """What is given, by the names of now within groups too."""
+        return by_new_names(super().__call__(), lambda *_: None)
+
+
 class Settings(BaseSettings):
     """Everything an admin can set; configs/sdbatch.yaml says why of each."""
 
@@ -176,30 +194,30 @@ class Settings(BaseSettings):
 
     engine: Literal["local", "fake"] = "local"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
-    preload: Preload = Preload()
+    default_model: DefaultModel = DefaultModel()
     models: dict[str, NamedModel] = {}
     converted_bytes: int = Field(20_000_000_000, ge=0)
-    resident_bytes: int = Field(0, ge=0)
+    model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
     watermark: str = Field("", max_length=64)
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
-    events: bool = True
+    use_inotify: bool = True
     repeats: Literal["draw", "skip"] = "draw"
     ignore_folders: tuple[str, ...] = ()
-    picture_wait_seconds: float = Field(10.0, ge=0, le=86400)
-    attempts: int = Field(3, ge=1, le=100)
+    input_wait_seconds: float = Field(10.0, ge=0, le=86400)
+    max_attempts: int = Field(3, ge=1, le=100)
     hang_seconds: float = Field(600.0, ge=1, le=86400)
-    pause_after: int = Field(5, ge=1, le=1000)
+    max_consecutive_crashes: int = Field(5, ge=1, le=1000)
     allow_paths: tuple[Path, ...] = ()
     active_hours: str = Field(
         "",
         pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$",
         description='two times of day that differ, such as "22:00-07:00", or empty for always',
     )
-    free_bytes: int = Field(1_000_000_000, ge=0)
+    min_free_bytes: int = Field(1_000_000_000, ge=0)
     hooks: HookCommands = HookCommands()
-    keep: Keep = Keep()
+    retention: Retention = Retention()
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     web: Web = Web()
@@ -214,7 +232,7 @@ class Settings(BaseSettings):
 
     def kept_free(self, total: int) -> int:
         """How much of a disk of so many bytes no job takes."""
-        return min(self.free_bytes, total // 100)
+        return min(self.min_free_bytes, total // 100)
 
     def told_to(self, place: root.Root) -> root.Root:
         """A root that knows what is set for it."""
@@ -233,11 +251,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's signature
+        settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file."""
-        return env_settings, init_settings
+        return Environment(settings_cls), init_settings

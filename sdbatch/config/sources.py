@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import EnvSettingsSource, SettingsError
+from pydantic_settings import SettingsError
 
-from sdbatch.config.settings import NEEDS_RESTART, Settings
+from sdbatch.config.renamed import by_new_names, new_key, now_called
+from sdbatch.config.settings import NEEDS_RESTART, Environment, Settings
 from sdbatch.errors import ConfigError, JobError
 from sdbatch.job.document import Document, Unsure, plain, read_yaml
 from sdbatch.job.messages import likely, refused, unknown
@@ -40,12 +41,14 @@ class Configuration:
     Attributes:
         lines: where the file names a key.
         variables: the environment's name for each key that it overrides.
+        renamed: what the file calls by a name of before, in words.
     """
 
     path: Path
     settings: Settings
     lines: dict[Key, int]
     variables: dict[Key, str]
+    renamed: tuple[str, ...] = ()
 
     def values(self) -> Iterator[Value]:
         """Every key in the order of the model, those of groups as limits.pixels."""
@@ -69,8 +72,17 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
         ConfigError: names the file and line or the variable, the key, and what is wrong.
     """
     values, lines = _read(path, content)
+    renamed: list[Key] = []
     try:
-        overriding = EnvSettingsSource(Settings)()
+        values = by_new_names(values, lambda old, _: renamed.append(old))
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    told = tuple(f"{path}: line {lines.get(old, 1)}: {now_called(old)}" for old in renamed)
+    lines = {new_key(key): line for key, line in lines.items()}
+    if twice := next((name for name, new in _old_variables().items() if new in os.environ), ""):
+        raise ConfigError(f"{twice} in the environment is now called {_old_variables()[twice]}, and both are given")
+    try:
+        overriding = Environment(Settings)()
     except SettingsError as error:  # a list or group, which wants JSON
         named = re.search(r'field "(\w+)"', str(error))
         name = PREFIX + named[1].upper() if named else f"{PREFIX}*"
@@ -82,9 +94,9 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        told = [_in_words(path, details, lines, variables) for details in error.errors(include_url=False)]
-        raise ConfigError("\n".join(told)) from error
-    return Configuration(path, settings, lines, variables)
+        wrong = [_in_words(path, details, lines, variables) for details in error.errors(include_url=False)]
+        raise ConfigError("\n".join(wrong)) from error
+    return Configuration(path, settings, lines, variables, told)
 
 
 def reload(path: Path, old: Settings, logger: Log) -> tuple[Settings, str]:
@@ -120,15 +132,23 @@ def warn_of_a_short_watchdog(settings: Settings, logger: Log) -> None:
 
 
 def unknown_variables() -> list[str]:
-    """What is wrong with SDBATCH_* that are no key's: misspelt, perhaps, but no reason not to start."""
+    """What is wrong with SDBATCH_*: an old name, or no key's, misspelt perhaps; no reason not to start."""
     known = {"__".join(key).upper() for key, _ in leaves(Settings.model_construct())}
     known |= {name.upper() for name in Settings.model_fields} | {"ROOT"}  # which the commands read
     given = sorted(name.removeprefix(PREFIX) for name in map(str.upper, os.environ) if name.startswith(PREFIX))
-    hints = {name: likely(name, known) for name in given if name not in known}
-    return [
+    renamed = _old_variables()
+    hints = {name: likely(name, known) for name in given if name not in known and PREFIX + name not in renamed}
+    return [f"{old} is now called {new}" for old, new in renamed.items()] + [
         f"{PREFIX}{name} is no key's" + (f"; did you mean {PREFIX}{hint}?" if hint else "")
         for name, hint in hints.items()
     ]
+
+
+def _old_variables() -> dict[str, str]:
+    """The variables in the environment that bear the name of before, each with that of now."""
+    given = [name.removeprefix(PREFIX).lower() for name in os.environ if name.startswith(PREFIX)]
+    new = {name: "__".join(new_key(tuple(name.split("__")))) for name in given}
+    return {(PREFIX + old).upper(): (PREFIX + name).upper() for old, name in new.items() if name != old}
 
 
 def flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:

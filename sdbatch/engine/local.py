@@ -14,7 +14,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Halted, Outfit, Ready, Request, Tick, Unfit
+from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Halted, Ready, RendererConfig, Request, Tick, Unfit
 from sdbatch.errors import EngineDown, RendererDied
 from sdbatch.telemetry import log
 
@@ -37,8 +37,8 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 class LocalEngine:
     """Talks to `sdbatch.renderer.renderer`: requests on its standard input, answers from a pipe of their own."""
 
-    def __init__(self, outfit: Outfit, preload: Callable[[], Sequence[Path]] = tuple) -> None:
-        self.command = [sys.executable, "-m", "sdbatch.renderer.renderer", outfit.model_dump_json()]
+    def __init__(self, config: RendererConfig, preload: Callable[[], Sequence[Path]] = tuple) -> None:
+        self.command = [sys.executable, "-m", "sdbatch.renderer.renderer", config.model_dump_json()]
         self._preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False  # its first word came

@@ -19,13 +19,13 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Outfit(Message):
+class RendererConfig(Message):
     """What a renderer is started with."""
 
     device: str  # auto, cpu, cuda, cuda:1 ...
     checksums: Path  # the cache of checkpoints' digests; what was converted lies beside it
     converted_bytes: int = 0  # what conversions may take
-    resident_bytes: int = 0  # what loaded models may take
+    model_cache_bytes: int = 0  # what loaded models may take
     safety_checker: str = "auto"  # auto, off, or the folder of one
     watermark: str = ""
 

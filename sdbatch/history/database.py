@@ -82,7 +82,7 @@ class Database:
                 _delete(self._path)
             self._connect()
 
-    def look_through(self, most: int) -> None:
+    def verify(self, most: int) -> None:
         """Throw the file away if something in it is wrong; unless it is larger than `most` bytes."""
         with self._lock, suppress(FileNotFoundError):
             if self.writable and self._path.stat().st_size <= most and not _is_whole(self._connection):

@@ -6,7 +6,7 @@ from typing import Any
 
 from sdbatch.errors import JobError
 from sdbatch.history import restore
-from sdbatch.history.records import Job, Picture
+from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.job.parameters import job_kind
 from sdbatch.storage.root import Root
 
@@ -15,7 +15,7 @@ APART = ("prompt", "negative_prompt", "name", "seed", "ckpt", "H", "W", "plms") 
 MOST = 1000  # characters of a value
 
 
-def parameters(root: Root, what: Picture | Job) -> list[tuple[str, str]]:
+def parameters(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str, str]]:
     """Of the job: by their titles the main fields, and those that say what doesn't hold anyway."""
     try:
         return _parameters(restore.fields_of(root, what), APART)
@@ -51,7 +51,7 @@ def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[st
     ]
 
 
-def circumstances(root: Root, what: Picture | Job) -> list[tuple[str, str]]:
+def circumstances(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str, str]]:
     """Of a done job: when and how long, on which device, by which versions."""
     record = restore.record_of(root, what)
     timings, versions, checkpoint = (_group(record, key) for key in ("timings", "versions", "checkpoint"))

@@ -12,9 +12,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sdbatch.history.scan import Entry, Facts, Shot, from_root, moment, of_job, stamp_of
-from sdbatch.imaging.origin import Said
-from sdbatch.imaging.reader_process import Reader, Unread
+from sdbatch.history.scan import Facts, JobEntry, PictureEntry, from_root, moment, of_job, stamp_of
+from sdbatch.imaging.origin import PictureInfo
+from sdbatch.imaging.reader_process import Reader, ReadTimedOut
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES, Root
 
@@ -25,16 +25,16 @@ _STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)")
 
 def read_pictures(
     root: Root, folder: Path, names: Sequence[str], reader: Reader, passed_over: list[str]
-) -> Iterator[Entry]:
+) -> Iterator[JobEntry]:
     """Entries for pictures of these names in a folder of outputs/: one each, and one for those of a setup.json.
 
     Those that can't be read in time are named in `passed_over`.
     """
-    silent: list[tuple[Path, Said]] = []
+    silent: list[tuple[Path, PictureInfo]] = []
     for path in (folder / name for name in sorted(names)):
         try:
             said = reader.read(path)
-        except Unread as error:
+        except ReadTimedOut as error:
             passed_over.append(str(error))
             continue
         if said is None:
@@ -51,7 +51,7 @@ def read_pictures(
             yield _entry(root, base, job, [path for path, _ in silent], (first.width, first.height))
 
 
-def _job(said: Said) -> Facts:
+def _job(said: PictureInfo) -> Facts:
     """A job's fields as the history has them, where another program names a model and a strength in its own way."""
     if said.is_own:
         return said.fields
@@ -67,13 +67,13 @@ def read_setup(path: Path) -> Facts:
     return {str(key).replace("-", "_"): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
-def _entry(root: Root, told_by: Path, job: Facts, pictures: list[Path], size: tuple[int, int]) -> Entry:
+def _entry(root: Root, told_by: Path, job: Facts, pictures: list[Path], size: tuple[int, int]) -> JobEntry:
     """An entry for pictures that a folder's setup.json tells of, or one of them itself."""
     place = told_by if told_by.is_dir() else told_by.parent
     stamp = stamp_of(place / SETUP if told_by.is_dir() else told_by)
     names = [path.relative_to(place).as_posix() for path in pictures]
     init = job.get("init_img")
-    return Entry(
+    return JobEntry(
         id=root.show(told_by),
         state="earlier",
         place=root.show(place),
@@ -81,7 +81,7 @@ def _entry(root: Root, told_by: Path, job: Facts, pictures: list[Path], size: tu
         drawn_at=_named_time(place.name) or moment(stamp),
         init=from_root(root, init) if isinstance(init, str) and init else None,
         size=size,
-        shots=tuple(Shot(name, root.show(place / name), None, number) for number, name in enumerate(names)),
+        shots=tuple(PictureEntry(name, root.show(place / name), None, number) for number, name in enumerate(names)),
         **of_job(job),
     )
 

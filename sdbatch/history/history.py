@@ -14,13 +14,11 @@ from datetime import datetime
 from pathlib import Path
 
 from sdbatch.errors import JobError
-from sdbatch.history import index, sync
-from sdbatch.history import lineage as ancestry
-from sdbatch.history import search as searching
+from sdbatch.history import index, lineage, search, sync
 from sdbatch.history.database import DATABASE, SMALL, Database
-from sdbatch.history.lineage import Kin
-from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, Job, Lineage, Picture
-from sdbatch.history.search import Found, Wanted
+from sdbatch.history.lineage import Relative
+from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, Lineage, PictureRecord
+from sdbatch.history.search import LAST, Found, Wanted
 from sdbatch.history.tokens import parts, pieces_of_word
 from sdbatch.spool.job_names import meant, padded, the_one
 from sdbatch.storage.root import SAMPLES, Root
@@ -58,7 +56,7 @@ class History:
         """
         history = cls(root, in_memory=in_memory)
         try:
-            history.look_through(all_of_it=not in_memory)  # by the service, which has the time
+            history.verify(all_of_it=not in_memory)  # by the service, which has the time
             if in_memory:
                 history.catch_up()
             else:
@@ -82,9 +80,9 @@ class History:
         """Let go of the file."""
         self._database.close()
 
-    def look_through(self, *, all_of_it: bool = False) -> None:
+    def verify(self, *, all_of_it: bool = False) -> None:
         """See to it that the file is no damaged one; a large one is read through only if `all_of_it` is asked for."""
-        self._database.look_through(searching.LAST if all_of_it else SMALL)
+        self._database.verify(LAST if all_of_it else SMALL)
 
     def refresh(self) -> int:
         """Take in what is new in the folders, and forget what is gone; says how many jobs that were.
@@ -156,9 +154,9 @@ class History:
         oldest = int(since.timestamp() * 1000) if since else None
         numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
         asked = Wanted(match, [part for part in wanted if part.is_long], oldest, numbers)
-        return searching.search(self._database.ask, asked, before, max(1, limit), self.patience)
+        return search.search(self._database.ask, asked, before, max(1, limit), self.patience)
 
-    def picture(self, path: str, before: int = searching.LAST) -> Picture | None:
+    def picture(self, path: str, before: int = LAST) -> PictureRecord | None:
         """A picture by where it lies, from the root: in its job's folder or in outputs/.
 
         Thousands may have had a name in outputs/ one after another, where that is emptied each night: the last of them
@@ -178,7 +176,7 @@ class History:
         )
         return found[0] if found else None
 
-    def find(self, named: str) -> Picture | Job:
+    def find(self, named: str) -> PictureRecord | JobRecord:
         """A picture by where it lies, or as JOB/NUMBER; or a job by its id, or a part of it that only one job has.
 
         Raises:
@@ -217,29 +215,29 @@ class History:
             raise JobError(f'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}')
         return ids[0]
 
-    def job(self, id: str) -> Job | None:  # noqa: A002 - what it is called everywhere
+    def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere
         """A job by its whole id."""
         found = self._database.ask(lambda db: db.execute(f"{JOB_QUESTION} WHERE id = ?", (id,)).fetchone())
-        return Job(*found) if found else None
+        return JobRecord(*found) if found else None
 
-    def pictures_of(self, job_id: str) -> list[Picture]:
+    def pictures_of(self, job_id: str) -> list[PictureRecord]:
         """A job's pictures in their order; none of one that failed before the first."""
         within = " WHERE j.id = ? AND p.key BETWEEN j.key - j.pictures + 1 AND j.key ORDER BY p.key DESC"
         return self._pictures(within, (job_id,))
 
     def lineage(self, job_id: str, most: int = FAMILY) -> Lineage:
         """A job's family: a tree of up to `most` jobs, of which the asked one is marked."""
-        return ancestry.lineage(self, job_id, most)
+        return lineage.lineage(self, job_id, most)
 
-    def parent(self, job_id: str) -> Kin | None:
+    def parent(self, job_id: str) -> Relative | None:
         """The job that a job came from, and the picture of it: by its manifest, or by the init image that it named."""
         job = self.job(job_id)
         if job is None or job.parent_job:
-            return Kin(job.parent_job, job.parent_picture) if job and job.parent_job else None
+            return Relative(job.parent_job, job.parent_picture) if job and job.parent_job else None
         picture = self.picture(job.init, job.key) if job.init else None
-        return Kin(picture.job, picture.file) if picture else None
+        return Relative(picture.job, picture.file) if picture else None
 
-    def children(self, job_id: str) -> list[Kin]:
+    def children(self, job_id: str) -> list[Relative]:
         """Likewise the other way, oldest first."""
         pictures = self.pictures_of(job_id)
         files = json.dumps(
@@ -258,9 +256,9 @@ class History:
             ) files CROSS JOIN jobs ON jobs.init = files.path
                 AND jobs.key > CASE WHEN is_later THEN since ELSE -1 END AND jobs.key <= coalesce(until, :last)
             WHERE parent_job IS NULL ORDER BY 1"""
-        values = {"id": job_id, "files": files, "last": searching.LAST}
+        values = {"id": job_id, "files": files, "last": LAST}
         rows = self._database.ask(lambda db: db.execute(question, values).fetchall())
-        return [Kin(child, picture) for _, child, picture in rows]
+        return [Relative(child, picture) for _, child, picture in rows]
 
     def checkpoints(self) -> list[str]:
         """The checkpoints that jobs were drawn with, as they named them."""
@@ -271,9 +269,9 @@ class History:
             found += [last] if last else []
         return found
 
-    def _pictures(self, which: str, values: Iterable[object]) -> list[Picture]:
+    def _pictures(self, which: str, values: Iterable[object]) -> list[PictureRecord]:
         question, given = PICTURE_QUESTION + which, tuple(values)
-        return [Picture(*row) for row in self._database.ask(lambda db: db.execute(question, given).fetchall())]
+        return [PictureRecord(*row) for row in self._database.ask(lambda db: db.execute(question, given).fetchall())]
 
 
 def _plain_name(word: str) -> str:
@@ -281,7 +279,7 @@ def _plain_name(word: str) -> str:
     return index.name_of(word) if "/" in word or word.lower().endswith(index.SUFFIXES) else word
 
 
-def _names_of(picture: Picture) -> tuple[str, str, str]:
+def _names_of(picture: PictureRecord) -> tuple[str, str, str]:
     """What a person may call a job's picture: samples/00002.png, 00002.png, 00002."""
     name = posixpath.basename(picture.file)
     return picture.file, name, name.rpartition(".")[0]

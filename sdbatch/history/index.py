@@ -23,7 +23,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdbatch.history.scan import Entry
+from sdbatch.history.scan import JobEntry
 from sdbatch.history.tokens import pieces
 from sdbatch.storage.filesystem import share_of
 
@@ -122,7 +122,7 @@ def writing(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("COMMIT")
 
 
-def insert(database: sqlite3.Connection, entry: Entry) -> None:
+def insert(database: sqlite3.Connection, entry: JobEntry) -> None:
     """Put an entry in, in the place of what was there of the same id; within `writing`."""
     remove(database, entry.id)
     if entry.state == "done":
@@ -157,8 +157,8 @@ def remove(database: sqlite3.Connection, job_id: str) -> bool:
     database.executemany(
         "INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", _grams_of(database, job_id)
     )
-    where = "key BETWEEN ? AND ? AND published IS NOT NULL"
-    _look_again(database, [path for (path,) in database.execute(f"SELECT published FROM pictures WHERE {where}", span)])  # noqa: S608
+    question = "SELECT published FROM pictures WHERE key BETWEEN ? AND ? AND published IS NOT NULL"
+    _rescan_folders(database, [path for (path,) in database.execute(question, span)])
     database.execute("DELETE FROM pictures WHERE key BETWEEN ? AND ?", span)
     database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
     return True
@@ -198,7 +198,7 @@ def _replace_found(database: sqlite3.Connection, published: list[str]) -> None:
             remove(database, job_id)
 
 
-def _look_again(database: sqlite3.Connection, published: list[str]) -> None:
+def _rescan_folders(database: sqlite3.Connection, published: list[str]) -> None:
     """What a job leaves in outputs/ when it goes is found there."""
     folders = {path.rpartition("/")[0] for path in published}
     database.executemany("DELETE FROM places WHERE path = ?", [(folder,) for folder in folders])

@@ -7,12 +7,12 @@ its siblings, and so on outwards, until there are as many as are wanted.
 from collections import deque
 from typing import NamedTuple, Protocol
 
-from sdbatch.history.records import Job, Lineage
+from sdbatch.history.records import JobRecord, Lineage
 
 MOST_ABOVE = 1000  # generations that are counted
 
 
-class Kin(NamedTuple):
+class Relative(NamedTuple):
     """A relative, and the picture that the younger of the two started from; None where the job was drawn again."""
 
     job: str
@@ -22,13 +22,13 @@ class Kin(NamedTuple):
 class Archive(Protocol):
     """Who knows the jobs."""
 
-    def job(self, id: str) -> Job | None:  # noqa: A002 - what it is called everywhere
+    def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere
         """One of them."""
 
-    def parent(self, job_id: str) -> Kin | None:
+    def parent(self, job_id: str) -> Relative | None:
         """What it came from."""
 
-    def children(self, job_id: str) -> list[Kin]:
+    def children(self, job_id: str) -> list[Relative]:
         """What came of it."""
 
 
@@ -37,20 +37,20 @@ def lineage(archive: Archive, asked: str, most: int) -> Lineage:
     above = _ancestors(archive, asked)
     shown = above[: max(1, most // 2)]
     way = [asked, *(kin.job for kin in shown)]
-    places = dict(zip(way, [*shown, Kin("", None)], strict=True))  # each by its parent
+    places = dict(zip(way, [*shown, Relative("", None)], strict=True))  # each by its parent
     pending = deque(way)
     while pending and len(places) < most:
         parent_id = pending.popleft()
         for child_id, picture in archive.children(parent_id):
             if child_id not in places and len(places) < most:  # manifests can be edited until they lead in a ring
-                places[child_id] = Kin(parent_id, picture)
+                places[child_id] = Relative(parent_id, picture)
                 pending.append(child_id)
     return _tree(archive, way[-1], places, asked, len(above) - len(shown))
 
 
-def _ancestors(archive: Archive, job_id: str) -> list[Kin]:
+def _ancestors(archive: Archive, job_id: str) -> list[Relative]:
     """Upwards, each with the picture that the one below started from."""
-    above: list[Kin] = []
+    above: list[Relative] = []
     seen = {job_id}
     while (parent := archive.parent(job_id)) is not None and parent.job not in seen and len(above) < MOST_ABOVE:
         above.append(parent)
@@ -59,7 +59,7 @@ def _ancestors(archive: Archive, job_id: str) -> list[Kin]:
     return above
 
 
-def _tree(archive: Archive, job_id: str, places: dict[str, Kin], asked: str, above: int = 0) -> Lineage:
+def _tree(archive: Archive, job_id: str, places: dict[str, Relative], asked: str, above: int = 0) -> Lineage:
     job, picture = archive.job(job_id), places[job_id].picture
     known = list(dict.fromkeys(child for child, _ in archive.children(job_id)))
     # One on the way to the asked one may be known from below alone.

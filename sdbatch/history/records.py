@@ -16,7 +16,7 @@ PICTURE_QUESTION = (
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureRecord:
     """A picture of the history.
 
     Attributes:
@@ -53,7 +53,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Job:
+class JobRecord:
     """A job of the history; `folder` is from the root, `init` the picture it started from as the job named it.
 
     `file` is the name that its file was dropped under.

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from sdbatch.errors import JobError, printable
 from sdbatch.history import foreign_pictures, scan
 from sdbatch.history.history import History
-from sdbatch.history.records import Job, Picture
-from sdbatch.imaging.origin import Said, silence
+from sdbatch.history.records import JobRecord, PictureRecord
+from sdbatch.imaging.origin import PictureInfo, silence
 from sdbatch.imaging.reader_process import Reader
-from sdbatch.job import reader as jobfile
+from sdbatch.job import reader
 from sdbatch.job.manifest import VERSION, dump
 from sdbatch.job.parameters import Img2Img, Txt2Img, job_kind
 from sdbatch.spool.spool import INPUTS, MANIFEST
@@ -51,7 +51,7 @@ class Restored:
     notes: list[str] = field(default_factory=list)
 
 
-def restore(root: Root, what: Picture | Job | Path) -> Restored:
+def restore(root: Root, what: PictureRecord | JobRecord | Path) -> Restored:
     """The job file that something was drawn by: a picture or job of the history, or any picture or setup.json.
 
     Raises:
@@ -70,7 +70,7 @@ def restore(root: Root, what: Picture | Job | Path) -> Restored:
     return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", [*dict.fromkeys(notes + misfits + missing)])
 
 
-def fields_of(root: Root, what: Picture | Job) -> Fields:
+def fields_of(root: Root, what: PictureRecord | JobRecord) -> Fields:
     """The fields of the job that something was drawn by, as far as a job can have them.
 
     Raises:
@@ -79,15 +79,15 @@ def fields_of(root: Root, what: Picture | Job) -> Fields:
     return _fitting(_told_by_history(root, what)[0])[0]
 
 
-def record_of(root: Root, what: Picture | Job) -> Fields:
+def record_of(root: Root, what: PictureRecord | JobRecord) -> Fields:
     """The manifest of a done job; nothing of any other."""
-    return _record(root, what.job if isinstance(what, Picture) else what.id) if what.state == "done" else {}
+    return _record(root, what.job if isinstance(what, PictureRecord) else what.id) if what.state == "done" else {}
 
 
 def follow_up(
     root: Root,
     history: History,
-    picture: Picture,
+    picture: PictureRecord,
     prompt: str | None = None,
     strength: float | None = None,
     **fields: Any,
@@ -111,7 +111,7 @@ def follow_up(
     return _checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
 
 
-def again(root: Root, job: Job, seed: int | None = None) -> str:
+def again(root: Root, job: JobRecord, seed: int | None = None) -> str:
     """The text of a job file that draws a job once more, with another seed if one is given.
 
     Raises:
@@ -144,22 +144,22 @@ def job_text(root: Root, fields: Fields) -> str:
     )
 
 
-def _origin(what: Picture | Job) -> str:
-    if isinstance(what, Job):
+def _origin(what: PictureRecord | JobRecord) -> str:
+    if isinstance(what, JobRecord):
         return what.id
     return f"{what.path}, picture {what.number} of {what.job}" if what.file else what.job
 
 
-def _told_by_history(root: Root, what: Picture | Job) -> tuple[Fields, list[str]]:
+def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Fields, list[str]]:
     """A job's fields as its folder has them, or as a found picture says."""
-    job_id = what.job if isinstance(what, Picture) else what.id
+    job_id = what.job if isinstance(what, PictureRecord) else what.id
     if what.state == "earlier":
-        return told_by_file(root, root.path / (what.path if isinstance(what, Picture) else what.id))
+        return told_by_file(root, root.path / (what.path if isinstance(what, PictureRecord) else what.id))
     if what.state == "done":
         record = _record(root, job_id)
         if record:
             return _with_files(root, job_id, record)
-        if isinstance(what, Picture):  # what stands in the picture is as good
+        if isinstance(what, PictureRecord):  # what stands in the picture is as good
             return told_by_file(root, root.path / what.path)
     folder = (root.done if what.state == "done" else root.failed) / job_id
     parsed = scan.parse_dropped(folder, root)
@@ -238,20 +238,20 @@ def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
     return fields, []
 
 
-def said_by(path: Path) -> Said:
+def said_by(path: Path) -> PictureInfo:
     """What a picture says of itself.
 
     Raises:
         JobError: there is none, or it can't be read in time.
     """
-    with Reader() as reader:
-        said = reader.read(path)
+    with Reader() as pictures:
+        said = pictures.read(path)
     if said is None:
         raise JobError(f"{path}: is no PNG, JPEG or WebP picture that can be read; only those hold how they were drawn")
     return said
 
 
-def _with_model(root: Root, said: Said) -> tuple[Fields, list[str]]:
+def _with_model(root: Root, said: PictureInfo) -> tuple[Fields, list[str]]:
     """The fields, with the checkpoint of the name that another program tells, where one lies here."""
     if not said.model or said.is_own:
         return said.fields, said.notes
@@ -262,11 +262,11 @@ def _with_model(root: Root, said: Said) -> tuple[Fields, list[str]]:
 
 
 def _find_weights(root: Root, stem: str) -> str:
-    """The checkpoint of this name in models/, from the root; empty where there is none."""
+    """The checkpoint of this name, with or without its suffix, in models/, from the root; empty where there is none."""
     for number, path in enumerate(files.below(root.models) if root.models.is_dir() else ()):
         if number > MOST_WEIGHTS:
             break
-        if path.stem == stem and path.suffix.lower() in WEIGHTS:
+        if stem in (path.stem, path.name) and path.suffix.lower() in WEIGHTS:
             return root.show(path)
     return ""
 
@@ -319,7 +319,7 @@ def _is_named(entry: object, file: str) -> bool:
 
 
 def _checked(text: str) -> str:
-    (parsed,) = jobfile.parse(text.encode(), "job.yaml")
+    (parsed,) = reader.parse(text.encode(), "job.yaml")
     if parsed.error is not None:
         raise JobError(re.sub(r"(?m)^job\.yaml: line \d+: ", "", str(parsed.error)))  # nobody has seen that file
     return text

@@ -32,7 +32,7 @@ Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Shot:
+class PictureEntry:
     """One picture of an entry: its file from the entry's folder, and where else it lies, from the root."""
 
     file: str
@@ -42,7 +42,7 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Entry:
+class JobEntry:
     """A job as the history has it.
 
     Attributes:
@@ -74,10 +74,10 @@ class Entry:
     scale: float | None = None
     strength: float | None = None
     size: tuple[int, int] = (0, 0)
-    shots: tuple[Shot, ...] = ()
+    shots: tuple[PictureEntry, ...] = ()
 
 
-def read_folder(root: Root, folder: Path) -> Entry | None:
+def read_folder(root: Root, folder: Path) -> JobEntry | None:
     """A done or failed job folder's entry; None where it is neither (any more)."""
     is_done = folder.parent == root.done
     try:
@@ -88,18 +88,18 @@ def read_folder(root: Root, folder: Path) -> Entry | None:
     return entry
 
 
-def _done(root: Root, folder: Path, stamp: int) -> Entry:
+def _done(root: Root, folder: Path, stamp: int) -> JobEntry:
     record = read_record(folder / MANIFEST)
     job, parent, timings = (_group(record, key) for key in ("job", "parent", "timings"))
     lines = _lines(folder, record)
     shots = [
-        Shot(file, _text(listed, "published") or None, _whole(listed, lines), number)
+        PictureEntry(file, _text(listed, "published") or None, _whole(listed, lines), number)
         for number, listed in enumerate(_list(record, "pictures"))
         if (file := _inner(_text(listed, "file")))
     ]
     grids = [_group(record, "grid"), *_list(record, "more_grids")]
     shots = shots or [  # skip_save: all there is to see
-        Shot(file, _text(grid, "published") or None) for grid in grids if (file := _inner(_text(grid, "file")))
+        PictureEntry(file, _text(grid, "published") or None) for grid in grids if (file := _inner(_text(grid, "file")))
     ]
     shots = shots or [*_samples(folder)]  # the manifest can't be read
     return _entry(
@@ -134,7 +134,7 @@ def _whole(listed: Facts, lines: list[str]) -> str | None:
     return line if short and line.startswith(short.removesuffix("...")) else short or None
 
 
-def _failed(root: Root, folder: Path, stamp: int) -> Entry:
+def _failed(root: Root, folder: Path, stamp: int) -> JobEntry:
     reason = files.read_regular(folder / ERROR, MAX_REASON) or b""
     parsed = parse_dropped(folder, root)
     job = parsed.job.model_dump() if parsed and parsed.job else {}
@@ -154,9 +154,11 @@ def _failed(root: Root, folder: Path, stamp: int) -> Entry:
     )
 
 
-def _entry(folder: Path, root: Root, state: str, stamp: int, job: Facts, shots: list[Shot], **facts: Any) -> Entry:
+def _entry(
+    folder: Path, root: Root, state: str, stamp: int, job: Facts, shots: list[PictureEntry], **facts: Any
+) -> JobEntry:
     init = facts.pop("named", {}).get("init_img") or _text(job, "init_img")
-    return Entry(
+    return JobEntry(
         id=folder.name,
         state=state,
         place=root.show(folder),
@@ -226,11 +228,11 @@ def size_of(picture: Path) -> tuple[int, int]:
     return png_text.size(picture) or (0, 0)
 
 
-def _samples(folder: Path) -> Iterator[Shot]:
+def _samples(folder: Path) -> Iterator[PictureEntry]:
     place = folder / SAMPLES
     names = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
     pictures = [name for name in names if name.endswith(".png") and not name.startswith(".") and is_text(name)]
-    yield from (Shot(f"{SAMPLES}/{name}", None, None, number) for number, name in enumerate(pictures))
+    yield from (PictureEntry(f"{SAMPLES}/{name}", None, None, number) for number, name in enumerate(pictures))
 
 
 def from_root(root: Root, named: str) -> str:

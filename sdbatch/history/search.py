@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from sdbatch.history import index
-from sdbatch.history.records import PICTURE_QUESTION, Picture
+from sdbatch.history.records import PICTURE_QUESTION, PictureRecord
 from sdbatch.history.tokens import Part, has
 
 LAST = 2**63 - 1  # the greatest key
@@ -26,7 +26,7 @@ OFTEN = 100  # of SQLite's operations: a millisecond at most
 Ask = Callable[[Callable[[sqlite3.Connection], Any]], Any]
 
 
-class Found(list[Picture]):
+class Found(list[PictureRecord]):
     """What was found; `rest` is the key to go on from, None where there is no more."""
 
     rest: int | None = None
@@ -122,7 +122,7 @@ def _pictures(database: sqlite3.Connection, runs: list[int], below: int, limit: 
     texts = f"p.file || coalesce(p.published, '') || {prompts} || j.name || j.reason || j.file"
     which += f" AND instr({texts}, ?)" * len(numbers)
     question = f"{PICTURE_QUESTION}{which} ORDER BY p.key DESC LIMIT ?"
-    return Found(Picture(*row) for row in database.execute(question, (str(runs), below, *numbers, limit)))
+    return Found(PictureRecord(*row) for row in database.execute(question, (str(runs), below, *numbers, limit)))
 
 
 def _rest(database: sqlite3.Connection, reached: int) -> int | None:

@@ -33,8 +33,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 def refresh(root: Root, database: sqlite3.Connection, passed_over: list[str]) -> int:
     """Bring the index up to date; says how many jobs were taken in or out, and which pictures could not be read."""
     with Reader() as reader:
-        look = partial(_look_into, root, database, reader, passed_over)
-        return _refresh_jobs(root, database) + _refresh_outputs(root, database, look)
+        sync_folder = partial(_sync_folder, root, database, reader, passed_over)
+        return _refresh_jobs(root, database) + _refresh_outputs(root, database, sync_folder)
 
 
 def take_in(root: Root, database: sqlite3.Connection, folders: Sequence[Path]) -> int:
@@ -107,7 +107,7 @@ def _refresh_outputs(root: Root, database: sqlite3.Connection, look_into: Callab
     return count
 
 
-def _look_into(
+def _sync_folder(
     root: Root,
     database: sqlite3.Connection,
     reader: Reader,

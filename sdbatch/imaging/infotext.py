@@ -17,6 +17,8 @@ FEWEST_PAIRS = 3  # a line with less is the prompt's, as stable-diffusion-webui 
 MOST_PAIRS = 500
 MOST_NOTES = 30
 _KEY = re.compile(r"\w[\w \-/]{0,60}")
+_SURE = {"Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
+_PIPED = re.compile(r"\s*Steps: \d+ \| ")
 _BLANKS = re.compile(r"\s*")
 _QUOTED = json.JSONDecoder()
 _NEGATIVE = "Negative prompt:"
@@ -55,7 +57,7 @@ class Infotext:
 
 def parse(text: str) -> Infotext:
     """A `parameters` text in its parts."""
-    lines = text.strip().split("\n")
+    lines = _lines(text)
     at, settings = _settings(lines)
     body, behind = lines[:at], lines[at + 1 :]
     start = next((i for i, line in enumerate(body) if line.strip().startswith(_NEGATIVE)), len(body))
@@ -64,12 +66,26 @@ def parse(text: str) -> Infotext:
     return Infotext("\n".join(body[:start]).strip(), negative, settings, notes)
 
 
+def _lines(text: str) -> list[str]:
+    """The text's lines, as stable-diffusion-webui has them: some programs write all in one, or part pairs by |."""
+    lines = text.strip().split("\n")
+    at = next((number for number, line in enumerate(lines) if line.lstrip().startswith("Steps:")), None)
+    if at is not None and _PIPED.match(lines[at]):
+        lines[at] = lines[at].replace(" | ", ", ")
+        lines[0] = lines[0].removeprefix("prompt: ")
+    before, found, behind = lines[-1].rpartition(" Steps: ")
+    if at is None and found and len(dict(_pairs(behind))) >= FEWEST_PAIRS:
+        prompt, mark, negative = before.partition(_NEGATIVE)
+        lines[-1:] = [prompt.strip(" ,"), mark + negative.strip(" ,"), f"Steps: {behind}"]
+    return lines
+
+
 def _settings(lines: list[str]) -> tuple[int, dict[str, str]]:
     """Which line has the settings, and these: the last that begins with the steps, or else the last of all."""
     named = [number for number, line in enumerate(lines) if line.lstrip().startswith("Steps:")]
     for number in [*named[-1:], len(lines) - 1]:
         settings = dict(_pairs(lines[number]))
-        if len(settings) >= FEWEST_PAIRS:
+        if len(settings) >= FEWEST_PAIRS and settings.keys() & _SURE:  # a prompt may have colons, too
             return number, settings
     return len(lines), {}
 
@@ -91,14 +107,14 @@ def _value(line: str, start: int) -> tuple[str, int]:
     """A value and where the next pair begins. Values with a separator in them are written as JSON."""
     blanks = _BLANKS.match(line, start)
     start = blanks.end() if blanks else start
-    if line.startswith('"', start):
+    if line.startswith(('"', "[{", "{"), start):
         try:
-            text, end = _QUOTED.raw_decode(line, start)
-        except ValueError:
+            said, end = _QUOTED.raw_decode(line, start)
+        except (ValueError, RecursionError):
             pass
         else:
             if end == len(line) or line[end] == ",":
-                return str(text), end + 1
+                return said if isinstance(said, str) else line[start:end], end + 1
     end = line.find(",", start)
     end = len(line) if end < 0 else end
     return line[start:end].strip(), end + 1

@@ -21,7 +21,7 @@ ELSEWHERE = "drawn by another program: the same seed need not give the same pict
 
 
 @dataclass(frozen=True)
-class Said:
+class PictureInfo:
     """What a picture says.
 
     Attributes:
@@ -45,7 +45,7 @@ class Said:
     program: str = ""
 
 
-def read(path: Path) -> Said | None:
+def read(path: Path) -> PictureInfo | None:
     """What the picture there says; None where it is no PNG, JPEG or WebP that can be read."""
     written = png_text.read(path)
     if written is None:
@@ -54,17 +54,19 @@ def read(path: Path) -> Said | None:
     job = own_text(written).get("job")
     if isinstance(job, dict):  # with from_file, the picture's own prompt stands in the other text alone
         own = infotext.parse(written.texts.get("parameters", "")).prompt if job.get("from_file") else ""
-        return Said(*size, job | ({"prompt": own} if own else {}), is_own=True, program="sdbatch")
+        return PictureInfo(*size, job | ({"prompt": own} if own else {}), is_own=True, program="sdbatch")
     told = other_programs.read(written.texts)
     if told is None:
-        return Said(*size, unread=[*written.texts, *written.unread])
+        return PictureInfo(*size, unread=[*written.texts, *written.unread])
     fields, notes = infotext.to_fields(told)
+    if not told.is_img2img and not {"W", "H"} <= fields.keys():
+        notes.append(f"Size: is not told; the picture has {size[0]}x{size[1]}")
     version = told.settings.get("Version", "")
     if not version.startswith("sdbatch"):
         notes.append(ELSEWHERE)
     strength = _number(told.settings["Denoising strength"]) if told.is_img2img else None
     program = " ".join(filter(None, (told.program, version[:80]))) or "a web UI"
-    return Said(*size, fields, notes, told.settings.get("Model", "")[:1000], strength, program=program)
+    return PictureInfo(*size, fields, notes, told.settings.get("Model", "")[:1000], strength, program=program)
 
 
 def own_text(written: png_text.Written) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def own_text(written: png_text.Written) -> dict[str, Any]:
     return exact if isinstance(exact, dict) else {}
 
 
-def silence(said: Said) -> str:
+def silence(said: PictureInfo) -> str:
     """Why a picture's text tells nothing, in words."""
     if not said.unread:
         return "no text in the picture"

@@ -9,6 +9,7 @@ each field. All of it is anybody's text: a JSON is taken as far as it makes sens
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,8 +20,11 @@ Texts = Mapping[str, str]
 Facts = dict[str, Any]
 Names = Mapping[str, str]
 _JSON = re.compile(r'\s*(\{\s*"|\[\s*[\d"{\]])')  # of no program that is known, or cut short: no prompt in any case
-PROMPT_INPUTS = ("text", "positive", "prompt", "string", "value", "text_g", "text_l")
+_PROMPT_INPUT = re.compile(r"(text|prompt|string|value|wildcard)(_\w{1,2}|\d{1,2})?")  # of a node that holds one
+_NOT_WORDS = {"model", "clip", "vae", "image", "images", "pixels", "latent_image", "samples", "control_net", "mask"}
 MOST_NODES = 5000  # of a graph
+MOST_PASSES = 20  # nodes that sample, of which the first in the order of drawing is looked for
+MOST_WORDS = 20  # texts that one prompt is put together of
 # Names of fields, by the keys of stable-diffusion-webui. What stands in none of these can't be carried over.
 _COMMON = {"steps": "Steps", "seed": "Seed", "cfg_scale": "CFG scale"}
 _FOOOCUS = {"steps": "Steps", "seed": "Seed", "guidance_scale": "CFG scale", "sampler": "Sampler",
@@ -60,7 +64,7 @@ def _by_exif(texts: Texts) -> Infotext | None:
             return _comfyui({"prompt": rest})
     for name in ("UserComment", "ImageDescription"):
         told = _parameters(texts.get(name, ""))
-        if told is not None and (told.settings or name == "UserComment"):
+        if told is not None and told.settings:  # else it is a camera's, or any program's
             return told
     return None
 
@@ -78,7 +82,7 @@ def _parameters(text: str) -> Infotext | None:
         return _invokeai({"invokeai_metadata": text})
     if isinstance(said.get("Comment"), str):
         return _novelai({key: value for key, value in said.items() if isinstance(value, str)})
-    return None
+    return _easy_diffusion(said)
 
 
 def _fooocus(said: Facts) -> Infotext:
@@ -140,42 +144,89 @@ def _novelai(texts: Texts) -> Infotext | None:
     return _flat("NovelAI", said, _NOVEL)
 
 
-def _easy_diffusion(texts: Texts) -> Infotext | None:
+def _easy_diffusion(texts: Mapping[str, Any]) -> Infotext | None:
     if "num_inference_steps" not in texts:
         return None
     return _flat("Easy Diffusion", {key: value for key, value in texts.items() if key != "Software"}, _EASY)
 
 
 def _comfyui(texts: Texts) -> Infotext | None:
-    """The first node that samples, and what leads to it."""
+    """The node that samples first, and what leads to it."""
     nodes = {key: node for key, node in _object(texts.get("prompt", "")).items() if isinstance(node, dict)}
     graph = {key: node["inputs"] for key, node in nodes.items() if isinstance(node.get("inputs"), dict)}
     if not graph or len(graph) > MOST_NODES:
         return None
-    sampling = [key for key, inputs in graph.items() if {"steps", "cfg"} <= inputs.keys()]
-    for key in sampling or [key for key, inputs in graph.items() if "positive" in inputs]:
+    sampling = [key for key, inputs in graph.items() if _samples(inputs)]
+    for key in sorted(sampling[:MOST_PASSES], key=lambda key: _goes_on(graph, key))[:1] or _guided(graph):
         inputs = graph[key]
         said: Facts = {name: _value(graph, inputs[name]) for name in _COMFY if name in inputs}
-        said["prompt"] = _first(graph, inputs.get("positive"), _prompt_of)
-        said["negative_prompt"] = _first(graph, inputs.get("negative"), _prompt_of)
+        words = {side: _words(graph, inputs.get(side), side) for side in ("positive", "negative")}
+        said["prompt"], said["negative_prompt"] = (", ".join(found) for found in words.values())
         said["Model"] = _first(
             graph, inputs.get("model"), lambda found: found.get("ckpt_name") or found.get("unet_name")
         )
-        latent = _first(graph, inputs.get("latent_image"), lambda found: found if "width" in found else None)
-        if isinstance(latent, dict):
-            said |= {name: _value(graph, latent.get(name)) for name in ("width", "height")}
-        elif inputs.get("denoise") not in (None, 1, 1.0):
-            said["Denoising strength"] = inputs["denoise"]
-        loras = _strings(node.get("lora_name") for node in graph.values())
+        latent = inputs.get("latent_image")
+        size = None if _first(graph, latent, lambda found: found.get("pixels")) else _first(graph, latent, _size)
+        if isinstance(size, tuple):
+            said |= {name: _value(graph, side) for name, side in zip(("width", "height"), size, strict=True)}
+        elif (denoise := _value(graph, inputs.get("denoise"))) not in (None, 1, 1.0):
+            said["Denoising strength"] = denoise
+        loras = [name for name in _strings(node.get("lora_name") for node in graph.values()) if name != "None"]
         said |= {"loras": ", ".join(loras)} if loras else {}
         if len(sampling) > 1:
             said["other samplers"] = f"{len(sampling) - 1}; these are the first's values, and a second pass"
-        return _flat("ComfyUI", said, _COMFY)
+        joined = tuple(
+            f"{field}: nodes put it together of {len(words[side])} texts; they stand one behind the other here"
+            for side, field in (("positive", "prompt"), ("negative", "negative_prompt"))
+            if len(words[side]) > 1
+        )
+        return replace(_flat("ComfyUI", said, _COMFY), notes=joined)
     return None
 
 
-def _prompt_of(inputs: Facts) -> object:
-    return next((inputs[name] for name in PROMPT_INPUTS if isinstance(inputs.get(name), str)), None)
+def _samples(inputs: Facts) -> bool | None:
+    return {"steps", "cfg"} <= inputs.keys() or None
+
+
+def _goes_on(graph: dict[str, Facts], key: str) -> bool:
+    """Whether a node that samples goes on from what another has drawn."""
+    return _first(graph, graph[key].get("latent_image"), _samples) is not None
+
+
+def _guided(graph: dict[str, Facts]) -> list[str]:
+    return [key for key, inputs in graph.items() if "positive" in inputs][:1]
+
+
+def _size(inputs: Facts) -> object:
+    sides = tuple(inputs.get(side, inputs.get(f"empty_latent_{side}")) for side in ("width", "height"))
+    return None if None in sides else sides
+
+
+def _words(graph: dict[str, Facts], link: object, side: str) -> list[str]:
+    """The texts that lead to one side of the guidance, `positive` or `negative`, in the order of the graph.
+
+    Nodes that both sides pass through, such as a ControlNet's, are followed on the same side.
+    """
+    pending, seen, found = [link], set[str](), dict[str, None]()
+    while pending and len(found) < MOST_WORDS:
+        link = pending.pop()
+        if isinstance(link, str):
+            found |= {link.strip(): None} if link.strip() else {}
+        key = str(link[0]) if isinstance(link, list) and link else ""
+        if key in seen or key not in graph:
+            continue
+        seen.add(key)
+        inputs = graph[key]
+        if side in inputs and {"positive", "negative"} <= inputs.keys():
+            pending.append(inputs[side])
+            continue
+        pending += [
+            value
+            for name, value in reversed(inputs.items())
+            if (isinstance(value, str) and _PROMPT_INPUT.fullmatch(name))
+            or (isinstance(value, list) and name not in _NOT_WORDS)
+        ]
+    return [*found]
 
 
 def _value(graph: dict[str, Facts], value: object) -> object:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from sdbatch.errors import JobError
-from sdbatch.imaging.origin import Said
+from sdbatch.imaging.origin import PictureInfo
 
 SECONDS = 10.0  # a picture's texts take a hundredth of that
 COMMAND = (
@@ -27,7 +27,7 @@ COMMAND = (
 )  # -P: nothing is imported from the folder that one stands in
 
 
-class Unread(JobError):
+class ReadTimedOut(JobError):
     """A picture that could not be read in time, or that its reader ended of."""
 
 
@@ -45,7 +45,7 @@ class Reader:
     ) -> None:
         self.close()
 
-    def read(self, path: Path) -> Said | None:
+    def read(self, path: Path) -> PictureInfo | None:
         """What the picture there says; None where it is none.
 
         Raises:
@@ -54,9 +54,9 @@ class Reader:
         answer = self._ask(json.dumps(str(path)))
         if answer is None:
             self.close()
-            raise Unread(f"{path}: could not be read in {SECONDS:.0f} seconds, and is passed over")
+            raise ReadTimedOut(f"{path}: could not be read in {SECONDS:.0f} seconds, and is passed over")
         said = json.loads(answer)
-        return None if said is None else Said(**said)
+        return None if said is None else PictureInfo(**said)
 
     def close(self) -> None:
         """End the process, whatever it does."""

@@ -14,7 +14,7 @@ V2_SIDE = 96  # latents of the v2 models that give the velocity; the release's y
 
 
 @dataclass(frozen=True)
-class Made:
+class ModelConfig:
     """What a model was made for.
 
     Attributes:
@@ -26,13 +26,13 @@ class Made:
     encoder: str = "clip"  # or bert
 
 
-def made_for(ckpt: Path, config: Path) -> Made:
+def read_model_config(ckpt: Path, config: Path) -> ModelConfig:
     """What a model was made for, as its config says; one that can't be read says nothing, and drawing tells why."""
     try:
         made = _of_folder(ckpt) if ckpt.is_dir() else _of_yaml(config)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
-        return Made()
-    return made if 8 <= made.side <= 8192 else Made(0, made.encoder)
+        return ModelConfig()
+    return made if 8 <= made.side <= 8192 else ModelConfig(0, made.encoder)
 
 
 def read_yaml(path: Path) -> Any:
@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> Any:
     return yaml.safe_load(data)
 
 
-def _of_yaml(config: Path) -> Made:
+def _of_yaml(config: Path) -> ModelConfig:
     """The original release's: image_size in latents, each of as many pixels as the autoencoder has halvings."""
     params = read_yaml(config)["model"]["params"]
     levels = params["first_stage_config"]["params"]["ddconfig"]["ch_mult"]
@@ -63,12 +63,12 @@ def _of_yaml(config: Path) -> Made:
     if params.get("parameterization") == "v" and latents == 64:
         latents = V2_SIDE
     is_bert = str(params["cond_stage_config"]["target"]).endswith("BERTEmbedder")
-    return Made(latents * 2 ** (len(levels) - 1), "bert" if is_bert else "clip")
+    return ModelConfig(latents * 2 ** (len(levels) - 1), "bert" if is_bert else "clip")
 
 
-def _of_folder(folder: Path) -> Made:
+def _of_folder(folder: Path) -> ModelConfig:
     """Diffusers' own names of the same."""
     unet, vae = (
         json.loads(files.read_file(folder / part / "config.json", MAX_CONFIG_BYTES)) for part in ("unet", "vae")
     )
-    return Made(int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1))
+    return ModelConfig(int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from sdbatch.job import tokens
 from sdbatch.job.document import plain
-from sdbatch.job.model_config import Made
+from sdbatch.job.model_config import ModelConfig
 from sdbatch.job.parameters import AnyJob, Img2Img
 
 FAR = 2  # times as many pixels on a side as the model was trained on, or that part of them
@@ -32,7 +32,7 @@ _JOINED_WHY = "a prompt is read as one"
 _PATTERNS = [(re.compile(pattern), why) for pattern, why in _SYNTAX]
 
 
-def remarks(job: AnyJob, lines: Sequence[str] | None, made: Made) -> list[str]:
+def remarks(job: AnyJob, lines: Sequence[str] | None, made: ModelConfig) -> list[str]:
     """What is to be said of a job; `lines` are those of from_file."""
     prompts = [("prompt", job.prompt), ("negative_prompt", job.negative_prompt)]
     found = [*_of_fields(job, lines)]
@@ -41,7 +41,7 @@ def remarks(job: AnyJob, lines: Sequence[str] | None, made: Made) -> list[str]:
     return found + (_of_lines(lines, made) if lines else [])
 
 
-def of_size(field: str, size: tuple[int, int], made: Made) -> list[str]:
+def of_size(field: str, size: tuple[int, int], made: ModelConfig) -> list[str]:
     """That pictures are drawn much larger or smaller than those that the model was trained on."""
     side = made.side
     if not side or all(side < FAR * drawn < FAR * FAR * side for drawn in size):
@@ -78,7 +78,7 @@ def _of_img2img(job: Img2Img) -> Iterator[str]:
         )
 
 
-def _of_text(text: str, made: Made) -> Iterator[str]:
+def _of_text(text: str, made: ModelConfig) -> Iterator[str]:
     """What of a prompt has no effect."""
     count, rest = tokens.unread(text, made.encoder)
     if count:
@@ -98,7 +98,7 @@ def _plain_words(text: str) -> Iterator[tuple[str, str]]:
     yield from told.items()
 
 
-def _of_lines(lines: Sequence[str], made: Made) -> list[str]:
+def _of_lines(lines: Sequence[str], made: ModelConfig) -> list[str]:
     """The same of a prompt file, each reason once, with the lines that it is true of."""
     places: dict[str, list[int]] = {}
     said: dict[str, str] = {}
@@ -109,7 +109,7 @@ def _of_lines(lines: Sequence[str], made: Made) -> list[str]:
     return [f"from_file: {_lines(numbers)}: {said[key]}" for key, numbers in places.items()]
 
 
-def _of_line(line: str, made: Made) -> Iterator[tuple[str, str]]:
+def _of_line(line: str, made: ModelConfig) -> Iterator[tuple[str, str]]:
     if not line.strip():
         yield "empty", "empty, and drawn as a prompt like the others"
     elif line.lstrip().startswith(("#", "//")):

@@ -25,7 +25,7 @@ Told = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
-class Shelved:
+class CatalogEntry:
     """A model that jobs can name.
 
     Attributes:
@@ -45,10 +45,10 @@ class Shelved:
     converted: list[str]
 
 
-def look(root: Root) -> list[Shelved]:
+def list_models(root: Root) -> list[CatalogEntry]:
     """The models of the configuration by their names, then what lies in models/."""
-    named = [_shelved(root, name, _named_path(root, model.ckpt)) for name, model in root.named]
-    return named + [_shelved(root, path.relative_to(root.models).as_posix(), path) for path in _models(root.models)]
+    named = [_entry_of(root, name, _named_path(root, model.ckpt)) for name, model in root.named]
+    return named + [_entry_of(root, path.relative_to(root.models).as_posix(), path) for path in _models(root.models)]
 
 
 def _named_path(root: Root, ckpt: str) -> Path:
@@ -73,14 +73,14 @@ def _models(folder: Path, depth: int = MOST_DEPTH) -> Iterator[Path]:
             yield path
 
 
-def _shelved(root: Root, name: str, path: Path) -> Shelved:
+def _entry_of(root: Root, name: str, path: Path) -> CatalogEntry:
     if not path.exists():
-        return Shelved(name, root.show(path), "missing", 0, None, [])
+        return CatalogEntry(name, root.show(path), "missing", 0, None, [])
     sha256 = known_fingerprint(path, root.state / "checksums.json")
     # No drafts, which a conversion that was killed leaves.
     kept = (root.state / "models" / sha256).glob("[!.]*.safetensors") if sha256 else ()
     precisions = sorted({conversion.stem.rpartition("-")[2] for conversion in kept})
-    return Shelved(name, root.show(path), "folder" if path.is_dir() else "file", size_of(path), sha256, precisions)
+    return CatalogEntry(name, root.show(path), "folder" if path.is_dir() else "file", size_of(path), sha256, precisions)
 
 
 def size_of(path: Path) -> int:
@@ -94,7 +94,7 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def bring(source: Path, root: Root, name: str, told: Told, *, link: bool = False) -> Path:
+def import_model(source: Path, root: Root, name: str, told: Told, *, link: bool = False) -> Path:
     """Copy a checkpoint or a folder into models/, read it back, and only then give it its name; or lay a link to it.
 
     Raises:

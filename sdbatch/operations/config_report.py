@@ -59,7 +59,7 @@ def _shown(value: Any) -> str:
 
 
 def _notes(read: Configuration) -> Iterator[str]:
-    for text in sources.unknown_variables():
+    for text in (*read.renamed, *sources.unknown_variables()):
         yield f"note: {text}"
     if not read.path.exists():
         yield f"note: {read.path} is not there; `sdbatch init` writes one with every key and why it is there"

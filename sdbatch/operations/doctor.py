@@ -46,7 +46,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     settings, finding = _settings(root)
     yield finding
     root = settings.told_to(root)
-    yield from environment.look(root, settings)
+    yield from environment.check_all(root, settings)
     yield from _driver(settings.device)
     if settings.engine == "fake":
         yield warning(

@@ -33,7 +33,7 @@ LIMITS = ("max_user_watches", "max_user_instances")
 INOTIFY = Path("/proc/sys/fs/inotify")
 
 
-def look(root: Root, settings: Settings) -> Iterator[Finding]:
+def check_all(root: Root, settings: Settings) -> Iterator[Finding]:
     """Everything here, one after another; what needs the folders only where they are there and can be used."""
     usable = True
     for finding in folders(root):
@@ -165,13 +165,13 @@ def hard_links(root: Root) -> Finding:
 
 def events(root: Root, settings: Settings) -> Finding:
     """Whether the kernel tells of dropped files, tried as the service does it."""
-    if not settings.events:
-        return ok("inotify", f"not asked for (events: off): the inbox is looked at every {settings.rescan_seconds:g} s")
+    if not settings.use_inotify:
+        return ok("inotify", f"not used (use_inotify: off): the inbox is scanned every {settings.rescan_seconds:g} s")
     if share := share_of(root.inbox):
         return warning(
             "inotify",
             f"jobs/inbox lies on a share ({share}), and the kernel doesn't tell what other machines write there",
-            "set `events: off` and `settle_seconds: 10` in configs/sdbatch.yaml",
+            "set `use_inotify: off` and `settle_seconds: 10` in configs/sdbatch.yaml",
         )
     observer = Observer()
     try:
@@ -185,7 +185,7 @@ def events(root: Root, settings: Settings) -> Finding:
             "inotify",
             f"{why} ({_limits()}); jobs are found all the same, within {settings.rescan_seconds:g} seconds",
             "as root: sysctl fs.inotify.max_user_watches=524288 fs.inotify.max_user_instances=512, and the same in "
-            "/etc/sysctl.d/60-sdbatch.conf; or `events: off` in configs/sdbatch.yaml",
+            "/etc/sysctl.d/60-sdbatch.conf; or `use_inotify: off` in configs/sdbatch.yaml",
         )
     else:
         observer.stop()

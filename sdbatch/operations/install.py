@@ -42,7 +42,7 @@ UNWRITABLE = re.compile(
 
 
 @dataclass(frozen=True)
-class Plan:
+class InstallPlan:
     """What to do, in this order; `running` says whether there is a systemd to tell of it.
 
     `opened` is what the unit lets the service do, and why.
@@ -94,7 +94,7 @@ class Plan:
             _run(command)
 
 
-def plan_install(root: Root, settings: Settings, *, user: bool) -> Plan:
+def plan_install(root: Root, settings: Settings, *, user: bool) -> InstallPlan:
     """Unit, account and folders for the whole machine, or a unit for the user who asks.
 
     Raises:
@@ -103,10 +103,10 @@ def plan_install(root: Root, settings: Settings, *, user: bool) -> Plan:
     if user:
         unit = _units(user) / UNIT
         text = _filled("user/sdbatch.service", root, settings)
-        return Plan(_is_running(user), write={unit: text}, folders=[*root.folders()], after=_reload(user))
+        return InstallPlan(_is_running(user), write={unit: text}, folders=[*root.folders()], after=_reload(user))
     _refuse_unreachable(root)
     sysusers, tmpfiles = (Path("/etc") / kind / "sdbatch.conf" for kind in ("sysusers.d", "tmpfiles.d"))
-    return Plan(
+    return InstallPlan(
         _is_running(user),
         opened=[*_opened(root, settings)],
         write={
@@ -191,7 +191,7 @@ def _is_planted(path: Path) -> bool:
     return path.is_symlink() and path.lstat().st_uid != ADMIN
 
 
-def plan_uninstall(*, user: bool) -> Plan:
+def plan_uninstall(*, user: bool) -> InstallPlan:
     """Everything that `plan_install` writes goes; the root, its pictures and the account stay."""
     units = [UNIT] if user else [UNIT, PAGE]
     laid = [_units(user) / name for name in units]
@@ -201,7 +201,7 @@ def plan_uninstall(*, user: bool) -> Plan:
     now = ["--now"] if _is_running(user) else []
     installed = [name for name in units if _units(user) / name in there]
     disable = [[*_systemctl(user), "disable", *now, *installed]] if installed else []
-    return Plan(_is_running(user), before=disable, remove=there, after=_reload(user) if there else [])
+    return InstallPlan(_is_running(user), before=disable, remove=there, after=_reload(user) if there else [])
 
 
 def _units(user: bool) -> Path:
@@ -271,7 +271,7 @@ def _linked(root: Root) -> list[Path]:
 
 def _named(settings: Settings) -> list[Path]:
     """The absolute paths of models that the configuration names, links followed too."""
-    models = (settings.preload, *settings.models.values())
+    models = (settings.default_model, *settings.models.values())
     named = [Path(name) for model in models for name in model.model_dump().values()]
     absolute = [path for path in (*named, Path(settings.safety_checker)) if path.is_absolute()]
     return [*absolute, *(path.resolve() for path in absolute)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.parameters import AnyJob, Batch, Img2Img, Txt2Img, batches
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
 from sdbatch.renderer.pictures.decoding import decode
@@ -66,7 +66,7 @@ def draw(
     init: npt.NDArray[np.float32] | None,
     start_at: int,
     on_step: OnStep,
-    ladder: Ladder | None = None,
+    fallback: MemoryFallback | None = None,
 ) -> Iterator[Drawn]:
     """Draw a job's batches, from the one that holds picture `start_at` on.
 
@@ -77,7 +77,7 @@ def draw(
         init: for img2img the init image, [3, H, W] in [-1, 1].
         start_at: the first picture that is missing; batches wholly before it are skipped.
         on_step: called after each evaluation of the UNet.
-        ladder: what the job does when memory runs out, and who is told.
+        fallback: what the job does when memory runs out, and who is told.
 
     Raises:
         OutOfMemory: there is not enough, whatever it does.
@@ -87,7 +87,7 @@ def draw(
         raise JobError(f"C: {job.C} latent channels, but the checkpoint has {model.channels}")
     if job.ddim_steps > len(model.alphas):
         raise JobError(f"ddim_steps: at most {len(model.alphas)}, the steps that the model was trained on")
-    ladder = ladder or Ladder(model.device)
+    fallback = fallback or MemoryFallback(model.device)
     noise = NoiseSource.seeded(job.seed, model.device)
     schedule = sampler.make_schedule(model.alphas, job.ddim_steps, job.ddim_eta)
     sample = sampler.plms if job.plms else sampler.ddim
@@ -95,7 +95,7 @@ def draw(
     start = (
         _start_txt2img(job, schedule, noise)
         if init is None
-        else _start_img2img(job, schedule, noise, model, init, ladder)
+        else _start_img2img(job, schedule, noise, model, init, fallback)
     )
     for batch in batches(job, lines):
         shape = (len(batch.prompts), *start.shape)
@@ -103,12 +103,12 @@ def draw(
             for _ in range(start.draws + sampler.draws(start.steps, is_plms=job.plms)):
                 noise.draw(shape)
             continue
-        ladder.first = batch.first
+        fallback.first = batch.first
         with computing(model.dtype, model.device):
             x = start.latents(shape, noise)
-            denoise = _guided(model, job, batch, start.steps, on_step, ladder)
+            denoise = _guided(model, job, batch, start.steps, on_step, fallback)
             latents = sample(denoise, x, start.steps, partial(noise.draw, shape))
-        yield Drawn(batch, latents, decode(model, latents, ladder))
+        yield Drawn(batch, latents, decode(model, latents, fallback))
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _start_img2img(
     noise: NoiseSource,
     model: Model,
     init: npt.NDArray[np.float32],
-    ladder: Ladder,
+    fallback: MemoryFallback,
 ) -> _Start:
     """The scripts add noise of schedule index t_enc and denoise from t_enc - 1.
 
@@ -153,18 +153,18 @@ def _start_img2img(
     assert isinstance(job, Img2Img), "only an img2img job has an init image"
     picture = torch.from_numpy(init).to(model.device)[None]
     shape = (model.channels, init.shape[1] // model.factor, init.shape[2] // model.factor)
-    x0 = ladder.encode(model, picture, noise.draw_on_cpu((job.n_samples, *shape)))
+    x0 = fallback.encode(model, picture, noise.draw_on_cpu((job.n_samples, *shape)))
     t_enc = int(job.strength * job.ddim_steps)
     return _Start(shape, schedule[:t_enc], x0=x0, level=schedule[min(t_enc, len(schedule) - 1)])
 
 
 def _guided(
-    model: Model, job: AnyJob, batch: Batch, steps: list[sampler.Step], on_step: OnStep, ladder: Ladder
+    model: Model, job: AnyJob, batch: Batch, steps: list[sampler.Step], on_step: OnStep, fallback: MemoryFallback
 ) -> sampler.Denoise:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), both halves in one pass of the UNet."""
-    context = ladder.in_rows(model.encode_prompts, list(batch.prompts))
+    context = fallback.in_rows(model.encode_prompts, list(batch.prompts))
     if guided := job.scale != 1.0:
-        unconditional = ladder.in_rows(model.encode_prompts, [job.negative_prompt] * len(batch.prompts))
+        unconditional = fallback.in_rows(model.encode_prompts, [job.negative_prompt] * len(batch.prompts))
         context = torch.cat([unconditional, context])
     timesteps = torch.tensor([step.timestep for step in steps], device=model.device)
     done = 0
@@ -172,7 +172,7 @@ def _guided(
     def denoise(x: Tensor, i: int) -> Tensor:
         nonlocal done
         rows = torch.cat([x, x]) if guided else x
-        e = ladder.in_rows(lambda x, context: model.predict_noise(x, timesteps[i], context), rows, context)
+        e = fallback.in_rows(lambda x, context: model.predict_noise(x, timesteps[i], context), rows, context)
         if guided:
             e_uncond, e_cond = e.chunk(2)
             e = e_uncond + job.scale * (e_cond - e_uncond)

@@ -42,10 +42,10 @@ def examine(device: str, model: tuple[Path, Path] | None, asked: list[str]) -> I
     yield network(asked)
 
 
-def _told(about: str, look: Callable[[], Finding], remedy: str) -> Finding:
+def _told(about: str, check: Callable[[], Finding], remedy: str) -> Finding:
     """What `look` finds; whatever it stumbles over is a problem, since libraries raise anything."""
     try:
-        return look()
+        return check()
     except SdbatchError as error:
         return problem(about, str(error), remedy)
     except Exception as error:  # noqa: BLE001 - see above

@@ -30,23 +30,23 @@ import torch
 import transformers
 
 from sdbatch.engine import protocol
-from sdbatch.engine.protocol import Draw, Message, Outfit, Request
+from sdbatch.engine.protocol import Draw, Message, RendererConfig, Request
 from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
-from sdbatch.job.model_config import made_for
+from sdbatch.job.model_config import read_model_config
 from sdbatch.job.parameters import Batch, count_pictures
 from sdbatch.job.remarks import of_size
 from sdbatch.renderer.device.memory import in_short, is_out_of_memory, peak_bytes, reset_peak, trim
 from sdbatch.renderer.draw import draw
-from sdbatch.renderer.lora.lora import read_lora, wearing
-from sdbatch.renderer.memory.fallback import Ladder
-from sdbatch.renderer.memory.model_cache import Residents
+from sdbatch.renderer.lora.lora import apply_loras, read_lora
+from sdbatch.renderer.memory.fallback import MemoryFallback
+from sdbatch.renderer.memory.model_cache import ModelCache
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import forbid_tf32
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures import grid
-from sdbatch.renderer.pictures.postprocess import Finish
+from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.renderer.pictures.safety import Checkers
 from sdbatch.renderer.pictures.watermark import Watermark
 from sdbatch.storage import files
@@ -74,7 +74,7 @@ class Renderer:
         checksums: Path,
         answers: IO[str],
         converted_bytes: int = 0,
-        resident_bytes: int = 0,
+        model_cache_bytes: int = 0,
         safety_checker: str = "auto",
         watermark: str = "",
     ) -> None:
@@ -82,13 +82,13 @@ class Renderer:
         self.watermark = Watermark(watermark) if watermark else None
         self.checkers = Checkers(safety_checker, self.device, checksums)
         conversions = Conversions(checksums.parent / "models", checksums, converted_bytes)
-        self.residents = Residents(self.device, resident_bytes, conversions)
+        self.model_cache = ModelCache(self.device, model_cache_bytes, conversions)
         self.answers = answers
 
     def preload(self, ckpt: Path, config: Path, vae: Path | None = None) -> None:
         """Load a model ahead of the jobs. One that can't be loaded is no fault yet: jobs may name others."""
         try:
-            self.residents.get(ckpt, config, "autocast", Ladder(self.device), vae)
+            self.model_cache.get(ckpt, config, "autocast", MemoryFallback(self.device), vae)
         except (JobError, OSError, OutOfMemory) as error:
             print(f"the model to preload can't be loaded: {error}", file=sys.stderr)  # noqa: T201 - goes to the log
 
@@ -123,31 +123,31 @@ class Renderer:
             files.sweep(folder)  # a renderer before this one may have been killed
         reset_peak(self.device)
         notes = Notes(task.folder)
-        ladder = Ladder(self.device, notes.add)
-        resident, seconds = self.residents.get(task.ckpt, task.config, task.job.precision, ladder, task.vae)
-        finish = Finish(self.checkers.of(task.ckpt, ladder), self.watermark)
+        fallback = MemoryFallback(self.device, notes.add)
+        cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
+        postprocess = Postprocess(self.checkers.of(task.ckpt, fallback), self.watermark)
         loras = [read_lora(path, lora.weight) for path, lora in zip(task.loras, task.job.loras, strict=True)]
-        lora_sha256 = tuple(self.residents.fingerprint(path) for path in task.loras)
+        lora_sha256 = tuple(self.model_cache.fingerprint(path) for path in task.loras)
         self.answer(
             protocol.Loaded(
                 job_id=task.job_id,
                 seconds=seconds,
-                checkpoint_sha256=resident.sha256,
-                vae_sha256=resident.vae_sha256,
+                checkpoint_sha256=cached.sha256,
+                vae_sha256=cached.vae_sha256,
                 lora_sha256=lora_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
-                computed_in=str(resident.model.dtype).removeprefix("torch."),
-                safety_checker=finish.checker.folder if finish.checker else None,
-                watermark=finish.watermark.text if finish.watermark else "",
+                computed_in=str(cached.model.dtype).removeprefix("torch."),
+                safety_checker=postprocess.checker.folder if postprocess.checker else None,
+                watermark=postprocess.watermark.text if postprocess.watermark else "",
             )
         )
         init, said = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels) if task.init else (None, [])
         if init is not None:  # of other jobs the service knows the size
-            said += of_size("init_img", (init.shape[2], init.shape[1]), made_for(task.ckpt, task.config))
+            said += of_size("init_img", (init.shape[2], init.shape[1]), read_model_config(task.ckpt, task.config))
         rng = "CPU" if self.device.type == "cpu" else "GPU"
-        model = task.ckpt.stem, resident.sha256, rng, resident.vae_sha256, lora_sha256
-        origin = pictures.Origin(*model, finish.origin)
+        model = task.ckpt.stem, cached.sha256, rng, cached.vae_sha256, lora_sha256
+        origin = pictures.Origin(*model, postprocess.origin)
         staged = self._keep_staged(task, origin)
 
         def on_step(batch: Batch, step: int, steps: int) -> None:
@@ -156,14 +156,14 @@ class Renderer:
                 raise Cancelled(Cancelled.TEXT)
 
         with ExitStack() as worn:
-            ladder.walk(lambda: worn.enter_context(wearing(resident.model, loras)), lambda: "")
-            drawing = draw(_suspecting(resident.model, task), task.job, task.lines, init, len(staged), on_step, ladder)
-            sheets = ((drawn.batch, finish.apply(drawn.pixels, ladder)) for drawn in drawing)
+            fallback.run(lambda: worn.enter_context(apply_loras(cached.model, loras)), lambda: "")
+            drawing = draw(_suspecting(cached.model, task), task.job, task.lines, init, len(staged), on_step, fallback)
+            sheets = ((drawn.batch, postprocess.apply(drawn.pixels, fallback)) for drawn in drawing)
             if not self._stage(task, sheets, staged, origin):
                 self.answer(protocol.Halted(job_id=task.job_id))
                 return
         if not task.job.skip_grid:
-            self._lay_grid(task, staged, finish, ladder)
+            self._lay_grid(task, staged, postprocess, fallback)
         seconds, peak = time.monotonic() - started, peak_bytes(self.device)
         told = [*said, *notes.texts]
         self.answer(protocol.Finished(job_id=task.job_id, seconds=seconds, notes=told, peak_bytes=peak))
@@ -184,11 +184,11 @@ class Renderer:
                 return False
         return True
 
-    def _lay_grid(self, task: Draw, staged: list[Path], finish: Finish, ladder: Ladder) -> None:
+    def _lay_grid(self, task: Draw, staged: list[Path], postprocess: Postprocess, fallback: MemoryFallback) -> None:
         """The grid, in parts where it must be; where there is no memory for it, the pictures do without."""
         try:
             for path, sha256 in grid.lay(
-                task.folder, staged, task.job.n_rows or task.job.n_samples, finish.mark, ladder
+                task.folder, staged, task.job.n_rows or task.job.n_samples, postprocess.mark, fallback
             ):
                 self.answer(protocol.StagedGrid(job_id=task.job_id, file=path.name, sha256=sha256))
                 if task.cancel.exists():
@@ -196,7 +196,7 @@ class Renderer:
         except OutOfMemory as error:
             if task.job.skip_save:
                 raise  # it is all that would be left: another renderer may find more
-            ladder.tell(f"the grid is not whole: {error}")
+            fallback.tell(f"the grid is not whole: {error}")
 
     def _keep_staged(self, task: Draw, origin: pictures.Origin) -> list[Path]:
         """Samples of an earlier attempt, as far as they are whole and of this job and model; the rest is drawn anew."""
@@ -283,10 +283,10 @@ def main() -> None:
     _die_with_parent()
     gc.freeze()  # so that `release` need not look through the libraries either
     forbid_tf32()
-    outfit, answers, *preload = sys.argv[1:]
+    config, answers, *preload = sys.argv[1:]
     with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
         try:
-            renderer = Renderer(answers=pipe, **dict(Outfit.model_validate_json(outfit)))
+            renderer = Renderer(answers=pipe, **dict(RendererConfig.model_validate_json(config)))
             if preload:
                 renderer.preload(*map(Path, preload))
         except EngineDown as error:

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import FrameType
 
 from sdbatch.config import sources
-from sdbatch.config.settings import Preload, Settings
+from sdbatch.config.settings import DefaultModel, Settings
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Engine, Outfit
+from sdbatch.engine.protocol import Engine, RendererConfig
 from sdbatch.errors import ConfigError, JobError
 from sdbatch.service.service import Clock, Service, system_clock
 from sdbatch.storage import files
@@ -43,13 +43,15 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     service = Service(root, settings, make_engine(root, settings, preload=not drain), lock)
     _heed_signals(service)
     service.engine.start()
-    service.historian.start()
+    service.index_writer.start()
     service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
     sources.warn_of_a_short_watchdog(settings, service.log)
-    if settings.events:
+    if settings.use_inotify:
         service.inbox.watcher.start()
     for text in sources.unknown_variables():
-        service.log.warning("a variable in the environment is not read", why=text)
+        service.log.warning("a variable in the environment has another name", why=text)
+    for text in sources.load(root.configuration).renamed:
+        service.log.warning("a setting has another name", why=text)
     try:
         with _bar(service):
             return _loop(service, system_clock, drain=drain)
@@ -58,7 +60,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         service.inbox.watcher.stop()
         service.engine.stop()
         service.hooks.finish()
-        service.historian.finish()
+        service.index_writer.finish()
         if lock.is_held:  # else another service tells what it does
             now = system_clock()
             service.status.tell(now.mono, now.wall, at_once=True, state="stopped", job=None)
@@ -88,20 +90,20 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         from sdbatch.engine.fake import FakeEngine  # noqa: PLC0415 - not part of a real service
 
         return FakeEngine()
-    chosen = settings.preload if preload else Preload(ckpt="")
+    chosen = settings.default_model if preload else DefaultModel(ckpt="")
     checker = settings.safety_checker
-    outfit = Outfit(
+    config = RendererConfig(
         device=settings.device,
         checksums=root.state / "checksums.json",
         converted_bytes=settings.converted_bytes,
-        resident_bytes=settings.resident_bytes,
+        model_cache_bytes=settings.model_cache_bytes,
         safety_checker=checker if checker in {"auto", "off"} else str(as_stored(root.path / checker)),
         watermark=settings.watermark,
     )
-    return LocalEngine(outfit, lambda: _to_preload(root, chosen))
+    return LocalEngine(config, lambda: _to_preload(root, chosen))
 
 
-def _to_preload(root: Root, chosen: Preload) -> Sequence[Path]:
+def _to_preload(root: Root, chosen: DefaultModel) -> Sequence[Path]:
     """The checkpoint, config and autoencoder to load ahead, as they lie there when a renderer starts, or nothing."""
     try:
         return [path for path in root.find_weights(chosen.ckpt, chosen.config) if path] if chosen.ckpt else ()
@@ -132,7 +134,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             _nap(service, TROUBLE_NAP_SECONDS)
             continue
         told = ""
-        if not worked and not service.inbox.is_looking:
+        if not worked and not service.inbox.is_scanning:
             service.inbox.bell.wait(NAP_SECONDS)
     return 1 if drain else 0
 
@@ -145,7 +147,7 @@ def _end_of_drain(service: Service) -> int | None:
             service.log.error("all else is drawn, but this folder can't be read", folder=folder, error=error.strerror)
         if service.inbox.unreadable:
             return os.EX_IOERR
-        return 1 if service.failed or service.turns.unmovable.why else 0
+        return 1 if service.failed or service.scheduler.unmovable.why else 0
     if not service.problem or service.inbox.unsettled:
         return None
     has_disk_trouble = any(map(files.is_disk_trouble, service.spool.unreadable.values()))

@@ -27,16 +27,16 @@ Command = Sequence[str]
 class Hooks:
     """Runs the command of each kind of event, if there is one."""
 
-    def __init__(self, commands: Mapping[str, Command], limit_seconds: float) -> None:
-        self.use(commands, limit_seconds)
+    def __init__(self, commands: Mapping[str, Command], timeout_seconds: float) -> None:
+        self.use(commands, timeout_seconds)
         self.log = log.get()
         self._waiting: queue.Queue[tuple[str, list[str], dict[str, Any]] | None] = queue.Queue(MOST_WAITING)
         self._thread: threading.Thread | None = None
 
-    def use(self, commands: Mapping[str, Command], limit_seconds: float) -> None:
+    def use(self, commands: Mapping[str, Command], timeout_seconds: float) -> None:
         """From now on these commands; what waits already still goes to the one it was for."""
         self.commands = {name: [*command] for name, command in commands.items() if command}
-        self.limit_seconds = limit_seconds
+        self.timeout_seconds = timeout_seconds
 
     def tell(self, event: str, **facts: Any) -> None:
         """Let the event's command know, some time soon."""
@@ -62,14 +62,14 @@ class Hooks:
         while (item := self._waiting.get()) is not None:
             event, command, facts = item
             try:
-                problem = run(command, json.dumps(facts, ensure_ascii=False), self.limit_seconds)
+                problem = run(command, json.dumps(facts, ensure_ascii=False), self.timeout_seconds)
             except OSError as error:  # a /tmp that is full
                 problem = str(error)
             if problem:
                 self.log.warning("a hook failed", hook=event, problem=problem)
 
 
-def run(command: Command, text: str, limit_seconds: float) -> str:
+def run(command: Command, text: str, timeout_seconds: float) -> str:
     """Run a command with `text` on its standard input; what went wrong, or nothing."""
     # Files, not pipes: what a command leaves running behind it would hold those open.
     with TemporaryFile() as told, TemporaryFile() as said:
@@ -82,12 +82,12 @@ def run(command: Command, text: str, limit_seconds: float) -> str:
         except OSError as error:
             return f"{command[0]} can't be run: {error.strerror}"
         try:
-            process.wait(limit_seconds)
+            process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
             process.wait()
-            return f"{command[0]} took longer than {limit_seconds:g} seconds"
+            return f"{command[0]} took longer than {timeout_seconds:g} seconds"
         said.seek(max(0, said.seek(0, os.SEEK_END) - LAST_BYTES))
         last = said.read().decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
     return f"{command[0]} ended with {process.returncode}: {last}" if process.returncode else ""

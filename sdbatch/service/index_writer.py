@@ -19,7 +19,7 @@ GOODBYE_SECONDS = 5.0  # for what still waits when the service stops
 LEAST_FREE = 64 << 20  # bytes: the last of a disk belongs to pictures
 
 
-class Historian:
+class IndexWriter:
     """Takes job folders in, one after another, once it was started."""
 
     def __init__(self, root: Root) -> None:

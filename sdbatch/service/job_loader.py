@@ -3,7 +3,7 @@
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
 from sdbatch.job import reader
-from sdbatch.job.model_config import made_for
+from sdbatch.job.model_config import read_model_config
 from sdbatch.job.parameters import Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
@@ -15,7 +15,7 @@ from sdbatch.storage import files
 from sdbatch.storage.root import Root
 
 
-class Intake:
+class JobLoader:
     """Remembers the last file it read: the parts of one file come one after another."""
 
     def __init__(self, root: Root, spool: Spool, inputs: InputStager, limits: Limits) -> None:
@@ -27,11 +27,11 @@ class Intake:
 
         Raises:
             JobError: it can't be drawn, or was cancelled.
-            NotYet: a file that it names is still on its way.
+            InputsPending: a file that it names is still on its way.
         """
         folder = self.spool.folder(claim)
         self.spool.require_own(claim)
-        self.spool.heed_cancel(claim)
+        self.spool.raise_if_cancelled(claim)
         self.spool.make_own(claim)
         parsed = self._read(claim)
         if parsed.error is not None:
@@ -48,7 +48,7 @@ class Intake:
         if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
             raise JobError("\n".join(problems))
         model = self.root.find_weights(job.ckpt, job.config, job.vae)
-        made = made_for(model.ckpt, model.config)
+        made = read_model_config(model.ckpt, model.config)
         sized = of_size("H, W", size, made) if size else []  # of img2img the renderer knows
         loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
         return Task(

@@ -3,31 +3,31 @@
 from collections.abc import Iterable
 
 from sdbatch.job import reader
-from sdbatch.spool.inbox import Arrival, Stillness, signature_of
+from sdbatch.spool.inbox import Arrival, StabilityTracker, signature_of
 from sdbatch.storage import files
 
 AT_ONCE = 100_000  # bytes read in one pass: signals and the status have to wait for it
 
 
-class Triage:
+class Prevalidation:
     """Reads each waiting file once, as it stands in the inbox."""
 
-    def __init__(self, stillness: Stillness) -> None:
-        self.stillness = stillness
+    def __init__(self, stability: StabilityTracker) -> None:
+        self.stability = stability
         self._fine: set[tuple[object, ...]] = set()  # names, with what the files looked like
 
-    def first_hopeless(self, waiting: Iterable[Arrival]) -> Arrival | None:
+    def first_invalid(self, waiting: Iterable[Arrival]) -> Arrival | None:
         """The first that would fail whatever machine took it, as a typo, a link or a pipe does."""
-        unread = (arrival for arrival in waiting if self._look_of(arrival) not in self._fine)
+        unread = (arrival for arrival in waiting if self._version_of(arrival) not in self._fine)
         left = AT_ONCE
         for arrival in unread:
-            look = self._look_of(arrival)
+            version = self._version_of(arrival)
             data = _content(arrival)
-            if signature_of(arrival.name) != look[1]:
+            if signature_of(arrival.name) != version[1]:
                 continue  # somebody is at it
-            if data is not None and _is_hopeless(arrival, data):
+            if data is not None and _is_invalid(arrival, data):
                 return arrival
-            self._fine.add(look)
+            self._fine.add(version)
             left -= len(data or b"")
             if left < 0:
                 break
@@ -37,8 +37,8 @@ class Triage:
         """Everything is about to be drawn."""
         self._fine.clear()
 
-    def _look_of(self, arrival: Arrival) -> tuple[object, ...]:
-        seen = self.stillness.seen.get(str(arrival.path))
+    def _version_of(self, arrival: Arrival) -> tuple[object, ...]:
+        seen = self.stability.seen.get(str(arrival.path))
         return arrival.name, seen and seen.signature
 
 
@@ -50,5 +50,5 @@ def _content(arrival: Arrival) -> bytes | None:
         return None
 
 
-def _is_hopeless(arrival: Arrival, data: bytes) -> bool:
+def _is_invalid(arrival: Arrival, data: bytes) -> bool:
     return not arrival.is_file or all(part.error for part in reader.parse(data, arrival.path.name))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.protocol import Engine
-from sdbatch.errors import EngineDown, NotHere
+from sdbatch.errors import EngineDown, TemporarilyUnavailable
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.operations import environment
 from sdbatch.service.task import Task
@@ -21,7 +21,9 @@ from sdbatch.storage import files, filesystem
 from sdbatch.storage.root import Root
 
 READ_BYTES = 2000
-FREE_SOME = ", but for what free_bytes keeps: free some space (`sdbatch clean`, old folders in jobs/done/ and outputs/)"
+FREE_SOME = (
+    ", but for what min_free_bytes keeps free: make room (`sdbatch prune`, old folders in jobs/done/ and outputs/)"
+)
 FAILURES = "failures-in-a-row"
 APART_AGAIN_SECONDS = 5.0
 ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
@@ -47,7 +49,7 @@ class Readiness:
         self._apart = ""
         self._tried_at = float("-inf")
 
-    def look(self, now: float, wall: datetime) -> None:
+    def refresh(self, now: float, wall: datetime) -> None:
         """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
         held, paused = self.why_held(wall), self._paused()
         self.is_resting = bool(held and not paused)
@@ -62,7 +64,7 @@ class Readiness:
         """A job failed by the machine's fault: after too many in a row the rest is left alone."""
         self._failures += 1
         self._remember()
-        if self._failures < self.settings.pause_after:
+        if self._failures < self.settings.max_consecutive_crashes:
             return
         text = (
             f"{self._failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n{why}\n"
@@ -97,7 +99,7 @@ class Readiness:
         """Low space holds a job up before it is begun and not in the middle.
 
         Raises:
-            NotHere: it may need more than there is; a smaller one may not.
+            TemporarilyUnavailable: it may need more than there is; a smaller one may not.
         """
         if isinstance(task.job, Txt2Img):
             width, height = task.job.picture_size
@@ -107,7 +109,7 @@ class Readiness:
         need = 2 * task.total * each  # the grid holds all of them again
         for folder in (self.root.running, task.outdir):
             if (room := self._room(folder)) < need:
-                raise NotHere(
+                raise TemporarilyUnavailable(
                     f"{task.claim.id} may need {need / 1e6:,.1f} MB, and {max(0, room) / 1e6:,.1f} MB are free for "
                     f"{self.root.show(folder)}/{FREE_SOME}"
                 )

@@ -22,7 +22,7 @@ class Repeats:
         source = arrival.path.relative_to(self.root.inbox).as_posix()
         try:
             data = files.read_regular(arrival.path, MAX_MANIFEST_BYTES + 1)
-            self._look()
+            self._read_done()
             claims = [claim for job_id in self._by_source[source] if (claim := read_claim(self.root.done / job_id))]
             same = [claim for claim in claims if data is not None and self._is_same(claim, data)]
         except OSError:
@@ -32,7 +32,7 @@ class Repeats:
                 return claim.id
         return ""
 
-    def _look(self) -> None:
+    def _read_done(self) -> None:
         there = {path.name for path in self.root.done.iterdir()}
         for job_id in sorted(there - self._known):
             if (claim := read_claim(self.root.done / job_id)) is not None:

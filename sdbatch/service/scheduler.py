@@ -6,13 +6,13 @@ from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 
-from sdbatch.service.prevalidation import Triage
+from sdbatch.service.prevalidation import Prevalidation
 from sdbatch.service.readiness import FREE_SOME, Readiness
 from sdbatch.service.repeats import Repeats
 from sdbatch.service.unmovable import IN_A_ROW, Unmovable
 from sdbatch.spool import status_reader
 from sdbatch.spool.inbox import Arrival, Inbox
-from sdbatch.spool.order import Entry, in_order
+from sdbatch.spool.order import QueueEntry, in_order
 from sdbatch.spool.spool import Claim, Spool
 from sdbatch.storage import files
 from sdbatch.telemetry import log
@@ -21,7 +21,7 @@ ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
 ANY_TIME = float("-inf")
 
 
-class Turns:
+class Scheduler:
     """Chooses the next job. What it remembers is a convenience: a restart forgets it, and loses nothing.
 
     Attributes:
@@ -33,7 +33,7 @@ class Turns:
 
     def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness) -> None:
         self.spool, self.inbox, self.readiness = spool, inbox, readiness
-        self.triage = Triage(inbox.stillness)
+        self.prevalidation = Prevalidation(inbox.stability)
         self.log = log.get()
         self.waiting: dict[str, float] = {}
         self.deferred: dict[str, float] = {}
@@ -67,9 +67,9 @@ class Turns:
         if self.readiness.is_held:
             claim = self.spool.cancelled()
         elif not self.readiness.is_ready:
-            claim = self.spool.cancelled() or self._hopeless(now, wall)
+            claim = self.spool.cancelled() or self._invalid(now, wall)
         else:
-            self.triage.forget()
+            self.prevalidation.forget()
             claim = self._first(now, wall) or next(self._able(now, self.deferred), None)
         if claim is not None:
             claim.attempts = self.owed.get(claim.id, claim.attempts)
@@ -79,9 +79,9 @@ class Turns:
     def line(self, ids: list[str]) -> Iterator[tuple[str, str]]:
         """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
         passed_over = self.passed_over
-        claimed = (Entry("id", *entry) for entry in self.spool.priorities.sorted(set(ids).difference(passed_over)))
+        claimed = (QueueEntry("id", *entry) for entry in self.spool.priorities.sorted(set(ids).difference(passed_over)))
         files_there = (
-            Entry("file", name, arrival.priority)
+            QueueEntry("file", name, arrival.priority)
             for arrival, name in zip(self.inbox.queue, self.inbox.names(), strict=True)
             if name not in self.unmovable.why
         )
@@ -101,7 +101,7 @@ class Turns:
             self.log.warning("a job waits for what is not there", job_id=claim.id, problem=why)
         self._absent = why
 
-    def give_back(self, claim: Claim, attempts: int) -> None:
+    def refund_attempt(self, claim: Claim, attempts: int) -> None:
         """An attempt that was none; on a disk that takes no note of that now, it is remembered."""
         self.owed[claim.id] = attempts
         with suppress(OSError):
@@ -116,8 +116,8 @@ class Turns:
             arrival = self.inbox.take_first()
             if arrival is not None and (claim := self._claim(arrival, now, wall)) is not None:
                 return claim
-        if not self.inbox.is_looking:
-            self.unmovable.keep_only(self.inbox.stillness.seen)
+        if not self.inbox.is_scanning:
+            self.unmovable.keep_only(self.inbox.stability.seen)
         return None
 
     def _able(self, now: float, looked: dict[str, float]) -> Iterator[Claim]:
@@ -136,11 +136,11 @@ class Turns:
             else:
                 self.inbox.take(arrival)  # until another look finds it
 
-    def _hopeless(self, now: float, wall: datetime) -> Claim | None:
+    def _invalid(self, now: float, wall: datetime) -> Claim | None:
         """While nothing can be drawn: what no machine could draw is claimed, to be told."""
         for _ in range(IN_A_ROW):
             waiting = (arrival for arrival in self.inbox.queue if not self.unmovable.rests(arrival, now))
-            if (arrival := self.triage.first_hopeless(waiting)) is None:
+            if (arrival := self.prevalidation.first_invalid(waiting)) is None:
                 return None
             self.inbox.take(arrival)
             may_try = self.unmovable.may_try(arrival, now)

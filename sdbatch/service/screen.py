@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdbatch.errors import printable
-from sdbatch.spool.status_reader import RESTING, Facts, look, seconds_since
+from sdbatch.spool.status_reader import RESTING, Facts, read_overview, seconds_since
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
 
@@ -29,7 +29,8 @@ COLOURS = {"drawing": "green", "paused": "red", "ended without a word": "red", "
 def show(root: Root, now: datetime) -> None:
     """Print it once: in colours on a terminal; elsewhere plain lines, which are not folded."""
     console = Console(highlight=False)
-    console.print(_screen(look(root, now), now, with_bar=console.is_terminal), soft_wrap=not console.is_terminal)
+    facts = read_overview(root, now)
+    console.print(_screen(facts, now, with_bar=console.is_terminal), soft_wrap=not console.is_terminal)
 
 
 def watch(root: Root) -> None:
@@ -37,7 +38,7 @@ def watch(root: Root) -> None:
     with Live(console=Console(highlight=False), auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live:
         while True:
             now = datetime.now(UTC)
-            live.update(_screen(look(root, now), now, with_bar=True), refresh=True)
+            live.update(_screen(read_overview(root, now), now, with_bar=True), refresh=True)
             sleep(WATCH_SECONDS)
 
 

@@ -19,17 +19,17 @@ from sdbatch.config import sources
 from sdbatch.config.settings import Settings
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine, Request
-from sdbatch.errors import Cancelled, EngineDown, JobError, NotHere, RendererDied, RootBusy, printable
+from sdbatch.errors import Cancelled, EngineDown, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
 from sdbatch.service.hooks import Hooks
-from sdbatch.service.index_writer import Historian
-from sdbatch.service.job_loader import Intake
+from sdbatch.service.index_writer import IndexWriter
+from sdbatch.service.job_loader import JobLoader
 from sdbatch.service.readiness import Readiness
 from sdbatch.service.repeats import Repeats
-from sdbatch.service.scheduler import Turns
+from sdbatch.service.scheduler import Scheduler
 from sdbatch.service.task import Drawing, Task, count_staged, manifest_of
 from sdbatch.spool import handover, retention, status_reader
 from sdbatch.spool.inbox import Inbox
-from sdbatch.spool.inputs import InputStager, NotYet
+from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.latecomers import Latecomers
 from sdbatch.spool.publish import Names, Publisher
 from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, STAGED, WRITTEN_ON, Claim, Spool
@@ -69,14 +69,14 @@ class Service:
         self.hold: Callable[[], None] = lock.hold if lock else lambda: None  # raises where another service has it
         self.spool = Spool(root)
         self.inbox = Inbox(root.inbox, settings.settle_seconds, settings.rescan_seconds)
-        inputs = InputStager(root, self.inbox, settings.limits.input_bytes, settings.picture_wait_seconds)
-        self.intake = Intake(root, self.spool, inputs, settings.limits)
+        inputs = InputStager(root, self.inbox, settings.limits.input_bytes, settings.input_wait_seconds)
+        self.job_loader = JobLoader(root, self.spool, inputs, settings.limits)
         self.publisher = Publisher()
         self.readiness = Readiness(root, engine, settings)
-        self.hooks = Hooks(settings.hooks.commands(), settings.hooks.limit_seconds)
-        self.historian = Historian(root)
+        self.hooks = Hooks(settings.hooks.commands(), settings.hooks.timeout_seconds)
+        self.index_writer = IndexWriter(root)
         self.latecomers = Latecomers(root, self.spool, self.inbox)
-        self.turns = Turns(self.spool, self.inbox, self.readiness)
+        self.scheduler = Scheduler(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
         self.manager = systemd.Manager()
@@ -97,17 +97,17 @@ class Service:
             RootBusy: another service works on this root, and has the jobs now.
         """
         now = clock()
-        self._look_after(now, clock)
-        while (claim := self.turns.next_claim(now.mono, now.wall)) is not None:
+        self._before_claim(now, clock)
+        while (claim := self.scheduler.next_claim(now.mono, now.wall)) is not None:
             attempts, self._is_busy = claim.attempts, True
             try:
-                task = self.intake.parse(claim, now.mono)
-                self.turns.waiting.pop(claim.id, None)
+                task = self.job_loader.parse(claim, now.mono)
+                self.scheduler.waiting.pop(claim.id, None)
                 drawing = self._render(task, clock)
                 names = self._publish(task, drawing)
                 self._record(task, drawing, names, clock())
-            except NotYet:
-                self.turns.waiting[claim.id] = now.mono
+            except InputsPending:
+                self.scheduler.waiting[claim.id] = now.mono
                 continue  # others go first
             except JobError as error:
                 self._fail(claim, str(error), clock(), is_cancelled=isinstance(error, Cancelled))
@@ -116,9 +116,9 @@ class Service:
             except RootBusy:
                 raise
             except (Stopped, EngineDown):
-                self.turns.give_back(claim, attempts)  # not the job's doing
-            except NotHere as error:
-                self.turns.defer(claim, now.mono, str(error))
+                self.scheduler.refund_attempt(claim, attempts)  # not the job's doing
+            except TemporarilyUnavailable as error:
+                self.scheduler.defer(claim, now.mono, str(error))
                 continue
             except OSError as error:
                 self._blame(error, claim, attempts, clock())
@@ -130,15 +130,15 @@ class Service:
         self._rest(now)
         return False
 
-    def _look_after(self, now: Now, clock: Clock) -> None:
+    def _before_claim(self, now: Now, clock: Clock) -> None:
         """All that comes before a claim."""
         self._reload_if_asked()
         unheld = self._why_not_held()
         self.inbox.scan(now.mono, lambda: clock().mono, is_busy=self._is_busy)
         self._is_busy = False  # until there is a job
         if not unheld:
-            self.latecomers.look(now.mono)
-        self._look_around(now)
+            self.latecomers.check(now.mono)
+        self._check_readiness(now)
         if unheld and not self.readiness.is_held:  # else folders are away, which is told
             raise unheld
 
@@ -147,13 +147,13 @@ class Service:
         if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
             self._fail(claim, _of_file(error), now)
         else:
-            self.turns.defer(claim)
-            self.turns.give_back(claim, attempts)
+            self.scheduler.defer(claim)
+            self.scheduler.refund_attempt(claim, attempts)
             raise error
 
     def _rest(self, now: Now) -> None:
         """Nothing is left to draw: told once, after some work; and time to tidy up."""
-        if now.mono >= self._tidy_at and (self.is_drained() or self.turns.lacks_room):
+        if now.mono >= self._tidy_at and (self.is_drained() or self.scheduler.lacks_room):
             self._tidy(now)
         if (self.done, self.failed) != self._told_idle and self.is_drained():
             self._told_idle = (self.done, self.failed)
@@ -161,7 +161,7 @@ class Service:
 
     def _tidy(self, now: Now) -> None:
         """What `keep:` gives up; where jobs wait, for room, only what none of them may name."""
-        keep, is_drained = self.settings.keep, self.is_drained()
+        keep, is_drained = self.settings.retention, self.is_drained()
         self._tidy_at = now.mono + (retention.EVERY_SECONDS if is_drained else retention.FULL_SECONDS)
         retention.sweep_uploads(self.root, now.wall)
         given_up = retention.outdated if is_drained else retention.outdated_beside_waiting
@@ -170,7 +170,7 @@ class Service:
                 break
             self.manager.feed(monotonic())
             retention.remove(self.root, folder, outputs=keep.outputs)
-            self.log.info("taken away by the rules of keep", folder=self.root.show(folder))
+            self.log.info("removed by the rules of retention", folder=self.root.show(folder))
 
     def _why_not_held(self) -> OSError | None:
         """Nothing is claimed without the lock; why it can't be held now, if so."""
@@ -190,13 +190,13 @@ class Service:
     def _use(self, settings: Settings) -> None:
         """Hand the settings to those who keep some of their own."""
         self.settings = self.readiness.settings = settings
-        self.inbox.stillness.settle_seconds = settings.settle_seconds
+        self.inbox.stability.settle_seconds = settings.settle_seconds
         self.inbox.rescan_seconds = settings.rescan_seconds
-        self.turns.repeats = (self.turns.repeats or Repeats(self.root)) if settings.repeats == "skip" else None
+        self.scheduler.repeats = (self.scheduler.repeats or Repeats(self.root)) if settings.repeats == "skip" else None
         self.inbox.ignored = self.inbox.watcher.ignored = settings.ignore_folders
-        self.intake.limits, inputs = settings.limits, self.intake.inputs
-        inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.picture_wait_seconds
-        self.hooks.use(settings.hooks.commands(), settings.hooks.limit_seconds)
+        self.job_loader.limits, inputs = settings.limits, self.job_loader.inputs
+        inputs.max_bytes, inputs.wait_seconds = settings.limits.input_bytes, settings.input_wait_seconds
+        self.hooks.use(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.status.facts["settings"] = settings.model_dump(mode="json")
 
     def tell_trouble(self, error: OSError, now: Now) -> None:
@@ -215,13 +215,13 @@ class Service:
 
     def has_drawn_all(self) -> bool:
         """Whether nothing is left of what can be seen."""
-        left = self.inbox.queue or self.inbox.unsettled or self.inbox.is_looking
+        left = self.inbox.queue or self.inbox.unsettled or self.inbox.is_scanning
         return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
-    def _look_around(self, now: Now) -> None:
+    def _check_readiness(self, now: Now) -> None:
         """Whether jobs can be drawn; a problem is logged once."""
         before = self.problem
-        self.readiness.look(now.mono, now.wall)
+        self.readiness.refresh(now.mono, now.wall)
         if self.problem and self.problem != before and self.readiness.is_resting:
             self.log.info("outside its hours", problem=self.problem)
         elif self.problem and self.problem != before:
@@ -232,14 +232,14 @@ class Service:
     @property
     def problem(self) -> str:
         """Why nothing is drawn for now, though jobs may wait; empty while all is well."""
-        return self.readiness.problem or self.turns.absent
+        return self.readiness.problem or self.scheduler.absent
 
     def _state(self) -> str:
         if self.problem:
             return status_reader.RESTING if self.readiness.is_resting else "paused"
         if not self.readiness.is_ready:
             return "starting"
-        if self.turns.waiting:
+        if self.scheduler.waiting:
             return "waiting for files"
         return "waiting for the inbox" if self.inbox.is_away else "idle"
 
@@ -256,10 +256,10 @@ class Service:
         start_at = count_staged(folder / samples)
         drawing = Drawing(now.wall, now.mono)
         attempts = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
-        if attempts >= self.settings.attempts:
+        if attempts >= self.settings.max_attempts:
             raise RendererDied("or the service itself did")
         self.spool.note(claim, attempts=attempts + 1, staged=start_at, drawn_from=origin)
-        self.turns.owed.pop(claim.id, None)
+        self.scheduler.owed.pop(claim.id, None)
         self._log(claim).info("drawing", pictures=task.total)
         draw = Draw(
             job_id=claim.id,
@@ -282,7 +282,7 @@ class Service:
         with closing(self.engine.render(Request(jobs=[draw]))) as events:
             for event in events:
                 self._heed(event, task, drawing, clock)
-        self.spool.heed_cancel(claim)
+        self.spool.raise_if_cancelled(claim)
         return drawing
 
     def _drop_what_was_drawn(self, task: Task) -> None:
@@ -330,14 +330,14 @@ class Service:
             case protocol.Halted():
                 raise Stopped
             case protocol.Failed():
-                self.spool.heed_cancel(task.claim)
+                self.spool.raise_if_cancelled(task.claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
 
     def _heed_silence(self, task: Task, drawing: Drawing, now: float, *, is_starting: bool) -> None:
         """A renderer looks at cancel between its steps: while it loads, or hangs, the service does, and ends it."""
         silent, limit = now - drawing.heard, self.settings.hang_seconds
         if drawing.loaded is None or silent > CANCEL_SECONDS:
-            self.spool.heed_cancel(task.claim)
+            self.spool.raise_if_cancelled(task.claim)
         if silent > limit and is_starting:
             raise EngineDown(f"the renderer did not start within {limit:g} seconds")
         if silent > limit:
@@ -369,7 +369,7 @@ class Service:
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
-        self.historian.tell(self.root.done / task.claim.id)
+        self.index_writer.tell(self.root.done / task.claim.id)
         self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
@@ -387,7 +387,7 @@ class Service:
         return notes
 
     def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
-        self.turns.waiting.pop(claim.id, None)
+        self.scheduler.waiting.pop(claim.id, None)
         folder = self.spool.folder(claim)
         try:
             if later := self.spool.fail(claim, text):
@@ -395,14 +395,14 @@ class Service:
                 self._log(claim).warning(WRITTEN_ON.format(printable(later)))
         except OSError as error:
             if files.is_disk_trouble(error) or not folder.is_dir():
-                self.turns.defer(claim)
+                self.scheduler.defer(claim)
                 raise
             why = f"{claim.id} can't be moved to jobs/failed/: {error.strerror}; let the service's group write in it"
-            self.turns.defer(claim, now.mono, why)
+            self.scheduler.defer(claim, now.mono, why)
             return
         finally:  # a disk that would not sync the move has moved it all the same
             self.failed += not is_cancelled and (self.root.failed / claim.id).exists()
-        self.historian.tell(self.root.failed / claim.id)
+        self.index_writer.tell(self.root.failed / claim.id)
         if is_cancelled:
             self._log(claim).info("cancelled")
             return
@@ -415,7 +415,7 @@ class Service:
 
     def _retry(self, claim: Claim, text: str, now: Now) -> None:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
-        if claim.attempts >= self.settings.attempts and self._count_staged(claim) <= claim.staged:
+        if claim.attempts >= self.settings.max_attempts and self._count_staged(claim) <= claim.staged:
             told = f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}"
             self._fail(claim, told, now)
             self.readiness.count_failure(told)
@@ -433,10 +433,10 @@ class Service:
     def _tell(self, now: Now, **facts: Any) -> None:
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
         told |= {
-            "passed_over": self.turns.passed_over,
+            "passed_over": self.scheduler.passed_over,
             "empty": self.inbox.empty,
-            "unmovable": self.turns.unmovable.shown,
-            "unmovable_count": len(self.turns.unmovable.why),
+            "unmovable": self.scheduler.unmovable.shown,
+            "unmovable_count": len(self.scheduler.unmovable.why),
             "failures": [*self.failures],
         }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
@@ -444,8 +444,8 @@ class Service:
 
     def _queue(self) -> status_reader.Facts:
         ids = status_reader.claimed(self.root, self.status.facts.get("job"))
-        settling, held = self.inbox.unsettled, len(self.turns.waiting)
-        return status_reader.queue_of(len(ids), len(self.inbox.queue), settling, held, self.turns.line(ids))
+        settling, held = self.inbox.unsettled, len(self.scheduler.waiting)
+        return status_reader.queue_of(len(ids), len(self.inbox.queue), settling, held, self.scheduler.line(ids))
 
 
 def _of_file(error: OSError) -> str:

@@ -28,19 +28,12 @@ MOST_BYTES = 2 << 20  # what is larger is no job, and is not copied to be told s
 DIGITS = 32  # of the digest, in a name
 
 
-def fetch(dropped: Path, target: Path, job_id: str) -> bool:
-    """Move a dropped file to `target`; says whether it had to come from another filesystem.
+def fetch(dropped: Path, target: Path, job_id: str) -> None:
+    """Bring a dropped file to `target` from another filesystem, to which no rename leads.
 
     Raises:
-        OSError: it can't be moved; EFBIG if it would have to be copied and is too large for that.
+        OSError: it can't be taken; EFBIG if it is too large to be copied.
     """
-    try:
-        files.move(dropped, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    else:
-        return False
     with files.open_regular(dropped) as readable:  # who may not read it may not take it
         if readable is not None and os.fstat(readable.fileno()).st_size > MOST_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(dropped))
@@ -53,7 +46,6 @@ def fetch(dropped: Path, target: Path, job_id: str) -> bool:
             holder.rmdir()
         raise
     _copy(holder / dropped.name, target)
-    return True
 
 
 def holder_of(dropped: Path, job_id: str) -> Path:
@@ -149,8 +141,10 @@ def retire(arrived: Path, place: Path) -> None:
         files.make_dir(place.parent)
         files.rename(arrived, place.with_name(f"{place.name}.{digest}"))
         files.sync_dir(place.parent)
-    except OSError:
-        files.delete(arrived)
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise  # the job is kept, and this is done again
+        files.clear(arrived)
 
 
 def put_back(file: Path, place: Path) -> Path:

@@ -59,14 +59,14 @@ class _Seen:
     priority: int | None = None  # once it was looked for
 
 
-class Stillness:
+class StabilityTracker:
     """How long files have kept their size, times and inode. Knows no folders and no events."""
 
     def __init__(self, settle_seconds: float) -> None:
         self.settle_seconds = settle_seconds
         self.seen: dict[str, _Seen] = {}
 
-    def look(self, path: str, signature: Signature, now: float, began: float | None = None) -> None:
+    def observe(self, path: str, signature: Signature, now: float, began: float | None = None) -> None:
         """Note what a file looks like at `now` (seconds of a clock that never steps back).
 
         Files that were first seen in one look through the folder, which `began` then, have arrived together.
@@ -98,7 +98,7 @@ class Inbox:
     def __init__(self, folder: Path, settle_seconds: float, rescan_seconds: float) -> None:
         self.folder = folder
         self.rescan_seconds = rescan_seconds
-        self.stillness = Stillness(settle_seconds)
+        self.stability = StabilityTracker(settle_seconds)
         self.queue: deque[Arrival] = deque()
         self.empty: list[str] = []  # the first few that hold nothing yet
         self.unsettled = 0  # jobs that hold something but do not stand still yet
@@ -109,15 +109,15 @@ class Inbox:
         self.bell = self.watcher.bell
         self.log = log.get()
         self._next_scan = self._rests_until = 0.0
-        self._look: Iterator[None] | None = None
+        self._scan: Iterator[None] | None = None
         self._moment: Callable[[], float] = lambda: 0.0
         self._claimed: set[str] = set()  # from the queue, since the look began
         self._is_expecting = False  # something that came since then
 
     @property
-    def is_looking(self) -> bool:
+    def is_scanning(self) -> bool:
         """Whether a look through the folder is under way, which may find more."""
-        return self._look is not None
+        return self._scan is not None
 
     @property
     def is_away(self) -> bool:
@@ -149,22 +149,22 @@ class Inbox:
         """
         if is_busy and now < self._rests_until:
             return
-        if self._look is None:
+        if self._scan is None:
             was_told = self.bell.is_set()
             if now < self._next_scan and not (was_told and not self.queue):
                 return
             self.bell.clear()
-            self._look = self._look_through(now, was_told=was_told)
+            self._scan = self._scan_folder(now, was_told=was_told)
         self._moment = clock or (lambda: now)
         stretch = BUSY_STRETCH if is_busy else IDLE_STRETCH
-        for _ in self._look:
+        for _ in self._scan:
             if self._moment() - now >= stretch:
                 break
         else:
-            self._look = None
+            self._scan = None
         self._rests_until = now + (self._moment() - now) * (1 + REST)
 
-    def _look_through(self, began: float, *, was_told: bool) -> Iterator[None]:
+    def _scan_folder(self, began: float, *, was_told: bool) -> Iterator[None]:
         """All of the folder; the queue is another at the end. Yields wherever others may have their turn."""
         complete = self.watcher.take_renamed()
         self._claimed.clear()
@@ -186,7 +186,7 @@ class Inbox:
                 unreadable[str(Path(entry.path).parent)] = error
                 continue
             found.add(entry.path)
-            self.stillness.look(entry.path, _signature(status), self._moment(), began)
+            self.stability.observe(entry.path, _signature(status), self._moment(), began)
             if _is_meant_as_job(entry, status):
                 meant.append((entry.path, status))
             elif status.st_size == 0 and is_job_name(entry.name) and len(empty) < EMPTY_TOLD:
@@ -195,10 +195,10 @@ class Inbox:
         settles = float("inf")
         for path, status in meant:
             yield
-            seen = self.stillness.seen[path]
+            seen = self.stability.seen[path]
             # One that changed since it was looked at is found out when it is claimed.
             if not (path in complete or self._is_ready(path, status, found)):
-                settles = min(settles, seen.still_since + self.stillness.settle_seconds)
+                settles = min(settles, seen.still_since + self.stability.settle_seconds)
                 continue
             relative = os.path.relpath(path, self.folder)
             if seen.priority is None:
@@ -206,12 +206,12 @@ class Inbox:
             arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority)
             ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
         self._mind(unreadable, found)
-        self.stillness.keep_only(found)
+        self.stability.keep_only(found)
         ready.sort(key=lambda item: item[:3])
         self.queue = deque(arrival for *_, arrival in ready if arrival.name not in self._claimed)
         self.unsettled, self.empty, self.taken = len(meant) - len(ready) + self._is_expecting, empty, taken
         self._next_scan = 0.0 if self._is_expecting else min(self._moment() + self.rescan_seconds, settles)
-        has_news = any(seen.first == began for seen in self.stillness.seen.values())
+        has_news = any(seen.first == began for seen in self.stability.seen.values())
         self.watcher.tend(is_deaf=has_news and not (was_told or self.bell.is_set()))
 
     def next_still(self) -> Arrival | None:
@@ -229,7 +229,7 @@ class Inbox:
         """The first of the queue, if it is as the scan saw it; it is in the queue no more."""
         arrival = self.queue[0]
         self.take(arrival)
-        seen = self.stillness.seen.get(arrival.name)
+        seen = self.stability.seen.get(arrival.name)
         if seen is not None and seen.signature == signature_of(arrival.name):
             return arrival
         self.expect()
@@ -253,7 +253,7 @@ class Inbox:
 
     def is_still(self, path: Path, now: float) -> bool:
         """Whether any file in the inbox, a picture say, has settled."""
-        return self.stillness.is_still(str(path), now)
+        return self.stability.is_still(str(path), now)
 
     def evidence(self, folder: Path, name: str) -> tuple[object, ...]:
         """Signs that a file is on its way: itself, and partial files that bear its name (rsync, WinSCP, browsers)."""
@@ -272,16 +272,16 @@ class Inbox:
         """Whether a file is complete, by its rest or its digest; links and pipes never change."""
         return (
             not stat.S_ISREG(status.st_mode)
-            or self.stillness.is_still(path, self._moment())
+            or self.stability.is_still(path, self._moment())
             or (f"{path}.sha256" in found and status.st_size <= DIGEST_BYTES and _has_matching_digest(path))
         )
 
     def _mind(self, unreadable: dict[str, OSError], found: set[str]) -> None:
         """Keep what lies in folders that can't be read now; say once that they can't, and once that they can."""
         if unreadable:
-            hidden = [p for p in self.stillness.seen if not unreadable.keys().isdisjoint(map(str, Path(p).parents))]
+            hidden = [p for p in self.stability.seen if not unreadable.keys().isdisjoint(map(str, Path(p).parents))]
             for path in set(hidden) - found:  # a listing can break off in the middle
-                self.stillness.lose_sight(path)
+                self.stability.lose_sight(path)
                 found.add(path)
         was_readable, self.unreadable = not self.unreadable, unreadable
         if unreadable and was_readable:

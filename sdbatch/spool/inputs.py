@@ -15,7 +15,7 @@ from sdbatch.storage import files
 from sdbatch.storage.root import Root
 
 
-class NotYet(Exception):
+class InputsPending(Exception):
     """A file that a job names is still on its way."""
 
 
@@ -44,7 +44,7 @@ class InputStager:
 
         Raises:
             JobError: it isn't there, may not be named, or is too large.
-            NotYet: it is still missing or being copied in the inbox.
+            InputsPending: it is still missing or being copied in the inbox.
         """
         copy = folder / INPUTS / f"{field}{Path(named).suffix[:10]}"
         earlier = copy.with_name(EARLIER + copy.name)
@@ -110,12 +110,12 @@ class InputStager:
         return found
 
     def _wait(self, job_id: str, paths: Sequence[Path], now: float) -> None:
-        """Raise NotYet while anything that looks like one of `paths` still changes, and a while after."""
+        """Raise InputsPending while anything that looks like one of `paths` still changes, and a while after."""
         paths = [path for path in paths if path.parent.is_relative_to(self.root.inbox)]
         if not paths:
             return  # nothing is on its way there
         if not self.root.inbox.is_dir():
-            raise NotYet  # it is on a share that went away, and who knows what lies there
+            raise InputsPending  # it is on a share that went away, and who knows what lies there
         paths = [path for path in paths if path.parent.is_dir()]
         if not paths:
             return
@@ -125,4 +125,4 @@ class InputStager:
             until = now + self.wait_seconds
             self._waits[job_id] = (evidence, until)
         if now < until:
-            raise NotYet
+            raise InputsPending

@@ -14,7 +14,7 @@ from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log
 
-LOOK_SECONDS = 2.0  # between two looks
+CHECK_SECONDS = 2.0  # between two looks
 HELD_SECONDS, MOST_HELD = 3600.0, 1000
 WARNING = "a job file was written on after it was taken, and is claimed anew"
 
@@ -27,25 +27,25 @@ class Latecomers:
         self.folder = root.state / handover.RETIRED
         self.log = log.get()
         self._seen: dict[str, tuple[Signature | None, float]] = {}  # as it was found unchanged, and when first
-        self._next_look = float("-inf")
+        self._next_check = float("-inf")
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Put back what was written on into, and let go of what nobody did."""
         for holder in self.inbox.taken:
             with suppress(OSError):  # it is looked at again with the next scan
                 if self.spool.reclaim(Path(holder)):
                     self.inbox.expect()
         self.inbox.taken = []
-        if now < self._next_look:
+        if now < self._next_check:
             return
-        self._next_look = now + LOOK_SECONDS
+        self._next_check = now + CHECK_SECONDS
         with suppress(OSError):
             held = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
             self._seen = {name: self._seen.get(name, (None, now)) for name in held}
             for number, name in enumerate(held):
-                self._look_at(name, now, is_spare=number < len(held) - MOST_HELD)
+                self._check_file(name, now, is_spare=number < len(held) - MOST_HELD)
 
-    def _look_at(self, name: str, now: float, *, is_spare: bool) -> None:
+    def _check_file(self, name: str, now: float, *, is_spare: bool) -> None:
         path, (seen, first) = self.folder / name, self._seen[name]
         signature = signature_of(str(path))
         if signature != seen and not handover.is_as_it_came(path):

@@ -37,7 +37,7 @@ class Ranked(Protocol):
 
 
 @dataclass(frozen=True)
-class Entry:
+class QueueEntry:
     """One of them by name: a claimed job ("id") or a waiting file ("file")."""
 
     kind: str

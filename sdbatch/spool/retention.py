@@ -1,4 +1,4 @@
-"""Old folders of jobs/done/ and jobs/failed/, taken away by the rules of `keep:`; pictures in outputs/ stay.
+"""Old folders of jobs/done/ and jobs/failed/, removed by the rules of `retention:`; pictures in outputs/ stay.
 
 And pictures that visitors of the page sent, once no job waits for them: each was copied when its job was taken up.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from sdbatch.config.settings import Keep
+from sdbatch.config.settings import Retention
 from sdbatch.spool.inbox import beside, walk
 from sdbatch.spool.spool import ERROR, INPUTS, MANIFEST, arrived, read_claim
 from sdbatch.storage import files
@@ -28,15 +28,15 @@ _MARK = r"-([0-9a-f]{12})(?:-\d+)?\.(?:png|jpg|webp)"  # as the page ends the na
 _SENT, _NAMED = re.compile(rf"{SENT}.*{_MARK}", re.DOTALL), re.compile(_MARK.encode() + rb"\b")
 
 
-def outdated(root: Root, keep: Keep, now: datetime) -> Iterator[Path]:
+def outdated(root: Root, keep: Retention, now: datetime) -> Iterator[Path]:
     """The folders that the rules give up, oldest first. What has no end mark is not ours to judge."""
     yield from _beyond(root.done, MANIFEST, keep.done_days, keep.done_count, now)
     yield from _beyond(root.failed, ERROR, keep.failed_days, keep.failed_count, now)
 
 
-def outdated_beside_waiting(root: Root, keep: Keep, now: datetime) -> list[Path]:
+def outdated_beside_waiting(root: Root, keep: Retention, now: datetime) -> list[Path]:
     """Of these, the folders that no job which is yet to be drawn may name; none where that can't be told."""
-    if keep == Keep():
+    if keep == Retention():
         return []
     try:
         words = b"\n".join(_undrawn(root))

@@ -16,6 +16,7 @@ An attempt is counted in claim.json, and synced, before the renderer sees the jo
 cannot do so for ever. `<id>` is time, number and name; it sorts by arrival even when the clock steps back.
 """
 
+import errno
 import json
 import os
 import re
@@ -224,7 +225,7 @@ class Spool:
         marks = self.root.running.glob(f"*/{CANCEL}")
         return next((claim for mark in marks if (claim := self._read(mark.parent)) is not None), None)
 
-    def heed_cancel(self, claim: Claim) -> None:
+    def raise_if_cancelled(self, claim: Claim) -> None:
         """End a job that a person took back.
 
         Raises:
@@ -259,7 +260,7 @@ class Spool:
         """Whether a job of this name lies in done/ or failed/."""
         return any((place / job_id).exists() for place in (self.root.done, self.root.failed))
 
-    def take_up(self, failed: Path) -> None:
+    def requeue(self, failed: Path) -> None:
         """Bring a failed job back to running/, with a clean slate and what was drawn of it.
 
         What it names is looked for anew, but for copies that a person mended where they lie.
@@ -289,8 +290,7 @@ class Spool:
         try:
             files.make_dir(folder)
             self._write(claim)
-            if handover.fetch(dropped, folder / file, claim.id):
-                self.note(claim, held=f"{handover.holder_of(Path(source), claim.id).as_posix()}/{name}")
+            self._fetch(claim, dropped)
         except OSError as error:
             if not _may_hold(folder / file):  # else the rename happened, or may have, and it is ours
                 # What was taken from another filesystem, but not copied, is found there and put back.
@@ -303,6 +303,17 @@ class Spool:
         with suppress(OSError):
             handover.take_along(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
         return claim
+
+    def _fetch(self, claim: Claim, dropped: Path) -> None:
+        """Move a dropped file into its job's folder; where it has to be copied, that is noted first."""
+        target = self.folder(claim) / claim.file
+        try:
+            files.move(dropped, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self.note(claim, held=f"{handover.holder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}")
+            handover.fetch(dropped, target, claim.id)
 
     def make_own(self, claim: Claim) -> None:
         """See to it that nobody else has the job's file open, once, before it is read."""

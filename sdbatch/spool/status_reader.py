@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.spool.order import Entry, Priorities, in_order, priority_of, priority_of_folder
+from sdbatch.spool.order import Priorities, QueueEntry, in_order, priority_of, priority_of_folder
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name, is_nobodys_folder, natural_key
 from sdbatch.storage.root import Root
@@ -38,7 +38,7 @@ _KEYS = (
 )
 
 
-def look(root: Root, now: datetime) -> Facts:
+def read_overview(root: Root, now: datetime) -> Facts:
     """All that `sdbatch status` shows; its keys are those of status.json, and a few more."""
     facts = dict.fromkeys(_KEYS) | read_status(root)
     runs = is_running(facts, now)
@@ -102,16 +102,17 @@ def queue(
     arrived = {name: number for number, name in enumerate(_told_files(said))}
     is_glanced = len(waiting) <= MOST_GLANCES
 
-    def ranked(name: str) -> Entry:
+    def ranked(name: str) -> QueueEntry:
         is_near = is_glanced or name in arrived
-        return Entry("file", name, priority_of(f"{root.inbox}/{name}", name) if is_near else priority_of_folder(name))
+        priority = priority_of(f"{root.inbox}/{name}", name) if is_near else priority_of_folder(name)
+        return QueueEntry("file", name, priority)
 
-    def turn(entry: Entry) -> tuple[object, ...]:
+    def turn(entry: QueueEntry) -> tuple[object, ...]:
         return -entry.priority, arrived.get(entry.name, len(arrived)), natural_key(entry.name)
 
     known = Priorities(root.running).sorted(set(ids).difference(last))
     files_there = nsmallest(SHOWN, map(ranked, waiting.difference(last)), key=turn)
-    line = in_order((Entry("id", *entry) for entry in known), files_there)
+    line = in_order((QueueEntry("id", *entry) for entry in known), files_there)
     rest = [("id", name) for name in ids if name in last] + [("file", name) for name in sorted(waiting & last)]
     settling, held = (said[key] if isinstance(said.get(key), int) else 0 for key in ("settling", "waiting_for_files"))
     told = chain(((entry.kind, entry.name) for entry in line), rest)

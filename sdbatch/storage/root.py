@@ -8,7 +8,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdbatch.errors import JobError, Missing, NoRoot, NotHere
+from sdbatch.errors import JobError, Missing, NoRoot, TemporarilyUnavailable
 from sdbatch.storage import files
 from sdbatch.storage.safe_open import open_beneath
 from sdbatch.storage.spelling import as_stored, in_other_case, normal
@@ -19,6 +19,7 @@ OURS = ("jobs", *SECRET)  # no job's pictures go there
 DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
 
@@ -210,14 +211,14 @@ class Root:
                     path = self._inside(field, named, base)
                     self._refuse_links_out(field, named, path)
                 if not _exists(path):
-                    raise NotHere(
+                    raise TemporarilyUnavailable(
                         f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it'
                     )
                 if not path.is_file() and not path.is_dir():
                     raise JobError(f'{field}: "{named}" is not a file')
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
-                raise NotHere(f'{field}: "{named}" lies behind a link to a disk that is not there')
+                raise TemporarilyUnavailable(f'{field}: "{named}" lies behind a link to a disk that is not there')
         _refuse_pattern(field, named)
         looked = f"{self.path}/ and {self.show(bases[1])}/"
         if hint := self._hint(field, named, bases):
@@ -259,7 +260,9 @@ class Root:
             return self.find_model(field, named)
         path = as_stored(Path(named))
         if not _exists(path):
-            raise NotHere(f"{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it")
+            raise TemporarilyUnavailable(
+                f"{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it"
+            )
         return path
 
     def output_folder(self, named: str) -> Path:

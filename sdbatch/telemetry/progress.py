@@ -1,14 +1,14 @@
 """How fast a job's pictures come, and so when the last will be there."""
 
 
-class Pace:
+class ProgressEstimate:
     """Counts drawing alone, from the first step on: by then the model is loaded, and no wait lies behind it."""
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None  # pictures and time at the first step
         self._ends: float | None = None
 
-    def look(self, pictures: float, total: int, now: float) -> None:
+    def update(self, pictures: float, total: int, now: float) -> None:
         """Note how many pictures are drawn at `now`, parts of one included."""
         if self._first is None:
             self._first = pictures, now

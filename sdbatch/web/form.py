@@ -7,9 +7,9 @@ from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from sdbatch.client.validate import check_data, submit_text
-from sdbatch.errors import JobError, NotHere
+from sdbatch.errors import JobError, TemporarilyUnavailable
 from sdbatch.history.restore import restore
-from sdbatch.job.model_config import made_for
+from sdbatch.job.model_config import read_model_config
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.spool import retention
 from sdbatch.spool.spool import slug_of
@@ -106,9 +106,9 @@ def _trained_size() -> dict[str, str]:
     own |= dict(root.defaults)
     try:
         model = root.find_weights(own["ckpt"], own["config"])
-    except (JobError, NotHere, OSError):
+    except (JobError, TemporarilyUnavailable, OSError):
         return {}  # said when a job is checked
-    side = made_for(model.ckpt, model.config).side
+    side = read_model_config(model.ckpt, model.config).side
     return {name: str(side) for name in ("H", "W") if side and name not in own}
 
 
@@ -133,7 +133,7 @@ def _preview(filled: Mapping[str, str]) -> dict[str, object]:
 def _check(text: str) -> Iterator[tuple[str, bool]]:
     try:
         yield from check_data(text.encode(), JOB_FILE, None, site().root, site().settings.limits)
-    except NotHere as error:
+    except TemporarilyUnavailable as error:
         yield str(error), False
     except OSError as error:
         yield disk_trouble(error), False

@@ -36,7 +36,7 @@ def account_of(connection: socket.socket) -> int | None:
     if not isinstance(here, tuple):
         return None  # a Unix socket: who may connect is the business of its file's mode
     ends = (_plain(there[0]), int(there[1]), _plain(here[0]), int(here[1]))
-    first, second = _look(ends), _look(ends)
+    first, second = _find_socket(ends), _find_socket(ends)
     if first is None or first != second:
         return None
     with suppress(OSError, ValueError):
@@ -45,7 +45,7 @@ def account_of(connection: socket.socket) -> int | None:
     return first[0]
 
 
-def _look(ends: Ends) -> tuple[int, int] | None:
+def _find_socket(ends: Ends) -> tuple[int, int] | None:
     """Account and inode of an open socket with these ends."""
     for table in TABLES:
         with suppress(OSError):

@@ -16,7 +16,7 @@ from werkzeug.wsgi import wrap_file
 from sdbatch.client.validate import submit_text
 from sdbatch.errors import JobError
 from sdbatch.history import describe, restore, times
-from sdbatch.history.records import Lineage, Picture
+from sdbatch.history.records import Lineage, PictureRecord
 from sdbatch.history.search import Found
 from sdbatch.spool.job_names import next_name
 from sdbatch.web import thumbnails
@@ -156,9 +156,9 @@ def again() -> AnyResponse:
     return done(lambda: _drop(job.id, restore.again(site().root, job, seed), "again"), "queue.show")
 
 
-def _family(job_id: str) -> list[tuple[int, Lineage, list[Picture]]]:
+def _family(job_id: str) -> list[tuple[int, Lineage, list[PictureRecord]]]:
     """What came of what, from the first ancestor on: each with how deep it stands."""
-    found: list[tuple[int, Lineage, list[Picture]]] = []
+    found: list[tuple[int, Lineage, list[PictureRecord]]] = []
     pending = [(0, site().history.lineage(job_id, FAMILY))]
     while pending:
         depth, node = pending.pop()
@@ -173,7 +173,7 @@ def _drop(job_id: str, text: str, ending: Literal["again", "follow-up"]) -> str:
     return f"Dropped as {site().root.show(path)}."
 
 
-def _known(path: str) -> Picture:
+def _known(path: str) -> PictureRecord:
     picture = site().history.picture(path)
     if picture is None:
         abort(404)

@@ -64,7 +64,7 @@ def _facts() -> dict[str, object]:
     return {
         "latest": site().history.search(limit=LATEST),
         "stale": site().stale,
-        "facts": status_reader.look(site().root, now),
+        "facts": status_reader.read_overview(site().root, now),
         "files": job_names.of_many(site().root.running),
         "failed_files": job_names.of_many(site().root.failed),
         "is_paused": site().root.pause.exists(),

@@ -73,7 +73,7 @@ class Site:
             return
         try:
             with closing(History(self.root, in_memory=False)) as keeper:  # who holds up no page
-                keeper.look_through()
+                keeper.verify()
                 keeper.refresh()
             self.history.stale = ""
         except (OSError, sqlite3.Error) as error:  # locked, full, read-only: what is known is shown all the same

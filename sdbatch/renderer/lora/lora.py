@@ -22,6 +22,7 @@ from sdbatch.renderer.models import names
 from sdbatch.renderer.models.detection import what_it_is
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.weights.checkpoint import read_weights
+from sdbatch.storage.root import LORA_CONFIG
 
 MOST_TIMES = 64  # what a layer's weight may be made of, in times of its size: a rank beyond its sides is wide already
 SHOWN, SHOWN_LETTERS = 3, 120  # names that an error tells; of each
@@ -64,6 +65,9 @@ _OTHERS = {
     r"\.(a1|a2|b1|b2|c1|c2)\.weight$": "a GLoRA",
     r"lora_(embedding_|E$|E\.)|ranknum|vera_lambda|fourierft_|hra_|\.poly": "of a kind that can't be put on",
     r"lora_[AB](\.\w+)?\.bias$|lora_(up|down)\.bias$": "a LoRA with biases of its own",
+    r"^base_model\.model\.(?!.*lora_).*\.bias$|\.(original_module|modules_to_save)\.": (
+        "a LoRA with whole layers of its own (PEFT: bias, modules_to_save)"
+    ),
 }
 # What stands before a layer's name, by who wrote it. Not the second text encoder's: only SDXL has one.
 _BEFORE = re.compile(
@@ -81,7 +85,7 @@ _OTHER_MODELS = {
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraWeights:
     """A LoRA as read from its file.
 
     Attributes:
@@ -97,7 +101,7 @@ class Lora:
     scales: Mapping[str, float]
 
 
-def read_lora(path: Path, weight: float) -> Lora:
+def read_lora(path: Path, weight: float) -> LoraWeights:
     """Read a LoRA: a file, or the folder that PEFT or diffusers made for it.
 
     Raises:
@@ -114,7 +118,7 @@ def read_lora(path: Path, weight: float) -> Lora:
             before = f"{network}.{layer}" if network else layer
             layers[before] = _settled(layer, own, strengths)
             scales[before] = _scale(layer, layers[before], alphas, strengths)
-    return Lora(path.name, weight, layers, scales)
+    return LoraWeights(path.name, weight, layers, scales)
 
 
 def _files(path: Path) -> Iterator[tuple[Path, str]]:
@@ -127,7 +131,11 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
         return
     apart = [(path / part / name, part) for part in NETWORKS for name in FILES if (path / part / name).is_file()]
     if not apart:
-        raise JobError(f"loras: the folder {path.name} holds no LoRA: there is no {' or '.join(FILES[:3:2])} in it")
+        inner = next((part for name in FILES for part in sorted(path.glob(f"*/{name}"))), None)
+        hint = f"; did you mean its folder {inner.parent.name}?" if inner else ""
+        raise JobError(
+            f"loras: the folder {path.name} holds no LoRA: there is no {' or '.join(FILES[:3:2])} in it{hint}"
+        )
     yield from apart
 
 
@@ -188,7 +196,7 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
         own = adapter_config.beside(file)
         if own is None and is_peft and not said and not has_alphas:
             raise JobError(
-                f"loras: {file.name} was saved by PEFT, which keeps how strong it is in {adapter_config.NAME}: lay "
+                f"loras: {file.name} was saved by PEFT, which keeps how strong it is in {LORA_CONFIG}: lay "
                 "that beside it, or name the folder that holds both"
             )
         said += [own] if own else []
@@ -221,14 +229,14 @@ def _settled(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
 
 
 @contextmanager
-def wearing(model: Model, loras: Sequence[Lora]) -> Iterator[None]:
+def apply_loras(model: Model, loras: Sequence[LoraWeights]) -> Iterator[None]:
     """Inside, the model has the LoRAs on; behind it, it is what it was, bit for bit.
 
     Raises:
         JobError: a LoRA has layers that the model has not, or of other shapes.
     """
     places = _layers(model) if loras else {}
-    wanted: dict[nn.Module, list[tuple[Lora, str]]] = {}
+    wanted: dict[nn.Module, list[tuple[LoraWeights, str]]] = {}
     for lora in loras:
         _require_layers(lora, places)
         for name in lora.layers if lora.weight else ():
@@ -246,7 +254,7 @@ def wearing(model: Model, loras: Sequence[Lora]) -> Iterator[None]:
             setattr(layer, kind, parameter)
 
 
-def _change(layer: nn.Module, worn: Sequence[tuple[Lora, str]]) -> None:
+def _change(layer: nn.Module, worn: Sequence[tuple[LoraWeights, str]]) -> None:
     """Replace a layer's weight, and its bias where that changes too."""
     for kind in ("weight", "bias"):
         own: Tensor | None = getattr(layer, kind)
@@ -266,7 +274,7 @@ def _change(layer: nn.Module, worn: Sequence[tuple[Lora, str]]) -> None:
             setattr(layer, kind, nn.Parameter(total.to(own.dtype), requires_grad=False))
 
 
-def _require_layers(lora: Lora, places: Mapping[str, nn.Module]) -> None:
+def _require_layers(lora: LoraWeights, places: Mapping[str, nn.Module]) -> None:
     strange = [name for name in lora.layers if flat_name(name) not in places]
     if not strange:
         return
@@ -278,7 +286,7 @@ def _require_layers(lora: Lora, places: Mapping[str, nn.Module]) -> None:
     raise JobError(f"loras: {lora.name} names its layers in a way that is not known: {_listed(strange)}")
 
 
-def _require_shape(lora: Lora, name: str, layer: nn.Module) -> None:
+def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
     """Before anything is multiplied: a file may claim sizes whose product fills any memory."""
     weight, parts = layer.weight, lora.layers[name]
     assert isinstance(weight, Tensor), "of a layer that has one"
@@ -301,7 +309,7 @@ def _require_shape(lora: Lora, name: str, layer: nn.Module) -> None:
         )
 
 
-def _require_numbers(lora: Lora, name: str) -> None:
+def _require_numbers(lora: LoraWeights, name: str) -> None:
     if spoilt := [slot for slot, part in lora.layers[name].items() if not bool(part.isfinite().all())]:
         raise JobError(
             f"loras: {lora.name} is damaged: {_short(name)} ({spoilt[0]}) holds what is not a number; copy it again"

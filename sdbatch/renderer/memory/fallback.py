@@ -31,7 +31,7 @@ TILES = (64, 32, 16)  # latents of a side: of 512, 256 and 128 pixels for v1
 
 
 @dataclass
-class Ladder:
+class MemoryFallback:
     """How far down one job is.
 
     Attributes:
@@ -66,7 +66,7 @@ class Ladder:
             parts = (network(*(one[i : i + each] for one in rows)) for i in range(0, count, each))
             return torch.cat([*parts])
 
-        return self.walk(work, lambda: self._fewer_rows(count))
+        return self.run(work, lambda: self._fewer_rows(count))
 
     def encode(self, model: Model, picture: Tensor, noise: Tensor) -> Tensor:
         """`model.encode`, in tiles where the picture as a whole does not go through."""
@@ -75,7 +75,7 @@ class Ladder:
             with self._tiles(model):
                 return model.encode(picture, noise)
 
-        return self.walk(work, lambda: self._smaller_tiles(model, noise))
+        return self.run(work, lambda: self._smaller_tiles(model, noise))
 
     def decode(self, model: Model, latents: Tensor) -> Tensor:
         """`model.decode`, one picture at a time or in tiles where all of them do not go through."""
@@ -85,9 +85,9 @@ class Ladder:
                 each = 1 if self.is_sliced else len(latents)
                 return torch.cat([model.decode(latents[i : i + each]) for i in range(0, len(latents), each)])
 
-        return self.walk(work, lambda: self._one_picture(latents) or self._smaller_tiles(model, latents))
+        return self.run(work, lambda: self._one_picture(latents) or self._smaller_tiles(model, latents))
 
-    def walk(self, work: Callable[[], T], step_down: Callable[[], str], since: str = "") -> T:
+    def run(self, work: Callable[[], T], step_down: Callable[[], str], since: str = "") -> T:
         """What `work` gives, begun anew after each step down; no random number may be drawn in it.
 
         `since` says from when on a step down holds, if not from the picture that is drawn.

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from sdbatch.renderer.device.memory import release
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.models.precision import dtype_of
@@ -21,7 +21,7 @@ from sdbatch.storage.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
-class Resident:
+class CachedModel:
     """A loaded model, and the files it came from as they were then."""
 
     name: str
@@ -31,7 +31,7 @@ class Resident:
     size: int  # bytes of its weights
 
 
-class Residents:
+class ModelCache:
     """Loads models and lets go of them.
 
     Attributes:
@@ -41,12 +41,12 @@ class Residents:
 
     def __init__(self, device: torch.device, most_bytes: int, conversions: Conversions) -> None:
         self.device, self.most_bytes, self.conversions = device, most_bytes, conversions
-        self.models: dict[tuple[object, ...], Resident] = {}
+        self.models: dict[tuple[object, ...], CachedModel] = {}
         self._in_use: tuple[object, ...] | None = None
 
     def get(
-        self, ckpt: Path, config: Path, precision: str, ladder: Ladder, vae: Path | None = None
-    ) -> tuple[Resident, float]:
+        self, ckpt: Path, config: Path, precision: str, fallback: MemoryFallback, vae: Path | None = None
+    ) -> tuple[CachedModel, float]:
         """A model, and the seconds it took to load; 0 if it was there.
 
         Raises:
@@ -56,7 +56,7 @@ class Residents:
         dtype = dtype_of(precision, self.device)
         key = (_identity(ckpt), _identity(config), vae and _identity(vae), dtype)
         started, self._in_use = time.monotonic(), None
-        ladder.make_room = self.let_go_of_others
+        fallback.make_room = self.let_go_of_others
         found = self.models.pop(key, None)
         if found is None:
 
@@ -64,9 +64,9 @@ class Residents:
                 model = load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
                 return replace(model, suspect=f"the checkpoint or the vae {vae.name} is damaged") if vae else model
 
-            model = ladder.walk(load, lambda: "")
+            model = fallback.run(load, lambda: "")
             sha256, vae_sha256 = self.fingerprint(ckpt), self.fingerprint(vae) if vae else ""
-            found = Resident(ckpt.name, model, sha256, vae_sha256, model.size)
+            found = CachedModel(ckpt.name, model, sha256, vae_sha256, model.size)
             seconds = time.monotonic() - started
         else:
             seconds = 0.0
@@ -85,7 +85,7 @@ class Residents:
 
     def _make_room(self, size: int) -> None:
         """For a model of so many bytes those go that were not used for longest."""
-        while self.models and size + sum(resident.size for resident in self.models.values()) > self.most_bytes:
+        while self.models and size + sum(cached.size for cached in self.models.values()) > self.most_bytes:
             del self.models[next(iter(self.models))]
         release(self.device)
 

@@ -9,7 +9,7 @@ from sdbatch.errors import JobError
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.detection import what_it_is
 from sdbatch.renderer.models.diffusers_folder import read_part
-from sdbatch.renderer.models.plan import Plan, Weights
+from sdbatch.renderer.models.plan import ModelPlan, Weights
 from sdbatch.renderer.weights.checkpoint import read_weights
 
 _BEFORE = re.compile(
@@ -17,7 +17,7 @@ _BEFORE = re.compile(
 )
 
 
-def with_autoencoder(plan: Plan, weights: Weights, vae: Path) -> Weights:
+def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
     """The model's weights, those of its autoencoder taken from `vae`.
 
     That is a file with the original's names, with `first_stage_model.` before them or without, or with the names of

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import BertTokenizer
 
-from sdbatch.renderer.models.plan import Part, Weights
+from sdbatch.renderer.models.plan import ModelPart, Weights
 from sdbatch.renderer.models.text_encoder import HEAD_SIZE, TEXT_POSITIONS
-from sdbatch.renderer.weights.limits import require_modest
+from sdbatch.renderer.weights.limits import require_within_limits
 
 PREFIX = "cond_stage_model.transformer."
 
@@ -54,7 +54,7 @@ def bert_name(key: str) -> str:
     return f"{PREFIX}attn_layers.layers.{where}.{match[3]}"
 
 
-def bert(weights: Weights) -> Part:
+def bert(weights: Weights) -> ModelPart:
     """An unfilled encoder, sized by the checkpoint's own tensors.
 
     Raises:
@@ -70,7 +70,7 @@ def bert(weights: Weights) -> Part:
         encoder_attention_heads=max(1, weights[f"{PREFIX}attn_layers.layers.0.1.to_q.weight"].shape[0] // HEAD_SIZE),
         max_position_embeddings=weights[f"{PREFIX}pos_emb.emb.weight"].shape[0],
     )
-    return Part(network, bert_name)
+    return ModelPart(network, bert_name)
 
 
 def bert_network(**numbers: Any) -> Any:
@@ -79,7 +79,7 @@ def bert_network(**numbers: Any) -> Any:
     Raises:
         JobError: the numbers are beyond all reason.
     """
-    require_modest("the text encoder", numbers)
+    require_within_limits("the text encoder", numbers)
     # Seconds of imports that no other model needs.
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (  # noqa: PLC0415
         LDMBertConfig,

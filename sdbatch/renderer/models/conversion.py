@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from sdbatch.errors import JobError
-from sdbatch.renderer.models.plan import Plan, Weights
+from sdbatch.renderer.models.plan import ModelPlan, Weights
 from sdbatch.renderer.weights.checkpoint import read_weights, write_weights
 from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
@@ -60,7 +60,7 @@ class Conversions:
         return weights
 
     def keep(
-        self, place: Path, plan: Plan, weights: Weights, dtype: torch.dtype, on_written: Told = lambda _d, _t: None
+        self, place: Path, plan: ModelPlan, weights: Weights, dtype: torch.dtype, on_written: Told = lambda _d, _t: None
     ) -> Weights | None:
         """Convert, and map what was written. None where there is no room for it: the model is drawn with all the same.
 

@@ -19,10 +19,10 @@ from sdbatch.renderer.models import names
 from sdbatch.renderer.models.detection import UNSUPPORTED
 from sdbatch.renderer.models.ldm_checkpoint import told
 from sdbatch.renderer.models.networks import OTHER_CHANNELS
-from sdbatch.renderer.models.plan import Part, Plan, Prediction, noise_schedule
+from sdbatch.renderer.models.plan import ModelPart, ModelPlan, Prediction, noise_schedule
 from sdbatch.renderer.models.text_encoder import V2_PADDING, clip_network, clip_tokenizer
 from sdbatch.renderer.weights.checkpoint import read_weights
-from sdbatch.renderer.weights.limits import blocks, require_modest
+from sdbatch.renderer.weights.limits import blocks, require_within_limits
 from sdbatch.storage import files
 
 STEMS = {
@@ -99,7 +99,7 @@ def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
     raise JobError(f"{_no_usable(folder, part)}; there is no {known[0]} in it")
 
 
-def plan_folder(folder: Path) -> Plan:
+def plan_folder(folder: Path) -> ModelPlan:
     """The networks that the folder's json files describe.
 
     Raises:
@@ -124,12 +124,12 @@ def plan_folder(folder: Path) -> Plan:
         text_network = clip_network(**{key: value for key, value in text.items() if key in TEXT_NUMBERS})
     schedule = _config(folder, "scheduler")
     is_open_clip = text_network.config.hidden_act == "gelu"
-    return Plan(
+    return ModelPlan(
         name=f"the model folder {folder.name}",
         config="its json files",
-        unet=Part(unet_network, lambda key: f"unet/{key}"),
-        vae=Part(vae_network, lambda key: f"vae/{key}", computes_in_half=False),
-        text_encoder=Part(text_network, lambda key: f"text_encoder/{key.removeprefix('text_model.')}"),
+        unet=ModelPart(unet_network, lambda key: f"unet/{key}"),
+        vae=ModelPart(vae_network, lambda key: f"vae/{key}", computes_in_half=False),
+        text_encoder=ModelPart(text_network, lambda key: f"text_encoder/{key.removeprefix('text_model.')}"),
         tokenizer=clip_tokenizer(V2_PADDING) if is_open_clip else clip_tokenizer(),
         alphas=noise_schedule(
             folder.name,
@@ -168,7 +168,7 @@ def _refuse_what_is_not_drawn(folder: Path, unet: Mapping[str, Any]) -> None:
 def _config(folder: Path, part: str) -> dict[str, Any]:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     found = _json(folder, part, folder / part / name)
-    require_modest(f"{part}/{name} of the model folder {folder.name}", found)
+    require_within_limits(f"{part}/{name} of the model folder {folder.name}", found)
     return found
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from sdbatch.errors import JobError
 from sdbatch.renderer.models import bert, names
 from sdbatch.renderer.models.detection import what_it_is
-from sdbatch.renderer.models.networks import Numbers, build_unet, build_vae
-from sdbatch.renderer.models.plan import Part, Plan, noise_schedule
+from sdbatch.renderer.models.networks import LdmConfig, build_unet, build_vae
+from sdbatch.renderer.models.plan import ModelPart, ModelPlan, noise_schedule
 from sdbatch.renderer.models.text_encoder import V2_PADDING, clip, clip_tokenizer, open_clip
-from sdbatch.renderer.weights.limits import Immodest, layers
+from sdbatch.renderer.weights.limits import LimitExceeded, layers
 from sdbatch.storage.files import is_disk_trouble
 
 _OLD_TEXT = "cond_stage_model.transformer."
@@ -29,20 +29,22 @@ def canonical(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tidy | dict(names.unpacked(tidy))
 
 
-def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Plan:
+def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> ModelPlan:
     """The networks that the config describes; `weights` are the checkpoint's, for what no config says.
 
     Raises:
         JobError: the config can't be read, or the checkpoint has another text encoder.
     """
-    numbers = Numbers(config)
+    numbers = LdmConfig(config)
     with told(f"no network can be built from the config {config.name}; is it complete, and a v1 or v2 model's?"):
         unet, vae = build_unet(numbers), build_vae(numbers)
-    return Plan(
+    return ModelPlan(
         name=f"the checkpoint {ckpt.name}",
         config=f"the config {config.name}",
-        unet=Part(unet, _unet_names(numbers, unet, weights)),
-        vae=Part(vae, lambda key: names.vae_name(key, len(vae.config["block_out_channels"])), computes_in_half=False),
+        unet=ModelPart(unet, _unet_names(numbers, unet, weights)),
+        vae=ModelPart(
+            vae, lambda key: names.vae_name(key, len(vae.config["block_out_channels"])), computes_in_half=False
+        ),
         text_encoder=_text_encoder(ckpt, numbers, weights),
         tokenizer=_tokenizer(numbers),
         alphas=noise_schedule(
@@ -53,7 +55,7 @@ def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Pl
     )
 
 
-def _unet_names(numbers: Numbers, unet: Any, weights: Mapping[str, Tensor]) -> Callable[[str], str]:
+def _unet_names(numbers: LdmConfig, unet: Any, weights: Mapping[str, Tensor]) -> Callable[[str], str]:
     """`use_ema` (true where the yaml is silent, as in the original) takes the moving average, if the file has one."""
     each = numbers("unet_config.params.num_res_blocks", layers)
     attention_levels = tuple("CrossAttn" in kind for kind in unet.config["up_block_types"])
@@ -66,7 +68,7 @@ def _unet_names(numbers: Numbers, unet: Any, weights: Mapping[str, Tensor]) -> C
     return name_of
 
 
-def _tokenizer(numbers: Numbers) -> Any:
+def _tokenizer(numbers: LdmConfig) -> Any:
     match numbers.text_encoder:
         case "BERTEmbedder":
             return bert.bert_tokenizer()
@@ -76,7 +78,7 @@ def _tokenizer(numbers: Numbers) -> Any:
             return clip_tokenizer()
 
 
-def _text_encoder(ckpt: Path, numbers: Numbers, weights: Mapping[str, Tensor]) -> Part:
+def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor]) -> ModelPart:
     """The encoder that the config names, of the size that the checkpoint has."""
     prefix = {"BERTEmbedder": bert.PREFIX, "FrozenOpenCLIPEmbedder": names.OPEN_TEXT}.get(
         numbers.text_encoder, names.TEXT
@@ -90,7 +92,7 @@ def _text_encoder(ckpt: Path, numbers: Numbers, weights: Mapping[str, Tensor]) -
                 return open_clip(weights, skip_last=last == "penultimate")
             return clip(weights)
     except JobError as error:
-        if not isinstance(error.__cause__, LookupError | ValueError) or isinstance(error.__cause__, Immodest):
+        if not isinstance(error.__cause__, LookupError | ValueError) or isinstance(error.__cause__, LimitExceeded):
             raise
         kind = what_it_is(weights) or "it is no whole Stable Diffusion checkpoint"
         raise JobError(
@@ -109,4 +111,4 @@ def told(text: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and is_disk_trouble(error):
             raise
-        raise JobError(f"{text} ({error})" if isinstance(error, Immodest) else text) from error
+        raise JobError(f"{text} ({error})" if isinstance(error, LimitExceeded) else text) from error

@@ -18,7 +18,7 @@ from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.detection import other_unet
 from sdbatch.renderer.models.diffusers_folder import STEMS, plan_folder, read_folder, weight_files
 from sdbatch.renderer.models.ldm_checkpoint import canonical, plan_original
-from sdbatch.renderer.models.plan import Plan, Prediction, Weights
+from sdbatch.renderer.models.plan import ModelPlan, Prediction, Weights
 from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS
 from sdbatch.renderer.weights.checkpoint import is_safetensors, read_weights
 
@@ -136,12 +136,12 @@ def load_model(
     return _assemble(plan, {**weights, **own}, dtype, mapped=mapped)
 
 
-def _planned(ckpt: Path, config: Path, weights: Weights, vae: Path | None) -> tuple[Plan, Weights]:
+def _planned(ckpt: Path, config: Path, weights: Weights, vae: Path | None) -> tuple[ModelPlan, Weights]:
     plan = plan_model(ckpt, config, weights)
     return plan, with_autoencoder(plan, weights, vae) if vae else weights
 
 
-def _convert(conversions: Conversions, place: Path, plan: Plan, weights: Weights, dtype: torch.dtype) -> Weights:
+def _convert(conversions: Conversions, place: Path, plan: ModelPlan, weights: Weights, dtype: torch.dtype) -> Weights:
     """What was converted, mapped; nothing where there is no room for it: it loads all the same, but slowly."""
     try:
         return conversions.keep(place, plan, weights, dtype) or {}
@@ -159,7 +159,7 @@ def read_model(ckpt: Path) -> Weights:
     return read_folder(ckpt) if ckpt.is_dir() else canonical(read_weights(ckpt))
 
 
-def plan_model(ckpt: Path, config: Path, weights: Weights) -> Plan:
+def plan_model(ckpt: Path, config: Path, weights: Weights) -> ModelPlan:
     """The unfilled networks that these weights of the checkpoint or folder are for.
 
     Raises:
@@ -168,14 +168,14 @@ def plan_model(ckpt: Path, config: Path, weights: Weights) -> Plan:
     return plan_folder(ckpt) if ckpt.is_dir() else plan_original(ckpt, config, weights)
 
 
-def is_ready(ckpt: Path, plan: Plan, weights: Weights, dtype: torch.dtype) -> bool:
+def is_ready(ckpt: Path, plan: ModelPlan, weights: Weights, dtype: torch.dtype) -> bool:
     """Whether the weights can be mapped as they are, in the precision in use."""
     paths = [path for part in STEMS for path in weight_files(ckpt, part)] if ckpt.is_dir() else [ckpt]
     has_precision = all(weights[name].dtype == kept for name, kept in plan.wanted(dtype).items() if name in weights)
     return has_precision and all(is_safetensors(path) for path in paths)
 
 
-def require_fit(plan: Plan, weights: Weights) -> None:
+def require_fit(plan: ModelPlan, weights: Weights) -> None:
     """All weights are there, in the shapes that the networks have, and the networks fit each other.
 
     Raises:
@@ -192,7 +192,7 @@ def require_fit(plan: Plan, weights: Weights) -> None:
         raise JobError(f"{plan.name} is not a Stable Diffusion model that fits together: {misfits[0]}")
 
 
-def fit_problems(plan: Plan) -> list[str]:
+def fit_problems(plan: ModelPlan) -> list[str]:
     """How the networks do not fit each other, in words: on a GPU a wrong index would cost the whole renderer."""
     text, unet, vae = plan.text_encoder.network.config, plan.unet.network.config, plan.vae.network.config
     vocabulary = len(plan.tokenizer)
@@ -213,7 +213,7 @@ def fit_problems(plan: Plan) -> list[str]:
     return [misfit for misfit, fits in needs.items() if not fits]
 
 
-def _assemble(plan: Plan, weights: Weights, dtype: torch.dtype, *, mapped: Weights) -> Model:
+def _assemble(plan: ModelPlan, weights: Weights, dtype: torch.dtype, *, mapped: Weights) -> Model:
     """The networks, filled, as a model on the CPU.
 
     Weights that are those in `mapped` stay in the file, which is ours. Others are copied: a resident model must not

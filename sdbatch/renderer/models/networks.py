@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from sdbatch.errors import JobError
 from sdbatch.job import model_config
 from sdbatch.renderer.models.plan import Prediction
-from sdbatch.renderer.weights.limits import Immodest, blocks, layers, levels, width
+from sdbatch.renderer.weights.limits import LimitExceeded, blocks, layers, levels, width
 from sdbatch.storage import files
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ OTHER_CHANNELS = {
 }
 
 
-class Numbers:
+class LdmConfig:
     """The yaml of the original release, asked by dotted path below `model.params`."""
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +62,7 @@ class Numbers:
         try:
             return kind(value)
         except (TypeError, ValueError, OverflowError) as error:
-            told = f": {error}" if isinstance(error, Immodest) else ""
+            told = f": {error}" if isinstance(error, LimitExceeded) else ""
             raise JobError(f"the config {self.name}: model.params.{dotted} is not a usable value{told}") from error
 
     @property
@@ -94,7 +94,7 @@ class Numbers:
             raise JobError(f"the config {self.name} wants the text encoder {self.text_encoder}; known are {known}")
 
 
-def build_unet(numbers: Numbers) -> Any:
+def build_unet(numbers: LdmConfig) -> Any:
     """An unfilled UNet from `unet_config` (`openaimodel.UNetModel`)."""
     base = numbers("unet_config.params.model_channels", width)
     channels = [base * mult for mult in numbers("unet_config.params.channel_mult", levels)]
@@ -120,13 +120,13 @@ def build_unet(numbers: Numbers) -> Any:
         )
 
 
-def _heads(numbers: Numbers, channels: list[int]) -> int | tuple[int, ...]:
+def _heads(numbers: LdmConfig, channels: list[int]) -> int | tuple[int, ...]:
     """v1 has the same number of heads on each level, v2 heads of the same size."""
     size = numbers("unet_config.params.num_head_channels", width, -1)
     return numbers("unet_config.params.num_heads", width) if size == -1 else tuple(side // size for side in channels)
 
 
-def build_vae(numbers: Numbers) -> Any:
+def build_vae(numbers: LdmConfig) -> Any:
     """An unfilled autoencoder from `first_stage_config.params.ddconfig` (`AutoencoderKL`)."""
     at = "first_stage_config.params.ddconfig."
     if numbers(at + "attn_resolutions", list):

@@ -18,7 +18,7 @@ Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One unfilled network, and the file's name for each of its weights.
 
     Attributes:
@@ -72,7 +72,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ModelPlan:
     """A whole model: three networks to fill, and the numbers that belong to them.
 
     Attributes:
@@ -85,16 +85,16 @@ class Plan:
 
     name: str
     config: str
-    unet: Part
-    vae: Part
-    text_encoder: Part
+    unet: ModelPart
+    vae: ModelPart
+    text_encoder: ModelPart
     tokenizer: Any
     alphas: npt.NDArray[np.float64]
     scale_factor: float
     prediction: Prediction
 
     @property
-    def parts(self) -> tuple[Part, Part, Part]:
+    def parts(self) -> tuple[ModelPart, ModelPart, ModelPart]:
         """UNet, autoencoder and text encoder."""
         return self.unet, self.vae, self.text_encoder
 

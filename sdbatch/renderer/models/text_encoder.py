@@ -7,8 +7,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdbatch.renderer.models import names
-from sdbatch.renderer.models.plan import Part, Weights
-from sdbatch.renderer.weights.limits import require_modest
+from sdbatch.renderer.models.plan import ModelPart, Weights
+from sdbatch.renderer.weights.limits import require_within_limits
 
 TEXT_POSITIONS = 77  # CLIP's; 75 for the prompt, one each for its start and end
 HEAD_SIZE = 64  # every CLIP text encoder has heads of this size
@@ -26,7 +26,7 @@ def clip_tokenizer(padding: str = "<|endoftext|>") -> Any:
     )
 
 
-def clip(weights: Weights) -> Part:
+def clip(weights: Weights) -> ModelPart:
     """An unfilled encoder of v1 (`FrozenCLIPEmbedder`), sized by the checkpoint's own tensors.
 
     Raises:
@@ -43,10 +43,10 @@ def clip(weights: Weights) -> Part:
         max_position_embeddings=weights[names.TEXT + "embeddings.position_embedding.weight"].shape[0],
         hidden_act="quick_gelu",
     )
-    return Part(network, names.text_name)
+    return ModelPart(network, names.text_name)
 
 
-def open_clip(weights: Weights, *, skip_last: bool) -> Part:
+def open_clip(weights: Weights, *, skip_last: bool) -> ModelPart:
     """The same for v2 (`FrozenOpenCLIPEmbedder`); `skip_last` leaves the last layer out (`layer: penultimate`).
 
     Raises:
@@ -64,7 +64,7 @@ def open_clip(weights: Weights, *, skip_last: bool) -> Part:
         max_position_embeddings=weights[names.OPEN_TEXT + "positional_embedding"].shape[0],
         hidden_act="gelu",
     )
-    return Part(network, names.open_text_name, sized_by=tuple(f"{blocks}{layer}.ln_1.bias" for layer in layers))
+    return ModelPart(network, names.open_text_name, sized_by=tuple(f"{blocks}{layer}.ln_1.bias" for layer in layers))
 
 
 def clip_network(**numbers: Any) -> Any:
@@ -73,7 +73,7 @@ def clip_network(**numbers: Any) -> Any:
     Raises:
         JobError: the numbers are beyond all reason.
     """
-    require_modest("the text encoder", numbers)
+    require_within_limits("the text encoder", numbers)
     with torch.device("meta"):
         encoder = CLIPTextModel(CLIPTextConfig(**numbers))
     positions = encoder.config.max_position_embeddings

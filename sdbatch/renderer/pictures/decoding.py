@@ -5,12 +5,12 @@ from torch import Tensor
 
 from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels, to_pixels
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
 
 
-def decode(model: Model, latents: Tensor, ladder: Ladder) -> Pixels:
+def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
     """Pictures [batch, H, W, 3]. One that overflows in the model's precision is decoded again in float32, and told.
 
     Only that one is, and each anew: what a picture looks like must not hang on which others were drawn before it.
@@ -22,14 +22,14 @@ def decode(model: Model, latents: Tensor, ladder: Ladder) -> Pixels:
     if not torch.isfinite(latents).all():
         raise _no_picture("the sampler", model.suspect if model.dtype == torch.float32 else "try precision: full")
     with computing(model.dtype, model.device):
-        decoded = ladder.decode(model, latents).float()
+        decoded = fallback.decode(model, latents).float()
     spoilt = [i for i, picture in enumerate(decoded) if not torch.isfinite(picture).all()]
     if spoilt and model.dtype != torch.float32:
         for i in spoilt:
-            decoded[i] = ladder.decode(model, latents[i : i + 1])[0]
-        numbers = ", ".join(str(ladder.first + i) for i in spoilt)
+            decoded[i] = fallback.decode(model, latents[i : i + 1])[0]
+        numbers = ", ".join(str(fallback.first + i) for i in spoilt)
         half = str(model.dtype).removeprefix("torch.")
-        ladder.tell(f"decoded again in float32, since the decoder's numbers ran over in {half}: picture {numbers}")
+        fallback.tell(f"decoded again in float32, since the decoder's numbers ran over in {half}: picture {numbers}")
     if not torch.isfinite(decoded).all():
         raise _no_picture("the decoder", model.suspect)
     return to_pixels(decoded.cpu().numpy())

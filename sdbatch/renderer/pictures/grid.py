@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdbatch.imaging.pictures import GRID_PADDING, Pixels, write_grid
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 
 # Browsers end at 32,767 pixels a side; Pillow takes what has more pixels in all for a bomb.
 LONGEST, MOST = 32_767, 89_478_485
@@ -45,7 +45,7 @@ def sheet_of(width: int, height: int, columns: int, count: int) -> Sheet:
 
 
 def lay(
-    folder: Path, samples: Sequence[Path], columns: int, mark: Callable[[Pixels], Pixels], ladder: Ladder
+    folder: Path, samples: Sequence[Path], columns: int, mark: Callable[[Pixels], Pixels], fallback: MemoryFallback
 ) -> Iterator[tuple[Path, str]]:
     """Write the grid of a job's samples into its folder; each part and its sha256, once it lies there.
 
@@ -70,11 +70,11 @@ def lay(
     while done < len(samples):
         path = folder / f"grid-{len(parts):04}.png"
         parts.append(path)
-        sha256 = ladder.walk(write, smaller, since="in the grid")
+        sha256 = fallback.run(write, smaller, since="in the grid")
         done += sheet.pictures
         yield path, sha256
     if len(parts) > 1:
-        ladder.tell(
+        fallback.tell(
             f"the grid is in {len(parts)} parts, {parts[0].name} to {parts[-1].name}, with {sheet.columns} pictures in "
             "a row: few programs open a larger one"
         )

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from sdbatch.imaging.pictures import Pixels
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.pictures.safety import SafetyChecker, card
 from sdbatch.renderer.pictures.watermark import Watermark, has_room
 
 
 @dataclass(frozen=True)
-class Finish:
+class Postprocess:
     """The finish of one job's pictures."""
 
     checker: SafetyChecker | None
@@ -21,17 +21,17 @@ class Finish:
         said = {"safety_checker": self.checker.sha256} if self.checker else {}
         return said | ({"watermark": self.watermark.text} if self.watermark else {})
 
-    def apply(self, pixels: Pixels, ladder: Ladder) -> list[Pixels]:
+    def apply(self, pixels: Pixels, fallback: MemoryFallback) -> list[Pixels]:
         """The pictures [batch, H, W, 3] of a batch, finished one by one; what was done is told."""
         finished = list(pixels)
-        withheld = self.checker.withheld(pixels, ladder) if self.checker else []
+        withheld = self.checker.withheld(pixels, fallback) if self.checker else []
         for i in withheld:
             finished[i] = card(*finished[i].shape[:2])
         if withheld:
-            numbers = ", ".join(str(ladder.first + i) for i in withheld)
-            ladder.tell(f"withheld by the safety checker, a grey card in its place: picture {numbers}")
+            numbers = ", ".join(str(fallback.first + i) for i in withheld)
+            fallback.tell(f"withheld by the safety checker, a grey card in its place: picture {numbers}")
         if self.watermark and not has_room(pixels[0]):
-            ladder.tell("pictures under 256x256 pixels are too small for a watermark")
+            fallback.tell("pictures under 256x256 pixels are too small for a watermark")
         return [self.mark(picture) for picture in finished]
 
     def mark(self, pixels: Pixels) -> Pixels:

@@ -22,10 +22,10 @@ from sdbatch.errors import EngineDown, JobError
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.model_config import MAX_CONFIG_BYTES
 from sdbatch.renderer.device.memory import is_out_of_memory
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.diffusers_folder import ENDINGS, STEMS
 from sdbatch.renderer.weights.checkpoint import read_weights
-from sdbatch.renderer.weights.limits import require_modest
+from sdbatch.renderer.weights.limits import require_within_limits
 from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
 
@@ -52,14 +52,14 @@ class SafetyChecker:
         self._side = int(self._network.config.vision_config.image_size)
         self.sha256 = fingerprint(folder, checksums)
 
-    def withheld(self, pixels: Pixels, ladder: Ladder) -> list[int]:
+    def withheld(self, pixels: Pixels, fallback: MemoryFallback) -> list[int]:
         """Which of the pictures [batch, H, W, 3] are to be withheld."""
         seen = torch.from_numpy(np.stack([as_clip_sees(picture, self._side) for picture in pixels]))
-        flags = ladder.in_rows(self._look, seen.to(self.device))
+        flags = fallback.in_rows(self._flag, seen.to(self.device))
         return [i for i, flag in enumerate(flags.tolist()) if flag]
 
     @torch.inference_mode()
-    def _look(self, seen: Tensor) -> Tensor:
+    def _flag(self, seen: Tensor) -> Tensor:
         blackened = [np.zeros(1)] * len(seen)
         return torch.tensor(self._network(clip_input=seen, images=blackened)[1])
 
@@ -83,7 +83,7 @@ class Checkers:
                 "configs/sdbatch.yaml names it"
             )
 
-    def of(self, ckpt: Path, ladder: Ladder) -> SafetyChecker | None:
+    def of(self, ckpt: Path, fallback: MemoryFallback) -> SafetyChecker | None:
         """The model's checker.
 
         Raises:
@@ -96,7 +96,7 @@ class Checkers:
             return None
         if self._loaded is None or self._loaded.folder != folder:
             self._loaded = None
-            self._loaded = ladder.walk(lambda: SafetyChecker(folder, self.device, self.checksums), lambda: "")
+            self._loaded = fallback.run(lambda: SafetyChecker(folder, self.device, self.checksums), lambda: "")
         return self._loaded
 
 
@@ -123,7 +123,7 @@ def _build(folder: Path) -> Any:
     """The unfilled network that the folder's config.json describes."""
     try:
         content = json.loads(files.read_file(folder / "config.json", MAX_CONFIG_BYTES))
-        require_modest(f"config.json of the safety checker in {folder.name}", content)
+        require_within_limits(f"config.json of the safety checker in {folder.name}", content)
         config = CLIPConfig.from_dict(content)
         with torch.device("meta"):
             return StableDiffusionSafetyChecker(config)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sdbatch.errors import JobError
 from sdbatch.renderer.device.memory import is_out_of_memory
 from sdbatch.renderer.weights.pickled import MoreThanWeights, TooMuch
-from sdbatch.renderer.weights.torchfile import Packed, read_torch_file
+from sdbatch.renderer.weights.torchfile import UnsupportedArchive, read_torch_file
 from sdbatch.storage import files
 
 MOST_HEADER = 32 << 20  # bytes of a safetensors file's header; v1-5's has 130 kB
@@ -92,7 +92,7 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
         ) from error
     except TooMuch as error:
         raise JobError(f"{called} describes more than any model has, so it was not loaded") from error
-    except Packed as error:
+    except UnsupportedArchive as error:
         raise JobError(f"{called} {error}") from error
     except Exception as error:  # what is damaged makes readers stumble anywhere: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):

@@ -20,7 +20,7 @@ MOST_WIDTH = 1 << 20  # any other number: CLIP's vocabulary has 49,408
 _MOST = {"layers": MOST_LAYERS, "image_size": MOST_SIDE}  # by a part of the name in a json file
 
 
-class Immodest(ValueError):
+class LimitExceeded(ValueError):
     """A number that no model of these kinds has."""
 
     def __init__(self, value: object, most: int) -> None:
@@ -51,7 +51,7 @@ def blocks(*counts: Any) -> int:
     return _at_most(product, MOST_BLOCKS)
 
 
-def require_modest(called: str, numbers: Mapping[str, Any]) -> None:
+def require_within_limits(called: str, numbers: Mapping[str, Any]) -> None:
     """No number in a network's json file is beyond all reason, however deep it stands.
 
     Raises:
@@ -61,10 +61,10 @@ def require_modest(called: str, numbers: Mapping[str, Any]) -> None:
         try:
             for number in _numbers(value):
                 _at_most(number, next((most for part, most in _MOST.items() if part in key), MOST_WIDTH))
-        except Immodest as error:
+        except LimitExceeded as error:
             raise JobError(f"{called}: {key}: {error}") from error
         if isinstance(value, Mapping):
-            require_modest(called, value)
+            require_within_limits(called, value)
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -78,5 +78,5 @@ def _numbers(value: Any) -> Iterator[float]:
 
 def _at_most(value: N, most: int) -> N:
     if abs(value) > most:
-        raise Immodest(value, most)
+        raise LimitExceeded(value, most)
     return value

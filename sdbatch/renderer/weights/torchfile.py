@@ -39,7 +39,7 @@ _KINDS = {
 }
 
 
-class Packed(Exception):
+class UnsupportedArchive(Exception):
     """An archive whose weights can't be mapped: compressed, encrypted, or no archive of torch's."""
 
 
@@ -76,10 +76,12 @@ def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
             raise MoreThanWeights
         pickle = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
         if pickle is None:
-            raise Packed("is an archive of something else: unpack it, and name the file of weights in it")
+            raise UnsupportedArchive("is an archive of something else: unpack it, and name the file of weights in it")
         prefix = pickle.removesuffix("data.pkl")
         if (order := members.get(f"{prefix}byteorder")) and archive.open(order).read(10) != b"little":
-            raise Packed("was written by a machine with the other order of bytes: save it anew as .safetensors")
+            raise UnsupportedArchive(
+                "was written by a machine with the other order of bytes: save it anew as .safetensors"
+            )
         with archive.open(pickle) as stream:
             data = stream.read(pickled.MOST_BYTES + 1)
     content = pickled.read(memoryview(data)).content
@@ -89,7 +91,9 @@ def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
 
 def _place(file: io.BufferedReader, member: zipfile.ZipInfo) -> tuple[int, int]:
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise Packed("was packed anew, its weights compressed or encrypted: unpack it and save it as .safetensors")
+        raise UnsupportedArchive(
+            "was packed anew, its weights compressed or encrypted: unpack it and save it as .safetensors"
+        )
     file.seek(member.header_offset)
     name, extra = struct.unpack("<26x2H", file.read(LOCAL_HEADER))
     start = member.header_offset + LOCAL_HEADER + name + extra

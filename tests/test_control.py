@@ -246,7 +246,7 @@ def test_a_bumped_file_waits_for_a_picture_on_its_way_to_its_old_place(
 ) -> None:
     drop_job(root, "a.yaml", "prompt: a\ninit_img: mine.png\n")
     control.bump(root, "a.yaml")
-    service = start(picture_wait_seconds=10)
+    service = start(input_wait_seconds=10)
     part = root.inbox / ".mine.png.x7Yz"  # as rsync names it
     for second in range(30):
         part.write_bytes(b"x" * (second + 1))
@@ -330,7 +330,7 @@ def test_a_job_that_the_disk_has_no_room_for_is_not_begun(
     monkeypatch.setattr("sdbatch.service.readiness.shutil.disk_usage", lambda _: Usage)
     drop_job(root, "a.yaml", SMALL)
     drop_job(root, "small.yaml", SMALL.replace("n_iter: 3", "n_iter: 1"))
-    service = start(free_bytes=0)
+    service = start(min_free_bytes=0)
     let_pass(service, clock)
     assert "-a may need 0.1 MB, and 0.1 MB are free for jobs/running/" in str(status(root)["problem"])
     assert "free some space" in str(status(root)["problem"])
@@ -373,7 +373,7 @@ def test_a_job_is_not_begun_whose_output_folder_has_no_room_for_it(
 
     monkeypatch.setattr("sdbatch.service.readiness.shutil.disk_usage", usage)
     drop_job(root, "a.yaml", SMALL + "outdir: outputs/far\n")
-    service = start(free_bytes=0)
+    service = start(min_free_bytes=0)
     let_pass(service, clock)
     assert "free for outputs/far/" in str(status(root)["problem"])
     assert service.engine.drawn == []  # type: ignore[attr-defined]

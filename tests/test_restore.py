@@ -16,7 +16,7 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.errors import JobError
 from sdbatch.history.history import History
-from sdbatch.history.records import Job, Picture
+from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.history.restore import again, follow_up, job_text, restore
 from sdbatch.job import reader
 from sdbatch.job.manifest import Parent
@@ -39,15 +39,15 @@ def parse(text: str) -> AnyJob:
     return parsed.job
 
 
-def known(root: Root, named: str) -> Job:
+def known(root: Root, named: str) -> JobRecord:
     job = History.open(root).find(named)
-    assert isinstance(job, Job)
+    assert isinstance(job, JobRecord)
     return job
 
 
-def picture_of(root: Root, named: str) -> Picture:
+def picture_of(root: Root, named: str) -> PictureRecord:
     picture = History.open(root).find(named)
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, PictureRecord)
     return picture
 
 

@@ -14,7 +14,7 @@ from sdbatch.client import control
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, Event, Outfit, Request, StagedSample
+from sdbatch.engine.protocol import Draw, Event, RendererConfig, Request, StagedSample
 from sdbatch.errors import RendererDied
 from sdbatch.service import readiness
 from sdbatch.service.service import Service
@@ -136,7 +136,7 @@ class NeverReady(LocalEngine):
     """Says that it is ready, and then a renderer never says a word."""
 
     def __init__(self, root: Root, clock: FakeClock) -> None:
-        super().__init__(Outfit(device="cpu", checksums=root.state / "checksums.json"))
+        super().__init__(RendererConfig(device="cpu", checksums=root.state / "checksums.json"))
         self.clock, self.is_down = clock, False
         self.command = ["sleep", "60"]
 
@@ -167,7 +167,7 @@ def fails_first(root: Root, clock: FakeClock) -> Service:
     """A service in which the first job fails when two of its pictures are finished."""
     engine = CutOff(2, RendererDied("signal 9"))
     engine.before = die_unless_it_begins
-    service = starts(root, engine, attempts=1)
+    service = starts(root, engine, max_attempts=1)
     while not service.failed:
         service.run_once(clock)
         clock.sleep(1)
@@ -263,3 +263,22 @@ def test_a_root_that_comes_from_a_back_up_goes_on_and_another_model_does_not(
     engine = FakeEngine()
     drain(starts(back, engine), clock)
     assert [draw.start_at for draw in engine.drawn] == [0 if is_another else 2]
+
+
+@pytest.mark.parametrize("changed", ["adapter_config.json", "adapter_model.safetensors", ""])
+@pytest.mark.parametrize("named", ["mine", "mine/adapter_model.safetensors"])
+def test_a_lora_whose_strength_was_changed_meanwhile_is_drawn_from_the_beginning(
+    root: Root, clock: FakeClock, named: str, changed: str
+) -> None:
+    folder = root.models / "mine"
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_text("as it was")
+    drop_job(root, "a.yaml", f"{SIX}loras: [{{file: {named}}}]\n")
+    with pytest.raises(PowerCutError):
+        drain(starts(root, CutOff(2, PowerCutError())), clock)
+    if changed:
+        (folder / changed).write_text("as it is")
+    engine = FakeEngine()
+    drain(starts(root, engine), clock)
+    assert [draw.start_at for draw in engine.drawn] == [0 if changed else 2]

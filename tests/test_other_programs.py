@@ -18,9 +18,9 @@ from sdbatch.history import scan
 from sdbatch.history.history import History
 from sdbatch.history.restore import restore
 from sdbatch.imaging import infotext, origin, other_programs, png_text, reader_process
-from sdbatch.imaging.origin import Said
-from sdbatch.imaging.reader_process import Reader, Unread
-from sdbatch.job import reader as jobfile
+from sdbatch.imaging.origin import PictureInfo
+from sdbatch.imaging.reader_process import Reader, ReadTimedOut
+from sdbatch.job import reader
 from sdbatch.job.document import read_json, read_yaml
 from sdbatch.storage.root import Root
 
@@ -38,7 +38,7 @@ WHOLE = {
 }
 
 
-def said_by(path: Path) -> Said:
+def said_by(path: Path) -> PictureInfo:
     said = origin.read(path)
     assert said is not None
     return said
@@ -100,6 +100,98 @@ def test_a_comfyui_picture_from_another_picture_and_with_linked_values(tmp_path:
     said = said_by(foreign.png(tmp_path / "a.png", {"prompt": json.dumps(graph)}))
     assert (said.fields["prompt"], said.fields["seed"], said.strength) == ("linked", 77, 0.6)
     assert said.notes[0].startswith("Denoising strength: 0.6: it was drawn from another picture"), said.notes
+
+
+def drawn_by_comfyui(graph: dict[str, Any], tmp_path: Path) -> PictureInfo:
+    return said_by(foreign.png(tmp_path / "a.png", {"prompt": json.dumps(graph)}))
+
+
+def graph_with(**nodes: dict[str, Any]) -> dict[str, Any]:
+    """The plain graph with nodes added, or put in the place of others: their inputs by name, n3 for node 3."""
+    graph: dict[str, Any] = json.loads(json.dumps(foreign.COMFY))
+    for name, inputs in nodes.items():
+        graph.setdefault(name[1:], {"class_type": "Some", "inputs": {}})["inputs"] |= inputs
+    return graph
+
+
+def test_what_passes_through_a_node_with_both_sides_stays_on_its_side(tmp_path: Path) -> None:
+    """As through a ControlNet's; the negative prompt once was the positive one."""
+    through = {"positive": ["6", 0], "negative": ["7", 0], "control_net": ["31", 0], "image": ["32", 0]}
+    graph = graph_with(n3={"positive": ["30", 0], "negative": ["30", 1]}, n30=through, n31={"control_net_name": "x"})
+    assert drawn_by_comfyui(graph, tmp_path).fields == WHOLE
+    loader = {"positive": foreign.PROMPT, "negative": foreign.NEGATIVE, "lora_name": "None",
+              "empty_latent_width": foreign.WIDTH, "empty_latent_height": foreign.HEIGHT}  # fmt: skip
+    graph = graph_with(n3={"positive": ["2", 1], "negative": ["2", 2], "latent_image": ["2", 3]}, n2=loader)
+    assert drawn_by_comfyui(graph, tmp_path).fields == WHOLE
+
+
+def test_a_prompt_that_nodes_put_together_is_whole_and_told(tmp_path: Path) -> None:
+    joined = {"text_a": ["41", 0], "text_b": "part two", "delimiter": ", "}
+    for inputs in ({"text": ["40", 0]}, {"text_g": "part one", "text_l": "part two", "text": ["99", 0]}):
+        graph = graph_with(n6=inputs, n40=joined, n41={"text": "part one"})
+        said = drawn_by_comfyui(graph, tmp_path)
+        assert said.fields["prompt"] == "part one, part two"
+        assert [note for note in said.notes if note.startswith("prompt: nodes put it together of 2 texts")]
+
+
+def test_the_first_pass_is_meant_and_a_picture_that_was_scaled_is_none_drawn_anew(tmp_path: Path) -> None:
+    second = {**foreign.COMFY["3"]["inputs"], "latent_image": ["51", 0], "steps": 9, "denoise": 0.5}
+    scaled = {"samples": ["3", 0], "width": 1024, "height": 1280}
+    graph = {"50": {"class_type": "KSampler", "inputs": second}, **graph_with(n51=scaled)}
+    assert drawn_by_comfyui(graph, tmp_path).fields == WHOLE
+    denoise = {"latent_image": ["60", 0], "denoise": ["62", 0]}
+    graph = graph_with(n3=denoise, n60={"pixels": ["61", 0]}, n61={"width": 512, "height": 640}, n62={"value": 0.4})
+    assert drawn_by_comfyui(graph, tmp_path).strength == 0.4
+
+
+BAR = foreign.SETTINGS.replace(", ", " | ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"prompt: {foreign.PROMPT}\nNegative prompt: {foreign.NEGATIVE}\n{BAR}",
+        f"{foreign.PROMPT} Negative prompt: {foreign.NEGATIVE} {foreign.SETTINGS}",
+        foreign.WEBUI.replace("\n", "\r\n"),
+        foreign.WEBUI + ', Civitai resources: [{"name":"x, Seed: 5, Steps: 3","weight":0.8}], Created Date: now',
+    ],
+)
+def test_the_settings_are_found_however_they_are_parted(text: str) -> None:
+    fields, _ = infotext.to_fields(infotext.parse(text))
+    assert fields == WHOLE
+
+
+@pytest.mark.parametrize("prompt", ["style: oil, mood: dark, light: low", "a cat\nstyle: oil, mood: dark, light: low"])
+def test_a_prompt_with_colons_is_no_settings(prompt: str) -> None:
+    assert infotext.parse(prompt).prompt == prompt
+
+
+@pytest.mark.parametrize("comment", ["Screenshot", "ASCII\0\0\0Charset: Ascii", "OLYMPUS DIGITAL CAMERA"])
+def test_a_photos_comment_is_no_prompt(comment: str, tmp_path: Path) -> None:
+    said = said_by(foreign.photo(tmp_path / "a.jpg", {0x8769: {0x9286: comment.encode()}}))
+    assert not said.fields
+    assert said.unread == ["UserComment"]
+
+
+def test_easy_diffusions_photos_are_read(tmp_path: Path) -> None:
+    told = json.dumps(foreign.EASY | {"seed": foreign.SEED, "num_inference_steps": foreign.STEPS})
+    said = said_by(foreign.photo(tmp_path / "a.jpg", {0x8769: {0x9286: b"UNICODE\0" + told.encode("utf-16-be")}}))
+    assert said.fields == WHOLE
+
+
+def test_a_size_that_is_not_told_is_named(tmp_path: Path) -> None:
+    text = foreign.WEBUI.replace(f"Size: {foreign.WIDTH}x{foreign.HEIGHT}, ", "")
+    assert (
+        "Size: is not told; the picture has 64x80"
+        in said_by(foreign.png(tmp_path / "a.png", {"parameters": text})).notes
+    )
+
+
+def test_a_model_that_is_named_with_its_suffix_is_found(root: Root) -> None:
+    (root.models / "v1-5.ckpt").touch()
+    text = foreign.WEBUI.replace(f"Model: {foreign.MODEL}", "Model: v1-5.ckpt")
+    path = foreign.png(root.path / "a.png", {"parameters": text})
+    assert "ckpt: models/v1-5.ckpt" in restore(root, path).text
 
 
 @pytest.mark.parametrize(
@@ -242,7 +334,7 @@ def test_a_job_files_and_a_manifests_time_grows_with_their_length(name: str) -> 
         return lambda: list(read_yaml(FILES[name](length)))
 
     def parse(length: int) -> Callable[[], object]:
-        return lambda: jobfile.parse(FILES[name](length).encode(), "a.yaml")
+        return lambda: reader.parse(FILES[name](length).encode(), "a.yaml")
 
     assert grows_evenly(read, 400_000)
     assert grows_evenly(parse, 400_000)
@@ -281,7 +373,8 @@ def test_tags_that_all_lead_to_the_same_text_cost_as_one(suffix: str, tmp_path: 
     """And so do thousands of blocks of them."""
     tags = b"".join(struct.pack("<HHII", 0x9286, 7, 60_000, 5000) for _ in range(200))
     exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 200) + tags
-    exif += bytes(5000 - len(exif)) + b"UNICODE\0" + "a猫".encode("utf-16-be") * 12_000
+    said = "a猫" * 12_000 + f"\n{foreign.SETTINGS}"
+    exif += bytes(5000 - len(exif)) + b"UNICODE\0" + said.encode("utf-16-be")
     path = foreign.png(tmp_path / "a.png", {}) if suffix == ".png" else foreign.photo(tmp_path / f"a{suffix}", {})
     data = path.read_bytes()
     if suffix == ".png":
@@ -319,7 +412,7 @@ def test_a_reader_that_ends_is_begun_anew(tmp_path: Path, monkeypatch: pytest.Mo
     path = foreign.png(tmp_path / "a.png", foreign.PNGS["webui"])
     with Reader() as opened:
         monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", ""))
-        with pytest.raises(Unread, match="passed over"):
+        with pytest.raises(ReadTimedOut, match="passed over"):
             opened.read(path)
         monkeypatch.undo()
         assert opened.read(path) == origin.read(path)

@@ -66,7 +66,7 @@ def test_models_are_listed_as_jobs_name_them(model_root: Root, tmp_path: Path) -
         model_root.path,
         named=(("tiny", NamedModel(ckpt="model.ckpt")), ("gone", NamedModel(ckpt=str(tmp_path / "away.ckpt")))),
     )
-    found = {one.name: one for one in catalog.look(root)}
+    found = {one.name: one for one in catalog.list_models(root)}
     assert list(found) == ["tiny", "gone", "link.safetensors", "model.ckpt", "sub/folder"]
     assert found["tiny"].path == "models/model.ckpt"
     assert [one.kind for one in found.values()] == ["file", "missing", "file", "file", "folder"]
@@ -129,7 +129,7 @@ def test_a_link_copies_nothing(root: Root, sdbatch: Sdbatch) -> None:
 
 def test_a_folder_is_copied_with_all_its_parts(root: Root, tmp_path: Path) -> None:
     folder, told = save_folder(reference_model(), tmp_path / "tiny"), []
-    target = catalog.bring(folder, root, "", lambda done, total: told.append((done, total)))
+    target = catalog.import_model(folder, root, "", lambda done, total: told.append((done, total)))
     assert target == root.models / "tiny"
     assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == {
         p.relative_to(target): p.read_bytes() for p in target.rglob("*") if p.is_file()
@@ -142,14 +142,14 @@ def test_a_folder_whose_parts_are_links_is_copied_whole(root: Root, tmp_path: Pa
     folder = save_folder(reference_model(), tmp_path / "tiny")
     (folder / "unet").rename(tmp_path / "elsewhere")
     (folder / "unet").symlink_to(tmp_path / "elsewhere")
-    target = catalog.bring(folder, root, "", lambda _done, _total: None)
+    target = catalog.import_model(folder, root, "", lambda _done, _total: None)
     assert {p.name for p in (target / "unet").iterdir()} == {p.name for p in (tmp_path / "elsewhere").iterdir()}
     assert not (target / "unet").is_symlink()
 
 
 def test_a_missing_file_is_told(root: Root, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"there is no .*x\.ckpt"):
-        catalog.bring(tmp_path / "x.ckpt", root, "", no_report)
+        catalog.import_model(tmp_path / "x.ckpt", root, "", no_report)
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "rename"])
@@ -165,14 +165,14 @@ def test_a_disk_that_fails_leaves_nothing(
 
     monkeypatch.setattr(files, "on_step", fail)
     with pytest.raises(OSError, match=r"[Ii]nput/output"):
-        catalog.bring(folder, root, "", no_report)
+        catalog.import_model(folder, root, "", no_report)
     assert set(root.models.rglob("*")) == before
 
 
 def test_what_is_read_back_changed_is_not_kept(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "sha256", lambda _: "other")
     with pytest.raises(OSError, match="gave back something else"):
-        catalog.bring(CKPT, root, "new.ckpt", no_report)
+        catalog.import_model(CKPT, root, "new.ckpt", no_report)
     assert not (root.models / "new.ckpt").exists()
 
 

@@ -26,14 +26,14 @@ from torch import Tensor
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, Outfit, Request
+from sdbatch.engine.protocol import Draw, RendererConfig, Request
 from sdbatch.errors import OutOfMemory
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.parameters import AnyJob
 from sdbatch.renderer import renderer as renderer_module
 from sdbatch.renderer.device.memory import is_out_of_memory
 from sdbatch.renderer.draw import draw
-from sdbatch.renderer.memory.fallback import Ladder
+from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import load_model
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.service.service import Service
@@ -54,7 +54,7 @@ INIT = np.linspace(-1, 1, 3 * 256 * 256, dtype=np.float32).reshape(3, 256, 256)
 def draw_told(job: AnyJob, init: npt.NDArray[np.float32] | None = None) -> tuple[dict[int, Pixels], list[str]]:
     """The job's pictures, and what was told of them."""
     told: list[str] = []
-    drawn = list(draw(reference_model(), job, None, init, 0, no_report, Ladder(CPU, told.append)))
+    drawn = list(draw(reference_model(), job, None, init, 0, no_report, MemoryFallback(CPU, told.append)))
     return pixels_of(drawn), told
 
 
@@ -126,9 +126,9 @@ def test_what_else_lies_in_memory_goes_first() -> None:
     """Other models are let go before a job gets any poorer."""
     told: list[str] = []
     others = ["the model b.ckpt was let go"]
-    ladder = Ladder(CPU, told.append, make_room=lambda: others.pop() if others else "")
+    fallback = MemoryFallback(CPU, told.append, make_room=lambda: others.pop() if others else "")
     with small_memory(reference_model().vae.decoder, PICTURE):
-        list(draw(reference_model(), small_txt2img(n_iter=1), None, None, 0, no_report, ladder))
+        list(draw(reference_model(), small_txt2img(n_iter=1), None, None, 0, no_report, fallback))
     assert [text.removeprefix("out of memory: from picture 0 on ") for text in told] == [
         "the model b.ckpt was let go",
         "pictures were decoded one at a time",
@@ -138,7 +138,7 @@ def test_what_else_lies_in_memory_goes_first() -> None:
 def test_what_a_failed_trial_held_is_given_back_before_the_next() -> None:
     """A traceback pins the tensors of every frame that it passed."""
     held: list[weakref.ref[Tensor]] = []
-    ladder = Ladder(CPU, make_room=lambda: "" if held[-1]() is None else "the trial's tensors still live")
+    fallback = MemoryFallback(CPU, make_room=lambda: "" if held[-1]() is None else "the trial's tensors still live")
 
     def network(rows: Tensor) -> Tensor:
         large = torch.ones(1000)
@@ -147,19 +147,19 @@ def test_what_a_failed_trial_held_is_given_back_before_the_next() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows * 2
 
-    assert ladder.in_rows(network, torch.ones(4)).tolist() == [2.0] * 4
+    assert fallback.in_rows(network, torch.ones(4)).tolist() == [2.0] * 4
     assert len(held) == 2 + 4
-    assert ladder.rows == 1
+    assert fallback.rows == 1
 
 
 def test_any_other_error_is_no_reason_for_less() -> None:
     def network(_: Tensor) -> Tensor:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    ladder = Ladder(CPU)
+    fallback = MemoryFallback(CPU)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        ladder.in_rows(network, torch.ones(4))
-    assert ladder.rows is None
+        fallback.in_rows(network, torch.ones(4))
+    assert fallback.rows is None
 
 
 def test_the_words_of_every_allocator_are_known() -> None:
@@ -187,9 +187,9 @@ def test_the_next_job_is_not_poorer_and_the_model_stays(tmp_path: Path) -> None:
     answers = io.StringIO()
     renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
     renderer.preload(CKPT, CONFIG)
-    (resident,) = renderer.residents.models.values()
+    (cached,) = renderer.model_cache.models.values()
     large, small = task(tmp_path / "large", H=256, W=256), task(tmp_path / "small")
-    with small_memory(resident.model.vae.decoder, 32 * 128 * 128 * 4):
+    with small_memory(cached.model.vae.decoder, 32 * 128 * 128 * 4):
         renderer.serve(io.StringIO(Request(jobs=[large, small]).model_dump_json()))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
     notes = {event["job_id"]: event["notes"] for event in events if event["type"] == "finished"}
@@ -202,17 +202,17 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, resident_bytes=10**9)
+    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, model_cache_bytes=10**9)
     other = Path(shutil.copy(CKPT, tmp_path / "other.ckpt"))
     renderer.preload(other, CONFIG)
 
     @contextmanager
-    def wearing(*_: object) -> Iterator[None]:
-        if len(renderer.residents.models) > 1:
+    def apply_loras(*_: object) -> Iterator[None]:
+        if len(renderer.model_cache.models) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    monkeypatch.setattr(renderer_module, "wearing", wearing)
+    monkeypatch.setattr(renderer_module, "wearing", apply_loras)
     renderer.render(task(tmp_path / "job"))
     last = json.loads(answers.getvalue().splitlines()[-1])
     assert last["notes"] == ["out of memory: from picture 0 on no other model is kept (other.ckpt was)"]
@@ -221,9 +221,9 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
 def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(tmp_path: Path) -> None:
     renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
     renderer.preload(CKPT, CONFIG)
-    (resident,) = renderer.residents.models.values()
+    (cached,) = renderer.model_cache.models.values()
     job = task(tmp_path / "job")
-    with small_memory(resident.model.unet, 100), pytest.raises(OutOfMemory):
+    with small_memory(cached.model.unet, 100), pytest.raises(OutOfMemory):
         renderer.serve(io.StringIO(Request(jobs=[job]).model_dump_json()))
     notes = json.loads((job.folder / "notes.json").read_text())
     assert notes[-1] == "out of memory, with as little as possible at once: this renderer ends"
@@ -246,7 +246,8 @@ def little_memory() -> None:
 def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp_path: Path) -> None:
     """Not refused by us: the kernel gives no more address space, whoever asks."""
     jobs = [task(tmp_path / "large", H=384, W=384, ddim_steps=1), task(tmp_path / "small")]
-    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_ladder; test_ladder.little_memory()"
+    load = "from test_memory_fallback import little_memory; little_memory()"
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); {load}"
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "checksums.json")],
         input=Request(jobs=jobs).model_dump_json(),
@@ -265,7 +266,7 @@ LIMITED = f"""
 import sys
 sys.path.insert(0, {str(HERE)!r})
 from small_memory import SmallMemory
-from sdbatch.engine import renderer
+from sdbatch.renderer import renderer
 draw = renderer.draw
 def limited(*arguments):
     with SmallMemory(1 << 20):
@@ -276,9 +277,9 @@ renderer.main()
 
 
 def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_next_is_drawn(model_root: Root) -> None:
-    engine = LocalEngine(Outfit(device="cpu", checksums=model_root.state / "checksums.json"))
+    engine = LocalEngine(RendererConfig(device="cpu", checksums=model_root.state / "checksums.json"))
     engine.command[1:3] = ["-c", LIMITED]
-    service = Service(model_root, Settings(settle_seconds=0, attempts=2), engine)
+    service = Service(model_root, Settings(settle_seconds=0, max_attempts=2), engine)
     model = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nddim_steps: 1\nn_iter: 1\nn_samples: 1\n"
     drop_job(model_root, "1-large.yaml", model + "H: 256\nW: 256\n")
     drop_job(model_root, "2-small.yaml", model + "H: 64\nW: 64\n")

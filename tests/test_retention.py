@@ -1,4 +1,4 @@
-"""What the rules of `keep:` take away, and what they never touch."""
+"""What the rules of `retention:` take away, and what they never touch."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from shutil import _ntuple_diskusage
 import pytest
 from tests_support import drain, run_sdbatch
 
-from sdbatch.config.settings import Keep
+from sdbatch.config.settings import Retention
 from sdbatch.service.service import Service
 from sdbatch.spool import retention
 from sdbatch.spool.spool import Spool
@@ -54,7 +54,7 @@ def names(folders: list[Path]) -> list[str]:
     ],
 )
 def test_what_the_rules_give_up(filled: Root, clock: FakeClock, keep: dict[str, float], gone: list[str]) -> None:
-    assert names([*retention.outdated(filled, Keep(**keep), clock.wall)]) == gone
+    assert names([*retention.outdated(filled, Retention(**keep), clock.wall)]) == gone
 
 
 def test_pictures_in_outputs_stay_unless_they_are_to_go_too(filled: Root) -> None:
@@ -79,14 +79,14 @@ def test_a_removal_that_was_interrupted_is_finished_at_the_next_start(filled: Ro
 
 
 def test_an_idle_service_tidies_up_once_an_hour(filled: Root, start: Start, clock: FakeClock) -> None:
-    service = start(keep={"done_count": 2})
+    service = start(retention={"done_count": 2})
     service.run_once(clock)
     assert len(list(filled.done.glob("2*"))) == 2
     assert (filled.done / "notes").is_dir()
 
 
 def test_the_command_says_it_first_and_does_it_when_told_to(filled: Root) -> None:
-    (filled.configs / "sdbatch.yaml").write_text("keep:\n  done_count: 3\n")
+    (filled.configs / "sdbatch.yaml").write_text("retention:\n  done_count: 3\n")
     said = run_sdbatch("clean", "--root", filled.path)
     assert said.stdout.startswith("would remove jobs/done/2")
     assert len(list(filled.done.glob("2*"))) == 4
@@ -97,7 +97,7 @@ def test_the_command_says_it_first_and_does_it_when_told_to(filled: Root) -> Non
 def test_what_a_waiting_job_may_name_is_kept_until_it_is_drawn(filled: Root, start: Start, clock: FakeClock) -> None:
     drop_job(filled, "again.yaml", SMALL)
     filled.pause.touch()
-    service = start(keep={"done_count": 2})
+    service = start(retention={"done_count": 2})
     for _ in range(3):
         service.run_once(clock)
         clock.sleep(retention.EVERY_SECONDS)
@@ -124,7 +124,7 @@ def test_on_a_full_disk_the_rules_make_room_for_the_jobs_that_wait(
 ) -> None:
     fill_the_disk(filled, monkeypatch, whole=whole, enough_at=2)
     drop_job(filled, "again.yaml", SMALL)
-    service = start(keep={"done_count": 2})
+    service = start(retention={"done_count": 2})
     drain(service, clock)
     assert service.done == 1
 
@@ -137,7 +137,7 @@ def test_what_a_waiting_job_names_stays_on_a_full_disk(
     first, second, *_ = sorted(filled.done.glob("2*"))
     drop_job(filled, "one.yaml", f"prompt: a\ninit_img: jobs/done/{first.name}/samples/00000.png\n")
     drop_job(filled, "two.json", '{"prompt": "a", "init_img": "outputs/txt2img-samples/samples/00001.png"}')
-    service = start(keep={"done_count": 0, "outputs": outputs})
+    service = start(retention={"done_count": 0, "outputs": outputs})
     for _ in range(200):
         service.run_once(clock)
         clock.sleep(1)
@@ -155,7 +155,7 @@ def test_nothing_goes_while_it_can_not_be_told_what_waiting_jobs_name(
         raise PermissionError
 
     monkeypatch.setattr(retention, "_undrawn", refuse)
-    service = start(keep={"done_count": 0})
+    service = start(retention={"done_count": 0})
     for _ in range(200):
         service.run_once(clock)
         clock.sleep(1)
@@ -164,7 +164,7 @@ def test_nothing_goes_while_it_can_not_be_told_what_waiting_jobs_name(
 
 @pytest.mark.parametrize("key", ["done_days", "failed_days"])
 def test_no_days_at_all_are_refused(root: Root, key: str) -> None:
-    (root.configs / "sdbatch.yaml").write_text(f"keep:\n  {key}: 0\n")
+    (root.configs / "sdbatch.yaml").write_text(f"retention:\n  {key}: 0\n")
     said = run_sdbatch("clean", "--root", root.path)
     assert said.returncode == 78
-    assert f"line 2: keep.{key}: 0 is not a number of days above 0; null keeps all" in said.stderr
+    assert f"line 2: retention.{key}: 0 is not a number of days above 0; null keeps all" in said.stderr

@@ -12,8 +12,8 @@ from tests_support import only, run_sdbatch
 
 from sdbatch.history.database import DATABASE
 from sdbatch.history.history import History
-from sdbatch.service import index_writer as beside
-from sdbatch.service.index_writer import Historian
+from sdbatch.service import index_writer
+from sdbatch.service.index_writer import IndexWriter
 from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
 
@@ -54,12 +54,12 @@ def test_what_was_missed_is_taken_in_with_the_next_job(root: Root, monkeypatch: 
         if not free.pop(0):
             raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(beside, "_require_space", require_space)
+    monkeypatch.setattr(index_writer, "_require_space", require_space)
     for name in "ab":
         folder = root.done / f"20261122T101530Z-000001-{name}"
         folder.mkdir()
         (folder / "manifest.yaml").write_text(f"job: {{prompt: {name}}}\n")
-    keeper = Historian(root)
+    keeper = IndexWriter(root)
     keeper.start()
     keeper.tell(root.done / "20261122T101530Z-000001-a")
     keeper.tell(root.done / "20261122T101530Z-000001-b")
@@ -68,8 +68,8 @@ def test_what_was_missed_is_taken_in_with_the_next_job(root: Root, monkeypatch: 
 
 
 def test_the_last_of_a_disk_is_left_to_pictures(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside, "LEAST_FREE", 1 << 60)
-    keeper = Historian(root)
+    monkeypatch.setattr(index_writer, "LEAST_FREE", 1 << 60)
+    keeper = IndexWriter(root)
     keeper.start()
     keeper.finish()
     assert not (root.state / DATABASE).exists()
@@ -86,8 +86,8 @@ def test_telling_waits_for_nothing(root: Root, monkeypatch: pytest.MonkeyPatch) 
             going_on.wait(60)
             return History.open(root)
 
-    monkeypatch.setattr(beside, "History", Slow)
-    keeper = Historian(root)
+    monkeypatch.setattr(index_writer, "History", Slow)
+    keeper = IndexWriter(root)
     keeper.tell(Path("before the start"))
     keeper.start()
     for number in range(1000):
@@ -109,8 +109,8 @@ def test_it_tries_again_with_the_next_job(root: Root, monkeypatch: pytest.Monkey
                 raise sqlite3.OperationalError("database is locked")
             return History.open(root)
 
-    monkeypatch.setattr(beside, "History", Locked)
-    keeper = Historian(root)
+    monkeypatch.setattr(index_writer, "History", Locked)
+    keeper = IndexWriter(root)
     keeper.start()
     for _ in range(4):
         keeper.tell(root.done / "x")

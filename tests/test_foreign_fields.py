@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_jobfile import read_error
+from test_job_reader import read_error
 
 from sdbatch.job import foreign
 from sdbatch.job.parameters import Img2Img, Txt2Img

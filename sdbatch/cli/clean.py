@@ -1,0 +1,34 @@
+"""`sdbatch clean`: which folders the settings let go of."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdbatch.cli.common import RootOption, app, open_root
+
+
+@app.command()
+def clean(
+    root: RootOption = Path(),
+    *,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it, and don't just say it.")] = False,
+) -> None:
+    """Show which folders the rules of `keep:` in configs/sdbatch.yaml give up; an idle service takes them away.
+
+    Examples: sdbatch clean --root /srv/sdbatch; sdbatch clean --apply
+
+    Exit codes: 0 shown, or done; 69 there is no root; 78 the configuration is wrong.
+    """
+    from sdbatch.spool import retention  # noqa: PLC0415
+
+    place, settings = open_root(root)
+    place.require(place.inbox)
+    outdated = [*retention.outdated(place, settings.retention, datetime.now(UTC))]
+    if not outdated:
+        typer.echo("the rules of keep: give nothing up")
+    for folder in outdated:
+        if apply:
+            retention.remove(place, folder, outputs=settings.retention.outputs)
+        typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")

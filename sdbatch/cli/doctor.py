@@ -1,0 +1,50 @@
+"""`sdbatch doctor`: checks everything that drawing depends on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdbatch.cli.common import RootOption, app, named_root
+
+
+@app.command()
+def doctor(
+    root: RootOption = Path(),
+    ckpt: Annotated[str, typer.Option(metavar="NAME", help="The checkpoint to load, as a job would name it.")] = "",
+    config: Annotated[str, typer.Option(metavar="NAME", help="Its config, likewise.")] = "",
+    *,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Don't load the checkpoint, which takes time and three times its size of memory."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")] = False,
+) -> None:
+    """Look at everything that drawing depends on, and tell what to do where something is wrong.
+
+    Folders, filesystem, inotify, space, clock, torch and its device, tokenizer, checkpoint and config, that nothing
+    asks for the network, the service and its unit. Nothing is changed. Run it as the service's user:
+
+        sdbatch doctor --root /srv/sdbatch
+
+        sdbatch doctor --root /srv/sdbatch --quick --json | jq .level
+
+        sdbatch doctor --ckpt other.safetensors --config other.yaml
+
+    Exit codes: 0 all is well, but for warnings; 1 there is a problem.
+    """
+    from sdbatch.operations import doctor  # noqa: PLC0415
+
+    place = named_root(root)
+    findings = []
+    for finding in doctor.examine(
+        place, ckpt or doctor.DEFAULT["ckpt"], config or doctor.DEFAULT["config"], quick=quick
+    ):
+        findings.append(finding)
+        if not as_json:
+            colour = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "problem": typer.colors.RED}
+            level, rest = finding.level, doctor.as_lines(finding).removeprefix(finding.level)
+            typer.echo(typer.style(level, fg=colour[level]) + rest)
+    if as_json:
+        typer.echo(doctor.as_json(place, findings))
+    raise typer.Exit(1 if doctor.worst(findings) == "problem" else 0)

@@ -1,0 +1,78 @@
+"""`sdbatch install` and `sdbatch uninstall`: the service of systemd."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdbatch.cli.common import DryRunOption, UserOption, app, configured, root_at
+from sdbatch.errors import InstallError
+
+if TYPE_CHECKING:
+    from sdbatch.operations.install import InstallPlan
+
+
+@app.command()
+def install(
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", help="The root to serve: /srv/sdbatch, with --user ~/sdbatch, if not given."),
+    ] = None,
+    *,
+    user: UserOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Make it a service of systemd: write the unit, make the account and the root's folders.
+
+    Written anew each time; changes of your own belong into `systemctl edit sdbatch`.
+
+    Examples: sudo sdbatch install --root /srv/sdbatch; sdbatch install --user --dry-run
+
+    Exit codes: 0 done, or shown; 1 the service could not run like that, or this needs root; 78 the
+    configuration is wrong.
+    """
+    from sdbatch.operations.install import plan_install, read_admins  # noqa: PLC0415
+
+    place = root_at(root or (Path.home() / "sdbatch" if user else Path("/srv/sdbatch")))
+    is_admins = os.geteuid() == 0 and not user
+    place, settings = configured(place, (read_admins(place.configuration) or b"") if is_admins else None)
+    plan = plan_install(place, settings, user=user)
+    _carry_out(plan, user=user, dry_run=dry_run)
+    if not dry_run:
+        for line in (*plan.opened, *(plan.ownership.told if plan.ownership else ())):
+            typer.echo(line)
+        systemctl = "systemctl --user" if user else "systemctl"
+        lacks = "" if place.has_checkpoint() else f"; it needs a model: sdbatch init {place.path} --model FILE"
+        typer.echo(f"sdbatch is installed{lacks}")
+        typer.echo(f"start it, now and at every boot: {systemctl} enable --now sdbatch")
+        if user:
+            typer.echo("let it run while you are not logged in: loginctl enable-linger")
+
+
+@app.command()
+def uninstall(*, user: UserOption = False, dry_run: DryRunOption = False) -> None:
+    """Stop the service and take out what `install` wrote; the root and its pictures stay, and the account too.
+
+    Examples: sudo sdbatch uninstall; sdbatch uninstall --user --dry-run
+
+    Exit codes: 0 gone, or never there; 1 this needs root.
+    """
+    from sdbatch.operations.install import plan_uninstall  # noqa: PLC0415
+
+    plan = plan_uninstall(user=user)
+    _carry_out(plan, user=user, dry_run=dry_run)
+    if not dry_run or not plan.remove:
+        typer.echo("sdbatch is uninstalled" if plan.remove else "there is nothing to uninstall")
+
+
+def _carry_out(plan: "InstallPlan", *, user: bool, dry_run: bool) -> None:
+    if dry_run:
+        for line in plan.lines():
+            typer.echo(line)
+        return
+    if not user and os.geteuid() != 0:
+        raise InstallError("only root can do this for the whole machine: run it with sudo, or as yourself with --user")
+    plan.carry_out()
+    if not plan.running:
+        typer.echo("no systemd runs here now; one that is started will find what was changed", err=True)

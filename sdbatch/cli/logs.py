@@ -1,0 +1,29 @@
+"""`sdbatch logs`: what the service said about a job."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+
+
+@app.command()
+def logs(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or a part of it, such as 000042.")],
+    root: RootOption = Path(),
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the service said about a job: the log.jsonl in its folder.
+
+    Under systemd the journal has the same lines: journalctl JOB_ID=20261122T101530Z-000042-truck
+
+    Examples: sdbatch logs 000042 --root /srv/sdbatch; sdbatch logs 000042 --json | jq .event
+
+    Exit codes: 0 shown; 1 there is no such job, or nothing was written about it.
+    """
+    from sdbatch.client.job_log import log_lines  # noqa: PLC0415
+
+    for line in log_lines(named_root(root), job, as_json=as_json):
+        typer.echo(line)

@@ -1,0 +1,40 @@
+"""`sdbatch serve`: the service itself."""
+
+import faulthandler
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdbatch.cli.common import RootOption, app, configured, named_root, say
+from sdbatch.errors import NoRoot
+
+
+@app.command()
+def serve(
+    root: RootOption = Path(),
+    *,
+    drain: Annotated[bool, typer.Option("--drain", help="Draw what is there, then exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Watch DIR/jobs/inbox and draw, until stopped; with --drain until nothing is left.
+
+    Example: sdbatch serve --root /srv/sdbatch
+
+    Exit codes: 0 stopped, or all done; 1 drained, but a job failed; 69 there is no root (its disk is not mounted?), or
+    with --drain nothing can be drawn for now (no GPU, no checkpoint, paused), jobs stay where they are; 74 the disk
+    failed, or the inbox can't be read; 75 another service holds the root; 78 the configuration is wrong.
+    """
+    from sdbatch.service import daemon  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
+    from sdbatch.telemetry import log  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
+
+    faulthandler.enable()  # the watchdog's SIGABRT then shows where it hung
+    place = named_root(root)
+    try:
+        place.require(place.inbox)  # else folders would be made on the mount point of a disk that is not mounted
+    except NoRoot as error:  # which it may be soon: systemd tries again
+        raise typer.Exit(say(error, os.EX_UNAVAILABLE)) from None
+    log.set_up(verbose=verbose, job_folders=(place.running, place.done, place.failed))
+    place, settings = configured(place)
+    raise typer.Exit(daemon.run(place, settings, drain=drain))

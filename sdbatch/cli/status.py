@@ -1,0 +1,46 @@
+"""`sdbatch status`: what is drawn, what waits, and what failed last."""
+
+import json
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+
+
+@app.command()
+def status(
+    root: RootOption = Path(),
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it live, until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell on one screen what is drawn, what waits in which order, and what failed last and why.
+
+    It reads files only: it works over a share, and while the service is down. With --json it says what jobs/status.json
+    does, the queue and the failures as the folders have them now, and `is_running`.
+
+    Examples: sdbatch status --root /srv/sdbatch; sdbatch status --json | jq .job.eta_seconds
+
+    Exit codes: 0 answered, whether the service runs or not; 69 there is no root; 2 --watch without a terminal.
+    """
+    from sdbatch.spool import status_reader  # noqa: PLC0415
+
+    place = named_root(root)
+    status_reader.check_root(place)
+    if as_json:
+        typer.echo(json.dumps(status_reader.read_overview(place, datetime.now(UTC)), indent=1))
+        return
+    if watch and not sys.stdout.isatty():
+        raise typer.BadParameter("--watch needs a terminal; elsewhere ask again and again with --json")
+    from sdbatch.service import screen  # noqa: PLC0415 - rich, which --json has no need of
+
+    if not watch:
+        screen.show(place, datetime.now(UTC))
+        return
+    with suppress(KeyboardInterrupt):
+        screen.watch(place)

@@ -1,0 +1,26 @@
+"""`sdbatch validate`: checks job files without drawing."""
+
+from pathlib import Path
+
+import typer
+
+from sdbatch.cli.common import FilesArgument, RootOption, app, open_root
+
+
+@app.command()
+def validate(files: FilesArgument, root: RootOption = Path()) -> None:
+    """Check job files without drawing, and tell how many pictures of which size they ask for.
+
+    Example: sdbatch validate truck.yaml --root /srv/sdbatch
+
+    Exit codes: 0 all good; 1 a job would fail; 78 the configuration is wrong.
+    """
+    from sdbatch.client.validate import check_file  # noqa: PLC0415
+
+    place, settings = open_root(root)
+    is_good = True
+    for path in files:
+        for line, is_ok in check_file(path, place, settings.limits):
+            typer.echo(line, err=not is_ok)
+            is_good &= is_ok
+    raise typer.Exit(0 if is_good else 1)

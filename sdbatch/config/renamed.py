@@ -1,0 +1,51 @@
+"""Settings that had another name: the old one is still read, in the file and as a variable, and told."""
+
+from collections.abc import Callable
+from typing import Any
+
+Key = tuple[str, ...]
+
+NOW_CALLED: dict[Key, str] = {
+    ("attempts",): "max_attempts",
+    ("events",): "use_inotify",
+    ("free_bytes",): "min_free_bytes",
+    ("hooks", "limit_seconds"): "timeout_seconds",
+    ("keep",): "retention",
+    ("pause_after",): "max_consecutive_crashes",
+    ("picture_wait_seconds",): "input_wait_seconds",
+    ("preload",): "default_model",
+    ("resident_bytes",): "model_cache_bytes",
+}
+
+
+def now_called(old: Key) -> str:
+    """What a person is told who gives an old name."""
+    return f"{'.'.join(old)} is now called {NOW_CALLED[old]}"
+
+
+def by_new_names(values: dict[str, Any], tell: Callable[[Key, str], None]) -> dict[str, Any]:
+    """The same settings under the names that they have now; `tell` hears of each old one, and what it is called now.
+
+    Raises:
+        ValueError: a setting is given under both names; says which.
+    """
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    for old, new in NOW_CALLED.items():
+        group: Any = values
+        for name in old[:-1]:
+            group = group.get(name)
+        if not isinstance(group, dict) or old[-1] not in group:
+            continue
+        if new in group:
+            raise ValueError(f"{now_called(old)}, and both are given; delete {old[-1]}")
+        tell(old, new)
+        group[new] = group.pop(old[-1])
+    return values
+
+
+def new_key(key: Key) -> Key:
+    """Where a setting stands now; `key` may lead on into a group."""
+    for old, new in NOW_CALLED.items():
+        if key[: len(old)] == old:
+            return (*old[:-1], new, *key[len(old) :])
+    return key
