@@ -163,7 +163,7 @@ def test_no_kind_of_thing_among_the_pictures_costs_a_job(
 )
 def test_a_manifest_that_is_none_stops_no_clearing_up(root: Root, start: Start, clock: FakeClock, text: str) -> None:
     (plant(root) / "manifest.yaml").write_text(text)
-    service = start(keep={"done_count": 0, "outputs": True})
+    service = start(retention={"done_count": 0, "outputs": True})
     drop_job(root, "next.yaml", JOB)
     drain(service, clock)
     assert service.done == 1
