@@ -94,7 +94,7 @@ def test_what_lands_in_done_is_what_the_readme_lists(tmp_path: Path) -> None:
     drop_job(root, "truck.yaml", "from_file: p.txt\nH: 64\nW: 64\n")
     drop_job(root, "p.txt", "a\n")
     run_sdbatch("serve", "--root", root.path, "--drain", env=FAKE)
-    table = README.split("What lands in")[1].split("The same pictures lie")[0]
+    table = README.split("A finished job lies in")[1].split("The same pictures are")[0]
     listed = set(re.findall(r"^\| `([^`/]+)", table, re.MULTILINE))
     assert {path.name for path in only(root.done).iterdir()} == listed
 

@@ -46,7 +46,7 @@ RootOption = Annotated[
         "--root",
         envvar="SDBATCH_ROOT",
         callback=_around,
-        help="The folder that holds jobs/, outputs/, models/ and configs/; if not given, one around you.",
+        help="The folder that holds jobs/, outputs/, models/ and configs/; by default the root that you are in.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]

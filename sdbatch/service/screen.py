@@ -90,7 +90,7 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
         parts.append(_BarLine(job) if with_bar else _text(f"  {_pictures(job)}"))
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
-        parts.append(_text(f"taken when there is something in it: {', '.join(facts['empty'])}"))
+        parts.append(_text(f"still empty, and taken when something is in it: {', '.join(facts['empty'])}"))
     parts += _unmovable(facts.get("unmovable"), facts.get("unmovable_count"))
     if facts["failures"]:
         parts += [Text(), _text("failed last", "bold"), *_failures(facts["failures"], now)]

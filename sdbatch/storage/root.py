@@ -164,8 +164,7 @@ class Root:
         _refuse_pattern(field, named)
         if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
             raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
-        places = " or ".join(f"{self.show(base)}/" for base in dict.fromkeys(bases))
-        said = f'{field}: there is no "{named}" (looked in {places}){self._hint(field, named, bases)}'
+        said = f'{field}: there is no "{named}" (looked in {self._places(bases)}){self._hint(field, named, bases)}'
         raise Missing(said, may_be_drawn="/" in named)  # no job draws into the root itself, or into the inbox
 
     def open(self, field: str, named: str, found: Path) -> BufferedReader:
@@ -220,7 +219,7 @@ class Root:
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
                 raise TemporarilyUnavailable(f'{field}: "{named}" lies behind a link to a disk that is not there')
         _refuse_pattern(field, named)
-        looked = f"{self.path}/ and {self.show(bases[1])}/"
+        looked = self._places(bases)
         if hint := self._hint(field, named, bases):
             raise JobError(f'{field}: there is no "{named}" (looked in {looked}){hint}')
         raise JobError(f'{field}: there is no "{named}" (looked in {looked}); copy the file there, or put a link to it')
@@ -283,6 +282,11 @@ class Root:
             if _is_below(path, base):
                 return path.relative_to(base).as_posix()
         return str(path)
+
+    def _places(self, bases: Sequence[Path]) -> str:
+        """Folders as an error names them."""
+        names = ["the root" if base == self.path else f"{self.show(base)}/" for base in dict.fromkeys(bases)]
+        return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
     def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
         """The likely name of a file that is not there: the same letters in another case, where a job may name it."""
