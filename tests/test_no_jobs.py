@@ -198,23 +198,17 @@ def test_what_the_service_said_is_shown_and_what_somebody_else_wrote_there_break
     visitor = Visitor(root)
     wrong: object
     for wrong in (1, [], {"a": 1}, {"count": "x", "files": [1]}, {"count": -1, "files": {"a": None}}):
-        root.status.write_text(json.dumps(facts | {"no_jobs": wrong, "unmovable": wrong, "passed_over": None}))
+        root.status.write_text(
+            json.dumps(facts | {"no_jobs": wrong, "unmovable": wrong, "unmovable_count": wrong, "passed_over": None})
+        )
         assert read_overview(root, now)["no_jobs"]["count"] in (0, 1)
         assert visitor.get("/").text
     said = {"count": 70, "files": {"x.ymal": "because"}}
-    root.status.write_text(json.dumps(facts | {"no_jobs": said, "unmovable": said}))
+    root.status.write_text(json.dumps(facts | {"no_jobs": said, "unmovable": said["files"], "unmovable_count": 70}))
     assert read_overview(root, now)["no_jobs"] == said
     page = visitor.get("/").text
     assert page.count("x.ymal") == 2
     assert page.count("and 69 more") == 2
-
-
-def test_thousands_that_can_not_be_moved_are_a_few_lines_and_a_count(root: Root) -> None:
-    unmovable = Unmovable(root.inbox)
-    for n in range(1500):
-        unmovable.note(Arrival(f"{root.inbox}/{n}.yaml", is_file=True), PermissionError(13, "no"), 0)
-    assert unmovable.told()["count"] == 1500
-    assert len(json.dumps(unmovable.told())) < 20_000
 
 
 def test_it_is_said_in_chinese(root: Root) -> None:

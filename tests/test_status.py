@@ -199,7 +199,7 @@ def test_a_file_that_the_service_may_not_take_is_told_with_the_remedy(
     for _ in range(5):
         service.run_once(clock)
         clock.sleep(2)
-    assert json.loads(root.status.read_text())["unmovable"] == {"count": 0, "files": {}}
+    assert json.loads(root.status.read_text())["unmovable"] == {}
 
 
 def test_a_file_that_holds_nothing_is_told_until_it_does(start: Start, root: Root, clock: FakeClock) -> None:

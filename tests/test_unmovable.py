@@ -13,6 +13,7 @@ from test_serve import wait_for
 from test_shares import serving
 
 from sdbatch.service.service import Service
+from sdbatch.spool.status_reader import read_overview
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, StepCounter, drop_job, make_root
@@ -87,6 +88,17 @@ def test_a_folder_that_is_closed_is_told_by_its_rights_and_nothing_in_it_is_trie
     assert not service.scheduler.unmovable.why
 
 
+def test_the_status_names_the_first_of_very_many(start: Start, root: Root, clock: FakeClock) -> None:
+    """It is written each second, and whoever reads it reads a megabyte at most."""
+    service = start()
+    service.scheduler.unmovable.why = {f"closed/{n}.yaml": "the service may not take it " * 4 for n in range(20_000)}
+    service.tell_trouble(OSError(5, "no disk"), clock())
+    facts = read_overview(root, clock().wall)
+    assert facts["is_running"]
+    assert facts["unmovable_count"] == 20_000
+    assert "closed/0.yaml" in facts["unmovable"]
+
+
 def test_files_that_fail_to_be_moved_are_tried_with_growing_pauses(
     start: Start, root: Root, clock: FakeClock, steps: StepCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +148,7 @@ def test_the_real_command_stops_at_once_beside_a_thousand_of_them(tmp_path: Path
     for path in (root.inbox / "closed", *(root.inbox / "closed").iterdir()):
         os.chown(path, 65534, 65534)
     with serving(root, prefix=plain) as (process, said):
-        wait_for(lambda: len(json.loads(root.status.read_text())["unmovable"]["files"]) > 0, "them to be told")
+        wait_for(lambda: len(json.loads(root.status.read_text())["unmovable"]) > 0, "them to be told")
         assert json.loads(root.status.read_text())["state"] == "idle"
         process.terminate()
         assert process.wait(10) == 0

@@ -222,12 +222,23 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
 def _inbox(root: Root) -> Iterator[Finding]:
     """What lies there and is not drawn."""
     facts = status_reader.read_overview(root, datetime.now(UTC))
-    for key, text, remedy in (
-        ("unmovable", "jobs can't be taken out of the inbox", "change the rights of its folder as it says"),
-        ("no_jobs", "files in the inbox are no jobs, and are passed over", "do as it says, or take them out"),
+    no_jobs = facts["no_jobs"]
+    for files, count, text, remedy in (
+        (
+            facts["unmovable"],
+            facts["unmovable_count"],
+            "jobs can't be taken out of the inbox",
+            "change the rights of its folder as it says",
+        ),
+        (
+            no_jobs["files"],
+            no_jobs["count"],
+            "files in the inbox are no jobs, and are passed over",
+            "do as it says, or take them out",
+        ),
     ):
-        if count := facts[key]["count"]:
-            shown = [*facts[key]["files"].items()][:SHOWN]
+        if count:
+            shown = [*files.items()][:SHOWN]
             more = [f"and {count - len(shown)} more"] * (count > len(shown))
             lines = [f"{count} {text}:", *(f"{name}: {why}" for name, why in shown), *more]
             yield warning("inbox", "\n".join(lines), remedy)

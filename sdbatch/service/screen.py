@@ -92,8 +92,8 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
         parts.append(_text(f"still empty, and taken when something is in it: {', '.join(facts['empty'])}"))
-    parts += _listed(facts["unmovable"], "stays in the inbox", "red")
-    parts += _listed(facts["no_jobs"], "no job", "yellow")
+    parts += _listed(facts["unmovable"], facts["unmovable_count"], "stays in the inbox", "red")
+    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], "no job", "yellow")
     if facts["failures"]:
         parts += [Text(), _text("failed last", "bold"), *_failures(facts["failures"], now)]
     return Group(*parts)
@@ -149,13 +149,13 @@ def _queue(queue: Facts) -> Iterator[Text]:
         yield _text(f"      and {total - len(shown)} more")
 
 
-def _listed(files: Facts, what: str, style: str) -> Iterator[Text]:
+def _listed(files: dict[str, str], count: int, what: str, style: str) -> Iterator[Text]:
     """The first of some files, each with what is said of it, and how many there are more."""
-    shown = [*files["files"].items()][:FILES]
+    shown = [*files.items()][:FILES]
     for name, why in shown:
         yield _text(f"{what}: {name}: {why}", style)
-    if files["count"] > len(shown):
-        yield _text(f"      and {files['count'] - len(shown)} more", style)
+    if count > len(shown):
+        yield _text(f"      and {count - len(shown)} more", style)
 
 
 def _failures(failures: list[Facts], now: datetime) -> Iterator[Text]:

@@ -437,7 +437,8 @@ class Service:
             "passed_over": self.scheduler.passed_over,
             "empty": self.inbox.empty,
             "no_jobs": self.inbox.no_jobs,
-            "unmovable": self.scheduler.unmovable.told(),
+            "unmovable": self.scheduler.unmovable.shown,
+            "unmovable_count": len(self.scheduler.unmovable.why),
             "failures": [*self.failures],
         }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))

@@ -10,7 +10,6 @@ import stat
 from collections.abc import Container
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from sdbatch.spool.handover import MOST_BYTES
 from sdbatch.spool.inbox import Arrival
@@ -18,7 +17,7 @@ from sdbatch.storage import files
 from sdbatch.telemetry import log
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds
-TOLD = 50  # by name in status.json, which is written each second
+SHOWN = 100  # in status.json, which is written each second
 IN_A_ROW = 50  # that are tried and fail before the loop has its turn: each costs several durable steps
 
 
@@ -35,6 +34,11 @@ class Unmovable:
         self.why: dict[str, str] = {}
         self._again: dict[str, tuple[float, float]] = {}  # a folder or a file: when to try it, and the pause then
         self._told: set[tuple[str, int | None]] = set()  # folders, and what is wrong
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The first of them, with why."""
+        return dict(islice(self.why.items(), SHOWN))
 
     def may_try(self, arrival: Arrival, now: float) -> bool:
         """Whether it is time to move a file, and the rights would let it."""
@@ -72,10 +76,6 @@ class Unmovable:
         """It is out."""
         self.why.pop(self._name(arrival), None)
         self._again.pop(arrival.name, None)
-
-    def told(self) -> dict[str, Any]:
-        """As status.json says it: how many, and the first few by name."""
-        return {"count": len(self.why), "files": dict(islice(self.why.items(), TOLD))}
 
     def keep_only(self, seen: Container[str]) -> None:
         """Forget what others took away; `seen` is all that lies in the inbox."""

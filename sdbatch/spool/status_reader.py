@@ -35,7 +35,8 @@ Facts = dict[str, Any]
 # What programs find in any case, in the order of status.json.
 _KEYS = (
     *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
-    *("no_jobs", "queue", "passed_over", "unmovable", "failures", "done", "failed", "job", "updated_at"),
+    *("no_jobs", "queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed"),
+    *("job", "updated_at"),
 )
 
 
@@ -50,7 +51,8 @@ def read_overview(root: Root, now: datetime) -> Facts:
     said = facts.get("queue")
     empty = facts.get("empty") if runs else None
     facts["empty"] = unfilled = [name for name in empty if isinstance(name, str)] if isinstance(empty, list) else []
-    facts["unmovable"] = stuck = _listed(facts["unmovable"] if runs else None)
+    stuck = _listed({"count": facts["unmovable_count"], "files": facts["unmovable"]} if runs else None)
+    facts |= {"unmovable": stuck["files"], "unmovable_count": stuck["count"]}
     last = [*((facts["passed_over"] if runs else None) or ()), *stuck["files"]]
     names = [*_lying(root.inbox, ignored_folders(facts))]
     facts["no_jobs"] = _listed(facts["no_jobs"]) if runs else no_jobs.told(filter(None, map(no_jobs.judge, names)))
