@@ -94,8 +94,10 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
     values = document.value
     if not isinstance(values, dict):
         text = f"line {document.line}: a job is fields and values, such as `prompt: a blue truck`"
-        slip = slips.in_yaml([document.sources.get((), "")], [0], _TEXTS)
-        return Parsed(error=JobError(f"{file_name}: {text}{f'; {slip[1]}' if slip else ''}"))
+        source = document.sources.get((), "")
+        slip = slips.in_yaml([source], [0], _TEXTS)
+        said = slip[1] if slip else slips.without_colon(source, _KNOWN)
+        return Parsed(error=JobError(f"{file_name}: {text}{'; ' if said else ''}{said}"))
     try:
         if "sdbatch_manifest" not in values:
             written = _Written(values, document, (), defaults)
@@ -185,6 +187,9 @@ class _Written:
                 is_its_own = at == path and name in _TEXTS and name in self.fields
                 if is_its_own or (name == "loras" and len(at) > len(path) > 0 and at[: len(path)] == path):
                     yield f"line {self.document.lines.get(at, self.start)}: {name}: {_cut(comment)}"
+        for name in filter(_TEXTS.__contains__, self.fields):
+            if said := slips.in_curly_quotes(self.fields[name]):
+                yield f"{self._where(name)}{name}: {said}"
         if self.is_idle_strength:
             yield f"{self._where('strength')}strength: has no effect without init_img"
         if self.fields.get("laion400m") is True:
