@@ -359,6 +359,20 @@ def test_typing_leaves_one_entry_to_go_back_over(page: Page, site: Site, size: s
     expect(page).to_have_url(f"{site.address}/")
 
 
+@pytest.mark.parametrize("look", ["phone-dark"])
+def test_buttons_leave_a_failure_room_on_a_phone(page: Page, site: Site, size: str, theme: str) -> None:
+    """A failed job of a file of several has two buttons: its reason stays readable beside or above them."""
+    (site.root / "jobs" / "inbox" / "several.yaml").write_text("promt: a fox\n---\npromt: a cat\n")
+    page.goto("/")
+    row = page.locator("li", has_text="several.yaml").first
+    expect(row.get_by_role("button")).to_have_count(2)
+    text, whole = row.locator(".text-break").bounding_box(), row.bounding_box()
+    assert text is not None
+    assert whole is not None
+    assert text["width"] > whole["width"] / 2
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
 @ONE_LOOK
 def test_the_queue_is_steered(page: Page, site: Site, size: str, theme: str) -> None:
     page.goto("/")

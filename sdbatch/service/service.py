@@ -435,7 +435,8 @@ class Service:
         told |= {
             "passed_over": self.scheduler.passed_over,
             "empty": self.inbox.empty,
-            "unmovable": self.scheduler.unmovable.why,
+            "unmovable": self.scheduler.unmovable.shown,
+            "unmovable_count": len(self.scheduler.unmovable.why),
             "failures": [*self.failures],
         }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
