@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sdbatch.cli.common import RootOption, app, open_root
+from sdbatch.storage.files import in_words, is_disk_trouble
 
 
 @app.command()
@@ -15,7 +16,7 @@ def clean(
     *,
     apply: Annotated[bool, typer.Option("--apply", help="Do it, and don't just say it.")] = False,
 ) -> None:
-    """Show which folders the rules of `keep:` in configs/sdbatch.yaml give up; an idle service takes them away.
+    """Show which folders the rules of `retention:` in configs/sdbatch.yaml give up; an idle service takes them away.
 
     Examples: sdbatch clean --root /srv/sdbatch; sdbatch clean --apply
 
@@ -27,8 +28,14 @@ def clean(
     place.require(place.inbox)
     outdated = [*retention.outdated(place, settings.retention, datetime.now(UTC))]
     if not outdated:
-        typer.echo("the rules of keep: give nothing up")
+        typer.echo("the rules of retention give nothing up")
     for folder in outdated:
         if apply:
-            retention.remove(place, folder, outputs=settings.retention.outputs)
+            try:
+                retention.remove(place, folder, outputs=settings.retention.outputs)
+            except OSError as error:
+                if is_disk_trouble(error):
+                    raise
+                typer.echo(f"can't remove {place.show(folder)}: {in_words(error)}", err=True)
+                continue
         typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")
