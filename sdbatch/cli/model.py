@@ -135,8 +135,8 @@ def convert(
 
     Examples: sdbatch model convert v1-5-pruned.ckpt --precision float16; sdbatch model convert v15 -o v15.safetensors
 
-    Exit codes: 0 it is there; 1 the checkpoint can't be drawn with, or FILE is there already; 69 there is no root; 74 the
-    disk failed.
+    Exit codes: 0 it is there; 1 the checkpoint can't be drawn with, or FILE is there already; 69 there is no root; 74
+    the disk failed.
     """
     place, settings = open_root(root)
     place.require(place.inbox)
