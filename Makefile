@@ -1,5 +1,5 @@
 # make demo: two jobs drawn in ./demo        make test: the tests        make test-slow: those that need minutes
-# make test-gpu: those that need a GPU; without one they are skipped
+# make test-all: both, our programs begun anew each time        make test-gpu: those that need a GPU, else skipped
 # make bundle: dist/sdbatch-bundle.tar, for a server without any network; OPTIONS='--python 3.12 --ckpt FILE' and so on
 # Each sets up .venv on its own; PYTHON=python3.12 chooses the interpreter.
 
@@ -8,7 +8,7 @@ PYTHON ?= python3
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5)))
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-gpu lint benchmark bundle clean
+.PHONY: demo test test-all test-slow test-gpu lint benchmark bundle clean
 
 $(BIN)/sdbatch: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -31,10 +31,14 @@ docs/demo-txt2img.png docs/demo-img2img.png: demo
 	cp demo/outputs/img2img/*/grid-0000.png docs/demo-img2img.png
 
 test: $(BIN)/sdbatch
-	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder
 
 test-slow: $(BIN)/sdbatch
 	$(BIN)/pytest -m slow
+
+# In the usual tests our programs start as forks of the tests (see tests/warm.py), in these as anywhere.
+test-all: $(BIN)/sdbatch
+	COLD_TESTS=1 $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder -m 'not gpu'
 
 test-gpu: $(BIN)/sdbatch
 	$(BIN)/pytest -m gpu

@@ -123,7 +123,7 @@ def look(place: Path, supervisor: int, device: str) -> Sample:
     """Memory and progress now."""
     status = json.loads((place / "jobs" / "status.json").read_text())
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    renderer = next(int(pid) for pid in children if b"engine.renderer" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    renderer = next(int(pid) for pid in children if b"renderer.renderer" in Path(f"/proc/{pid}/cmdline").read_bytes())
     own = _of(supervisor, "VmRSS"), _of(renderer, "VmRSS"), _of(renderer, "RssAnon")
     return Sample(status["done"], *own, gpu_bytes(device))
 

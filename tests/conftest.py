@@ -1,11 +1,17 @@
 """Roots of both kinds: one for the fake engine and a clock of its own, one with the small reference model."""
 
+import os
+import re
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests_support import drain, lay_model, run_sdbatch
+from warm import ColdPopen, WarmPopen
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
@@ -19,11 +25,65 @@ FIRST = ("test_operations", "test_web_browser", "test_systemd_boot", "test_crash
 # The tests of a file stay with one process and share its fixtures, but for these: each goes where there is time.
 SPREAD = ("test_crash", "test_power_cut")
 
+# The programs that some tests want, and Debian's packages of them.
+PACKAGES = {
+    "chromium": "chromium",
+    "exiftool": "libimage-exiftool-perl",
+    "rsync": "rsync",
+    "scp": "openssh-client",
+    "smbclient": "smbclient",
+    "smbd": "samba",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+    "sshfs": "sshfs",
+    "strace": "strace",
+    "systemd": "systemd",
+    "unshare": "util-linux",
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.name if item.path.stem in SPREAD else item.path.stem))
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc] # of a library without types
+    """Which tests go together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return nodeid if Path(file).stem in SPREAD else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How to have the programs that skipped tests miss; why each was skipped stands below."""
+    reasons = "\n".join(str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+    places = f"{os.environ['PATH']}:/usr/sbin"
+    missing = {
+        package
+        for program, package in PACKAGES.items()
+        if re.search(rf"\b{program}\b", reasons) and not shutil.which(program, path=places)
+    }
+    if missing:
+        line = f"sudo apt-get install {' '.join(sorted(missing))}"
+        terminalreporter.write_line(f"Skipped tests miss programs; this installs them: {line}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> Iterator[None]:
+    """Our programs start without their imports, unless a test asks for `cold`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", WarmPopen)
+        yield
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of how a program starts."""
+    monkeypatch.setattr(subprocess, "Popen", ColdPopen)
 
 
 @pytest.fixture

@@ -76,6 +76,13 @@ PEFTS: dict[str, Callable[[], Any]] = {
         rank_pattern={"attn1.to_q": 2, CONVOLUTION: 6},
         alpha_pattern={"attn1.to_q": 3, f"^{WIDE}": 5},
     ),
+    "expressions": lambda: LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=NAMES,
+        rank_pattern={r"down_blocks\.\d+\..*conv[12]": 6, r".*attn1\.to_q": 2},
+        alpha_pattern={r".*\.(to_q|proj_in)": 3, r"^down_blocks\.[01]\.resnets.*": 5},
+    ),
     "dora": lambda: LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=NAMES),
     "loha": lambda: LoHaConfig(r=4, alpha=8, target_modules=NAMES),
     "loha cp": lambda: LoHaConfig(r=4, alpha=8, use_effective_conv2d=True, target_modules=NAMES),
@@ -124,13 +131,19 @@ def test_an_alpha_in_the_file_needs_nothing_beside_it(tmp_path: Path) -> None:
         ("[1]" * 2, "is damaged"),
         ({"lora_alpha": "much"}, "is damaged"),
         ({"lora_alpha": 1e400}, "is damaged"),
-        ({"lora_alpha": 8, "alpha_pattern": {"(a+)+$": 1}}, "is a pattern, not a name"),
+        ({"lora_alpha": 8, "alpha_pattern": {"(a+)+$": 1}}, r"has the pattern \(a\+\)\+\$, which could take long"),
+        ({"lora_alpha": 8, "rank_pattern": {".*a.*b.*c": 1}}, "which could take long"),
+        ({"lora_alpha": 8, "rank_pattern": {"[b-a]": 1}}, "has the pattern"),
+        ({}, "does not say how strong it is"),
+        ({"peft_type": "LORA", "r": 4}, "does not say how strong it is"),
+        ([1], "does not say how strong it is"),
+        ({"lora_alpha": 8, "init_lora_weights": "lora_ga"}, "was begun with lora_ga"),
         ({"peft_type": "OFT"}, "is of the kind OFT"),
         ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "was begun with pissa"),
     ],
 )
 def test_what_peft_says_beside_it_and_can_not_be_followed_is_told(
-    said: str | dict[str, Any], told: str, tmp_path: Path
+    said: str | dict[str, Any] | list[int], told: str, tmp_path: Path
 ) -> None:
     save_with_peft(PEFTS["alpha"](), tmp_path)
     (tmp_path / "adapter_config.json").write_text(said if isinstance(said, str) else json.dumps(said))
@@ -142,6 +155,22 @@ def test_what_peft_can_save_and_nobody_can_put_on_is_named(tmp_path: Path) -> No
     save_with_peft(OFTConfig(r=0, oft_block_size=4, target_modules=[LINEAR]), tmp_path)
     with pytest.raises(JobError, match="is an OFT"):
         read_lora(tmp_path, 1.0)
+
+
+@pytest.mark.parametrize("beside", [{"bias": "lora_only"}, {"modules_to_save": ["conv_out"]}])
+def test_whole_layers_beside_a_lora_are_named(beside: dict[str, Any], tmp_path: Path) -> None:
+    adapted = get_peft_model(
+        copy.deepcopy(reference_model().unet), LoraConfig(r=4, target_modules=["to_out.0"], **beside)
+    )
+    adapted.save_pretrained(str(tmp_path))
+    with pytest.raises(JobError, match="is a LoRA with whole layers of its own"):
+        read_lora(tmp_path, 1.0)
+
+
+def test_an_adapter_of_another_name_is_hinted_at(tmp_path: Path) -> None:
+    save_with_peft(PEFTS["alpha"](), tmp_path / "mine" / "style")
+    with pytest.raises(JobError, match="did you mean its folder style"):
+        read_lora(tmp_path / "mine", 1.0)
 
 
 def test_a_folder_without_a_lora_is_told(tmp_path: Path) -> None:

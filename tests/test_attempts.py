@@ -263,3 +263,22 @@ def test_a_root_that_comes_from_a_back_up_goes_on_and_another_model_does_not(
     engine = FakeEngine()
     drain(starts(back, engine), clock)
     assert [draw.start_at for draw in engine.drawn] == [0 if is_another else 2]
+
+
+@pytest.mark.parametrize("changed", ["adapter_config.json", "adapter_model.safetensors", ""])
+@pytest.mark.parametrize("named", ["mine", "mine/adapter_model.safetensors"])
+def test_a_lora_whose_strength_was_changed_meanwhile_is_drawn_from_the_beginning(
+    root: Root, clock: FakeClock, named: str, changed: str
+) -> None:
+    folder = root.models / "mine"
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_text("as it was")
+    drop_job(root, "a.yaml", f"{SIX}loras: [{{file: {named}}}]\n")
+    with pytest.raises(PowerCutError):
+        drain(starts(root, CutOff(2, PowerCutError())), clock)
+    if changed:
+        (folder / changed).write_text("as it is")
+    engine = FakeEngine()
+    drain(starts(root, engine), clock)
+    assert [draw.start_at for draw in engine.drawn] == [0 if changed else 2]

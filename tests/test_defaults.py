@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from test_web import Visitor
-from tests_support import drain, only, run_sdbatch
+from tests_support import HERE, drain, only, run_sdbatch
 
 from sdbatch.client.validate import check_data
 from sdbatch.config import sources
@@ -141,7 +141,7 @@ def value_of(field: str, html: str) -> str:
 
 
 def test_the_form_starts_with_the_size_that_the_model_was_trained_on(root: Root) -> None:
-    small = (Path(sources.__file__).parent / "data/demo/v1-inference.yaml").read_bytes()
+    small = (HERE.parent / "sdbatch/data/demo/v1-inference.yaml").read_bytes()
     (root.configs / "stable-diffusion/v1-inference.yaml").write_bytes(small)
     visitor = Visitor(root)
     html = visitor.get("/new").text

@@ -291,7 +291,7 @@ def breaking_once(mark: Path) -> str:
     return f"""
 import torch
 from pathlib import Path
-from sdbatch.engine import renderer
+from sdbatch.renderer import renderer
 draw, mark = renderer.draw, Path({str(mark)!r})
 def breaking(model, *arguments):
     if not mark.exists():

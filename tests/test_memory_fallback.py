@@ -266,7 +266,7 @@ LIMITED = f"""
 import sys
 sys.path.insert(0, {str(HERE)!r})
 from small_memory import SmallMemory
-from sdbatch.engine import renderer
+from sdbatch.renderer import renderer
 draw = renderer.draw
 def limited(*arguments):
     with SmallMemory(1 << 20):

@@ -70,7 +70,10 @@ def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
     assert (root.inbox / "truck.yaml").exists()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/reliability.md", "benchmarks/README.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/operations.md", "docs/reliability.md"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "benchmarks/README.md"])
 def test_every_picture_and_page_that_is_linked_is_there(page: str) -> None:
     path = PROJECT / page
     text = path.read_text()
@@ -94,7 +97,7 @@ def test_what_lands_in_done_is_what_the_readme_lists(tmp_path: Path) -> None:
     drop_job(root, "truck.yaml", "from_file: p.txt\nH: 64\nW: 64\n")
     drop_job(root, "p.txt", "a\n")
     run_sdbatch("serve", "--root", root.path, "--drain", env=FAKE)
-    table = README.split("What lands in")[1].split("The same pictures lie")[0]
+    table = README.split("A finished job lies in")[1].split("The same pictures are")[0]
     listed = set(re.findall(r"^\| `([^`/]+)", table, re.MULTILINE))
     assert {path.name for path in only(root.done).iterdir()} == listed
 
@@ -157,3 +160,18 @@ def test_the_reliability_page_names_tests_that_are_there() -> None:
     assert len(named) > 60
     for file, test in named:
         assert f"def {test}(" in (PROJECT / "tests" / file).read_text(), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_files_that_newcomers_are_sent_to_are_there(page: str) -> None:
+    named = set(re.findall(r"`([\w/.-]+\.(?:py|md|json|yaml|toml))`", (PROJECT / page).read_text()))
+    assert len(named) > 10
+    lacking = [file for file in named if not any((PROJECT / above / file).exists() for above in ("", "sdbatch"))]
+    assert set(lacking) <= {"jobs/status.json"}, "which the service writes"
+
+
+def test_contributors_are_told_of_make_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    said = set(re.findall(r"^make ([a-z-]+)", (PROJECT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    assert said
+    assert said <= targets

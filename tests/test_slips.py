@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from test_job_reader import outcome, read_error, read_job
+from test_job_reader import outcome, read, read_error, read_job
 
 # Prompts that mean something else to YAML
 
@@ -242,6 +242,17 @@ def test_of_a_lora_the_weight_may_be_null() -> None:
         ("iVBORw0KGgo" * 500, "is a picture's own bytes"),
         (r"\\server\share\x.png", "is a share of another machine; name it from the root, such as "),
         ("//server/share/x.png", "is a share of another machine"),
+        ("user@host:/data/x.png", "is a share of another machine"),
+        ("http:/example.org/x.png", "is an address, and nothing is fetched"),
+        ("blob:https://example.org/1", "is an address, and nothing is fetched"),
+        ("www.example.org/x.png", "is an address, and nothing is fetched"),
+        ("nas:/export/x.png", "is an address, and nothing is fetched"),
+        ("$(pwd)/x.png", "has a variable in it, and none is filled in"),
+        ("a/$HOME/x.png", "has a variable in it, and none is filled in"),
+        ('"x.png"', "has quotes, a line break or invisible signs around it; write x.png"),
+        ("'out/x.png'", "has quotes, a line break or invisible signs around it; write out/x.png"),
+        ("x.png\n", "has quotes, a line break or invisible signs around it; write x.png"),
+        ("\u202aC:/x.png", "has quotes, a line break or invisible signs around it; write C:/x.png"),
     ],
 )  # fmt: skip
 def test_a_path_of_elsewhere_is_refused_with_the_right_form(field: str, path: str, told: str) -> None:
@@ -260,6 +271,88 @@ def test_the_right_form_of_an_output_folder_lies_in_outputs() -> None:
     assert read_error("prompt: a\nloras: [{file: '~/x'}]").startswith('line 2: loras: entry 1: file: "~/x" is a home')
 
 
-@pytest.mark.parametrize("path", ["outputs/a b", "ab:c", "~x.png", "x~", "ca$h.png", "a=b", "50%", "数.png", "a.b/c"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "outputs/a b",
+        "ab:c",
+        "~x.png",
+        "x~",
+        "ca$h.png",
+        "a=b",
+        "50%",
+        "数.png",
+        "a.b/c",
+        '"a" b',
+        "a`b",
+        "👩\u200d🚀.png",
+        "a/10:30/b",
+        "run-10:30/x",
+    ],
+)
 def test_names_that_only_look_odd_are_taken(path: str) -> None:
     assert read_job(json.dumps({"prompt": "a", "outdir": path, "from_file": path}), "job.json").outdir == path
+
+
+# What is read otherwise than it was meant
+
+
+def test_fields_that_stand_apart_are_no_job_without_them() -> None:
+    """The first line alone was drawn once, with another seed than the one below it."""
+    told = "line 2: this is no part of the job above; begin all its fields in the same column"
+    assert read_error("  prompt: a\nseed: 5\n").startswith(told)
+    assert read_error("{prompt: a}\nseed: 5\n").startswith(told)
+    assert outcome("prompt: a\n---\n  prompt: b\nseed: 5\n") == ["a", "error"]
+    assert outcome("prompt: a\n...\nprompt: b\n") == ["a", "error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prompt: a\n  seed: 5\n", "line 2: seed: stands further right than the field above"),
+        ("H: 64\nprompt: a cat\n    seed: 5\nW: 64\n", "line 3: seed: stands further right than the field above"),
+        ("prompt: a cat\nand a dog\nseed: 5\n", 'line 2: "and a dog" has no colon'),
+        ("prompt: |\na cat\nseed: 5\n", 'line 2: "a cat" has no colon'),
+        ("prompt: a\nseed 5\n", 'line 2: "seed 5" has no colon'),
+        ("seed 5\nprompt: a\n", 'line 1: "seed 5" has no colon'),
+        ("prompt a cat\n", "line 1: a job is fields and values, such as `prompt: a blue truck`; a colon is"),
+        ('"prompt": "a cat",\n"seed": 5\n', 'line 1: prompt: a comma stands behind it; write "prompt": "a cat"'),
+        ("H: 64\nprompt: 'a cat',\nseed: 5\n", "line 2: prompt: a comma stands behind it; write prompt: 'a cat'"),
+        ("```yaml\nprompt: a\n```\n", "line 1: ``` is none of YAML"),
+        ("prompt: a\n```\n", "line 2: ``` is none of YAML"),
+        ("prompt: 'a cat's hat'\n", 'line 1: prompt: put the prompt in quotes: prompt: "a cat\'s hat"'),
+        ("prompt: 'a', 'b'\n", "line 1: prompt: put the prompt in quotes: prompt: \"'a', 'b'\""),
+    ],
+)  # fmt: skip
+def test_a_line_beside_the_others_is_told_for_what_it_is(text: str, told: str) -> None:
+    assert read_error(text).startswith(told)
+
+
+@pytest.mark.parametrize("value", ["5,", "5;", "\uff15", "\uff15\uff0c"])
+def test_the_number_that_was_meant_is_shown(value: str) -> None:
+    assert read_error(f"prompt: a\nseed: {value}\n").endswith("; write 5")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('```json\n{"prompt": "a"}\n```', "line 1, column 1: this is not valid JSON: ``` is none of JSON"),
+        ('{"prompt": "say "hi" cat"}', "line 1, column 18: this is not valid JSON: a quote inside a text"),
+        ('{"prompt": "a",, "seed": 5}', "line 1, column 16: this is not valid JSON: a comma too many; take it out"),
+        ('{"prompt": "a"; "seed": 5}', "line 1, column 15: this is not valid JSON: write a comma, not ;"),
+        ('{"prompt" = "a"}', "line 1, column 11: this is not valid JSON: write a colon, not ="),
+        ('{"prompt": "a", "scale": .5}', "line 1, column 26: this is not valid JSON: a number begins with a digit"),
+        ('{"prompt": "a", "seed": }', "line 1, column 25: this is not valid JSON: a value is missing before it"),
+    ],
+)  # fmt: skip
+def test_more_slips_in_json_are_named(text: str, told: str) -> None:
+    assert read_error(text, "job.json").startswith(told)
+
+
+def test_curly_quotes_around_a_text_are_told_to_be_part_of_it() -> None:
+    (entry,) = read("seed: 5\nprompt: \u201ca cat\u201d\nname: a \u201ccat\u201d\n")
+    assert entry.job is not None
+    assert entry.job.prompt == "\u201ca cat\u201d"
+    assert entry.notes == (
+        "line 2: prompt: the curly quotes \u201c \u201d are drawn as part of it; straight ones are not",
+    )

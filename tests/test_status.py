@@ -207,7 +207,7 @@ def test_a_file_that_holds_nothing_is_told_until_it_does(start: Start, root: Roo
     service = start()
     drain(service, clock)
     service.run_once(clock)
-    assert "taken when there is something in it: empty.yaml" in shown(root, clock)
+    assert "still empty, and taken when something is in it: empty.yaml" in shown(root, clock)
     assert "queue: empty" in shown(root, clock)
     drop_job(root, "empty.yaml", "prompt: a\n" + SMALL)
     clock.sleep(6)

@@ -32,7 +32,7 @@ AXE = (HERE / "browser" / "axe.min.js").read_text()
 SIZES = {"desktop": (1200, 850), "phone": (390, 844)}
 SECONDS = 120_000  # for a job to be drawn, in milliseconds: the machine may be busy
 expect.set_options(timeout=SECONDS)  # five seconds, unless said, are few on a machine that has other work
-STEPS = "200"  # some seconds, so that a page that asks every two of them sees the job in work
+STEPS = "100"  # some seconds, so that a page that asks every two of them sees the job in work
 BEFORE = [
     "a red apple on a blue background",
     "a yellow banana on a white background",
@@ -237,7 +237,10 @@ def test_the_whole_story(page: Page, site: Site, size: str, theme: str) -> None:
     expect(page.get_by_role("heading", name=f"a panda on a blue background, {fruit}")).to_be_visible()
 
 
-@pytest.mark.parametrize("language", ["English", "中文"])
+@pytest.mark.parametrize(
+    ("look", "language"),
+    [("desktop-light", "English"), ("phone-dark", "English"), ("phone-dark", "中文")],
+)
 def test_all_four_views_can_be_used_by_everybody(page: Page, site: Site, size: str, theme: str, language: str) -> None:
     page.goto("/")
     if language != "English":
@@ -354,6 +357,20 @@ def test_typing_leaves_one_entry_to_go_back_over(page: Page, site: Site, size: s
     expect(page).to_have_url(re.compile("words=banana"))
     page.go_back()
     expect(page).to_have_url(f"{site.address}/")
+
+
+@pytest.mark.parametrize("look", ["phone-dark"])
+def test_buttons_leave_a_failure_room_on_a_phone(page: Page, site: Site, size: str, theme: str) -> None:
+    """A failed job of a file of several has two buttons: its reason stays readable beside or above them."""
+    (site.root / "jobs" / "inbox" / "several.yaml").write_text("promt: a fox\n---\npromt: a cat\n")
+    page.goto("/")
+    row = page.locator("li", has_text="several.yaml").first
+    expect(row.get_by_role("button")).to_have_count(2)
+    text, whole = row.locator(".text-break").bounding_box(), row.bounding_box()
+    assert text is not None
+    assert whole is not None
+    assert text["width"] > whole["width"] / 2
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @ONE_LOOK

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sdbatch.cli.common import RootOption, app, open_root
+from sdbatch.storage.files import in_words, is_disk_trouble
 
 
 @app.command()
@@ -30,5 +31,11 @@ def prune(
         typer.echo("nothing to remove by the rules of retention:")
     for folder in outdated:
         if apply:
-            retention.remove(place, folder, outputs=settings.retention.outputs)
+            try:
+                retention.remove(place, folder, outputs=settings.retention.outputs)
+            except OSError as error:
+                if is_disk_trouble(error):
+                    raise
+                typer.echo(f"can't remove {place.show(folder)}: {in_words(error)}", err=True)
+                continue
         typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")

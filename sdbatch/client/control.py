@@ -89,7 +89,19 @@ def retry(root: Root, name: str) -> str:
 def retry_all(root: Root) -> list[str]:
     """The same with all that failed; what was cancelled stays."""
     root.require(root.inbox)
-    return [retry(root, folder.name) for folder in sorted(root.failed.iterdir()) if _has_failed(folder)]
+    return [_retried(root, folder) for folder in sorted(root.failed.iterdir()) if _has_failed(folder)]
+
+
+def _retried(root: Root, folder: Path) -> str:
+    """A folder that is in disorder keeps none of the others from its turn."""
+    try:
+        return retry(root, folder.name)
+    except JobError as error:
+        return f"{folder.name} stays: {error}"
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
+        return f"{folder.name} stays: {files.in_words(error)}"
 
 
 def prioritize(root: Root, name: str) -> str:
@@ -125,9 +137,10 @@ def _prioritize_claimed(root: Root, name: str, claimed: list[Path]) -> str:
 
 def _has_failed(folder: Path) -> bool:
     try:
-        return (folder / ERROR).read_text(encoding="utf-8", errors="replace").strip() != Cancelled.TEXT
+        said = files.read_regular(folder / ERROR, len(Cancelled.TEXT) + 100)
     except OSError:
         return False
+    return said is not None and said.decode("utf-8", "replace").strip() != Cancelled.TEXT
 
 
 def _delete(root: Root, waiting: Path) -> str:

@@ -1,8 +1,9 @@
-"""Text as what it is found by: pieces of it, cut alike from a prompt and from the words that are looked for.
+"""Cut text into the pieces that it is searched by. Prompts and the words of a search are cut in the same way.
 
-Where words stand apart, the pieces are how each begins: "truck" is found by t, tr, tru and so on. Where they don't,
-as in Chinese, they are every one, two and three characters in a row: 一只可爱的猫 by 猫, by 可爱 and by 爱的猫.
-SQLite's own trigrams find nothing of two characters, as most Chinese words are, and make a rare English word of
+Where spaces divide words, the pieces are the beginnings of each word: "truck" is found by t, tr, tru and so on.
+Where none do, as in Chinese, the pieces are all runs of one, two or three characters: 一只可爱的猫 is found by 猫,
+by 可爱 and by 爱的猫.
+SQLite's own trigrams can't find two characters, which most Chinese words have, and cut a rare English word into
 frequent pieces.
 """
 

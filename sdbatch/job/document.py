@@ -75,15 +75,32 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | Job
     source = slips.lines_of(text)
     try:
         events = _events(text)
-        for event in events:
-            if isinstance(event, DocumentStartEvent):
-                yield from _Builder(events, source, texts).documents()
+        event = next(events, None)
+        while event is not None:
+            documents = [*_Builder(events, source, texts).documents()] if isinstance(event, DocumentStartEvent) else []
+            try:
+                event = next(events, None)
+            except yaml.MarkedYAMLError as error:
+                if documents and (line := _goes_on(source, error)):
+                    yield JobError(f"line {line}: {_APART}")
+                    return
+                yield from documents
+                raise
+            yield from documents
     except JobError as error:
         yield error
     except yaml.MarkedYAMLError as error:
         yield JobError(_not_yaml(source, error, texts))
     except yaml.YAMLError as error:
         yield JobError(f"this is not valid YAML: {getattr(error, 'reason', 'unreadable characters')}")
+
+
+def _goes_on(source: list[str], error: yaml.MarkedYAMLError) -> int:
+    """The line at which somebody meant to go on with the job of a document that just ended; 0 where none did."""
+    mark = error.problem_mark
+    if mark is None or "<document start>" not in str(error.problem):
+        return 0
+    return 0 if any(line.startswith("...") for line in source[: mark.line]) else mark.line + 1
 
 
 def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[str]) -> str:
@@ -97,6 +114,8 @@ def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[
     # Where a value or a name has no end, it is the line where it began.
     began = [context.line] if context and "while parsing a block" not in (error.context or "") else []
     if slip := slips.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
+        return f"line {slip[0] + 1}: {slip[1]}"
+    if slip := slips.beside_the_others(source, context.line if context else mark.line, mark.line, problem):
         return f"line {slip[0] + 1}: {slip[1]}"
     return f"line {mark.line + 1}, column {mark.column + 1}: this is not valid YAML: {problem}"
 
@@ -268,6 +287,7 @@ def _margin(line: str) -> int:
 
 
 _NESTED = f"nested more than {MAX_DEPTH} deep; a job is flat: fields and values"
+_APART = "this is no part of the job above; begin all its fields in the same column, and part jobs by a line with ---"
 _UNREAD = "what comes behind it was not read"
 _TAGS = "tags (!...) are not allowed here; write a plain value"
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import unicodedata
 from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
@@ -127,7 +128,7 @@ def _meant(text: str, info: FieldInfo) -> str:
         return ""
     if text in _NOTHING:
         return "to leave it at its default take the line out"
-    bare = slips.plain_spaces(text).strip("\u201c\u201d\u2018\u2019'\" ")
+    bare = unicodedata.normalize("NFKC", slips.plain_spaces(text)).rstrip(",;").strip("\u201c\u201d\u2018\u2019'\" ")
     if info.annotation is bool:
         return f"take the quotes off: {bare.lower()}" if bare.lower() in {"true", "false"} else ""
     number = bare.replace(",", ".") if bare.count(",") == 1 and "." not in bare else bare

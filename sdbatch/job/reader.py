@@ -94,8 +94,10 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
     values = document.value
     if not isinstance(values, dict):
         text = f"line {document.line}: a job is fields and values, such as `prompt: a blue truck`"
-        slip = slips.in_yaml([document.sources.get((), "")], [0], _TEXTS)
-        return Parsed(error=JobError(f"{file_name}: {text}{f'; {slip[1]}' if slip else ''}"))
+        source = document.sources.get((), "")
+        slip = slips.in_yaml([source], [0], _TEXTS)
+        said = slip[1] if slip else slips.without_colon(source, _KNOWN)
+        return Parsed(error=JobError(f"{file_name}: {text}{'; ' if said else ''}{said}"))
     try:
         if "sdbatch_manifest" not in values:
             written = _Written(values, document, (), defaults)
@@ -185,6 +187,9 @@ class _Written:
                 is_its_own = at == path and name in _TEXTS and name in self.fields
                 if is_its_own or (name == "loras" and len(at) > len(path) > 0 and at[: len(path)] == path):
                     yield f"line {self.document.lines.get(at, self.start)}: {name}: {_cut(comment)}"
+        for name in filter(_TEXTS.__contains__, self.fields):
+            if said := slips.in_curly_quotes(self.fields[name]):
+                yield f"{self._where(name)}{name}: {said}"
         if self.is_idle_strength:
             yield f"{self._where('strength')}strength: has no effect without init_img"
         if self.fields.get("laion400m") is True:
@@ -272,7 +277,9 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
 
 def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
     """That there is no such field; and the right one, or that there is none, where other programs have it."""
-    meant = foreign.same_field(name) or ("" if foreign.why_not(name) else likely(slips.plain_spaces(name), _KNOWN))
+    meant = foreign.same_field(name)
+    if not meant and not foreign.why_not(name):
+        meant = likely(slips.plain_spaces(name), _KNOWN) or foreign.misspelt(name)
     if kind is Img2Img and meant in NOT_FOR_IMG2IMG:
         return no_such("field", NOT_FOR_IMG2IMG[meant])
     if meant:

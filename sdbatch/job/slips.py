@@ -19,6 +19,10 @@ _PAIR = re.compile(rf"{_ITEM}{_NAME}\s*:[ \t]+(?P<value>\S.*)")
 _GLUED = re.compile(rf"{_ITEM}{_NAME}:(?!//)(?P<value>\S.*)")
 _EQUALS = re.compile(rf"{_ITEM}{_NAME}\s*=\s*(?P<value>\S.*)")
 _WIDE = re.compile(rf"{_ITEM}[\"']?{_NAME}[\"']?\s*[\uff1a\ufe55]\s*(?P<value>.*)")
+_QUOTED_AND_COMMA = re.compile(
+    rf"{_ITEM}(?P<pair>[\"']?{_NAME}[\"']?\s*:\s*(?:\"(?:[^\"\\]|\\.)*\"|'(?:[^']|'')*'))\s*,"
+)
+_APOSTROPHES = re.compile(r"'(?:[^']|(?<=\w)'(?=\w))*'")
 _INVISIBLE = {
     "\xa0": "a non-breaking space",
     "\u202f": "a narrow non-breaking space",
@@ -34,6 +38,16 @@ _INVISIBLE = {
 _INVISIBLES = re.compile(f"[{''.join(_INVISIBLE)}]")
 _CURLY = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\xab\xbb\uff02\uff07"
 _WIDE_IN_JSON = dict(zip("\uff1a\uff0c\uff5b\uff5d\uff3b\uff3d", ":,{}[]", strict=True))
+_OTHER_SIGNS = {
+    ",": "a comma too many; take it out",
+    "}": "a value is missing before it, or it is one too many",
+    "]": "a value is missing before it, or it is one too many",
+    ";": "write a comma, not ;",
+    "=": "write a colon, not =",
+    ".": "a number begins with a digit: 0.5",
+    "+": "a number begins with a digit; take the + out",
+    "`": 'JSON wants double quotes, "like this"',
+}
 _WORDS = {"True": "true", "False": "false", "None": "null", "TRUE": "true", "FALSE": "false", "NULL": "null"}
 
 
@@ -67,7 +81,9 @@ def in_quotes(line: str) -> str:
     if not found or _is_one_text(found["value"]):
         return ""
     value = found["value"]
-    if "\\" in value and len(value) > 1 and value[0] == value[-1] == '"':
+    if _APOSTROPHES.fullmatch(value):
+        value = value[1:-1]  # 'a cat's hat': the outer ones were meant as quotes
+    elif "\\" in value and len(value) > 1 and value[0] == value[-1] == '"':
         value = value[1:-1]  # an escape that is none; the quotes were meant as such
     elif value[0] == '"' and '"' not in value[1:]:
         value = value[1:]  # the closing one is missing
@@ -89,20 +105,59 @@ def asks_for_quotes(line: str, texts: Collection[str]) -> str:
 def _slip(line: str, texts: Collection[str]) -> str:
     """What is wrong with a line of YAML, by its field where it has one."""
     line = line.rstrip()
-    start = line[: len(line) - len(line.lstrip())]
-    if "\t" in start:
+    if said := _foreign_sign(line):
+        return said
+    for pattern, what in (
+        (_QUOTED_AND_COMMA, "a comma stands behind it"),
+        (_GLUED, "a blank is missing behind the colon"),
+        (_EQUALS, "a colon and a blank, not ="),
+    ):
+        if found := pattern.fullmatch(line):
+            pair = found["pair"] if pattern is _QUOTED_AND_COMMA else f"{found['name']}: {found['value']}"
+            return f"{found['name']}: {what}; write {_shown(pair)}"
+    if said := asks_for_quotes(line, texts):
+        return f"{said.split(' ', 3)[2]}: {said}"
+    return ""
+
+
+def _foreign_sign(line: str) -> str:
+    """What is to be said of a sign that YAML takes for something else."""
+    if line.lstrip().startswith("```"):
+        return "``` is none of YAML; take the lines with ``` out"
+    if "\t" in line[: len(line) - len(line.lstrip())]:
         return "a tab stands at the start of the line; YAML wants blanks there"
     if found := _WIDE.fullmatch(line):
         return f"{found['name']}: a full-width colon; write {_shown(found['name'] + ': ' + found['value'])}"
     head = re.match(r"[^:]*:?.", line)
     if head and (what := invisible(head[0])):
         return f"{what} stands where a blank should be; write {_shown(plain_spaces(line))}"
-    for pattern, what in ((_GLUED, "a blank is missing behind the colon"), (_EQUALS, "a colon and a blank, not =")):
-        if found := pattern.fullmatch(line):
-            return f"{found['name']}: {what}; write {_shown(found['name'] + ': ' + found['value'])}"
-    if said := asks_for_quotes(line, texts):
-        return f"{said.split(' ', 3)[2]}: {said}"
     return ""
+
+
+def beside_the_others(lines: Sequence[str], began: int, at: int, problem: str) -> tuple[int, str] | None:
+    """A line of YAML that is no field, or that is further right than the fields above, and what to say of it."""
+    for number in (began, at - 1) if "':'" in problem else (at - 1,) if "mapping values" in problem else ():
+        if 0 <= number < len(lines) and (text := lines[number].strip()) and ":" not in text and text[0] not in "#-.{[":
+            said = "has no colon; write a field as `name: value`, and indent a line that goes on with the text above"
+            return number, f'"{printable(text[:60])}" {said}'
+    found = _PAIR.fullmatch(lines[at].rstrip()) if at < len(lines) else None
+    if found and found["start"].isspace() and "mapping values" in problem:
+        said = "stands further right than the field above, and so counts as its text; begin it in the same column"
+        return at, f"{found['name']}: {said}, or put the whole text in quotes"
+    return None
+
+
+def without_colon(line: str, fields: Collection[str]) -> str:
+    """What to say of a line such as `prompt a cat`; empty where it begins with no field's name."""
+    name, _, value = line.strip().partition(" ")
+    return f"a colon is missing; write {_shown(f'{name}: {value.strip()}')}" if value and name in fields else ""
+
+
+def in_curly_quotes(text: object) -> str:
+    """What to say of a text that stands in curly quotes: to YAML these are letters of it; empty elsewhere."""
+    if not isinstance(text, str) or len(text) < 2 or text[0] not in _CURLY or text[-1] not in _CURLY:
+        return ""
+    return f"the curly quotes {text[0]} {text[-1]} are drawn as part of it; straight ones are not"
 
 
 def _is_one_text(value: str) -> bool:
@@ -136,6 +191,8 @@ def in_json(text: str, at: int, problem: str) -> tuple[int, str] | None:
 def _stray(rest: str) -> str:
     """What is to be said of a sign that JSON has not."""
     here = rest[0]
+    if rest.startswith("```"):
+        return "``` is none of JSON; take the lines with ``` out"
     if rest.startswith(("//", "/*", "#")):
         return "JSON has no comments; take it out, or name the file .yaml and begin it with #"
     if here == "'":
@@ -145,12 +202,14 @@ def _stray(rest: str) -> str:
     if here in _WIDE_IN_JSON:
         return f"a full-width {here}; write {_WIDE_IN_JSON[here]}"
     what = invisible(here)
-    return f"{what}; write a blank" if what else ""
+    return f"{what}; write a blank" if what else _OTHER_SIGNS.get(here, "")
 
 
 def _bare_word(word: str, before: str) -> str:
     if word in _WORDS:
         return f"write {_WORDS[word]}, not {word}"
+    if before.endswith('"') and not word[0].isdigit():
+        return r"a quote inside a text is written \""
     if before.endswith(("{", ",")) and not word[0].isdigit():
         return f'put the name in double quotes: "{printable(word[:40])}"'
     return "text goes in double quotes" if before.endswith((":", "[")) and not word[0].isdigit() else ""
@@ -161,7 +220,7 @@ def _in_a_string(problem: str) -> str:
     if "Invalid control character" in problem:
         return r"text in JSON stands on one line; write \n for a line break, \t for a tab"
     if "escape" in problem:
-        return "a backslash starts an escape in JSON; in a path write / instead"
+        return r"a backslash starts an escape in JSON; in a path write / instead, in a text \\"
     if "Unterminated" in problem:
         return "the quote that ends this text is missing"
     return ""

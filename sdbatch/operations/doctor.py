@@ -227,7 +227,7 @@ def _ask_the_group(root: Root) -> str:
 def _units() -> Iterator[Finding]:
     """What systemd says of units named sdbatch, the system's and the user's."""
     if not (SYSTEMD_RUNS.is_dir() and shutil.which("systemctl")):
-        yield ok("unit", "there is no systemd here; whatever starts `sdbatch serve` has to be asked itself")
+        yield ok("unit", "there is no systemd here, so something else has to start `sdbatch serve`")
         return
     found = False
     for scope in ((), ("--user",)):

@@ -90,8 +90,8 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
         parts.append(_BarLine(job) if with_bar else _text(f"  {_pictures(job)}"))
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
-        parts.append(_text(f"taken when there is something in it: {', '.join(facts['empty'])}"))
-    parts += _unmovable(facts.get("unmovable"))
+        parts.append(_text(f"still empty, and taken when something is in it: {', '.join(facts['empty'])}"))
+    parts += _unmovable(facts.get("unmovable"), facts.get("unmovable_count"))
     if facts["failures"]:
         parts += [Text(), _text("failed last", "bold"), *_failures(facts["failures"], now)]
     return Group(*parts)
@@ -147,13 +147,14 @@ def _queue(queue: Facts) -> Iterator[Text]:
         yield _text(f"      and {total - len(shown)} more")
 
 
-def _unmovable(names: object) -> Iterator[Text]:
+def _unmovable(names: object, count: object) -> Iterator[Text]:
     """Files in the inbox that the service can't take."""
     told = list(names.items()) if isinstance(names, dict) else []
+    total = max(len(told), int(_number(count)))
     for name, why in told[:REASON_LINES]:
         yield _text(f"stays in the inbox: {name}: {why}", "red")
-    if len(told) > REASON_LINES:
-        yield _text(f"      and {len(told) - REASON_LINES} more", "red")
+    if total > REASON_LINES:
+        yield _text(f"      and {total - REASON_LINES} more", "red")
 
 
 def _failures(failures: list[Facts], now: datetime) -> Iterator[Text]:

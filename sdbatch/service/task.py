@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from sdbatch.job.parameters import AnyJob, count_pictures
 from sdbatch.spool.inputs import Staged
 from sdbatch.spool.publish import Names
 from sdbatch.spool.spool import Claim
-from sdbatch.storage.root import Root
+from sdbatch.storage import files
+from sdbatch.storage.root import LORA_CONFIG, MOST_FOLDERS, Root
 from sdbatch.telemetry.progress import ProgressEstimate
 
 SHORT_PROMPT = 100
@@ -52,7 +54,9 @@ class Task:
     def origin(self) -> str:
         """A digest of all that its pictures come from: one that was begun goes on only with the same."""
         fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
+        strengths = (path.with_name(LORA_CONFIG) for path in self.loras)
         weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
+        weights += [path for path in strengths if path.is_file()]
         looks = [_glance(path) for path in weights]
         told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
@@ -192,10 +196,14 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
 
 
 def _glance(path: Path) -> str:
-    """What tells one file of weights from another at once: its size, its head and its end.
+    """What tells one file of weights from another at once: its size, its head, its end; of a folder all its files'.
 
     Not its place or time: a root may be moved, or come back from a back-up.
     """
+    if path.is_dir():
+        parts = [part for part in islice(files.below(path), MOST_FOLDERS) if part.is_file()]
+        looks = [f"{part.relative_to(path)} {_glance(part)}" for part in parts]
+        return hashlib.sha256("\n".join(looks).encode("utf-8", "surrogateescape")).hexdigest()
     if not path.is_file():
         return path.name
     with path.open("rb") as file:

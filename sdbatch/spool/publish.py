@@ -133,5 +133,5 @@ def _write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str])
         if not path.exists():
             files.write_atomically(path, data)
             return
-        if not path.is_file() or path.read_bytes() == data:
-            return  # somebody's folder or pipe of that name: the manifest has it all
+        if files.read_regular(path, len(data) + 1) in (None, data):
+            return  # somebody's folder, pipe or link of that name: the manifest has it all

@@ -34,7 +34,7 @@ Facts = dict[str, Any]
 # What programs find in any case, in the order of status.json.
 _KEYS = (
     *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
-    *("queue", "passed_over", "unmovable", "failures", "done", "failed", "job", "updated_at"),
+    *("queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed", "job", "updated_at"),
 )
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,18 @@ from safetensors import SafetensorError, safe_open
 from sdbatch.errors import JobError
 from sdbatch.renderer.weights.checkpoint import is_safetensors
 from sdbatch.storage import files
+from sdbatch.storage.root import LORA_CONFIG
 
-NAME = "adapter_config.json"
 MOST_BYTES = 1 << 20
 KINDS = ("LORA", "LOHA", "LOKR", "IA3")
+ALPHAS = ("lora_alpha", "alpha")
 # They leave the base model's weights changed, and the LoRA is what is missing to that.
-_SPLIT = ("pissa", "olora", "corda", "loftq")
+_SPLIT = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Of a regular expression what can't run for long: no group is repeated, and little else is.
+_SAFE = re.compile(r"\^?(?:(?:[\w-]|\\[.dw]|\.|\[[\w-]+\])[*+?]?|\((?:\?:)?[\w.|*\\-]+\)\??)+\$?")
+_REPEATED = re.compile(r"(?<!\\)[*+]")
+MOST_REPEATED, MOST_LETTERS = 2, 200
+Ending = str | re.Pattern[str]  # of the names of layers
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class Strength:
     alpha: float | None = None
     rank: int = 0
     is_stable: bool = False
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: "Mapping[Ending, float]" = field(default_factory=dict)
+    ranks: "Mapping[Ending, int]" = field(default_factory=dict)
     feedforward: tuple[str, ...] = ()
 
     def scale(self, layer: str, rank: int | None) -> float:
@@ -60,16 +67,23 @@ def beside(path: Path) -> Strength | None:
         JobError: it can't be read, or is of a kind that can't be put on.
     """
     try:
-        said: Any = json.loads(files.read_file(path.parent / NAME, MOST_BYTES))
+        said: Any = json.loads(files.read_file(path.parent / LORA_CONFIG, MOST_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise JobError(f"loras: {NAME} beside {path.name} can't be read: {error.strerror}") from error
+        raise JobError(f"loras: {LORA_CONFIG} beside {path.name} can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise JobError(f"loras: {NAME} beside {path.name} is damaged; copy it again") from error
-    return _strength(path, "", said if isinstance(said, dict) else {}, NAME)
+        raise JobError(f"loras: {LORA_CONFIG} beside {path.name} is damaged; copy it again") from error
+    said = said if isinstance(said, dict) else {}
+    strength = _strength(path, "", said, LORA_CONFIG)
+    if strength.alpha is None and said.get("peft_type") != "IA3":
+        raise JobError(
+            f"loras: {LORA_CONFIG} beside {path.name} does not say how strong it is: there is no lora_alpha in it; "
+            "lay the one there that PEFT saved with it"
+        )
+    return strength
 
 
 def in_header(path: Path) -> list[Strength]:
@@ -104,15 +118,18 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
     try:
         return Strength(
             prefix=prefix,
-            alpha=_number(told["lora_alpha" if "lora_alpha" in told else "alpha"])
-            if told.keys() & {"lora_alpha", "alpha"}
-            else None,
+            alpha=next((_number(told[name]) for name in ALPHAS if name in told), None),
             rank=int(_number(told.get("r") or 0)),
             is_stable=bool(told.get("use_rslora")),
-            alphas={_end(key): _number(value) for key, value in (told.get("alpha_pattern") or {}).items()},
-            ranks={_end(key): int(_number(value)) for key, value in (told.get("rank_pattern") or {}).items()},
+            alphas={_ending(key): _number(value) for key, value in (told.get("alpha_pattern") or {}).items()},
+            ranks={_ending(key): int(_number(value)) for key, value in (told.get("rank_pattern") or {}).items()},
             feedforward=_ends(told.get("feedforward_modules") or ()),
         )
+    except _TooFreeError as error:
+        raise JobError(
+            f"loras: {where} of {path.name} has the pattern {error}, which could take long to match; "
+            "name the layers in alpha_pattern and rank_pattern"
+        ) from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise JobError(f"loras: {where} of {path.name} is damaged ({str(error)[:80]}); copy it again") from error
 
@@ -127,21 +144,45 @@ def _ends(named: Any) -> tuple[str, ...]:
     return (_end(named),) if isinstance(named, str) else tuple(map(_end, named))
 
 
+class _TooFreeError(Exception):
+    """A regular expression that anybody could make run for ever."""
+
+
+def _ending(pattern: str) -> Ending:
+    """What PEFT takes for an expression: in nearly all files the end of a name, which is compared at once.
+
+    Raises:
+        _TooFreeError: it is not of the few forms that surely end.
+    """
+    with suppress(_TooFreeError):
+        return _end(pattern)
+    is_safe = len(pattern) <= MOST_LETTERS and len(_REPEATED.findall(pattern)) <= MOST_REPEATED
+    if not is_safe or not _SAFE.fullmatch(pattern):
+        raise _TooFreeError(pattern[:40])
+    try:
+        return re.compile(rf"(?:.*\.)?(?:{pattern})$")
+    except re.error as error:
+        raise _TooFreeError(pattern[:40]) from error
+
+
 def _end(pattern: str) -> str:
     """The end of a layer's name that a pattern stands for; `^` before it makes it the whole name.
 
     Raises:
-        ValueError: it is a regular expression, which anybody could make run for ever.
+        _TooFreeError: it is more than a name.
     """
     plain = re.sub(r"\\\.", ".", pattern)
     if not re.fullmatch(r"\^?(\(\.\*\\?\.\)\?)?[\w.-]+\$?", plain):
-        raise ValueError(f"{pattern[:40]} is a pattern, not a name")
+        raise _TooFreeError(pattern[:40])
     return re.sub(r"^(\^?)\(\.\*\.\)\?", r"\1", plain).removesuffix("$")
 
 
-def _of(patterns: Mapping[str, Any], layer: str, else_: Any) -> Any:
+def _of(patterns: Mapping[Ending, Any], layer: str, else_: Any) -> Any:
     """The first that fits, as PEFT looks for it."""
     for end, value in patterns.items():
-        if layer == end.removeprefix("^") or (not end.startswith("^") and layer.endswith(f".{end}")):
+        if isinstance(end, re.Pattern):
+            if len(layer) <= MOST_LETTERS and end.match(layer):
+                return value
+        elif layer == end.removeprefix("^") or (not end.startswith("^") and layer.endswith(f".{end}")):
             return value
     return else_

@@ -22,6 +22,7 @@ from sdbatch.renderer.models import names
 from sdbatch.renderer.models.detection import what_it_is
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.weights.checkpoint import read_weights
+from sdbatch.storage.root import LORA_CONFIG
 
 MOST_TIMES = 64  # what a layer's weight may be made of, in times of its size: a rank beyond its sides is wide already
 SHOWN, SHOWN_LETTERS = 3, 120  # names that an error tells; of each
@@ -64,6 +65,9 @@ _OTHERS = {
     r"\.(a1|a2|b1|b2|c1|c2)\.weight$": "a GLoRA",
     r"lora_(embedding_|E$|E\.)|ranknum|vera_lambda|fourierft_|hra_|\.poly": "of a kind that can't be put on",
     r"lora_[AB](\.\w+)?\.bias$|lora_(up|down)\.bias$": "a LoRA with biases of its own",
+    r"^base_model\.model\.(?!.*lora_).*\.bias$|\.(original_module|modules_to_save)\.": (
+        "a LoRA with whole layers of its own (PEFT: bias, modules_to_save)"
+    ),
 }
 # What stands before a layer's name, by who wrote it. Not the second text encoder's: only SDXL has one.
 _BEFORE = re.compile(
@@ -127,7 +131,11 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
         return
     apart = [(path / part / name, part) for part in NETWORKS for name in FILES if (path / part / name).is_file()]
     if not apart:
-        raise JobError(f"loras: the folder {path.name} holds no LoRA: there is no {' or '.join(FILES[:3:2])} in it")
+        inner = next((part for name in FILES for part in sorted(path.glob(f"*/{name}"))), None)
+        hint = f"; did you mean its folder {inner.parent.name}?" if inner else ""
+        raise JobError(
+            f"loras: the folder {path.name} holds no LoRA: there is no {' or '.join(FILES[:3:2])} in it{hint}"
+        )
     yield from apart
 
 
@@ -188,7 +196,7 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
         own = adapter_config.beside(file)
         if own is None and is_peft and not said and not has_alphas:
             raise JobError(
-                f"loras: {file.name} was saved by PEFT, which keeps how strong it is in {adapter_config.NAME}: lay "
+                f"loras: {file.name} was saved by PEFT, which keeps how strong it is in {LORA_CONFIG}: lay "
                 "that beside it, or name the folder that holds both"
             )
         said += [own] if own else []

@@ -23,7 +23,6 @@ LEFTOVERS = ("layer_structure", "activation_func")  # what a hypernetwork has be
 LOOKED_AT = 512  # bytes that tell what a file is
 SHOWN_LETTERS = 200  # of what a library says: it may quote the file
 
-_COPY = "copy the file itself, whole"
 # What lies in a file's place, by its first bytes.
 _OTHERS = {
     rb"$": "is empty: copy the file itself, whole",
@@ -35,7 +34,9 @@ _OTHERS = {
     rb"\x89HDF": "is a file of TensorFlow (HDF5), which is not read: take one for PyTorch",
     rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": "is a picture, not a file of weights",
     rb"7z\xbc\xaf|Rar!|\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ": "is a packed archive: unpack it first",
-    rb"[\t\r\n\x20-\x7e]{16}": f"is a text, not a file of weights (an error message in its place?): {_COPY}",
+    rb"[\t\r\n\x20-\x7e]{16}": (
+        "is a text, not a file of weights (an error message in its place?): copy the file itself, whole"
+    ),
 }
 
 
@@ -70,7 +71,9 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
         return _read_pickle(path, called, is_zip=head[:2] == b"PK")
     if told := next((told for pattern, told in _OTHERS.items() if re.match(pattern, head, re.DOTALL)), ""):
         raise JobError(f"{called} {told}")
-    raise JobError(f"{called} is neither a .ckpt nor a .safetensors file, or was copied incompletely: {_COPY}")
+    raise JobError(
+        f"{called} is neither a .ckpt nor a .safetensors file, or was copied incompletely: copy the file itself, whole"
+    )
 
 
 def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]:
