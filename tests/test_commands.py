@@ -81,7 +81,7 @@ def test_validate_refuses_the_services_own_files_as_the_service_does(tmp_path: P
         shutil.copy(REFERENCE / "init-203x150.png", place / "p.png")
     (root.path / "job.yaml").write_text("prompt: a\ninit_img: models/p.png\n")
     (tmp_path / "job.yaml").write_text("prompt: a\ninit_img: root/models/p.png\n")
-    for job, where in ((root.path / "job.yaml", "is a file of the service"), (tmp_path / "job.yaml", "not there yet")):
+    for job, where in ((root.path / "job.yaml", "is a file of the service"), (tmp_path / "job.yaml", "there is no")):
         (line,) = check_file(job, root, Limits())
         assert where in line[0]
     (root.path / "job.yaml").write_text("prompt: a\ninit_img: p.png\n")

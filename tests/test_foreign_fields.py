@@ -45,6 +45,16 @@ from sdbatch.job.parameters import Img2Img, Txt2Img
         ("lora", "loras"),
         ("dtype", "precision"),
         ("noise_seed", "seed"),
+        ("n_prompt", "negative_prompt"),
+        ("wdith", "W"),
+        ("heigth", "H"),
+        ("hight", "H"),
+        ("guidence_scale", "scale"),
+        ("denoising_strenght", "strength"),
+        ("num_inference_step", "ddim_steps"),
+        ("sampling_setps", "ddim_steps"),
+        ("output_file", "outdir"),
+        ("picture", "init_img"),
     ],
 )
 def test_the_hint_is_the_field_of_that_meaning(given: str, field: str) -> None:

@@ -1,6 +1,7 @@
 """Which package may import which: a row names all that lies below it. Nothing runs up, and so there is no circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import sdbatch
@@ -41,6 +42,7 @@ MAY_IMPORT = {
         *("renderer", "renderer.models"),
     },
 }
+PACKAGE_ROW = r"^\| `(\w+)/` \| [^|]+ \|([^|]*)\|$"
 TORCH = {"torch", "diffusers", "transformers"}
 
 
@@ -89,6 +91,16 @@ def test_the_table_names_every_package_and_has_no_circle() -> None:
     assert not [
         (name, other) for name, others in MAY_IMPORT.items() for other in others if height[other] > height[name]
     ]
+
+
+def test_the_architecture_page_has_the_same_table() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    told = {name: {*filter(None, may.strip().split(", "))} for name, may in re.findall(PACKAGE_ROW, page, re.MULTILINE)}
+    tops: dict[str, set[str]] = {}
+    for name, others in MAY_IMPORT.items():
+        top = name.partition(".")[0]
+        tops.setdefault(top, set()).update({other.partition(".")[0] for other in others} - {top})
+    assert told == tops
 
 
 def test_nothing_within_a_package_runs_in_a_circle() -> None:

@@ -64,13 +64,16 @@ def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
                 (tmp_path / words[-1]).write_text(ended.stdout)
         ran.append(words[1] if words[0] == "sdbatch" else words[0])
     first = ["make", "make", "init", "cp", "serve", "schema", "validate", "submit", "status", "config"]
-    assert ran == [*first, "history", "show", "restore", "follow-up", "again", "model", "model"]
+    assert ran == [*first, "history", "show", "restore", "follow-up", "rerun", "model", "model"]
     assert len(list(tmp_path.glob("demo/jobs/inbox/*"))) == 2, "the follow-up and the job once more"
     jsonschema.validate(yaml.safe_load(blocks("yaml")[0]), json.loads((tmp_path / "job.schema.json").read_text()))
     assert (root.inbox / "truck.yaml").exists()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/reliability.md", "benchmarks/README.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/operations.md", "docs/reliability.md"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "benchmarks/README.md"])
 def test_every_picture_and_page_that_is_linked_is_there(page: str) -> None:
     path = PROJECT / page
     text = path.read_text()
@@ -157,3 +160,18 @@ def test_the_reliability_page_names_tests_that_are_there() -> None:
     assert len(named) > 60
     for file, test in named:
         assert f"def {test}(" in (PROJECT / "tests" / file).read_text(), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_files_that_newcomers_are_sent_to_are_there(page: str) -> None:
+    named = set(re.findall(r"`([\w/.-]+\.(?:py|md|json|yaml|toml))`", (PROJECT / page).read_text()))
+    assert len(named) > 10
+    lacking = [file for file in named if not any((PROJECT / above / file).exists() for above in ("", "sdbatch"))]
+    assert set(lacking) <= {"jobs/status.json"}, "which the service writes"
+
+
+def test_contributors_are_told_of_make_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    said = set(re.findall(r"^make ([a-z-]+)", (PROJECT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    assert said
+    assert said <= targets

@@ -1,5 +1,6 @@
 """Who may do what to whom, with real accounts: what members of the group lay in a root leads root nowhere."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -28,17 +29,17 @@ COMMANDS: dict[str, list[list[str]]] = {
     "config": [ROOT],
     "pause": [["why", *ROOT]],
     "resume": [ROOT],
-    "bump": [["waiting.yaml", *ROOT]],
+    "prioritize": [["waiting.yaml", *ROOT]],
     "cancel": [[WAITING, *ROOT], ["waiting.yaml", *ROOT]],
     "retry": [[JOB, *ROOT], ["--all-failed", *ROOT]],
-    "clean": [["--apply", *ROOT]],
+    "prune": [["--apply", *ROOT]],
     "backup": [["/srv/backup", *ROOT]],
     "doctor": [["--quick", *ROOT]],
     "history": [ROOT, ["--rebuild", *ROOT]],
     "show": [[JOB, *ROOT]],
     "restore": [[JOB, *ROOT]],
     "follow-up": [[JOB, "--prompt", "b", *ROOT]],
-    "again": [[JOB, *ROOT]],
+    "rerun": [[JOB, *ROOT]],
     "serve": [["--drain", *ROOT]],
     "model list": [ROOT],
     "model import": [["/srv/new.ckpt", *ROOT], ["/srv/new.ckpt", "--link", "--as", "l.ckpt", *ROOT]],
@@ -176,7 +177,11 @@ def seen(srv: Path) -> dict[str, object]:
 
 
 def test_every_command_is_tried_or_has_its_reason() -> None:
-    known = {command.name or str(command.callback and command.callback.__name__) for command in app.registered_commands}
+    known = {
+        command.name or str(command.callback and command.callback.__name__)
+        for command in app.registered_commands
+        if not command.hidden
+    }
     known |= {
         f"model {command.name or command.callback.__name__}"
         for command in model.registered_commands
@@ -315,3 +320,21 @@ def test_the_configuration_is_read_by_the_service_and_its_group_alone(place: Acc
     root.configuration.unlink()
     assert place.sdbatch("init", "/srv/sdbatch").returncode == 0
     assert root.configuration.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("has_run", [True, False])
+def test_who_may_drop_jobs_and_not_read_the_configuration_submits_them(
+    place: Accounts, root: Root, *, has_run: bool
+) -> None:
+    root.configuration.write_text("limits: {steps: 5}\n")
+    root.configuration.chmod(0o640)
+    os.chown(root.inbox, ALICE, ALICE)
+    if has_run:
+        root.status.write_text(json.dumps({"settings": {"limits": {"steps": 5}, "a later one": 1}}))
+    (place.srv / "long.yaml").write_text("prompt: a\nddim_steps: 6\n")
+    (place.srv / "short.yaml").write_text("prompt: a\nddim_steps: 5\n")
+    for command in ("validate", "submit"):
+        short, long = (place.sdbatch(command, f"/srv/{n}.yaml", *ROOT, account="alice") for n in ("short", "long"))
+        assert (short.returncode, long.returncode) == (0, int(has_run)), short.stderr + long.stderr
+        assert "sdbatch.yaml may not be read by you; jobs are checked by" in short.stderr
+    assert (root.inbox / "short.yaml").exists()

@@ -242,6 +242,17 @@ def test_of_a_lora_the_weight_may_be_null() -> None:
         ("iVBORw0KGgo" * 500, "is a picture's own bytes"),
         (r"\\server\share\x.png", "is a share of another machine; name it from the root, such as "),
         ("//server/share/x.png", "is a share of another machine"),
+        ("user@host:/data/x.png", "is a share of another machine"),
+        ("http:/example.org/x.png", "is an address, and nothing is fetched"),
+        ("blob:https://example.org/1", "is an address, and nothing is fetched"),
+        ("www.example.org/x.png", "is an address, and nothing is fetched"),
+        ("nas:/export/x.png", "is an address, and nothing is fetched"),
+        ("$(pwd)/x.png", "has a variable in it, and none is filled in"),
+        ("a/$HOME/x.png", "has a variable in it, and none is filled in"),
+        ('"x.png"', "has quotes, a line break or invisible signs around it; write x.png"),
+        ("'out/x.png'", "has quotes, a line break or invisible signs around it; write out/x.png"),
+        ("x.png\n", "has quotes, a line break or invisible signs around it; write x.png"),
+        ("\u202aC:/x.png", "has quotes, a line break or invisible signs around it; write C:/x.png"),
     ],
 )  # fmt: skip
 def test_a_path_of_elsewhere_is_refused_with_the_right_form(field: str, path: str, told: str) -> None:
@@ -260,7 +271,25 @@ def test_the_right_form_of_an_output_folder_lies_in_outputs() -> None:
     assert read_error("prompt: a\nloras: [{file: '~/x'}]").startswith('line 2: loras: entry 1: file: "~/x" is a home')
 
 
-@pytest.mark.parametrize("path", ["outputs/a b", "ab:c", "~x.png", "x~", "ca$h.png", "a=b", "50%", "数.png", "a.b/c"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "outputs/a b",
+        "ab:c",
+        "~x.png",
+        "x~",
+        "ca$h.png",
+        "a=b",
+        "50%",
+        "数.png",
+        "a.b/c",
+        '"a" b',
+        "a`b",
+        "👩\u200d🚀.png",
+        "a/10:30/b",
+        "run-10:30/x",
+    ],
+)
 def test_names_that_only_look_odd_are_taken(path: str) -> None:
     assert read_job(json.dumps({"prompt": "a", "outdir": path, "from_file": path}), "job.json").outdir == path
 

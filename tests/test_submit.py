@@ -149,6 +149,13 @@ def named_like_a_job(desk: Path) -> str:
         (too_large, "bytes; the limit is 999,999"),
         (another_format, "must be PNG, JPEG or WebP"),
         (lambda _: "init_img: nothing.png", 'there is no "nothing.png"'),
+        (lambda _: "init_img: outputs/old/CAR.png", "did you mean outputs/old/car.png?"),
+        (lambda _: "init_img: outputs/old/00000.PNG", 'there is no "outputs/old/00000.PNG"'),
+        (lambda _: "init_img: outputs/old/none.png", 'there is no "outputs/old/none.png"'),
+        (lambda _: "init_img: outputs/old/car.png/00000.png", 'there is no "outputs/old/car.png/00000.png"'),
+        (lambda _: f"init_img: outputs/{'0' * 300}.png", 'there is no "outputs/000'),
+        (lambda _: "init_img: jobs/done/mine/samples/00000.png", 'there is no "jobs/done/mine/samples/00000.png"'),
+        (lambda _: "init_img: jobs/inbox/00000.png", 'there is no "jobs/inbox/00000.png"'),
         (lambda _: "init_img: '*.png'", "is a pattern"),
         (lambda _: "init_img: outputs/*.png", "is a pattern"),
         (lambda _: "init_img: https://example.org/a.png", "is an address"),
@@ -162,6 +169,7 @@ def test_what_would_fail_is_refused_by_both_and_nothing_is_dropped(
     root: Root, desk: Path, lay: Callable[[Path], str], said: str
 ) -> None:
     (root.models / "away.ckpt").symlink_to("/nowhere/away.ckpt")
+    put(root.outputs / "old/car.png")
     text = lay(desk)
     prompt = "" if text.startswith("from_file") else "prompt: a\n"
     put(desk / "a.yaml", f"prompt: fine\n---\n{prompt}{text}\n".encode())
@@ -173,6 +181,14 @@ def test_what_would_fail_is_refused_by_both_and_nothing_is_dropped(
     assert said in str(caught.value)
     assert "a.yaml was not dropped" in str(caught.value)
     assert not [*root.inbox.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "picture", ["samples/00000.png", "samples/100000.png", "grid-0000.png", "../x/samples/00003.png"]
+)
+def test_a_picture_that_a_job_may_yet_draw_is_waited_for(root: Root, desk: Path, picture: str) -> None:
+    put(desk / "a.yaml", f"prompt: a\ninit_img: outputs/mine/{picture}\n".encode())
+    assert submit(desk / "a.yaml", root, Limits()).path.parent == root.inbox
 
 
 def test_a_prompt_file_that_would_be_taken_for_a_job_is_not_dropped(root: Root, desk: Path) -> None:

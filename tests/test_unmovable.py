@@ -13,6 +13,7 @@ from test_serve import wait_for
 from test_shares import serving
 
 from sdbatch.service.service import Service
+from sdbatch.spool.status_reader import read_overview
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, StepCounter, drop_job, make_root
@@ -85,6 +86,17 @@ def test_a_folder_that_is_closed_is_told_by_its_rights_and_nothing_in_it_is_trie
     serve(service, clock, 400)
     assert service.done == FILES + 1, "once the rights are there"
     assert not service.scheduler.unmovable.why
+
+
+def test_the_status_names_the_first_of_very_many(start: Start, root: Root, clock: FakeClock) -> None:
+    """It is written each second, and whoever reads it reads a megabyte at most."""
+    service = start()
+    service.scheduler.unmovable.why = {f"closed/{n}.yaml": "the service may not take it " * 4 for n in range(20_000)}
+    service.tell_trouble(OSError(5, "no disk"), clock())
+    facts = read_overview(root, clock().wall)
+    assert facts["is_running"]
+    assert facts["unmovable_count"] == 20_000
+    assert "closed/0.yaml" in facts["unmovable"]
 
 
 def test_files_that_fail_to_be_moved_are_tried_with_growing_pauses(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdbatch.errors import ConfigError
 from sdbatch.operations import account
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import as_stored
@@ -82,6 +83,31 @@ def admins_root(path: Path, *parts: str) -> Root:
 def open_root(path: Path) -> "tuple[Root, Settings]":
     """A root and its configuration, for what people and the service do there."""
     return configured(named_root(path))
+
+
+def open_to_write_jobs(path: Path) -> "tuple[Root, Settings]":
+    """The same for who writes jobs: who may not read the configuration goes by what the service last said of it."""
+    place = named_root(path)
+    try:
+        return configured(place)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+    from pydantic import ValidationError  # noqa: PLC0415 - as in `configured`
+
+    from sdbatch.config.settings import ABOUT_JOBS, Settings  # noqa: PLC0415
+    from sdbatch.spool import status_reader  # noqa: PLC0415
+
+    said = status_reader.read_status(place).get("settings")
+    try:
+        about_jobs = {name: value for name, value in (said or {}).items() if name in ABOUT_JOBS}
+        settings, by = Settings.model_validate(about_jobs), "by what the service last said of it"
+    except (ValidationError, AttributeError):
+        about_jobs = {}
+    if not about_jobs:
+        settings, by = Settings(), "by the defaults"
+    typer.echo(f"note: {place.configuration} may not be read by you; jobs are checked {by}", err=True)
+    return settings.told_to(place), settings
 
 
 def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Settings]":

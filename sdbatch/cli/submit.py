@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from sdbatch.cli.common import FilesArgument, RootOption, app, open_root, say
+from sdbatch.cli.common import FilesArgument, RootOption, app, open_to_write_jobs, say
 from sdbatch.errors import JobError, NoRoot
 
 
@@ -22,7 +22,7 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
     """
     from sdbatch.client import submit  # noqa: PLC0415
 
-    place, settings = open_root(root)
+    place, settings = open_to_write_jobs(root)
     is_good = True
     for path in files:
         try:

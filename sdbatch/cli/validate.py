@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from sdbatch.cli.common import FilesArgument, RootOption, app, open_root
+from sdbatch.cli.common import FilesArgument, RootOption, app, open_to_write_jobs
 
 
 @app.command()
@@ -17,7 +17,7 @@ def validate(files: FilesArgument, root: RootOption = Path()) -> None:
     """
     from sdbatch.client.validate import check_file  # noqa: PLC0415
 
-    place, settings = open_root(root)
+    place, settings = open_to_write_jobs(root)
     is_good = True
     for path in files:
         for line, is_ok in check_file(path, place, settings.limits):

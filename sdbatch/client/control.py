@@ -1,4 +1,4 @@
-"""Steering a service by its folders: pause, cancel, retry, bump. Works over a share, and with the service down too."""
+"""Steering a service by its folders: pause, cancel, retry, prioritize. Works over a share and without the service."""
 
 import stat
 from pathlib import Path
@@ -89,14 +89,26 @@ def retry(root: Root, name: str) -> str:
 def retry_all(root: Root) -> list[str]:
     """The same with all that failed; what was cancelled stays."""
     root.require(root.inbox)
-    return [retry(root, folder.name) for folder in sorted(root.failed.iterdir()) if _has_failed(folder)]
+    return [_retried(root, folder) for folder in sorted(root.failed.iterdir()) if _has_failed(folder)]
 
 
-def bump(root: Root, name: str) -> str:
+def _retried(root: Root, folder: Path) -> str:
+    """A folder that is in disorder keeps none of the others from its turn."""
+    try:
+        return retry(root, folder.name)
+    except JobError as error:
+        return f"{folder.name} stays: {error}"
+    except OSError as error:
+        if files.is_disk_trouble(error):
+            raise
+        return f"{folder.name} stays: {files.in_words(error)}"
+
+
+def prioritize(root: Root, name: str) -> str:
     """Put a waiting file before those of other folders: what it names is found where it lay."""
     found = _waiting(root, name)
     if not found and (claimed := matching(name, [root.running])):
-        return _bump_claimed(root, name, claimed)
+        return _prioritize_claimed(root, name, claimed)
     if len(found) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, "waits in jobs/inbox/")
     (file,), urgent = found, root.inbox / URGENT
@@ -112,7 +124,7 @@ def bump(root: Root, name: str) -> str:
     return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
 
 
-def _bump_claimed(root: Root, name: str, claimed: list[Path]) -> str:
+def _prioritize_claimed(root: Root, name: str, claimed: list[Path]) -> str:
     """All jobs of a file go first, as those of urgent/ do."""
     wanted = {file_of(folder.name) for folder in claimed}
     if len(wanted) != 1:
@@ -125,9 +137,10 @@ def _bump_claimed(root: Root, name: str, claimed: list[Path]) -> str:
 
 def _has_failed(folder: Path) -> bool:
     try:
-        return (folder / ERROR).read_text(encoding="utf-8", errors="replace").strip() != Cancelled.TEXT
+        said = files.read_regular(folder / ERROR, len(Cancelled.TEXT) + 100)
     except OSError:
         return False
+    return said is not None and said.decode("utf-8", "replace").strip() != Cancelled.TEXT
 
 
 def _delete(root: Root, waiting: Path) -> str:

@@ -187,6 +187,9 @@ class Environment(EnvSettingsSource):
         return by_new_names(super().__call__(), lambda *_: None)
 
 
+ABOUT_JOBS = ("default_model", "models", "allow_paths", "limits", "defaults")  # what a job is checked by
+
+
 class Settings(BaseSettings):
     """Everything an admin can set; configs/sdbatch.yaml says why of each."""
 

@@ -3,6 +3,7 @@
 For hints alone: a name that is none of ours is never taken for one, since it may mean something a little different.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,11 +14,12 @@ _NAMES = {
     "prompt": "positive positive_prompt prompt_text text_prompt text caption positive_conditioning prompt_positive",
     "negative_prompt": (
         "negative neg_prompt negativeprompt neg uncond uncond_prompt unconditional_prompt negative_prompts nprompt "
-        "prompt_negative negative_text negative_conditioning"
+        "prompt_negative negative_text negative_conditioning n_prompt"
     ),
     "init_img": (
         "init_image init_images image images input_image input_images source_image start_image base_image img init "
-        "image_path init_image_path img_path initial_image initimg image_url input_img img2img reference_image"
+        "image_path init_image_path img_path initial_image initimg image_url input_img img2img reference_image "
+        "picture pic photo source src input reference ref_image image_file"
     ),
     "strength": (
         "denoising_strength denoising denoise denoise_strength image_strength img_strength init_image_strength "
@@ -36,7 +38,8 @@ _NAMES = {
     ),
     "ddim_steps": (
         "steps step num_inference_steps inference_steps sampling_steps sample_steps sampler_steps num_steps n_steps "
-        "step_count num_sampling_steps plms_steps number_of_steps ddpm_steps diffusion_steps"
+        "step_count num_sampling_steps plms_steps number_of_steps ddpm_steps diffusion_steps "
+        "num_timesteps timesteps n_timesteps"
     ),
     "scale": (
         "cfg cfg_scale guidance_scale guidance cfgscale unconditional_guidance_scale ucg_scale guidance_strength "
@@ -58,7 +61,7 @@ _NAMES = {
     "outdir": (
         "output output_dir output_path output_folder output_directory out out_dir outpath outpath_samples "
         "outpath_grids save_dir save_path destination dest folder dir directory target results "
-        "out_folder outputs savedir outfolder "
+        "out_folder outputs savedir outfolder output_file output_name outfile out_file savepath save_to save_as "
         "outdir_samples outdir_grids outdir_txt2img_samples outdir_img2img_samples save_folder"
     ),
     "from_file": (
@@ -156,12 +159,25 @@ _HTTP = {
     *("batch_size", "inpainting_fill", "mask_blur", "styles", "tiling", "steps", "width", "height", "script_args"),
 }
 _SURELY_HTTP = {*("alwayson_scripts", "override_settings", "enable_hr", "sampler_index", "init_images", "hr_upscaler")}
+NEAR = 0.88  # how alike two names are of which one is taken for a slip of the other
+LONG_ENOUGH = 5  # letters of a name that can be told from another
 NOT_HTTP = 3  # of those that others have, too
 
 
 def same_field(name: str) -> str:
     """The field of ours that is called `name` elsewhere; empty where none is."""
     return _SAME.get(_plain(name), "")
+
+
+def misspelt(name: str) -> str:
+    """Our field that other programs call what `name` is a slip of: wdith, guidence_scale; empty where none is."""
+    plain = _plain(name)
+    known = [each for each in (*_SAME, *_WHY_NOT) if len(each) >= LONG_ENOUGH and not plain.startswith(each)]
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=NEAR) if len(plain) >= LONG_ENOUGH else []
+    mixed_up = [each for each in known if sorted(each) == sorted(plain)]
+    meant = next(iter([*near, *mixed_up]), "")
+    is_a_word = len(plain) < len(meant) < 2 * LONG_ENOUGH and meant.startswith(plain)  # weight is none of weights
+    return "" if is_a_word else _SAME.get(meant, "")
 
 
 def why_not(name: str) -> str:

@@ -30,14 +30,21 @@ def _just_false(value: object) -> object:
 
 # How a place is named on other machines and in other programs: the form, what it is, and what to write instead.
 BACKSLASH = "\\"
+_AROUND = " \t\r\n\xa0\ufeff\u200b\u200e\u200f\u202a\u202c"  # Windows puts U+202A before a path that it shows
 _OTHER_FORMS = (
     (r"data:|iVBORw0KGgo|/9j/4AAQ", "is a picture's own bytes; save it as a file beside the job, and name that"),
     (r"file:", "is an address; name the file alone, from the root or beside the job"),
-    (r"[A-Za-z][A-Za-z0-9+.-]+://", "is an address, and nothing is fetched; copy the file, and name it from the root"),
+    (
+        r"(blob:)?[A-Za-z][A-Za-z0-9+.-]+:/|mailto:|www\.[\w-]+\.\w+/",
+        "is an address, and nothing is fetched; copy the file, and name it from the root",
+    ),
     (r"[A-Za-z]:", "is a path of a Windows machine; name it from the root"),
-    (r"\\\\|//", "is a share of another machine; name it from the root"),
+    (r"\\\\|//|\w[\w.-]*@[\w.-]+:", "is a share of another machine; name it from the root"),
     (r"~([\w.-]*[/\\]|$)", "is a home folder, and a job belongs to nobody; name it from the root"),
-    (r"\$\{?\w+\}?([/\\]|$)|%\w+%", "has a variable in it, and none is filled in; name it from the root"),
+    (
+        r"(.*/)?(\$\{?\w+\}?([/\\]|$)|%\w+%([/\\]|$)|\$\(|`)|%\w+%",
+        "has a variable in it, and none is filled in; name it from the root",
+    ),
 )
 
 
@@ -45,6 +52,10 @@ def _of_this_root(path: object, info: ValidationInfo) -> object:
     """A path as it can lie in a root: with / between its parts, and not another machine's."""
     if not isinstance(path, str):
         return path
+    if (bare := _without_wrapping(path)) != path.strip(" "):
+        raise ValueError(
+            f'"{_short(path)}" has quotes, a line break or invisible signs around it; write {_short(bare)}'
+        )
     for form, what in _OTHER_FORMS:
         if re.match(form, path):
             instead = _instead(path, info.field_name) if what.endswith("from the root") else ""
@@ -54,8 +65,14 @@ def _of_this_root(path: object, info: ValidationInfo) -> object:
     return path
 
 
+def _without_wrapping(path: str) -> str:
+    """A path as it was meant, without what came along when it was copied."""
+    bare = path.strip(_AROUND)
+    return bare[1:-1] if len(bare) > 2 and bare[0] == bare[-1] and bare[0] in "\"'" else bare
+
+
 def _short(text: str) -> str:
-    return printable(text if len(text) <= 80 else text[:77] + "...")
+    return printable(text if len(text) <= 80 else text[:77] + "...").replace("\n", r"\n")
 
 
 def _instead(path: str, field: str | None) -> str:

@@ -277,7 +277,9 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
 
 def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
     """That there is no such field; and the right one, or that there is none, where other programs have it."""
-    meant = foreign.same_field(name) or ("" if foreign.why_not(name) else likely(slips.plain_spaces(name), _KNOWN))
+    meant = foreign.same_field(name)
+    if not meant and not foreign.why_not(name):
+        meant = likely(slips.plain_spaces(name), _KNOWN) or foreign.misspelt(name)
     if kind is Img2Img and meant in NOT_FOR_IMG2IMG:
         return no_such("field", NOT_FOR_IMG2IMG[meant])
     if meant:

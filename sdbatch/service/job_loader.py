@@ -29,13 +29,23 @@ class JobLoader:
             JobError: it can't be drawn, or was cancelled.
             InputsPending: a file that it names is still on its way.
         """
-        folder = self.spool.folder(claim)
         self.spool.require_own(claim)
         self.spool.raise_if_cancelled(claim)
         self.spool.make_own(claim)
         parsed = self._read(claim)
         if parsed.error is not None:
             raise parsed.error
+        try:
+            return self._with_files(parsed, claim, now)
+        except JobError as error:
+            if not parsed.notes:
+                raise
+            # What of the file was not read may be why something is not found.
+            raise JobError("\n".join([str(error), *(f"note: {note}" for note in parsed.notes)])) from error
+
+    def _with_files(self, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
+        """A job with all that it names."""
+        folder = self.spool.folder(claim)
         job = parsed.job
         assert job is not None, "either a job or an error"
         staged = [

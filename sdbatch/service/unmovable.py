@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 from collections.abc import Container
+from itertools import islice
 from pathlib import Path
 
 from sdbatch.spool.handover import MOST_BYTES
@@ -16,6 +17,7 @@ from sdbatch.storage import files
 from sdbatch.telemetry import log
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds
+SHOWN = 100  # in status.json, which is written each second
 IN_A_ROW = 50  # that are tried and fail before the loop has its turn: each costs several durable steps
 
 
@@ -32,6 +34,11 @@ class Unmovable:
         self.why: dict[str, str] = {}
         self._again: dict[str, tuple[float, float]] = {}  # a folder or a file: when to try it, and the pause then
         self._told: set[tuple[str, int | None]] = set()  # folders, and what is wrong
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The first of them, with why."""
+        return dict(islice(self.why.items(), SHOWN))
 
     def may_try(self, arrival: Arrival, now: float) -> bool:
         """Whether it is time to move a file, and the rights would let it."""
@@ -77,6 +84,7 @@ class Unmovable:
             self._again.pop(str(self.inbox / name), None)
         if not self.why:
             self._told.clear()
+            self._again.clear()
 
     def _note(self, arrival: Arrival, place: str, code: int | None, text: str, now: float) -> None:
         pause = min(LONGEST_PAUSE, self._again.get(place, (0.0, FIRST_PAUSE / 2))[1] * 2)

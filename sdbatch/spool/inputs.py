@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ class InputStager:
         """
         copy = folder / INPUTS / f"{field}{Path(named).suffix[:10]}"
         earlier = copy.with_name(EARLIER + copy.name)
-        if not copy.exists():
+        if not self._is_copy(copy):
+            files.clear(copy)
             try:
                 self._copy(field, named, copy, self._found(field, named, folder, claim.source, kept, now))
             except JobError:
@@ -60,6 +62,18 @@ class InputStager:
         staged = Staged(field, named, copy, files.sha256(copy))
         claim.inputs = (claim.inputs or {}) | {field: (named, staged.sha256)}
         return staged
+
+    def forget(self, claim: Claim) -> None:
+        """It ended without what it waited for."""
+        self._waits.pop(claim.id, None)
+
+    def _is_copy(self, path: Path) -> bool:
+        """Whether a file lies there that can be a copy of ours: no link, which others could have laid, and no pipe."""
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size <= self.max_bytes
 
     def _found(self, field: str, named: str, folder: Path, source: str, kept: Kept, now: float) -> Path:
         return self._find_kept(field, kept) if field in kept else self._find(field, named, folder, source, now)

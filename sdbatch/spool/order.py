@@ -24,7 +24,7 @@ _PRIORITY = re.compile(
     re.MULTILINE,
 )
 _NUMBER = re.compile(r"\d{8}T\d{6}Z-\d{6,}")  # of a dropped file, which the ids of all its jobs begin with
-MOST_CLAIM = 1 << 20
+MOST_CLAIM = 16 << 20  # bytes; it names each picture twice
 BUMPED = ".first"  # in running/
 
 

@@ -22,6 +22,7 @@ EVERY_SECONDS = 3600.0  # between two looks of an idle service
 FULL_SECONDS = 60.0  # of one whose jobs wait for room
 _IDS, _PICTURES = re.compile(rb"\d{8}T\d{6}Z-\d{6,}"), re.compile(rb"[\w-]+\.png")
 DAY, UPLOAD_STAYS = 86400.0, 3600.0  # seconds; an upload's job is dropped behind it
+MANIFEST_BYTES = 64 << 20
 JOB_BYTES = 64 << 20  # more than a job file may have
 _MARK = r"-([0-9a-f]{12})(?:-\d+)?\.(?:png|jpg|webp)"  # as the page ends the names of pictures
 _SENT, _NAMED = re.compile(rf"{SENT}.*{_MARK}", re.DOTALL), re.compile(_MARK.encode() + rb"\b")
@@ -111,7 +112,7 @@ def sweep_uploads(root: Root, now: datetime) -> None:
         ages = {path: _age(path, now) for path in root.uploads.iterdir()}
         drafts = [path for path, age in ages.items() if path.name.startswith(files.BUSY_PREFIX) and age > DAY]
         old = {path: _SENT.fullmatch(path.name) for path, age in ages.items() if age > UPLOAD_STAYS}
-        # Looked through twice: a file that is moved meanwhile, as `bump` does, is met at least once.
+        # Looked through twice: a file that is moved meanwhile, as `prioritize` does, is met at least once.
         looks = 2 if any(old.values()) else 0
         named = {mark.decode() for _ in range(looks) for job in _undrawn(root) for mark in _NAMED.findall(job)}
         for path in [*drafts, *(path for path, found in old.items() if found and found[1] not in named)]:
@@ -142,12 +143,11 @@ def _undrawn(root: Root) -> Iterator[bytes]:
 def published_pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
     """A done job's pictures, and where in outputs/ they were published."""
     try:
-        record = yaml.load((folder / MANIFEST).read_bytes(), yaml.CSafeLoader)
+        record = yaml.load(files.read_regular(folder / MANIFEST, MANIFEST_BYTES) or b"", yaml.CSafeLoader)
         grids = [grid for grid in (record.get("grid"), *record.get("more_grids", [])) if grid]
         pictures = [*record["pictures"], *grids]
         pairs = [(folder / picture["file"], root.path / picture["published"]) for picture in pictures]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return
-    for staged, published in pairs:
-        if published.resolve().is_relative_to(root.outputs.resolve()):
-            yield staged, published
+        ours = [pair for pair in pairs if pair[1].resolve().is_relative_to(root.outputs.resolve())]
+    except (OSError, yaml.YAMLError, LookupError, AttributeError, TypeError, ValueError, RecursionError, RuntimeError):
+        return  # nothing that we wrote
+    yield from ours

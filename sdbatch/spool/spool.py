@@ -26,14 +26,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.spool import handover
-from sdbatch.spool.order import Priorities
+from sdbatch.spool.order import MOST_CLAIM, Priorities
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
 from sdbatch.storage.root import SAMPLES, Root
@@ -42,15 +42,41 @@ from sdbatch.telemetry import log
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
 INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
-_ID = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,})")
+_ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
+MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
 WRITTEN_ON = "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
 HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
+_PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
 _RESERVED = re.compile(
     r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*"
     r"|copied|arrived-[0-9a-f]+",
     re.IGNORECASE,
 )
+
+
+def _in_the_inbox(name: str) -> str:
+    """Members of the group can write a claim.json: it names nothing elsewhere."""
+    path = PurePath(name)
+    os.fsencode(name)  # a ValueError, if no file can have it
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError("it leads out of the inbox")
+    return name
+
+
+def _as_held(name: str) -> str:
+    if name and not PurePath(name).parent.name.startswith(handover.TAKEN):
+        raise ValueError("no place that a file is taken to")
+    return _in_the_inbox(name)
+
+
+def _as_published(name: str) -> str:
+    if not _PUBLISHED.fullmatch(name):
+        raise ValueError("no name of a picture of ours")
+    return name
+
+
+PictureName = Annotated[str, AfterValidator(_as_published)]
 
 
 @dataclass
@@ -75,15 +101,15 @@ class Claim:
 
     id: str
     file: str
-    source: str
+    source: Annotated[str, AfterValidator(_in_the_inbox)]
     claimed_at: str
     part: int = 1
     parts: int = 0
     attempts: int = 0
-    outputs: dict[str, str] | None = None
+    outputs: dict[PictureName, PictureName] | None = None
     priority: int = 0
     staged: int = 0
-    held: str = ""
+    held: Annotated[str, AfterValidator(_as_held)] = ""
     inputs: dict[str, tuple[str, str]] | None = None
     drawn_from: str = ""
     other: dict[str, Any] = field(default_factory=dict)
@@ -124,7 +150,8 @@ class Spool:
         failed = 0
         self.unreadable.clear()  # a disk that failed in the middle has this begin anew
         places = (self.root.running, self.root.done, self.root.failed)
-        self._last = max((_stamp(path.name) for place in places for path in place.iterdir()), default=("", 0))
+        stamps = (_stamp(path.name) for place in places for path in place.iterdir())
+        self._last = max((stamp for stamp in stamps if stamp[1] < MOST_NUMBER), default=("", 0))
         for place in (self.root.inbox, self.root.running, self.root.failed, self.root.done, self.root.outputs):
             self._clear_drafts(place.glob(files.TRIAL_PREFIX + "*"))
         for place in (self.root.done, self.root.failed):
@@ -469,8 +496,8 @@ def read_claim(folder: Path) -> Claim | None:
 def _said(folder: Path) -> dict[str, Any] | None:
     """What claim.json holds, if anything."""
     try:
-        said = json.loads((folder / CLAIM).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        said = json.loads(files.read_regular(folder / CLAIM, MOST_CLAIM) or b"")
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
 

@@ -17,6 +17,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -346,22 +347,25 @@ def same_content(one: Path, other: Path) -> bool:
 def remove_tree(folder: Path) -> None:
     """Delete a folder of ours and all in it; no error where it is gone."""
     _step("remove", folder)
-    with suppress(FileNotFoundError), _at(folder) as (name, above):
-        shutil.rmtree(name, ignore_errors=True, dir_fd=above)
+    clear(folder)
 
 
 def clear(path: Path) -> None:
     """Delete whatever lies at a name of ours; no error where nothing does."""
     with suppress(FileNotFoundError), _at(path) as (name, folder):
-        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):  # rmtree would wait for who writes into a pipe
             shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
         else:
             os.unlink(name, dir_fd=folder)
 
 
 def sha256(path: Path) -> str:
-    """The hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    """The hex digest of a file's bytes.
+
+    Raises:
+        OSError: as `open_file` does.
+    """
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -387,7 +391,13 @@ def below(folder: Path, *above: tuple[int, int]) -> Iterator[Path]:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """The first `most` bytes of a file, links followed.
+    """The first `most` bytes of a file; as `open_file` does."""
+    with open_file(path) as file:
+        return file.read(most)
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A file to read, links followed.
 
     Raises:
         OSError: as `open` does; EINVAL for a pipe, socket, device or folder, which is not waited for.
@@ -396,8 +406,7 @@ def read_file(path: Path, most: int) -> bytes:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a file", str(path))
-    with os.fdopen(handle, "rb") as file:
-        return file.read(most)
+    return os.fdopen(handle, "rb")
 
 
 def read_regular(path: Path, most: int) -> bytes | None:

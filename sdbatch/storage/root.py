@@ -1,6 +1,7 @@
 """Where things lie under one root, and which paths a job may name: the one home of path policy."""
 
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ OURS = ("jobs", *SECRET)  # no job's pictures go there
 DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+PUBLISHED = re.compile(r"(?:grid-)?\d{1,20}\.png")  # names that jobs' pictures get there
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
@@ -164,8 +166,19 @@ class Root:
         _refuse_pattern(field, named)
         if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
             raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
-        said = f'{field}: there is no "{named}" (looked in {self._places(bases)}){self._hint(field, named, bases)}'
-        raise Missing(said, may_be_drawn="/" in named)  # no job draws into the root itself, or into the inbox
+        hint = self._hint(field, named, bases)
+        said = f'{field}: there is no "{named}" (looked in {self._places(bases)}){hint}'
+        raise Missing(said, may_be_drawn=not hint and self._may_be_drawn(named))
+
+    def _may_be_drawn(self, named: str) -> bool:
+        """Whether an earlier job may yet draw it: into a folder for pictures, under a name that they get."""
+        folder, _, name = os.path.normpath(named).rpartition("/")
+        try:
+            place = self.output_folder(folder or ".")
+        except JobError:
+            return False
+        is_in_the_way = any(_exists(part) and not part.is_dir() for part in (place, *place.parents))
+        return bool(PUBLISHED.fullmatch(name)) and not is_in_the_way
 
     def open(self, field: str, named: str, found: Path) -> BufferedReader:
         """A file that `find` found, opened for reading without a way out for who changes links in between.

@@ -13,6 +13,7 @@ from pathlib import Path
 _OPENAT2 = 437  # the system call's number, the same on every architecture but Alpha
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
 _HERE = -100  # AT_FDCWD
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _MOST_LINKS = 40  # as the kernel follows
 _TRIES = 16  # the kernel asks to try again when something was renamed meanwhile
 # Too old a kernel, or a container that forbids what it does not know; or it asked to try again for too long.
@@ -114,9 +115,8 @@ def open_below(base: int, relative: str, flags: int) -> int:
 
 def _openat2(base: int, path: str, flags: int, resolve: int) -> int:
     how = _How(flags, 0, resolve)
-    libc = ctypes.CDLL(None, use_errno=True)
     for _ in range(_TRIES):
-        handle: int = libc.syscall(_OPENAT2, base, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        handle: int = _LIBC.syscall(_OPENAT2, base, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
         if handle >= 0:
             return handle
         if (number := ctypes.get_errno()) != errno.EAGAIN:
