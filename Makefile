@@ -38,7 +38,7 @@ test-slow: $(BIN)/sdbatch
 
 # In the usual tests our programs start as forks of the tests (see tests/warm.py), in these as anywhere.
 test-all: $(BIN)/sdbatch
-	SDBATCH_COLD=1 $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder -m 'not gpu'
+	COLD_TESTS=1 $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder -m 'not gpu'
 
 test-gpu: $(BIN)/sdbatch
 	$(BIN)/pytest -m gpu

@@ -59,9 +59,7 @@ def lay_out(machine: Machine) -> None:
         program.write_text(text)
         program.chmod(0o755)
     for unit in ("sdbatch", "sdbatch-web"):
-        service = machine.root / f"etc/systemd/system/{unit}.service.d/checkout.conf"
-        service.parent.mkdir(parents=True)
-        service.write_text(f"[Service]\nEnvironment=PYTHONPATH={CHECKOUT}\n")
+        find_checkout(machine, unit, "fake")
     config = machine.root / "srv/sdbatch/configs/stable-diffusion/v1-inference.yaml"
     config.parent.mkdir(parents=True)
     config.write_bytes((DEMO / "v1-inference.yaml").read_bytes())
@@ -73,6 +71,13 @@ def lay_out(machine: Machine) -> None:
     for name in ("truck.yaml", "bulk.yaml", "urgent.yaml"):
         (here / name).write_text(JOB)
     (here / "docs").symlink_to(f"{CHECKOUT}/docs")
+
+
+def find_checkout(machine: Machine, unit: str, engine: str) -> None:
+    """From its next start on a unit finds its program, and draws with this engine."""
+    drop_in = machine.root / f"etc/systemd/system/{unit}.service.d/checkout.conf"
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text(f"[Service]\nEnvironment=PYTHONPATH={CHECKOUT} SDBATCH_ENGINE={engine}\n")
 
 
 class Listener:
@@ -107,6 +112,7 @@ class Admin:
             self.page_port = free.getsockname()[1]
         self.before: dict[str, Callable[[], None]] = {
             "usermod": self._alice_comes,
+            "threads.conf": lambda: find_checkout(machine, "sdbatch", "local"),
             '"state"': self._nothing_is_left_to_do,
             "retry --all-failed": self._a_job_fails_and_is_mended,
             "systemctl reload": lambda: self._configure(rescan_seconds=1),
@@ -212,6 +218,7 @@ class Admin:
         wait_for(has_taken, "the service to read its configuration again")
 
     def _hooks(self) -> None:
+        find_checkout(self.machine, "sdbatch", "fake")  # the seconds that a renderer takes to start show nothing more
         (example,) = blocks("yaml")
         self._configure(**yaml.safe_load(example.replace("http://127.0.0.1:8080/failed", self.listener.url)))
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
 
 MODEL = {"ckpt": "models/model.ckpt", "config": "configs/v1-inference-tiny.yaml", "H": 64, "W": 64, "precision": "full"}
 SMALL = MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 1, "ddim_steps": 2}
-LONG = MODEL | {"prompt": "a", "n_iter": 3, "n_samples": 1, "ddim_steps": 200}
+LONG = MODEL | {"prompt": "a", "n_iter": 3, "n_samples": 1, "ddim_steps": 120}
 SETTINGS = {"device": "cpu", "settle_seconds": 0.2, "default_model": {k: MODEL[k] for k in ("ckpt", "config")}}
 
 # The installed unit but for its patience, and for where a checkout's package is found. 3 seconds are enough to say for

@@ -3,7 +3,7 @@
 A fork is a process of its own, as the program would be: it can be killed, may change its account, and its renderer is
 its child. But it has imported already what takes a program half a second, and a renderer five, of one core. Whatever
 asks Python for something that is settled at its start gets a new Python all the same, and so do the tests of files that
-have the fixture `cold`; with SDBATCH_COLD=1 in the environment, all do.
+have the fixture `cold`; with COLD_TESTS=1 in the environment, all do.
 """
 
 import gc
@@ -52,7 +52,7 @@ def _is_ours(given: Mapping[str, Any]) -> bool:
     if not isinstance(command, (list, tuple)) or [*command[:2]] != [PYTHON, "-m"]:
         return False
     is_plain = given["preexec_fn"] is None and given["uid"] is None and given["umask"] == -1 and not given["shell"]
-    if not is_plain or command[2].partition(".")[0] != "sdbatch" or "SDBATCH_COLD" in os.environ:
+    if not is_plain or command[2].partition(".")[0] != "sdbatch" or "COLD_TESTS" in os.environ:
         return False
     env = os.environ if given["env"] is None else given["env"]
     return not any(env.get(key) != os.environ.get(key) for key in {*env, *os.environ} if key.startswith(AT_START))

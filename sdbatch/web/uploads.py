@@ -1,7 +1,7 @@
 """Pictures that a visitor sends, to start from: seen to be such, bounded, and laid into a folder of the inbox.
 
-A job names its picture by the whole path, so that it may be moved itself, as `bump` does. Housekeeping takes away what
-no job waits for.
+A job names its picture by the whole path, so that it may be moved itself, as `prioritize` does. Pictures that no job
+waits for are removed.
 """
 
 import os
