@@ -72,7 +72,7 @@ class Bustle:
                 self.late += 1
                 drop_job(self.root, f"late-{self.late}.yaml", job("late"))
             case 1 if waiting:
-                control.bump(self.root, waiting[0].relative_to(self.root.inbox).as_posix())
+                control.prioritize(self.root, waiting[0].relative_to(self.root.inbox).as_posix())
             case 2:
                 control.retry_all(self.root)
         files.on_step = self
@@ -188,3 +188,18 @@ def test_the_command_says_where_the_copy_is(root: Root, tmp_path: Path) -> None:
     assert (told.returncode, told.stdout, told.stderr) == (0, f"{tmp_path / 'copy'}\n", "")
     again = run_sdbatch("backup", tmp_path / "copy", "--root", root.path)
     assert (again.returncode, "is there already" in again.stderr) == (1, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has more to lend than its own")
+def test_root_copies_nothing_from_where_anothers_link_leads(root: Root, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "secret.yaml").write_text("prompt: a secret")
+    root.inbox.rmdir()
+    root.inbox.symlink_to(tmp_path / "private")
+    os.chown(root.inbox, 4242, 4242, follow_symlinks=False)
+    with pytest.raises(OSError, match="made by the account 4242"):
+        backup.make(root, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    os.chown(root.inbox, 0, 0, follow_symlinks=False)
+    backup.make(root, tmp_path / "copy")
+    assert (tmp_path / "copy" / "jobs" / "inbox" / "secret.yaml").exists()

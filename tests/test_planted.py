@@ -1,5 +1,6 @@
 """What a member of the group lays into jobs/running/ as if the service had: it leads nowhere, and stops nothing."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from tests_support import drain
 
 from sdbatch.client import control
 from sdbatch.service.service import Service
+from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 
@@ -177,3 +179,20 @@ def test_a_number_that_somebody_made_up_is_not_counted_on_from(
 ) -> None:
     (root.path / "jobs" / place / name).mkdir()
     goes_on(root, start, clock)
+
+
+def test_a_folder_that_is_not_ours_to_remove_lets_the_others_go(
+    root: Root, start: Start, clock: FakeClock, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = files.move
+
+    def refuse(source: Path, target: Path) -> None:
+        if source == own:
+            raise PermissionError(errno.EACCES, "Permission denied", str(source))
+        move(source, target)
+
+    monkeypatch.setattr(files, "move", refuse)
+    service = start(retention={"done_count": 0})
+    drop_job(root, "next.yaml", JOB)
+    drain(service, clock)
+    assert [*root.done.iterdir()] == [own]

@@ -20,12 +20,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from sdbatch.errors import JobError
+from sdbatch.operations.account import ADMIN
 from sdbatch.spool import retention
 from sdbatch.spool.job_names import folders
 from sdbatch.spool.spool import CLAIM, read_claim
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
 from sdbatch.storage.root import WEIGHTS, Root
+from sdbatch.storage.safe_open import open_folder
 
 LINKED = (".png", ".jpg", ".jpeg", ".webp", *WEIGHTS)
 TRIES = 20  # with a job that changes while it is copied
@@ -47,6 +49,8 @@ def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
         raise JobError(f"{target} is there already; name a folder that is not")
     if target.resolve().is_relative_to(root.path.resolve()):
         raise JobError(f"{target} lies in the root itself; name a folder outside it")
+    if os.geteuid() == ADMIN:
+        _refuse_others_links(root)
     files.make_dir(target.parent)
     is_near = root.models.exists() and target.parent.stat().st_dev == root.models.stat().st_dev
     takes_models = is_near if models is None else models
@@ -61,6 +65,13 @@ def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
         files.remove_tree(draft.path)
         raise
     return [] if takes_models else ["models/ was left out, which a service on the copy needs (--models takes it along)"]
+
+
+def _refuse_others_links(root: Root) -> None:
+    """What root may read is not copied to where others can: a folder of the root may be a link that a member laid."""
+    for folder in root.folders():
+        with suppress(FileNotFoundError):
+            os.close(open_folder(folder))
 
 
 class _Copy:

@@ -160,7 +160,7 @@ class Service:
             self.hooks.tell("on_idle", done=self.done, failed=self.failed)
 
     def _tidy(self, now: Now) -> None:
-        """What `keep:` gives up; where jobs wait, for room, only what none of them may name."""
+        """What `retention:` gives up; where jobs wait, for room, only what none of them may name."""
         keep, is_drained = self.settings.retention, self.is_drained()
         self._tidy_at = now.mono + (retention.EVERY_SECONDS if is_drained else retention.FULL_SECONDS)
         retention.sweep_uploads(self.root, now.wall)
@@ -169,7 +169,14 @@ class Service:
             if self.stop_requested:
                 break
             self.manager.feed(monotonic())
-            retention.remove(self.root, folder, outputs=keep.outputs)
+            try:
+                retention.remove(self.root, folder, outputs=keep.outputs)
+            except OSError as error:
+                if files.is_disk_trouble(error):
+                    raise
+                why = files.in_words(error)  # somebody else's, perhaps: the others go all the same
+                self.log.warning("can't be removed by the rules of retention", folder=str(folder), error=why)
+                continue
             self.log.info("removed by the rules of retention", folder=self.root.show(folder))
 
     def _why_not_held(self) -> OSError | None:
@@ -387,7 +394,8 @@ class Service:
         return notes
 
     def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
-        self.scheduler.waiting.pop(claim.id, None)
+        self.scheduler.forget(claim)
+        self.job_loader.inputs.forget(claim)
         folder = self.spool.folder(claim)
         try:
             if later := self.spool.fail(claim, text):
@@ -435,6 +443,7 @@ class Service:
         told |= {
             "passed_over": self.scheduler.passed_over,
             "empty": self.inbox.empty,
+            "no_jobs": self.inbox.no_jobs,
             "unmovable": self.scheduler.unmovable.shown,
             "unmovable_count": len(self.scheduler.unmovable.why),
             "failures": [*self.failures],

@@ -1,0 +1,41 @@
+"""`sdbatch prune`: old folders of jobs, by the rules of `retention:`."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdbatch.cli.common import RootOption, app, open_root
+from sdbatch.storage.files import in_words, is_disk_trouble
+
+
+@app.command()
+def prune(
+    root: RootOption = Path(),
+    *,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove them; without it they are only shown.")] = False,
+) -> None:
+    """Show which job folders are removed by `retention:` in configs/sdbatch.yaml; an idle service removes them.
+
+    Examples: sdbatch prune --root /srv/sdbatch; sdbatch prune --apply
+
+    Exit codes: 0 shown, or done; 69 there is no root; 78 the configuration is wrong.
+    """
+    from sdbatch.spool import retention  # noqa: PLC0415
+
+    place, settings = open_root(root)
+    place.require(place.inbox)
+    outdated = [*retention.outdated(place, settings.retention, datetime.now(UTC))]
+    if not outdated:
+        typer.echo("nothing to remove by the rules of retention:")
+    for folder in outdated:
+        if apply:
+            try:
+                retention.remove(place, folder, outputs=settings.retention.outputs)
+            except OSError as error:
+                if is_disk_trouble(error):
+                    raise
+                typer.echo(f"can't remove {place.show(folder)}: {in_words(error)}", err=True)
+                continue
+        typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")
