@@ -372,6 +372,8 @@ TRASHES = (
     *(
         "Network Trash Folder",
         "Temporary Items",
+        "@GMT-2026.11.22-10.15.30",
+        "_gsdata_",
         "@Recycle/alice",
         "batch/#recycle",
         "old",
@@ -389,7 +391,7 @@ def test_what_lies_in_a_trash_or_a_snapshot_is_no_job(inbox: Inbox, folder: Path
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("prompt: a")
     assert settled(inbox) == ["c.yaml"]
-    assert {*status_reader._waiting(folder, inbox.ignored)} == {"c.yaml"}
+    assert {*status_reader._lying(folder, inbox.ignored)} == {"c.yaml"}
 
 
 @pytest.mark.parametrize("name", ["recycle", "#1", "@home", "snapshot of 3", "trash", "old2", "lost and found"])

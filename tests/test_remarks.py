@@ -11,7 +11,7 @@ from PIL import Image
 from test_job_reader import read, read_job
 from tests_support import HERE, REFERENCE, drain, only
 
-from sdbatch.client.validate import check_file
+from sdbatch.client.validate import check_data, check_file
 from sdbatch.config.settings import Limits
 from sdbatch.imaging.pictures import is_see_through, load_init
 from sdbatch.job import tokens
@@ -219,6 +219,18 @@ def test_a_value_that_a_comment_cuts_is_told(text: str, line: int, field: str, c
     (note,) = entry.notes
     assert f'{field}: "{comment}" is a comment and was not read' in note
     assert note.startswith("line ")
+
+
+@pytest.mark.parametrize("text", ["from_file: p #1.txt\n", "prompt: a\nloras:\n- file: pencil #1.safetensors\n"])
+def test_what_is_not_found_for_a_comment_is_told_with_that(
+    root: Root, start: Callable[..., Service], clock: FakeClock, text: str
+) -> None:
+    said = [line for line, _ in check_data(text.encode(), "a.yaml", None, root, Limits())]
+    drop_job(root, "a.yaml", text)
+    drain(start(), clock)
+    for lines in (said, (only(root.failed) / "error.txt").read_text().splitlines()):
+        assert "there is no" in lines[0]
+        assert "is a comment and was not read" in lines[1]
 
 
 def test_a_value_that_is_nothing_but_a_comment_is_told() -> None:

@@ -48,7 +48,7 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             for note in [*parsed.notes, *notes]:
                 yield f"{label}note: {note}", True
         except (JobError, TemporarilyUnavailable) as error:  # TemporarilyUnavailable: the service would let it wait
-            for line in str(error).splitlines():
+            for line in [*str(error).splitlines(), *(f"note: {note}" for note in parsed.notes)]:
                 yield label + line.removeprefix(f"{name}: "), False
 
 

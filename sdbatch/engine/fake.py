@@ -22,6 +22,8 @@ from sdbatch.errors import Cancelled, EngineDown
 from sdbatch.job.parameters import Txt2Img, batches
 from sdbatch.storage import files
 
+REMEMBERED = 100  # jobs: a service that tries its folders out with this engine may run for months
+
 
 class FakeEngine:
     """Draws grey cards of the right size, at the right names, through the same durable steps as the renderer.
@@ -31,7 +33,7 @@ class FakeEngine:
 
     def __init__(self, before: Callable[[Draw], None] | None = None) -> None:
         self.before = before
-        self.drawn: list[Draw] = []
+        self.drawn: list[Draw] = []  # the last of them
         self.down = ""  # why no renderer can be had
 
     def start(self) -> None:
@@ -53,6 +55,7 @@ class FakeEngine:
             if self.before:
                 self.before(task)
             self.drawn.append(task)
+            del self.drawn[:-REMEMBERED]
             loras = ("0" * 64,) * len(task.loras)
             yield Loaded(
                 job_id=task.job_id,

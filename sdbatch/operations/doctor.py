@@ -1,6 +1,6 @@
 """`sdbatch doctor`: everything that drawing depends on, looked at one after another and told in plain words.
 
-What needs torch is found out by a child, `engine/examine.py`, with a time limit: a torch that crashes or hangs is an
+What needs torch is found out by a child, `renderer/examine.py`, with a time limit: a torch that crashes or hangs is an
 answer. Nothing is changed but for hidden files that are made and deleted again.
 """
 
@@ -36,6 +36,7 @@ PCI = Path("/sys/bus/pci/devices")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 UNIT_FACTS = ("LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "ExecMainStatus", "NRestarts")
 LAST_WORDS = 8  # lines
+SHOWN = 5  # files in the inbox
 ASK_SECONDS = 10.0  # systemctl answers at once or not at all
 DEFAULT = {name: str(Txt2Img.model_fields[name].default) for name in ("ckpt", "config")}
 
@@ -55,6 +56,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     else:
         yield from _engine(root, settings, ckpt, config, quick=quick)
     yield from _service(root, settings)
+    yield from _inbox(root)
     yield from _units()
 
 
@@ -142,7 +144,7 @@ def _no_model(root: Root, ckpt: str, why: str) -> Finding:
 
 
 def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Finding]:
-    """What engine/examine.py finds, line by line; an end before its last word is a finding too."""
+    """What renderer/examine.py finds, line by line; an end before its last word is a finding too."""
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), settings.device, *map(str, model or ())]
     open_checks = ["torch", "device", "tokenizer", *(["checkpoint"] if model else []), "network"]
@@ -215,6 +217,31 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
         yield problem("service", f"it runs (process {pid}) and says: {trouble}", "see to what it says; it then goes on")
     else:
         yield ok("service", f"it runs (process {pid}): {trouble or facts.get('state')}")
+
+
+def _inbox(root: Root) -> Iterator[Finding]:
+    """What lies there and is not drawn."""
+    facts = status_reader.read_overview(root, datetime.now(UTC))
+    no_jobs = facts["no_jobs"]
+    for files, count, text, remedy in (
+        (
+            facts["unmovable"],
+            facts["unmovable_count"],
+            "jobs can't be taken out of the inbox",
+            "change the rights of its folder as it says",
+        ),
+        (
+            no_jobs["files"],
+            no_jobs["count"],
+            "files in the inbox are no jobs, and are passed over",
+            "do as it says, or take them out",
+        ),
+    ):
+        if count:
+            shown = [*files.items()][:SHOWN]
+            more = [f"and {count - len(shown)} more"] * (count > len(shown))
+            lines = [f"{count} {text}:", *(f"{name}: {why}" for name, why in shown), *more]
+            yield warning("inbox", "\n".join(lines), remedy)
 
 
 def _ask_the_group(root: Root) -> str:

@@ -1,5 +1,7 @@
 """From a claimed file to a task that is ready to draw: parsed, bounded, and with everything it names found."""
 
+from dataclasses import replace
+
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
 from sdbatch.job import reader
@@ -29,13 +31,23 @@ class JobLoader:
             JobError: it can't be drawn, or was cancelled.
             InputsPending: a file that it names is still on its way.
         """
-        folder = self.spool.folder(claim)
         self.spool.require_own(claim)
         self.spool.raise_if_cancelled(claim)
         self.spool.make_own(claim)
         parsed = self._read(claim)
         if parsed.error is not None:
             raise parsed.error
+        try:
+            return self._with_files(parsed, claim, now)
+        except JobError as error:
+            if not parsed.notes:
+                raise
+            # What of the file was not read may be why something is not found.
+            raise JobError("\n".join([str(error), *(f"note: {note}" for note in parsed.notes)])) from error
+
+    def _with_files(self, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
+        """A job with all that it names."""
+        folder = self.spool.folder(claim)
         job = parsed.job
         assert job is not None, "either a job or an error"
         staged = [
@@ -83,4 +95,11 @@ class JobLoader:
                 f"{claim.file}: holds {len(parts)} of {claim.parts} jobs since it was mended, "
                 f"and not number {claim.part}: nothing is left to draw here, and this folder may be deleted"
             )
-        return parts[claim.part - 1]
+        part = parts[claim.part - 1]
+        if 0 < claim.parts < len(parts):
+            more = (
+                f"{claim.file}: holds {len(parts)} jobs since it was mended, and held {claim.parts}: only number "
+                f"{claim.part} is drawn here; drop what was added into the inbox, in a file of its own"
+            )
+            return replace(part, notes=(*part.notes, more))
+        return part

@@ -23,7 +23,9 @@ class Repeats:
         try:
             data = files.read_regular(arrival.path, MAX_MANIFEST_BYTES + 1)
             self._read_done()
-            claims = [claim for job_id in self._by_source[source] if (claim := read_claim(self.root.done / job_id))]
+            claims = [
+                claim for job_id in self._by_source.get(source, ()) if (claim := read_claim(self.root.done / job_id))
+            ]
             same = [claim for claim in claims if data is not None and self._is_same(claim, data)]
         except OSError:
             return ""  # drawn twice is better than not at all
@@ -37,6 +39,9 @@ class Repeats:
         for job_id in sorted(there - self._known):
             if (claim := read_claim(self.root.done / job_id)) is not None:
                 self._by_source[claim.source].append(job_id)
+        if self._known - there:  # taken away by the rules of keep
+            kept = {source: [job for job in jobs if job in there] for source, jobs in self._by_source.items()}
+            self._by_source = defaultdict(list, {source: jobs for source, jobs in kept.items() if jobs})
         self._known = there
 
     def _is_same(self, claim: Claim, data: bytes) -> bool:

@@ -101,6 +101,11 @@ class Scheduler:
             self.log.warning("a job waits for what is not there", job_id=claim.id, problem=why)
         self._absent = why
 
+    def forget(self, claim: Claim) -> None:
+        """It ends, whatever it waited for."""
+        self.waiting.pop(claim.id, None)
+        self.owed.pop(claim.id, None)
+
     def refund_attempt(self, claim: Claim, attempts: int) -> None:
         """An attempt that was none; on a disk that takes no note of that now, it is remembered."""
         self.owed[claim.id] = attempts

@@ -19,6 +19,7 @@ from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
 
 QUEUED = 10  # lines of the queue
+FILES = 5  # that stay in the inbox, or are no jobs
 REASON_LINES = 3
 REDRAW_SECONDS = 0.2
 WATCH_SECONDS = 1.0  # as often as the service writes
@@ -91,7 +92,8 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
         parts.append(_text(f"still empty, and taken when something is in it: {', '.join(facts['empty'])}"))
-    parts += _unmovable(facts.get("unmovable"), facts.get("unmovable_count"))
+    parts += _listed(facts["unmovable"], facts["unmovable_count"], "stays in the inbox", "red")
+    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], "no job", "yellow")
     if facts["failures"]:
         parts += [Text(), _text("failed last", "bold"), *_failures(facts["failures"], now)]
     return Group(*parts)
@@ -147,14 +149,13 @@ def _queue(queue: Facts) -> Iterator[Text]:
         yield _text(f"      and {total - len(shown)} more")
 
 
-def _unmovable(names: object, count: object) -> Iterator[Text]:
-    """Files in the inbox that the service can't take."""
-    told = list(names.items()) if isinstance(names, dict) else []
-    total = max(len(told), int(_number(count)))
-    for name, why in told[:REASON_LINES]:
-        yield _text(f"stays in the inbox: {name}: {why}", "red")
-    if total > REASON_LINES:
-        yield _text(f"      and {total - REASON_LINES} more", "red")
+def _listed(files: dict[str, str], count: int, what: str, style: str) -> Iterator[Text]:
+    """The first of some files, each with what is said of it, and how many there are more."""
+    shown = [*files.items()][:FILES]
+    for name, why in shown:
+        yield _text(f"{what}: {name}: {why}", style)
+    if count > len(shown):
+        yield _text(f"      and {count - len(shown)} more", style)
 
 
 def _failures(failures: list[Facts], now: datetime) -> Iterator[Text]:

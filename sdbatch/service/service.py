@@ -394,7 +394,8 @@ class Service:
         return notes
 
     def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
-        self.scheduler.waiting.pop(claim.id, None)
+        self.scheduler.forget(claim)
+        self.job_loader.inputs.forget(claim)
         folder = self.spool.folder(claim)
         try:
             if later := self.spool.fail(claim, text):
@@ -442,6 +443,7 @@ class Service:
         told |= {
             "passed_over": self.scheduler.passed_over,
             "empty": self.inbox.empty,
+            "no_jobs": self.inbox.no_jobs,
             "unmovable": self.scheduler.unmovable.shown,
             "unmovable_count": len(self.scheduler.unmovable.why),
             "failures": [*self.failures],

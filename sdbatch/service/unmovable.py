@@ -84,6 +84,7 @@ class Unmovable:
             self._again.pop(str(self.inbox / name), None)
         if not self.why:
             self._told.clear()
+            self._again.clear()
 
     def _note(self, arrival: Arrival, place: str, code: int | None, text: str, now: float) -> None:
         pause = min(LONGEST_PAUSE, self._again.get(place, (0.0, FIRST_PAUSE / 2))[1] * 2)

@@ -20,6 +20,7 @@ from itertools import takewhile
 from os import scandir
 from pathlib import Path
 
+from sdbatch.spool import no_jobs
 from sdbatch.spool.handover import TAKEN
 from sdbatch.spool.order import BULK, URGENT, priority_of
 from sdbatch.spool.watcher import Watcher
@@ -57,6 +58,7 @@ class _Seen:
     first: float
     still_since: float
     priority: int | None = None  # once it was looked for
+    reads_like_job: bool | None = None  # likewise
 
 
 class StabilityTracker:
@@ -75,7 +77,7 @@ class StabilityTracker:
         if known is None:
             self.seen[path] = _Seen(signature, now if began is None else began, now)
         elif known.signature != signature:
-            known.signature, known.still_since, known.priority = signature, now, None
+            known.signature, known.still_since, known.priority, known.reads_like_job = signature, now, None, None
 
     def is_still(self, path: str, now: float) -> bool:
         """Whether the file, as last looked at, has stood still long enough and holds something."""
@@ -101,6 +103,7 @@ class Inbox:
         self.stability = StabilityTracker(settle_seconds)
         self.queue: deque[Arrival] = deque()
         self.empty: list[str] = []  # the first few that hold nothing yet
+        self.no_jobs = no_jobs.told(())  # what stands still and is no job, the first few by name, and why
         self.unsettled = 0  # jobs that hold something but do not stand still yet
         self.unreadable: dict[str, OSError] = {}  # folders whose files could not be seen, and why
         self.ignored: tuple[str, ...] = ()  # folders of these names are not looked into
@@ -172,18 +175,12 @@ class Inbox:
         found: set[str] = set()
         meant: list[tuple[str, os.stat_result]] = []
         empty: list[str] = []
+        strange: list[no_jobs.NoJob] = []
         unreadable: dict[str, OSError] = {}
         taken: list[str] = []
         for entry in tread(self.folder, unreadable, taken, self.ignored):
             yield
-            if entry is None:
-                continue
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # gone between two looks
-            except OSError as error:  # a share's hiccup, or nested too deeply to be named
-                unreadable[str(Path(entry.path).parent)] = error
+            if entry is None or (status := _status_of(entry, unreadable)) is None:
                 continue
             found.add(entry.path)
             self.stability.observe(entry.path, _signature(status), self._moment(), began)
@@ -191,6 +188,8 @@ class Inbox:
                 meant.append((entry.path, status))
             elif status.st_size == 0 and is_job_name(entry.name) and len(empty) < EMPTY_TOLD:
                 empty.append(os.path.relpath(entry.path, self.folder))
+            elif (no_job := self._judge(entry.path)) is not None:
+                strange.append(no_job)
         ready: list[tuple[int, float, NaturalKey, Arrival]] = []
         settles = float("inf")
         for path, status in meant:
@@ -210,6 +209,7 @@ class Inbox:
         ready.sort(key=lambda item: item[:3])
         self.queue = deque(arrival for *_, arrival in ready if arrival.name not in self._claimed)
         self.unsettled, self.empty, self.taken = len(meant) - len(ready) + self._is_expecting, empty, taken
+        self._tell_of(strange)
         self._next_scan = 0.0 if self._is_expecting else min(self._moment() + self.rescan_seconds, settles)
         has_news = any(seen.first == began for seen in self.stability.seen.values())
         self.watcher.tend(is_deaf=has_news and not (was_told or self.bell.is_set()))
@@ -275,6 +275,27 @@ class Inbox:
             or self.stability.is_still(path, self._moment())
             or (f"{path}.sha256" in found and status.st_size <= DIGEST_BYTES and _has_matching_digest(path))
         )
+
+    def _judge(self, path: str) -> no_jobs.NoJob | None:
+        """What is to be said of a file that is no job, once it stands still."""
+        now = self._moment()
+        if not self.stability.is_still(path, now):
+            return None
+        seen = self.stability.seen[path]
+
+        def reads_like_job() -> bool:
+            if seen.reads_like_job is None:
+                seen.reads_like_job = no_jobs.reads_like_job(path)
+            return seen.reads_like_job
+
+        return no_jobs.judge(os.path.relpath(path, self.folder), now - seen.still_since, reads_like_job)
+
+    def _tell_of(self, strange: list[no_jobs.NoJob]) -> None:
+        """What lies there and is no job, for status.json; in the log once."""
+        before, self.no_jobs = self.no_jobs["files"], no_jobs.told(strange)
+        for name, why in self.no_jobs["files"].items():
+            if name not in before:
+                self.log.warning("lies in the inbox and is no job", source=name, reason=why)
 
     def _mind(self, unreadable: dict[str, OSError], found: set[str]) -> None:
         """Keep what lies in folders that can't be read now; say once that they can't, and once that they can."""
@@ -342,6 +363,17 @@ def tread(
 
 def _signature(status: os.stat_result) -> Signature:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _status_of(entry: os.DirEntry[str], unreadable: dict[str, OSError]) -> os.stat_result | None:
+    """What a look at a file shows; None where it is gone, or can't be looked at, which is noted."""
+    try:
+        return entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None  # between two looks
+    except OSError as error:  # a share's hiccup, or nested too deeply to be named
+        unreadable[str(Path(entry.path).parent)] = error
+        return None
 
 
 def signature_of(path: str) -> Signature | None:

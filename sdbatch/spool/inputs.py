@@ -63,6 +63,10 @@ class InputStager:
         claim.inputs = (claim.inputs or {}) | {field: (named, staged.sha256)}
         return staged
 
+    def forget(self, claim: Claim) -> None:
+        """It ended without what it waited for."""
+        self._waits.pop(claim.id, None)
+
     def _is_copy(self, path: Path) -> bool:
         """Whether a file lies there that can be a copy of ours: no link, which others could have laid, and no pipe."""
         try:

@@ -17,7 +17,7 @@ from sdbatch.errors import JobError
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
-REMEMBERED = 32  # folders whose last numbers are kept
+REMEMBERED = 32  # folders whose last numbers are kept, and of which it is known that they were swept
 _SAMPLE, _GRID = r"(\d+)\.png", r"grid-(\d+)\.png"
 Names = dict[str, str]  # staged name -> name in the output folder, both as samples/00000.png
 
@@ -27,7 +27,7 @@ class Publisher:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[Path, str], tuple[int, int]] = {}  # a folder's mtime, and the next number then
-        self._swept: set[Path] = set()
+        self._swept: dict[Path, None] = {}
 
     def choose_names(self, outdir: Path, staged: Sequence[str]) -> Names:
         """The next free names for staged pictures: samples/00006.png, grid-0001.png."""
@@ -78,11 +78,13 @@ class Publisher:
         return names
 
     def _sweep(self, outdir: Path) -> None:
-        """What a service that was killed left there, once: only one publishes in a root."""
+        """What a service that was killed left there; once, or again after many others: each job may have its own."""
         if outdir not in self._swept:
             for folder in (outdir, outdir / SAMPLES):
                 files.sweep(folder)
-            self._swept.add(outdir)
+            self._swept[outdir] = None
+            if len(self._swept) > REMEMBERED:
+                del self._swept[next(iter(self._swept))]
 
     def _next_number(self, folder: Path, pattern: str) -> int:
         """One more than the highest in a folder; it may hold thousands, and is read again only if others changed it."""

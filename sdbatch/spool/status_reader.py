@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import Cancelled, JobError, printable
+from sdbatch.spool import no_jobs
 from sdbatch.spool.order import Priorities, QueueEntry, in_order, priority_of, priority_of_folder
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name, is_nobodys_folder, natural_key
@@ -34,7 +35,8 @@ Facts = dict[str, Any]
 # What programs find in any case, in the order of status.json.
 _KEYS = (
     *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
-    *("queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed", "job", "updated_at"),
+    *("no_jobs", "queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed"),
+    *("job", "updated_at"),
 )
 
 
@@ -49,9 +51,13 @@ def read_overview(root: Root, now: datetime) -> Facts:
     said = facts.get("queue")
     empty = facts.get("empty") if runs else None
     facts["empty"] = unfilled = [name for name in empty if isinstance(name, str)] if isinstance(empty, list) else []
-    last = [name for key in ("passed_over", "unmovable") for name in (facts[key] if runs else None) or ()]
-    told, ignored = said if runs and isinstance(said, dict) else {}, ignored_folders(facts)
-    facts["queue"] = queue(root, told, facts["job"], unfilled, last, ignored)
+    stuck = _listed({"count": facts["unmovable_count"], "files": facts["unmovable"]} if runs else None)
+    facts |= {"unmovable": stuck["files"], "unmovable_count": stuck["count"]}
+    last = [*((facts["passed_over"] if runs else None) or ()), *stuck["files"]]
+    names = [*_lying(root.inbox, ignored_folders(facts))]
+    facts["no_jobs"] = _listed(facts["no_jobs"]) if runs else no_jobs.told(filter(None, map(no_jobs.judge, names)))
+    waiting = set(filter(is_job_name, names)).difference(unfilled)
+    facts["queue"] = queue(root, said if runs and isinstance(said, dict) else {}, facts["job"], waiting, last)
     return facts | {"is_running": runs, "failures": failures(root)}
 
 
@@ -86,19 +92,12 @@ def is_running(facts: Facts, now: datetime) -> bool:
     return not (is_ours and age > SETTLED_SECONDS and not _is_alive(facts["pid"]))
 
 
-def queue(
-    root: Root,
-    said: Facts,
-    job: Facts | None,
-    empty: Iterable[str] = (),
-    last: Iterable[str] = (),
-    ignored: Iterable[str] = (),
-) -> Facts:
+def queue(root: Root, said: Facts, job: Facts | None, waiting: set[str], last: Iterable[str] = ()) -> Facts:
     """What waits, as the folders have it, in the order of turns; files of one priority in the order that was told.
 
     `last` are those that the service passes over for now, ids and names.
     """
-    waiting, ids, last = set(_waiting(root.inbox, ignored)).difference(empty), claimed(root, job), set(last)
+    ids, last = claimed(root, job), set(last)
     arrived = {name: number for number, name in enumerate(_told_files(said))}
     is_glanced = len(waiting) <= MOST_GLANCES
 
@@ -201,9 +200,17 @@ def ignored_folders(facts: Facts) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
-def _waiting(inbox: Path, ignored: Iterable[str] = ()) -> Iterable[str]:
-    """Names of job files below the inbox, as status.json tells them, in the folders that the service looks into."""
+def _listed(fact: object) -> Facts:
+    """So many files, and the first of them with what is said of each, as status.json tells them."""
+    fact = fact if isinstance(fact, dict) else {}
+    count, names = fact.get("count"), fact.get("files")
+    found = {name: str(why) for name, why in names.items()} if isinstance(names, dict) else {}
+    return {"count": max(len(found), count) if isinstance(count, int) else len(found), "files": found}
+
+
+def _lying(inbox: Path, ignored: Iterable[str] = ()) -> Iterator[str]:
+    """Names of files below the inbox, as status.json tells them, in the folders that the service looks into."""
     for place, folders, names in os.walk(inbox):
         folders[:] = [name for name in folders if not is_nobodys_folder(name, ignored)]
         within = "" if Path(place) == inbox else os.path.relpath(place, inbox) + "/"
-        yield from (within + name for name in names if is_job_name(name))
+        yield from (within + name for name in names)

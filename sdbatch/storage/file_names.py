@@ -12,7 +12,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 # Names that editors, file managers and copying programs use for what nobody should touch.
 NOBODYS_PREFIXES = (".", "~")
-_PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownload", "~")
+PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownload", "~")
 
 # Folders in which file servers, desktops and filesystems keep what was deleted, what is older, and what is their own;
 # hidden ones (.Trash-1000, .stversions, .snapshot, .zfs) need not stand here. In any case of letters, with * for any.
@@ -22,6 +22,7 @@ _NOBODYS_FOLDERS = (
     *("$recycle.bin", "recycler", "recycled", "recycle bin*", "system volume information", "found.[0-9]*"),  # Windows
     *("network trash folder", "temporary items", "thevolumesettingsfolder", "__macosx"),  # macOS and netatalk
     *("lost+found", "trashbox", "files_trashbin", "files_versions"),  # Linux, Buffalo, Nextcloud
+    *("@gmt-*", "_gsdata_"),  # Samba's snapshots, GoodSync
 )
 
 NaturalKey = list[tuple[int, int, str]]
@@ -30,7 +31,7 @@ NaturalKey = list[tuple[int, int, str]]
 def is_job_name(name: str) -> bool:
     """Whether a file of this name is meant as a job."""
     lower = name.lower()
-    return lower.endswith(SUFFIXES) and not name.startswith(NOBODYS_PREFIXES) and not lower.endswith(_PARTIAL_SUFFIXES)
+    return lower.endswith(SUFFIXES) and not name.startswith(NOBODYS_PREFIXES) and not lower.endswith(PARTIAL_SUFFIXES)
 
 
 def is_nobodys_folder(name: str, ignored: Iterable[str] = ()) -> bool:

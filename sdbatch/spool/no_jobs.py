@@ -1,0 +1,102 @@
+"""What lies in the inbox and is no job: why it is passed over, and what to do.
+
+By names alone, but for texts: those may be notes, prompts, or a job that some editor named .txt, and a glance tells.
+What jobs name and drop beside themselves is not told of: pictures, texts, digests; nor is what nobody should touch.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from heapq import nsmallest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdbatch.storage import files
+from sdbatch.storage.file_names import NOBODYS_PREFIXES, PARTIAL_SUFFIXES, SUFFIXES, is_job_name, natural_key
+
+TOLD = 20  # by name; the others are counted
+PARTIAL_SECONDS = 600.0  # after which a copy that does not grow has been given up
+GLANCE_BYTES = 4 << 10
+RENAME = "a job's name ends in .yaml, .yml or .json: rename it to {}"
+READS_LIKE_ONE = "it reads like a job, but its name does not end like one: rename it to {}"
+GIVEN_UP = "a copy that did not come to its end: copy it again"
+OTHER = "its name is no job's, which ends in .yaml, .yml or .json; if a job names it, it is well here"
+
+_KINDS = {
+    "an archive is not looked into: unpack it here": "7z bz2 cab gz lz4 rar tar tbz tgz txz xz zip zst",
+    "jobs are plain text: save what it says in a text file whose name ends in .yaml": (
+        "doc docx htm html key numbers odp ods odt pages pdf ppt pptx rtf xls xlsx"
+    ),
+    "weights belong in models/, where jobs find them: move it there": "bin ckpt gguf h5 onnx pkl pt pth safetensors",
+    "only a shortcut: copy the file itself": "desktop lnk url webloc",
+    "": (  # what jobs name, digests, and what desktops leave
+        "avif bmp gif heic jfif jpe jpeg jpg pbm pgm png ppm psd svg tif tiff webp asc md5 sha1 sha256 sha512 sig db"
+    ),
+}
+_BY_SUFFIX = {suffix: text for text, suffixes in _KINDS.items() for suffix in suffixes.split()}
+_TEXTS = {"", "list", "log", "markdown", "md", "prompt", "prompts", "rst", "text", "txt"}
+_NOBODYS = re.compile(r"desktop\.ini|icon\r|.*:zone\.identifier|.*~|.*\.sw[a-z]", re.IGNORECASE)
+_WITHIN = re.compile(r"(.+)(\.(?:ya?ml|json))(?![a-z0-9])(.*)", re.IGNORECASE)  # truck.yaml.txt
+_WITHOUT_DOT = re.compile(r"([^.]+?)[\W_]?(ya?ml|json)", re.IGNORECASE)  # truck,yaml
+_IGNORED = re.compile(rb"(?:[ \t]*(?:#.*|---[ \t]*)?\r?\n)*")
+_FIELD = re.compile(rb"""[\s{\[-]*["']?[\w-]+["']?[ \t]*:""")
+_PROMPT = re.compile(rb"""^[\s{\[,-]*["']?(?:prompt|from[_-]file|init[_-]img)["']?[ \t]*:""", re.MULTILINE)
+
+
+class NoJob(NamedTuple):
+    """A file, why it is passed over, and whether it was probably meant as a job."""
+
+    name: str
+    why: str
+    is_meant: bool = False
+
+
+def judge(name: str, rest: float = 0.0, reads_like_job: Callable[[], bool] = lambda: False) -> NoJob | None:
+    """A file that is no job, `rest` seconds after it last changed; None where there is nothing to say of it."""
+    file = name.rpartition("/")[2]
+    stem, dot, suffix = file.rpartition(".")
+    stem, suffix = (stem, suffix.lower()) if dot else (file, "")
+    if is_job_name(file) or file.startswith(NOBODYS_PREFIXES) or _NOBODYS.fullmatch(file):
+        return None
+    if file.lower().endswith(PARTIAL_SUFFIXES):
+        return NoJob(name, GIVEN_UP, is_meant=True) if rest >= PARTIAL_SECONDS else None
+    if suffix in _BY_SUFFIX:
+        return NoJob(name, _BY_SUFFIX[suffix]) if _BY_SUFFIX[suffix] else None
+    if meant := _meant(file, stem, suffix):
+        return NoJob(name, RENAME.format(meant), is_meant=True)
+    if suffix not in _TEXTS:
+        return NoJob(name, OTHER)
+    return NoJob(name, READS_LIKE_ONE.format(f"{stem}.yaml"), is_meant=True) if reads_like_job() else None
+
+
+def reads_like_job(path: str) -> bool:
+    """Whether a text begins as jobs do: with a field, and soon a prompt. One that only shows a job begins otherwise."""
+    try:
+        head = files.read_regular(Path(path), GLANCE_BYTES) or b""
+    except OSError:
+        return False
+    head = head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe")  # of UTF-16, as some editors save it
+    ignored = _IGNORED.match(head)
+    return bool(_FIELD.match(head, ignored.end() if ignored else 0) and _PROMPT.search(head))
+
+
+def told(found: Iterable[NoJob]) -> dict[str, Any]:
+    """As status.json says it: how many, and the first of them, what was probably meant as a job before all else."""
+    listed = [*found]
+    first = nsmallest(TOLD, listed, key=lambda one: (not one.is_meant, natural_key(one.name)))
+    return {"count": len(listed), "files": {one.name: one.why for one in first}}
+
+
+def _meant(file: str, stem: str, suffix: str) -> str:
+    """The name that a job of nearly this name should have; empty where it is none."""
+    if found := _WITHIN.fullmatch(file):
+        base, right, behind = found.groups()
+        is_suffix = re.fullmatch(r"\.[a-z]\w{0,9}", behind, re.IGNORECASE)
+        behind = "" if is_suffix else "".join(filter(str.isprintable, behind)).rstrip(" .")
+        return base + behind + right
+    if not suffix:
+        found = _WITHOUT_DOT.fullmatch(file)
+        return f"{found[1]}.{found[2].lower()}" if found else ""
+    known = [right.removeprefix(".") for right in SUFFIXES]
+    likely = [right for right in known if sorted(right) == sorted(suffix)] or get_close_matches(suffix, known, 1, 0.7)
+    return f"{stem}.{likely[0]}" if likely else ""
