@@ -72,7 +72,7 @@ class Bustle:
                 self.late += 1
                 drop_job(self.root, f"late-{self.late}.yaml", job("late"))
             case 1 if waiting:
-                control.bump(self.root, waiting[0].relative_to(self.root.inbox).as_posix())
+                control.prioritize(self.root, waiting[0].relative_to(self.root.inbox).as_posix())
             case 2:
                 control.retry_all(self.root)
         files.on_step = self

@@ -149,7 +149,7 @@ def test_what_is_not_there_or_not_clear_is_told(root: Root) -> None:
     with pytest.raises(JobError, match="a may be any of"):
         control.cancel(root, "a")
     control.cancel(root, "x/a.yaml")
-    for command in (control.cancel, control.retry, control.bump):
+    for command in (control.cancel, control.retry, control.prioritize):
         with pytest.raises(JobError, match="no job of the name b "):
             command(root, "b")
     with pytest.raises(JobError, match="is no root"):
@@ -223,7 +223,7 @@ def test_a_bumped_file_is_next(start: Start, root: Root, clock: FakeClock) -> No
         drop_job(root, name, SMALL)
     service = start(lambda _: clock.sleep(10))
     service.run_once(clock)
-    assert control.bump(root, "3").startswith("jobs/inbox/urgent/x/3.yaml goes first")
+    assert control.prioritize(root, "3").startswith("jobs/inbox/urgent/x/3.yaml goes first")
     drain(service, clock)
     assert order(root)[0] == "3"
 
@@ -234,7 +234,7 @@ def test_a_bumped_file_finds_what_lies_beside_its_old_place(
 ) -> None:
     drop_job(root, f"{folder}a.yaml", "prompt: a\ninit_img: mine.png\n")
     drop_job(root, f"{folder}mine.png", b"the fake engine does not look")
-    control.bump(root, "a.yaml")
+    control.prioritize(root, "a.yaml")
     service = start()
     drain(service, clock)
     assert (service.done, service.failed) == (1, 0)
@@ -245,7 +245,7 @@ def test_a_bumped_file_waits_for_a_picture_on_its_way_to_its_old_place(
     start: Start, root: Root, clock: FakeClock
 ) -> None:
     drop_job(root, "a.yaml", "prompt: a\ninit_img: mine.png\n")
-    control.bump(root, "a.yaml")
+    control.prioritize(root, "a.yaml")
     service = start(input_wait_seconds=10)
     part = root.inbox / ".mine.png.x7Yz"  # as rsync names it
     for second in range(30):
@@ -271,7 +271,7 @@ def test_a_file_is_bumped_where_no_mode_may_be_set(root: Root, monkeypatch: pyte
 
     drop_job(root, "batch/of/mine/a.yaml", SMALL)
     monkeypatch.setattr(Path, "chmod", denied)
-    assert control.bump(root, "a.yaml").startswith("jobs/inbox/urgent/batch/of/mine/a.yaml goes first")
+    assert control.prioritize(root, "a.yaml").startswith("jobs/inbox/urgent/batch/of/mine/a.yaml goes first")
 
 
 def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: FakeClock) -> None:
@@ -279,8 +279,8 @@ def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: 
         drop_job(root, name, SMALL)
     service = start(lambda _: clock.sleep(10))
     service.run_once(clock)
-    assert "goes first already" in control.bump(root, "1.yaml")
-    assert control.bump(root, "3.yaml").endswith("goes first, behind what lay in jobs/inbox/urgent/ before")
+    assert "goes first already" in control.prioritize(root, "1.yaml")
+    assert control.prioritize(root, "3.yaml").endswith("goes first, behind what lay in jobs/inbox/urgent/ before")
     drain(service, clock)
     assert order(root) == ["1", "2", "3"]
 
@@ -384,7 +384,7 @@ def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
     drop_job(root, "a.yaml", SMALL)
     for command, said in (
         (["pause", "for tea"], "paused"),
-        (["bump", "a.yaml"], "jobs/inbox/urgent/a.yaml goes first"),
+        (["prioritize", "a.yaml"], "jobs/inbox/urgent/a.yaml goes first"),
         (["resume"], "resumed"),
         (["resume"], "it was not paused"),
         (["cancel", "a"], "deleted jobs/inbox/urgent/a.yaml"),
@@ -395,7 +395,7 @@ def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
     for command in (["cancel", "a"], ["retry", "a"], ["retry", "--all-failed"]):
         ended = run_sdbatch(*command, "--root", tmp_path)
         assert (ended.returncode, "is no root" in ended.stderr) == (os.EX_UNAVAILABLE, True)
-    for command in (["cancel", "a"], ["retry"], ["retry", "a"], ["bump", "a"]):
+    for command in (["cancel", "a"], ["retry"], ["retry", "a"], ["prioritize", "a"]):
         ended = run_sdbatch(*command, "--root", root.path)
         assert ended.returncode == 1
         assert ended.stderr.startswith("sdbatch: ")

@@ -213,7 +213,7 @@ def test_what_restore_gives_is_drawn(draw: Draw, root: Root) -> None:
 
 def test_follow_up_and_again_drop_a_job_or_show_it(draw: Draw, root: Root) -> None:
     job_id = draw(f"prompt: a truck\n{SMALL}", "truck.yaml")
-    for arguments in (("follow-up", "000001/1", "--strength", "0.3", "--seed", 8), ("again", "000001", "--seed", 8)):
+    for arguments in (("follow-up", "000001/1", "--strength", "0.3", "--seed", 8), ("rerun", "000001", "--seed", 8)):
         shown = ask(root, *arguments, "--dry-run").stdout
         assert not list(root.inbox.iterdir())
         dropped = only_line(ask(root, *arguments))
@@ -246,7 +246,7 @@ def test_the_end_of_an_id_goes_before_a_part_of_others(draw: Draw, root: Root) -
     assert ask(root, "show", "truc").returncode == 1
 
 
-@pytest.mark.parametrize("command", ["show", "restore", "follow-up", "again"])
+@pytest.mark.parametrize("command", ["show", "restore", "follow-up", "rerun"])
 def test_what_is_not_there_or_not_clear_is_told_in_plain_words(draw: Draw, root: Root, command: str) -> None:
     draw(f"prompt: a\n{SMALL}", "x.yaml")
     draw(f"prompt: a\n{SMALL}", "x.yaml")
@@ -263,7 +263,7 @@ def test_what_is_not_there_or_not_clear_is_told_in_plain_words(draw: Draw, root:
         assert "Traceback" not in said.stderr
 
 
-@pytest.mark.parametrize("command", [("history",), ("show", "x"), ("follow-up", "x"), ("again", "x")])
+@pytest.mark.parametrize("command", [("history",), ("show", "x"), ("follow-up", "x"), ("rerun", "x")])
 def test_without_a_root_it_is_said_how_to_make_one(tmp_path: Path, command: tuple[str, ...]) -> None:
     said = run_sdbatch(*command, "--root", tmp_path)
     assert (said.returncode, "sdbatch init" in said.stderr) == (1, True)

@@ -167,7 +167,7 @@ def test_repeats_are_told_apart_by_their_names(start: Start, root: Root, clock: 
     service = start()
     drain(service, clock)
     for named in ("truck", "truck", "truck-again"):
-        assert run_sdbatch("again", named, "--seed", "7", "--root", root.path).returncode == 0
+        assert run_sdbatch("rerun", named, "--seed", "7", "--root", root.path).returncode == 0
         clock.sleep(60)
         drain(service, clock)
     names = sorted(path.name.split("-", 2)[2] for path in root.done.iterdir())
@@ -199,7 +199,7 @@ def test_the_jobs_of_a_claimed_file_are_bumped_as_a_whole(start: Start, root: Ro
     clock.sleep(3)
     service.inbox.scan(clock.mono)
     clock.sleep(3)
-    assert control.bump(root, "000002") == "all jobs of 000002 go first, behind what was urgent before"
+    assert control.prioritize(root, "000002") == "all jobs of 000002 go first, behind what was urgent before"
     drain(service, clock)
     folders = sorted(root.done.iterdir(), key=lambda folder: (folder / "manifest.yaml").stat().st_mtime_ns)
     assert [folder.name.split("-", 2)[2] for folder in folders] == ["b", "b", "b", "c", "a", "a", "a"]

@@ -17,7 +17,7 @@ from sdbatch.engine.fake import FakeEngine
 from sdbatch.errors import JobError
 from sdbatch.history.history import History
 from sdbatch.history.records import JobRecord, PictureRecord
-from sdbatch.history.restore import again, follow_up, job_text, restore
+from sdbatch.history.restore import follow_up, job_text, rerun, restore
 from sdbatch.job import reader
 from sdbatch.job.manifest import Parent
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
@@ -218,7 +218,7 @@ def test_again_draws_the_same_and_knows_its_parent(draw: Draw, root: Root) -> No
     job_id = draw("from_file: p.txt\nH: 64\nW: 64\nn_iter: 1\nseed: 3\n")
     (root.path / "p.txt").write_text("other\n")
     for seed in (None, 8):
-        child = draw(again(root, known(root, job_id), seed), f"{seed}.yaml")
+        child = draw(rerun(root, known(root, job_id), seed), f"{seed}.yaml")
         tree = History.open(root).lineage(child)
         assert (tree.job, child in [node.job for node in tree.children]) == (job_id, True)
         same = [(root.done / each / "samples/00001.png").read_bytes() for each in (job_id, child)]
@@ -236,9 +236,9 @@ def test_a_checkpoint_that_is_there_no_more_is_told(draw: Draw, root: Root) -> N
 
 def test_again_goes_for_failed_and_earlier_jobs_too(draw: Draw, root: Root) -> None:
     failed = draw(JOB + "ckpt: models/none.ckpt\n")
-    assert parse(again(root, known(root, failed), 5)).seed == 5
+    assert parse(rerun(root, known(root, failed), 5)).seed == 5
     lay_earlier(root)
-    assert parse(again(root, known(root, EARLIER))).prompt == "A nice blue car is transforming into a truck."
+    assert parse(rerun(root, known(root, EARLIER))).prompt == "A nice blue car is transforming into a truck."
 
 
 def test_a_job_file_says_what_is_not_the_default_alone() -> None:

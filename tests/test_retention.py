@@ -87,10 +87,10 @@ def test_an_idle_service_tidies_up_once_an_hour(filled: Root, start: Start, cloc
 
 def test_the_command_says_it_first_and_does_it_when_told_to(filled: Root) -> None:
     (filled.configs / "sdbatch.yaml").write_text("retention:\n  done_count: 3\n")
-    said = run_sdbatch("clean", "--root", filled.path)
+    said = run_sdbatch("prune", "--root", filled.path)
     assert said.stdout.startswith("would remove jobs/done/2")
     assert len(list(filled.done.glob("2*"))) == 4
-    assert run_sdbatch("clean", "--apply", "--root", filled.path).stdout.startswith("removed jobs/done/2")
+    assert run_sdbatch("prune", "--apply", "--root", filled.path).stdout.startswith("removed jobs/done/2")
     assert len(list(filled.done.glob("2*"))) == 3
 
 
@@ -165,6 +165,6 @@ def test_nothing_goes_while_it_can_not_be_told_what_waiting_jobs_name(
 @pytest.mark.parametrize("key", ["done_days", "failed_days"])
 def test_no_days_at_all_are_refused(root: Root, key: str) -> None:
     (root.configs / "sdbatch.yaml").write_text(f"retention:\n  {key}: 0\n")
-    said = run_sdbatch("clean", "--root", root.path)
+    said = run_sdbatch("prune", "--root", root.path)
     assert said.returncode == 78
     assert f"line 2: retention.{key}: 0 is not a number of days above 0; null keeps all" in said.stderr

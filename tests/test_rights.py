@@ -29,17 +29,17 @@ COMMANDS: dict[str, list[list[str]]] = {
     "config": [ROOT],
     "pause": [["why", *ROOT]],
     "resume": [ROOT],
-    "bump": [["waiting.yaml", *ROOT]],
+    "prioritize": [["waiting.yaml", *ROOT]],
     "cancel": [[WAITING, *ROOT], ["waiting.yaml", *ROOT]],
     "retry": [[JOB, *ROOT], ["--all-failed", *ROOT]],
-    "clean": [["--apply", *ROOT]],
+    "prune": [["--apply", *ROOT]],
     "backup": [["/srv/backup", *ROOT]],
     "doctor": [["--quick", *ROOT]],
     "history": [ROOT, ["--rebuild", *ROOT]],
     "show": [[JOB, *ROOT]],
     "restore": [[JOB, *ROOT]],
     "follow-up": [[JOB, "--prompt", "b", *ROOT]],
-    "again": [[JOB, *ROOT]],
+    "rerun": [[JOB, *ROOT]],
     "serve": [["--drain", *ROOT]],
     "model list": [ROOT],
     "model import": [["/srv/new.ckpt", *ROOT], ["/srv/new.ckpt", "--link", "--as", "l.ckpt", *ROOT]],
@@ -177,7 +177,11 @@ def seen(srv: Path) -> dict[str, object]:
 
 
 def test_every_command_is_tried_or_has_its_reason() -> None:
-    known = {command.name or str(command.callback and command.callback.__name__) for command in app.registered_commands}
+    known = {
+        command.name or str(command.callback and command.callback.__name__)
+        for command in app.registered_commands
+        if not command.hidden
+    }
     known |= {
         f"model {command.name or command.callback.__name__}"
         for command in model.registered_commands

@@ -98,7 +98,7 @@ def test_commands_find_files_roots_and_jobs_in_either_form(tmp_path: Path, root:
     for command in ("validate", "submit"):
         ended = run_sdbatch(command, tmp_path / nfc("café.yaml"), "--root", asked)
         assert ended.returncode == 0, ended.stderr
-    assert control.bump(root, nfc("café.yaml")).startswith("jobs/inbox/urgent/")
+    assert control.prioritize(root, nfc("café.yaml")).startswith("jobs/inbox/urgent/")
     assert control.cancel(root, nfc("café")).startswith("deleted")
     (root.running / nfc("20261122T101530Z-000001-café")).mkdir()
     assert "is cancelled" in control.cancel(root, nfd("café"))

@@ -62,11 +62,15 @@ def test_the_root_is_found_from_inside_it_and_by_a_variable(root: Root, tmp_path
         ["history"],
         ["show", "a"],
         ["submit", __file__],
-        ["clean"],
+        ["prune"],
         ["cancel", "a"],
         ["retry", "--all"],
-        ["bump", "a"],
+        ["prioritize", "a"],
         ["web"],
+        ["logs", "a"],
+        ["model", "list"],
+        ["model", "verify", "a.ckpt"],
+        ["model", "convert", "a.ckpt"],
     ],
 )
 def test_a_missing_root_has_one_code(tmp_path: Path, command: list[str]) -> None:
@@ -125,3 +129,10 @@ def test_outside_its_hours_it_rests_and_says_so_and_draws_when_asked(
         service.run_once(clock)
         clock.sleep(1)
     assert service.done == 1
+
+
+@pytest.mark.parametrize(("old", "new"), [("bump", "prioritize"), ("again", "rerun"), ("clean", "prune")])
+def test_commands_are_known_by_their_old_names_which_the_help_no_longer_lists(old: str, new: str) -> None:
+    said = {name: " ".join(run_sdbatch(name, "--help").stdout.split()) for name in (old, new)}
+    assert said[old].replace(f"sdbatch {old}", f"sdbatch {new}", 1) == said[new] != ""
+    assert f" {old} " not in run_sdbatch("--help").stdout

@@ -136,7 +136,7 @@ def test_its_buttons_do_what_the_commands_do(root: Root, start: Start, clock: Fa
     assert not list(root.failed.iterdir())
     for name in ("a.yaml", "b.yaml"):
         drop_job(root, name, "prompt: a\n")
-    visitor.post("/bump", job="b.yaml")
+    visitor.post("/prioritize", job="b.yaml")
     assert (root.inbox / "urgent" / "b.yaml").exists()
     visitor.post("/cancel", job="a.yaml")
     assert not (root.inbox / "a.yaml").exists()
@@ -353,7 +353,7 @@ def listed(root: Root) -> dict[Path, tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("path", "field"), [("/cancel", "job"), ("/retry", "job"), ("/bump", "job"), ("/pause", "reason")]
+    ("path", "field"), [("/cancel", "job"), ("/retry", "job"), ("/prioritize", "job"), ("/pause", "reason")]
 )
 def test_what_is_told_fits_into_a_cookie_and_a_reason_into_a_line(
     root: Root, visitor: Visitor, path: str, field: str

@@ -60,9 +60,9 @@ def test_every_button_answers_in_chinese(root: Root, start: Start, clock: FakeCl
             ("/retry", failed),
             ("/retry", failed),
             ("/retry", "nothing"),
-            ("/bump", "a.yaml"),
-            ("/bump", "a.yaml"),
-            ("/bump", "nothing"),
+            ("/prioritize", "a.yaml"),
+            ("/prioritize", "a.yaml"),
+            ("/prioritize", "nothing"),
         ),
         *(("/cancel", "b.yaml"), ("/cancel", "b.yaml"), ("/cancel", "c.yaml"), ("/cancel", "000009")),
     ):

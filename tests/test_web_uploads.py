@@ -69,7 +69,7 @@ def test_a_job_that_is_put_before_the_others_keeps_its_picture(
     root: Root, start: Start, clock: FakeClock, visitor: Visitor
 ) -> None:
     send(visitor)
-    control.bump(root, only_name(root))
+    control.prioritize(root, only_name(root))
     drain(start(), clock)
     assert (only(root.done) / "inputs" / "init_img.png").read_bytes() == only(root.uploads).read_bytes()
 
@@ -92,7 +92,7 @@ def test_a_picture_that_a_job_waits_for_stays(root: Root, clock: FakeClock, visi
     send(visitor)
     (job,) = jobs(root)
     if place == "urgent":
-        control.bump(root, job.name)
+        control.prioritize(root, job.name)
     elif place == "running":
         (folder := root.running / "20261122T101532Z-000001-a").mkdir()
         job.rename(folder / job.name)

@@ -1,4 +1,4 @@
-"""`sdbatch pause`, `resume`, `cancel`, `retry` and `bump`: steering the service by the folders alone."""
+"""`sdbatch pause`, `resume`, `cancel`, `retry` and `prioritize`: steering the service by the folders alone."""
 
 from pathlib import Path
 from typing import Annotated
@@ -97,15 +97,15 @@ def retry(
 
 
 @app.command()
-def bump(job: JobArgument, root: RootOption = Path()) -> None:
+def prioritize(job: JobArgument, root: RootOption = Path()) -> None:
     """Put a waiting file into jobs/inbox/urgent/, before all that is not there. What it names may stay where it is.
 
     Of a file that was taken already, all jobs that wait go first.
 
-    Examples: sdbatch bump truck.yaml; sdbatch bump 000042
+    Examples: sdbatch prioritize truck.yaml; sdbatch prioritize 000042
 
     Exit codes: 0 done; 1 there is no such file, or more than one.
     """
     from sdbatch.client import control  # noqa: PLC0415
 
-    typer.echo(control.bump(named_root(root), job))
+    typer.echo(control.prioritize(named_root(root), job))

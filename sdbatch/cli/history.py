@@ -184,7 +184,7 @@ def follow_up(
 
 
 @app.command()
-def again(
+def rerun(
     job: WhatArgument,
     root: RootOption = Path(),
     *,
@@ -193,7 +193,7 @@ def again(
 ) -> None:
     """Drop a job once more: the same pictures, or with --seed others.
 
-    Example: sdbatch again 000042 --seed 7
+    Example: sdbatch rerun 000042 --seed 7
 
     Exit codes: 0 dropped; 1 there is no such job; 74 the disk failed.
     """
@@ -204,7 +204,7 @@ def again(
     job_id = _job_of(_find(opened, job))
     known = opened.job(job_id)
     assert known is not None, "it was just found"
-    _drop(place, restore.again(place, known, seed), job_id, "again", dry_run=dry_run)
+    _drop(place, restore.rerun(place, known, seed), job_id, "again", dry_run=dry_run)
 
 
 def _open(place: "Root", *, anew: bool = False) -> "History":

@@ -12,7 +12,6 @@ from sdbatch import __version__
 from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
     backup,
     bundle,
-    clean,
     config,
     control,
     doctor,
@@ -21,6 +20,7 @@ from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
     install,
     logs,
     model,
+    prune,
     schema,
     serve,
     status,
@@ -35,6 +35,11 @@ from sdbatch.storage.files import is_disk_trouble
 
 EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
+
+
+OLD_NAMES: dict[str, Any] = {"again": history.rerun, "bump": control.prioritize, "clean": prune.prune}
+for _name, _command in OLD_NAMES.items():
+    app.command(_name, hidden=True)(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""Steering a service by its folders: pause, cancel, retry, bump. Works over a share, and with the service down too."""
+"""Steering a service by its folders: pause, cancel, retry, prioritize. Works over a share and without the service."""
 
 import stat
 from pathlib import Path
@@ -104,11 +104,11 @@ def _retried(root: Root, folder: Path) -> str:
         return f"{folder.name} stays: {files.in_words(error)}"
 
 
-def bump(root: Root, name: str) -> str:
+def prioritize(root: Root, name: str) -> str:
     """Put a waiting file before those of other folders: what it names is found where it lay."""
     found = _waiting(root, name)
     if not found and (claimed := matching(name, [root.running])):
-        return _bump_claimed(root, name, claimed)
+        return _prioritize_claimed(root, name, claimed)
     if len(found) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, "waits in jobs/inbox/")
     (file,), urgent = found, root.inbox / URGENT
@@ -124,7 +124,7 @@ def bump(root: Root, name: str) -> str:
     return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
 
 
-def _bump_claimed(root: Root, name: str, claimed: list[Path]) -> str:
+def _prioritize_claimed(root: Root, name: str, claimed: list[Path]) -> str:
     """All jobs of a file go first, as those of urgent/ do."""
     wanted = {file_of(folder.name) for folder in claimed}
     if len(wanted) != 1:

@@ -111,7 +111,7 @@ def follow_up(
     return _checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
 
 
-def again(root: Root, job: JobRecord, seed: int | None = None) -> str:
+def rerun(root: Root, job: JobRecord, seed: int | None = None) -> str:
     """The text of a job file that draws a job once more, with another seed if one is given.
 
     Raises:

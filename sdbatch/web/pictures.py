@@ -153,7 +153,7 @@ def again() -> AnyResponse:
     if job is None:
         abort(404)
     seed = _whole(request.form.get("seed", ""))
-    return done(lambda: _drop(job.id, restore.again(site().root, job, seed), "again"), "queue.show")
+    return done(lambda: _drop(job.id, restore.rerun(site().root, job, seed), "again"), "queue.show")
 
 
 def _family(job_id: str) -> list[tuple[int, Lineage, list[PictureRecord]]]:

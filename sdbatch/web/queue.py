@@ -46,10 +46,10 @@ def cancel() -> Response:
     return done(lambda: control.cancel(site().root, request.form.get("job", "")), "queue.show")
 
 
-@pages.post("/bump")
-def bump() -> Response:
+@pages.post("/prioritize")
+def prioritize() -> Response:
     """Put a waiting file before the others."""
-    return done(lambda: control.bump(site().root, request.form.get("job", "")), "queue.show")
+    return done(lambda: control.prioritize(site().root, request.form.get("job", "")), "queue.show")
 
 
 @pages.post("/retry")

@@ -1,4 +1,4 @@
-"""`sdbatch clean`: which folders the settings let go of."""
+"""`sdbatch prune`: old folders of jobs, by the rules of `retention:`."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,14 +11,14 @@ from sdbatch.storage.files import in_words, is_disk_trouble
 
 
 @app.command()
-def clean(
+def prune(
     root: RootOption = Path(),
     *,
-    apply: Annotated[bool, typer.Option("--apply", help="Do it, and don't just say it.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove them; without it they are only shown.")] = False,
 ) -> None:
-    """Show which folders the rules of `retention:` in configs/sdbatch.yaml give up; an idle service takes them away.
+    """Show which job folders are removed by `retention:` in configs/sdbatch.yaml; an idle service removes them.
 
-    Examples: sdbatch clean --root /srv/sdbatch; sdbatch clean --apply
+    Examples: sdbatch prune --root /srv/sdbatch; sdbatch prune --apply
 
     Exit codes: 0 shown, or done; 69 there is no root; 78 the configuration is wrong.
     """
@@ -28,7 +28,7 @@ def clean(
     place.require(place.inbox)
     outdated = [*retention.outdated(place, settings.retention, datetime.now(UTC))]
     if not outdated:
-        typer.echo("the rules of retention give nothing up")
+        typer.echo("nothing to remove by the rules of retention:")
     for folder in outdated:
         if apply:
             try:
