@@ -132,7 +132,9 @@ def _preview(filled: Mapping[str, str]) -> dict[str, object]:
 
 def _check(text: str) -> Iterator[tuple[str, bool]]:
     try:
-        yield from check_data(text.encode(), JOB_FILE, None, site().root, site().settings.limits)
+        for line, is_good in check_data(text.encode(), JOB_FILE, None, site().root, site().settings.limits):
+            if f'there is no "{UPLOADED}"' not in line:  # it comes with the form
+                yield line, is_good
     except TemporarilyUnavailable as error:
         yield str(error), False
     except OSError as error:
