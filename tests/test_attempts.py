@@ -282,3 +282,15 @@ def test_a_lora_whose_strength_was_changed_meanwhile_is_drawn_from_the_beginning
     engine = FakeEngine()
     drain(starts(root, engine), clock)
     assert [draw.start_at for draw in engine.drawn] == [0 if changed else 2]
+
+
+def test_a_file_mended_up_to_more_jobs_says_which_it_draws(root: Root, clock: FakeClock) -> None:
+    drop_job(root, "a.yaml", f"prompt: a\nseeed: 1\n---\nprompt: b\n{SMALL}")
+    service = starts(root, FakeEngine())
+    drain(service, clock)
+    failed = only(root.failed)
+    (failed / "a.yaml").write_text("---\n".join([f"prompt: a\n{SMALL}"] * 3))
+    control.retry(root, failed.name)
+    drain(service, clock)
+    notes = record_of(root.done / failed.name)["notes"]
+    assert any("holds 3 jobs since it was mended, and held 2: only number 1 is drawn here" in note for note in notes)

@@ -372,6 +372,8 @@ TRASHES = (
     *(
         "Network Trash Folder",
         "Temporary Items",
+        "@GMT-2026.11.22-10.15.30",
+        "_gsdata_",
         "@Recycle/alice",
         "batch/#recycle",
         "old",

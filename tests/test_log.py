@@ -151,7 +151,8 @@ def test_whether_a_stream_leads_to_the_journal_is_told_by_systemd(
 
 def serve_under_systemd(root: Root, address: str, errors: Path) -> int:
     """The real command, as systemd would start it; its standard error is a file, so that it can be read."""
-    code = "import sys; from sdbatch import journal, cli; journal.SOCKET = sys.argv.pop(1); cli.main()"
+    imports = "import sys; from sdbatch.cli import main; from sdbatch.telemetry import journal"
+    code = f"{imports}; journal.SOCKET = sys.argv.pop(1); main.main()"
     with errors.open("w") as stream:
         status = os.fstat(stream.fileno())
         return subprocess.run(

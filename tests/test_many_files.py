@@ -50,7 +50,7 @@ class Run:
         return os.scandir(place)
 
 
-@pytest.mark.parametrize("count", [600, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_all_run_in_order_at_the_cost_of_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # the power stays on
     few = Run(make_root(tmp_path / "few"), FEW, monkeypatch)

@@ -212,7 +212,7 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
             raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    monkeypatch.setattr(renderer_module, "wearing", apply_loras)
+    monkeypatch.setattr(renderer_module, "apply_loras", apply_loras)
     renderer.render(task(tmp_path / "job"))
     last = json.loads(answers.getvalue().splitlines()[-1])
     assert last["notes"] == ["out of memory: from picture 0 on no other model is kept (other.ckpt was)"]

@@ -12,6 +12,7 @@ from tests_support import drain
 
 from sdbatch.client import control
 from sdbatch.service.service import Service
+from sdbatch.spool.spool import read_claim
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
@@ -196,3 +197,15 @@ def test_a_folder_that_is_not_ours_to_remove_lets_the_others_go(
     drop_job(root, "next.yaml", JOB)
     drain(service, clock)
     assert [*root.done.iterdir()] == [own]
+
+
+def test_attempts_are_not_counted_from_below_none(root: Root) -> None:
+    claim = read_claim(plant(root, attempts=-1_000_000))
+    assert claim is not None
+    assert claim.attempts == 0
+
+
+def test_a_folder_in_the_place_of_a_mark_ends_with_the_hours(root: Root, start: Start, clock: FakeClock) -> None:
+    (root.path / "jobs" / "NOW").mkdir()
+    start(active_hours="00:00-23:59").run_once(clock)
+    assert not root.now.exists()

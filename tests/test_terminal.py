@@ -67,6 +67,10 @@ def test_the_root_is_found_from_inside_it_and_by_a_variable(root: Root, tmp_path
         ["retry", "--all"],
         ["prioritize", "a"],
         ["web"],
+        ["logs", "a"],
+        ["model", "list"],
+        ["model", "verify", "a.ckpt"],
+        ["model", "convert", "a.ckpt"],
     ],
 )
 def test_a_missing_root_has_one_code(tmp_path: Path, command: list[str]) -> None:

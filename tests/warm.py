@@ -39,7 +39,9 @@ class WarmPopen(ColdPopen):  # type: ignore[type-arg] # of text or bytes, as it 
             cold(*started)
             return
         _import_what_it_needs(list(given["args"]))
-        pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, of threads that the fork has not
+            pid = os.fork()
         if not pid:
             _become(given)
         self.pid, self._child_created = pid, True

@@ -21,9 +21,11 @@ def logs(
 
     Examples: sdbatch logs 000042 --root /srv/sdbatch; sdbatch logs 000042 --json | jq .event
 
-    Exit codes: 0 shown; 1 there is no such job, or nothing was written about it.
+    Exit codes: 0 shown; 1 there is no such job, or nothing was written about it; 69 there is no root.
     """
     from sdbatch.client.job_log import log_lines  # noqa: PLC0415
 
-    for line in log_lines(named_root(root), job, as_json=as_json):
+    place = named_root(root)
+    place.require(place.inbox)
+    for line in log_lines(place, job, as_json=as_json):
         typer.echo(line)

@@ -35,11 +35,12 @@ def list_models(root: RootOption = Path(), *, as_json: JsonOption = False) -> No
 
     Examples: sdbatch model list --root /srv/sdbatch; sdbatch model list --json | jq '.[].name'
 
-    Exit codes: 0 listed; 1 there is none.
+    Exit codes: 0 listed; 1 there is none; 69 there is no root.
     """
     from sdbatch.operations import catalog  # noqa: PLC0415
 
     place, _ = open_root(root)
+    place.require(place.inbox)
     found = catalog.list_models(place)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False))
@@ -87,9 +88,10 @@ def verify(
 
     Examples: sdbatch model verify v1-5-pruned.ckpt; sdbatch model verify v21 --json
 
-    Exit codes: 0 it is whole and fits its config; 1 it is not, or can't be read.
+    Exit codes: 0 it is whole and fits its config; 1 it is not, or can't be read; 69 there is no root.
     """
     place, _ = open_root(root)
+    place.require(place.inbox)
     found = place.find_weights(ckpt, config)
     _be_offline()
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
@@ -133,9 +135,11 @@ def convert(
 
     Examples: sdbatch model convert v1-5-pruned.ckpt --precision float16; sdbatch model convert v15 -o v15.safetensors
 
-    Exit codes: 0 it is there; 1 the checkpoint can't be drawn with, or FILE is there already; 74 the disk failed.
+    Exit codes: 0 it is there; 1 the checkpoint can't be drawn with, or FILE is there already; 69 there is no root; 74
+    the disk failed.
     """
     place, settings = open_root(root)
+    place.require(place.inbox)
     found = place.find_weights(ckpt, config)
     if output is not None and output.exists():
         raise JobError(f"{output} is there already; choose another name")

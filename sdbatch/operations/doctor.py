@@ -1,6 +1,6 @@
 """`sdbatch doctor`: everything that drawing depends on, looked at one after another and told in plain words.
 
-What needs torch is found out by a child, `engine/examine.py`, with a time limit: a torch that crashes or hangs is an
+What needs torch is found out by a child, `renderer/examine.py`, with a time limit: a torch that crashes or hangs is an
 answer. Nothing is changed but for hidden files that are made and deleted again.
 """
 
@@ -144,7 +144,7 @@ def _no_model(root: Root, ckpt: str, why: str) -> Finding:
 
 
 def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Finding]:
-    """What engine/examine.py finds, line by line; an end before its last word is a finding too."""
+    """What renderer/examine.py finds, line by line; an end before its last word is a finding too."""
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), settings.device, *map(str, model or ())]
     open_checks = ["torch", "device", "tokenizer", *(["checkpoint"] if model else []), "network"]

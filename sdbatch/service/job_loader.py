@@ -1,5 +1,7 @@
 """From a claimed file to a task that is ready to draw: parsed, bounded, and with everything it names found."""
 
+from dataclasses import replace
+
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
 from sdbatch.job import reader
@@ -93,4 +95,11 @@ class JobLoader:
                 f"{claim.file}: holds {len(parts)} of {claim.parts} jobs since it was mended, "
                 f"and not number {claim.part}: nothing is left to draw here, and this folder may be deleted"
             )
-        return parts[claim.part - 1]
+        part = parts[claim.part - 1]
+        if 0 < claim.parts < len(parts):
+            more = (
+                f"{claim.file}: holds {len(parts)} jobs since it was mended, and held {claim.parts}: only number "
+                f"{claim.part} is drawn here; drop what was added into the inbox, in a file of its own"
+            )
+            return replace(part, notes=(*part.notes, more))
+        return part

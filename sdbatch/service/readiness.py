@@ -134,7 +134,7 @@ class Readiness:
         is_within = start <= now < end if start <= end else now >= start or now < end
         if is_within:
             with suppress(OSError):
-                self.root.now.unlink()
+                files.clear(self.root.now)  # whatever somebody laid there
         if is_within or self.root.now.exists():
             return ""
         return f"waits until {start:%H:%M} (active_hours: {self.settings.active_hours})"

@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.spool import handover
@@ -105,7 +105,7 @@ class Claim:
     claimed_at: str
     part: int = 1
     parts: int = 0
-    attempts: int = 0
+    attempts: Annotated[int, Field(ge=0)] = 0
     outputs: dict[PictureName, PictureName] | None = None
     priority: int = 0
     staged: int = 0

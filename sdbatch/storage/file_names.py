@@ -22,6 +22,7 @@ _NOBODYS_FOLDERS = (
     *("$recycle.bin", "recycler", "recycled", "recycle bin*", "system volume information", "found.[0-9]*"),  # Windows
     *("network trash folder", "temporary items", "thevolumesettingsfolder", "__macosx"),  # macOS and netatalk
     *("lost+found", "trashbox", "files_trashbin", "files_versions"),  # Linux, Buffalo, Nextcloud
+    *("@gmt-*", "_gsdata_"),  # Samba's snapshots, GoodSync
 )
 
 NaturalKey = list[tuple[int, int, str]]

@@ -48,7 +48,7 @@ def _taken(upload: FileStorage, root: Root, limits: Limits) -> str:
         draft = Path(scratch) / "upload"
         upload.save(draft)
         load_init(draft, limits.init_pixels, limits.pixels)
-        mark = files.sha256(draft)[:12]  # housekeeping knows it by this, and by SENT
+        mark = files.sha256(draft)[:12]  # retention knows it by this, and by SENT
         name = f"{SENT}{slug_of(upload.filename or '')}-{mark}{SUFFIXES.get(upload.mimetype, '.png')}"
         return root.show(files.drop(draft.rename(draft.with_name(name)), root.uploads))
 
