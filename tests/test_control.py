@@ -333,7 +333,7 @@ def test_a_job_that_the_disk_has_no_room_for_is_not_begun(
     service = start(min_free_bytes=0)
     let_pass(service, clock)
     assert "-a may need 0.1 MB, and 0.1 MB are free for jobs/running/" in str(status(root)["problem"])
-    assert "free some space" in str(status(root)["problem"])
+    assert "make room" in str(status(root)["problem"])
     assert order(root) == ["small"]
     service.engine.drawn.clear()  # type: ignore[attr-defined]
     clock.sleep(60)
@@ -358,7 +358,7 @@ def test_a_full_disk_is_told_with_what_to_do_and_the_inbox_stays_as_it_is(
     let_pass(service, clock)
     place = root.show(getattr(root, full))
     assert str(status(root)["problem"]).startswith(f"the disk of {place}/ is full")
-    assert "free some space" in str(status(root)["problem"])
+    assert "make room" in str(status(root)["problem"])
     assert list(root.inbox.iterdir())
     monkeypatch.undo()
     drain(service, clock)

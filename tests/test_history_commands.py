@@ -266,7 +266,7 @@ def test_what_is_not_there_or_not_clear_is_told_in_plain_words(draw: Draw, root:
 @pytest.mark.parametrize("command", [("history",), ("show", "x"), ("follow-up", "x"), ("rerun", "x")])
 def test_without_a_root_it_is_said_how_to_make_one(tmp_path: Path, command: tuple[str, ...]) -> None:
     said = run_sdbatch(*command, "--root", tmp_path)
-    assert (said.returncode, "sdbatch init" in said.stderr) == (1, True)
+    assert (said.returncode, "sdbatch init" in said.stderr) == (69, True)
 
 
 def test_names_with_a_terminals_commands_are_shown_harmless(draw: Draw, root: Root) -> None:

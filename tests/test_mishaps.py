@@ -30,14 +30,14 @@ SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
 
 def unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Reading files of this name gives EIO until `monkeypatch.undo`."""
-    read_bytes = Path.read_bytes
+    read_regular = files.read_regular
 
-    def failing(path: Path) -> bytes:
+    def failing(path: Path, most: int) -> bytes | None:
         if path.name == name:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return read_bytes(path)
+        return read_regular(path, most)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(files, "read_regular", failing)
 
 
 def test_a_claim_that_can_not_be_read_back_is_not_taken_for_none(
@@ -86,14 +86,14 @@ def test_a_claimed_job_that_can_not_be_read_lets_the_others_pass_and_is_told(
         clock.sleep(1)
     (folder,) = root.running.iterdir()
     drop_job(root, "next.yaml", SMALL)
-    read_bytes = Path.read_bytes
+    read_regular = files.read_regular
 
-    def refused(path: Path) -> bytes:  # as the kernel does, root excepted
+    def refused(path: Path, most: int) -> bytes | None:  # as the kernel does, root excepted
         if path == folder / "claim.json":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return read_bytes(path)
+        return read_regular(path, most)
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(files, "read_regular", refused)
     service = start()
     for _ in range(20):
         service.run_once(clock)

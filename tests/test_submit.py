@@ -134,6 +134,11 @@ def another_format(desk: Path) -> str:
     return "init_img: pic.png"
 
 
+def cut_short(desk: Path) -> str:
+    put(desk / "pic.png", PICTURE.read_bytes()[:-5000])
+    return "init_img: pic.png"
+
+
 def named_like_a_job(desk: Path) -> str:
     put(desk / "prompts.yaml", b"a\n")
     return "from_file: prompts.yaml"
@@ -147,7 +152,8 @@ def named_like_a_job(desk: Path) -> str:
         (a_link_round, "is a link to a file that is not there"),
         (an_absolute_path, "leads out of the root"),
         (too_large, "bytes; the limit is 999,999"),
-        (another_format, "must be PNG, JPEG or WebP"),
+        (another_format, "not a PNG, JPEG or WebP picture"),
+        (cut_short, "is damaged, or was copied incompletely"),
         (lambda _: "init_img: nothing.png", 'there is no "nothing.png"'),
         (lambda _: "init_img: outputs/old/CAR.png", "did you mean outputs/old/car.png?"),
         (lambda _: "init_img: outputs/old/00000.PNG", 'there is no "outputs/old/00000.PNG"'),
@@ -189,6 +195,13 @@ def test_what_would_fail_is_refused_by_both_and_nothing_is_dropped(
 def test_a_picture_that_a_job_may_yet_draw_is_waited_for(root: Root, desk: Path, picture: str) -> None:
     put(desk / "a.yaml", f"prompt: a\ninit_img: outputs/mine/{picture}\n".encode())
     assert submit(desk / "a.yaml", root, Limits()).path.parent == root.inbox
+
+
+def test_what_lies_beside_the_pixels_refuses_no_picture(root: Root, desk: Path) -> None:
+    png, wrong = PICTURE.read_bytes(), b"\0\0\0\3tEXta\0b" + b"\0" * 4  # its checksum
+    put(desk / "pic.png", png[:33] + wrong + png[33:])
+    put(desk / "a.yaml", b"prompt: a\ninit_img: pic.png\n")
+    assert submit(desk / "a.yaml", root, Limits()).along == ["pic.png"]
 
 
 def test_a_prompt_file_that_would_be_taken_for_a_job_is_not_dropped(root: Root, desk: Path) -> None:

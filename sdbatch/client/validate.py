@@ -1,5 +1,6 @@
 """Job files outside the inbox: checked without drawing, and dropped the right way."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from sdbatch.errors import JobError, Missing, TemporarilyUnavailable
 from sdbatch.job import reader
 from sdbatch.job.document import plain
 from sdbatch.job.model_config import ModelConfig, read_model_config
-from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures, img2img_size
+from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
 from sdbatch.storage import files
@@ -143,23 +144,12 @@ def _check_init(
         if error.may_be_drawn:
             return None
         raise
-    from PIL import Image  # noqa: PLC0415 - only here, and the answer shall be quick
+    from sdbatch.imaging.pictures import load_init  # noqa: PLC0415 - only here, and the answer shall be quick
 
-    from sdbatch.imaging.pictures import INIT_FORMATS, SEE_THROUGH, is_see_through  # noqa: PLC0415
-
-    try:
-        with files.open_regular(path.resolve()) as file:
-            if file is None:
-                raise JobError(f"init_img: {path} is not a file")
-            with Image.open(file, formats=INIT_FORMATS) as picture:
-                width, height = picture.size
-                is_readable = width * height <= limits.init_pixels
-                notes = [SEE_THROUGH] if is_readable and is_see_through(picture) else []
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise JobError(f"init_img: {path} is no picture that can be read; it must be PNG, JPEG or WebP") from error
-    if width * height > limits.init_pixels:
-        raise JobError(f"init_img: {width}x{height} is too large; the limit is {limits.init_pixels:,} pixels")
-    return img2img_size(width, height), notes
+    if not os.access(path, os.R_OK):
+        raise JobError(f'init_img: "{job.init_img}" can\'t be read: {os.strerror(errno.EACCES)}')
+    pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as it will be read to be drawn from
+    return (pixels.shape[2], pixels.shape[1]), notes
 
 
 def submit_file(path: Path, root: Root) -> Path:

@@ -24,7 +24,7 @@ def config_lines(root: Root, *, as_json: bool) -> Iterator[str]:
         yield json.dumps([value._asdict() | _difference(value, running) for value in values], indent=1)
         return
     width = max(len(_setting(value)) for value in values)
-    yield f"lines of {read.path}; what has none is a default, or of the environment"
+    yield f"settings in force; line numbers are those of {read.path}"
     for value in values:
         yield f"{_setting(value):{width}}  {value.origin.removeprefix(f'{read.path}, ')}"
         if other := _difference(value, running):

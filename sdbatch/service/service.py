@@ -218,7 +218,7 @@ class Service:
 
     def is_drained(self) -> bool:
         """Whether nothing is left that could still become a job."""
-        return self.has_drawn_all() and not self.inbox.unreadable
+        return not self.inbox.unreadable and self.has_drawn_all()  # in this order: all of the root may be away
 
     def has_drawn_all(self) -> bool:
         """Whether nothing is left of what can be seen."""
