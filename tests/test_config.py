@@ -274,7 +274,7 @@ def test_settings_are_read_by_their_old_names_and_told_the_new_ones(path: Path) 
     assert (settings.max_consecutive_crashes, settings.input_wait_seconds) == (9, 8)
     assert settings.model_cache_bytes == 6
     assert len(read.renamed) == 9
-    assert f"{path}: line 5: hooks.timeout_seconds is now called timeout_seconds" in read.renamed
+    assert f"{path}: line 5: hooks.limit_seconds is now called timeout_seconds" in read.renamed
     assert {value.key: value.origin for value in read.values()}["retention.done_days"] == f"{path}, line 6"
 
 

@@ -211,13 +211,16 @@ def test_what_restore_gives_is_drawn(draw: Draw, root: Root) -> None:
     assert same[0].read_bytes() == same[1].read_bytes()
 
 
-def test_follow_up_and_again_drop_a_job_or_show_it(draw: Draw, root: Root) -> None:
+def test_follow_up_and_rerun_drop_a_job_or_show_it(draw: Draw, root: Root) -> None:
     job_id = draw(f"prompt: a truck\n{SMALL}", "truck.yaml")
-    for arguments in (("follow-up", "000001/1", "--strength", "0.3", "--seed", 8), ("rerun", "000001", "--seed", 8)):
+    for arguments, ending in (
+        (("follow-up", "000001/1", "--strength", "0.3", "--seed", 8), "follow-up"),
+        (("rerun", "000001", "--seed", 8), "again"),
+    ):
         shown = ask(root, *arguments, "--dry-run").stdout
         assert not list(root.inbox.iterdir())
         dropped = only_line(ask(root, *arguments))
-        assert (Path(dropped), Path(dropped).read_text()) == (root.inbox / f"truck-{arguments[0]}.yaml", shown)
+        assert (Path(dropped), Path(dropped).read_text()) == (root.inbox / f"truck-{ending}.yaml", shown)
         child = draw(shown, Path(dropped).name)
         manifest = yaml.safe_load((root.done / child / "manifest.yaml").read_text())
         assert (manifest["parent"]["job"], manifest["job"]["seed"]) == (job_id, 8)
