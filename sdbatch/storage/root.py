@@ -9,6 +9,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from sdbatch.errors import JobError, Missing, NoRoot, TemporarilyUnavailable
 from sdbatch.storage import files
 from sdbatch.storage.safe_open import open_beneath
@@ -26,12 +28,14 @@ NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
 
 
-class NamedModel(NamedTuple):
-    """A model under a name of the admin's: its files as the configuration names them."""
+class NamedModel(BaseModel):
+    """A model with a name in the configuration: a job that says `ckpt: NAME` uses all its files."""
 
-    ckpt: str
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ckpt: str = Field(min_length=1)
     config: str = DEFAULT_CONFIG
-    vae: str = ""
+    vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
 
 
 class ModelFiles(NamedTuple):
