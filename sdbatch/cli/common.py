@@ -112,7 +112,7 @@ def open_to_write_jobs(path: Path) -> "tuple[Root, Settings]":
 
 def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Settings]":
     """A root with its configuration, by what was read of that already if given."""
-    from sdbatch.config import sources  # noqa: PLC0415 - pydantic costs the commands time that need no settings
+    from sdbatch.config import sources  # noqa: PLC0415 - most commands need no settings, and answer sooner
 
     settings = sources.load(root.configuration, content).settings
     return settings.told_to(root), settings
