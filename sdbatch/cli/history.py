@@ -164,7 +164,7 @@ def restore(
         typer.echo(restored.text, nl=False)
         return
     if output.exists():
-        raise JobError(f"{output} is there already")
+        raise JobError("{output} is there already", output=output)
     files.write_atomically(output, restored.text.encode())
     typer.echo(output)
 
@@ -199,7 +199,7 @@ def follow_up(
     if isinstance(found, JobRecord):
         pictures = [each for each in opened.pictures_of(found.id) if each.file]
         if len(pictures) != 1:
-            raise JobError(f"{found.id} has {len(pictures)} pictures; say which: {found.id}/0")
+            raise JobError("{id} has {count} pictures; say which: {id}/0", id=found.id, count=len(pictures))
         found = pictures[0]
     fields = {} if seed is None else {"seed": seed}
     text = restore.follow_up(place, opened, found, prompt, strength, **fields)

@@ -69,7 +69,9 @@ def _lay(source: Path | None, target: Path) -> None:
     if source is None:
         return
     if target.exists() and not same_content(source, target):
-        raise ConfigError(f"{target} is there already, and is not {source}; move it away first")
+        raise ConfigError(
+            "{target} is there already, and is not {source}; move it away first", target=target, source=source
+        )
     if not target.exists():
         make_dir(target.parent)
         with source.open("rb") as file:

@@ -170,7 +170,7 @@ def convert(
     place.require(place.inbox)
     found = place.find_weights(ckpt, config)
     if output is not None and output.exists():
-        raise JobError(f"{output} is there already; choose another name")
+        raise JobError("{output} is there already; choose another name", output=output)
     _be_offline()
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
     from sdbatch.renderer.models.conversion import Conversions  # noqa: PLC0415 - torch
