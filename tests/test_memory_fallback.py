@@ -287,7 +287,7 @@ def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_ne
     failed, done = only(model_root.failed), only(model_root.done)
     told = (failed / "error.txt").read_text()
     assert told.startswith("the renderer died at each of 2 attempts to draw this job.")
-    assert told.splitlines()[-1].startswith("out of memory, with as little as possible at once; ask for a smaller H")
+    assert told.splitlines()[-1].startswith("out of memory, even with the smallest batch; use a smaller H")
     assert "Traceback" not in told
     assert json.loads((failed / "notes.json").read_text())[-1].endswith("this renderer ends")
     assert notes_of(yaml.safe_load((done / "manifest.yaml").read_text())) == []
