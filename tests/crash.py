@@ -144,9 +144,9 @@ def digests(records: list[dict[str, Any]]) -> dict[str, list[str]]:
 def samples_in(root: Root) -> Samples:
     """The finished samples of every job, and their inodes: a sample drawn again has another."""
     return {
-        (path.relative_to(place).parts[0], "/".join(path.relative_to(place).parts[1:])): path.stat().st_ino
+        (path.relative_to(place).parts[0], f"samples/{path.name}"): path.stat().st_ino
         for place in (root.running, root.done)
-        for path in place.glob("*/samples/*.png")
+        for path in place.glob("*/**/samples/*.png")
         if not path.name.startswith(".")
     }
 

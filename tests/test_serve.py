@@ -178,10 +178,10 @@ def test_a_killed_renderer_costs_no_attempt_of_a_job_that_gets_on(model_root: Ro
 def test_a_gpu_that_is_not_there_is_told_and_the_inbox_stays_as_it_is(model_root: Root) -> None:
     drop_job(model_root, "job.json", json.dumps(LONG))
     drop_job(model_root, "typo.yaml", "promt: a")
-    drain(model_root, code=69, env=os.environ | {"SDBATCH_DEVICE": "cuda:77"})
+    drain(model_root, code=69, env=os.environ | {"SDBATCH_DEVICES": "cuda:77"})
     assert only(model_root.inbox).name == "job.json"
     assert "did you mean prompt?" in (only(model_root.failed) / "error.txt").read_text(), "who can't be helped is told"
-    assert "device: cuda:77 can't be used" in json.loads(model_root.status.read_text())["problem"]
+    assert "devices: cuda:77 can't be used" in json.loads(model_root.status.read_text())["problem"]
     drop_job(model_root, "job.json", json.dumps(SMALL))
     drain(model_root)
 
@@ -339,7 +339,7 @@ def test_nothing_ever_asks_the_network(model_root: Root, tmp_path: Path) -> None
             "\nsettle_second: 2\n",
             "sdbatch.yaml: line 2: settle_second: there is no such key; did you mean settle_seconds?",
         ),
-        ("device: [\n", "sdbatch.yaml: line 2, column 1: this is not valid YAML"),
+        ("devices: [\n", "sdbatch.yaml: line 2, column 1: this is not valid YAML"),
         ("- a\n", "sdbatch.yaml: must be keys and values"),
     ],
 )
@@ -354,9 +354,9 @@ def test_a_bad_configuration_exits_with_78_and_says_where(tmp_path: Path, config
 
 def test_a_bad_environment_exits_with_78_too(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root").path
-    ended = run_sdbatch("serve", "--root", root, "--drain", env=os.environ | {"SDBATCH_DEVICE": "tpu"})
+    ended = run_sdbatch("serve", "--root", root, "--drain", env=os.environ | {"SDBATCH_DEVICES": "tpu"})
     assert ended.returncode == 78
-    assert 'SDBATCH_DEVICE in the environment: "tpu" is not auto, cpu' in ended.stderr
+    assert 'SDBATCH_DEVICES in the environment: "tpu" is not auto, cpu' in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

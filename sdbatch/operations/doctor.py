@@ -48,7 +48,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield finding
     root = settings.told_to(root)
     yield from environment.check_all(root, settings)
-    yield from _driver(settings.device)
+    yield from _driver(settings.devices)
     if settings.engine == "fake":
         yield warning(
             "engine", "it is the fake one, which draws grey cards", "set `engine: local` in configs/sdbatch.yaml"
@@ -93,18 +93,18 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
     if settings.web.password and path.exists() and path.stat().st_mode & stat.S_IROTH:
         text = f"{path} holds the hash of the page's password, and every account on this machine may read it"
         return settings, warning("settings", text, f"chmod o= {path}")
-    return settings, ok("settings", f"{said}; device {settings.device}")
+    return settings, ok("settings", f"{said}; devices {settings.devices}")
 
 
-def _driver(device: str) -> Iterator[Finding]:
+def _driver(devices: str) -> Iterator[Finding]:
     """A GPU without its driver is as good as none, and nothing else would say so."""
     gpus = [card for card in PCI.glob("*") if _is_nvidia_gpu(card)]
-    if gpus and not NVIDIA_DRIVER.exists() and device != "cpu":
+    if gpus and not NVIDIA_DRIVER.exists() and not set(devices.split(",")) <= {"cpu"}:
         yield warning(
             "driver",
             f"there is an NVIDIA GPU ({gpus[0].name}), but its driver isn't loaded",
             "install NVIDIA's driver and restart the machine (`modprobe nvidia` says what is wrong), or in a container "
-            "hand the GPU in; to draw on the CPU, set `device: cpu` in configs/sdbatch.yaml",
+            "hand the GPU in; to draw on the CPU, set `devices: cpu` in configs/sdbatch.yaml",
         )
 
 
@@ -130,6 +130,8 @@ def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bo
     if quick:
         yield ok("checkpoint", f"{model[0]} is there; it was not loaded, so whether it fits its config is not known")
     yield from _child(settings, None if quick else model)
+    for device in dict.fromkeys(settings.devices.split(",")[1:]):
+        yield from (finding for finding in _child(settings, None, device) if finding.about == "device")
 
 
 def _no_model(root: Root, ckpt: str, why: str) -> Finding:
@@ -143,10 +145,11 @@ def _no_model(root: Root, ckpt: str, why: str) -> Finding:
     return problem("checkpoint", why, remedy)
 
 
-def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Finding]:
-    """What renderer/examine.py finds, line by line; an end before its last word is a finding too."""
+def _child(settings: Settings, model: tuple[Path, Path] | None, device: str = "") -> Iterator[Finding]:
+    """What renderer/examine.py finds, of the first device or another; an end before its last word is a finding."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), settings.device, *map(str, model or ())]
+    device = device or settings.devices.partition(",")[0]
+    command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), device, *map(str, model or ())]
     open_checks = ["torch", "device", "tokenizer", *(["checkpoint"] if model else []), "network"]
     with os.fdopen(reading, encoding="utf-8") as answers, tempfile.TemporaryFile() as words:
         try:
@@ -217,6 +220,15 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
         yield problem("service", f"it runs (process {pid}) and says: {trouble}", "see to what it says; it then goes on")
     else:
         yield ok("service", f"it runs (process {pid}): {trouble or facts.get('state')}")
+        yield from _seats(facts)
+
+
+def _seats(facts: status_reader.Facts) -> Iterator[Finding]:
+    """Which of the service's renderers are out of order, while others draw."""
+    for seat in facts.get("seats") or ():
+        if seat.get("state") in {"benched", "down"} and seat.get("problem"):
+            remedy = "see what nvidia-smi and dmesg say of that device; the service tries it again by and by"
+            yield problem("seat", f"{seat.get('device')} is {seat['state']}: {seat['problem']}", remedy)
 
 
 def _inbox(root: Root) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in Open
 REINSTALL = "install sdbatch anew, with all it needs (make, or the bundle's install.sh)"
 NO_GPU = (
     "see what nvidia-smi says; a torch built for a newer CUDA than the driver knows needs a newer driver, or a torch "
-    "built for an older CUDA. To draw on the CPU all the same, set `device: cpu` in configs/sdbatch.yaml"
+    "built for an older CUDA. To draw on the CPU all the same, set `devices: cpu` in configs/sdbatch.yaml"
 )
 MISFIT = (
     "lay a whole Stable Diffusion v1 checkpoint there (its sha256 tells whether it was copied whole), and the config "

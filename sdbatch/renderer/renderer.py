@@ -244,7 +244,7 @@ def find_device(asked: str) -> torch.device:
         # A night on the CPU would be a night lost; who wants that can say so.
         raise EngineDown(
             "there is an NVIDIA driver, but torch finds no GPU to use; see what nvidia-smi says. "
-            "To draw on the CPU all the same, set `device: cpu` in configs/sdbatch.yaml"
+            "To draw on the CPU all the same, set `devices: cpu` in configs/sdbatch.yaml"
         )
     name = ("cuda" if is_gpu else "cpu") if asked == "auto" else asked
     try:
@@ -252,7 +252,7 @@ def find_device(asked: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise EngineDown(
-            "device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked=asked, reason=reason
+            "devices: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked=asked, reason=reason
         ) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0

@@ -1,5 +1,6 @@
 """From a claimed file to a task that is ready to draw: parsed, bounded, and with everything it names found."""
 
+import os
 from dataclasses import replace
 
 from sdbatch.config.settings import Limits
@@ -14,7 +15,7 @@ from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
 from sdbatch.spool.spool import Claim, Spool
 from sdbatch.storage import files
-from sdbatch.storage.root import Root
+from sdbatch.storage.root import FILES, Root
 
 
 class JobLoader:
@@ -24,12 +25,11 @@ class JobLoader:
         self.root, self.spool, self.inputs, self.limits = root, spool, inputs, limits
         self._parsed: tuple[bytes, str, list[reader.Parsed]] = (b"", "", [])
 
-    def parse(self, claim: Claim, now: float) -> Task:
-        """The claim's job, with what it names found, copied and bounded.
+    def read(self, claim: Claim) -> tuple[bytes, reader.Parsed]:
+        """The claim's file and its job, as that has it.
 
         Raises:
             JobError: it can't be drawn, or was cancelled.
-            InputsPending: a file that it names is still on its way.
         """
         self.spool.require_own(claim)
         self.spool.raise_if_cancelled(claim)
@@ -37,22 +37,38 @@ class JobLoader:
         parsed = self._read(claim)
         if parsed.error is not None:
             raise parsed.error
+        return self._parsed[0], parsed
+
+    def may_need_others(self, parsed: reader.Parsed) -> bool:
+        """Whether it names a file that a job before it may still have to draw."""
+        named = [getattr(parsed.job, name, "") for name in FILES]
+        paths = [os.path.normpath(self.root.path / name).casefold() for name in named if name]
+        places = [f"{place}/".casefold() for place in (self.root.outputs, self.root.done)]
+        return any(path.startswith(place) for path in paths for place in places)
+
+    def find_files(self, source: bytes, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
+        """The job with what it names found, copied and bounded.
+
+        Raises:
+            JobError: it can't be drawn.
+            InputsPending: a file that it names is still on its way.
+        """
         try:
-            return self._with_files(parsed, claim, now)
+            return self._with_files(source, parsed, claim, now)
         except JobError as error:
             if not parsed.notes:
                 raise
             # What of the file was not read may be why something is not found.
             raise JobError("\n".join([str(error), *(f"note: {note}" for note in parsed.notes)])) from error
 
-    def _with_files(self, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
+    def _with_files(self, source: bytes, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
         """A job with all that it names."""
         folder = self.spool.folder(claim)
         job = parsed.job
         assert job is not None, "either a job or an error"
         staged = [
             self.inputs.stage(name, named, folder, claim, parsed.kept, now)
-            for name in ("init_img", "from_file")
+            for name in FILES
             if (named := getattr(job, name, ""))
         ]
         lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
@@ -65,7 +81,7 @@ class JobLoader:
         loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
         return Task(
             claim=claim,
-            source=self._parsed[0],
+            source=source,
             job=job,
             parent=parsed.parent,
             lines=lines,

@@ -1,7 +1,7 @@
 """Whose turn it is: what is claimed already, then the inbox, and who lets others pass."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
@@ -31,10 +31,11 @@ class Scheduler:
         deferred: claimed jobs that let all others pass, and when they were last tried.
         owed: claimed jobs whose attempts could not be written down as they are.
         unmovable: files in the inbox that are not ours to move, and why.
+        begun: ids of jobs in flight, whose turn was.
     """
 
-    def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness) -> None:
-        self.spool, self.inbox, self.readiness = spool, inbox, readiness
+    def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness, begun: Container[str] = ()) -> None:
+        self.spool, self.inbox, self.readiness, self.begun = spool, inbox, readiness, begun
         self._valid: dict[str, Signature] = {}  # files that were read while nothing could be drawn
         self.log = log.get()
         self.waiting: dict[str, float] = {}
@@ -67,9 +68,9 @@ class Scheduler:
             OSError: the disk failed.
         """
         if self.readiness.is_held:
-            claim = self.spool.cancelled()
+            claim = self.spool.cancelled(but=self.begun)
         elif not self.readiness.is_ready:
-            claim = self.spool.cancelled() or self._invalid(now, wall)
+            claim = self.spool.cancelled(but=self.begun) or self._invalid(now, wall)
         else:
             self._valid.clear()
             claim = self._first(now, wall) or next(self._able(now, self.deferred), None)
@@ -77,6 +78,15 @@ class Scheduler:
             claim.attempts = self.owed.get(claim.id, claim.attempts)
             self.deferred.pop(claim.id, None)
         return claim
+
+    def is_outranked(self, claim: Claim) -> bool:
+        """Whether another would go before a claimed job that is still to be begun."""
+        queue = self.inbox.queue
+        return bool(queue and queue[0].priority > claim.priority) or self.spool.priorities.have_changed()
+
+    def lets_pass(self, claim: Claim) -> bool:
+        """Whether a job that can't be begun now lets the others pass."""
+        return claim.id in self.waiting or claim.id in self.deferred
 
     def line(self, ids: list[str]) -> Iterator[tuple[str, str]]:
         """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
@@ -108,11 +118,11 @@ class Scheduler:
         self.waiting.pop(claim.id, None)
         self.owed.pop(claim.id, None)
 
-    def refund_attempt(self, claim: Claim, attempts: int) -> None:
-        """An attempt that was none; on a disk that takes no note of that now, it is remembered."""
+    def refund_attempt(self, claim: Claim, attempts: int, **notes: str) -> None:
+        """So many attempts count, now that one ended; on a disk that takes no note of that now, it is remembered."""
         self.owed[claim.id] = attempts
         with suppress(OSError):
-            self.spool.note(claim, attempts=attempts)
+            self.spool.note(claim, attempts=attempts, attempt="", **notes)
             del self.owed[claim.id]
 
     def _first(self, now: float, wall: datetime) -> Claim | None:
@@ -129,7 +139,7 @@ class Scheduler:
 
     def _able(self, now: float, looked: dict[str, float]) -> Iterator[Claim]:
         """Claimed jobs that may go on by now: those that others pass where `looked` is about them, or else the rest."""
-        for claim in self.spool.claimed():
+        for claim in self.spool.claimed(but=self.begun):
             is_due = now - looked.get(claim.id, ANY_TIME) >= ASK_AGAIN_SECONDS
             if is_due and (claim.id in self.deferred) == (looked is self.deferred):
                 yield claim
