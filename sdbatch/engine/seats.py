@@ -5,7 +5,7 @@ A renderer can be thrown away at any time, so what it told is taken in only whil
 
 import queue
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,14 @@ class Dropped:
     job_id: str
 
 
+def _names(devices: Sequence[str]) -> list[str]:
+    """Each device's own, or with a number where there are several of it: cpu-1, cpu-2."""
+    return [
+        device if [*devices].count(device) == 1 else f"{device}-{[*devices[: number + 1]].count(device)}"
+        for number, device in enumerate(devices)
+    ]
+
+
 Heard = Said | Died | Dropped | Tick
 
 
@@ -69,6 +77,7 @@ class Seat:
         loads: how often it loaded a model since the service started.
     """
 
+    name: str
     device: str
     capacity: int = 1
     renderer: Renderer | None = None
@@ -102,6 +111,7 @@ class Seat:
         """What status.json says of it."""
         spent = self.pictures[-1] - self.pictures[0] if self.pictures else 0
         return {
+            "name": self.name,
             "device": self.device,
             "state": self.state,
             "problem": self.problem,
@@ -118,7 +128,7 @@ class Seats:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.ahead = engine, engine.ahead
-        self.seats = [Seat(device) for device in engine.devices]
+        self.seats = [Seat(name, device) for name, device in zip(_names(engine.devices), engine.devices, strict=True)]
         self.log = log.get()
         self._now = 0.0
         self._heard: deque[Heard] = deque()
@@ -140,7 +150,7 @@ class Seats:
         """Why nothing can be drawn on any of them."""
         if self.is_ready or not all(seat.problem for seat in self.seats):
             return ""
-        return self.seats[0].problem if len(self.seats) == 1 else "; ".join(f"{s.device}: {s.problem}" for s in self)
+        return self.seats[0].problem if len(self.seats) == 1 else "; ".join(f"{s.name}: {s.problem}" for s in self)
 
     def look_after(self, now: float, start_seconds: float) -> None:
         """Start what should run, and give up a start that takes longer than `start_seconds`."""
@@ -197,7 +207,7 @@ class Seats:
             self.give_up(seat)
             seat.is_benched, seat.again_at = True, self._now + BENCH_SECONDS
             seat.problem = f"benched: {len(seat.victims)} different jobs died here, the last of them {job_id}"
-            self.log.error("a seat is benched", device=seat.device, problem=seat.problem)
+            self.log.error("a seat is benched", seat=seat.name, problem=seat.problem)
 
     def _start(self, seat: Seat) -> None:
         if seat.is_benched:
@@ -215,7 +225,7 @@ class Seats:
         """No renderer can be had here for now; what it held is drawn elsewhere, or later."""
         self._heard += map(Dropped, self.give_up(seat))
         if problem != seat.problem and len(self.seats) > 1:
-            self.log.error("a seat is out of order", device=seat.device, problem=problem)
+            self.log.error("a seat is out of order", seat=seat.name, problem=problem)
         seat.problem, seat.again_at = problem, self._now + AGAIN_SECONDS
 
     def _take_in(self, seconds: float) -> None:

@@ -228,7 +228,7 @@ def _seats(facts: status_reader.Facts) -> Iterator[Finding]:
     for seat in facts.get("seats") or ():
         if seat.get("state") in {"benched", "down"} and seat.get("problem"):
             remedy = "see what nvidia-smi and dmesg say of that device; the service tries it again by and by"
-            yield problem("seat", f"{seat.get('device')} is {seat['state']}: {seat['problem']}", remedy)
+            yield problem("seat", f"{seat.get('name')} is {seat['state']}: {seat['problem']}", remedy)
 
 
 def _inbox(root: Root) -> Iterator[Finding]:

@@ -51,4 +51,4 @@ class Run:
         assert self.task is not None
         assert self.drawing is not None
         assert self.seat is not None
-        return {**self.drawing.progress(self.task, now), "seat": self.seat.device}
+        return {**self.drawing.progress(self.task, now), "seat": self.seat.name}

@@ -400,7 +400,7 @@ class Service:
         self.spool.raise_if_cancelled(run.claim)
         draw = self._begin_attempt(run, task)
         self.seats.draw(run.seat, draw, run.model)
-        self._log(run.claim).info("drawing", pictures=task.total)
+        self._log(run.claim).info("drawing", pictures=task.total, seat=run.seat.name)
         assert run.drawing is not None, "it was begun"
         while run.drawing.finished is None:
             if (event := (yield Stage.DRAWING)) is not None:
