@@ -59,7 +59,7 @@ class LocalEngine:
                 self._process = self._begin(theirs)
             except OSError as error:
                 os.close(self._answers)
-                raise EngineDown(f"no renderer can be started: {error.strerror}") from error
+                raise EngineDown("no renderer can be started: {problem}", problem=error.strerror) from error
             finally:
                 os.close(theirs)
             self._last_words.clear()

@@ -312,5 +312,9 @@ def img2img_size(width: int, height: int) -> tuple[int, int]:
         JobError: a side is under 64 pixels.
     """
     if min(width, height) < 64:
-        raise JobError(f"init_img: the picture is {width}x{height}; each side must have at least 64 pixels")
+        raise JobError(
+            "init_img: the picture is {width}x{height}; each side must have at least 64 pixels",
+            width=width,
+            height=height,
+        )
     return width - width % 64, height - height % 64

@@ -250,7 +250,9 @@ def find_device(asked: str) -> torch.device:
         device = torch.zeros(1, device=name).device  # with its number: set_device takes no bare cuda
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
-        raise EngineDown(f"device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it") from error
+        raise EngineDown(
+            "device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked=asked, reason=reason
+        ) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
     return device

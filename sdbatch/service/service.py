@@ -346,10 +346,11 @@ class Service:
         if drawing.loaded is None or silent > CANCEL_SECONDS:
             self.spool.raise_if_cancelled(task.claim)
         if silent > limit and is_starting:
-            raise EngineDown(f"the renderer did not start within {limit:g} seconds")
+            raise EngineDown("the renderer did not start within {limit} seconds", limit=f"{limit:g}")
         if silent > limit:
             raise RendererDied(
-                f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
+                "it showed no sign of life for {limit} seconds, the hang_seconds in configs/sdbatch.yaml",
+                limit=f"{limit:g}",
             )
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:

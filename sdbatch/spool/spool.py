@@ -267,7 +267,7 @@ class Spool:
         """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
-            raise JobError(f"{failed.name} holds no job file any more")
+            raise JobError("{name} holds no job file any more", name=failed.name)
         _set_inputs_aside(failed, claim)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
         # The service is to read it, whatever the umask of who asks.
