@@ -34,12 +34,13 @@ from sdbatch.errors import OutOfMemory
 from sdbatch.job.parameters import AnyJob
 from sdbatch.renderer import examine
 from sdbatch.renderer.device.memory import release
-from sdbatch.renderer.draw import Drawn, NoiseSource, draw
+from sdbatch.renderer.draw import Drawn, draw
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.models.precision import forbid_tf32, half_of
 from sdbatch.renderer.renderer import Renderer, find_device
-from sdbatch.renderer.sampling import sampler
+from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.sampler import run
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
@@ -170,8 +171,7 @@ def test_nothing_in_the_step_loop_waits_for_the_gpu(
     files = small_v2(tmp_path) if version == "v2" else (CKPT, CONFIG)
     model, job = load_model(*files, dtype=torch.float16).to(GPU), small_txt2img(**fields)
     drawn_by(model, job)  # what the libraries set up at their first use may wait
-    for name in ("ddim", "plms"):
-        monkeypatch.setattr(sampler, name, never_waiting(getattr(sampler, name)))
+    monkeypatch.setattr("sdbatch.renderer.draw.run", never_waiting(run))
     assert len(drawn_by(model, job)[0]) == 2
     with pytest.raises(RuntimeError, match="synchronizing"):
         never_waiting(torch.ones(1, device=GPU).item)()
