@@ -95,9 +95,8 @@ def test_the_manifest_records_a_gpus_peak_and_is_silent_of_a_cpus(
 ) -> None:
     service = start()
     render = service.engine.render
-    service.engine.render = lambda request: (  # type: ignore[method-assign]
-        event.model_copy(update={"peak_bytes": peak}) if event.type == "finished" else event
-        for event in render(request)
+    service.engine.render = lambda draw: (  # type: ignore[method-assign]
+        event.model_copy(update={"peak_bytes": peak}) if event.type == "finished" else event for event in render(draw)
     )
     drop_job(root, "a.yaml", "prompt: a\n")
     drain(service, clock)

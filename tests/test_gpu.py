@@ -29,7 +29,7 @@ from tests_support import drain_for_real, only, run_sdbatch, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, RendererConfig, Request
+from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import OutOfMemory
 from sdbatch.job.parameters import AnyJob
 from sdbatch.renderer import examine
@@ -72,7 +72,7 @@ def drawn_by(model: Model, job: AnyJob, init: npt.NDArray[np.float32] | None = N
 def render(renderer: Renderer, *jobs: Draw) -> list[dict[str, Any]]:
     """What the renderer answers to one request."""
     renderer.answers = io.StringIO()
-    renderer.serve(io.StringIO(Request(jobs=list(jobs)).model_dump_json()))
+    renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in jobs)))
     return [json.loads(line) for line in renderer.answers.getvalue().splitlines()]
 
 

@@ -44,9 +44,11 @@ class Target:
         match = re.fullmatch(r"(?:linux-|manylinux_2_(?P<glibc>\d+)_)(?P<machine>x86_64|aarch64)", name)
         if match is None:
             known = "linux-x86_64, linux-aarch64, or manylinux_2_34_x86_64 and the like"
-            raise BundleError(f"--platform {name}: sdbatch serves on Linux; say one of {known}")
+            raise BundleError("--platform {name}: sdbatch serves on Linux; say one of {known}", name=name, known=known)
         if not re.fullmatch(r"3\.\d+", python):
-            raise BundleError(f"--python {python}: say it like 3.11, as the server's `python3 --version` begins")
+            raise BundleError(
+                "--python {python}: say it like 3.11, as the server's `python3 --version` begins", python=python
+            )
         return cls(match["machine"], int(match["glibc"] or 28), python)
 
     @property
@@ -103,7 +105,7 @@ def collect(own: Path, folder: Path, target: Target) -> None:
             return
         # What is there stays as it is: named as files, it can't be chosen anew in another version.
         wanted = [*map(str, sorted(folder.glob("*.whl"))), *missing]
-    raise BundleError(f"these fit nothing that pip finds: {', '.join(missing)}")
+    raise BundleError("these fit nothing that pip finds: {names}", names=", ".join(missing))
 
 
 def lacking(own: Path, folder: Path, target: Target) -> Iterator[str]:
@@ -138,8 +140,12 @@ def _requirements(wheel: Path) -> Iterator[Requirement]:
 
 def _pip(*arguments: str) -> None:
     if find_spec("pip") is None:
-        raise BundleError(f"{sys.executable} has no pip: run `{sys.executable} -m ensurepip`, or `make bundle`")
+        raise BundleError(
+            "{executable} has no pip: run `{executable} -m ensurepip`, or `make bundle`", executable=sys.executable
+        )
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     # Standard output is the command's own answer.
     if subprocess.run(command, stdout=2, check=False).returncode:
-        raise BundleError(f"pip could not {arguments[0]} what is needed; what it says above tells why")
+        raise BundleError(
+            "pip could not {arguments} what is needed; what it says above tells why", arguments=arguments[0]
+        )

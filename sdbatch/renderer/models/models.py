@@ -191,13 +191,24 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
     """
     lacking = plan.lacking(weights)
     if lacking and lacking == [*plan.vae.lacking({})]:
-        raise JobError(f"{plan.name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)")
+        raise JobError(
+            "{name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)", name=plan.name
+        )
     if lacking:
         more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
         hint = other_unet(weights) or "Is it a Stable Diffusion v1 or v2 model, whole, and the config its own?"
-        raise JobError(f"{plan.name} does not fit {plan.config}: {'; '.join(lacking[:SHOWN])}{more}. {hint}")
+        raise JobError(
+            "{name} does not fit {config}: {names}{more}. {hint}",
+            name=plan.name,
+            config=plan.config,
+            names="; ".join(lacking[:SHOWN]),
+            more=more,
+            hint=hint,
+        )
     if misfits := fit_problems(plan):
-        raise JobError(f"{plan.name} is not a Stable Diffusion model that fits together: {misfits[0]}")
+        raise JobError(
+            "{name} is not a Stable Diffusion model that fits together: {misfits}", name=plan.name, misfits=misfits[0]
+        )
 
 
 def fit_problems(plan: ModelPlan) -> list[str]:

@@ -135,5 +135,11 @@ def noise_schedule(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArr
     except (TypeError, ValueError):
         alphas = None
     if alphas is None:
-        raise JobError(f"{name}: linear_start {start}, linear_end {end}, timesteps {timesteps} make no noise schedule")
+        raise JobError(
+            "{name}: linear_start {start}, linear_end {end}, timesteps {timesteps} make no noise schedule",
+            name=name,
+            start=start,
+            end=end,
+            timesteps=timesteps,
+        )
     return alphas
