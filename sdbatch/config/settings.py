@@ -160,16 +160,6 @@ class DefaultModel(BaseModel):
     config: str = root.DEFAULT_CONFIG
 
 
-class NamedModel(BaseModel):
-    """A model under a name of the admin's: a job that says `ckpt: NAME` gets all of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ckpt: str = Field(min_length=1)
-    config: str = root.DEFAULT_CONFIG
-    vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
-
-
 class Environment(EnvSettingsSource):
     """SDBATCH_* variables, those of old names too."""
 
@@ -198,7 +188,7 @@ class Settings(BaseSettings):
     engine: Literal["local", "fake"] = "local"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     default_model: DefaultModel = DefaultModel()
-    models: dict[str, NamedModel] = {}
+    models: dict[str, root.NamedModel] = {}
     converted_bytes: int = Field(20_000_000_000, ge=0)
     model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
@@ -242,14 +232,9 @@ class Settings(BaseSettings):
         return replace(
             place,
             allowed=tuple(map(as_stored, self.allow_paths)),
-            named=self.named_models,
+            named=tuple(self.models.items()),
             defaults=tuple(self.defaults.model_dump().items()),
         )
-
-    @property
-    def named_models(self) -> tuple[tuple[str, root.NamedModel], ...]:
-        """The models by their names, as a root knows them."""
-        return tuple((name, root.NamedModel(**model.model_dump())) for name, model in self.models.items())
 
     @classmethod
     def settings_customise_sources(

@@ -188,7 +188,11 @@ class History:
         if which:
             pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
             if not pictures:
-                raise JobError(f'{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has')
+                raise JobError(
+                    '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has',
+                    job_id=job_id,
+                    which=which,
+                )
         found = pictures[0] if pictures else self.job(job_id)
         assert found is not None, "its id was just read"
         return found
@@ -206,12 +210,17 @@ class History:
         ids = the_one(part, meant(part, ids))
         if not ids:
             raise JobError(
-                f"the history has no job or picture \"{part}\"; give a picture's path, JOB/NUMBER, or a job's id or a "
-                "part of it"
+                'the history has no job or picture "{part}"; give a picture\'s path, JOB/NUMBER, or a '
+                "job's id or a part of it",
+                part=part,
             )
         if len(ids) > 1:
             names = "\n".join(f"  {job_id}" for job_id in ids[:10])
-            raise JobError(f'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}')
+            raise JobError(
+                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}',
+                part=part,
+                names=names,
+            )
         return ids[0]
 
     def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere
