@@ -125,7 +125,14 @@ def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
 
 
 @pytest.mark.parametrize(
-    "asked", [{"before": 10**30}, {"before": -(10**30)}, {"limit": -1}, {"words": "x y" * 100_000}]
+    "asked",
+    [
+        {"before": 10**30},
+        {"before": -(10**30)},
+        {"limit": -1},
+        {"words": "x y" * 100_000},
+        {"words": "".join(map(chr, range(0x4E00, 0x5200)))},
+    ],
 )
 def test_a_search_bears_any_number_and_any_length(draw: Draw, root: Root, asked: dict[str, Any]) -> None:
     draw("prompt: a")
@@ -496,7 +503,9 @@ def test_a_file_that_may_only_be_read_is(draw: Draw, root: Root, monkeypatch: py
     History.open(root).close()
 
     def refused(*_: object) -> None:
-        raise sqlite3.OperationalError("attempt to write a readonly database")
+        error = sqlite3.OperationalError("attempt to write a readonly database")
+        error.sqlite_errorcode = sqlite3.SQLITE_READONLY
+        raise error
 
     monkeypatch.setattr(index, "connect", refused)
     history = History.open(root)
