@@ -1,7 +1,6 @@
 """`sdbatch model`: what lies in models/, bringing a checkpoint in, looking it over, converting it."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,7 +114,6 @@ def verify(
     place, _ = open_root(root)
     place.require(place.inbox)
     found = place.find_weights(ckpt, config)
-    _be_offline()
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
 
     with _bar("reading") as told:
@@ -171,7 +169,6 @@ def convert(
     found = place.find_weights(ckpt, config)
     if output is not None and output.exists():
         raise JobError("{output} is there already; choose another name", output=output)
-    _be_offline()
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
     from sdbatch.renderer.models.conversion import Conversions  # noqa: PLC0415 - torch
 
@@ -200,11 +197,6 @@ def _list(title: str, names: list[str]) -> None:
             typer.echo(f"    {name}")
         if len(names) > SHOWN:
             typer.echo(f"    and {len(names) - SHOWN} more")
-
-
-def _be_offline() -> None:
-    """A library that finds a file missing must fail, not ask the network."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @contextmanager
