@@ -12,7 +12,7 @@ import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, open_root, stored
 from sdbatch.errors import JobError
-from sdbatch.storage.root import DEFAULT_CONFIG
+from sdbatch.storage.file_names import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from sdbatch.operations.catalog import Told
