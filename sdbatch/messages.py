@@ -77,7 +77,7 @@ def unpack(packed: Any, depth: int = 0) -> str:
         case {"template": str(template), "values": dict(values)} if depth < MOST_NESTED:
             fields = {str(name): value for name, value in values.items()}
             return Message.of(template, {n: v if _is_number(v) else unpack(v, depth + 1) for n, v in fields.items()})
-    return str(packed)
+    return packed if isinstance(packed, str) else str(packed)
 
 
 def readers_language() -> str:

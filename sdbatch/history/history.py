@@ -19,7 +19,7 @@ from sdbatch.history.database import DATABASE, SMALL, Database
 from sdbatch.history.lineage import Relative
 from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, Lineage, PictureRecord
 from sdbatch.history.search import LAST, Found, Wanted
-from sdbatch.history.tokens import parts, pieces_of_word
+from sdbatch.history.tokens import pieces_of_words
 from sdbatch.messages import Message
 from sdbatch.spool.job_names import meant, padded, the_one
 from sdbatch.storage.root import SAMPLES, Root
@@ -148,13 +148,12 @@ class History:
         told = [index.fact(key, value) for key, value in given.items() if value is not None]
         told.append(index.fact("failed", failed))
         words = " ".join(map(_plain_name, words[:MOST_WORDS].split()))
-        wanted = parts(words)
+        wanted = pieces_of_words(words)
         if words.strip() and not wanted:
             return Found()  # nothing but punctuation, which nothing is found by
-        match = index.expression([*told, *(piece for part in wanted for piece in pieces_of_word(part))])
         oldest = int(since.timestamp() * 1000) if since else None
         numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
-        asked = Wanted(match, [part for part in wanted if part.is_long], oldest, numbers)
+        asked = Wanted(index.expression([*told, *wanted]), oldest, numbers)
         return search.search(self._database.ask, asked, before, max(1, limit), self.patience)
 
     def picture(self, path: str, before: int = LAST) -> PictureRecord | None:

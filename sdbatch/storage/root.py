@@ -47,6 +47,16 @@ class ModelFiles(NamedTuple):
     vae: Path | None  # where the checkpoint's own autoencoder isn't used
 
 
+class _Place:
+    """A path below each root."""
+
+    def __init__(self, relative: str) -> None:
+        self.relative = relative
+
+    def __get__(self, root: "Root", _: type) -> Path:
+        return root.path / self.relative
+
+
 @dataclass(frozen=True)
 class Root:
     """The folders of one service, and what the configuration says of jobs.
@@ -62,83 +72,24 @@ class Root:
     named: tuple[tuple[str, NamedModel], ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def inbox(self) -> Path:
-        """Files that people drop."""
-        return self.path / "jobs" / "inbox"
-
-    @property
-    def uploads(self) -> Path:
-        """Pictures that visitors of the page sent, until the jobs that name them have copies."""
-        return self.inbox / "uploads"
-
-    @property
-    def running(self) -> Path:
-        """Claimed jobs, a folder each."""
-        return self.path / "jobs" / "running"
-
-    @property
-    def done(self) -> Path:
-        """Finished jobs, a folder each."""
-        return self.path / "jobs" / "done"
-
-    @property
-    def failed(self) -> Path:
-        """Jobs that can't be drawn, a folder each with error.txt."""
-        return self.path / "jobs" / "failed"
-
-    @property
-    def status(self) -> Path:
-        """What the service does now."""
-        return self.path / "jobs" / "status.json"
-
-    @property
-    def pause(self) -> Path:
-        """While it is there, nothing is drawn."""
-        return self.path / "jobs" / "PAUSE"
-
-    @property
-    def now(self) -> Path:
-        """While it is there, the hours in which to draw don't count; it is taken away when they begin."""
-        return self.path / "jobs" / "NOW"
-
-    @property
-    def outputs(self) -> Path:
-        """The pictures where the original scripts put them."""
-        return self.path / "outputs"
-
-    @property
-    def models(self) -> Path:
-        """Checkpoints, often behind links."""
-        return self.path / "models"
-
-    @property
-    def configs(self) -> Path:
-        """The checkpoints' yaml files and the service's own configuration."""
-        return self.path / "configs"
-
-    @property
-    def configuration(self) -> Path:
-        """The service's own configuration."""
-        return self.configs / "sdbatch.yaml"
-
-    @property
-    def state(self) -> Path:
-        """The lock and what can be rebuilt."""
-        return self.path / "state"
+    inbox = _Place("jobs/inbox")  # files that people drop
+    uploads = _Place("jobs/inbox/uploads")  # pictures that visitors of the page sent, until the jobs have copies
+    running = _Place("jobs/running")  # claimed jobs, a folder each
+    done = _Place("jobs/done")  # finished jobs, a folder each
+    failed = _Place("jobs/failed")  # jobs that can't be drawn, a folder each with error.txt
+    status = _Place("jobs/status.json")  # what the service does now
+    pause = _Place("jobs/PAUSE")  # while it is there, nothing is drawn
+    now = _Place("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
+    outputs = _Place("outputs")  # the pictures where the original scripts put them
+    models = _Place("models")  # checkpoints, often behind links
+    configs = _Place("configs")  # the checkpoints' yaml files and the service's own configuration
+    configuration = _Place("configs/sdbatch.yaml")
+    state = _Place("state")  # the lock and what can be rebuilt
 
     def folders(self) -> tuple[Path, ...]:
         """All that must be there before the service can run."""
-        return (
-            self.inbox,
-            self.running,
-            self.done,
-            self.failed,
-            self.outputs,
-            self.models,
-            self.configs,
-            self.state,
-        )
+        jobs = (self.inbox, self.running, self.done, self.failed)
+        return (*jobs, self.outputs, self.models, self.configs, self.state)
 
     def require(self, folder: Path) -> None:
         """Make sure of a folder that every root has; a link may lead to a share that is away.

@@ -79,15 +79,23 @@ class Model:
         return hidden
 
     def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """[batch, C, h, w]: the noise in `x`; `timesteps` is one number on the device, for the whole batch.
+        """[rows, C, h, w]: the noise in `x`; `timesteps` [rows] may be fractions.
 
         From a velocity v it is sqrt(alpha) v + sqrt(1 - alpha) x (Salimans & Ho 2022, arXiv:2202.00512, appendix D).
         """
         output: Tensor = self.unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
         if self.prediction == "epsilon":
             return output
-        alpha = self.levels.index_select(0, timesteps.view(1))  # levels[timesteps] would wait for the GPU
+        alpha = self._alpha(timesteps)[:, None, None, None]
         return alpha.sqrt() * output + (1 - alpha).sqrt() * x
+
+    def _alpha(self, timesteps: Tensor) -> Tensor:
+        """Alpha bar there, between two whole timesteps where log sigma lies, -1/2 logit(alpha)."""
+        logits = self.levels.logit()
+        whole = timesteps.floor()
+        # levels[timesteps] would wait for the GPU.
+        low, high = (logits.index_select(0, t.long().clamp(max=len(logits) - 1)) for t in (whole, whole + 1))
+        return torch.lerp(low, high, timesteps - whole).sigmoid()
 
     def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
         """A picture [1, 3, H, W] in [-1, 1] to latents: samples of its posterior, one for each of `noise`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
-from sdbatch.renderer.sampling.sampler import alphas_cumprod
+from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
 MAX_TIMESTEPS = 100_000  # v1 has 1000; a slip of the pen must not fill the memory
 Prediction = Literal["epsilon", "v_prediction"]
