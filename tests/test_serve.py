@@ -341,7 +341,7 @@ def test_nothing_ever_asks_the_network(model_root: Root, tmp_path: Path) -> None
     [
         (
             "\nsettle_second: 2\n",
-            "sdbatch.yaml: line 2: settle_second: there is no such key; did you mean settle_seconds?",
+            "sdbatch.yaml: line 2: settle_second: there is no such field; did you mean settle_seconds?",
         ),
         ("device: [\n", "sdbatch.yaml: line 2, column 1: this is not valid YAML"),
         ("- a\n", "sdbatch.yaml: must be keys and values"),

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from sdbatch.engine.protocol import EVENT, Draw, Event, Failed, Finished, Halted, Ready, RendererConfig, Tick, Unfit
 from sdbatch.errors import EngineDown, RendererDied
+from sdbatch.messages import Message
 from sdbatch.telemetry import log
 
 TICK_SECONDS = 0.5
@@ -54,7 +55,7 @@ class LocalEngine:
                 self._process = self._begin(theirs)
             except OSError as error:
                 os.close(self._answers)
-                raise EngineDown("no renderer can be started: {problem}", problem=error.strerror) from error
+                raise EngineDown("no renderer can be started: {problem}", error.strerror) from error
             finally:
                 os.close(theirs)
             self._last_words.clear()
@@ -178,8 +179,8 @@ class LocalEngine:
         self.stop()
         if self._listener is not None:
             self._listener.join(LAST_BREATH_SECONDS)  # its very last words may still be on their way
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        words = ["; its last words:", *self._last_words] if self._last_words else []
+        cause = Message("signal {value}", -code) if code < 0 else Message("exit code {code}", code)
+        words = [Message("; its last words:"), *self._last_words] if self._last_words else []
         return RendererDied(f"the renderer ended with {cause}" + "\n".join(words))
 
     def _listen(self, pipe: IO[bytes]) -> None:
