@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from harness import FakeClock, drop_job
 from reference_model import CKPT, CONFIG, draw_all, small_txt2img
 from small_models import small_laion400m, small_v2
 from tests_support import drain, only, small_draw
@@ -25,7 +26,6 @@ from sdbatch.renderer.renderer import Renderer, find_device
 from sdbatch.renderer.sampling.noise import NoiseSource
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import yaml
+from harness import drop_job
 from reference_model import CKPT, CONFIG, draw_all, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from small_memory import SmallMemory, small_memory
 from tests_support import HERE, drain_for_real, notes_of, only, small_draw
@@ -38,7 +39,6 @@ from sdbatch.renderer.models.models import load_model
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 CPU = torch.device("cpu")
 ROW = 70_000  # bytes: more than the largest tensor of one row through the small UNet at 64x64 needs, less than two do

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from crash import KILLED, in_child
+from harness import StepCounter, kill_self
 from safetensors.torch import save_file
 from tests_support import REFERENCE, small_draw
 
@@ -22,7 +23,6 @@ from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.storage import files
 from sdbatch.storage.files import sha256
-from sdbatch.testing import StepCounter, kill_self
 
 
 def task(folder: Path, start_at: int = 0, ckpt: Path = REFERENCE / "model/model.ckpt") -> Draw:
