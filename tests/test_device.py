@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from harness import FakeClock, drop_job
 from reference_model import CKPT, CONFIG, draw_all, small_txt2img
 from small_models import small_laion400m, small_v2
 from tests_support import drain, only, small_draw
 from torch.cuda._utils import _get_device_index
 
+from sdbatch.engine.protocol import RendererConfig
 from sdbatch.renderer import draw as draw_module
 from sdbatch.renderer import renderer as renderer_module
 from sdbatch.renderer.device import memory
@@ -24,7 +26,6 @@ from sdbatch.renderer.renderer import Renderer, find_device
 from sdbatch.renderer.sampling.noise import NoiseSource
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_each_job_is_told_with_the_memory_that_it_took(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(renderer_module, "draw", greedy)
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
+    renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers)
     for name in ("first", "second"):
         renderer.render(small_draw(tmp_path / name))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
