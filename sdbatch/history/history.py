@@ -19,6 +19,7 @@ from sdbatch.history.database import DATABASE, SMALL, Database
 from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, PictureRecord, Relative
 from sdbatch.history.search import LAST, Found, Wanted
 from sdbatch.history.tokens import pieces_of_words
+from sdbatch.messages import Message
 from sdbatch.spool.job_names import meant, padded, the_one
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.storage.spelling import normal
@@ -88,7 +89,7 @@ class History:
         """The same, as far as it can be done: what can't is told in `stale`."""
         try:
             self.refresh()
-            self.stale = "" if self.database.writable else f"state/{DATABASE} can only be read"
+            self.stale = "" if self.database.writable else Message("state/{database} can only be read", DATABASE)
         except OSError as error:  # locked, full
             self.stale = str(error.strerror)
 
@@ -180,9 +181,7 @@ class History:
             pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
             if not pictures:
                 raise JobError(
-                    '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has',
-                    job_id=job_id,
-                    which=which,
+                    '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has', job_id, which
                 )
         found = pictures[0] if pictures else self.job(job_id)
         assert found is not None, "its id was just read"
@@ -203,14 +202,12 @@ class History:
             raise JobError(
                 'the history has no job or picture "{part}"; give a picture\'s path, JOB/NUMBER, or a '
                 "job's id or a part of it",
-                part=part,
+                part,
             )
         if len(ids) > 1:
             names = "\n".join(f"  {job_id}" for job_id in ids[:10])
             raise JobError(
-                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}',
-                part=part,
-                names=names,
+                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}', part, names
             )
         return ids[0]
 
