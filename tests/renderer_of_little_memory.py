@@ -15,5 +15,5 @@ def limited(*arguments: Any) -> Generator[Any]:
 
 
 if __name__ == "__main__":
-    renderer.draw = limited  # type: ignore[assignment]
+    vars(renderer)["draw"] = limited
     renderer.main()
