@@ -46,7 +46,7 @@ def test_a_name_that_came_about_by_a_rename_needs_no_wait(inbox: Inbox, folder: 
     (folder / ".a.yaml.part").rename(folder / "a.yaml")
     wait_for_rename(inbox)
     inbox.scan(0)
-    arrival = inbox.next_still()
+    arrival = inbox.take_first()
     assert arrival is not None
     assert arrival.path == folder / "a.yaml"
 

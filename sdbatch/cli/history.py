@@ -127,7 +127,7 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
             tables.show_facts([*facts, *(("note", note) for note in notes)])
         return
     opened = _open(place)
-    job_id = _job_of(found)
+    job_id = found.job
     pictures, tree = opened.pictures_of(job_id), lineage.lineage(opened, job_id)
     if as_json:
         told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
@@ -234,7 +234,7 @@ def rerun(
 
     place = named_root(root)
     opened = _open(place)
-    job_id = _job_of(_find(opened, job))
+    job_id = _find(opened, job).job
     known = opened.job(job_id)
     assert known is not None, "it was just found"
     _drop(place, restore.rerun(place, known, seed), job_id, "again", dry_run=dry_run)
@@ -277,12 +277,6 @@ def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Pat
         if named.strip() and path.exists():
             return path
         raise
-
-
-def _job_of(found: "PictureRecord | JobRecord") -> str:
-    from sdbatch.history.records import JobRecord  # noqa: PLC0415
-
-    return found.id if isinstance(found, JobRecord) else found.job
 
 
 def _drop(place: "Root", text: str, job_id: str, ending: Literal["again", "follow-up"], *, dry_run: bool) -> None:

@@ -17,7 +17,7 @@ from sdbatch.errors import JobError
 from sdbatch.history import index, search, sync
 from sdbatch.history.database import DATABASE, SMALL, Database
 from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, PictureRecord, Relative
-from sdbatch.history.search import LAST, Found, Wanted
+from sdbatch.history.search import LAST, Found
 from sdbatch.history.tokens import pieces_of_words
 from sdbatch.messages import Message
 from sdbatch.spool.job_names import meant, padded, the_one
@@ -142,10 +142,10 @@ class History:
         wanted = pieces_of_words(words)
         if words.strip() and not wanted:
             return Found()  # nothing but punctuation, which nothing is found by
-        oldest = int(since.timestamp() * 1000) if since else None
+        oldest = int(since.timestamp() * 1000) if since else 0
         numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
-        asked = Wanted(index.expression([*told, *wanted]), oldest, numbers)
-        return search.search(self.database.ask, asked, before, max(1, limit), self.patience)
+        match = index.expression([*told, *wanted])
+        return search.search(self.database.ask, match, numbers, oldest, before, max(1, limit), self.patience)
 
     def picture(self, path: str, before: int = LAST) -> PictureRecord | None:
         """A picture by where it lies, from the root: in its job's folder or in outputs/.

@@ -219,19 +219,12 @@ class Inbox:
         has_news = any(seen.first == began for seen in self.stability.seen.values())
         self.watcher.tend(is_deaf=has_news and not (was_told or self.bell.is_set()))
 
-    def next_still(self) -> Arrival | None:
-        """The next arrival to claim.
+    def take_first(self) -> Arrival | None:
+        """The first of the queue, if it is as the scan saw it; it is in the queue no more.
 
         One that changed or vanished since the scan waits for another: only that can tell a file that a person deleted,
         to cancel it, from a share that went away with all of them.
         """
-        while self.queue:
-            if (arrival := self.take_first()) is not None:
-                return arrival
-        return None
-
-    def take_first(self) -> Arrival | None:
-        """The first of the queue, if it is as the scan saw it; it is in the queue no more."""
         arrival = self.queue[0]
         self.take(arrival)
         seen = self.stability.seen.get(arrival.name)

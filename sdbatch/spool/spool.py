@@ -258,11 +258,7 @@ class Spool:
     def _is_own(self, folder: Path) -> bool:
         """Whether a folder in running/ has the name that its claim gave it, and no other folder has."""
         has_name = arrived(folder.name) and (_said(folder) or {}).get("id", folder.name) == folder.name
-        return has_name and not self._has_ended(folder.name)
-
-    def _has_ended(self, job_id: str) -> bool:
-        """Whether a job of this name lies in done/ or failed/."""
-        return any((place / job_id).exists() for place in (self.root.done, self.root.failed))
+        return has_name and not any((place / folder.name).exists() for place in (self.root.done, self.root.failed))
 
     def requeue(self, failed: Path) -> None:
         """Bring a failed job back to running/, with a clean slate and what was drawn of it.

@@ -77,6 +77,12 @@ def _create(name: str, folder: int, mode: int = 0o666) -> int:
     return os.open(name, flags, mode, dir_fd=folder)
 
 
+def _sync(file: BinaryIO, path: Path) -> None:
+    file.flush()
+    _step("fsync", path)
+    os.fsync(file.fileno())
+
+
 def _create_file(path: Path, folder: int) -> BinaryIO:
     """The same as a file, which knows its whole path."""
     return open(path, "wb", opener=lambda _path, _flags: _create(path.name, folder))
@@ -124,8 +130,8 @@ def make_shared_dir(folder: Path, mode: int) -> None:
 
 def mark(path: Path) -> None:
     """Have an empty file there; what has the name already does as well, and stays as it is."""
-    with _at(path) as (name, folder), suppress(FileExistsError):
-        os.close(_create(name, folder))
+    with suppress(FileExistsError):
+        create(path, b"")
 
 
 def open_to_append(path: Path) -> int:
@@ -190,9 +196,7 @@ def write_synced(path: Path, data: bytes) -> None:
     _step("write", path)
     with _at(path) as (_, folder), _create_file(path, folder) as file:
         file.write(data)
-        file.flush()
-        _step("fsync", path)
-        os.fsync(file.fileno())
+        _sync(file, path)
 
 
 def copy_atomically(source: BinaryIO, path: Path, *, mode: int | None = None) -> None:
@@ -207,17 +211,13 @@ def copy_atomically(source: BinaryIO, path: Path, *, mode: int | None = None) ->
 @contextmanager
 def drafted(path: Path, *, durable: bool, mode: int | None = None) -> Iterator[BinaryIO]:
     """A file to write, which becomes `path` at the end of the block; nothing is left of it if that is not reached."""
-    with _at(path) as (name, folder), _draft(path, folder) as file:
+    with _at(path) as (_, folder), _draft(path, folder) as file:
         if mode is not None:
             os.fchmod(file.fileno(), mode)
         yield file
-        file.flush()
         if durable:
-            _step("fsync", path)
-            os.fsync(file.fileno())
-        file.close()
-        _step("rename", path)
-        os.rename(Path(file.name).name, name, src_dir_fd=folder, dst_dir_fd=folder)
+            _sync(file, path)
+        _name_draft(file, path, folder)
     if durable:
         sync_dir(path.parent)
 
@@ -236,11 +236,15 @@ def _draft(path: Path, folder: int) -> Iterator[BinaryIO]:
         raise
 
 
+def _name_draft(file: BinaryIO, path: Path, folder: int) -> None:
+    file.close()
+    _step("rename", path)
+    os.rename(Path(file.name).name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
 def to_disk(file: BinaryIO) -> None:
     """What was written lies on the disk, and who checks it next reads it from there, not from memory."""
-    file.flush()
-    _step("fsync", Path(file.name))
-    os.fsync(file.fileno())
+    _sync(file, Path(file.name))
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -313,11 +317,8 @@ def _copy_new(source: int, target: Path, folder: int) -> None:
             raise FileExistsError(target)
         with _draft(target, folder) as file:
             shutil.copyfileobj(reading, file)
-            file.flush()
-            _step("fsync", target)
-            os.fsync(file.fileno())
-            _step("rename", target)
-            os.rename(Path(file.name).name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+            _sync(file, target)
+            _name_draft(file, target, folder)
 
 
 def drop(source: Path, folder: Path) -> Path:
@@ -325,8 +326,7 @@ def drop(source: Path, folder: Path) -> Path:
     target = folder / source.name
     with source.open("rb") as reading, _at(target) as (_, handle), _draft(target, handle) as file:
         shutil.copyfileobj(reading, file)
-        file.flush()
-        os.fsync(file.fileno())
+        _sync(file, target)
         for number in range(1, 10_000):
             name = source.name if number == 1 else f"{source.stem}-{number}{source.suffix}"
             with suppress(FileExistsError):
