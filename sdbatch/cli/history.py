@@ -237,7 +237,7 @@ def rerun(
     job_id = _job_of(_find(opened, job))
     known = opened.job(job_id)
     assert known is not None, "it was just found"
-    _drop(place, restore.rerun(place, known, seed), job_id, "again", dry_run=dry_run)
+    _drop(place, restore.rerun(place, known, seed), job_id, "rerun", dry_run=dry_run)
 
 
 def _open(place: "Root", *, anew: bool = False) -> "History":
@@ -285,7 +285,7 @@ def _job_of(found: "PictureRecord | JobRecord") -> str:
     return found.id if isinstance(found, JobRecord) else found.job
 
 
-def _drop(place: "Root", text: str, job_id: str, ending: Literal["again", "follow-up"], *, dry_run: bool) -> None:
+def _drop(place: "Root", text: str, job_id: str, ending: Literal["rerun", "follow-up"], *, dry_run: bool) -> None:
     from sdbatch.client.validate import submit_text  # noqa: PLC0415
     from sdbatch.spool.job_names import next_name  # noqa: PLC0415
 
