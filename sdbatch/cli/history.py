@@ -118,7 +118,7 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
       1  there is none, or several ids contain this text
     """
     from sdbatch.cli import tables  # noqa: PLC0415
-    from sdbatch.history import describe  # noqa: PLC0415
+    from sdbatch.history import describe, lineage  # noqa: PLC0415
 
     place = named_root(root)
     found = _find_or_file(place, what)
@@ -131,7 +131,7 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
         return
     opened = _open(place)
     job_id = _job_of(found)
-    pictures, tree = opened.pictures_of(job_id), opened.lineage(job_id)
+    pictures, tree = opened.pictures_of(job_id), lineage.lineage(opened, job_id)
     if as_json:
         told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))

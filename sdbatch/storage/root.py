@@ -108,7 +108,7 @@ class Root:
         """
         for base in bases:
             path = self._inside(field, named, base)
-            if any(_leads_into(path, (self.path / own).resolve()) for own in SECRET):
+            if self._leads_into(path, SECRET):
                 raise JobError(
                     '{field}: "{named}" is a file of the service; name one beside the job or in outputs/', field, named
                 )
@@ -249,7 +249,7 @@ class Root:
         """
         path = self._inside("outdir", named, self.path)
         self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
-        if path == self.path.resolve() or any(_leads_into(path, self.path.resolve() / own) for own in OURS):
+        if path == self.path.resolve() or self._leads_into(path, OURS):
             raise JobError(
                 'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine', named
             )
@@ -257,10 +257,8 @@ class Root:
 
     def show(self, path: Path) -> str:
         """A path as people know it: from the root where it lies there."""
-        for base in (self.path, self.path.resolve()):
-            if _is_below(path, base):
-                return path.relative_to(base).as_posix()
-        return str(path)
+        base = self.path if _is_below(path, self.path) else self.path.resolve()
+        return path.relative_to(base).as_posix() if _is_below(path, base) else str(path)
 
     def _places(self, bases: Sequence[Path]) -> str:
         """Folders as an error names them."""
@@ -283,7 +281,13 @@ class Root:
             path = self._inside(field, str(found), self.path)
         except JobError:
             return False
-        return not any(_leads_into(path, (self.path / own).resolve()) for own in SECRET)
+        return not self._leads_into(path, SECRET)
+
+    def _leads_into(self, path: Path, folders: Sequence[str]) -> bool:
+        """Whether a path lies in one of the root's folders by any name: to some filesystems Configs is configs."""
+        places = {_place(place) for place in (path, *path.parents)} - {NOWHERE}
+        top = self.path.resolve()
+        return any(_is_below(path, top / name) or _place(top / name) in places for name in folders)
 
     def _normal(self, field: str, named: str, base: Path) -> Path:
         """`named` below `base` by its letters alone, as they are stored there; `..` may not lead out."""
@@ -362,11 +366,3 @@ def _exists(path: Path) -> bool:
 
 def _is_below(path: Path, folder: Path) -> bool:
     return path == folder or folder in path.parents
-
-
-def _leads_into(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder by any name: to some filesystems Configs is configs."""
-    if _is_below(path, folder):
-        return True
-    there = _place(folder)
-    return there != NOWHERE and any(_place(place) == there for place in (path, *path.parents))

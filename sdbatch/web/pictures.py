@@ -15,7 +15,7 @@ from werkzeug.wsgi import wrap_file
 
 from sdbatch.client.validate import submit_text
 from sdbatch.errors import JobError
-from sdbatch.history import describe, restore, times
+from sdbatch.history import describe, lineage, restore, times
 from sdbatch.history.records import Lineage, PictureRecord
 from sdbatch.history.search import Found
 from sdbatch.messages import Message
@@ -160,7 +160,7 @@ def again() -> AnyResponse:
 def _family(job_id: str) -> list[tuple[int, Lineage, list[PictureRecord]]]:
     """What came of what, from the first ancestor on: each with how deep it stands."""
     found: list[tuple[int, Lineage, list[PictureRecord]]] = []
-    pending = [(0, site().history.lineage(job_id, FAMILY))]
+    pending = [(0, lineage.lineage(site().history, job_id, FAMILY))]
     while pending:
         depth, node = pending.pop()
         found.append((depth, node, site().history.pictures_of(node.job)))

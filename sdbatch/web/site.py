@@ -61,7 +61,7 @@ class Site:
         return history
 
     def _read_all(self) -> None:
-        if self.history.in_memory:  # of one connection, which is held for as long as is read
+        if self.history.database.in_memory:  # of one connection, which is held for as long as is read
             history = self._opened()
             history.catch_up()
             self.history = history
@@ -69,7 +69,7 @@ class Site:
             self._read()
 
     def _read(self) -> None:
-        if self.history.in_memory or not self.history.writable:
+        if self.history.database.in_memory or not self.history.database.writable:
             self.history.catch_up()
             return
         try:
