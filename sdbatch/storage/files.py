@@ -256,7 +256,7 @@ def open_lock(path: Path) -> int:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Only one process at a time runs the block; the kernel releases the lock in any case. The file stays for others."""
+    """Only one process at a time runs the block. The kernel releases the lock in any case; the file stays."""
     handle = open_lock(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
