@@ -1,6 +1,6 @@
-"""Commands for whoever looks for pictures: what was drawn, how, what came of it, and drawing on from there.
+"""`sdbatch history`, `show`, `restore`, `follow-up` and `rerun`: search earlier images, and continue from them.
 
-They read and drop files, nothing more: they work over a share, and while the service is down.
+They only read and submit files, so they work over a share, and while the service is down.
 """
 
 import json
@@ -254,7 +254,7 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
 
 
 def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
-    """As people name it: a path counts from here as well as from the root."""
+    """Find what a person named: a path relative to the current folder or to the root, or an id."""
     if not named.strip():
         raise JobError("name a picture or a job")
     path = as_stored(Path(os.path.abspath(Path(named).expanduser())))  # noqa: PTH100 - a link keeps its name
@@ -262,7 +262,7 @@ def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
 
 
 def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Path":
-    """The same, or a file that the history knows nothing of, which needs no root."""
+    """The same, or a file that is not in the history; that needs no root."""
     path = as_stored(Path(named).expanduser())
     try:
         return _find(_open(place), named)

@@ -1,4 +1,4 @@
-"""`sdbatch model`: what lies in models/, bringing a checkpoint in, looking it over, converting it."""
+"""`sdbatch model`: lists, imports, checks and converts checkpoints."""
 
 import json
 import sys

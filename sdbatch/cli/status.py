@@ -1,4 +1,4 @@
-"""`sdbatch status`: what is drawn, what waits, and what failed last."""
+"""`sdbatch status`: shows what runs, what waits, and what failed."""
 
 import json
 import sys
