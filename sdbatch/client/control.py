@@ -1,4 +1,4 @@
-"""Controls the service by its folders: pause, cancel, retry, prioritize. It works over a share, and without a service."""
+"""Controls the service by its folders: pause, cancel, retry, prioritize. Works over a share, without a service too."""
 
 import stat
 from pathlib import Path
