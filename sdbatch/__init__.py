@@ -1,4 +1,4 @@
-"""sdbatch: a job file dropped into a folder becomes pictures in another folder."""
+"""sdbatch: a job file dropped into a folder becomes images in another folder."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""`sdbatch serve`: the service itself."""
+"""`sdbatch serve`: runs the service."""
 
 import faulthandler
 import os

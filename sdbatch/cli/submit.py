@@ -1,4 +1,4 @@
-"""`sdbatch submit`: drops job files into the inbox."""
+"""`sdbatch submit`: puts job files into the inbox."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command `sdbatch web`."""
+"""`sdbatch web`: serves the web page."""
 
 import os
 import socket

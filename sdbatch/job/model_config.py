@@ -1,4 +1,4 @@
-"""What the yaml or json beside a checkpoint says of the model: read without building it."""
+"""What the yaml or json beside a checkpoint says about the model, without building it."""
 
 import json
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ModelConfig:
 
 
 def read_model_config(ckpt: Path, config: Path) -> ModelConfig:
-    """What a model was made for, as its config says; one that can't be read says nothing, and drawing tells why."""
+    """What a model was made for. An unreadable config gives nothing here; loading the model reports it."""
     try:
         made = _of_folder(ckpt) if ckpt.is_dir() else _of_yaml(config)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
@@ -36,7 +36,7 @@ def read_model_config(ckpt: Path, config: Path) -> ModelConfig:
 
 
 def read_yaml(path: Path) -> Any:
-    """A config's content, once it is sure that it is not much more than it looks: the job may name any file.
+    """The content of a config, after checking its size and nesting: a job may name any file.
 
     Raises:
         ValueError: too large, too deep, or with aliases.
@@ -56,7 +56,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _of_yaml(config: Path) -> ModelConfig:
-    """The original release's: image_size in latents, each of as many pixels as the autoencoder has halvings."""
+    """The original release: image_size in latents, times the pixels per latent of the autoencoder."""
     params = read_yaml(config)["model"]["params"]
     levels = params["first_stage_config"]["params"]["ddconfig"]["ch_mult"]
     latents = int(params["image_size"])
@@ -67,7 +67,7 @@ def _of_yaml(config: Path) -> ModelConfig:
 
 
 def _of_folder(folder: Path) -> ModelConfig:
-    """Diffusers' own names of the same."""
+    """The same in diffusers format."""
     unet, vae = (
         json.loads(files.read_file(folder / part / "config.json", MAX_CONFIG_BYTES)) for part in ("unet", "vae")
     )

@@ -1,4 +1,4 @@
-"""Names of files: which are jobs, how they sort for people."""
+"""File names: which are jobs, and how they sort."""
 
 import re
 import unicodedata
@@ -36,14 +36,14 @@ def is_job_name(name: str) -> bool:
 
 
 def is_nobodys_folder(name: str, ignored: Iterable[str] = ()) -> bool:
-    """Whether a folder of this name holds no jobs: it is hidden, a trash or the like, or one of `ignored`."""
+    """Whether a folder of this name contains no jobs: hidden, a trash folder, or in `ignored`."""
     folded = unicodedata.normalize("NFC", name).casefold()
     patterns = (*_NOBODYS_FOLDERS, *(unicodedata.normalize("NFC", pattern).casefold() for pattern in ignored))
     return name.startswith(NOBODYS_PREFIXES) or any(fnmatchcase(folded, pattern) for pattern in patterns)
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is whole characters; others come of names that are no UTF-8, and can't be written down."""
+    """Whether a name is valid Unicode; names that are not UTF-8 can't be written down."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The page as a whole: its views, their guards, and what is shown when something goes wrong."""
+"""Creates the web page: its views, their guards, and the error pages."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def create_app(
     sleep: Callable[[float], None] = sleep,
     account: Callable[[], int | None] = os.geteuid,
 ) -> Flask:
-    """The page of one root; `clock` counts seconds, `account` tells which account of this machine asks."""
+    """The page of one root; `clock` counts seconds, `account` returns the machine's account that sent the request."""
     app = Flask(__name__)
     app.extensions["sdbatch"] = Site(root, settings, clock)
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_SECONDS
@@ -76,7 +76,7 @@ def _say_disk_trouble(error: OSError) -> tuple[str, int]:
 
 
 def _sifted(page: "WSGIApplication") -> "WSGIApplication":
-    """What is said as no proxy says it is not heard."""
+    """Remove headers that only a trusted proxy may set."""
 
     def answer(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
         for name, usual in PROXYS_WORD.items():

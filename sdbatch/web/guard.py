@@ -1,9 +1,9 @@
-"""Who may ask, and what a browser may do with the answer.
+"""Decides who may use the page, and what the browser may do with the answer.
 
-Without a password the page belongs to those accounts of this machine that may drop jobs, and only names of this
-machine are answered to: another site could point a name of its own at 127.0.0.1 and read along (DNS rebinding). With
-one, each visitor logs in. Before that, bodies are small. Whatever changes anything is a POST with a token that no other
-site knows, and the content security policy lets a browser load and run nothing that does not come from here.
+Without a password only accounts of this machine that may submit jobs can use it, and only under a name of this machine:
+another site could let its own name point to 127.0.0.1 (DNS rebinding). With a password each visitor logs in; before
+that, request bodies are small. Each change is a POST with a token that no other site knows. The content security policy
+lets the browser load and run only our own files.
 """
 
 import hashlib
@@ -52,17 +52,17 @@ pages = Blueprint("guard", __name__)
 
 
 class _Cookies(SecureCookieSessionInterface):
-    """The cookie of a visitor who came by HTTPS is never sent without."""
+    """The cookie of a visitor who used HTTPS is sent only over HTTPS."""
 
     def get_cookie_secure(self, app: Flask) -> bool:  # noqa: ARG002 - Flask's signature
         return request.is_secure
 
 
 class Throttle:
-    """How soon a password is looked at: a few of an address at once, then one every few seconds.
+    """Limits how often passwords are checked: a few per address at once, then one every few seconds.
 
-    A try is counted before it is looked at, so that many at the same time are no way around. Nobody is locked out: who
-    knows the password waits for seconds.
+    An attempt counts before it is checked, so that simultaneous attempts don't help. Nobody is locked out: a visitor
+    with the right password waits only seconds.
     """
 
     def __init__(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
@@ -71,7 +71,7 @@ class Throttle:
         self._lock, self._seats = Lock(), BoundedSemaphore(SEATS)
 
     def wait(self, address: str) -> bool:
-        """Wait until one more is looked at; false at once where too many wait."""
+        """Wait until one more password may be checked; false at once if too many wait."""
         seconds = self._book(address)
         if not seconds:
             return seconds is not None
@@ -99,13 +99,13 @@ class Throttle:
 
 
 class Logins:
-    """Who is logged in. A cookie can be kept and sent again, so that alone a name in it counts for nothing."""
+    """The visitors who are logged in. A cookie can be copied and sent again, so a name in it alone is not enough."""
 
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
 
     def open(self) -> str:
-        """A name for one who knew the password; of very many the oldest must log in again."""
+        """Create a login and return its name; if there are very many, the oldest ends."""
         if len(self._names) >= MOST_LOGINS:
             del self._names[next(iter(self._names))]
         name = secrets.token_urlsafe(16)
@@ -113,16 +113,16 @@ class Logins:
         return name
 
     def close(self, name: str) -> None:
-        """It is known no more."""
+        """End a login."""
         self._names.pop(name, None)
 
     def is_open(self, name: str) -> bool:
-        """Whether it is."""
+        """Whether a login exists."""
         return name in self._names
 
 
 def split_bind(bind: str) -> tuple[str, int]:
-    """Address and port of `127.0.0.1:8123` or `[::1]:8123`; of `unix:/run/sdbatch/web.sock` the path, and no port.
+    """Address and port of `127.0.0.1:8123` or `[::1]:8123`; for `unix:/run/sdbatch/web.sock` the path, and no port.
 
     Raises:
         ConfigError: it is none of these.
@@ -166,9 +166,9 @@ def _is_loopback(host: str) -> bool:
 def install(
     app: Flask, clock: Callable[[], float], sleep: Callable[[float], None], account: Callable[[], int | None]
 ) -> None:
-    """Put the guards before every view, in this order: the name asked for, the account, the login, the body, the token.
+    """Check every request in this order: host name, account, login, size of the body, token.
 
-    `account` tells which account of this machine asks.
+    `account` returns the machine's account that sent the request.
     """
     app.session_interface = _Cookies()
     app.config.update(
@@ -211,7 +211,7 @@ def _refuse_strangers() -> None:
 
 
 def _strange() -> str:
-    """Why the account that asks may not; empty: it may, or will be asked for the password."""
+    """Why this account may not use the page; empty if it may, or if a password will be asked."""
     if site().settings.web.password:
         return ""
     return peers.refusal(current_app.extensions["sdbatch.operations.account"](), site().root)
@@ -241,7 +241,7 @@ def _bound_body() -> None:
 
 
 def body_limit() -> int:
-    """How many bytes a request's body may have: few, before it is known who sends them."""
+    """How many bytes the body of a request may have; few before the visitor is known."""
     if not (_is_own_name() and _is_logged_in() and not _strange()):
         return SMALL_BYTES
     return FORM_BYTES + (site().settings.limits.input_bytes if request.endpoint == "form.drop" else 0)
@@ -252,7 +252,7 @@ def _logins() -> Logins:
 
 
 def _mark(text: str) -> str:
-    """What a cookie's name tells of a root, without telling it."""
+    """A part of the cookie's name that differs by root, but does not reveal it."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -295,9 +295,9 @@ def _is_password(password: str, said: str) -> bool:
 
 
 def _address() -> str:
-    """Where the visitor comes from; a proxy is believed whom it asks for where the configuration trusts it.
+    """The visitor's address; X-Forwarded-For counts only from trusted proxies.
 
-    Of IPv6 that is a network of 64 bits, in which one machine may have any address.
+    For IPv6 it is the /64 network, because one machine can use all its addresses.
     """
     found, chain = request.remote_addr or "", request.headers.get("X-Forwarded-For", "").split(",")
     while chain[-1].strip() and _is_trusted(found):
@@ -318,7 +318,7 @@ def _is_trusted(address: str) -> bool:
 
 
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, with a port or without, as proxies write them."""
+    """An address, with or without a port, as proxies write it."""
     bare = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", text)
     try:
         address = ipaddress.ip_address(bare)
@@ -329,6 +329,6 @@ def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 @pages.post("/logout")
 def logout() -> Response:
-    """Forget this visitor."""
+    """End the visitor's login."""
     _logins().close(str(session.pop("known", "")))
     return redirect(url_for("guard.login"), 303)

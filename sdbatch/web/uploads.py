@@ -1,7 +1,7 @@
-"""Pictures that a visitor sends, to start from: seen to be such, bounded, and laid into a folder of the inbox.
+"""Uploaded images: checked, limited in size, and put into a folder of the inbox.
 
-A job names its picture by the whole path, so that it may be moved itself, as `prioritize` does. Pictures that no job
-waits for are removed.
+A job names its image by the full path, so that it may be moved itself, as `prioritize` does. Images that no job waits
+for are deleted.
 """
 
 import os
@@ -26,7 +26,7 @@ _TAKING = Lock()  # one at a time: what is free is looked at and taken, and a pi
 
 
 def take(upload: FileStorage, root: Root, settings: Settings) -> str:
-    """Lay a picture into jobs/inbox/uploads/; returns its path from the root.
+    """Save an image in jobs/inbox/uploads/; returns its path from the root.
 
     Raises:
         JobError: it is no picture that a job could start from, or too large; or there is no room for more of them.
