@@ -1,4 +1,4 @@
-"""The service as a process: one per root, listening for events and signals, looping."""
+"""The service as a process: one per root, with its loop, events and signals."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
 
 
 def prepare(root: Root) -> None:
-    """Make the root's folders.
+    """Create the root's folders.
 
     Raises:
         ConfigError: they can't be made.
@@ -107,7 +107,7 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
 
 
 def _to_preload(root: Root, chosen: DefaultModel) -> Sequence[Path]:
-    """The checkpoint, config and autoencoder to load ahead, as they lie there when a renderer starts, or nothing."""
+    """The default model's checkpoint, config and autoencoder, if they exist when a renderer starts."""
     try:
         return [path for path in root.find_weights(chosen.ckpt, chosen.config) if path] if chosen.ckpt else ()
     except JobError:
@@ -143,7 +143,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
 
 
 def _end_of_drain(service: Service) -> int | None:
-    """The exit code, once nothing is left to draw, or none of it can be drawn."""
+    """The exit code of --drain, when nothing is left or nothing can be generated."""
     is_away = service.inbox.is_away and service.readiness.is_ready  # what a claimed job waits for may lie there
     if service.has_drawn_all() or is_away:
         for folder, error in sorted(service.inbox.unreadable.items()):  # where jobs may lie unseen
@@ -158,7 +158,7 @@ def _end_of_drain(service: Service) -> int | None:
 
 
 def _bar(service: Service) -> AbstractContextManager[object]:
-    """A progress bar, where somebody sits before a terminal."""
+    """A progress bar, if a person sits at a terminal."""
     if not sys.stderr.isatty():
         return nullcontext()
     from sdbatch.service.screen import Bar  # noqa: PLC0415 - a service under systemd has no use for rich
@@ -169,14 +169,14 @@ def _bar(service: Service) -> AbstractContextManager[object]:
 
 
 def _nap(service: Service, seconds: float) -> None:
-    """Wait, but not longer than NAP_SECONDS once asked to stop."""
+    """Wait, but at most NAP_SECONDS after a stop was requested."""
     for _ in range(round(seconds / NAP_SECONDS)):
         if not service.stop_requested:
             time.sleep(NAP_SECONDS)
 
 
 def _heed_signals(service: Service) -> None:
-    """Signals set a flag and nothing else: anything more could meet a lock that the main thread holds."""
+    """Signals only set a flag: anything more could wait for a lock that the main thread holds."""
     had_terminal = os.isatty(2)
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""A file of weights as named tensors: the content is sniffed, the suffix never believed, and no code in it runs."""
+"""A weight file as named tensors. The content decides the format, not the suffix, and no code in it runs."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ _OTHERS = {
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the content, not the name, is of a safetensors file.
+    """Whether the content, not the name, is safetensors.
 
     Raises:
         OSError: it can't be read.
@@ -58,7 +58,7 @@ def is_safetensors(path: Path) -> bool:
 def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped.
 
-    Errors call the file `called`, with the field that named it; if not given, it is the job's checkpoint.
+    Errors call the file `called`, with its field; by default it is the job's checkpoint.
 
     Raises:
         JobError: not such a file, cut short, or it holds more than weights.
@@ -135,9 +135,9 @@ def write_weights(
     metadata: Mapping[str, str],
     on_written: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
-    """Write those weights that `dtypes` names as a safetensors file, durably, and read it back before it gets its name.
+    """Write the weights in `dtypes` as a safetensors file, durably, and check it before it gets its name.
 
-    The library's own writer wants all of them in memory at once; this one holds a weight at a time.
+    The library's writer needs all weights in memory at once; this one holds one at a time.
 
     Args:
         path: where; its folder must exist.
