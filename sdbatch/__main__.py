@@ -25,7 +25,7 @@ def main() -> None:
 
         main.main()
     except KeyboardInterrupt:
-        sys.exit(130)  # as shells say it
+        sys.exit(130)  # as shells do
 
 
 if __name__ == "__main__":

@@ -74,4 +74,4 @@ def _lay(source: Path | None, target: Path) -> None:
     if not target.exists():
         make_dir(target.parent)
         with source.open("rb") as file:
-            copy_atomically(file, target)  # half a checkpoint would be taken for one
+            copy_atomically(file, target)  # an incomplete checkpoint must never have this name

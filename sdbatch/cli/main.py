@@ -34,7 +34,7 @@ from sdbatch.messages import Message
 from sdbatch.operations import account
 from sdbatch.storage.files import is_disk_trouble
 
-EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
+EXIT_CONFIG = 78  # EX_CONFIG: a restart does not help, so systemd must not try
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
 
 
@@ -87,7 +87,7 @@ def _who_may(refused: str | None) -> str:
         try:
             status = folder.stat()
         except OSError:
-            continue  # what it lies in is closed, too
+            continue  # its parent is not readable either
         if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
             joins = f"sudo usermod -aG {status.st_gid} {account.name_of(os.geteuid())}"
             return Message("; the group of {folder} may do this ({joins}, and log in anew)", folder, joins)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sdbatch.operations.catalog import Told
     from sdbatch.storage.root import ModelFiles, Root
 
-SHOWN = 10  # names that verify lists of each kind
+SHOWN = 10  # names of each kind that verify lists
 
 model = typer.Typer(no_args_is_help=True, help="List, import, check and convert checkpoints.")
 app.add_typer(model, name="model")

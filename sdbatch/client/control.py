@@ -19,7 +19,7 @@ from sdbatch.storage.spelling import normal
 def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
     """Pause after the current batch; with `unload` the model is removed from memory too."""
     root.require(root.inbox)
-    # The service is to read it, whatever the umask of who asks.
+    # The service must be able to read it, whatever the umask of the user.
     files.write_atomically(root.pause, ("unload\n" * unload + reason).encode(), mode=0o664)
     return Message("paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)")
 
@@ -50,7 +50,7 @@ def cancel(root: Root, name: str) -> str:
     is_id = any(folder.name == normal(name) for folder in claimed)
     waiting = _waiting(root, name) if not is_id else []
     if waiting and is_job_name(name):
-        claimed = []  # a file that is named in full
+        claimed = []  # given by its full name
     if len(waiting) + len({file_of(folder.name) for folder in claimed}) > 1:
         raise _ambiguous(name, [*waiting, *claimed])
     if waiting:
@@ -123,7 +123,7 @@ def prioritize(root: Root, name: str) -> str:
     place = urgent / file.parent.relative_to(root.inbox)
     make_folder(root.inbox, place)
     target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
-    if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
+    if stat.S_ISREG(file.lstat().st_mode):  # a matching .sha256 beside it means that it need not settle again
         files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False, mode=0o664)
     files.move(file, target)
     files.clear(Path(f"{file}.sha256"))

@@ -21,7 +21,7 @@ from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import FILES, Root
 
-UP = "above"  # how folders are called that a job's names lead out of
+UP = "above"  # names of folders for `..` in a job's paths
 
 
 class Dropped(NamedTuple):
@@ -55,7 +55,7 @@ def _beside(path: Path, root: Root, limits: Limits) -> dict[str, Path]:
         for field in FILES:
             if not (named := getattr(parsed.job, field, "")) or field in parsed.kept:
                 continue
-            with suppress(Missing):  # an earlier job may still have to draw it
+            with suppress(Missing):  # an earlier job may still create it
                 found = lies_beside(named, path.parent, root) or find_named(field, named, path.parent, root, limits)
                 if not _is_found_from_inbox(field, named, found, root):
                     along[named] = found

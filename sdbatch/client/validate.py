@@ -52,7 +52,10 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             yield label + said, True
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
-        except (JobError, TemporarilyUnavailable) as error:  # TemporarilyUnavailable: the service would let it wait
+        except (
+            JobError,
+            TemporarilyUnavailable,
+        ) as error:  # TemporarilyUnavailable: in the service this job would wait
             for line in [*str(error).splitlines(), *(Message("note: {note}", note) for note in parsed.notes)]:
                 yield label + line.removeprefix(f"{name}: "), False
 
@@ -146,10 +149,10 @@ def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
     """The file that a job outside the root names by a relative path; None if there is none."""
     path = Path(named)
     if path.is_absolute() or "\0" in named:
-        return None  # the service takes no such path but of the root
+        return None  # the service accepts such paths only inside the root
     path = as_stored(Path(os.path.normpath(beside / path)))
     top = root.path.resolve()
-    leads = Path(os.path.realpath(path))  # which, as resolve does not, follows links that lead round
+    leads = Path(os.path.realpath(path))  # unlike resolve, it reports circular links
     is_there = os.path.lexists(path) and not leads.is_relative_to(top)
     return path if is_there and not beside.resolve().is_relative_to(top) else None
 
@@ -171,7 +174,9 @@ def _check_init(
 
     if not os.access(path, os.R_OK):
         raise JobError('init_img: "{init_img}" can\'t be read: {problem}', job.init_img, os.strerror(errno.EACCES))
-    pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as it will be read to be drawn from
+    pixels, notes = load_init(
+        path.resolve(), limits.init_pixels, limits.pixels
+    )  # read in the same way as for generating
     return (pixels.shape[2], pixels.shape[1]), notes
 
 

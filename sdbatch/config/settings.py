@@ -27,9 +27,9 @@ from sdbatch.storage.file_names import DEFAULT_CONFIG
 from sdbatch.storage.named_model import NamedModel
 from sdbatch.storage.spelling import as_stored
 
-# Fields that say what one job is, and that no root can say for all.
+# Fields that differ for each job, so they have no default for a root.
 OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m")
-# What is built into a running service: a reload leaves it as it is.
+# Settings that a reload does not change.
 NEEDS_RESTART = (
     "engine",
     "device",
@@ -133,9 +133,9 @@ class Retention(Group):
     outputs: bool = False
 
 
-UNIX_PROXY = "unix"  # one that comes by the page's Unix socket
+UNIX_PROXY = "unix"  # a proxy that uses the page's Unix socket
 
-# status.json and `sdbatch config` tell every setting; of this one that there is one.
+# status.json and `sdbatch config` show every setting; of this one only that it is set.
 Secret = Annotated[str, PlainSerializer(lambda text: "***" if text else "", when_used="json")]
 
 

@@ -88,12 +88,12 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
         )
     try:
         overriding = Environment(Settings)()
-    except SettingsError as error:  # a list or group, which wants JSON
+    except SettingsError as error:  # a list or group must be JSON
         named = re.search(r'field "(\w+)"', str(error))
         name = PREFIX + named[1].upper() if named else f"{PREFIX}*"
         given, example = plain(os.environ.get(name, "")), 'a list is ["/data"], a group {"steps": 50}'
         raise ConfigError("{name} in the environment: {given} is not JSON; {example}", name, given, example) from error
-    if name := next((name for name in values if name.startswith("_")), ""):  # pydantic would take it for its own
+    if name := next((name for name in values if name.startswith("_")), ""):  # pydantic reserves such names
         raise ConfigError("{path}: line {lines}: {name}: {unknown}", path, lines[name,], name, unknown(Settings, name))
     variables = {key: PREFIX + "__".join(key).upper() for key, _ in _leaves(overriding)}
     try:

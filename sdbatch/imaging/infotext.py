@@ -14,7 +14,7 @@ from typing import Any
 from sdbatch.errors import printable
 from sdbatch.messages import Message
 
-FEWEST_PAIRS = 3  # a line with less is the prompt's, as stable-diffusion-webui reads it
+FEWEST_PAIRS = 3  # a line with fewer belongs to the prompt, as in stable-diffusion-webui
 MOST_PAIRS = 500
 MOST_NOTES = 30
 _KEY = re.compile(r"\w[\w \-/]{0,60}")
@@ -29,7 +29,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[str], int | float]]] = {
     "Seed": ("seed", int),
     "Eta": ("ddim_eta", float),
 }
-# Said of the picture, and no part of how to draw it.
+# About the image, but without effect on generating it.
 _SILENT = {"Model", "Model hash", "Version", "RNG", "Size", "Sampler", "Denoising strength", "Batch size", "Batch pos"}
 _WEIGHTED = re.compile(r"\([^()]*:\s*\d|\(\(|\[\[|<(lora|lyco|hypernet):")
 

@@ -15,7 +15,7 @@ from sdbatch.errors import printable
 from sdbatch.imaging import infotext, other_programs, png_text
 from sdbatch.messages import Message
 
-MEMORY = 2 << 30  # bytes: what a picture may cost at most
+MEMORY = 2 << 30  # bytes: the limit for one image
 UNREADABLE = Message("drawn by a program whose text in the picture is not understood here")
 ELSEWHERE = Message("drawn by another program: the same seed need not give the same picture")
 
@@ -52,7 +52,7 @@ def read(path: Path) -> PictureInfo | None:
         return None
     size = written.width, written.height
     job = own_text(written).get("job")
-    if isinstance(job, dict):  # with from_file, the picture's own prompt stands in the other text alone
+    if isinstance(job, dict):  # with from_file, only the other text contains this image's prompt
         own = infotext.parse(written.texts.get("parameters", "")).prompt if job.get("from_file") else ""
         return PictureInfo(*size, job | ({"prompt": own} if own else {}), is_own=True, program="sdbatch")
     told = other_programs.read(written.texts)

@@ -22,9 +22,7 @@ from sdbatch.storage import files
 Pixels = npt.NDArray[np.uint8]
 
 INIT_FORMATS = ("PNG", "JPEG", "WEBP")
-UPRIGHT: dict[
-    object, Image.Transpose
-] = {  # by EXIF orientation; 1 stands upright, and anything else is nonsense that cameras write
+UPRIGHT: dict[object, Image.Transpose] = {  # by EXIF orientation; 1 is upright, and other values are invalid
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -46,7 +44,7 @@ class Origin:
     rng: str  # "CPU" or "GPU": where the noise was drawn
     vae_sha256: str = ""  # of a separate autoencoder
     lora_sha256: tuple[str, ...] = ()  # of the job's LoRAs
-    finish: Mapping[str, str] = field(default_factory=dict)  # what was done to the picture once it was drawn
+    finish: Mapping[str, str] = field(default_factory=dict)  # the postprocessing
 
 
 SEE_THROUGH = Message("init_img: its transparency has no effect: what colours lie beneath are drawn from")
@@ -76,7 +74,7 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
         raise JobError("init_img: the picture is far too large; the limit is {most:,} pixels", most) from error
     except (JobError, MemoryError):
         raise
-    except Exception as error:  # a damaged file makes Pillow stumble anywhere: struct.error, zlib.error, ...
+    except Exception as error:  # with a damaged file Pillow may raise anything: struct.error, zlib.error, ...
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
         raise JobError("init_img: the picture is damaged, or was copied incompletely") from error
@@ -121,7 +119,7 @@ def is_see_through(picture: Image.Image) -> bool:
         if picture.mode not in _WITH_ALPHA and "transparency" not in picture.info:
             return False
         alpha = picture.convert("RGBA").getchannel("A").getextrema()[0]
-    except ValueError:  # no conversion of a rare mode, or a damaged mark of transparency
+    except ValueError:  # Pillow can't convert a rare mode, or damaged transparency
         return False
     return isinstance(alpha, int | float) and alpha < 255
 
@@ -131,7 +129,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).clip(0, 0xFFFF) >> 8).astype(np.uint8))
     if picture.mode == "P":
-        picture = picture.convert("RGBA")  # else Pillow warns of transparent palettes; the colours are the same
+        picture = picture.convert("RGBA")  # otherwise Pillow warns about transparent palettes; the colours are the same
     return picture.convert("RGB")
 
 
@@ -213,7 +211,7 @@ def read_sample(path: Path) -> tuple[str, str]:
     """
     data = path.read_bytes()
     if not data.endswith(PNG_END):
-        raise ValueError("the PNG was cut short")  # which Pillow forgives where only the end is gone
+        raise ValueError("the PNG was cut short")  # Pillow accepts a file that lacks only its end
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             picture.load()
@@ -241,7 +239,7 @@ def _write_png(path: Path, picture: Image.Image, text: PngImagePlugin.PngInfo) -
     buffer = io.BytesIO()
     try:
         picture.save(buffer, "PNG", pnginfo=text)
-    except OSError as error:  # Pillow's word for an encoder that finds no memory
+    except OSError as error:  # Pillow's error if an encoder has no memory
         raise (MemoryError(str(error)) if "out of memory" in str(error) else error) from error
     data = buffer.getvalue()
     files.write_atomically(path, data)

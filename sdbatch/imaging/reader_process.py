@@ -70,7 +70,7 @@ class Reader:
                 assert pipe is not None
                 with suppress(OSError):
                     pipe.close()
-            with suppress(subprocess.TimeoutExpired):  # held by a disk that does not answer, it ends when that does
+            with suppress(subprocess.TimeoutExpired):  # if it waits for a disk, it ends when the disk answers
                 process.wait(1)
 
     def _ask(self, question: str) -> bytes | None:

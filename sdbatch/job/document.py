@@ -33,8 +33,8 @@ from sdbatch.messages import Message
 
 MAX_DEPTH = 8  # a manifest has 4
 GIVE_UP_DEPTH = 64  # libyaml's time grows with the square of the depth: 80 kB of brackets take half a minute
-MAX_EVENTS = 60_000  # of YAML, a quarter of a second's; a thousand jobs of 20 fields have 44,000
-MAX_TAG_LINES = 1_000  # libyaml compares each with all before it, without an event: a megabyte of them takes 10 s
+MAX_EVENTS = 60_000  # of YAML, a quarter of a second; a thousand jobs of 20 fields have 44,000
+MAX_TAG_LINES = 1_000  # libyaml compares each with all before it: a megabyte of them takes 10 s
 COMMENT = 200  # characters behind a value that are looked at; a line may have a megabyte and half as many values
 MAX_DIGITS = 30  # more than any field holds; Python's own limit raises
 
@@ -112,7 +112,7 @@ def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[
         return Message("this is not valid YAML: {problem}", problem)
     if "nesting depth" in problem:  # libyaml's own limit, since 0.2.6
         return Message("line {line}: {problem}; {unread}", mark.line + 1, _NESTED, _UNREAD)
-    # Where a value or a name has no end, it is the line where it began.
+    # If a value or name is not closed, this is the line where it starts.
     began = [context.line] if context and "while parsing a block" not in (error.context or "") else []
     if slip := slips.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
         return Message("line {line}: {problem}", slip[0] + 1, slip[1])
@@ -368,7 +368,7 @@ class _JsonReader:
         self.text, self.at = text, 0
         self.counted = (0, 1)  # a place before the cursor, and its line
         self.decoder = json.JSONDecoder(object_pairs_hook=self._unique, parse_int=_bounded_int)
-        self.doubled: str | None = None  # a key that stands twice inside the last value
+        self.doubled: str | None = None  # a repeated key inside the last value
 
     def peek(self) -> str:
         return self.text[self.at : self.at + 1]

@@ -90,7 +90,7 @@ _SAMPLERS = (
     "sampling samplers schedule noise_schedule schedule_type use_karras_sigmas karras sigmas s_churn s_noise s_tmin "
     "s_tmax s_min_uncond rho eta_noise_seed_delta ensd ddim use_ddim dpm_solver dpm klms algorithm solver"
 )
-# Why there is no such thing here, and what it is called elsewhere.
+# Reasons why we have no such field, and its names in other programs.
 _ABSENT: dict[str, str] = {
     Message("the sampler is DDIM, or PLMS with plms: true"): _SAMPLERS,
     Message("there are no seed variations here"): (
@@ -155,7 +155,7 @@ _ABSENT: dict[str, str] = {
 _SAME = {name: field for field, names in _NAMES.items() for name in names.split()}
 _WHY_NOT = {name: reason for reason, names in _ABSENT.items() for name in names.split()}
 _WHY_NOT_STARTS = ("controlnet_", "control_", "hr_", "hires_", "inpaint", "mask_", "refiner_", "adetailer_")
-# Two of these, and it was written for the web UIs' interface.
+# A job with two of these was written for the web UIs' API.
 _HTTP = {
     *("alwayson_scripts", "override_settings", "override_settings_restore_afterwards", "enable_hr", "sampler_index"),
     *("sampler_name", "cfg_scale", "denoising_strength", "init_images", "restore_faces", "subseed", "send_images"),
@@ -163,8 +163,8 @@ _HTTP = {
     *("batch_size", "inpainting_fill", "mask_blur", "styles", "tiling", "steps", "width", "height", "script_args"),
 }
 _SURELY_HTTP = {*("alwayson_scripts", "override_settings", "enable_hr", "sampler_index", "init_images", "hr_upscaler")}
-NEAR = 0.88  # how alike two names are of which one is taken for a slip of the other
-LONG_ENOUGH = 5  # letters of a name that can be told from another
+NEAR = 0.88  # how similar a misspelt name must be
+LONG_ENOUGH = 5  # shorter names are too similar to each other
 NOT_HTTP = 3  # of those that others have, too
 
 

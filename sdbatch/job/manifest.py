@@ -156,7 +156,7 @@ def read_asked(record: dict[str, Any]) -> Asked:
     folder = f"jobs/done/{job_id}"
     kept: Kept
     if block is None:
-        # A copy stands for the name that was drawn from; who edits the name wants another file.
+        # A copy replaces the original name; an edited name means another file.
         kept = {
             str(i.get("field")): ((f"{folder}/{i.get('file')}",), str(i.get("sha256")))
             for i in _listed(record, "inputs")

@@ -28,7 +28,7 @@ _KINDS: dict[Any, str] = {
     tuple[str, ...]: Message("a list of words"),
 }
 
-NEAR = 0.8  # how alike two words are of which one is taken for a slip of the other
+NEAR = 0.8  # how similar a misspelt word must be
 _NOTHING = ("None", "none", "nil", "undefined")
 
 
@@ -96,7 +96,7 @@ def allowed(info: FieldInfo) -> str:
             case MinLen():
                 text += Message(" that is not empty")
             case Gt() | object(pattern=str()):
-                text = Message(str(info.description))  # a pattern is no answer to a person
+                text = Message(str(info.description))  # a person does not understand a pattern
     is_plain = info.is_required() or info.default in ("", None)
     return text if is_plain else Message("{allowed} (default {default})", text, shown(info.default))
 

@@ -37,7 +37,7 @@ def _just_false(value: object) -> object:
     return value
 
 
-# How a place is named on other machines and in other programs: the form, what it is, and what to write instead.
+# Paths of other machines and programs: the pattern, what it is, and what to write instead.
 BACKSLASH = "\\"
 _AROUND = " \t\r\n\xa0\ufeff\u200b\u200e\u200f\u202a\u202c"  # Windows puts U+202A before a path that it shows
 _OTHER_FORMS = (
@@ -113,7 +113,7 @@ LAION400M = {
     "outdir": "outputs/txt2img-samples-laion400m",
 }
 
-# What is true of txt2img alone, with the reason that a person is told when it stands in an img2img job.
+# Fields only for txt2img, with the error message for an img2img job.
 NOT_FOR_IMG2IMG = {
     "H": Message("img2img takes the size of init_img, rounded down to a multiple of 64; remove H"),
     "W": Message("img2img takes the size of init_img, rounded down to a multiple of 64; remove W"),

@@ -25,10 +25,10 @@ MAX_BYTES = 256 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024  # one lists up to a thousand pictures
 MAX_JOBS = 1000
 MAX_FIELDS = 100
-MAX_PROBLEMS = 10  # told of one job
+MAX_PROBLEMS = 10  # errors reported for one job
 
 _MANIFEST = re.compile(rb"^(\xef\xbb\xbf)?sdbatch_manifest:", re.MULTILINE)
-# What YAML calls printable. DEL to U+009F only look like it.
+# The printable characters of YAML, but without DEL to U+009F.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -162,11 +162,11 @@ class _Written:
         self.is_idle_strength = (
             "init_img" in self.given and "init_img" not in self.fields and self.fields.get("strength") == _STRENGTH
         )
-        if self.is_idle_strength:  # what a program writes down of all its fields is a txt2img job
+        if self.is_idle_strength:  # a program that writes all its fields means a txt2img job
             del self.fields["strength"]
         self.kind = job_kind(self.fields)
         if self.kind is Img2Img and self.fields.get("laion400m") is False:
-            del self.fields["laion400m"]  # false says nothing against img2img
+            del self.fields["laion400m"]  # false is allowed for img2img
         self.filled = {name: value for name, value in defaults if self._lacks(name)}
         self.fields |= self.filled
 
@@ -239,7 +239,7 @@ class _Written:
 
 _STRENGTH = Img2Img.model_fields["strength"].default
 _KNOWN = Txt2Img.model_fields | Img2Img.model_fields
-_WORDS = ("prompt", "negative_prompt", "name")  # empty is a value of theirs
+_WORDS = ("prompt", "negative_prompt", "name")  # an empty text is valid for these
 _TEXTS = {name for name, info in _KNOWN.items() if info.annotation is str}
 _WORKFLOW = Message(
     "this is a ComfyUI workflow, not a job; write its values as fields: prompt, negative_prompt, seed, "

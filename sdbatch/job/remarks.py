@@ -13,7 +13,7 @@ from sdbatch.job.parameters import AnyJob, Img2Img
 from sdbatch.messages import Message
 
 FAR = 2  # times as many pixels on a side as the model was trained on, or that part of them
-# What the web UIs read in a prompt and the scripts do not.
+# Prompt syntax of the web UIs that the scripts do not know.
 _SYNTAX = (
     (r"<(?:lora|lyco|hypernet):[^<>\n]{1,200}>", Message("name a LoRA in `loras`")),
     (r"<[\w-]{2,60}>|\bembedding:\S+", Message("there are no embeddings here")),

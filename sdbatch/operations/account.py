@@ -17,7 +17,7 @@ ADMIN = 0  # root's uid
 PRIVATE = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
 
 
-stepped_down = False  # whether root goes on as another account
+stepped_down = False  # whether root has become another account
 
 
 def step_down(top: Path, folders: Sequence[Path]) -> None:
@@ -98,7 +98,7 @@ def _become(uid: int) -> None:
     for name in PRIVATE:
         os.environ.pop(name, None)
     os.environ |= {"HOME": home, "USER": name_of(uid), "LOGNAME": name_of(uid)}
-    # What is imported from here on is read by that account.
+    # From here on, imports are read as that account.
     if closed := [place for place in _needed() if not os.access(place, os.R_OK | os.X_OK)]:
         raise JobError(
             "{why}; but that account can't get to {closed}: install sdbatch and its Python where all "

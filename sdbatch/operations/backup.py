@@ -31,7 +31,7 @@ from sdbatch.storage.root import WEIGHTS, Root
 from sdbatch.storage.safe_open import open_folder
 
 LINKED = (".png", ".jpg", ".jpeg", ".webp", *WEIGHTS)
-TRIES = 20  # with a job that changes while it is copied
+TRIES = 20  # for a job that changes while it is copied
 
 Signature = tuple[int, int, int, int]  # device, inode, mtime, size
 
@@ -149,7 +149,7 @@ class _Copy:
     def _settle(self, waiting: dict[Path, Signature], before: set[str]) -> None:
         """Delete files from the copied inbox that are in the copy as a claimed job, or under another name."""
         gone = [path for path, signature in waiting.items() if not _is_still(path, signature)]
-        self._jobs()  # whatever became of these is there by now
+        self._jobs()  # these have been copied meanwhile
         claimed = [
             (Path(claim.source).name, _digest(folder / claim.file))
             for place in (self.draft.running, self.draft.done, self.draft.failed)
@@ -158,7 +158,7 @@ class _Copy:
         ]
         moved = {signature[:2] for path, signature in waiting.items() if path not in gone}
         digests = {path: _digest(self._at(path)) for path in gone}
-        for by_name in (True, False):  # one that was moved within the inbox may have been claimed by another name
+        for by_name in (True, False):  # a file moved within the inbox may be claimed under its new name
             for path in [*digests]:
                 same = [job for job in claimed if job[1] == digests[path] and (job[0] == path.name or not by_name)]
                 if not same and waiting[path][:2] not in moved:

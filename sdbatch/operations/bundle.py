@@ -45,7 +45,7 @@ def make(output: Path, target: Target, ckpt: Path | None, config: Path | None) -
         )
     model = _model(ckpt, config)
     files.make_dir(output.absolute().parent)
-    # Beside the archive: gigabytes do not fit into every /tmp.
+    # Beside the archive, because /tmp may be too small.
     with TemporaryDirectory(prefix=f"{files.BUSY_PREFIX}bundle-", dir=output.absolute().parent) as scratch:
         folder = Path(scratch)
         wheels.collect(wheels.build(SOURCE, folder), folder, target)

@@ -78,7 +78,7 @@ def _entry_of(root: Root, name: str, path: Path) -> CatalogEntry:
     if not path.exists():
         return CatalogEntry(name, root.show(path), "missing", 0, None, [])
     sha256 = known_fingerprint(path, root.state / "checksums.json")
-    # No drafts, which a conversion that was killed leaves.
+    # Without drafts of killed conversions.
     kept = (root.state / "models" / sha256).glob("[!.]*.safetensors") if sha256 else ()
     precisions = sorted({conversion.stem.rpartition("-")[2] for conversion in kept})
     return CatalogEntry(name, root.show(path), "folder" if path.is_dir() else "file", size_of(path), sha256, precisions)

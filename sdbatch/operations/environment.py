@@ -29,7 +29,7 @@ LITTLE_SPACE, NO_SPACE = 5_000_000_000, 200_000_000  # bytes: a job of 1000 pict
 FEW_FILES = 10_000
 MOST_TOLD = 10  # folders
 CLOCK_SLACK = 60.0  # seconds
-RELEASED = datetime(2026, 1, 1, tzinfo=UTC).timestamp()  # no clock that is right says less
+RELEASED = datetime(2026, 1, 1, tzinfo=UTC).timestamp()  # a correct clock is never before this
 LIMITS = ("max_user_watches", "max_user_instances")
 INOTIFY = Path("/proc/sys/fs/inotify")
 
@@ -40,7 +40,7 @@ def check_all(root: Root, settings: Settings) -> Iterator[Finding]:
     for finding in folders(root):
         usable &= finding.level != "problem"
         yield finding
-    # Who may not write there can't try either.
+    # Only a user who may write there can try.
     if usable and all(os.access(folder, os.W_OK) for folder in (root.inbox, root.running, root.outputs, root.state)):
         yield filesystem(root)
         yield hard_links(root)

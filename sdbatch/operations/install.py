@@ -29,17 +29,15 @@ from sdbatch.storage.safe_open import open_folder
 UNIT, PAGE = "sdbatch.service", "sdbatch-web.service"
 # As the files in systemd/ have them.
 SHIPPED_ROOT, SHIPPED_PYTHON = "/srv/sdbatch", "/opt/sdbatch/.venv/bin/python"
-WATCHDOG_GRACE = 60  # seconds in which the service replaces a hanging renderer itself
+WATCHDOG_GRACE = 60  # time for the service to replace a hanging renderer itself
 HOMES = ("/home", "/root", "/run/user")  # what ProtectHome= hides
-# No configuration opens these to the service.
+# The service never gets access to these.
 SYSTEM = (
     *map(Path, ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/root", "/run")),
     *map(Path, ("/sbin", "/sys", "/tmp", "/usr", "/var")),  # noqa: S108 - nothing is put there
 )
 DATA_IN_VAR = tuple(map(Path, ("/var/home", "/var/mnt", "/var/srv")))  # where some systems have them
-UNWRITABLE = re.compile(
-    r"[\"'\\$\x00-\x20\x7f]"
-)  # each kind of file would need another way to write these; but a space
+UNWRITABLE = re.compile(r"[\"'\\$\x00-\x20\x7f]")  # these need different quoting in each kind of file; a space does not
 
 
 @dataclass(frozen=True)
@@ -244,7 +242,7 @@ def _reload(user: bool) -> list[list[str]]:
 def _filled(name: str, root: Root, settings: Settings) -> str:
     """A file of data/systemd/ with the paths of this installation."""
     text = (Path(str(package_files("sdbatch"))) / "data" / "systemd" / name).read_text(encoding="utf-8")
-    # "-": one of the folders that jobs may name besides the root can be away without holding the service up.
+    # "-": the service starts even if one of the additional folders is missing.
     writable = [_written(root.path), *("-" + _written(path) for path in (*_linked(root), *settings.allow_paths))]
     ours = {
         f'ReadWritePaths="{SHIPPED_ROOT}"': "ReadWritePaths=" + " ".join(f'"{path}"' for path in writable),
@@ -255,7 +253,7 @@ def _filled(name: str, root: Root, settings: Settings) -> str:
     }
     if next(_homes(root, settings), ""):
         ours["ProtectHome=yes"] = "ProtectHome=read-only"
-    # In one go: a path of ours may hold one of theirs.
+    # In one pass: one path may contain another.
     return re.sub("|".join(map(re.escape, ours)), lambda found: ours[found[0]], text)
 
 

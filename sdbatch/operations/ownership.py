@@ -51,7 +51,7 @@ class Ownership:
 
     root: Root
     told: list[str] = field(default_factory=list)
-    _elsewhere: dict[tuple[int, int], int] = field(default_factory=dict)  # a file's names that were not met yet
+    _elsewhere: dict[tuple[int, int], int] = field(default_factory=dict)  # hard links of a file that were not seen yet
 
     def lines(self) -> Iterator[str]:
         """What will be changed."""
@@ -170,7 +170,7 @@ def _all_in(top: int) -> Iterator[int]:
     pending = ["."]
     while pending:
         place = pending.pop()
-        with suppress(OSError):  # gone or exchanged meanwhile, or too deep to be named
+        with suppress(OSError):  # gone or replaced meanwhile, or its path is too long
             folder = open_below(top, place, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 with os.scandir(folder) as entries:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sdbatch.errors import BundleError
 
-EXTRA = "web"  # the page goes along: a server without a network can't fetch it later
+EXTRA = "web"  # with the web page: a server without a network can't install it later
 OLDEST_GLIBC = 5  # 2.5 is what manylinux1 was
 # pip has no option for these answers; `packaging`, which it brings, takes them from one function.
 PIP_FOR_MARKERS = """

@@ -19,7 +19,7 @@ from sdbatch.renderer.weights.checkpoint import read_weights, write_weights
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Told = Callable[[int, int], None]  # bytes done, bytes in all
 
-# What lies in many checkpoints beside the weights that are drawn with.
+# Weights in many checkpoints that are not used.
 _BESIDE = {
     Message("moving averages"): r"model_ema\.",
     Message("the noise schedule"): r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",

@@ -43,7 +43,7 @@ class JobLoader:
         except JobError as error:
             if not parsed.notes:
                 raise
-            # What of the file was not read may be why something is not found.
+            # A file may be missing because of a part of the job file that was not understood.
             raise JobError("\n".join([str(error), *(f"note: {note}" for note in parsed.notes)])) from error
 
     def _with_files(self, parsed: reader.Parsed, claim: Claim, now: float) -> Task:

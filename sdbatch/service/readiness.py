@@ -57,7 +57,7 @@ class Readiness:
         unwritable = self._unwritable() or self._lies_apart(now)
         self.is_held = bool(held or unwritable)
         if held and self._is_unloaded:
-            self.engine.stop()  # its memory is wanted elsewhere; it comes back when it is needed
+            self.engine.stop()  # its memory is needed elsewhere; it is started again when needed
         self.problem = held or unwritable or self._without_room() or self._without_model() or self._without_engine(now)
         self.is_ready = not self.problem and self._starting_since is None
 
@@ -109,7 +109,7 @@ class Readiness:
             each = 3 * width * height  # a PNG is at worst as large as its pixels
         else:
             each = sum(staged.path.stat().st_size for staged in task.inputs)
-        need = 2 * task.total * each  # the grid holds all of them again
+        need = 2 * task.total * each  # the grid contains all images again
         for folder in (self.root.running, task.outdir):
             if (room := self._room(folder)) < need:
                 raise TemporarilyUnavailable(
@@ -200,6 +200,6 @@ class Readiness:
         except EngineDown as error:
             self._engine_problem, self._again_at, self._starting_since = str(error), now + ENGINE_AGAIN_SECONDS, None
         else:
-            # While another start is under way, why the last one failed stays the best answer.
+            # During the next start, the last failure is still the best answer.
             self._engine_problem = "" if is_ready else self._engine_problem
         return self._engine_problem

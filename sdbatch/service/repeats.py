@@ -28,7 +28,7 @@ class Repeats:
             ]
             same = [claim for claim in claims if data is not None and self._is_same(claim, data)]
         except OSError:
-            return ""  # drawn twice is better than not at all
+            return ""  # running twice is better than not at all
         for claim in reversed(same):
             if len({each.part for each in same if each.claimed_at == claim.claimed_at}) >= claim.parts:
                 return claim.id
@@ -39,7 +39,7 @@ class Repeats:
         for job_id in sorted(there - self._known):
             if (claim := read_claim(self.root.done / job_id)) is not None:
                 self._by_source[claim.source].append(job_id)
-        if self._known - there:  # taken away by the rules of keep
+        if self._known - there:  # deleted by `retention:`
             kept = {source: [job for job in jobs if job in there] for source, jobs in self._by_source.items()}
             self._by_source = defaultdict(list, {source: jobs for source, jobs in kept.items() if jobs})
         self._known = there

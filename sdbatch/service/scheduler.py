@@ -20,7 +20,7 @@ from sdbatch.telemetry import log
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
 ANY_TIME = float("-inf")
-READ_AT_ONCE = 100_000  # bytes of files that wait: signals and the status have to wait for it
+READ_AT_ONCE = 100_000  # bytes of waiting files to read at once: signals and the status wait meanwhile
 FILE_COST = 200  # bytes that could be read while a file is opened
 
 
@@ -42,7 +42,7 @@ class Scheduler:
         self.deferred: dict[str, float] = {}
         self.owed: dict[str, int] = {}
         self.unmovable = Unmovable(inbox.folder)
-        self.repeats: Repeats | None = None  # where files that were drawn before are passed over
+        self.repeats: Repeats | None = None  # where repeats are skipped
         self._absent = ""
 
     @property

@@ -70,7 +70,7 @@ class Bar:
             line = _BarLine(job, str(job.get("name") or job["id"]))
         else:
             line = _text(f"{facts['state']}: {facts['problem']}" if facts.get("problem") else str(facts["state"]))
-        with suppress(OSError, ValueError):  # the terminal was closed: no reason to stop drawing
+        with suppress(OSError, ValueError):  # the terminal was closed: the service goes on
             self.live.update(line, refresh=True)
 
 

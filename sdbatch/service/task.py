@@ -24,7 +24,7 @@ from sdbatch.telemetry.progress import ProgressEstimate
 
 SHORT_PROMPT = 100
 GLANCE_BYTES = 1 << 16
-# Fields that no picture is changed by.
+# Fields that do not change an image.
 NO_PICTURES_OWN = ("name", "outdir", "priority", "n_rows", "skip_grid", "from_file", "init_img")
 
 
@@ -112,7 +112,7 @@ class Drawing:
             "step": step and step.step,
             "steps": step and step.steps,
             "fraction": round(max(done, task.drawn_at(step) if step else 0) / task.total, 3),
-            "eta_seconds": (left or None) if done < task.total else left,  # how long decoding takes nobody knows
+            "eta_seconds": (left or None) if done < task.total else left,  # the time for decoding is unknown
         }
 
     def to_publish(self, job: AnyJob) -> list[str]:

@@ -19,7 +19,7 @@ from sdbatch.telemetry import log
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds
 SHOWN = 100  # in status.json, which is written each second
-IN_A_ROW = 50  # that are tried and fail before the loop has its turn: each costs several durable steps
+IN_A_ROW = 50  # failing tries per pass: each costs several durable steps
 
 
 class Unmovable:

@@ -23,7 +23,7 @@ from sdbatch.storage import files
 
 COPIED, ARRIVED, TAKEN = "copied", "arrived-", ".taken-"
 RETIRED = "taken"  # in state/: files as they came, for as long as somebody may write on into them
-MOST_BYTES = 2 << 20  # what is larger is no job, and is not copied to be told so
+MOST_BYTES = 2 << 20  # a larger file is no job, and is not copied
 DIGITS = 32  # of the digest, in a name
 
 
@@ -33,7 +33,7 @@ def fetch(dropped: Path, target: Path, job_id: str) -> None:
     Raises:
         OSError: it can't be taken; EFBIG if it is too large to be copied.
     """
-    with files.open_regular(dropped) as readable:  # who may not read it may not take it
+    with files.open_regular(dropped) as readable:  # a file that can't be read can't be taken
         if readable is not None and os.fstat(readable.fileno()).st_size > MOST_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(dropped))
     holder = holder_of(dropped, job_id)

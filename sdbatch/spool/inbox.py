@@ -33,7 +33,7 @@ from sdbatch.telemetry import log
 EMPTY_TOLD = 5
 BUSY_STRETCH, IDLE_STRETCH = 0.05, 0.5  # seconds of looking between two turns of the loop, while jobs are drawn or not
 REST = 4  # times as long as a stretch, while jobs are drawn: they have four fifths of the time
-DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest
+DIGEST_BYTES = 4 << 20  # a larger file is no job, so its digest is not read
 
 Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
 _OUT_OF_SIGHT: Signature = (0, 0, 0, 0)  # no file has it
@@ -200,7 +200,7 @@ class Inbox:
         for path, status in meant:
             yield
             seen = self.stability.seen[path]
-            # One that changed since it was looked at is found out when it is claimed.
+            # A file that changed since the scan is noticed when it is claimed.
             if not (path in complete or self._is_ready(path, status, found)):
                 settles = min(settles, seen.still_since + self.stability.settle_seconds)
                 continue
@@ -299,7 +299,7 @@ class Inbox:
         """Keep the queued files of folders that can't be read now; report once when this starts and when it ends."""
         if unreadable:
             hidden = [p for p in self.stability.seen if not unreadable.keys().isdisjoint(map(str, Path(p).parents))]
-            for path in set(hidden) - found:  # a listing can break off in the middle
+            for path in set(hidden) - found:  # listing a folder can fail in the middle
                 self.stability.lose_sight(path)
                 found.add(path)
         was_readable, self.unreadable = not self.unreadable, unreadable

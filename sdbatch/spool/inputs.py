@@ -125,7 +125,7 @@ class InputStager:
         if not paths:
             return  # nothing is on its way there
         if not self.root.inbox.is_dir():
-            raise InputsPending  # it is on a share that went away, and who knows what lies there
+            raise InputsPending  # it is on a share that is away, so nothing is known
         paths = [path for path in paths if path.parent.is_dir()]
         if not paths:
             return

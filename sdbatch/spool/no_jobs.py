@@ -16,7 +16,7 @@ from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, PARTIAL_SUFFIXES, SUFFIXES, is_job_name, natural_key
 
 TOLD = 20  # by name; the others are counted
-PARTIAL_SECONDS = 600.0  # after which a copy that does not grow has been given up
+PARTIAL_SECONDS = 600.0  # after which a copy that does not grow counts as abandoned
 GLANCE_BYTES = 4 << 10
 RENAME = Message("a job's name ends in .yaml, .yml or .json: rename it to {}")
 READS_LIKE_ONE = Message("it reads like a job, but its name does not end like one: rename it to {}")
@@ -32,7 +32,7 @@ _KINDS = {
         "weights belong in models/, where jobs find them: move it there"
     ): "bin ckpt gguf h5 onnx pkl pt pth safetensors",
     Message("only a shortcut: copy the file itself"): "desktop lnk url webloc",
-    "": (  # what jobs name, digests, and what desktops leave
+    "": (  # files that jobs name, digests, and files of desktops
         "avif bmp gif heic jfif jpe jpeg jpg pbm pgm png ppm psd svg tif tiff webp asc md5 sha1 sha256 sha512 sig db"
     ),
 }

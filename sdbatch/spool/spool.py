@@ -47,7 +47,7 @@ MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from m
 WRITTEN_ON = Message(
     "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
 )
-HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
+HALT, CANCEL = "halt", "cancel"  # marks for a running job: stop between two batches; stop at once, for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
 _RESERVED = re.compile(
@@ -150,7 +150,7 @@ class Spool:
         Returns how many jobs were moved to failed/.
         """
         failed = 0
-        self.unreadable.clear()  # a disk that failed in the middle has this begin anew
+        self.unreadable.clear()  # if the disk failed in the middle, this starts again
         places = (self.root.running, self.root.done, self.root.failed)
         stamps = (_stamp(path.name) for place in places for path in place.iterdir())
         self._last = max((stamp for stamp in stamps if stamp[1] < MOST_NUMBER), default=("", 0))
@@ -214,7 +214,7 @@ class Spool:
     def _settle(self, folder: Path, claim: Claim) -> Path | None:
         """Move a job that has ended to done/ or failed/ if that is missing; returns which, or None."""
         if not self._is_own(folder):
-            return None  # its turn has it set aside
+            return None  # it is moved to failed/ when its turn comes
         if (folder / MANIFEST).is_file():
             self.finish(claim)
             return self.root.done
@@ -270,7 +270,7 @@ class Spool:
             raise JobError("{name} holds no job file any more", failed.name)
         _set_inputs_aside(failed, claim)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
-        # The service is to read it, whatever the umask of who asks.
+        # The service must be able to read it, whatever the umask of the user.
         files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
         for mark in (ERROR, MANIFEST):  # a copy of a job that was done has the other too
@@ -281,7 +281,7 @@ class Spool:
         """Take a file from the inbox; None if it has vanished. No file is opened here, so nothing can block."""
         name = dropped.name
         source = dropped.relative_to(self.root.inbox).as_posix()
-        # A dropped manifest.yaml must not pass for ours.
+        # A dropped manifest.yaml must not be taken for ours.
         file = f"dropped-{slug_of(name)}{dropped.suffix}" if _RESERVED.fullmatch(name) else name
         claimed_at = now.isoformat(timespec="milliseconds")
         before = self._last
@@ -296,7 +296,7 @@ class Spool:
                 # What was taken from another filesystem, but not copied, is found there and put back.
                 with suppress(OSError):
                     files.remove_tree(folder)
-                    self._last = before  # asked for again and again, it would use the numbers up
+                    self._last = before  # repeated tries would use up the numbers
             if isinstance(error, FileNotFoundError):
                 return None
             raise

@@ -33,7 +33,7 @@ MOST_BYTES = 1 << 20
 REASON_BYTES = 2000
 
 Facts = dict[str, Any]
-# What programs find in any case, in the order of status.json.
+# Keys that always exist, in the order of status.json.
 _KEYS = (
     *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
     *("no_jobs", "queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed"),

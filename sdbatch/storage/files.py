@@ -28,10 +28,10 @@ BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delet
 
 TRIAL_PREFIX = f"{BUSY_PREFIX}doctor-"  # of files by which is tried what can be done in a folder
 
-# Called before every step with its name and target. Tests put something here that kills or raises.
+# Called before every step with its name and target. Tests replace it to kill or raise.
 on_step: Callable[[str, Path], None] | None = None
 
-# The machine's fault, and it may pass: what was asked for is kept and tried again. Any other error is its own fault.
+# Errors of the machine, which may pass: the job is kept and tried again. All other errors are the file's.
 _TROUBLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EBUSY,
     errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.ENOLCK,
@@ -330,7 +330,7 @@ def drop(source: Path, folder: Path) -> Path:
         for number in range(1, 10_000):
             name = source.name if number == 1 else f"{source.stem}-{number}{source.suffix}"
             with suppress(FileExistsError):
-                os.close(_create(name, handle))  # reserves the name; empty files are nobody's job
+                os.close(_create(name, handle))  # reserves the name; an empty file is no job
                 os.rename(Path(file.name).name, name, src_dir_fd=handle, dst_dir_fd=handle)
                 sync_dir(folder)
                 return folder / name
@@ -354,7 +354,7 @@ def remove_tree(folder: Path) -> None:
 def clear(path: Path) -> None:
     """Delete the file or folder at a name of ours; no error if there is none."""
     with suppress(FileNotFoundError), _at(path) as (name, folder):
-        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):  # rmtree would wait for who writes into a pipe
+        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):  # rmtree would wait for a writer of a pipe
             shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
         else:
             os.unlink(name, dir_fd=folder)

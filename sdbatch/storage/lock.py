@@ -37,7 +37,7 @@ class RootLock:
         try:
             if self._handle is not None and self._is_there(self._handle):
                 return
-            self.root.running.stat()  # else what lies there is no root, but the place where its disk is mounted
+            self.root.running.stat()  # otherwise this is the empty mount point of the root's disk
             self.release()
             self._handle = self._take()
         except OSError as error:
@@ -64,7 +64,7 @@ class RootLock:
             except BaseException:
                 os.close(handle)
                 raise
-            os.close(handle)  # deleted before it was locked: others would find another one
+            os.close(handle)  # deleted before it was locked: others would lock a new one
 
     def _lock(self, handle: int) -> None:
         try:
@@ -86,5 +86,5 @@ class RootLock:
             return False
         try:
             return os.path.samestat(os.fstat(handle), found)
-        except OSError:  # it lies on a share that is gone, and what is found now on another
+        except OSError:  # it was on a share that is gone; the present file is another one
             return False

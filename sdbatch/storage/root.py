@@ -19,9 +19,9 @@ from sdbatch.storage.spelling import as_stored, in_other_case, normal
 if TYPE_CHECKING:
     from sdbatch.storage.named_model import NamedModel
 
-SECRET = ("state", "models", "configs")  # no job reads there but its model: a manifest would tell what it read
+SECRET = ("state", "models", "configs")  # jobs read only their model there: a manifest would show other contents
 FILES = ("init_img", "from_file")  # that a job names beside its model
-OURS = ("jobs", *SECRET)  # no job's pictures go there
+OURS = ("jobs", *SECRET)  # not allowed as outdir
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 PUBLISHED = re.compile(r"(?:grid-)?\d{1,20}\.png")  # names that jobs' pictures get there

@@ -13,7 +13,7 @@ from sdbatch import __version__
 from sdbatch.storage import files
 from sdbatch.telemetry import systemd
 
-MIN_INTERVAL = 1.0  # seconds: shares and SSDs have better things to do
+MIN_INTERVAL = 1.0  # seconds
 
 
 class StatusFile:
@@ -49,7 +49,7 @@ class StatusFile:
         self.facts["updated_at"] = wall.isoformat(timespec="seconds")
         systemd.notify(STATUS=self.sentence())
         told = {name: _asked(fact) for name, fact in self.facts.items()}
-        with suppress(OSError):  # a full disk is told where it matters
+        with suppress(OSError):  # a full disk is reported elsewhere
             files.write_atomically(self.path, json.dumps(told, indent=1).encode(), durable=False)
 
     def sentence(self) -> str:

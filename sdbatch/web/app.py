@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
-# What a proxy may say of where it serves the page. A visitor who says it misleads no one else.
+# Headers of a proxy about the page's address. A visitor who sends them affects only himself.
 PROXYS_WORD = {"HTTP_X_FORWARDED_PROTO": r"https?", "HTTP_X_FORWARDED_PREFIX": r"(/[\w.~-]+)*/?"}
 # What a person can do about it; else the server's own words.
 WORDS = {

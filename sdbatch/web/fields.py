@@ -17,7 +17,7 @@ from sdbatch.job.reader import Defaults, parse
 
 Kind = Literal["txt2img", "img2img"]
 Type = Literal["text", "long", "loras", "number", "check", "choice"]
-# In this order; all that the schema has besides follows under "More".
+# In this order; all other fields follow under "More".
 FIRST = (
     *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
     *("n_iter", "n_samples", "seed", "ddim_steps", "scale"),
@@ -103,7 +103,7 @@ def to_yaml(kind: Kind, filled: Mapping[str, str], defaults: Defaults = ()) -> s
         if value != field.default:
             job[field.name] = value
     if kind == "img2img" and "init_img" not in job:
-        job.setdefault("strength", 0.75)  # makes it img2img still, so that the missing picture is told
+        job.setdefault("strength", 0.75)  # keeps it img2img, so that the missing image is reported
     return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=80)
 
 

@@ -18,7 +18,7 @@ from sdbatch.web import uploads
 from sdbatch.web.fields import Field, Kind, fields, filled_by, to_yaml
 from sdbatch.web.site import disk_trouble, say, site
 
-JOB_FILE = "job.yaml"  # how errors call a job that has no name yet
+JOB_FILE = "job.yaml"  # the name in errors for a job without a name
 UPLOAD = "upload"  # the form's file; a preview gets no more of it than that there is one
 UPLOADED = "jobs/inbox/uploads/your-picture.png"  # as long as it is not there
 

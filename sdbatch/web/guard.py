@@ -30,7 +30,7 @@ from sdbatch.web.server import REFUSAL, SMALL_BYTES
 from sdbatch.web.site import is_fragment, own_path, site
 
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-TRIES, SECONDS_EACH = 5, 3.0  # passwords of one address that are looked at at once; then one in so many seconds
+TRIES, SECONDS_EACH = 5, 3.0  # passwords of one address that are checked at once; then one in so many seconds
 LONGEST_WAIT = 3 * SECONDS_EACH
 SEATS = 6  # of the server's threads, for those who wait
 AT_ONCE = 2  # passwords: each takes 32 MB and a tenth of a second
@@ -89,7 +89,7 @@ class Throttle:
             if len(self._due) >= MOST_ADDRESSES:
                 self._due = {each: due for each, due in self._due.items() if due > now}
             if len(self._due) >= MOST_ADDRESSES:
-                self._due.clear()  # many addresses that come once: nothing to hold against any of them
+                self._due.clear()  # many addresses with one attempt each: forget them
             due = max(now, self._due.get(address, now))
             seconds = due - now - (TRIES - 1) * SECONDS_EACH
             if seconds > LONGEST_WAIT:
@@ -176,8 +176,8 @@ def install(
         SESSION_COOKIE_NAME=f"sdbatch-{_mark(str(app.extensions['sdbatch'].root.path))}",  # ports share their cookies
         SESSION_COOKIE_SAMESITE="Lax",
         PERMANENT_SESSION_LIFETIME=timedelta(days=STAYS_DAYS),
-        WTF_CSRF_TIME_LIMIT=None,  # a form may lie open overnight
-        WTF_CSRF_SSL_STRICT=False,  # compares names that a proxy may have changed; the token is enough
+        WTF_CSRF_TIME_LIMIT=None,  # a form may stay open overnight
+        WTF_CSRF_SSL_STRICT=False,  # it compares host names that a proxy may have changed; the token is enough
         MAX_FORM_MEMORY_SIZE=FORM_BYTES,
     )
     app.extensions["sdbatch.throttle"] = Throttle(clock, sleep)
@@ -222,7 +222,7 @@ def _require_login() -> Response | None:
         return None
     if is_fragment() and request.method == "POST":
         abort(400)  # the page says that it is out of date; what is written in its form stays
-    if is_fragment():  # a swap would put the login into the middle of the page
+    if is_fragment():  # htmx would put the login into the middle of the page
         return Response(status=204, headers={"HX-Redirect": url_for("guard.login")})
     back = request.full_path if request.method == "GET" else ""
     return redirect(url_for("guard.login", back=back or None), 303)
@@ -260,7 +260,7 @@ def _add_headers(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     if response.mimetype == "text/html":
-        response.headers.setdefault("Cache-Control", "no-store")  # also keeps other people's proxies out of it
+        response.headers.setdefault("Cache-Control", "no-store")  # it also keeps answers out of shared proxies
     elif request.endpoint != "static" and response.cache_control.public:
         response.cache_control.public, response.cache_control.private = False, True  # likewise
     return response

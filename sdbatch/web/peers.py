@@ -17,7 +17,7 @@ from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-OVERFLOW = Path("/proc/sys/kernel/overflowuid")  # stands for accounts that a user namespace hides
+OVERFLOW = Path("/proc/sys/kernel/overflowuid")  # the uid of accounts that a user namespace hides
 ADMIN = 0
 BY_WRITING = 0o020  # of a folder's mode: its group may put files into it
 

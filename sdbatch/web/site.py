@@ -17,7 +17,7 @@ from sdbatch.history.history import History
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
-PATIENCE = 0.03  # seconds: a search shows by then what it has found, and goes on as one scrolls
+PATIENCE = 0.03  # seconds: a search then shows what it has found, and continues while scrolling
 CATCH_UP_SECONDS = 10.0  # a second of work in a root of a million pictures
 MOMENT = 0.3  # seconds that a page waits for what is new
 LONGEST_SAID = 600  # characters
@@ -73,11 +73,11 @@ class Site:
             self.history.catch_up()
             return
         try:
-            with closing(History(self.root, in_memory=False)) as keeper:  # who holds up no page
+            with closing(History(self.root, in_memory=False)) as keeper:  # in a thread that does not delay pages
                 keeper.verify()
                 keeper.refresh()
             self.history.stale = ""
-        except (OSError, sqlite3.Error) as error:  # locked, full, read-only: what is known is shown all the same
+        except (OSError, sqlite3.Error) as error:  # locked, full or read-only: show what is known
             self.history.stale = str(getattr(error, "strerror", error))
 
 

@@ -89,7 +89,7 @@ def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
                 files.make_dir(kept.parent)
                 make_room(kept.parent)
                 files.write_atomically(kept, data, durable=False)
-            except OSError:  # full, read-only, another's: then it is drawn each time
+            except OSError:  # full, read-only or not ours: then it is made each time
                 return BytesIO(data)
     return kept
 
@@ -107,7 +107,7 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
                     small.thumbnail((SIDE, SIDE))
                     small.save(buffer := BytesIO(), "JPEG", quality=80)  # a tenth of the time of WebP
                     return buffer.getvalue()
-    except Exception as error:  # Pillow stumbles anywhere over damaged files
+    except Exception as error:  # with damaged files Pillow may raise anything
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
         raise JobError("the picture is damaged") from error

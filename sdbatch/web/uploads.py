@@ -22,7 +22,7 @@ from sdbatch.storage.root import Root
 
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 MOST_WAITING = 100  # times the largest that one may be
-_TAKING = Lock()  # one at a time: what is free is looked at and taken, and a picture is decoded whole
+_TAKING = Lock()  # one at a time: it checks the free space, and decodes a whole image
 
 
 def take(upload: FileStorage, root: Root, settings: Settings) -> str:
@@ -48,7 +48,7 @@ def _taken(upload: FileStorage, root: Root, limits: Limits) -> str:
         draft = Path(scratch) / "upload"
         upload.save(draft)
         load_init(draft, limits.init_pixels, limits.pixels)
-        mark = files.sha256(draft)[:12]  # retention knows it by this, and by SENT
+        mark = files.sha256(draft)[:12]  # retention recognizes it by this and by SENT
         name = f"{SENT}{slug_of(upload.filename or '')}-{mark}{SUFFIXES.get(upload.mimetype, '.png')}"
         return root.show(files.drop(draft.rename(draft.with_name(name)), root.uploads))
 

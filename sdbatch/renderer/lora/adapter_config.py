@@ -24,9 +24,9 @@ from sdbatch.storage.root import LORA_CONFIG
 MOST_BYTES = 1 << 20
 KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 ALPHAS = ("lora_alpha", "alpha")
-# They leave the base model's weights changed, and the LoRA is what is missing to that.
+# These change the base model's weights too, so the LoRA alone is not enough.
 _SPLIT = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Of a regular expression what can't run for long: no group is repeated, and little else is.
+# Regular expressions that are always fast: no repeated groups.
 _SAFE = re.compile(r"\^?(?:(?:[\w-]|\\[.dw]|\.|\[[\w-]+\])[*+?]?|\((?:\?:)?[\w.|*\\-]+\)\??)+\$?")
 _REPEATED = re.compile(r"(?<!\\)[*+]")
 MOST_REPEATED, MOST_LETTERS = 2, 200

@@ -25,7 +25,7 @@ from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.weights.checkpoint import read_weights
 from sdbatch.storage.root import LORA_CONFIG
 
-MOST_TIMES = 64  # what a layer's weight may be made of, in times of its size: a rank beyond its sides is wide already
+MOST_TIMES = 64  # limit for a layer's matrices, relative to its weight
 SHOWN, SHOWN_LETTERS = 3, 120  # names that an error tells; of each
 PEFT = "base_model.model."  # before every name in a file of PEFT's own
 # In a folder, by who wrote it; PEFT's has one for each network, where its training scripts made it.
@@ -70,7 +70,7 @@ _OTHERS = {
         Message("a LoRA with whole layers of its own (PEFT: bias, modules_to_save)")
     ),
 }
-# What stands before a layer's name, by who wrote it. Not the second text encoder's: only SDXL has one.
+# Prefixes of layer names, by program. The second text encoder is missing: only SDXL has one.
 _BEFORE = re.compile(
     r"(base_model[._]model[._])*"
     r"(lora_unet[._]|lycoris[._]|unet[._]|model[._]diffusion_model[._]|diffusion_model[._]|lora_te1?[._]|te1?[._]"

@@ -23,7 +23,7 @@ from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
 
 SPARE_SHARE = 50  # a fiftieth of the disk stays free
-LOCK = ".lock"  # held while one is written: the next would write over its draft, or take it away for room
+LOCK = ".lock"  # held while one is written: another process would overwrite or delete its draft
 
 Told = Callable[[int, int], None]
 

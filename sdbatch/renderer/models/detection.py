@@ -11,7 +11,7 @@ from sdbatch.renderer.models.networks import OTHER_CHANNELS
 
 UNSUPPORTED = Message("only Stable Diffusion v1 and v2 are drawn")
 
-# A name in the file, and what has such names; the first that is found tells.
+# A name in the file, and the kind of file that has it; the first match counts.
 _TELLTALES = (
     (r"(^|\.)(lora_(up|down|A|B)|hada_w1_a|lokr_w1)\b|_lora\.(up|down)\.|\.lora\.(up|down)\.|^lora_",
      Message("it is a LoRA: name it in `loras`, beside a whole checkpoint")),

@@ -31,10 +31,10 @@ STEMS = {
     "vae": ("diffusion_pytorch_model",),
     "text_encoder": ("model", "pytorch_model"),
 }
-# In this order: full precision before half, and never what the training averaged away or may carry code.
+# In this order: full precision before half; never files without averaging or with code.
 ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 MOST_SHARDS = 100
-# What a CLIP text encoder is built from: the rest of its json could say anything.
+# The values for a CLIP text encoder; the rest of its json is not trusted.
 TEXT_NUMBERS = (
     "vocab_size",
     "hidden_size",
@@ -45,7 +45,7 @@ TEXT_NUMBERS = (
     "hidden_act",
     "layer_norm_eps",
 )
-# What only other models' UNets have.
+# Keys that only UNets of other models have.
 FOREIGN = {
     "addition_embed_type": Message("an SDXL model"),
     "class_embed_type": Message("a model that is guided by a class or a picture"),

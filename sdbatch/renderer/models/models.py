@@ -93,7 +93,7 @@ class Model:
         """Alpha bar at a fractional timestep, interpolated in log sigma, which is -1/2 logit(alpha)."""
         logits = self.levels.logit()
         whole = timesteps.floor()
-        # levels[timesteps] would wait for the GPU.
+        # `levels[timesteps]` would wait for the GPU.
         low, high = (logits.index_select(0, t.long().clamp(max=len(logits) - 1)) for t in (whole, whole + 1))
         return torch.lerp(low, high, timesteps - whole).sigmoid()
 
@@ -128,7 +128,7 @@ def load_model(
     place = conversions.place(ckpt, config, dtype) if conversions and conversions.most_bytes else None
     kept = conversions.find(place) if conversions and place else None
     if kept is not None:
-        with suppress(JobError):  # not whole: somebody wrote there; the checkpoint itself is the truth
+        with suppress(JobError):  # damaged; the checkpoint is used instead
             plan, weights = _planned(ckpt, config, kept, vae)
             if not plan.lacking(weights):
                 make_room(plan.size(dtype))

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 TEXT_ENCODERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder", "BERTEmbedder")
 PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v_prediction"}
-# What a UNet reads beside the latents says what it was made for.
+# The inputs besides the latents show the purpose of a UNet.
 OTHER_CHANNELS = {
     5: Message("a depth-to-image model"),
     7: Message("an upscaling model"),
@@ -123,7 +123,7 @@ def build_unet(numbers: LdmConfig) -> Any:
             up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)),
             layers_per_block=each,
             cross_attention_dim=numbers("unet_config.params.context_dim", width),
-            # The library's name is a known slip of its own: the number of heads goes here.
+            # A known mistake of the library: this is the number of heads.
             attention_head_dim=_heads(numbers, channels),
             use_linear_projection=numbers("unet_config.params.use_linear_in_transformer", bool, default=False),
             transformer_layers_per_block=depth,

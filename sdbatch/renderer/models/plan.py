@@ -13,7 +13,7 @@ from sdbatch.errors import JobError
 from sdbatch.messages import Message
 from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
-MAX_TIMESTEPS = 100_000  # v1 has 1000; a slip of the pen must not fill the memory
+MAX_TIMESTEPS = 100_000  # v1 has 1000; a typo must not fill the memory
 Prediction = Literal["epsilon", "v_prediction"]
 Weights = Mapping[str, Tensor]
 

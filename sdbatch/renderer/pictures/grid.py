@@ -15,7 +15,7 @@ from sdbatch.imaging.pictures import GRID_PADDING, Pixels, write_grid
 from sdbatch.messages import Message
 from sdbatch.renderer.memory.fallback import MemoryFallback
 
-# Browsers end at 32,767 pixels a side; Pillow takes what has more pixels in all for a bomb.
+# Browsers allow 32,767 pixels a side; Pillow takes images with more pixels in all for a bomb.
 LONGEST, MOST = 32_767, 89_478_485
 
 

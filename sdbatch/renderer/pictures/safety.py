@@ -37,7 +37,7 @@ CARD = Message("withheld by\nthe safety checker")
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 
-# It warns of black pictures, which nobody gets here.
+# It warns about black images, which are not used here.
 logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
 
 
@@ -95,7 +95,7 @@ class Checkers:
         own = ckpt / "safety_checker"
         folder = (own if own.is_dir() else None) if self.choice == "auto" else Path(self.choice)
         if folder is None or self.choice == "off":
-            self._loaded = None  # a gigabyte that lies idle would have another model's pictures drawn in tiles
+            self._loaded = None  # an idle gigabyte could force another model to decode in tiles
             return None
         if self._loaded is None or self._loaded.folder != folder:
             self._loaded = None

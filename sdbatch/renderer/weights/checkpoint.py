@@ -106,7 +106,7 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
         raise JobError("{called} describes more than any model has, so it was not loaded", called) from error
     except UnsupportedArchive as error:
         raise JobError("{called} {problem}", called, error) from error
-    except Exception as error:  # what is damaged makes readers stumble anywhere: struct.error, IndexError, ...
+    except Exception as error:  # with damaged files readers may raise anything: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
@@ -149,7 +149,7 @@ def write_weights(
     Raises:
         OSError: the disk failed or is full, or gave back something else than was written.
     """
-    # The larger numbers first, so that all of them lie on multiples of their size.
+    # Larger types first, so that each is aligned to its size.
     names = sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

@@ -18,7 +18,7 @@ MOST_STEPS = 2_000_000  # v1-5's takes 40,000
 MOST_LETTERS, MOST_SIDES = 200, 16  # of a name; of a shape
 OTHER = object()  # whatever a training tool left beside the weights
 
-# What a file of weights may name. The original release's files also hold the training's callbacks (pytorch_lightning
+# Names that a weight file may contain. The original files also contain the training's callbacks (pytorch_lightning
 # keeps them by class) and its best loss, maybe a numpy number.
 HARMLESS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
