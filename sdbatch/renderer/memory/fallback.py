@@ -36,12 +36,12 @@ class MemoryFallback:
     """How far down one job is.
 
     Attributes:
-        tell: takes each step, in words.
-        make_room: lets go of what lies in memory besides and says what that was, or nothing if there is no such thing.
-        first: the picture from which on a step is told to hold.
-        rows: how many rows go through a network at once; None is all.
-        is_sliced: whether pictures are decoded one at a time.
-        tile: the side of a tile in latents; None is a picture as a whole.
+        tell: called with a message for each step.
+        make_room: frees other memory, and returns what that was, or nothing.
+        first: the image from which a step counts, for its message.
+        rows: the number of rows for one call of a network; None is all.
+        is_sliced: whether images are decoded one at a time.
+        tile: the side of a tile in latents; None is the whole image.
     """
 
     device: torch.device
@@ -56,7 +56,7 @@ class MemoryFallback:
         """`network(*rows)`, on as many rows at once as memory allows.
 
         Raises:
-            OutOfMemory: not even one row goes through.
+            OutOfMemory: memory is not sufficient for one row.
         """
         count = len(rows[0])
 
@@ -94,7 +94,7 @@ class MemoryFallback:
         `since` says from when on a step down holds, if not from the picture that is drawn.
 
         Raises:
-            OutOfMemory: there is no step left.
+            OutOfMemory: no step is left.
         """
         while True:
             try:
