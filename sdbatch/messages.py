@@ -80,6 +80,32 @@ def unpack(packed: Any, depth: int = 0) -> str:
     return packed if isinstance(packed, str) else str(packed)
 
 
+def packed_within(value: Any) -> Any:
+    """What a JSON value holds of messages, packed and in their places; None where it holds none."""
+    match value:
+        case Message():
+            return pack(value)
+        case dict() | list() | tuple():
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            return {str(key): kept for key, part in items if (kept := packed_within(part)) is not None} or None
+    return None
+
+
+def restored(value: Any, packed: Any) -> Any:
+    """A JSON value with the messages that `packed_within` kept of it, where the text is still the same."""
+    if not isinstance(packed, dict):
+        return value
+    match value:
+        case str():
+            message = unpack(packed)
+            return message if message == value else value
+        case dict():
+            return {key: restored(part, packed.get(key)) for key, part in value.items()}
+        case list():
+            return [restored(part, packed.get(str(number))) for number, part in enumerate(value)]
+    return value
+
+
 def readers_language() -> str:
     """Of whoever runs a command: SDBATCH_LANG, else the locale."""
     names = ("SDBATCH_LANG", "LC_ALL", "LC_MESSAGES", "LANG")

@@ -9,7 +9,8 @@ from sdbatch.spool import status_reader
 from sdbatch.spool.inbox import make_folder, walk
 from sdbatch.spool.job_names import file_of, folders, matching, number_of
 from sdbatch.spool.order import BUMPED, URGENT, bumped_files
-from sdbatch.spool.spool import CANCEL, ERROR, Spool
+from sdbatch.spool.reason import ERROR
+from sdbatch.spool.spool import CANCEL, Spool
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root

@@ -8,7 +8,8 @@ from sdbatch.errors import JobError
 from sdbatch.history import restore
 from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.job.parameters import job_kind
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, restored
+from sdbatch.spool.reason import kept_messages
 from sdbatch.storage.root import Root
 
 MAIN = ("ddim_steps", "scale", "strength", "init_img")  # told even where they are the defaults
@@ -55,6 +56,7 @@ def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[st
 def circumstances(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str, str]]:
     """Of a done job: when and how long, on which device, by which versions."""
     record = restore.record_of(root, what)
+    folder = root.done / (what.job if isinstance(what, PictureRecord) else what.id)
     timings, versions, checkpoint = (_group(record, key) for key in ("timings", "versions", "checkpoint"))
     told = {
         "started": timings.get("started"),
@@ -68,7 +70,7 @@ def circumstances(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str
         Message("checkpoint sha256"): checkpoint.get("sha256"),
         Message("safety checker"): record.get("safety_checker"),
         "watermark": record.get("watermark"),
-        "notes": record.get("notes"),
+        "notes": restored(record.get("notes"), kept_messages(folder).get("notes")),
         Message("dropped as"): record.get("source"),
     }
     return [(name, _said(value)) for name, value in told.items() if value]
@@ -87,11 +89,18 @@ def _said(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return ", ".join(_parts(value))[:MOST]
+        parts = [*_parts(value)]
+        return joined(", ", parts) if any(isinstance(part, Message) for part in parts) else ", ".join(parts)[:MOST]
     return str(value)[:MOST]
 
 
 def _parts(values: list[Any]) -> Iterator[str]:
     """LoRAs with their weights, or lines."""
     for value in values:
-        yield f"{value.get('file')} × {value.get('weight', 1.0)}" if isinstance(value, dict) else str(value)  # noqa: RUF001
+        yield (
+            f"{value.get('file')} × {value.get('weight', 1.0)}"
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, str)
+            else str(value)
+        )  # noqa: RUF001

@@ -9,7 +9,7 @@ from sdbatch.job.model_config import read_model_config
 from sdbatch.job.parameters import Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined
 from sdbatch.service.task import Task
 from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
@@ -44,7 +44,9 @@ class JobLoader:
             if not parsed.notes:
                 raise
             # What of the file was not read may be why something is not found.
-            raise JobError("\n".join([str(error), *(f"note: {note}" for note in parsed.notes)])) from error
+            raise JobError(
+                joined("\n", [error.message, *(Message("note: {note}", note) for note in parsed.notes)])
+            ) from error
 
     def _with_files(self, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
         """A job with all that it names."""
@@ -59,7 +61,7 @@ class JobLoader:
         lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
         size = job.picture_size if isinstance(job, Txt2Img) else None
         if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
-            raise JobError("\n".join(problems))
+            raise JobError(joined("\n", problems))
         model = self.root.find_weights(job.ckpt, job.config, job.vae)
         made = read_model_config(model.ckpt, model.config)
         sized = of_size("H, W", size, made) if size else []  # of img2img the renderer knows

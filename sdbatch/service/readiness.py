@@ -198,7 +198,7 @@ class Readiness:
                 self.engine.stop()
                 raise EngineDown("the renderer did not start within {limit} seconds", f"{limit:g}")  # noqa: TRY301
         except EngineDown as error:
-            self._engine_problem, self._again_at, self._starting_since = str(error), now + ENGINE_AGAIN_SECONDS, None
+            self._engine_problem, self._again_at, self._starting_since = error.message, now + ENGINE_AGAIN_SECONDS, None
         else:
             # While another start is under way, why the last one failed stays the best answer.
             self._engine_problem = "" if is_ready else self._engine_problem

@@ -174,7 +174,7 @@ def manifest_of(
         checkpoint=_checkpoint(task, loaded, root),
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
-        notes=[*task.notes, *finished.notes, *notes],
+        notes=[*notes],
         first_prompt=None if task.lines is None else task.lines[0],
     )
 

@@ -32,20 +32,21 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, pack
 from sdbatch.spool import handover
 from sdbatch.spool.order import MOST_CLAIM, Priorities
+from sdbatch.spool.reason import CLAIM, ERROR
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.telemetry import log
 
-CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
+MANIFEST = "manifest.yaml"
 INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 _ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
 MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
 WRITTEN_ON = Message(
-    "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
+    "the job file was written on after it was taken; what it holds now is another job: {path} in the inbox"
 )
 HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
@@ -273,6 +274,7 @@ class Spool:
         if claim is None:
             raise JobError("{name} holds no job file any more", failed.name)
         _set_inputs_aside(failed, claim)
+        claim.other.pop("error", None)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
         # The service is to read it, whatever the umask of who asks.
         files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
@@ -410,9 +412,10 @@ class Spool:
             ended = replace(claim, id=new, outputs=None)
         with self._of_its_own(folder):  # whatever lies in the way of a mark, the folder goes
             if later := self.release(claim):
-                text = f"{text.rstrip()}\n{WRITTEN_ON.format(later)}"
-            if claim.inputs:
-                self._write(claim)  # what they were, in case they are mended
+                text = joined("\n", [text, Message(WRITTEN_ON, later)])
+            claim.other["error"] = pack(text)
+            if claim.file:
+                self._write(claim)  # also what its inputs were, in case they are mended
             handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
             _unmark(folder)

@@ -15,10 +15,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.messages import Message
+from sdbatch.errors import Cancelled, JobError
+from sdbatch.messages import Message, restored
 from sdbatch.spool import no_jobs
 from sdbatch.spool.order import Priorities, QueueEntry, in_order, priority_of, priority_of_folder
+from sdbatch.spool.reason import read_reason
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name, is_nobodys_folder, natural_key
 from sdbatch.storage.root import Root
@@ -79,7 +80,8 @@ def read_status(root: Root) -> Facts:
     """What status.json says; nothing where there is none, or where it is none of ours."""
     try:
         facts = json.loads(files.read_regular(root.status, MOST_BYTES) or b"{}")
-    except (OSError, ValueError, RecursionError):
+        facts = restored(facts, facts.pop("messages", None))
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -176,14 +178,13 @@ def _last_state(facts: Facts) -> str:
 
 def _failure(folder: Path) -> Facts | None:
     try:
-        reason = files.read_regular(folder / "error.txt", REASON_BYTES) or b""
+        reason = read_reason(folder, REASON_BYTES) or ""
         when = datetime.fromtimestamp((folder / "error.txt").stat().st_mtime, UTC)
     except OSError:
         return None
-    text = printable(reason.decode("utf-8", "replace").strip())
-    if text == Cancelled.TEXT:
+    if reason == Cancelled.TEXT:
         return None
-    return {"id": folder.name, "reason": text, "failed_at": when.isoformat(timespec="seconds")}
+    return {"id": folder.name, "reason": reason, "failed_at": when.isoformat(timespec="seconds")}
 
 
 def _folders(place: Path) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch import __version__
+from sdbatch.messages import packed_within
 from sdbatch.storage import files
 from sdbatch.telemetry import systemd
 
@@ -49,6 +50,7 @@ class StatusFile:
         self.facts["updated_at"] = wall.isoformat(timespec="seconds")
         systemd.notify(STATUS=self.sentence())
         told = {name: _asked(fact) for name, fact in self.facts.items()}
+        told["messages"] = packed_within(told)
         with suppress(OSError):  # a full disk is told where it matters
             files.write_atomically(self.path, json.dumps(told, indent=1).encode(), durable=False)
 
