@@ -84,4 +84,6 @@ class RendererDied(SdbatchError):
 
 def printable(text: str) -> str:
     """Text that others had a hand in, as it can be shown: escapes where a character would not print, lines kept."""
+    if isinstance(text, Message):
+        return Message.of(text.template, {n: printable(v) if isinstance(v, str) else v for n, v in text.values.items()})
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

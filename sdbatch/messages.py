@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any, Self
 
 _SLOT = re.compile(r"\{(\w+)(:,)?\}")  # {name}, or {name:,} for a number in groups of three digits
+SYSTEMS = "problem"  # the parameter that may be a text of the operating system, such as "Permission denied"
 MOST_NESTED = 20  # messages within one that was stored: anybody may have written it
 
 
@@ -59,7 +60,10 @@ def shown(text: str, language: str) -> str:
     message = text if isinstance(text, Message) else Message(text)
     if language == "en":
         return str(message)
-    values = {n: shown(v, language) if isinstance(v, Message) else v for n, v in message.values.items()}
+    values = {
+        name: shown(value, language) if isinstance(value, Message) or name == SYSTEMS else value
+        for name, value in message.values.items()
+    }
     return _filled(catalog(language).get(message.template, message.template), values)
 
 
@@ -111,6 +115,11 @@ def readers_language() -> str:
     names = ("SDBATCH_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
     chosen = next(filter(None, map(os.environ.get, names)), "")
     return "zh" if chosen.lower().startswith("zh") else "en"
+
+
+def here(text: str) -> str:
+    """A message in the language of whoever runs a command."""
+    return shown(text, readers_language())
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.cli.common import JsonOption, RootOption, app, echo, named_root
 from sdbatch.messages import Message
 from sdbatch.storage.spelling import as_stored
 
@@ -84,9 +84,9 @@ def history(  # noqa: PLR0913 - each is an option
     else:
         tables.show_pictures(found, place)
     if not found and not as_json:
-        typer.echo(Message("nothing was found"), err=True)
+        echo(Message("nothing was found"), err=True)
     if found.rest is not None and search(before=found.rest, limit=1):
-        typer.echo(
+        echo(
             Message(
                 "these are the newest {count}; there are more: --limit {limit} shows up to so many",
                 len(found),
@@ -122,7 +122,11 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
     if isinstance(found, Path):
         facts, notes = describe.of_file(place, found)
         if as_json:
-            typer.echo(json.dumps({**dict(facts), "notes": notes}, ensure_ascii=False, indent=1))
+            typer.echo(
+                json.dumps(
+                    {name.lower(): value for name, value in facts} | {"notes": notes}, ensure_ascii=False, indent=1
+                )
+            )
         else:
             tables.show_facts([*facts, *(("note", note) for note in notes)])
         return
@@ -165,7 +169,7 @@ def restore(
     place = named_root(root)
     restored = restore.restore(place, _find_or_file(place, what))
     for note in restored.notes:
-        typer.echo(Message("note: {note}", note), err=True)
+        echo(Message("note: {note}", note), err=True)
     if output is None:
         typer.echo(restored.text, nl=False)
         return
@@ -248,11 +252,11 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
     status_reader.check_root(place)
     opened = History(place) if anew else History.open(place)
     if anew:
-        typer.echo(Message("read again: {rebuild} jobs", opened.rebuild()), err=True)
+        echo(Message("read again: {rebuild} jobs", opened.rebuild()), err=True)
     if opened.stale:
-        typer.echo(Message("note: {stale}: what is newest may be missing", opened.stale), err=True)
+        echo(Message("note: {stale}: what is newest may be missing", opened.stale), err=True)
     for why in opened.passed_over:
-        typer.echo(Message("note: {why}", printable(why)), err=True)
+        echo(Message("note: {why}", printable(why)), err=True)
     return opened
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import admins_root, app, stored
+from sdbatch.cli.common import admins_root, app, echo, stored
 from sdbatch.errors import ConfigError
 from sdbatch.messages import Message
 from sdbatch.storage.files import copy_atomically, make_dir, same_content, write_atomically
@@ -60,9 +60,9 @@ def init(
         text = (data / "configs" / "sdbatch.yaml").read_text(encoding="utf-8")
         text = text.replace("\ndefaults: {}\n", DEMO_DEFAULTS) if demo else text
         write_atomically(place.configuration, text.encode(), mode=0o640)  # it will hold the hash of a password
-    typer.echo(Message("{path} is ready: drop job files into {inbox}", place.path, place.inbox))
+    echo(Message("{path} is ready: drop job files into {inbox}", place.path, place.inbox))
     if not checkpoint.exists():
-        typer.echo(Message("no checkpoint yet: copy or link one to {checkpoint}", checkpoint))
+        echo(Message("no checkpoint yet: copy or link one to {checkpoint}", checkpoint))
 
 
 def _lay(source: Path | None, target: Path) -> None:

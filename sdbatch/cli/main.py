@@ -30,7 +30,7 @@ from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
 )
 from sdbatch.cli.common import HELP_NAMES, app, say
 from sdbatch.errors import ConfigError, NoRoot, RootBusy, SdbatchError
-from sdbatch.messages import Message
+from sdbatch.messages import Message, here
 from sdbatch.operations import account
 from sdbatch.storage.files import is_disk_trouble
 
@@ -53,7 +53,7 @@ def _top(*, version: Annotated[bool, typer.Option("--version", help="Print the v
 def main() -> None:
     """The `sdbatch` command: errors become one plain line and an exit code."""
     command = typer.main.get_command(app)
-    _untyped_flags(command)
+    _prepare(command)
     try:
         command(prog_name="sdbatch")
     except ConfigError as error:
@@ -63,22 +63,24 @@ def main() -> None:
     except NoRoot as error:
         sys.exit(say(error, os.EX_UNAVAILABLE))
     except PermissionError as error:
-        sys.exit(say(f"{error.filename}: {error.strerror}{_who_may(error.filename)}", 1))
+        sys.exit(say(Message("{path}: {problem}{remedy}", error.filename, error.strerror, _who_may(error.filename)), 1))
     except OSError as error:
-        said = f"{error.filename}: {error.strerror}" if error.filename else error
+        said = Message("{path}: {problem}", error.filename, error.strerror) if error.filename else error
         sys.exit(say(said, os.EX_IOERR if is_disk_trouble(error) else 1))
     except SdbatchError as error:
         sys.exit(say(error, 1))
 
 
-def _untyped_flags(command: Any) -> None:
-    """Flags take no value, and the help is not to say that they do."""
+def _prepare(command: Any) -> None:
+    """Help in the reader's language; flags take no value, and it is not to say that they do."""
+    command.help = here(command.help or "")
     context = command.context_class(command, help_option_names=HELP_NAMES)
     for param in (*command.params, command.get_help_option(context)):
         if getattr(param, "is_flag", False):
             param.metavar = ""
+        param.help = here(getattr(param, "help", None) or "")
     for inner in getattr(command, "commands", {}).values():
-        _untyped_flags(inner)
+        _prepare(inner)
 
 
 def _who_may(refused: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, open_root, stored
+from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, echo, open_root, stored
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
 from sdbatch.storage.root import DEFAULT_CONFIG
@@ -59,7 +59,7 @@ def list_models(root: RootOption = Path(), *, as_json: JsonOption = False) -> No
 
         tables.show_models(found)
     if not found and not as_json:
-        typer.echo(Message("there is no checkpoint in {models}", place.models), err=True)
+        echo(Message("there is no checkpoint in {models}", place.models), err=True)
     raise typer.Exit(0 if found else 1)
 
 
@@ -91,8 +91,8 @@ def import_model(
         raise typer.BadParameter(Message("--as takes a name without folders"))
     with _bar("copying") as told:
         target = catalog.import_model(file, place, name, told, link=link)
-    typer.echo(Message("{target} is there: jobs name it with `ckpt: {name}`", place.show(target), target.name))
-    typer.echo(Message("whether it is whole says `sdbatch model verify {name}`", target.name), err=True)
+    echo(Message("{target} is there: jobs name it with `ckpt: {name}`", place.show(target), target.name))
+    echo(Message("whether it is whole says `sdbatch model verify {name}`", target.name), err=True)
 
 
 @model.command()
@@ -130,7 +130,7 @@ def verify(
         else Message("does not fit {config}", _config(place, found))
     )
     typer.echo(f"{place.show(found.ckpt)} {fits}")
-    typer.echo(
+    echo(
         Message(
             "  {weights} million weights are used, in {names}",
             f"{verified.weights / 1e6:,.0f}",
@@ -138,7 +138,7 @@ def verify(
         )
     )
     for kind, count in verified.beside.items():
-        typer.echo(Message("  not used: {kind} ({count} names)", kind, count))
+        echo(Message("  not used: {kind} ({count} names)", kind, count))
     for title, names in (
         (Message("missing or misfit"), verified.lacking),
         (Message("not numbers (nan or infinite)"), verified.broken),
@@ -193,7 +193,7 @@ def convert(
             kept = Conversions(place.state / "models", place.state / "checksums.json", settings.converted_bytes)
             target = model_tools.convert_ahead(found.ckpt, found.config, dtype, kept, told)
     if target is None:
-        typer.echo(Message("{ckpt} can be mapped as it is: nothing is to be converted", place.show(found.ckpt)))
+        echo(Message("{ckpt} can be mapped as it is: nothing is to be converted", place.show(found.ckpt)))
     else:
         typer.echo(place.show(target))
 
@@ -208,7 +208,7 @@ def _list(title: str, names: list[str]) -> None:
         for name in names[:SHOWN]:
             typer.echo(f"    {name}")
         if len(names) > SHOWN:
-            typer.echo(Message("    and {count} more", len(names) - SHOWN))
+            echo(Message("    and {count} more", len(names) - SHOWN))
 
 
 def _be_offline() -> None:

@@ -183,7 +183,7 @@ def _jobs_in(inbox: Path) -> list[Path]:
 
 
 def _ambiguous(name: str, found: list[Path]) -> JobError:
-    return JobError(f"{name} may be any of " + ", ".join(path.name for path in found[:10]) + "; say which")
+    return JobError("{name} may be any of {names}; say which", name, ", ".join(path.name for path in found[:10]))
 
 
 def _unknown(root: Root, name: str, what: str) -> JobError:

@@ -14,7 +14,7 @@ from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, lines
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
@@ -36,7 +36,7 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
         yield Message("{path}: is a link, a pipe or a device; a job must be a plain file", path), False
         return
     for line, is_good in check_data(data, path.name, path.parent, root, limits):
-        yield f"{path}: {line}", is_good
+        yield Message("{path}: {line}", path, line), is_good
 
 
 def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
@@ -53,8 +53,10 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
         except (JobError, TemporarilyUnavailable) as error:  # TemporarilyUnavailable: the service would let it wait
-            for line in [*str(error).splitlines(), *(Message("note: {note}", note) for note in parsed.notes)]:
-                yield label + line.removeprefix(f"{name}: "), False
+            for line in lines(error.message):
+                yield label + reader.without_file(line), False
+            for note in parsed.notes:
+                yield label + Message("note: {note}", note), False
 
 
 def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str]]:
@@ -72,7 +74,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     if isinstance(job, Img2Img) and (init := _check_init(job, beside, root, limits)):
         size, notes = init
     if problems := limits.problems(count, job.ddim_steps, size):
-        raise JobError("\n".join(problems))
+        raise JobError(joined("\n", problems))
     root.output_folder(job.outdir)
     made = ModelConfig()
     if root.inbox.is_dir():

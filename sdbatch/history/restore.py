@@ -4,7 +4,6 @@ What is asked of a finished job is written as its manifest would say it, in shor
 from. Of any other picture it is a plain job file.
 """
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from sdbatch.imaging.reader_process import Reader
 from sdbatch.job import reader
 from sdbatch.job.manifest import VERSION, dump
 from sdbatch.job.parameters import Img2Img, Txt2Img, job_kind
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, lines
 from sdbatch.spool.spool import INPUTS, MANIFEST
 from sdbatch.storage import files
 from sdbatch.storage.root import FILES, SAMPLES, WEIGHTS, Root
@@ -167,7 +166,7 @@ def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Field
     folder = (root.done if what.state == "done" else root.failed) / job_id
     parsed = scan.parse_dropped(folder, root)
     if parsed is None or parsed.job is None:
-        why = f": {parsed.error}" if parsed and parsed.error else ""
+        why = Message(": {problem}", parsed.error) if parsed and parsed.error else ""
         raise JobError("{job_id}: no job can be restored from it{why}", job_id, why)
     return _with_copies(root, folder, parsed.job.model_dump()), []
 
@@ -331,8 +330,16 @@ def _is_named(entry: object, file: str) -> bool:
     return isinstance(entry, dict) and entry.get("file") == file
 
 
+def _bare(line: str) -> str:
+    """A line of an error without file and line: nobody has seen that file."""
+    said = reader.without_file(line)
+    is_placed = isinstance(said, Message) and "where" in said.values
+    return Message.of("{field}: {problem}", said.values) if is_placed and isinstance(said, Message) else said
+
+
 def _checked(text: str) -> str:
     (parsed,) = reader.parse(text.encode(), "job.yaml")
     if parsed.error is not None:
-        raise JobError(re.sub(r"(?m)^job\.yaml: line \d+: ", "", str(parsed.error)))  # nobody has seen that file
+        told = [_bare(line) for line in lines(parsed.error.message)]
+        raise JobError(joined("\n", told)) from parsed.error
     return text

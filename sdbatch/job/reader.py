@@ -65,6 +65,12 @@ def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
     ]
 
 
+def without_file(line: str) -> str:
+    """A line of an error, without the file's name."""
+    is_named = isinstance(line, Message) and line.template == "{file_name}: {problem}"
+    return line.values["problem"] if is_named and isinstance(line, Message) else line
+
+
 def _decode(data: bytes) -> str:
     most = MAX_MANIFEST_BYTES if _MANIFEST.search(data[:1024]) else MAX_BYTES
     if len(data) > most:

@@ -75,9 +75,7 @@ def _of_img2img(job: Img2Img) -> Iterator[str]:
     if job.f != type(job).model_fields["f"].default:
         yield Message("f: has no effect in img2img")
     if int(job.strength * job.ddim_steps) == 0:
-        said = (
-            "strength: {strength} of {steps} steps is no step: the prompt has no effect, and the images equal init_img"
-        )
+        said = "strength: {strength} of {steps} steps is no step: the prompt has no effect; the images equal init_img"
         yield Message(said, f"{job.strength:g}", job.ddim_steps)
 
 

@@ -76,9 +76,8 @@ def _model(ckpt: Path | None, config: Path | None) -> Contents:
     wanted = {"models/model.ckpt": ckpt, "models/model.yaml": config}
     for path in wanted.values():
         if path is not None and not path.is_file():
-            raise BundleError(
-                f"{path} is not a file" + (" but a folder: carry it over by itself" if path.is_dir() else "")
-            )
+            said = "{path} is a folder, not a file: copy it separately" if path.is_dir() else "{path} is not a file"
+            raise BundleError(said, path)
     return {name: path for name, path in wanted.items() if path is not None}
 
 

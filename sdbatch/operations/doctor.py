@@ -26,7 +26,7 @@ from sdbatch.engine.finding import Finding, Level, ok, problem, warning
 from sdbatch.engine.local import OFFLINE, PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.job.parameters import Txt2Img
-from sdbatch.messages import Message, joined
+from sdbatch.messages import Message, here, joined
 from sdbatch.operations import environment
 from sdbatch.spool import status_reader
 from sdbatch.storage.files import read_regular
@@ -71,9 +71,9 @@ def worst(findings: list[Finding]) -> Level:
 
 def as_lines(finding: Finding) -> str:
     """A finding for a terminal: level, what about, text; the remedy below."""
-    text = printable(finding.text).replace("\n", f"\n{'':21}")
+    text = printable(here(finding.text)).replace("\n", f"\n{'':21}")
     line = f"{finding.level:8} {finding.about:12}{text}"
-    return f"{line}\n{'':21}-> {finding.remedy}" if finding.remedy else line
+    return f"{line}\n{'':21}-> {here(finding.remedy)}" if finding.remedy else line
 
 
 def as_json(root: Root, findings: list[Finding]) -> str:
@@ -95,7 +95,7 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
         remedy = Message(
             "correct it; without that file everything is as {root}/configs/sdbatch.yaml of a new root says", root.path
         )
-        return Settings.model_construct(), problem("settings", str(error), remedy)
+        return Settings.model_construct(), problem("settings", error.message, remedy)
     said = str(path) if path.exists() else Message("the defaults: there is no {path}", path)
     if settings.web.password and path.exists() and path.stat().st_mode & stat.S_IROTH:
         text = Message(
@@ -132,7 +132,7 @@ def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bo
     try:
         model = root.find_weights(ckpt, config)[:2]
     except JobError as error:
-        yield _no_model(root, ckpt, str(error))
+        yield _no_model(root, ckpt, error.message)
         yield from _child(settings, None)
         return
     for path in model:

@@ -33,7 +33,7 @@ from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.latecomers import Latecomers
 from sdbatch.spool.publish import Names, Publisher
-from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, WRITTEN_ON, Claim, Spool
+from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import SAMPLES, Root
@@ -393,7 +393,7 @@ class Service:
         notes: list[str] = []
         if later := self.spool.release(claim):
             self.inbox.expect()
-            notes.append(Message(WRITTEN_ON, printable(later)))
+            notes.append(written_on(printable(later)))
         if handover.restore(self.spool.folder(claim) / claim.file, task.source):
             notes.append(Message("the job file was changed while it was drawn; that lies beside it, and was not drawn"))
         for note in notes:
@@ -407,7 +407,7 @@ class Service:
         try:
             if later := self.spool.fail(claim, text):
                 self.inbox.expect()
-                self._log(claim).warning(Message(WRITTEN_ON, printable(later)))
+                self._log(claim).warning(written_on(printable(later)))
         except OSError as error:
             if files.is_disk_trouble(error) or not folder.is_dir():
                 self.scheduler.defer(claim)

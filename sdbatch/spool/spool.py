@@ -45,9 +45,6 @@ MANIFEST = "manifest.yaml"
 INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 _ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
 MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
-WRITTEN_ON = Message(
-    "the job file was written on after it was taken; what it holds now is another job: {path} in the inbox"
-)
 HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
@@ -412,7 +409,7 @@ class Spool:
             ended = replace(claim, id=new, outputs=None)
         with self._of_its_own(folder):  # whatever lies in the way of a mark, the folder goes
             if later := self.release(claim):
-                text = joined("\n", [text, Message(WRITTEN_ON, later)])
+                text = joined("\n", [text, written_on(later)])
             claim.other["error"] = pack(text)
             if claim.file:
                 self._write(claim)  # also what its inputs were, in case they are mended
@@ -480,6 +477,11 @@ class Spool:
 
     def _write(self, claim: Claim) -> None:
         files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
+
+
+def written_on(path: str) -> Message:
+    """What became of a file that somebody wrote into after it was claimed."""
+    return Message("the job file was changed after it was taken; the change is a new job: {path} in the inbox", path)
 
 
 def read_claim(folder: Path) -> Claim | None:

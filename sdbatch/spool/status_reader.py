@@ -25,6 +25,10 @@ from sdbatch.storage.file_names import is_job_name, is_nobodys_folder, natural_k
 from sdbatch.storage.root import Root
 
 RESTING = Message("outside its hours")  # the state of a service that waits for its active_hours, as it should
+STATES = (  # what else `state` may be
+    *(Message("starting"), Message("idle"), Message("drawing"), Message("paused"), Message("stopped")),
+    *(Message("waiting for files"), Message("waiting for the inbox")),
+)
 SHOWN = 20  # of the queue
 MOST_GLANCES = 500  # files that are looked into for their priority
 FAILURES = 5

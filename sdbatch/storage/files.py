@@ -47,7 +47,8 @@ def is_disk_trouble(error: OSError) -> bool:
 
 def in_words(error: OSError) -> str:
     """What is wrong with which file, as a person says it: without the number."""
-    return ": ".join(str(part) for part in (error.strerror or Message("an error of the disk"), error.filename) if part)
+    problem = error.strerror or Message("an error of the disk")
+    return Message("{problem}: {path}", problem, error.filename) if error.filename else Message("{problem}", problem)
 
 
 def _step(name: str, path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch import __version__
-from sdbatch.messages import packed_within
+from sdbatch.messages import Message, packed_within
 from sdbatch.storage import files
 from sdbatch.telemetry import systemd
 
@@ -76,12 +76,12 @@ def _asked(fact: Any) -> Any:
 def duration(seconds: float) -> str:
     """A time as people say it: 45 s, 12 min, 3 h 20 min, 2 days."""
     if seconds == float("inf"):
-        return "an unknown time"
+        return Message("an unknown time")
     whole = max(0, int(seconds))
     if whole < 100:
-        return f"{whole} s"
+        return Message("{number} s", whole)
     if whole < 100 * 60:
-        return f"{round(whole / 60)} min"
+        return Message("{number} min", round(whole / 60))
     if whole < 100 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{round(whole / 86400)} days"
+        return Message("{hours} h {minutes} min", whole // 3600, whole % 3600 // 60)
+    return Message("{number} days", round(whole / 86400))

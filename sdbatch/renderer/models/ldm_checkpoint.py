@@ -123,4 +123,4 @@ def told(text: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and is_disk_trouble(error):
             raise
-        raise JobError(f"{text} ({error})" if isinstance(error, LimitExceeded) else text) from error
+        raise JobError(text + Message(" ({details})", error) if isinstance(error, LimitExceeded) else text) from error

@@ -63,7 +63,7 @@ class LdmConfig:
         try:
             return kind(value)
         except (TypeError, ValueError, OverflowError) as error:
-            told = f": {error}" if isinstance(error, LimitExceeded) else ""
+            told = Message(": {problem}", error) if isinstance(error, LimitExceeded) else ""
             raise JobError(
                 "the config {name}: model.params.{dotted} is not a usable value{told}", self.name, dotted, told
             ) from error
