@@ -82,10 +82,10 @@ def cancel(
     from sdbatch.client import control  # noqa: PLC0415
 
     if bool(job) == everything:
-        raise JobError("name a job, or say --all")
+        raise JobError("give a job, or --all")
     place = named_root(root)
     lines = control.cancel_all(place) if everything else [control.cancel(place, job)]
-    for line in lines or [Message("nothing waits or is drawn")]:
+    for line in lines or [Message("no job is waiting or running")]:
         echo(line)
 
 
@@ -113,10 +113,10 @@ def retry(
     from sdbatch.client import control  # noqa: PLC0415
 
     if bool(job) == all_failed:
-        raise JobError("name a job, or say --all-failed")
+        raise JobError("give a job, or --all-failed")
     place = named_root(root)
     lines = control.retry_all(place) if all_failed else [control.retry(place, job)]
-    for line in lines or [Message("nothing in jobs/failed/ is to be tried again")]:
+    for line in lines or [Message("there is nothing to retry in jobs/failed/")]:
         echo(line)
 
 

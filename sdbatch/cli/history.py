@@ -73,7 +73,7 @@ def history(  # noqa: PLR0913 - each is an option
     from sdbatch.history import times  # noqa: PLC0415
 
     if kind not in (None, "txt2img", "img2img"):
-        raise typer.BadParameter(Message("--kind is txt2img or img2img"))
+        raise typer.BadParameter(Message("--kind must be txt2img or img2img"))
     place = named_root(root)
     drawn = times.since(since, datetime.now(UTC)) if since else None
     opened = _open(place, anew=rebuild)
@@ -88,7 +88,7 @@ def history(  # noqa: PLR0913 - each is an option
     if found.rest is not None and search(before=found.rest, limit=1):
         echo(
             Message(
-                "these are the newest {count}; there are more: --limit {limit} shows up to so many",
+                "these are the newest {count}; see more with --limit {limit}",
                 len(found),
                 10 * limit,
             ),
@@ -174,7 +174,7 @@ def restore(
         typer.echo(restored.text, nl=False)
         return
     if output.exists():
-        raise JobError("{output} is there already", output)
+        raise JobError("{output} exists already", output)
     files.write_atomically(output, restored.text.encode())
     typer.echo(output)
 
@@ -209,7 +209,7 @@ def follow_up(
     if isinstance(found, JobRecord):
         pictures = [each for each in opened.pictures_of(found.id) if each.file]
         if len(pictures) != 1:
-            raise JobError("{id} has {count} pictures; say which: {id}/0", found.id, len(pictures))
+            raise JobError("{id} has {count} images; say which: {id}/0", found.id, len(pictures))
         found = pictures[0]
     fields = {} if seed is None else {"seed": seed}
     text = restore.follow_up(place, opened, found, prompt, strength, **fields)
@@ -252,9 +252,9 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
     status_reader.check_root(place)
     opened = History(place) if anew else History.open(place)
     if anew:
-        echo(Message("read again: {rebuild} jobs", opened.rebuild()), err=True)
+        echo(Message("read {count} jobs again", opened.rebuild()), err=True)
     if opened.stale:
-        echo(Message("note: {stale}: what is newest may be missing", opened.stale), err=True)
+        echo(Message("note: {problem}: the newest images may be missing", opened.stale), err=True)
     for why in opened.passed_over:
         echo(Message("note: {why}", printable(why)), err=True)
     return opened
@@ -265,7 +265,7 @@ def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
     from sdbatch.errors import JobError  # noqa: PLC0415
 
     if not named.strip():
-        raise JobError("name a picture or a job")
+        raise JobError("give an image or a job")
     path = as_stored(Path(os.path.abspath(Path(named).expanduser())))  # noqa: PTH100 - a link keeps its name
     return opened.find(opened.root.show(path) if path.exists() else named)
 

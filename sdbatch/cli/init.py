@@ -11,7 +11,7 @@ from sdbatch.errors import ConfigError
 from sdbatch.messages import Message
 from sdbatch.storage.files import copy_atomically, make_dir, same_content, write_atomically
 
-DEMO_DEFAULTS = Message("\ndefaults: {H: 64, W: 64}  # what the demo model was trained on\n")
+DEMO_DEFAULTS = "\ndefaults: {H: 64, W: 64}  # what the demo model was trained on\n"
 
 
 @app.command()
@@ -70,7 +70,7 @@ def _lay(source: Path | None, target: Path) -> None:
     if source is None:
         return
     if target.exists() and not same_content(source, target):
-        raise ConfigError("{target} is there already, and is not {source}; move it away first", target, source)
+        raise ConfigError("{target} exists already, and is not {source}; move it away first", target, source)
     if not target.exists():
         make_dir(target.parent)
         with source.open("rb") as file:

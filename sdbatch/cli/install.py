@@ -57,7 +57,7 @@ def install(
         echo(Message("sdbatch is installed{lacks}", lacks))
         echo(Message("start it, now and at every boot: {systemctl} enable --now sdbatch", systemctl))
         if user:
-            echo(Message("let it run while you are not logged in: loginctl enable-linger"))
+            echo(Message("to keep it running while you are not logged in: loginctl enable-linger"))
 
 
 @app.command()
@@ -88,7 +88,7 @@ def _carry_out(plan: "InstallPlan", *, user: bool, dry_run: bool) -> None:
             echo(line)
         return
     if not user and os.geteuid() != 0:
-        raise InstallError("only root can do this for the whole machine: run it with sudo, or as yourself with --user")
+        raise InstallError("only root can do this for the whole machine: use sudo, or --user for yourself alone")
     plan.carry_out()
     if not plan.running:
-        echo(Message("no systemd runs here now; one that is started will find what was changed"), err=True)
+        echo(Message("systemd is not running here; it will find the change when it starts"), err=True)

@@ -92,6 +92,6 @@ def _who_may(refused: str | None) -> str:
             continue  # what it lies in is closed, too
         if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
             joins = f"sudo usermod -aG {status.st_gid} {account.name_of(os.geteuid())}"
-            return Message("; the group of {folder} may do this ({joins}, and log in anew)", folder, joins)
+            return Message("; the group of {folder} may do this ({command}, and log in again)", folder, joins)
         break
     return ""

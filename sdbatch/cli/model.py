@@ -91,8 +91,8 @@ def import_model(
         raise typer.BadParameter(Message("--as takes a name without folders"))
     with _bar("copying") as told:
         target = catalog.import_model(file, place, name, told, link=link)
-    echo(Message("{target} is there: jobs name it with `ckpt: {name}`", place.show(target), target.name))
-    echo(Message("whether it is whole says `sdbatch model verify {name}`", target.name), err=True)
+    echo(Message("{target} is ready: jobs name it with `ckpt: {name}`", place.show(target), target.name))
+    echo(Message("check it: sdbatch model verify {name}", target.name), err=True)
 
 
 @model.command()
@@ -140,7 +140,7 @@ def verify(
     for kind, count in verified.beside.items():
         echo(Message("  not used: {kind} ({count} names)", kind, count))
     for title, names in (
-        (Message("missing or misfit"), verified.lacking),
+        (Message("missing or of another shape"), verified.lacking),
         (Message("not numbers (nan or infinite)"), verified.broken),
         (Message("unexpected, not used"), verified.unexpected),
     ):
@@ -179,7 +179,7 @@ def convert(
     place.require(place.inbox)
     found = place.find_weights(ckpt, config)
     if output is not None and output.exists():
-        raise JobError("{output} is there already; choose another name", output)
+        raise JobError("{output} exists already; choose another name", output)
     _be_offline()
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
     from sdbatch.renderer.models.conversion import Conversions  # noqa: PLC0415 - torch
@@ -193,7 +193,7 @@ def convert(
             kept = Conversions(place.state / "models", place.state / "checksums.json", settings.converted_bytes)
             target = model_tools.convert_ahead(found.ckpt, found.config, dtype, kept, told)
     if target is None:
-        echo(Message("{ckpt} can be mapped as it is: nothing is to be converted", place.show(found.ckpt)))
+        echo(Message("{ckpt} loads quickly as it is: it needs no conversion", place.show(found.ckpt)))
     else:
         typer.echo(place.show(target))
 

@@ -37,7 +37,7 @@ def prune(
     place.require(place.inbox)
     outdated = [*retention.outdated(place, settings.retention, datetime.now(UTC))]
     if not outdated:
-        echo(Message("nothing to remove by the rules of retention:"))
+        echo(Message("nothing to remove; `retention:` has no limit set"))
     for folder in outdated:
         if apply:
             try:

@@ -43,5 +43,5 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
             continue
         typer.echo(dropped.path)
         for named in dropped.along:
-            echo(Message("{named} was taken along", named), err=True)
+            echo(Message("{named} was dropped too", named), err=True)
     raise typer.Exit(0 if is_good else 1)

@@ -25,7 +25,7 @@ def show_pictures(pictures: list[PictureRecord], root: Root) -> None:
             print("\t".join(_line(value) for value in fields))  # noqa: T201 - no folding, no markup
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(here(Message("drawn")), no_wrap=True)
+    table.add_column(here(Message("generated")), no_wrap=True)
     table.add_column(here(Message("picture")), overflow="fold")
     for name in (Message("seed"), Message("steps"), Message("scale"), Message("strength")):
         table.add_column(here(name), justify="right", no_wrap=True)
@@ -93,7 +93,7 @@ def _facts(found: PictureRecord | JobRecord, root: Root) -> Iterator[tuple[str, 
     yield Message("state"), found.state
     if found.reason:
         yield Message("reason"), _why(found, root)
-    yield Message("drawn"), _local(found.drawn_at)
+    yield Message("generated"), _local(found.drawn_at)
     told = [
         (Message("prompt"), found.prompt),
         (Message("negative prompt"), found.negative),

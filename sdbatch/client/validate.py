@@ -88,7 +88,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
     sampler = "PLMS" if job.plms else "DDIM"
     said = Message(
-        "{pictures} of {shape}, {sampler}, {ddim_steps} steps, to {outdir}: {drawn}",
+        "{pictures} of {size}, {sampler}, {steps} steps, to {outdir}: {prompt}",
         pictures,
         shape,
         sampler,
@@ -124,7 +124,9 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
     elif (outside := lies_beside(named, beside, root)) is not None:
         if not outside.exists():
             raise Missing(
-                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it', field, named
+                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
+                field,
+                named,
             )
         if not outside.is_file():
             raise JobError('{field}: "{named}" is not a file', field, named)
@@ -136,7 +138,7 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
         raise JobError('{field}: "{named}" is not a file', field, named)
     if (size := found.stat().st_size) > limits.input_bytes:
         raise JobError(
-            '{field}: "{named}" has {size:,} bytes; the limit is {input_bytes:,}',
+            '{field}: "{named}" has {size:,} bytes; the limit is {most:,}',
             field,
             named,
             size,

@@ -195,7 +195,7 @@ def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, 
             return {}, {}
         case [Document(value=dict(values), lines=lines)]:
             return _resolved(values), {tuple(map(str, key)): line for key, line in lines.items()}
-    raise ConfigError("{path}: must be keys and values, such as `device: auto`", path)
+    raise ConfigError("{path}: must be names and values, such as `device: auto`", path)
 
 
 def _resolved(value: Any) -> Any:
@@ -222,7 +222,7 @@ def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variable
         what = details["msg"]
     starts = [key[:length] for length in range(len(key), 0, -1)]
     if variable := next((variables[start] for start in starts if start in variables), ""):
-        return Message("{variable} in the environment: {what}", variable, what)
+        return Message("{name} in the environment: {problem}", variable, what)
     line = next((lines[start] for start in starts if start in lines), 1)
     return Message("{path}: line {line}: {names}: {what}", path, line, ".".join(key), what)
 

@@ -63,7 +63,7 @@ class LocalEngine:
                 self._process = self._begin(theirs)
             except OSError as error:
                 os.close(self._answers)
-                raise EngineDown("no renderer can be started: {problem}", error.strerror) from error
+                raise EngineDown("can't start a renderer: {problem}", error.strerror) from error
             finally:
                 os.close(theirs)
             self._last_words.clear()
@@ -176,7 +176,7 @@ class LocalEngine:
         try:
             return EVENT.validate_json(line) if line else Tick()
         except ValidationError as error:
-            raise RendererDied("the renderer gave an answer that is none") from error
+            raise RendererDied("the renderer sent an invalid answer") from error
 
     def _died(self) -> RendererDied:
         assert self._process is not None

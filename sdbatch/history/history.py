@@ -98,7 +98,7 @@ class History:
         """The same, as far as it can be done: what can't is told in `stale`."""
         try:
             self.refresh()
-            self.stale = "" if self.writable else Message("state/{database} can only be read", DATABASE)
+            self.stale = "" if self.writable else Message("state/{name} is read-only", DATABASE)
         except OSError as error:  # locked, full
             self.stale = str(error.strerror)
 
@@ -209,15 +209,13 @@ class History:
         ids = the_one(part, meant(part, ids))
         if not ids:
             raise JobError(
-                'the history has no job or picture "{part}"; give a picture\'s path, JOB/NUMBER, or a '
-                "job's id or a part of it",
+                'the history has no job or image "{part}"; give the path of an image, JOB/NUMBER, or a job '
+                "id or part of it",
                 part,
             )
         if len(ids) > 1:
             names = "\n".join(f"  {job_id}" for job_id in ids[:10])
-            raise JobError(
-                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}', part, names
-            )
+            raise JobError('several job ids contain "{part}"; give more of it. The last ones:\n{names}', part, names)
         return ids[0]
 
     def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere
@@ -248,19 +246,19 @@ class History:
         files = json.dumps(
             [(path, each.file, each.key) for each in pictures for path in {each.path, each.published} if path]
         )
-        question = Message(
-            "\n            SELECT key, id, parent_picture FROM jobs WHERE parent_job = :id "
-            "UNION\n            SELECT jobs.key, jobs.id, files.file FROM (\n                SELECT "
-            "path, file, key AS since, EXISTS\n                    (SELECT 1 FROM pictures WHERE "
-            "published = path AND pictures.key < own.key) AS is_later,\n                    (SELECT "
-            "min(key) FROM pictures WHERE published = path AND pictures.key > own.key) AS "
-            "until\n                FROM (\n                    SELECT json_extract(value, '$[0]') AS "
-            "path, json_extract(value, '$[1]') AS file,\n                        json_extract(value, "
-            "'$[2]') AS key FROM json_each(:files)\n                ) own\n            ) files CROSS "
-            "JOIN jobs ON jobs.init = files.path\n                AND jobs.key > CASE WHEN is_later "
-            "THEN since ELSE -1 END AND jobs.key <= coalesce(until, :last)\n            WHERE "
-            "parent_job IS NULL ORDER BY 1"
-        )
+        question = """
+            SELECT key, id, parent_picture FROM jobs WHERE parent_job = :id UNION
+            SELECT jobs.key, jobs.id, files.file FROM (
+                SELECT path, file, key AS since, EXISTS
+                    (SELECT 1 FROM pictures WHERE published = path AND pictures.key < own.key) AS is_later,
+                    (SELECT min(key) FROM pictures WHERE published = path AND pictures.key > own.key) AS until
+                FROM (
+                    SELECT json_extract(value, '$[0]') AS path, json_extract(value, '$[1]') AS file,
+                        json_extract(value, '$[2]') AS key FROM json_each(:files)
+                ) own
+            ) files CROSS JOIN jobs ON jobs.init = files.path
+                AND jobs.key > CASE WHEN is_later THEN since ELSE -1 END AND jobs.key <= coalesce(until, :last)
+            WHERE parent_job IS NULL ORDER BY 1"""
         values = {"id": job_id, "files": files, "last": LAST}
         rows = self._database.ask(lambda db: db.execute(question, values).fetchall())
         return [Relative(child, picture) for _, child, picture in rows]

@@ -63,9 +63,7 @@ def restore(root: Root, what: PictureRecord | JobRecord | Path) -> Restored:
         origin, (fields, notes) = _origin(what), _told_by_history(root, what)
     fields, misfits = _fitting(fields)
     missing = [
-        printable(
-            Message("{name}: there is no {fields} in the root; without it the job can't be drawn", name, fields[name])
-        )
+        printable(Message("{name}: there is no {path} in the root; without it the job can't run", name, fields[name]))
         for name in (*FILES, "ckpt")
         if fields.get(name) and not _is_there(root, name, str(fields[name]))
     ]
@@ -149,7 +147,7 @@ def job_text(root: Root, fields: Fields) -> str:
 def _origin(what: PictureRecord | JobRecord) -> str:
     if isinstance(what, JobRecord):
         return what.id
-    return Message("{path}, picture {number} of {job}", what.path, what.number, what.job) if what.file else what.job
+    return Message("{path}, image {number} of {job}", what.path, what.number, what.job) if what.file else what.job
 
 
 def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Fields, list[str]]:
@@ -167,7 +165,7 @@ def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Field
     parsed = scan.parse_dropped(folder, root)
     if parsed is None or parsed.job is None:
         why = Message(": {problem}", parsed.error) if parsed and parsed.error else ""
-        raise JobError("{job_id}: no job can be restored from it{why}", job_id, why)
+        raise JobError("{job_id}: can't restore a job from it{why}", job_id, why)
     return _with_copies(root, folder, parsed.job.model_dump()), []
 
 
@@ -196,7 +194,7 @@ def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[s
             job[name] = root.show(copy)
         elif _is_there(root, name, str(job[name])):
             notes.append(
-                Message("{name}: {job} was changed since, and no copy was kept", name, printable(str(job[name])))
+                Message("{name}: {path} was changed since, and no copy was kept", name, printable(str(job[name])))
             )
     return job, notes
 
@@ -237,7 +235,9 @@ def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
         fields = foreign_pictures.read_setup(base / foreign_pictures.SETUP)
         if not fields:
             raise JobError(
-                "{path}: nothing there says how it was drawn: {silence}, no setup.json beside it", path, silence(said)
+                "{path}: does not say how it was made: {silence}, no setup.json beside it",
+                path,
+                silence(said),
             )
     if not fields:
         raise JobError("{path}: nothing there says how it was drawn: no setup.json that can be read", path)
@@ -265,7 +265,7 @@ def _with_model(root: Root, said: PictureInfo) -> tuple[Fields, list[str]]:
         return said.fields, said.notes
     if path := _find_weights(root, said.model):
         return said.fields | {"ckpt": path}, said.notes
-    note = Message("Model: no {model} lies in models/; the job draws with the default ckpt", printable(said.model))
+    note = Message("Model: there is no {model} in models/; the job uses the default ckpt", printable(said.model))
     return said.fields, [*said.notes, note]
 
 
@@ -283,7 +283,7 @@ def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
     """The fields that a job can have, and why the others were left out: another program's values need not be ours."""
     known = Txt2Img.model_fields | Img2Img.model_fields
     notes = [
-        printable(Message("{name}: is no field of a job, and was left out", name))
+        printable(Message("{name}: is not a field of a job, and was left out", name))
         for name in fields
         if name not in known
     ]

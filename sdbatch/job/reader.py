@@ -126,9 +126,7 @@ def _read_manifest(values: dict[str, Any], line: int) -> Asked:
     try:
         return read_asked(values)
     except (LookupError, TypeError, ValueError) as error:
-        text = Message(
-            "line {line}: this manifest cannot be understood any more; take a fresh copy from jobs/done/", line
-        )
+        text = Message("line {line}: this manifest can't be read any more; take a fresh copy from jobs/done/", line)
         raise JobError(text) from error
 
 
@@ -143,7 +141,7 @@ class _Written:
         self.paths: dict[str, tuple[Line, ...]] = {}
         self.given: dict[str, Any] = {}
         if foreign.is_workflow(values):
-            raise JobError("line {start}: {problem}", self.start, _WORKFLOW)
+            raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)

@@ -40,8 +40,8 @@ def make(output: Path, target: Target, ckpt: Path | None, config: Path | None) -
     """
     if not (SOURCE / "pyproject.toml").exists():
         raise BundleError(
-            "this sdbatch was installed without its source, and a bundle is built from that: "
-            "get the source, and run `make bundle` in it"
+            "this sdbatch was installed without its source, which a bundle is built from: get the "
+            "source, and run `make bundle` in it"
         )
     model = _model(ckpt, config)
     files.make_dir(output.absolute().parent)
@@ -72,7 +72,7 @@ def pack(output: Path, conf: bytes, gathered: list[Path], model: Contents) -> No
 
 def _model(ckpt: Path | None, config: Path | None) -> Contents:
     if config is not None and ckpt is None:
-        raise BundleError("--config is the yaml of a checkpoint: name that too, with --ckpt")
+        raise BundleError("--config is the config of a checkpoint: give --ckpt too")
     wanted = {"models/model.ckpt": ckpt, "models/model.yaml": config}
     for path in wanted.values():
         if path is not None and not path.is_file():

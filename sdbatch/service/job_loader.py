@@ -95,8 +95,8 @@ class JobLoader:
             self.spool.split(claim, len(parts))
         if claim.part > len(parts):
             raise JobError(
-                "{file}: holds {count} of {parts} jobs since it was mended, and not number {part}: "
-                "nothing is left to draw here, and this folder may be deleted",
+                "{file}: contains only {count} of {parts} jobs now, and not number {part}: there is nothing "
+                "left to run, and this folder may be deleted",
                 claim.file,
                 len(parts),
                 claim.parts,
@@ -105,8 +105,8 @@ class JobLoader:
         part = parts[claim.part - 1]
         if 0 < claim.parts < len(parts):
             more = Message(
-                "{file}: holds {count} jobs since it was mended, and held {parts}: only number {part} is "
-                "drawn here; drop what was added into the inbox, in a file of its own",
+                "{file}: contains {count} jobs now, and contained {parts}: only number {part} runs here; "
+                "drop the new ones into the inbox as a file of their own",
                 claim.file,
                 len(parts),
                 claim.parts,

@@ -83,7 +83,9 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
     if facts.get("problem"):
         since = facts.get("problem_since")
         held = Message(", for {time}", duration(seconds_since(since, now))) if since else ""
-        what, style = (Message("a job waits"), "yellow") if facts["job"] else (Message("nothing is drawn"), "bold red")
+        what, style = (
+            (Message("a job waits"), "yellow") if facts["job"] else (Message("nothing is generated"), "bold red")
+        )
         if facts.get("state") == RESTING:
             style = "yellow"
         parts.append(_text(Message("{what}{since}: {problem}", what, held, facts["problem"]), style))
@@ -102,16 +104,14 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
     if job := facts["job"]:
         parts += [
             Text(),
-            _text(Message("drawing {job}, attempt {number}", _name(job), job.get("attempt")), "bold"),
+            _text(Message("generating {job}, attempt {number}", _name(job), job.get("attempt")), "bold"),
         ]
         parts.append(_BarLine(job) if with_bar else _text("  " + _pictures(job)))
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
-        parts.append(
-            _text(Message("still empty, and taken when something is in it: {names}", ", ".join(facts["empty"])))
-        )
+        parts.append(_text(Message("still empty; taken once they have content: {names}", ", ".join(facts["empty"]))))
     parts += _listed(facts["unmovable"], facts["unmovable_count"], Message("stays in the inbox"), "red")
-    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], Message("no job"), "yellow")
+    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], Message("not a job"), "yellow")
     if facts["failures"]:
         parts += [Text(), _text(Message("failed last"), "bold"), *_failures(facts["failures"], now)]
     return Group(*parts)
@@ -162,7 +162,7 @@ def _pictures(job: Facts) -> str:
     left = job.get("eta_seconds")
     eta = Message(", {time} left", duration(_number(left))) if left is not None else ""
     step = Message(", step {step} of {steps}", job.get("step"), job.get("steps")) if job.get("step") else ""
-    return Message("{done} of {all} pictures{step}{left}", job.get("pictures_done"), job.get("pictures"), step, eta)
+    return Message("{done} of {all} images{step}{left}", job.get("pictures_done"), job.get("pictures"), step, eta)
 
 
 def _queue(queue: Facts) -> Iterator[Text]:

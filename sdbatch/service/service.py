@@ -127,7 +127,7 @@ class Service:
                 self.log.exception("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts)
                 self._fail(
                     claim,
-                    Message("an error inside sdbatch ({name__}); its log says more", type(error).__name__),
+                    Message("an error inside sdbatch ({name}); see its log", type(error).__name__),
                     clock(),
                 )
             return True
@@ -218,7 +218,7 @@ class Service:
             at_once=True,
             state="paused",
             job=None,
-            problem=Message("the disk fails; jobs are kept: {problem}", files.in_words(error)),
+            problem=Message("the disk fails; no job is lost: {problem}", files.in_words(error)),
         )
 
     def is_drained(self) -> bool:
@@ -351,7 +351,7 @@ class Service:
             raise EngineDown("the renderer did not start within {limit} seconds", f"{limit:g}")
         if silent > limit:
             raise RendererDied(
-                "it showed no sign of life for {limit} seconds, the hang_seconds in configs/sdbatch.yaml", f"{limit:g}"
+                "it showed no sign of life for {limit} seconds (hang_seconds in configs/sdbatch.yaml)", f"{limit:g}"
             )
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
@@ -395,7 +395,7 @@ class Service:
             self.inbox.expect()
             notes.append(written_on(printable(later)))
         if handover.restore(self.spool.folder(claim) / claim.file, task.source):
-            notes.append(Message("the job file was changed while it was drawn; that lies beside it, and was not drawn"))
+            notes.append(Message("the job file was changed while the job ran; the change was kept, but not used"))
         for note in notes:
             self._log(claim).warning(note)
         return notes
@@ -436,7 +436,7 @@ class Service:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
         if claim.attempts >= self.settings.max_attempts and self._count_staged(claim) <= claim.staged:
             told = Message(
-                "the renderer died at each of {attempts} attempts to draw this job.\n{text}", claim.attempts, text
+                "the renderer crashed in each of {attempts} attempts at this job.\n{details}", claim.attempts, text
             )
             self._fail(claim, told, now)
             self.readiness.count_failure(told)

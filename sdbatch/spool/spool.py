@@ -247,10 +247,10 @@ class Spool:
         if self._is_own(self.folder(claim)):
             return
         raise JobError(
-            "This folder was put into jobs/running/ by hand, or came there with a back-up: its name is no job's, "
-            "or that of a job that has ended.\n"
-            "Nothing was drawn of it. To draw it as it lies here: sdbatch retry, with the name of this folder.\n"
-            "To draw it with changes, drop its job file into jobs/inbox/. Otherwise delete it."
+            "This folder was put into jobs/running/ by hand or from a backup: its name is not a job id, "
+            "or that job has already ended.\nNothing was generated. To run it: sdbatch retry, with the "
+            "name of this folder.\nTo run it with changes, drop its job file into jobs/inbox/. Otherwise "
+            "delete it."
         )
 
     def _is_own(self, folder: Path) -> bool:
@@ -269,7 +269,7 @@ class Spool:
         """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
-            raise JobError("{name} holds no job file any more", failed.name)
+            raise JobError("there is no job file in {name} any more", failed.name)
         _set_inputs_aside(failed, claim)
         claim.other.pop("error", None)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)

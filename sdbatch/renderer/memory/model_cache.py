@@ -86,7 +86,7 @@ class ModelCache:
         """Let go of all models but the one in use, and say which; nothing if there is none."""
         others = [key for key in self.models if key != self._in_use]
         names = ", ".join(self.models.pop(key).name for key in others)
-        return Message("no other model is kept ({names} was)", names) if names else ""
+        return Message("no other model is kept in memory ({names} was)", names) if names else ""
 
     def _make_room(self, size: int) -> None:
         """For a model of so many bytes those go that were not used for longest."""
