@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job
 from rich.console import Console
+from sdbatch.web.translation import in_chinese
 from test_web import Visitor
 from test_web_language import assert_chinese
 from tests_support import drain, only
@@ -19,8 +21,6 @@ from sdbatch.spool import no_jobs
 from sdbatch.spool.inbox import Arrival
 from sdbatch.spool.status_reader import read_overview
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
-from sdbatch.web.translation import in_chinese
 
 Start = Callable[..., Service]
 JOB = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\nprompt: a\n"

@@ -269,7 +269,7 @@ def clock(root: Root) -> Finding:
             said,
             f"{ahead:.0f}",
         )
-        return warning("clock", text + Message("server's clock is another"), remedy)
+        return warning("clock", text, remedy)
     return ok("clock", Message("it shows {time}", said))
 
 
