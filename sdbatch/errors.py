@@ -68,13 +68,13 @@ class EngineDown(SdbatchError):
 class OutOfMemory(SdbatchError):
     """Not even the most sparing way to draw a job fits into memory. A new renderer may have more of it."""
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, details: str) -> None:
         super().__init__(
             Message(
-                "out of memory, even with the smallest batch; use a smaller H and W, or see what else "
-                "uses the device's memory ({details})"
-            ),
-            said,
+                "out of memory, even with the smallest batch; use a smaller H and W, or see what else uses the "
+                "device's memory ({details})",
+                details,
+            )
         )
 
 

@@ -13,7 +13,7 @@ from jinja2 import Environment
 import sdbatch
 from sdbatch import errors, messages
 from sdbatch.cli.common import app
-from sdbatch.cli.main import OLD_NAMES
+from sdbatch.cli.main import OLD_NAMES, paragraphs
 from sdbatch.job.parameters import Img2Img, Lora, Txt2Img
 
 PACKAGE = Path(sdbatch.__file__).parent
@@ -23,6 +23,9 @@ PASSED_ON = ("messages.py", "errors.py")  # they make messages of others' templa
 # Texts of the operating system, as its C library says them in English.
 SYSTEM = {"Permission denied", "No space left on device", "Read-only file system", "No such file or directory"}
 SYSTEM |= {"Is a directory", "Not a directory", "Input/output error", "File name too long", "Stale file handle"}
+# What typer says, through gettext.
+SYSTEM |= {"Arguments", "Options", "Commands", "Error", "[env var: {}]", "[default: {}]", "[required]"}
+SYSTEM |= {"Show this message and exit.", "Try [blue]'{command_path} {help_option}'[/] for help."}
 
 
 def texts(node: ast.expr, constants: dict[str, set[str]]) -> set[str] | None:
@@ -79,7 +82,8 @@ def templates_of_fields() -> Iterator[str]:
 
 def templates_of_help(command: Any = None) -> Iterator[str]:
     command = command or typer.main.get_command(app)
-    yield from filter(None, (command.help, *(getattr(param, "help", None) for param in command.params)))
+    yield from filter(None, (text for text, _ in paragraphs(command.help or "")))
+    yield from filter(None, (getattr(param, "help", None) for param in command.params))
     for name, inner in getattr(command, "commands", {}).items():
         if name not in OLD_NAMES:
             yield from templates_of_help(inner)

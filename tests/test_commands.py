@@ -170,7 +170,7 @@ def test_init_never_takes_another_model_for_the_one_asked_for(tmp_path: Path) ->
     run_sdbatch("init", root.path)
     refused = run_sdbatch("init", root.path, "--demo")
     assert refused.returncode == 78
-    assert "v1-inference.yaml is there already" in refused.stderr
+    assert "v1-inference.yaml exists already" in refused.stderr
 
 
 def test_init_demo_lays_a_model_that_the_first_users_jobs_name(tmp_path: Path) -> None:

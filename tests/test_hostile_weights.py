@@ -291,7 +291,7 @@ def set_to(dotted: str, value: Any) -> Change:
     ],
 )
 def test_a_config_that_asks_for_a_huge_network_is_refused(dotted: str, value: Any, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"other\.yaml.*(not a usable value|make no noise schedule)"):
+    with pytest.raises(JobError, match=r"other\.yaml.*(not a usable value|give no noise schedule)"):
         load_model(CKPT, changed(set_to(dotted, value), tmp_path))
 
 

@@ -84,7 +84,7 @@ def test_a_file_of_many_jobs_is_cancelled_and_tried_again_as_a_whole(root: Root,
     assert not (root.running / f"{STAMP}-000044-list-2" / CANCEL).exists()
     for folder in list(root.running.iterdir()):
         folder.rename(root.failed / folder.name)
-    assert control.retry(root, named) == "3 jobs of 000043 are tried again"
+    assert control.retry(root, named) == "3 jobs of 000043 will run again"
     assert sorted(path.name for path in root.running.iterdir()) == sorted(job.name for job in jobs)
 
 
@@ -199,7 +199,7 @@ def test_the_jobs_of_a_claimed_file_are_bumped_as_a_whole(start: Start, root: Ro
     clock.sleep(3)
     service.inbox.scan(clock.mono)
     clock.sleep(3)
-    assert control.prioritize(root, "000002") == "all jobs of 000002 go first, behind what was urgent before"
+    assert control.prioritize(root, "000002") == "all jobs of 000002 go first, after earlier urgent ones"
     drain(service, clock)
     folders = sorted(root.done.iterdir(), key=lambda folder: (folder / "manifest.yaml").stat().st_mtime_ns)
     assert [folder.name.split("-", 2)[2] for folder in folders] == ["b", "b", "b", "c", "a", "a", "a"]

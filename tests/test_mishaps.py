@@ -101,7 +101,7 @@ def test_a_claimed_job_that_can_not_be_read_lets_the_others_pass_and_is_told(
     assert service.done == 1
     assert only(root.running) == folder
     told = json.loads(root.status.read_text())
-    why = f"{folder.name} waits, as it can't be read: Permission denied: {folder}/claim.json; let the service's user"
+    why = f"{folder.name} waits, since it can't be read: Permission denied: {folder}/claim.json; let the service's user"
     assert told["problem"].startswith(why)
     assert told["queue"]["claimed"] == 1
     monkeypatch.undo()

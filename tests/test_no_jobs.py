@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from harness import FakeClock, drop_job
 from rich.console import Console
-from sdbatch.web.translation import in_chinese
 from test_web import Visitor
 from test_web_language import assert_chinese
 from tests_support import drain, only
 
+from sdbatch.messages import shown
 from sdbatch.operations import doctor
 from sdbatch.service.screen import FILES, _screen
 from sdbatch.service.service import Service
@@ -213,10 +213,8 @@ def test_what_the_service_said_is_shown_and_what_somebody_else_wrote_there_break
 
 def test_it_is_said_in_chinese(root: Root) -> None:
     for name in (*RENAMED, *OTHERS):
-        assert_chinese(in_chinese(no_jobs.judge(name).why.replace(name, "x")))  # type: ignore[union-attr]
-    for why in (no_jobs.GIVEN_UP, no_jobs.READS_LIKE_ONE.format("x")):
-        assert_chinese(in_chinese(why))
+        assert_chinese(shown(no_jobs.judge(name).why, "zh").replace(name, "x"))  # type: ignore[union-attr]
     unmovable = Unmovable(root.inbox)
     for error in (PermissionError(13, "no"), OSError(27, "File too large")):
         unmovable.note(Arrival(str(root.inbox / "a.yaml"), is_file=True), error, 0)
-        assert_chinese(in_chinese(unmovable.why["a.yaml"]).replace("chmod g+w", ""))
+        assert_chinese(shown(unmovable.why["a.yaml"], "zh").replace("chmod g+w", ""))

@@ -415,7 +415,7 @@ def test_a_slip_of_our_own_costs_one_job_and_not_the_service(start: Start, root:
     service = start(slip)
     drain(service, clock)
     assert (service.done, service.failed) == (1, 1)
-    assert error_of(root) == "an error inside sdbatch (ZeroDivisionError); its log says more\n"
+    assert error_of(root) == "an error inside sdbatch (ZeroDivisionError); see its log\n"
 
 
 def test_a_job_that_takes_the_service_down_each_time_is_not_begun_a_fourth_time(

@@ -193,7 +193,7 @@ def test_a_file_that_the_service_may_not_take_is_told_with_the_remedy(
         service.run_once(clock)
         clock.sleep(2)
     text = " ".join(shown(root, clock).split())
-    assert "stays in the inbox: batch/1.yaml: the service may not take files out of" in text
+    assert "stays in the inbox: batch/1.yaml: the service may not move files out of" in text
     assert f"chmod g+w {root.inbox}/batch" in text
     (root.inbox / "batch/1.yaml").unlink()
     for _ in range(5):
@@ -207,7 +207,7 @@ def test_a_file_that_holds_nothing_is_told_until_it_does(start: Start, root: Roo
     service = start()
     drain(service, clock)
     service.run_once(clock)
-    assert "still empty, and taken when something is in it: empty.yaml" in shown(root, clock)
+    assert "still empty; taken once they have content: empty.yaml" in shown(root, clock)
     assert "queue: empty" in shown(root, clock)
     drop_job(root, "empty.yaml", "prompt: a\n" + SMALL)
     clock.sleep(6)
@@ -274,7 +274,7 @@ def test_a_killed_services_job_waits_in_the_queue(root: Root, clock: FakeClock) 
     root.pause.touch()
     text = shown(root, clock)
     assert "the service is not running: ended without a word, last heard of 60 s ago" in text
-    assert "nothing is drawn: paused until jobs/PAUSE is removed" in text
+    assert "nothing is generated: paused until jobs/PAUSE is removed" in text
     assert "1  20261122T101530Z-000001-x" in text
 
 
@@ -319,10 +319,10 @@ def test_one_job_that_waits_is_not_told_as_if_nothing_were_drawn(root: Root, clo
     file.tell(0.0, clock.wall, at_once=True, **told_now)
     assert file.sentence() == "drawing truck: 3 of 6 pictures; a job waits: y waits, as it can't be read"
     assert "a job waits, since 0 s ago: y waits" in shown(root, clock)
-    assert "nothing is drawn" not in shown(root, clock)
+    assert "nothing is generated" not in shown(root, clock)
     file.tell(0.0, clock.wall, at_once=True, **told_now | {"state": "paused", "job": None})
     assert file.sentence() == "paused: y waits, as it can't be read"
-    assert "nothing is drawn, since 0 s ago: y waits" in shown(root, clock)
+    assert "nothing is generated, since 0 s ago: y waits" in shown(root, clock)
 
 
 def test_a_disk_that_fails_in_the_middle_of_a_job_is_told_and_no_job_as_being_drawn(
@@ -441,7 +441,7 @@ def test_a_job_is_found_by_a_part_of_its_id(root: Root) -> None:
         (place / name).mkdir()
     assert find_job(root, "000002") == root.failed / "20261122T101530Z-000002-a"
     assert find_job(root, "20261122T101530Z-000001-a").parent == root.done
-    with pytest.raises(JobError, match='2 jobs have "-a" in their ids'):
+    with pytest.raises(JobError, match='2 job ids contain "-a" in their ids'):
         find_job(root, "-a")
     with pytest.raises(JobError, match=r'there is no job "\.\./done"'):
         find_job(root, "../done")

@@ -238,4 +238,4 @@ def test_the_commands_drop_what_is_well_and_say_what_is_not(root: Root, desk: Pa
         assert "is a link to a file that is not there" in ended.stderr
         assert f"did you mean {desk / 'good.yaml'}?" in ended.stderr
     assert ended.stdout == f"{root.inbox}/good/good.yaml\n"
-    assert ended.stderr.endswith("pic.png was taken along\n")
+    assert ended.stderr.endswith("pic.png was dropped too\n")

@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,9 +72,16 @@ def main() -> None:
         sys.exit(say(error, 1))
 
 
+def paragraphs(text: str) -> Iterator[tuple[str, str]]:
+    """Those of a command's help: what is translated of each, and what stays, as examples do below their heading."""
+    for paragraph in text.split("\n\n"):
+        heading, _, examples = paragraph.partition("\n")
+        yield (heading, f"\n{examples}") if heading.startswith("Example") else (paragraph, "")
+
+
 def _prepare(command: Any) -> None:
     """Help in the reader's language; flags take no value, and it is not to say that they do."""
-    command.help = here(command.help or "")
+    command.help = "\n\n".join(here(text) + rest for text, rest in paragraphs(command.help or ""))
     context = command.context_class(command, help_option_names=HELP_NAMES)
     for param in (*command.params, command.get_help_option(context)):
         if getattr(param, "is_flag", False):
