@@ -170,7 +170,7 @@ def test_a_copy_on_another_filesystem_holds_each_picture_once_and_no_models(
 def test_a_folder_that_is_there_or_in_the_root_is_refused_and_a_failure_leaves_nothing(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path, said in ((tmp_path, "exists already"), (root.outputs / "copy", "lies in the root itself")):
+    for path, said in ((tmp_path, "exists already"), (root.outputs / "copy", "is inside the root")):
         with pytest.raises(JobError, match=said):
             backup.make(root, path)
 

@@ -334,7 +334,7 @@ def test_a_missing_weight_is_named(key: str, weights: dict[str, Tensor], tmp_pat
 
 
 def test_a_weight_of_another_shape_is_named_with_both_shapes(weights: dict[str, Tensor], tmp_path: Path) -> None:
-    assert f"{UNET_KEY} is [32, 9, 3, 3], the config expects [32, 4, 3, 3]" in misfit(
+    assert f"{UNET_KEY} has shape [32, 9, 3, 3], the config expects [32, 4, 3, 3]" in misfit(
         weights | {UNET_KEY: torch.zeros(32, 9, 3, 3)}, tmp_path
     )
 

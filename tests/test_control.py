@@ -150,7 +150,7 @@ def test_what_is_not_there_or_not_clear_is_told(root: Root) -> None:
         control.cancel(root, "a")
     control.cancel(root, "x/a.yaml")
     for command in (control.cancel, control.retry, control.prioritize):
-        with pytest.raises(JobError, match="there is no job "b "):
+        with pytest.raises(JobError, match='there is no job "b"'):
             command(root, "b")
     with pytest.raises(JobError, match="is no root"):
         control.pause(Root(root.path / "nowhere"))
@@ -161,7 +161,7 @@ def test_no_name_at_all_means_no_job(root: Root) -> None:
     for folder in folders:
         folder.mkdir()
     for command in (control.cancel, control.retry):
-        with pytest.raises(JobError, match="there is no job ""):
+        with pytest.raises(JobError, match="there is no job"):
             command(root, "")
     assert not any(list(folder.iterdir()) for folder in folders)
 
@@ -332,7 +332,7 @@ def test_a_job_that_the_disk_has_no_room_for_is_not_begun(
     drop_job(root, "small.yaml", SMALL.replace("n_iter: 3", "n_iter: 1"))
     service = start(min_free_bytes=0)
     let_pass(service, clock)
-    assert "-a may need 0.1 MB, and 0.1/ has jobs/running/" in str(status(root)["problem"])
+    assert "-a may need 0.1 MB; jobs/running/ has 0.1 MB left" in str(status(root)["problem"])
     assert "make room" in str(status(root)["problem"])
     assert order(root) == ["small"]
     service.engine.drawn.clear()  # type: ignore[attr-defined]

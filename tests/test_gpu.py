@@ -116,7 +116,9 @@ def test_a_decoder_that_runs_over_in_float16_is_repeated_in_float32_and_told() -
     spoilt = model_in(torch.float16).to(GPU)
     overflowing(spoilt.vae.decoder, 1e7)
     drawn, told = drawn_by(spoilt, small_txt2img())
-    assert [text.partition(":")[0] for text in told] == ["decoded again in float32, because of overflow in float16"] * 2
+    assert [text.partition(":")[0] for text in told] == [
+        "decoded again in float32, since the decoder's numbers ran over in float16"
+    ] * 2
     for one in drawn:
         with torch.inference_mode():
             expected = torch.cat([spoilt.decode(latents[None]) for latents in one.latents])
@@ -180,7 +182,7 @@ def test_nothing_in_the_step_loop_waits_for_the_gpu(
 
 @contextmanager
 def at_most(most: float) -> Iterator[None]:
-    """The allocator gives no more than so many bytes."""
+    """The allocator gives no more than so many bytes in all."""
     whole = torch.cuda.get_device_properties(GPU).total_memory
     torch.cuda.set_per_process_memory_fraction(most / whole, GPU)
     try:
@@ -221,7 +223,7 @@ def test_with_ever_less_memory_the_ladder_is_walked_down_to_its_end_and_the_next
     assert told == []
     notes: list[str] = []
     for drawn, told in with_ever_less(model, job, torch.cuda.max_memory_allocated(GPU)):
-        assert all(text.startswith("out of memory: from picture 0 on ") for text in told)
+        assert all(text.startswith("out of memory: from image 0 on ") for text in told)
         difference = apart(pixels_of(drawn), pixels_of(whole))
         assert difference.mean() < 20 if any("tiles" in text for text in told) else difference.max() <= 1
         notes += told

@@ -99,7 +99,7 @@ def test_history_is_read_again_on_demand(draw: Draw, root: Root) -> None:
     manifest.write_text(manifest.read_text().replace("prompt: a truck", "prompt: a boat"))
     assert ask(root, "history", "boat").stdout == ""
     said = ask(root, "history", "boat", "--rebuild")
-    assert (len(said.stdout.splitlines()), said.stderr) == (2, "read 1 jobs\n")
+    assert (len(said.stdout.splitlines()), said.stderr) == (2, "read 1 jobs again\n")
 
 
 def test_show_tells_everything_and_draws_the_lineage(draw: Draw, root: Root) -> None:
@@ -256,7 +256,7 @@ def test_what_is_not_there_or_not_clear_is_told_in_plain_words(draw: Draw, root:
     for named, told in (
         ("nobody", 'the history has no job or image "nobody"'),
         ("-x", "No such option"),
-        ("2026", 'several job ids contain "2026" in their ids'),
+        ("2026", 'several job ids contain "2026"'),
         ("000001/9", 'has no picture "9"'),
         ("", "give an image or a job"),
     ):

@@ -194,7 +194,7 @@ def test_the_noise_is_found_in_a_velocity(v2_model: Model, timestep: int) -> Non
     t = torch.tensor([timestep])
     velocity = scheduler.get_velocity(x0, noise, t)
 
-    def unet(x: Tensorand timesteps: Tensor, **_: object) -> tuple[Tensor]:
+    def unet(x: Tensor, timesteps: Tensor, **_: object) -> tuple[Tensor]:
         return (velocity,)
 
     model = Model(**(vars(v2_model) | {"unet": unet}))
@@ -216,8 +216,8 @@ def test_between_two_timesteps_a_velocity_is_read_where_log_sigma_lies(v2_model:
 @pytest.mark.parametrize("plms", [False, True])
 def test_v2_draws_what_the_same_model_in_terms_of_noise_would(v2_model: Model, plms: bool) -> None:
     class InTermsOfNoise(Model):
-        def predict_noise(self, x: Tensorand timesteps: Tensor, context: Tensor) -> Tensor:
-            velocity: Tensor = self.unet(xand timesteps, encoder_hidden_states=context).sample
+        def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+            velocity: Tensor = self.unet(x, timesteps, encoder_hidden_states=context).sample
             alpha = float(self.alphas[int(timesteps[0])])
             noise: Tensor = alpha**0.5 * velocity + (1 - alpha) ** 0.5 * x
             return noise
@@ -260,7 +260,7 @@ def test_a_config_of_the_other_version_is_named(v2: tuple[Path, Path]) -> None:
         (["emb_params"], "a textual inversion"),
         ([UNET_KEY], "a UNet without a text encoder"),
         (["cond_stage_model.transformer.attn_layers.layers.0.0.weight"], "BERT text encoder of the LAION-400M model"),
-        (["something.else"], "it is not a complete Stable Diffusion checkpoint"),
+        (["something.else"], "it is no whole Stable Diffusion checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_of_these_models_is_named_as_what_it_is(
@@ -380,7 +380,7 @@ def test_shards_outside_their_folder_are_not_read(folder: Path) -> None:
     in_shards(folder)
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
-    with pytest.raises(JobError, match="lists files that are not its own"):
+    with pytest.raises(JobError, match="lists files that are none of its own"):
         load_model(folder, folder)
 
 

@@ -207,7 +207,7 @@ def test_missing_misfit_and_broken_weights_are_named(
         f"models/m.ckpt does not fit {CONFIG_NAME}",
         "missing or of another shape: 2",
         "first_stage_model.quant_conv.bias is missing",
-        "model.diffusion_model.out.2.bias is [7], the config expects [4]",
+        "model.diffusion_model.out.2.bias has shape [7], the config expects [4]",
         "not numbers (nan or infinite): 1\n    first_stage_model.post_quant_conv.bias",
     ):
         assert said in ended.stdout

@@ -133,7 +133,7 @@ def test_another_programs_picture_is_restored_as_far_as_it_goes(root: Root) -> N
 
 def test_a_model_that_is_not_there_is_told(root: Root) -> None:
     restored = restore(root, lay(root.path / "webui.png", WEBUI))
-    assert "Model: no v3 in models/; the job uses the default ckpt" in restored.notes
+    assert "Model: there is no v3 in models/; the job uses the default ckpt" in restored.notes
 
 
 def test_values_that_no_job_may_have_are_left_out_and_told(root: Root) -> None:

@@ -116,7 +116,7 @@ def test_ddim_evaluates_and_draws_once_a_step_even_where_sigma_is_nothing(steps:
 def test_plms_evaluates_and_draws_once_more_in_its_first_step(steps: int) -> None:
     timesteps = [step.timestep for step in reversed(make_schedule(ALPHAS, steps, 0.0))]
     asked, drawn = sampled(SAMPLERS["plms"](ALPHAS, Wish(steps)))
-    assert asked == [timesteps[0] and timesteps[min(1, len(timesteps) - 1)], *timesteps[1:]]
+    assert asked == [timesteps[0], timesteps[min(1, len(timesteps) - 1)], *timesteps[1:]]
     assert drawn == len(timesteps) + 1
 
 
@@ -372,7 +372,7 @@ def test_another_downsampling_factor_draws_another_size_as_in_the_scripts(f: int
 
 
 def test_more_steps_than_the_model_was_trained_on_are_refused() -> None:
-    with pytest.raises(JobError, match="ddim_steps: the limit is 3"):
+    with pytest.raises(JobError, match="ddim_steps: at most 3"):
         draw_all(small_txt2img(), model=replace(reference_model(), alphas=ALPHAS[:3]))
 
 

@@ -385,7 +385,7 @@ def test_a_folder_that_is_no_root_is_not_made_one_by_serving_it(tmp_path: Path) 
     """Such as the mount point of a disk that is not mounted."""
     ended = run_sdbatch("serve", "--root", tmp_path, "--drain")
     assert ended.returncode == 69, "systemd tries again"
-    assert "is not a root (there is no jobs/inbox): mount its disk, name another with --root" in ended.stderr
+    assert "is not a root (there is no jobs/inbox): mount its disk, give another with --root" in ended.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -322,7 +322,7 @@ def test_one_job_that_waits_is_not_told_as_if_nothing_were_drawn(root: Root, clo
     assert "nothing is generated" not in shown(root, clock)
     file.tell(0.0, clock.wall, at_once=True, **told_now | {"state": "paused", "job": None})
     assert file.sentence() == "paused: y waits, as it can't be read"
-    assert "nothing is generated, since 0 s ago: y waits" in shown(root, clock)
+    assert "nothing is generated, for 0 s: y waits" in shown(root, clock)
 
 
 def test_a_disk_that_fails_in_the_middle_of_a_job_is_told_and_no_job_as_being_drawn(
@@ -441,7 +441,7 @@ def test_a_job_is_found_by_a_part_of_its_id(root: Root) -> None:
         (place / name).mkdir()
     assert find_job(root, "000002") == root.failed / "20261122T101530Z-000002-a"
     assert find_job(root, "20261122T101530Z-000001-a").parent == root.done
-    with pytest.raises(JobError, match='2 job ids contain "-a" in their ids'):
+    with pytest.raises(JobError, match='2 job ids contain "-a"'):
         find_job(root, "-a")
     with pytest.raises(JobError, match=r'there is no job "\.\./done"'):
         find_job(root, "../done")

@@ -142,7 +142,7 @@ def test_its_buttons_do_what_the_commands_do(root: Root, start: Start, clock: Fa
     visitor.post("/cancel", job="a.yaml")
     assert not (root.inbox / "a.yaml").exists()
     visitor.post("/cancel", job="a.yaml")
-    assert "there is no job "a.yaml" in visitor.said()
+    assert "there is no job" in visitor.said()
 
 
 # The form
