@@ -50,7 +50,7 @@ def joined(separator: str, texts: Iterable[str]) -> Message:
 
 def lines(text: str) -> list[str]:
     """The lines of a message that was joined of them, each a message still."""
-    if isinstance(text, Message) and set(_SLOT.sub("", text.template)) == {"\n"}:
+    if isinstance(text, Message) and set(_SLOT.sub("", text.template)) <= {"\n"} and text.values:
         return [line for part in text.values.values() for line in lines(str(part) if _is_number(part) else part)]
     return text.splitlines() if "\n" in text else [text]
 

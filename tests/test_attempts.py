@@ -86,7 +86,7 @@ def test_a_job_that_stands_still_at_its_third_picture_fails_after_three_attempts
 
     drain(starts(root, FakeEngine(die)), clock)
     assert tries == [2, 2, 2]
-    assert "at each of 3 attempts" in (only(root.failed) / "error.txt").read_text()
+    assert "in each of 3 attempts" in (only(root.failed) / "error.txt").read_text()
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def test_root_copies_nothing_from_where_anothers_link_leads(root: Root, tmp_path
     root.inbox.rmdir()
     root.inbox.symlink_to(tmp_path / "private")
     os.chown(root.inbox, 4242, 4242, follow_symlinks=False)
-    with pytest.raises(OSError, match="made by the account 4242"):
+    with pytest.raises(OSError, match="the account 4242 made a link"):
         backup.make(root, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     os.chown(root.inbox, 0, 0, follow_symlinks=False)

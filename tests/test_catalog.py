@@ -14,12 +14,12 @@ import sdbatch
 from sdbatch import errors, messages
 from sdbatch.cli.common import app
 from sdbatch.cli.main import OLD_NAMES, paragraphs
+from sdbatch.config.settings import Retention, Settings, Web
 from sdbatch.job.parameters import Img2Img, Lora, Txt2Img
 
 PACKAGE = Path(sdbatch.__file__).parent
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 SAYING = {"Message", "FieldError", *ERRORS}
-PASSED_ON = ("messages.py", "errors.py")  # they make messages of others' templates
 # Texts of the operating system, as its C library says them in English.
 SYSTEM = {"Permission denied", "No space left on device", "Read-only file system", "No such file or directory"}
 SYSTEM |= {"Is a directory", "Not a directory", "Input/output error", "File name too long", "Stale file handle"}
@@ -59,10 +59,8 @@ def calls(path: Path) -> Iterator[tuple[ast.Call, set[str] | None]]:
 
 def templates_of_code() -> Iterator[str]:
     for path in PACKAGE.rglob("*.py"):
-        if path.name not in PASSED_ON:
-            for _, found in calls(path):
-                yield from found or ()
-    yield from (text for path in PASSED_ON for _, found in calls(PACKAGE / path) for text in found or ())
+        for _, found in calls(path):
+            yield from found or ()
 
 
 def templates_of_the_page() -> Iterator[str]:
@@ -70,12 +68,13 @@ def templates_of_the_page() -> Iterator[str]:
     for path in (PACKAGE / "web" / "templates").glob("*.html"):
         found: Any = environment
         for _, _, text in found.extract_translations(path.read_text()):
-            if isinstance(text, str):
-                yield text
+            first = text[0] if isinstance(text, tuple) else text
+            if first:
+                yield first
 
 
 def templates_of_fields() -> Iterator[str]:
-    for kind in (Txt2Img, Img2Img, Lora):
+    for kind in (Txt2Img, Img2Img, Lora, Settings, Retention, Web):
         for field in kind.model_fields.values():
             yield from filter(None, (field.title, field.description))
 

@@ -455,7 +455,7 @@ def test_a_config_that_is_no_v1_model_s_is_told(change: Change, said: str, tmp_p
 def test_a_config_without_params_is_told(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(JobError, match=r"config other\.yaml is not a model's yaml"):
+    with pytest.raises(JobError, match=r"config other\.yaml is not a model config"):
         load_model(CKPT, path)
 
 

@@ -152,7 +152,7 @@ def test_what_is_not_there_or_not_clear_is_told(root: Root) -> None:
     for command in (control.cancel, control.retry, control.prioritize):
         with pytest.raises(JobError, match='there is no job "b"'):
             command(root, "b")
-    with pytest.raises(JobError, match="is no root"):
+    with pytest.raises(JobError, match="is not a root"):
         control.pause(Root(root.path / "nowhere"))
 
 
@@ -279,7 +279,7 @@ def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: 
         drop_job(root, name, SMALL)
     service = start(lambda _: clock.sleep(10))
     service.run_once(clock)
-    assert "goes first already" in control.prioritize(root, "1.yaml")
+    assert "is already in jobs/inbox/urgent/" in control.prioritize(root, "1.yaml")
     assert control.prioritize(root, "3.yaml").endswith("goes first, after what was in jobs/inbox/urgent/ before")
     drain(service, clock)
     assert order(root) == ["1", "2", "3"]
@@ -375,7 +375,7 @@ def test_a_job_is_not_begun_whose_output_folder_has_no_room_for_it(
     drop_job(root, "a.yaml", SMALL + "outdir: outputs/far\n")
     service = start(min_free_bytes=0)
     let_pass(service, clock)
-    assert "free for outputs/far/" in str(status(root)["problem"])
+    assert "outputs/far/ has" in str(status(root)["problem"])
     assert service.engine.drawn == []  # type: ignore[attr-defined]
 
 
@@ -388,13 +388,13 @@ def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
         (["resume"], "resumed"),
         (["resume"], "it was not paused"),
         (["cancel", "a"], "deleted jobs/inbox/urgent/a.yaml"),
-        (["retry", "--all-failed"], "nothing in jobs/failed/ is to be tried"),
+        (["retry", "--all-failed"], "there is nothing to retry in jobs/failed"),
     ):
         ended = run_sdbatch(*command, "--root", root.path)
         assert (ended.returncode, ended.stdout[: len(said)]) == (0, said), ended.stderr
     for command in (["cancel", "a"], ["retry", "a"], ["retry", "--all-failed"]):
         ended = run_sdbatch(*command, "--root", tmp_path)
-        assert (ended.returncode, "is no root" in ended.stderr) == (os.EX_UNAVAILABLE, True)
+        assert (ended.returncode, "is not a root" in ended.stderr) == (os.EX_UNAVAILABLE, True)
     for command in (["cancel", "a"], ["retry"], ["retry", "a"], ["prioritize", "a"]):
         ended = run_sdbatch(*command, "--root", root.path)
         assert ended.returncode == 1

@@ -161,7 +161,7 @@ def test_show_takes_a_path_from_where_one_stands(draw: Draw, root: Root) -> None
     draw(f"prompt: a\n{SMALL}")
     said = run_sdbatch("show", "00001.png", "--root", "../../..", cwd=root.outputs / "txt2img-samples/samples")
     assert said.returncode == 0, said.stderr
-    assert "picture 1" in said.stdout
+    assert "image 1" in said.stdout
 
 
 def test_restore_writes_the_job_and_tells_what_is_missing(root: Root, tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_a_config_that_asks_for_too_much_of_each_is_refused(tmp_path: Path) -> N
 def test_a_number_in_a_config_is_no_longer_than_a_line(tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_text("model: {params: {timesteps: " + "1:" * 100_000 + "1}}")
-    with pytest.raises(JobError, match="is not a model's yaml"):
+    with pytest.raises(JobError, match="is not a model config"):
         load_model(CKPT, path)
 
 

@@ -144,7 +144,7 @@ def test_a_number_means_the_first_job_where_one_is_wanted(start: Start, root: Ro
     assert history.find("000001") == history.job(first)
     assert history.find("1.12") == history.job(first.replace("000001-", "000001.12-"))
     assert history.find(first) == history.job(first)
-    with pytest.raises(JobError, match="several jobs"):
+    with pytest.raises(JobError, match="several job"):
         history.find("list")
 
 

@@ -184,7 +184,10 @@ def test_status_doctor_and_the_page_say_it_with_and_without_a_service(root: Root
     lay(root, "truck.yaml.txt", *(f"{n}.zip" for n in range(9)))
     with (console := Console(width=200)).capture() as said:
         console.print(_screen(read_overview(root, datetime.now(UTC)), datetime.now(UTC), with_bar=False))
-    assert "no job: truck.yaml.txt: a job's name ends in .yaml, .yml or .json: rename it to truck.yaml" in said.get()
+    assert (
+        "not a job: truck.yaml.txt: the name of a job file ends in .yaml, .yml or .json: rename it to truck.yaml"
+        in said.get()
+    )
     assert f"and {10 - FILES} more" in said.get()
     assert read_overview(root, datetime.now(UTC))["no_jobs"]["count"] == 10
     (finding,) = doctor._inbox(root)

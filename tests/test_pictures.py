@@ -553,7 +553,7 @@ def test_a_jpeg_full_of_profiles_and_comments_is_drawn(tmp_path: Path) -> None:
 
 def test_a_picture_that_would_be_drawn_too_large_is_told_both_sizes(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.png", Image.new("RGB", (203, 150)))
-    with pytest.raises(JobError, match="would be drawn at 192x128; scale it down to 20,000 pixels"):
+    with pytest.raises(JobError, match="would become 192x128; scale it down to 20,000 pixels"):
         load_init(path, MOST, 20_000)
     assert load_init(path, MOST, 192 * 128)[0].shape == (3, 128, 192)
 

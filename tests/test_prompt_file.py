@@ -30,8 +30,8 @@ def test_every_line_is_a_prompt_as_it_stands(tmp_path: Path, data: bytes, lines:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "the file is empty; it wants a prompt on each line"),
-        (b"\xef\xbb\xbf", "the file is empty; it wants a prompt on each line"),
+        (b"", "the file is empty; it needs a prompt on each line"),
+        (b"\xef\xbb\xbf", "the file is empty; it needs a prompt on each line"),
         ("é".encode("latin-1"), "the file is not UTF-8 text; save it as UTF-8"),
         ("a\nb".encode("utf-16"), "the file is not UTF-8 text; save it as UTF-8"),
         (b"a\nb\0c\n", "line 2 contains a control character; remove it"),

@@ -65,7 +65,7 @@ def test_after_five_machine_failures_in_a_row_the_inbox_is_left_alone(
     assert not list(root.running.iterdir())
     assert status(root)["state"] == "paused"
     told = str(status(root)["problem"])
-    assert "paused until jobs/PAUSE is removed: 5 jobs in a row failed by the machine's fault" in told
+    assert "paused until jobs/PAUSE is removed: 5 jobs in a row failed, probably because of the machine" in told
     assert "signal 9" in told
     let_pass(start(die_of_poison), clock, 30)
     assert len(names(root.inbox)) == 3, "a restart changes nothing"
@@ -208,7 +208,7 @@ def test_a_step_that_hangs_costs_an_attempt_and_then_the_job(root: Root, clock: 
     assert service.failed == 1
     assert len(engine.drawn) == 3
     told = (only(root.failed) / "error.txt").read_text()
-    assert "at each of 3 attempts" in told
+    assert "in each of 3 attempts" in told
     assert "no sign of life for 60 seconds (hang_seconds in configs/sdbatch.yaml)" in told
 
 
@@ -267,7 +267,7 @@ def test_nothing_is_drawn_while_pictures_can_not_be_put_away(
     service = start()
     let_pass(service, clock, 20)
     assert names(root.inbox) == ["a.yaml"]
-    assert "is not there or can't be written" in str(status(root)["problem"])
+    assert "does not exist, or the service's user can't write" in str(status(root)["problem"])
     monkeypatch.undo()
     drain(service, clock)
     assert service.done == 1

@@ -65,7 +65,7 @@ def test_a_failed_job_is_restored_from_the_file_that_was_dropped(draw: Draw, roo
     job_id = draw("prompt: other\n---\n" + JOB + "ckpt: models/none.ckpt\n")
     assert parse(restore(root, known(root, job_id)).text) == parse(JOB + "ckpt: models/none.ckpt")
     typo = draw("promt: a", "b.yaml")
-    with pytest.raises(JobError, match=r"no job can be restored from it: .*did you mean prompt"):
+    with pytest.raises(JobError, match=r"can't restore a job from it: .*did you mean prompt"):
         restore(root, known(root, typo))
 
 
@@ -156,7 +156,7 @@ def test_whatever_a_setup_says_a_job_or_a_plain_word_comes_of_it(
 def test_what_says_nothing_is_refused_in_plain_words(root: Root, name: str) -> None:
     (root.path / "text.png").write_text("no picture")
     lay(root.path / "photo.png")
-    with pytest.raises(JobError, match=r"is no PNG, JPEG or WebP picture|nothing there says how it was drawn"):
+    with pytest.raises(JobError, match=r"is no PNG, JPEG or WebP picture|does not say how it was made"):
         restore(root, root.path / name)
 
 

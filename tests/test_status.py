@@ -227,7 +227,7 @@ def test_a_refused_configuration_is_told_until_it_is_mended(start: Start, root: 
         clock.sleep(2)
         service.run_once(clock)
         said = " ".join(shown(root, clock).split())
-        assert ("the configuration is wrong; the old one stays" in said) == bool(told)
+        assert ("the new configuration is wrong and not used" in said) == bool(told)
         assert told in said
 
 
@@ -237,7 +237,7 @@ def test_the_bar_gives_way_to_what_is_told_beside_it(width: int) -> None:
     for label in ("", job["id"]):
         out = io.StringIO()
         Console(file=out, width=width).print(_BarLine(job | {"eta_seconds": 61, "fraction": 0.5}, str(label)))
-        assert "34 of 40 pictures, step 18 of 50, 61 s left" in out.getvalue()
+        assert "34 of 40 images, step 18 of 50, 61 s left" in out.getvalue()
         assert "━" in out.getvalue()
 
 
@@ -308,7 +308,7 @@ def test_a_running_job_is_shown_with_its_bar(root: Root, clock: FakeClock) -> No
         "drawing (sdbatch 0.1.0 on elsewhere, pid 1; 4 done and 1 failed since its start)",
         "the inbox is watched",
     ]
-    assert lines[3] == "drawing truck (20261122T101530Z-000001-x), attempt 2"
+    assert lines[3] == "generating truck (20261122T101530Z-000001-x), attempt 2"
     assert lines[4].strip("━╸╺ ") == "3 of 6 pictures, step 5 of 50, 67 min left"
 
 
@@ -318,7 +318,7 @@ def test_one_job_that_waits_is_not_told_as_if_nothing_were_drawn(root: Root, clo
     told_now = {"state": "drawing", "problem": "y waits, as it can't be read", "job": job}
     file.tell(0.0, clock.wall, at_once=True, **told_now)
     assert file.sentence() == "drawing truck: 3 of 6 pictures; a job waits: y waits, as it can't be read"
-    assert "a job waits, since 0 s ago: y waits" in shown(root, clock)
+    assert "a job waits, for 0 s: y waits" in shown(root, clock)
     assert "nothing is generated" not in shown(root, clock)
     file.tell(0.0, clock.wall, at_once=True, **told_now | {"state": "paused", "job": None})
     assert file.sentence() == "paused: y waits, as it can't be read"
@@ -369,7 +369,7 @@ def test_status_in_a_pipe_is_plain_and_json_is_for_programs(root: Root) -> None:
 def test_status_needs_a_root_and_watching_a_terminal(root: Root, tmp_path: Path) -> None:
     nowhere = run_sdbatch("status", "--root", tmp_path / "nowhere")
     assert (nowhere.returncode, nowhere.stdout) == (os.EX_UNAVAILABLE, "")
-    assert "is no root" in nowhere.stderr
+    assert "is not a root" in nowhere.stderr
     watching = run_sdbatch("status", "--watch", "--root", root.path)
     assert watching.returncode == 2
     assert "needs a terminal" in watching.stderr

@@ -235,7 +235,7 @@ def test_an_upload_lands_in_a_folder_of_the_inbox_and_is_drawn_from(
 @pytest.mark.parametrize(
     ("upload", "told"),
     [
-        (BytesIO(b"<svg onload=alert(1)>"), "not a PNG, JPEG or WebP picture"),
+        (BytesIO(b"<svg onload=alert(1)>"), "not a PNG, JPEG or WebP image"),
         (BytesIO(picture(400, 400).read()[:200]), "damaged"),
         (picture(3000, 3000), "the limit is 1,000,000 pixels"),
         (picture(32, 500), "at least 64 pixels"),
@@ -290,7 +290,7 @@ def test_the_services_own_files_are_refused_to_jobs_of_any_origin(root: Root, st
 def test_a_model_on_a_disk_that_is_not_mounted_is_told(root: Root, visitor: Visitor) -> None:
     (root.models / "away.ckpt").symlink_to("/nowhere/away.ckpt")
     text = visitor.post("/new/preview", 200, prompt="a", ckpt="away.ckpt").text
-    assert "is a link to a file that is not there" in text
+    assert "is a link to a file that does not exist" in text
 
 
 def test_a_pipe_named_as_a_picture_is_told_and_not_waited_for(root: Root, visitor: Visitor) -> None:
@@ -524,7 +524,7 @@ def test_a_proxy_is_believed_whom_it_asks_for_where_the_configuration_says_so(ro
     by_socket = ("localhost", "192.0.2.1")
     assert tried_from(root, by_socket) == {"localhost"}
     assert tried_from(root, by_socket, trusted_proxies=["unix"]) == {"192.0.2.1"}
-    with pytest.raises(ValidationError, match="is no address"):
+    with pytest.raises(ValidationError, match="must be an address"):
         Settings.model_validate({"web": {"trusted_proxies": ["my-proxy"]}})
 
 

@@ -39,7 +39,7 @@ def resume(root: Root, *, now: bool = False) -> str:
     facts = status_reader.read_status(root)
     if facts.get("state") == status_reader.RESTING:
         return Message("it was not paused; it {state}, and `sdbatch resume --now` starts it now", facts.get("problem"))
-    return "resumed" if was_paused else Message("it was not paused")
+    return Message("resumed") if was_paused else Message("it was not paused")
 
 
 def cancel(root: Root, name: str) -> str:

@@ -35,7 +35,7 @@ def of_file(root: Root, path: Path) -> tuple[list[tuple[str, str]], list[str]]:
     facts: list[tuple[str, str]] = [
         (Message("picture"), str(path)),
         (Message("size"), f"{said.width}x{said.height}"),
-        (Message("made by"), said.program),
+        (Message("drawn by"), said.program),
     ]
     try:
         fields, notes = restore.told_by_file(root, path)
@@ -67,8 +67,8 @@ def circumstances(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str
     told = {
         Message("started"): timings.get("started"),
         Message("finished"): timings.get("finished"),
-        Message("generated in"): _seconds(timings.get("draw_seconds")),
-        Message("loaded in"): _seconds(timings.get("load_seconds")),
+        Message("drawing took"): _seconds(timings.get("draw_seconds")),
+        Message("loading took"): _seconds(timings.get("load_seconds")),
         Message("attempts"): record.get("attempts"),
         Message("device"): record.get("device"),
         Message("computed in"): record.get("computed_in"),

@@ -143,10 +143,8 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     elif sampler.upper() != "DDIM":
         notes.append(Message("Sampler: {sampler} is not available; the job uses DDIM", printable(sampler[:80])))
     if told.is_img2img:
-        text = (
-            f"Denoising strength: {printable(settings['Denoising strength'][:80])}: it was drawn from another picture"
-        )
-        notes.append(Message("{text}, which is not given; for img2img give init_img and strength", text))
+        template = "Denoising strength: {value}: its start image is not given; for img2img give init_img and strength"
+        notes.append(Message(template, printable(settings["Denoising strength"][:80])))
     if _WEIGHTED.search(told.prompt + told.negative):
         notes.append(Message("prompt: weights in brackets and <lora:...> are plain words here"))
     notes += [_left_out(key, value) for key, value in settings.items() if key not in _SILENT and key not in _NUMBERS]

@@ -116,8 +116,8 @@ class Readiness:
                     "{id} may need {need} MB; {folder}/ has {free} MB left{free_some}",
                     task.claim.id,
                     f"{need / 1e6:,.1f}",
-                    f"{max(0, room) / 1e6:,.1f}",
                     self.root.show(folder),
+                    f"{max(0, room) / 1e6:,.1f}",
                     FREE_SOME,
                 )
 

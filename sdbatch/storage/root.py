@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdbatch.errors import JobError, Missing, NoRoot, TemporarilyUnavailable
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined
 from sdbatch.storage import files
 from sdbatch.storage.file_names import DEFAULT_CONFIG
 from sdbatch.storage.safe_open import open_beneath
@@ -268,7 +268,9 @@ class Root:
     def _places(self, bases: Sequence[Path]) -> str:
         """Folders as an error names them."""
         names = [Message("the root") if base == self.path else f"{self.show(base)}/" for base in dict.fromkeys(bases)]
-        return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        if len(names) == 1:
+            return names[0]
+        return Message("{names} and {name}", joined(", ", names[:-1]), names[-1])
 
     def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
         """The likely name of a file that is not there: the same letters in another case, where a job may name it."""
