@@ -83,7 +83,7 @@ def test_wrong_settings_are_a_finding_among_others(root: Root) -> None:
             "mount --bind state state && mount -o remount,bind,ro state",
             "folders",
             "problem",
-            "state: root can't create files here",
+            "state: root can't create",
         ),
     ],
 )

@@ -108,7 +108,7 @@ def test_a_bad_job_is_told_and_the_next_one_runs(start: Start, root: Root, clock
         ("ckpt: ../../x.ckpt", "ckpt: "),
         ("outdir: ../elsewhere", 'outdir: "../elsewhere" leads out of the root'),
         ("outdir: /etc/pictures", 'outdir: "/etc/pictures" leads out of the root'),
-        ("outdir: jobs/inbox", 'outdir: "jobs/inbox" can't be an output folder'),
+        ("outdir: jobs/inbox", 'outdir: "jobs/inbox" can\'t be an output folder'),
         ("outdir: outputs/link", 'outdir: "outputs/link" is a link out of the root'),
         ("from_file: /etc/passwd", 'from_file: "/etc/passwd" leads out of the root'),
         ("from_file: secret.txt", 'from_file: "secret.txt" is a link out of the root'),

@@ -1,4 +1,4 @@
-"""The `sdbatch` command: its files of commands, and the exit codes. What a command alone needs is imported in it."""
+"""The `sdbatch` command and its exit codes. Each command imports what only it needs."""
 
 import os
 import stat
@@ -35,7 +35,7 @@ from sdbatch.messages import Message, here
 from sdbatch.operations import account
 from sdbatch.storage.files import is_disk_trouble
 
-EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
+EXIT_CONFIG = 78  # EX_CONFIG: a restart does not help, so systemd must not try
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
 
 
@@ -52,7 +52,7 @@ def _top(*, version: Annotated[bool, typer.Option("--version", help="Print the v
 
 
 def main() -> None:
-    """The `sdbatch` command: errors become one plain line and an exit code."""
+    """Run the command; an error becomes one plain line and an exit code."""
     command = typer.main.get_command(app)
     _prepare(command)
     try:
@@ -92,12 +92,12 @@ def _prepare(command: Any) -> None:
 
 
 def _who_may(refused: str | None) -> str:
-    """Whom to ask: the group of a folder, where its members could do what was refused."""
+    """The group whose members may do what was refused, if there is one."""
     for folder in Path(refused or os.curdir).absolute().parents:
         try:
             status = folder.stat()
         except OSError:
-            continue  # what it lies in is closed, too
+            continue  # its parent is not readable either
         if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
             joins = f"sudo usermod -aG {status.st_gid} {account.name_of(os.geteuid())}"
             return Message("; the group of {folder} may do this ({command}, and log in again)", folder, joins)

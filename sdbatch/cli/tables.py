@@ -1,4 +1,4 @@
-"""Pictures, jobs and their families on a terminal; where the output goes elsewhere, lines for other programs."""
+"""Images, jobs and their lineage in a terminal, or as lines for other programs."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -16,7 +16,7 @@ from sdbatch.storage.root import Root
 
 
 def show_pictures(pictures: list[PictureRecord], root: Root) -> None:
-    """A table; piped, a line each: path, time, job, seed, prompt or reason, steps, scale, strength, tabs between."""
+    """A table; in a pipe one line each: path, time, job, seed, prompt or reason, steps, scale, strength, with tabs."""
     console = Console(highlight=False)
     if not console.is_terminal:
         for each in pictures:
@@ -43,7 +43,7 @@ def show_one(
     tree: Lineage,
     root: Root,
 ) -> None:
-    """Everything known of a picture or a job."""
+    """Everything known about an image or a job."""
     console = Console(highlight=False)
     show_facts([*_facts(found, root), *particulars])
     if isinstance(found, JobRecord) and any(each.file for each in pictures):
@@ -58,14 +58,14 @@ def show_one(
 
 
 def show_facts(facts: list[tuple[str, str]]) -> None:
-    """Names and values, a line each."""
+    """One line for each name and value."""
     console = Console(highlight=False)
     for name, value in facts:
         console.print(Text.assemble((f"{here(name).lower():<18}", "bold"), printable(here(value))), soft_wrap=True)
 
 
 def show_models(models: list[CatalogEntry]) -> None:
-    """A table; piped, a line each with tabs between name, path, bytes and the precisions converted to."""
+    """A table; in a pipe one line each with tabs: name, path, bytes, precisions of its conversions."""
     console = Console(highlight=False)
     if not console.is_terminal:
         for each in models:
@@ -113,7 +113,7 @@ def _why(failed: PictureRecord | JobRecord, root: Root) -> str:
 
 
 def _lines(job: Lineage, depth: int = 0) -> Iterator[Text]:
-    """A line each, set in by how deep it stands; no frame, which would be cut at the terminal's edge."""
+    """One line each, indented by depth, without a frame, which would be cut at the terminal's edge."""
     if job.above:
         yield Text(here(Message("... {number} more above", job.above)))
     yield Text("  " * depth).append_text(_node(job))
@@ -132,7 +132,7 @@ def _node(job: Lineage) -> Text:
 
 
 def _line(value: str) -> str:
-    """On one line, and without a tab."""
+    """On one line, without tabs."""
     return printable(" ".join(value.split()))
 
 
