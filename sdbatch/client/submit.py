@@ -14,6 +14,7 @@ from sdbatch.client.validate import check_file, find_named, lies_beside, submit_
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing
 from sdbatch.job import reader
+from sdbatch.messages import Message, joined
 from sdbatch.spool.inbox import make_folder
 from sdbatch.spool.order import BULK, URGENT
 from sdbatch.spool.spool import slug_of
@@ -41,7 +42,7 @@ def submit(path: Path, root: Root, limits: Limits) -> Dropped:
     root.require(root.inbox)
     if is_job_name(path.name):  # else `submit_file` says what is wrong
         if bad := [line for line, is_good in check_file(path, root, limits) if not is_good]:
-            raise JobError("\n".join([*bad, f"{path.name} was not dropped"]))
+            raise JobError(joined("\n", [*bad, Message("{name} was not dropped", path.name)]))
         if along := _beside(path, root, limits):
             return Dropped(_drop_folder(path, along, root), sorted(along))
     return Dropped(submit_file(path, root), [])

@@ -14,7 +14,7 @@ from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, lines
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
@@ -36,7 +36,7 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
         yield Message("{path}: is a link, a pipe or a device; a job must be a plain file", path), False
         return
     for line, is_good in check_data(data, path.name, path.parent, root, limits):
-        yield f"{path}: {line}", is_good
+        yield Message("{path}: {line}", path, line), is_good
 
 
 def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
@@ -53,8 +53,10 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
         except (JobError, TemporarilyUnavailable) as error:  # the service would let the latter wait
-            for line in [*str(error).splitlines(), *(Message("note: {note}", note) for note in parsed.notes)]:
-                yield label + line.removeprefix(f"{name}: "), False
+            for line in lines(error.message):
+                yield label + reader.without_file(line), False
+            for note in parsed.notes:
+                yield label + Message("note: {note}", note), False
 
 
 def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str]]:
@@ -72,7 +74,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     if isinstance(job, Img2Img) and (init := _check_init(job, beside, root, limits)):
         size, notes = init
     if problems := limits.problems(count, job.ddim_steps, size):
-        raise JobError("\n".join(problems))
+        raise JobError(joined("\n", problems))
     root.output_folder(job.outdir)
     made = ModelConfig()
     if root.inbox.is_dir():
@@ -86,7 +88,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
     sampler = "PLMS" if job.plms else "DDIM"
     said = Message(
-        "{pictures} of {shape}, {sampler}, {ddim_steps} steps, to {outdir}: {drawn}",
+        "{pictures} of {size}, {sampler}, {steps} steps, to {outdir}: {prompt}",
         pictures,
         shape,
         sampler,
@@ -121,7 +123,9 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
     elif (outside := lies_beside(named, beside, root)) is not None:
         if not outside.exists():
             raise Missing(
-                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it', field, named
+                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
+                field,
+                named,
             )
         if not outside.is_file():
             raise JobError('{field}: "{named}" is not a file', field, named)
@@ -133,7 +137,7 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
         raise JobError('{field}: "{named}" is not a file', field, named)
     if (size := found.stat().st_size) > limits.input_bytes:
         raise JobError(
-            '{field}: "{named}" has {size:,} bytes; the limit is {input_bytes:,}',
+            '{field}: "{named}" has {size:,} bytes; the limit is {most:,}',
             field,
             named,
             size,

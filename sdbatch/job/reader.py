@@ -65,6 +65,12 @@ def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
     ]
 
 
+def without_file(line: str) -> str:
+    """A line of an error, without the file's name."""
+    is_named = isinstance(line, Message) and line.template == "{file_name}: {problem}"
+    return line.values["problem"] if is_named and isinstance(line, Message) else line
+
+
 def _decode(data: bytes) -> str:
     most = MAX_MANIFEST_BYTES if _MANIFEST.search(data[:1024]) else MAX_BYTES
     if len(data) > most:
@@ -120,9 +126,7 @@ def _read_manifest(values: dict[str, Any], line: int) -> Asked:
     try:
         return read_asked(values)
     except (LookupError, TypeError, ValueError) as error:
-        text = Message(
-            "line {line}: this manifest cannot be understood any more; take a fresh copy from jobs/done/", line
-        )
+        text = Message("line {line}: this manifest can't be read any more; take a fresh copy from jobs/done/", line)
         raise JobError(text) from error
 
 
@@ -137,7 +141,7 @@ class _Written:
         self.paths: dict[str, tuple[Line, ...]] = {}
         self.given: dict[str, Any] = {}
         if foreign.is_workflow(values):
-            raise JobError("line {start}: {problem}", self.start, _WORKFLOW)
+            raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)

@@ -106,7 +106,7 @@ def import_model(source: Path, root: Root, name: str, told: Told, *, link: bool 
     if not source.exists():
         raise JobError("there is no {source}", source)
     if os.path.lexists(target):
-        raise JobError("{target} is there already; give the new one another name with --as", root.show(target))
+        raise JobError("{target} exists already; give the new one another name with --as", root.show(target))
     root.require(root.models)
     if link:
         files.link_to(source.resolve(), target)
@@ -114,7 +114,7 @@ def import_model(source: Path, root: Root, name: str, told: Told, *, link: bool 
     total, usage = size_of(source), shutil.disk_usage(root.models)
     if total > usage.free:
         text = Message(
-            "{total} GB are to be copied, and {free} GB are free (--link copies nothing)",
+            "{total} GB would be copied, and {free} GB are free (--link copies nothing)",
             f"{total / 1e9:,.1f}",
             f"{usage.free / 1e9:,.1f}",
         )
@@ -143,4 +143,4 @@ def _copy(source: Path, draft: Path, told: Callable[[int], None]) -> None:
                 told(done)
             files.to_disk(writing)
         if files.sha256(place) != digest.hexdigest():
-            raise OSError(errno.EIO, Message("the disk gave back something else than was written"), str(place))
+            raise OSError(errno.EIO, Message("the disk returned other data than was written"), str(place))

@@ -24,9 +24,9 @@ _BESIDE = {
     Message("moving averages"): r"model_ema\.",
     Message("the noise schedule"): r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",
     "positions": r".*position_ids$",
-    Message("layers that the config leaves out"): r"cond_stage_model\.model\.transformer\.resblocks\.",
+    Message("layers that are not in the config"): r"cond_stage_model\.model\.transformer\.resblocks\.",
     Message(
-        "what training needed"
+        "what only training needs"
     ): r"(first_stage_model\.loss|cond_stage_model\.model\.(visual|logit_scale|text_projection))",
     Message("the text encoder's other half"): r"cond_stage_model\.transformer\.to_logits",
 }
@@ -114,8 +114,8 @@ def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Con
         return None
     if conversions.find(place) is None and conversions.keep(place, plan, weights, dtype, told) is None:
         raise JobError(
-            "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml bounds "
-            "it, and a fiftieth of the disk stays free",
+            "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml limits it, "
+            "and a fiftieth of the disk stays free",
             conversions.folder,
             plan.name,
         )

@@ -52,8 +52,7 @@ class Scheduler:
             return self._absent if self.deferred else ""
         job, error = min(self.spool.unreadable.items())
         return Message(
-            "{job} waits, as it can't be read: {problem}: {filename}; let the service's user read "
-            "it, or see to the disk",
+            "{job} waits, since it can't be read: {problem}: {path}; let the service's user read it, or check the disk",
             job,
             error.strerror,
             error.filename,

@@ -32,21 +32,19 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, pack
 from sdbatch.spool import handover
 from sdbatch.spool.order import MOST_CLAIM, Priorities
+from sdbatch.spool.reason import CLAIM, ERROR
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.telemetry import log
 
-CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
+MANIFEST = "manifest.yaml"
 INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 _ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
 MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
-WRITTEN_ON = Message(
-    "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
-)
 HALT, CANCEL = "halt", "cancel"  # marks for a running job: stop between two batches; stop at once, for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
@@ -249,10 +247,10 @@ class Spool:
         if self._is_own(self.folder(claim)):
             return
         raise JobError(
-            "This folder was put into jobs/running/ by hand, or came there with a back-up: its name is no job's, "
-            "or that of a job that has ended.\n"
-            "Nothing was drawn of it. To draw it as it lies here: sdbatch retry, with the name of this folder.\n"
-            "To draw it with changes, drop its job file into jobs/inbox/. Otherwise delete it."
+            "This folder was put into jobs/running/ by hand or from a backup: its name is not a job id, "
+            "or that job has already ended.\nNothing was generated. To run it: sdbatch retry, with the "
+            "name of this folder.\nTo run it with changes, drop its job file into jobs/inbox/. Otherwise "
+            "delete it."
         )
 
     def _is_own(self, folder: Path) -> bool:
@@ -267,8 +265,9 @@ class Spool:
         """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
-            raise JobError("{name} holds no job file any more", failed.name)
+            raise JobError("there is no job file in {name} any more", failed.name)
         _set_inputs_aside(failed, claim)
+        claim.other.pop("error", None)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
         # The service must be able to read it, whatever the umask of the user.
         files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
@@ -406,9 +405,10 @@ class Spool:
             ended = replace(claim, id=new, outputs=None)
         with self._of_its_own(folder):  # whatever lies in the way of a mark, the folder goes
             if later := self.release(claim):
-                text = f"{text.rstrip()}\n{WRITTEN_ON.format(later)}"
-            if claim.inputs:
-                self._write(claim)  # what they were, in case they are mended
+                text = joined("\n", [text, written_on(later)])
+            claim.other["error"] = pack(text)
+            if claim.file:
+                self._write(claim)  # also what its inputs were, in case they are mended
             handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
             _unmark(folder)
@@ -473,6 +473,11 @@ class Spool:
 
     def _write(self, claim: Claim) -> None:
         files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
+
+
+def written_on(path: str) -> Message:
+    """What became of a file that somebody wrote into after it was claimed."""
+    return Message("the job file was changed after it was taken; the change is a new job: {path} in the inbox", path)
 
 
 def read_claim(folder: Path) -> Claim | None:

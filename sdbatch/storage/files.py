@@ -47,7 +47,8 @@ def is_disk_trouble(error: OSError) -> bool:
 
 def in_words(error: OSError) -> str:
     """The error and its file for a person, without the number."""
-    return ": ".join(str(part) for part in (error.strerror or Message("an error of the disk"), error.filename) if part)
+    problem = error.strerror or Message("a disk error")
+    return Message("{problem}: {path}", problem, error.filename) if error.filename else Message("{problem}", problem)
 
 
 def _step(name: str, path: Path) -> None:
@@ -65,7 +66,7 @@ def _at(path: Path) -> Iterator[tuple[str, int]]:
         if isinstance(error.filename, str) and "/" not in error.filename:  # it was said by its name in the folder
             error.filename = str(path.parent / error.filename)
         if error.errno == errno.ELOOP:
-            error.strerror = Message("a link lies there, and is not followed")
+            error.strerror = Message("a link is there, and it is not followed")
         raise
     finally:
         os.close(handle)

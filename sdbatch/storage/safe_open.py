@@ -79,7 +79,7 @@ def _follow(path: Path) -> int:
 
 def _refuse_others(path: Path, owner: int, links: int) -> None:
     if owner not in {0, os.geteuid()}:
-        text = Message("a link on the way there was made by the account {owner}, and is not followed", owner)
+        text = Message("the account {owner} made a link on the way there; it is not followed", owner)
         raise OSError(errno.ELOOP, text, str(path))
     if links > _MOST_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

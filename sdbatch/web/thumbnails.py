@@ -110,8 +110,8 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
     except Exception as error:  # with damaged files Pillow may raise anything
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
-        raise JobError("the picture is damaged") from error
-    raise JobError("the picture has more than {most_pixels:,} pixels", most_pixels)
+        raise JobError("the image is damaged") from error
+    raise JobError("the image has more than {most:,} pixels", most_pixels)
 
 
 def make_room(bucket: Path) -> None:

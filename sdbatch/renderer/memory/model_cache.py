@@ -85,7 +85,7 @@ class ModelCache:
         """Remove all models except the current one; returns what was removed, or nothing."""
         others = [key for key in self.models if key != self._in_use]
         names = ", ".join(self.models.pop(key).name for key in others)
-        return Message("no other model is kept ({names} was)", names) if names else ""
+        return Message("no other model is kept in memory ({names} was)", names) if names else ""
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used models to get this many bytes."""

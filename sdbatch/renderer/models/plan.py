@@ -40,11 +40,14 @@ class ModelPart:
             if found is None:
                 yield Message("{name} is missing", name)
             elif not found.is_floating_point():
-                yield Message("{name} holds no floating-point numbers (a quantized checkpoint?)", name)
+                yield Message("{name} contains no floating-point numbers (a quantized checkpoint?)", name)
             # The original keeps some linear layers as 1x1 convolutions.
             elif found.shape != wanted.shape and found.squeeze().shape != wanted.squeeze().shape:
                 yield Message(
-                    "{name} is {list}, the config asks for {list_2}", name, list(found.shape), list(wanted.shape)
+                    "{name} has shape {found}, the config expects {wanted}",
+                    name,
+                    list(found.shape),
+                    list(wanted.shape),
                 )
 
     def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -139,7 +142,7 @@ def noise_schedule(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArr
         alphas = None
     if alphas is None:
         raise JobError(
-            "{name}: linear_start {start}, linear_end {end}, timesteps {timesteps} make no noise schedule",
+            "{name}: linear_start {start}, linear_end {end} and timesteps {timesteps} give no noise schedule",
             name,
             start,
             end,

@@ -32,7 +32,7 @@ from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
 
 GREY = (128, 128, 128)
-CARD = Message("withheld by\nthe safety checker")
+CARD = "withheld by\nthe safety checker"
 # Of CLIP's training pictures, by colour.
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
@@ -81,8 +81,8 @@ class Checkers:
         self._loaded: SafetyChecker | None = None
         if choice not in {"auto", "off"} and not Path(choice, "config.json").is_file():
             raise EngineDown(
-                "safety_checker: {choice} is no folder with a safety checker (a config.json and its "
-                "weights); configs/sdbatch.yaml names it",
+                "safety_checker: {choice} is not a folder with a safety checker (config.json and weights); "
+                "it is set in configs/sdbatch.yaml",
                 choice,
             )
 

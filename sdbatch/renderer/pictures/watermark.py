@@ -24,8 +24,8 @@ class Watermark:
             from imwatermark import WatermarkEncoder  # noqa: PLC0415 - an extra, and OpenCV takes its time
         except ImportError as error:
             raise EngineDown(
-                "watermark: needs the package invisible-watermark ({problem}); install "
-                "sdbatch[watermark], or take `watermark` out of configs/sdbatch.yaml",
+                "watermark: needs the package invisible-watermark ({problem}); install sdbatch[watermark], "
+                "or remove `watermark` from configs/sdbatch.yaml",
                 error,
             ) from error
         self.text = text
