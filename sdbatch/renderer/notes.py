@@ -5,6 +5,7 @@ A note is on disk before the picture that it is about, so a job that was stopped
 
 import json
 from pathlib import Path
+from threading import Lock
 
 from sdbatch.storage import files
 
@@ -15,7 +16,7 @@ class Notes:
     """A job's notes, in the order in which they were first made."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / NOTES
+        self._path, self._lock = folder / NOTES, Lock()
         try:
             self.texts = [str(text) for text in json.loads(self._path.read_bytes())]
         except (FileNotFoundError, ValueError, TypeError):
@@ -23,6 +24,7 @@ class Notes:
 
     def add(self, text: str) -> None:
         """Keep it, durably, once."""
-        if text not in self.texts:
-            self.texts.append(text)
-            files.write_atomically(self._path, json.dumps(self.texts, indent=1).encode())
+        with self._lock:
+            if text not in self.texts:
+                self.texts.append(text)
+                files.write_atomically(self._path, json.dumps(self.texts, indent=1).encode())

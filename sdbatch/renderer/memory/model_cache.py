@@ -6,6 +6,7 @@ or than the one model that is beyond it.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,11 +38,13 @@ class ModelCache:
     Attributes:
         most_bytes: what the weights of all models may take together; 0 is the one in use alone.
         models: by what makes them what they are; the one used last stands last.
+        settle: waits until nobody else uses a model: memory comes back only then.
     """
 
     def __init__(self, device: torch.device, most_bytes: int, conversions: Conversions) -> None:
         self.device, self.most_bytes, self.conversions = device, most_bytes, conversions
         self.models: dict[tuple[object, ...], CachedModel] = {}
+        self.settle: Callable[[], None] = lambda: None
         self._in_use: tuple[object, ...] | None = None
 
     def get(
@@ -59,6 +62,7 @@ class ModelCache:
         fallback.make_room = self.let_go_of_others
         found = self.models.pop(key, None)
         if found is None:
+            self.settle()
 
             def load() -> Model:
                 model = load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
