@@ -213,7 +213,7 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
         yield
 
     monkeypatch.setattr(renderer_module, "apply_loras", apply_loras)
-    renderer.render(task(tmp_path / "job"))
+    renderer.serve(io.StringIO(task(tmp_path / "job").model_dump_json()))
     last = json.loads(answers.getvalue().splitlines()[-1])
     assert last["notes"] == ["out of memory: from picture 0 on no other model is kept (other.ckpt was)"]
 
@@ -267,11 +267,11 @@ import sys
 sys.path.insert(0, {str(HERE)!r})
 from small_memory import SmallMemory
 from sdbatch.renderer import renderer
-draw = renderer.draw
+samplings = renderer.samplings
 def limited(*arguments):
-    with SmallMemory(1 << 20):
-        yield from draw(*arguments)
-renderer.draw = limited
+    with SmallMemory(1 << 17):
+        yield from samplings(*arguments)
+renderer.samplings = limited
 renderer.main()
 """
 

@@ -32,7 +32,7 @@ def task(folder: Path, start_at: int = 0, ckpt: Path = REFERENCE / "model/model.
 def render(draw: Draw, last: str = "finished") -> list[str]:
     """The digests of the samples, as the renderer tells them; `last` is the end of the stream."""
     answers = io.StringIO()
-    Renderer("cpu", draw.folder / "checksums.json", answers).render(draw)
+    Renderer("cpu", draw.folder / "checksums.json", answers).serve(io.StringIO(draw.model_dump_json()))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert events[-1]["type"] == last
     return [event["sha256"] for event in events if event["type"] == "sample"]
@@ -84,10 +84,10 @@ def test_samples_that_were_finished_otherwise_are_drawn_again(tmp_path: Path) ->
     render(task(tmp_path))
     before = (tmp_path / "samples/00000.png").stat().st_ino
     renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO(), watermark="StableDiffusionV1")
-    renderer.render(task(tmp_path, start_at=2))
+    renderer.serve(io.StringIO(task(tmp_path, start_at=2).model_dump_json()))
     after = (tmp_path / "samples/00000.png").stat().st_ino
     assert after != before
-    renderer.render(task(tmp_path, start_at=2))
+    renderer.serve(io.StringIO(task(tmp_path, start_at=2).model_dump_json()))
     assert (tmp_path / "samples/00000.png").stat().st_ino == after
 
 
@@ -150,7 +150,7 @@ def test_a_preloaded_model_is_the_one_that_a_job_finds(tmp_path: Path) -> None:
     answers, job = io.StringIO(), task(tmp_path)
     renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
     renderer.preload(job.ckpt, job.config)
-    renderer.render(job)
+    renderer.serve(io.StringIO(job.model_dump_json()))
     assert json.loads(answers.getvalue().splitlines()[0])["seconds"] == 0
 
 
@@ -184,7 +184,7 @@ def test_notes_of_an_earlier_attempt_are_told_with_those_of_the_last(tmp_path: P
     Notes(tmp_path).add("picture 0: decoded again")
     Notes(tmp_path).add("picture 0: decoded again")
     answers = io.StringIO()
-    Renderer("cpu", tmp_path / "checksums.json", answers).render(task(tmp_path))
+    Renderer("cpu", tmp_path / "checksums.json", answers).serve(io.StringIO(task(tmp_path).model_dump_json()))
     assert json.loads(answers.getvalue().splitlines()[-1])["notes"] == ["picture 0: decoded again"]
 
 

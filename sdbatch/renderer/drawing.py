@@ -59,8 +59,10 @@ class Drawing:
         """Whether all samples are staged."""
         return len(self.staged) == count_pictures(self.task.job, self.task.lines)
 
-    def require_wanted(self) -> None:
-        """Raise Cancelled if a person said so."""
+    def check(self) -> None:
+        """Raise why it goes no further, if there is a reason."""
+        if self.error is not None:
+            raise self.error
         if self.task.cancel.exists():
             raise Cancelled(Cancelled.TEXT)
 
@@ -81,7 +83,7 @@ class Drawing:
     def stage(self, batch: Batch, latents: Tensor) -> None:
         """Decode a batch, and write what of it is not staged yet."""
         self.fallback.first = batch.first
-        self.require_wanted()
+        self.check()
         finished = self.postprocess.apply(decode(self.model, latents, self.fallback), self.fallback)
         for i, pixels in enumerate(finished):
             index = batch.first + i
@@ -118,7 +120,7 @@ class Drawing:
                 self.task.folder, self.staged, job.n_rows or job.n_samples, self.postprocess.mark, self.fallback
             ):
                 self.answer(protocol.StagedGrid(job_id=self.task.job_id, file=path.name, sha256=sha256))
-                self.require_wanted()
+                self.check()
         except OutOfMemory as error:
             if job.skip_save:
                 raise  # it is all that would be left: another renderer may find more

@@ -1,10 +1,10 @@
 """The thread that finishes what was sampled, while the next is sampled: decodes, encodes, hashes, writes.
 
-It takes batches in the order in which they were sampled. One may wait while another is worked on; then the sampler waits.
+It takes batches in the order in which they were sampled. One may wait while another is worked on.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from queue import Queue
 from threading import Lock, Thread
 
@@ -15,7 +15,6 @@ from sdbatch.errors import JobError
 from sdbatch.job.parameters import Batch
 from sdbatch.renderer.device.memory import trim
 from sdbatch.renderer.drawing import Drawing, fatal
-
 
 _Waiting = tuple[Drawing, Batch | None, Tensor | None, torch.cuda.Event | None]
 
@@ -32,14 +31,14 @@ class Finisher:
         self.sampling = Lock()
         self._device, self._on_broken = device, on_broken
         self._broken: BaseException | None = None
-        self._waiting: Queue[_Waiting] = Queue(maxsize=1)
+        self._waiting: Queue[_Waiting | None] = Queue(maxsize=1)
         Thread(target=self._work, name="finisher", daemon=True).start()
 
     def take(self, drawing: Drawing, batch: Batch, latents: Tensor) -> None:
         """Finish a batch; waits while another one waits."""
         is_ready = None
         if self._device.type == "cuda":
-            is_ready = torch.cuda.Event()
+            is_ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             is_ready.record(torch.cuda.current_stream())
         self._put((drawing, batch, latents, is_ready))
 
@@ -52,6 +51,17 @@ class Finisher:
         self._waiting.join()
         self.check()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The device for the sampler alone."""
+        self.settle()
+        with self.sampling:
+            yield
+
+    def close(self) -> None:
+        """End the thread, once it has nothing left."""
+        self._waiting.put(None)
+
     def check(self) -> None:
         """Raise what ended the thread, if anything did: this process is to end."""
         if self._broken is not None:
@@ -63,9 +73,7 @@ class Finisher:
 
     def _work(self) -> None:
         with torch.inference_mode(), _stream_of_its_own(self._device):
-            while True:
-                waiting: _Waiting | None = self._waiting.get()
-                assert waiting is not None
+            while waiting := self._waiting.get():
                 try:
                     # After an error that is no job's nothing can be trusted: what comes is dropped, until all ends.
                     if self._broken is None:
@@ -100,4 +108,4 @@ def _stream_of_its_own(device: torch.device) -> AbstractContextManager[object]:
     if device.type != "cuda":
         return nullcontext()
     torch.cuda.set_device(device)  # each thread has its own
-    return torch.cuda.stream(torch.cuda.Stream())
+    return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]

@@ -110,9 +110,10 @@ class MemoryFallback:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            self.is_alone = True
         with self.alone():
-            release(self.device)
+            if not self.is_alone:
+                self.is_alone = True
+                release(self.device)
             return self._walk_down(work, step_down, since)
 
     def _walk_down(self, work: Callable[[], T], step_down: Callable[[], str], since: str) -> T:

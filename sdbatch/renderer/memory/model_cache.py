@@ -83,8 +83,8 @@ class ModelCache:
 
     def let_go_of_others(self) -> str:
         """Let go of all models but the one in use, and say which; nothing if there is none."""
-        others = [key for key in self.models if key != self._in_use]
-        names = ", ".join(self.models.pop(key).name for key in others)
+        others = [self.models.pop(key, None) for key in [*self.models] if key != self._in_use]
+        names = ", ".join(cached.name for cached in others if cached)
         return f"no other model is kept ({names} was)" if names else ""
 
     def _make_room(self, size: int) -> None:
