@@ -14,7 +14,7 @@ import pytest
 import torch
 from tests_support import REFERENCE, small_draw
 
-from sdbatch.engine.protocol import Draw
+from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.renderer import drawing
@@ -45,9 +45,13 @@ class Answers(io.StringIO):
         return [json.loads(line) for line in self.getvalue().splitlines()]
 
 
+def config_in(folder: Path) -> RendererConfig:
+    return RendererConfig(device="cpu", checksums=folder / "checksums.json")
+
+
 def serve(answers: Answers, *tasks: Draw) -> Told:
     lines = "".join(task.model_dump_json() + "\n" for task in tasks)
-    Renderer("cpu", tasks[0].folder.parent / "checksums.json", answers).serve(io.StringIO(lines))
+    Renderer(config_in(tasks[0].folder.parent), answers).serve(io.StringIO(lines))
     return answers.events
 
 
@@ -129,7 +133,7 @@ def test_an_error_that_is_no_jobs_ends_a_renderer_that_waits_for_its_next_job(
         service.write(small_draw(tmp_path / "a").model_dump_json() + "\n")
         service.flush()
         with pytest.raises(RuntimeError, match="illegal memory access"):
-            Renderer("cpu", tmp_path / "checksums.json", Answers()).serve(requests)
+            Renderer(config_in(tmp_path), Answers()).serve(requests)
         service.close()
 
 

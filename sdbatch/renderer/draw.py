@@ -84,9 +84,9 @@ def samplings(
         JobError: the job asks for what the model has not.
     """
     if model.channels != job.C:
-        raise JobError(f"C: {job.C} latent channels, but the checkpoint has {model.channels}")
+        raise JobError("C: {c} latent channels, but the checkpoint has {channels}", job.C, model.channels)
     if job.ddim_steps > len(model.alphas):
-        raise JobError(f"ddim_steps: at most {len(model.alphas)}, the steps that the model was trained on")
+        raise JobError("ddim_steps: at most {count}, the steps that the model was trained on", len(model.alphas))
     strength = job.strength if isinstance(job, Img2Img) else None
     wish = Wish(job.ddim_steps, job.ddim_eta, strength)
     course = SAMPLERS["plms" if job.plms else "ddim"](model.alphas, wish)

@@ -13,6 +13,7 @@ from sdbatch.engine.protocol import Draw, Failed
 from sdbatch.errors import Cancelled, JobError, OutOfMemory
 from sdbatch.imaging import pictures
 from sdbatch.job.parameters import Batch, count_pictures
+from sdbatch.messages import Message
 from sdbatch.renderer.answers import Answers
 from sdbatch.renderer.device.memory import in_short, is_out_of_memory, peak_bytes
 from sdbatch.renderer.memory.fallback import MemoryFallback
@@ -124,7 +125,7 @@ class Drawing:
         except OutOfMemory as error:
             if job.skip_save:
                 raise  # it is all that would be left: another renderer may find more
-            self.fallback.tell(f"the grid is not whole: {error}")
+            self.fallback.tell(Message("the grid is not whole: {problem}", error))
 
     def _tell_sample(self, index: int, sha256: str) -> None:
         job, lines, path = self.task.job, self.task.lines, sample_path(self.task, index)
@@ -152,12 +153,12 @@ def failed(task: Draw, error: JobError | OSError) -> Failed:
     fault: Literal["disk", "job"] = "job"
     if isinstance(error, OSError) and (is_disk_trouble(error) or not task.folder.is_dir()):
         fault = "disk"  # the folder is the job's own: a share that went away
-    return Failed(job_id=task.job_id, fault=fault, text=str(error))
+    return Failed(job_id=task.job_id, fault=fault, text=error.message if isinstance(error, JobError) else str(error))
 
 
 def fatal(task: Draw, error: BaseException) -> BaseException:
     """What the renderer ends with; where memory ran out for good, the job's notes say so."""
     if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
         return error
-    Notes(task.folder).add("out of memory, with as little as possible at once: this renderer ends")
+    Notes(task.folder).add(Message("out of memory, with as little as possible at once: this renderer ends"))
     return error if isinstance(error, OutOfMemory) else OutOfMemory(in_short(error))

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from threading import Lock
 
+from sdbatch.messages import pack, unpack
 from sdbatch.storage import files
 
 NOTES = "notes.json"
@@ -18,7 +19,7 @@ class Notes:
     def __init__(self, folder: Path) -> None:
         self._path, self._lock = folder / NOTES, Lock()
         try:
-            self.texts = [str(text) for text in json.loads(self._path.read_bytes())]
+            self.texts = [unpack(text) for text in json.loads(self._path.read_bytes())]
         except (FileNotFoundError, ValueError, TypeError):
             self.texts = []
 
@@ -27,4 +28,4 @@ class Notes:
         with self._lock:
             if text not in self.texts:
                 self.texts.append(text)
-                files.write_atomically(self._path, json.dumps(self.texts, indent=1).encode())
+                files.write_atomically(self._path, json.dumps([*map(pack, self.texts)], indent=1).encode())

@@ -11,8 +11,6 @@ import os
 
 # What the libraries set up is no garbage, and looking through it again and again costs half a second.
 gc.disable()
-# Before any import that could ask the network.
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 import ctypes
 import signal
@@ -35,12 +33,14 @@ import torch
 import transformers
 
 from sdbatch.engine import protocol
+from sdbatch.engine.finding import NVIDIA_DRIVER
 from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
 from sdbatch.job.model_config import read_model_config
 from sdbatch.job.parameters import Batch, count_pictures
 from sdbatch.job.remarks import of_size
+from sdbatch.messages import Message
 from sdbatch.renderer.answers import Answers
 from sdbatch.renderer.device.memory import peak_bytes, reset_peak
 from sdbatch.renderer.draw import predict, samplings
@@ -68,27 +68,17 @@ VERSIONS = {
     "transformers": transformers.__version__,
 }
 PR_SET_PDEATHSIG = 1
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Renderer:
     """Draws jobs one after another on models that stay loaded; while one is sampled, the last is finished."""
 
-    def __init__(
-        self,
-        device: str,
-        checksums: Path,
-        answers: IO[str],
-        converted_bytes: int = 0,
-        model_cache_bytes: int = 0,
-        safety_checker: str = "auto",
-        watermark: str = "",
-    ) -> None:
-        self.device = find_device(device)
-        self.watermark = Watermark(watermark) if watermark else None
-        self.checkers = Checkers(safety_checker, self.device, checksums)
-        conversions = Conversions(checksums.parent / "models", checksums, converted_bytes)
-        self.model_cache = ModelCache(self.device, model_cache_bytes, conversions)
+    def __init__(self, config: RendererConfig, answers: IO[str]) -> None:
+        self.device = find_device(config.device)
+        self.watermark = Watermark(config.watermark) if config.watermark else None
+        self.checkers = Checkers(config.safety_checker, self.device, config.checksums)
+        conversions = Conversions(config.checksums.parent / "models", config.checksums, config.converted_bytes)
+        self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions)
         self.answer = Answers(answers)
 
     def preload(self, ckpt: Path, config: Path, vae: Path | None = None) -> None:
@@ -225,7 +215,7 @@ def find_device(asked: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise EngineDown(
-            "device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked=asked, reason=reason
+            "device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked, reason
         ) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
@@ -237,7 +227,10 @@ def _suspecting(model: Model, task: Draw) -> Model:
     if not task.loras:
         return model
     named = ", ".join(lora.file for lora in task.job.loras)
-    return replace(model, suspect=f"loras: {named} may be too strong (try a smaller weight), or {model.suspect}")
+    return replace(
+        model,
+        suspect=Message("loras: {named} may be too strong (try a smaller weight), or {suspect}", named, model.suspect),
+    )
 
 
 def _device_name(device: torch.device) -> str:
@@ -272,11 +265,11 @@ def main() -> None:
 def _serve(config: str, answers: int, preload: Sequence[str]) -> None:
     with open(answers, "w", encoding="utf-8") as pipe:
         try:
-            renderer = Renderer(answers=pipe, **dict(RendererConfig.model_validate_json(config)))
+            renderer = Renderer(RendererConfig.model_validate_json(config), pipe)
             if preload:
                 renderer.preload(*map(Path, preload))
         except EngineDown as error:
-            pipe.write(protocol.Unfit(text=str(error)).model_dump_json() + "\n")
+            pipe.write(protocol.Unfit(text=error.message).model_dump_json() + "\n")
         else:
             renderer.answer(protocol.Ready())
             renderer.serve(open(0, encoding="utf-8"))  # noqa: SIM115 - a thread reads it to the end

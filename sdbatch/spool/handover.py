@@ -135,12 +135,14 @@ def is_as_it_came(arrived: Path) -> bool:
 
 
 def retire(arrived: Path, place: Path) -> None:
-    """Put a file as it came where it is looked at for a while; where that can't be, it goes at once."""
+    """Put a file as it came where it is looked at for a while; where that can't be, it goes at once.
+
+    Not synced: after a power cut nobody has it open any more, and the job has its bytes.
+    """
     digest = arrived.name.removeprefix(ARRIVED)
     try:
         files.make_dir(place.parent)
         files.rename(arrived, place.with_name(f"{place.name}.{digest}"))
-        files.sync_dir(place.parent)
     except OSError as error:
         if files.is_disk_trouble(error):
             raise  # the job is kept, and this is done again

@@ -14,13 +14,14 @@ from werkzeug.wrappers import Response
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
 from sdbatch.history.history import History
+from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
 PATIENCE = 0.03  # seconds: a search shows by then what it has found, and goes on as one scrolls
 CATCH_UP_SECONDS = 10.0  # a second of work in a root of a million pictures
 MOMENT = 0.3  # seconds that a page waits for what is new
 LONGEST_SAID = 600  # characters
-STILL_READING = "the folders are still being read"
+STILL_READING = Message("the folders are still being read")
 
 
 class Site:
@@ -60,7 +61,7 @@ class Site:
         return history
 
     def _read_all(self) -> None:
-        if self.history.in_memory:  # of one connection, which is held for as long as is read
+        if self.history.database.in_memory:  # of one connection, which is held for as long as is read
             history = self._opened()
             history.catch_up()
             self.history = history
@@ -68,7 +69,7 @@ class Site:
             self._read()
 
     def _read(self) -> None:
-        if self.history.in_memory or not self.history.writable:
+        if self.history.database.in_memory or not self.history.database.writable:
             self.history.catch_up()
             return
         try:
