@@ -9,6 +9,7 @@ import typer
 
 from sdbatch.errors import ConfigError
 from sdbatch.operations import account
+from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import as_stored
 
@@ -97,7 +98,6 @@ def open_to_write_jobs(path: Path) -> "tuple[Root, Settings]":
     from pydantic import ValidationError  # noqa: PLC0415 - as in `configured`
 
     from sdbatch.config.settings import ABOUT_JOBS, Settings  # noqa: PLC0415
-    from sdbatch.spool import status_reader  # noqa: PLC0415
 
     said = status_reader.read_status(place).get("settings")
     try:

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.errors import JobError, printable
+from sdbatch.history import times
+from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.messages import Message
+from sdbatch.spool import status_reader
+from sdbatch.storage import files
 from sdbatch.storage.spelling import as_stored
 
 if TYPE_CHECKING:
     from sdbatch.history.history import History
-    from sdbatch.history.records import JobRecord, PictureRecord
     from sdbatch.storage.root import Root
 
 WhatArgument = Annotated[
@@ -70,7 +74,6 @@ def history(  # noqa: PLR0913 - each is an option
       69  there is no root
     """
     from sdbatch.cli import tables  # noqa: PLC0415 - rich
-    from sdbatch.history import times  # noqa: PLC0415
 
     if kind not in (None, "txt2img", "img2img"):
         raise typer.BadParameter(Message("--kind is txt2img or img2img"))
@@ -158,9 +161,7 @@ def restore(
       0  written
       1  no parameters were found, or FILE exists
     """
-    from sdbatch.errors import JobError  # noqa: PLC0415
     from sdbatch.history import restore  # noqa: PLC0415
-    from sdbatch.storage import files  # noqa: PLC0415
 
     place = named_root(root)
     restored = restore.restore(place, _find_or_file(place, what))
@@ -195,9 +196,7 @@ def follow_up(
       1   there is no such image, or a value is invalid
       74  the disk failed
     """
-    from sdbatch.errors import JobError  # noqa: PLC0415
     from sdbatch.history import restore  # noqa: PLC0415
-    from sdbatch.history.records import JobRecord  # noqa: PLC0415
 
     place = named_root(root)
     opened = _open(place)
@@ -237,13 +236,11 @@ def rerun(
     job_id = _job_of(_find(opened, job))
     known = opened.job(job_id)
     assert known is not None, "it was just found"
-    _drop(place, restore.rerun(place, known, seed), job_id, "again", dry_run=dry_run)
+    _drop(place, restore.rerun(place, known, seed), job_id, "rerun", dry_run=dry_run)
 
 
 def _open(place: "Root", *, anew: bool = False) -> "History":
-    from sdbatch.errors import printable  # noqa: PLC0415
     from sdbatch.history.history import History  # noqa: PLC0415
-    from sdbatch.spool import status_reader  # noqa: PLC0415
 
     status_reader.check_root(place)
     opened = History(place) if anew else History.open(place)
@@ -258,8 +255,6 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
 
 def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
     """As people name it: a path counts from here as well as from the root."""
-    from sdbatch.errors import JobError  # noqa: PLC0415
-
     if not named.strip():
         raise JobError("name a picture or a job")
     path = as_stored(Path(os.path.abspath(Path(named).expanduser())))  # noqa: PTH100 - a link keeps its name
@@ -268,8 +263,6 @@ def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
 
 def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Path":
     """The same, or a file that the history knows nothing of, which needs no root."""
-    from sdbatch.errors import JobError  # noqa: PLC0415
-
     path = as_stored(Path(named).expanduser())
     try:
         return _find(_open(place), named)
@@ -280,12 +273,11 @@ def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Pat
 
 
 def _job_of(found: "PictureRecord | JobRecord") -> str:
-    from sdbatch.history.records import JobRecord  # noqa: PLC0415
 
     return found.id if isinstance(found, JobRecord) else found.job
 
 
-def _drop(place: "Root", text: str, job_id: str, ending: Literal["again", "follow-up"], *, dry_run: bool) -> None:
+def _drop(place: "Root", text: str, job_id: str, ending: Literal["rerun", "follow-up"], *, dry_run: bool) -> None:
     from sdbatch.client.validate import submit_text  # noqa: PLC0415
     from sdbatch.spool.job_names import next_name  # noqa: PLC0415
 

@@ -45,10 +45,14 @@ NEEDS_RESTART = (
 )
 
 
-class _Given(BaseModel):
-    """A group of which only what was given counts."""
+class Group(BaseModel):
+    """Settings that belong together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Given(Group):
+    """A group of which only what was given counts."""
 
     @model_serializer(mode="wrap")
     def _say(self, say: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -72,10 +76,8 @@ else:
     Defaults = create_model("Defaults", __base__=_Given, **_fields)
 
 
-class Limits(BaseModel):
+class Limits(Group):
     """What a single job may ask for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     pixels: int = Field(2048 * 2048, ge=64 * 64)  # of one picture
     pictures: int = Field(1000, ge=1)  # of one job
@@ -108,10 +110,8 @@ class Limits(BaseModel):
         return found
 
 
-class HookCommands(BaseModel):
+class HookCommands(Group):
     """Commands that hear of what happened; see hooks.py."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     on_done: tuple[str, ...] = ()
     on_failed: tuple[str, ...] = ()
@@ -123,10 +123,8 @@ class HookCommands(BaseModel):
         return {"on_done": self.on_done, "on_failed": self.on_failed, "on_idle": self.on_idle}
 
 
-class Retention(BaseModel):
+class Retention(Group):
     """How much of what is done to keep; None is all."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     done_days: float | None = Field(None, gt=0, description="a number of days above 0; null keeps all")
     done_count: int | None = Field(None, ge=0)
@@ -141,10 +139,8 @@ UNIX_PROXY = "unix"  # one that comes by the page's Unix socket
 Secret = Annotated[str, PlainSerializer(lambda text: "***" if text else "", when_used="json")]
 
 
-class Web(BaseModel):
+class Web(Group):
     """The page, `sdbatch web`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     bind: str = Field(
         "127.0.0.1:8123",
@@ -169,10 +165,8 @@ class Web(BaseModel):
         return proxies
 
 
-class DefaultModel(BaseModel):
+class DefaultModel(Group):
     """The model to load ahead of the first job; what jobs name by default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     ckpt: str = "models/ldm/stable-diffusion-v1/model.ckpt"  # empty: none
     config: str = DEFAULT_CONFIG
@@ -256,12 +250,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file."""
         return Environment(settings_cls), init_settings

@@ -21,6 +21,7 @@ from sdbatch.storage.spelling import normal
 
 _ID = re.compile(r"(\d{8}T\d{6}Z-(\d{6,}))(?:\.(\d+))?-(.*)", re.DOTALL)
 _NUMBER = re.compile(r"(\d{1,12})(?:\.(\d{1,12}))?")
+_ENDING = re.compile(r"-(rerun|again|follow-up)(-\d+)?$")  # earlier versions wrote "again"
 LONGEST_BASE = 26  # of a name that gets an ending: an id has room for 40 characters
 
 
@@ -106,11 +107,11 @@ def of_many(place: Path) -> dict[str, str]:
     return {name: number_of(name) for name in names if counts[file_of(name)] > 1}
 
 
-def next_name(root: Root, job_id: str, ending: Literal["again", "follow-up"]) -> str:
+def next_name(root: Root, job_id: str, ending: Literal["rerun", "follow-up"]) -> str:
     """A job file's name for what comes of another job: that one's, with an ending that no job of the root has yet."""
     match = _ID.fullmatch(job_id)
     name = match[4] if match else job_id.rpartition("/")[2]
-    base = re.sub(r"-(again|follow-up)(-\d+)?$", "", slug_of(f"{name}.yaml"))[:LONGEST_BASE].strip("-")
+    base = _ENDING.sub("", slug_of(f"{name}.yaml"))[:LONGEST_BASE].strip("-")
     taken = {
         match[4]
         for place in (root.running, root.done, root.failed)

@@ -154,7 +154,7 @@ def again() -> AnyResponse:
     if job is None:
         abort(404)
     seed = _whole(request.form.get("seed", ""))
-    return done(lambda: _drop(job.id, restore.rerun(site().root, job, seed), "again"), "queue.show")
+    return done(lambda: _drop(job.id, restore.rerun(site().root, job, seed), "rerun"), "queue.show")
 
 
 def _family(job_id: str) -> list[tuple[int, Lineage, list[PictureRecord]]]:
@@ -168,7 +168,7 @@ def _family(job_id: str) -> list[tuple[int, Lineage, list[PictureRecord]]]:
     return found
 
 
-def _drop(job_id: str, text: str, ending: Literal["again", "follow-up"]) -> str:
+def _drop(job_id: str, text: str, ending: Literal["rerun", "follow-up"]) -> str:
     """Into the inbox, under the name of the job that it comes from."""
     path = submit_text(text, next_name(site().root, job_id, ending), site().root)
     return Message("Dropped as {path}.", site().root.show(path))

@@ -25,6 +25,7 @@ from sdbatch.messages import Message
 from sdbatch.renderer.device.memory import is_out_of_memory
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.diffusers_folder import ENDINGS, STEMS
+from sdbatch.renderer.models.plan import ModelPart
 from sdbatch.renderer.weights.checkpoint import read_weights
 from sdbatch.renderer.weights.limits import require_within_limits
 from sdbatch.storage import files
@@ -146,18 +147,15 @@ def _fill(network: Any, folder: Path) -> Any:
             "the safety checker in {name} has no weights, such as {example}; copy it again", folder.name, names[0].name
         )
     found = {_plain(key): weight for key, weight in read_weights(path, f"safety_checker/{path.name}").items()}
-    filled = {}
-    for key, wanted in network.state_dict().items():
-        weight = found.get(_plain(key))
-        if weight is None or weight.shape != wanted.shape:
-            raise JobError(
-                "the safety checker in {name} does not fit its config.json: {key}; copy it again", folder.name, key
-            )
-        filled[key] = weight.to(torch.float32, copy=True)
-    network.load_state_dict(filled, assign=True)
-    for part in network.modules():
-        if hasattr(part, "position_ids"):  # a buffer that no file needs to hold
-            part.position_ids = torch.arange(part.position_ids.shape[-1]).unsqueeze(0)
+    part = ModelPart(network, _plain, computes_in_half=False)
+    if lacking := next(part.lacking(found), ""):
+        raise JobError(
+            "the safety checker in {name} does not fit its config.json: {key}; copy it again", folder.name, lacking
+        )
+    part.fill(found, torch.float32, {})
+    for module in network.modules():
+        if hasattr(module, "position_ids"):  # a buffer that no file needs to hold
+            module.position_ids = torch.arange(module.position_ids.shape[-1]).unsqueeze(0)
     return network.requires_grad_(requires_grad=False).eval()
 
 
