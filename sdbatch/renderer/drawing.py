@@ -124,8 +124,8 @@ class Drawing:
                 self.check()
         except OutOfMemory as error:
             if job.skip_save:
-                raise  # it is all that would be left: another renderer may find more
-            self.fallback.tell(Message("the grid is not whole: {problem}", error))
+                raise  # with skip_save it is the only result: another renderer may have more memory
+            self.fallback.tell(Message("the grid is incomplete: {problem}", error))
 
     def _tell_sample(self, index: int, sha256: str) -> None:
         job, lines, path = self.task.job, self.task.lines, sample_path(self.task, index)
@@ -160,5 +160,5 @@ def fatal(task: Draw, error: BaseException) -> BaseException:
     """What the renderer ends with; where memory ran out for good, the job's notes say so."""
     if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
         return error
-    Notes(task.folder).add(Message("out of memory, with as little as possible at once: this renderer ends"))
+    Notes(task.folder).add(Message("out of memory, even with the smallest batch: this renderer stops"))
     return error if isinstance(error, OutOfMemory) else OutOfMemory(in_short(error))

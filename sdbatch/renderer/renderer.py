@@ -9,7 +9,7 @@ attempt and starts one.
 import gc
 import os
 
-# What the libraries set up is no garbage, and looking through it again and again costs half a second.
+# The objects of the imports are never garbage, and each look through them costs half a second.
 gc.disable()
 
 import ctypes
@@ -204,10 +204,10 @@ def find_device(asked: str) -> torch.device:
     """
     is_gpu = torch.cuda.is_available()
     if asked == "auto" and not is_gpu and torch.version.cuda and NVIDIA_DRIVER.exists():
-        # A night on the CPU would be a night lost; who wants that can say so.
+        # On the CPU a night would be lost; whoever wants the CPU can set it.
         raise EngineDown(
-            "there is an NVIDIA driver, but torch finds no GPU to use; see what nvidia-smi says. "
-            "To draw on the CPU all the same, set `device: cpu` in configs/sdbatch.yaml"
+            "there is an NVIDIA driver, but torch finds no GPU; see nvidia-smi. To use the CPU, set "
+            "`device: cpu` in configs/sdbatch.yaml"
         )
     name = ("cuda" if is_gpu else "cpu") if asked == "auto" else asked
     try:
@@ -215,10 +215,10 @@ def find_device(asked: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise EngineDown(
-            "device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked, reason
+            "device: {asked} can't be used ({reason}); it is set in configs/sdbatch.yaml", asked, reason
         ) from error
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
+        torch.cuda.set_device(device)  # otherwise cuda:1 would still use some hundred megabytes of cuda:0
     return device
 
 
