@@ -75,13 +75,13 @@ def samplings(
         job: what to draw.
         lines: the lines of `from_file`, or None.
         init: for img2img the init image, [3, H, W] in [-1, 1].
-        start_at: the first picture that is missing; batches wholly before it are skipped.
+        start_at: the first missing image; batches that are completely before it are skipped.
         on_step: called after each evaluation of the UNet.
         fallback: what the job does when memory runs out, and who is told.
 
     Raises:
-        OutOfMemory: there is not enough, whatever it does.
-        JobError: the job asks for what the model has not.
+        OutOfMemory: memory is not sufficient in any way.
+        JobError: the model lacks what the job needs.
     """
     if model.channels != job.C:
         raise JobError("C: {count} latent channels, but the checkpoint has {channels}", job.C, model.channels)

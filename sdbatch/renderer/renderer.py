@@ -200,7 +200,7 @@ def find_device(asked: str) -> torch.device:
     """The device that the configuration asks for, tried out.
 
     Raises:
-        EngineDown: it can't be used.
+        EngineDown: the device can't be used.
     """
     is_gpu = torch.cuda.is_available()
     if asked == "auto" and not is_gpu and torch.version.cuda and NVIDIA_DRIVER.exists():

@@ -36,15 +36,15 @@ class MemoryFallback:
     """How far down one job is.
 
     Attributes:
-        tell: takes each step, in words.
-        make_room: lets go of what lies in memory besides and says what that was, or nothing if there is no such thing.
-        first: the picture from which on a step is told to hold.
-        rows: how many rows go through a network at once; None is all.
-        is_sliced: whether pictures are decoded one at a time.
-        tile: the side of a tile in latents; None is a picture as a whole.
+        tell: called with a message for each step.
+        make_room: frees other memory, and returns what that was, or nothing.
+        first: the image from which a step counts, for its message.
+        rows: the number of rows for one call of a network; None is all.
+        is_sliced: whether images are decoded one at a time.
+        tile: the side of a tile in latents; None is the whole image.
         beside: held while another thread may use the device, too.
-        alone: keeps the other thread from it; None where there is none. What it holds may be all that was lacking, so
-            before the first step down, and from then on, the job works alone.
+        alone: keeps the other thread from it; None where there is none. What that one holds may be all that was
+            lacking, so before the first step down, and from then on, the job works alone.
     """
 
     device: torch.device
@@ -62,7 +62,7 @@ class MemoryFallback:
         """`network(*rows)`, on as many rows at once as memory allows.
 
         Raises:
-            OutOfMemory: not even one row goes through.
+            OutOfMemory: memory is not sufficient for one row.
         """
         count = len(rows[0])
 
@@ -100,7 +100,7 @@ class MemoryFallback:
         `since` says from when on a step down holds, if not from the picture that is drawn.
 
         Raises:
-            OutOfMemory: there is no step left.
+            OutOfMemory: no step is left.
         """
         if self.alone is None:
             return self._walk_down(work, step_down, since)

@@ -36,9 +36,9 @@ class ModelCache:
     """Loads models, and removes them.
 
     Attributes:
-        most_bytes: what the weights of all models may take together; 0 is the one in use alone.
-        models: by what makes them what they are; the one used last stands last.
-        settle: waits until nobody else uses a model: memory comes back only then.
+        most_bytes: the limit for the weights of all models; 0 keeps only the current one.
+        models: by their identity, the most recently used last.
+        settle: waits until no other job uses a model: only then its memory can be freed.
     """
 
     def __init__(self, device: torch.device, most_bytes: int, conversions: Conversions) -> None:
@@ -53,8 +53,8 @@ class ModelCache:
         """A model, and the seconds it took to load; 0 if it was loaded already.
 
         Raises:
-            JobError: it can't be loaded; those that lie here stay.
-            OutOfMemory: there is not enough even for it alone.
+            JobError: it can't be loaded; the others stay.
+            OutOfMemory: memory is not sufficient for this model alone.
         """
         dtype = dtype_of(precision, self.device)
         key = (_identity(ckpt), _identity(config), vae and _identity(vae), dtype)
