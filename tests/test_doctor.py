@@ -115,7 +115,7 @@ def test_folders_left_by_another_user_are_found(root: Root, monkeypatch: pytest.
     monkeypatch.setattr(os, "access", lambda path, mode: path != left and access(path, mode))
     found = next(environment.folders(root))
     assert found.level == "problem"
-    assert found.text.startswith(f"{place}: no file can be made here")
+    assert found.text.startswith(f"{place}: root can't create files here")
     assert found.remedy.startswith(f"chown -R {environment.user_name()} {left} ")
 
 
@@ -246,7 +246,9 @@ def test_folders_that_refuse_for_the_same_reason_are_told_at_once(root: Root, mo
 
     monkeypatch.setattr(files, "create", refuse)
     found = by_subject(list(environment.folders(root)))["folders"]
-    assert found.text.startswith("jobs/inbox, jobs/running, jobs/done, jobs/failed, jobs, outputs, state: no file")
+    assert found.text.startswith(
+        "jobs/inbox, jobs/running, jobs/done, jobs/failed, jobs, outputs, state: root can't create files"
+    )
     assert found.remedy.startswith("chown -R ")
 
 

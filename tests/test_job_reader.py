@@ -861,8 +861,8 @@ def test_a_wrong_field_of_the_job_is_told_with_its_line() -> None:
         ({"id": 5}, "id, job: this manifest has no usable id or job; take a fresh copy"),
         ({"job": "a truck"}, "id, job: this manifest has no usable id or job; take a fresh copy"),
         ({"follow_up": "a red truck"}, "follow_up: must be fields and values"),
-        ({"pictures": []}, "follow_up: this job kept no pictures to follow up on"),
-        ({"pictures": 5}, "follow_up: this job kept no pictures to follow up on"),
+        ({"pictures": []}, "follow_up: this job kept no images to follow up on"),
+        ({"pictures": 5}, "follow_up: this job kept no images to follow up on"),
     ],
 )
 def test_a_manifest_changed_where_nobody_should_is_told(changes: dict[str, Any], told: str) -> None:
@@ -892,7 +892,7 @@ def test_a_manifests_names_that_could_not_be_written_down_again_are_not_taken() 
 def test_a_manifest_that_cannot_be_understood_is_told_with_its_line() -> None:
     record = yaml.safe_load(MANIFEST.to_yaml()) | {"pictures": [{}], "follow_up": {"init_img": 0}}
     told = read("prompt: a\n---\n" + dump(record, "manifest.yaml"))[1].error
-    assert str(told).startswith("job.yaml: line 3: this manifest cannot be understood any more")
+    assert str(told).startswith("job.yaml: line 3: this manifest can't be read any more")
 
 
 def test_a_manifest_whose_picture_has_no_file_is_an_error_like_any_other() -> None:
