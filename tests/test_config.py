@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from structlog.testing import capture_logs
 from tests_support import drain, run_sdbatch
 
@@ -20,7 +21,6 @@ from sdbatch.errors import ConfigError
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log
-from sdbatch.testing import FakeClock, drop_job
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +60,11 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("\ndevises: cpu\n", "line 2: devises: there is no such key; did you mean devices?"),
-        ("zzz: 1\n", "line 1: zzz: there is no such key; keys are engine, devices, "),
-        ("_env_file: x\n", "line 1: _env_file: there is no such key"),
-        ("1: x\n", "line 1: 1: there is no such key"),
-        ("limits:\n  pictres: 5\n", "line 2: limits.pictres: there is no such key; did you mean pictures?"),
+        ("\ndevises: cpu\n", "line 2: devises: there is no such field; did you mean devices?"),
+        ("zzz: 1\n", "line 1: zzz: there is no such field; fields are engine, devices, "),
+        ("_env_file: x\n", "line 1: _env_file: there is no such field"),
+        ("1: x\n", "line 1: 1: there is no such field"),
+        ("limits:\n  pictres: 5\n", "line 2: limits.pictres: there is no such field; did you mean pictures?"),
         (
             "limits:\n  pictures: many\n",
             'line 2: limits.pictures: "many" is not a whole number from 1 (default 1000)',
@@ -78,11 +78,11 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
         ),
         ("engine: ray\n", 'line 1: engine: "ray" is not local or fake'),
         ("allow_paths: [3]\n", "line 1: allow_paths: 3 is not a list of paths (default [])"),
-        ("max_attempts: 1\nmax_attempts: 2\n", "line 2: max_attempts: is given twice (first on line 1); take one out"),
+        ("max_attempts: 1\nmax_attempts: 2\n", "line 2: max_attempts: is given twice (first on line 1); remove one"),
         ("a: [\n", "line 2, column 1: this is not valid YAML"),
         ("engine: @local\n", 'line 1: engine: put the engine in quotes: engine: "@local"'),
-        ("max_attempts:5\n", "must be keys and values, such as `devices: auto`"),
-        ("- a\n", "must be keys and values, such as `devices: auto`"),
+        ("max_attempts:5\n", "must be names and values, such as `devices: auto`"),
+        ("- a\n", "must be names and values, such as `devices: auto`"),
     ],
 )
 def test_what_is_wrong_is_told_as_in_a_job_file(path: Path, text: str, told: str) -> None:
@@ -126,7 +126,7 @@ def test_a_wrong_variable_is_told_by_its_name(
 def test_a_misspelt_variable_is_told_but_no_reason_not_to_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDBATCH_DEVISES", "cpu")
     assert sources.load(path).settings == Settings()
-    assert sources.unknown_variables() == ["SDBATCH_DEVISES is no key's; did you mean SDBATCH_DEVICES?"]
+    assert sources.unknown_variables() == ["SDBATCH_DEVISES is no setting; did you mean SDBATCH_DEVICES?"]
 
 
 def test_reload_takes_what_it_can_and_says_what_needs_a_restart(path: Path) -> None:
@@ -159,7 +159,7 @@ def test_reload_of_a_wrong_configuration_changes_nothing(path: Path) -> None:
         settings, refused = sources.reload(path, Settings(rescan_seconds=9), log.get())
     assert settings.rescan_seconds == 9
     assert refused == said[0]["error"]
-    assert said[0]["event"] == "the configuration is wrong; the old one stays"
+    assert said[0]["event"] == "the new configuration is wrong and not used"
     assert "line 1: max_attempts: 0 is not" in said[0]["error"]
 
 
@@ -181,7 +181,7 @@ def test_config_prints_what_is_in_force_and_where_from(root: Root) -> None:
     assert found["limits.steps"] == "line 3"
     assert found["devices"] == "SDBATCH_DEVICES in the environment"
     assert found["rescan_seconds"] == "default"
-    assert said.stdout.splitlines()[-1] == "note: SDBATCH_MAX_ATEMPTS is no key's; did you mean SDBATCH_MAX_ATTEMPTS?"
+    assert said.stdout.splitlines()[-1] == "note: SDBATCH_MAX_ATEMPTS is no setting; did you mean SDBATCH_MAX_ATTEMPTS?"
     (attempts,) = [v for v in json.loads(config(root, "--json").stdout) if v["key"] == "max_attempts"]
     assert attempts == {"key": "max_attempts", "value": 5, "origin": f"{root.configuration}, line 1"}
 
@@ -190,7 +190,9 @@ def test_config_of_a_wrong_one_exits_with_78(root: Root) -> None:
     root.configuration.write_text("max_attempt: 5\n")
     said = config(root)
     assert (said.returncode, said.stdout) == (78, "")
-    assert f"{root.configuration}: line 1: max_attempt: there is no such key; did you mean max_attempts?" in said.stderr
+    assert (
+        f"{root.configuration}: line 1: max_attempt: there is no such field; did you mean max_attempts?" in said.stderr
+    )
 
 
 def test_config_says_where_a_running_service_still_differs(root: Root) -> None:
@@ -199,8 +201,8 @@ def test_config_says_where_a_running_service_still_differs(root: Root) -> None:
     root.status.write_text(json.dumps({"state": "idle", "updated_at": now, "settings": settings}))
     root.configuration.write_text("max_attempts: 5\ndevices: cpu\n")
     device, attempts = (line for line in config(root).stdout.splitlines() if "running service" in line)
-    assert device == "  but the running service has auto; it needs a restart"
-    assert attempts.startswith("  but the running service has 3; it reads the file again on SIGHUP")
+    assert device == "  but the running service uses auto; restart it"
+    assert attempts.startswith("  but the running service uses 3; reload it (systemctl reload sdbatch)")
 
 
 def test_a_service_takes_new_settings_between_two_events(root: Root, clock: FakeClock) -> None:

@@ -10,20 +10,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from harness import FakeClock, drop_job
 from reference_model import CKPT, CONFIG, draw_all, small_txt2img
 from small_models import small_laion400m, small_v2
 from tests_support import drain, only, small_draw
 from torch.cuda._utils import _get_device_index
 
+from sdbatch.engine.protocol import RendererConfig
 from sdbatch.renderer import draw as draw_module
+from sdbatch.renderer import drawing as drawing_module
 from sdbatch.renderer import renderer as renderer_module
 from sdbatch.renderer.device import memory
-from sdbatch.renderer.draw import NoiseSource, draw
-from sdbatch.renderer.models.models import load_model
+from sdbatch.renderer.draw import samplings
+from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.renderer import Renderer, find_device
+from sdbatch.renderer.sampling.noise import NoiseSource
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 
 @pytest.fixture
@@ -73,17 +76,18 @@ def test_the_peak_is_the_gpus_own_count_from_the_jobs_start_on(monkeypatch: pyte
 def test_each_job_is_told_with_the_memory_that_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = [0]
     monkeypatch.setattr(renderer_module, "reset_peak", lambda _: taken.append(0))
-    monkeypatch.setattr(renderer_module, "peak_bytes", lambda _: taken[-1])
+    for module in (renderer_module, drawing_module):
+        monkeypatch.setattr(module, "peak_bytes", lambda _: taken[-1])
 
     def greedy(*arguments: object) -> object:
         taken[-1] += 1_000 * len(taken)
-        return draw(*arguments)  # type: ignore[arg-type]
+        return samplings(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(renderer_module, "draw", greedy)
+    monkeypatch.setattr(renderer_module, "samplings", greedy)
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
+    renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers)
     for name in ("first", "second"):
-        renderer.render(small_draw(tmp_path / name))
+        renderer.serve(io.StringIO(small_draw(tmp_path / name).model_dump_json()))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert [event["peak_bytes"] for event in events if event["type"] == "finished"] == [2_000, 3_000]
 
@@ -113,19 +117,24 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("version", MODELS)
+@pytest.fixture(scope="module", params=MODELS)
+def elsewhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(*MODELS[request.param](tmp_path_factory.mktemp("model"))).to(NOWHERE)
+
+
 @pytest.mark.parametrize("fields", [{"ddim_eta": 0.5}, {"plms": True}, {"scale": 1.0}], ids=str)
 def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
-    version: str, fields: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elsewhere: Model, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def noise(*_: object) -> torch.Tensor:
         return torch.empty(2, 4, 8, 8, device=NOWHERE)
 
     decoded: list[torch.Tensor] = []
-    monkeypatch.setattr(NoiseSource, "seeded", lambda *_: SimpleNamespace(draw=noise))
+    monkeypatch.setattr(NoiseSource, "seeded", lambda *_: SimpleNamespace(of_batch=lambda *_: noise))
     monkeypatch.setattr(draw_module, "computing", lambda *_: nullcontext())  # there is no autocast for it
     monkeypatch.setattr(draw_module, "decode", lambda model, latents, _: decoded.append(model.decode(latents)))
-    model = load_model(*MODELS[version](tmp_path)).to(NOWHERE)
-    drawn = draw_all(small_txt2img(**fields), model=model)
-    assert [picture.shape for picture in decoded] == [(2, 3, 64, 64)] * len(drawn) == [(2, 3, 64, 64)] * 2
-    assert model.encode(decoded[0][:1], noise()).device == NOWHERE
+    # PLMS comes to its last formula at the fourth step.
+    job = small_txt2img(n_iter=1, ddim_steps=4 if "plms" in fields else 2, **fields)
+    drawn = draw_all(job, model=elsewhere)
+    assert [picture.shape for picture in decoded] == [(2, 3, 64, 64)] * len(drawn) == [(2, 3, 64, 64)]
+    assert elsewhere.encode(decoded[0][:1], noise()).device == NOWHERE

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from full_size import write_random_checkpoint
+from harness import drop_job
 from PIL import Image
 from reference_model import CKPT, CONFIG, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from safetensors.torch import save_file
@@ -33,16 +34,17 @@ from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import OutOfMemory
 from sdbatch.job.parameters import AnyJob
 from sdbatch.renderer import examine
+from sdbatch.renderer.answers import Answers
 from sdbatch.renderer.device.memory import release
-from sdbatch.renderer.draw import Drawn, NoiseSource, draw
+from sdbatch.renderer.draw import Drawn, draw
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.models.precision import forbid_tf32, half_of
 from sdbatch.renderer.renderer import Renderer, find_device
-from sdbatch.renderer.sampling import sampler
+from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.sampler import run
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 GPU = torch.device("cuda", 0)
 SMALL = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nH: 64\nW: 64\nddim_steps: 2\nn_samples: 1\n"
@@ -70,9 +72,10 @@ def drawn_by(model: Model, job: AnyJob, init: npt.NDArray[np.float32] | None = N
 
 def render(renderer: Renderer, *jobs: Draw) -> list[dict[str, Any]]:
     """What the renderer answers to one request."""
-    renderer.answers = io.StringIO()
+    answers = io.StringIO()
+    renderer.answer = Answers(answers)
     renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in jobs)))
-    return [json.loads(line) for line in renderer.answers.getvalue().splitlines()]
+    return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
 def digests(events: list[dict[str, Any]]) -> list[str]:
@@ -115,9 +118,7 @@ def test_a_decoder_that_runs_over_in_float16_is_repeated_in_float32_and_told() -
     spoilt = model_in(torch.float16).to(GPU)
     overflowing(spoilt.vae.decoder, 1e7)
     drawn, told = drawn_by(spoilt, small_txt2img())
-    assert [text.partition(":")[0] for text in told] == [
-        "decoded again in float32, since the decoder's numbers ran over in float16"
-    ] * 2
+    assert [text.partition(":")[0] for text in told] == ["decoded again in float32, because of overflow in float16"] * 2
     for one in drawn:
         with torch.inference_mode():
             expected = torch.cat([spoilt.decode(latents[None]) for latents in one.latents])
@@ -170,8 +171,7 @@ def test_nothing_in_the_step_loop_waits_for_the_gpu(
     files = small_v2(tmp_path) if version == "v2" else (CKPT, CONFIG)
     model, job = load_model(*files, dtype=torch.float16).to(GPU), small_txt2img(**fields)
     drawn_by(model, job)  # what the libraries set up at their first use may wait
-    for name in ("ddim", "plms"):
-        monkeypatch.setattr(sampler, name, never_waiting(getattr(sampler, name)))
+    monkeypatch.setattr("sdbatch.renderer.draw.run", never_waiting(run))
     assert len(drawn_by(model, job)[0]) == 2
     with pytest.raises(RuntimeError, match="synchronizing"):
         never_waiting(torch.ones(1, device=GPU).item)()
@@ -223,7 +223,7 @@ def test_with_ever_less_memory_the_ladder_is_walked_down_to_its_end_and_the_next
     assert told == []
     notes: list[str] = []
     for drawn, told in with_ever_less(model, job, torch.cuda.max_memory_allocated(GPU)):
-        assert all(text.startswith("out of memory: from picture 0 on ") for text in told)
+        assert all(text.startswith("out of memory: from image 0 on ") for text in told)
         difference = apart(pixels_of(drawn), pixels_of(whole))
         assert difference.mean() < 20 if any("tiles" in text for text in told) else difference.max() <= 1
         notes += told
@@ -244,7 +244,7 @@ def test_a_switch_of_models_never_holds_two(tmp_path: Path) -> None:
         job = small_draw(tmp_path / str(number), ckpt, precision="full", n_samples=1)
         jobs.append(job.model_copy(update={"config": config}))
     before = torch.cuda.memory_allocated(GPU)
-    renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
+    renderer = Renderer(RendererConfig(device=str(GPU), checksums=tmp_path / "checksums.json"), io.StringIO())
     finished = [event for event in render(renderer, *jobs) if event["type"] == "finished"]
     (cached,) = renderer.model_cache.models.values()
     assert len(finished) == 3
@@ -254,7 +254,7 @@ def test_a_switch_of_models_never_holds_two(tmp_path: Path) -> None:
 
 def test_a_lora_leaves_the_memory_and_the_bits_of_the_weights_as_they_were(tmp_path: Path) -> None:
     save_file(kohya(random_matrices()), tmp_path / "x.safetensors")
-    renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
+    renderer = Renderer(RendererConfig(device=str(GPU), checksums=tmp_path / "checksums.json"), io.StringIO())
     plain = digests(render(renderer, small_draw(tmp_path / "plain")))
     (cached,) = renderer.model_cache.models.values()
     assert cached.model.dtype == torch.float16
@@ -276,13 +276,13 @@ def test_a_lora_leaves_the_memory_and_the_bits_of_the_weights_as_they_were(tmp_p
 def test_a_job_that_goes_on_halfway_ends_with_the_same_bytes(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"n_iter": 2, "n_samples": 2, "ddim_eta": 0.5}
     folder = tmp_path / "job"
-    renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
+    renderer = Renderer(RendererConfig(device=str(GPU), checksums=tmp_path / "checksums.json"), io.StringIO())
     whole = digests(render(renderer, small_draw(folder, **fields)))
     assert len(set(whole)) == 4
     for start_at in (1, 2, 3):  # in a batch, behind one, in the next
         for sample in sorted(folder.glob("samples/*.png"))[start_at:]:
             sample.unlink()
-        renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
+        renderer = Renderer(RendererConfig(device=str(GPU), checksums=tmp_path / "checksums.json"), io.StringIO())
         assert digests(render(renderer, small_draw(folder, start_at=start_at, **fields))) == whole
 
 
@@ -292,13 +292,13 @@ def breaking_once(mark: Path) -> str:
 import torch
 from pathlib import Path
 from sdbatch.renderer import renderer
-draw, mark = renderer.draw, Path({str(mark)!r})
+samplings, mark = renderer.samplings, Path({str(mark)!r})
 def breaking(model, *arguments):
     if not mark.exists():
         mark.touch()
         torch.ones(4, device=model.device)[torch.tensor([1 << 20], device=model.device)].tolist()
-    yield from draw(model, *arguments)
-renderer.draw = breaking
+    yield from samplings(model, *arguments)
+renderer.samplings = breaking
 renderer.main()
 """
 

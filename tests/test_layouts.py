@@ -191,15 +191,26 @@ def test_the_noise_is_found_in_a_velocity(v2_model: Model, timestep: int) -> Non
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
     )
     x0, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    t = torch.tensor(timestep)
+    t = torch.tensor([timestep])
     velocity = scheduler.get_velocity(x0, noise, t)
 
     def unet(x: Tensor, timesteps: Tensor, **_: object) -> tuple[Tensor]:
         return (velocity,)
 
     model = Model(**(vars(v2_model) | {"unet": unet}))
-    found = model.predict_noise(scheduler.add_noise(x0, noise, t), t, torch.zeros(1))
+    found = model.predict_noise(scheduler.add_noise(x0, noise, t), t.float(), torch.zeros(1))
     torch.testing.assert_close(found, noise, atol=2e-5, rtol=1e-4)
+
+
+def test_between_two_timesteps_a_velocity_is_read_where_log_sigma_lies(v2_model: Model) -> None:
+    """Each row at its own: the one between has the geometric mean of the sigmas."""
+    x, velocity = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = Model(**(vars(v2_model) | {"unet": lambda *_, **__: (velocity,)}))
+    found = model.predict_noise(x, torch.tensor([500.0, 500.5, 501.0]), torch.zeros(1))
+    sigmas = [((1 - a) / a) ** 0.5 for a in model.alphas[500:502]]
+    for i, sigma in enumerate([sigmas[0], (sigmas[0] * sigmas[1]) ** 0.5, sigmas[1]]):
+        expected = (velocity[i] + sigma * x[i]) / (1 + sigma**2) ** 0.5
+        torch.testing.assert_close(found[i], expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("plms", [False, True])
@@ -207,7 +218,7 @@ def test_v2_draws_what_the_same_model_in_terms_of_noise_would(v2_model: Model, p
     class InTermsOfNoise(Model):
         def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
             velocity: Tensor = self.unet(x, timesteps, encoder_hidden_states=context).sample
-            alpha = float(self.alphas[int(timesteps)])
+            alpha = float(self.alphas[int(timesteps[0])])
             noise: Tensor = alpha**0.5 * velocity + (1 - alpha) ** 0.5 * x
             return noise
 
@@ -223,9 +234,9 @@ def test_v2_draws_what_the_same_model_in_terms_of_noise_would(v2_model: Model, p
 
 
 def test_a_config_of_the_other_version_is_named(v2: tuple[Path, Path]) -> None:
-    with pytest.raises(JobError, match=r"at cond_stage_model\.transformer\..* text encoder of a v2 model; name a v2"):
+    with pytest.raises(JobError, match=r"at cond_stage_model\.transformer\..* text encoder of a v2 model; use a v2"):
         load_model(v2[0], CONFIG)
-    with pytest.raises(JobError, match=r"at cond_stage_model\.model\..* text encoder of a v1 model; name a v1"):
+    with pytest.raises(JobError, match=r"at cond_stage_model\.model\..* text encoder of a v1 model; use a v1"):
         load_model(CKPT, v2[1])
 
 
@@ -238,18 +249,18 @@ def test_a_config_of_the_other_version_is_named(v2: tuple[Path, Path]) -> None:
         (["double_blocks.0.img_attn.qkv.weight"], "it is a Flux model"),
         (["control_model.input_hint_block.0.weight", UNET_KEY], "it is a ControlNet"),
         (["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], "it is a ControlNet"),
-        (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "it is a LoRA: name it in `loras`"),
-        (["unet.mid_block.attentions.0.proj_in.lora_A.weight"], "it is a LoRA: name it in `loras`"),
+        (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "it is a LoRA: use it in `loras`"),
+        (["unet.mid_block.attentions.0.proj_in.lora_A.weight"], "it is a LoRA: use it in `loras`"),
         (["mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight"], "it is a LoRA"),
-        (["encoder.conv_in.weight", "decoder.conv_in.weight"], "it is an autoencoder alone: name it as `vae`"),
-        (["first_stage_model.decoder.up.0.block.0.conv1.weight"], "it is an autoencoder alone"),
+        (["encoder.conv_in.weight", "decoder.conv_in.weight"], "it is only an autoencoder: use it as `vae`"),
+        (["first_stage_model.decoder.up.0.block.0.conv1.weight"], "it is only an autoencoder"),
         (["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"], "one part of a folder in diffusers format"),
         (["text_model.encoder.layers.0.mlp.fc1.weight"], "one part of a folder in diffusers format"),
         (["<toy-cat>"], "a textual inversion"),
         (["emb_params"], "a textual inversion"),
-        ([UNET_KEY], "a UNet without a text encoder"),
+        ([UNET_KEY], "it has a UNet but no text encoder"),
         (["cond_stage_model.transformer.attn_layers.layers.0.0.weight"], "BERT text encoder of the LAION-400M model"),
-        (["something.else"], "it is no whole Stable Diffusion checkpoint"),
+        (["something.else"], "it is not a complete Stable Diffusion checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_of_these_models_is_named_as_what_it_is(
@@ -369,7 +380,7 @@ def test_shards_outside_their_folder_are_not_read(folder: Path) -> None:
     in_shards(folder)
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
-    with pytest.raises(JobError, match="lists files that are none of its own"):
+    with pytest.raises(JobError, match="lists files that are not its own"):
         load_model(folder, folder)
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import yaml
+from harness import drop_job
 from reference_model import CKPT, CONFIG, draw_all, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from small_memory import SmallMemory, small_memory
 from tests_support import HERE, drain_for_real, notes_of, only, small_draw
@@ -38,14 +39,13 @@ from sdbatch.renderer.models.models import load_model
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 CPU = torch.device("cpu")
 ROW = 70_000  # bytes: more than the largest tensor of one row through the small UNet at 64x64 needs, less than two do
 PICTURE = 600_000  # likewise for the decoder at 64x64
 ROOM = 100 << 20  # bytes beyond what a renderer with the small model has: too few to decode 384x384 at once
 TILED = (
-    "out of memory: from picture 0 on the autoencoder worked in tiles of 128 pixels: colours may be off, seams may show"
+    "out of memory: from image 0 on the autoencoder worked in tiles of 128 pixels: colours may be off, seams may show"
 )
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 INIT = np.linspace(-1, 1, 3 * 256 * 256, dtype=np.float32).reshape(3, 256, 256)
@@ -66,7 +66,7 @@ def apart(ours: dict[int, Pixels], whole: dict[int, Pixels]) -> npt.NDArray[np.i
 
 @pytest.mark.parametrize("fields", [{"ddim_eta": 0.7}, {"plms": True}, {"scale": 1.0}], ids=str)
 def test_a_sampler_that_finds_no_memory_takes_fewer_rows_and_draws_the_same(fields: dict[str, object]) -> None:
-    job = small_txt2img(n_samples=3, **fields)
+    job = small_txt2img(n_samples=3, n_iter=1, **fields)
     whole = pixels_of(draw_all(job))
     with small_memory(reference_model().unet, ROW) as memory:
         ours, told = draw_told(job)
@@ -74,19 +74,19 @@ def test_a_sampler_that_finds_no_memory_takes_fewer_rows_and_draws_the_same(fiel
     steps = [3, 2, 1] if rows == 6 else [2, 1]
     assert memory.refused == len(steps), "once for each step down, none of which is taken twice"
     assert told == [
-        f"out of memory: from picture 0 on {now} of {rows} rows went through the networks at once "
-        "(guidance makes two of a picture)"
+        f"out of memory: from image 0 on {now} of {rows} rows went through the network at once "
+        "(with guidance an image has two)"
         for now in steps
     ]
     assert apart(ours, whole).max() <= 1
 
 
 def test_a_decoder_that_finds_no_memory_takes_one_picture_at_a_time() -> None:
-    job = small_txt2img(n_samples=3)
+    job = small_txt2img(n_samples=3, n_iter=1)
     whole = pixels_of(draw_all(job))
     with small_memory(reference_model().vae.decoder, PICTURE):
         ours, told = draw_told(job)
-    assert told == ["out of memory: from picture 0 on pictures were decoded one at a time"]
+    assert told == ["out of memory: from image 0 on images were decoded one at a time"]
     assert apart(ours, whole).max() <= 1
 
 
@@ -96,7 +96,7 @@ def test_a_decoder_that_can_not_take_one_picture_takes_tiles() -> None:
     with small_memory(reference_model().vae.decoder, 32 * 128 * 128 * 4):
         ours, told = draw_told(job)
     assert told == [
-        "out of memory: from picture 0 on pictures were decoded one at a time",
+        "out of memory: from image 0 on images were decoded one at a time",
         TILED,
     ]
     difference = apart(ours, whole)
@@ -129,9 +129,9 @@ def test_what_else_lies_in_memory_goes_first() -> None:
     fallback = MemoryFallback(CPU, told.append, make_room=lambda: others.pop() if others else "")
     with small_memory(reference_model().vae.decoder, PICTURE):
         list(draw(reference_model(), small_txt2img(n_iter=1), None, None, 0, no_report, fallback))
-    assert [text.removeprefix("out of memory: from picture 0 on ") for text in told] == [
+    assert [text.removeprefix("out of memory: from image 0 on ") for text in told] == [
         "the model b.ckpt was let go",
-        "pictures were decoded one at a time",
+        "images were decoded one at a time",
     ]
 
 
@@ -185,7 +185,7 @@ def task(folder: Path, **fields: Any) -> Draw:
 
 def test_the_next_job_is_not_poorer_and_the_model_stays(tmp_path: Path) -> None:
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
+    renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers)
     renderer.preload(CKPT, CONFIG)
     (cached,) = renderer.model_cache.models.values()
     large, small = task(tmp_path / "large", H=256, W=256), task(tmp_path / "small")
@@ -202,7 +202,9 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, model_cache_bytes=10**9)
+    renderer = Renderer(
+        RendererConfig(device="cpu", checksums=tmp_path / "checksums.json", model_cache_bytes=10**9), answers
+    )
     other = Path(shutil.copy(CKPT, tmp_path / "other.ckpt"))
     renderer.preload(other, CONFIG)
 
@@ -213,20 +215,20 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
         yield
 
     monkeypatch.setattr(renderer_module, "apply_loras", apply_loras)
-    renderer.render(task(tmp_path / "job"))
+    renderer.serve(io.StringIO(task(tmp_path / "job").model_dump_json()))
     last = json.loads(answers.getvalue().splitlines()[-1])
-    assert last["notes"] == ["out of memory: from picture 0 on no other model is kept (other.ckpt was)"]
+    assert last["notes"] == ["out of memory: from image 0 on no other model is kept in memory (other.ckpt was)"]
 
 
 def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(tmp_path: Path) -> None:
-    renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
+    renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), io.StringIO())
     renderer.preload(CKPT, CONFIG)
     (cached,) = renderer.model_cache.models.values()
     job = task(tmp_path / "job")
     with small_memory(cached.model.unet, 100), pytest.raises(OutOfMemory):
         renderer.serve(io.StringIO(job.model_dump_json()))
     notes = json.loads((job.folder / "notes.json").read_text())
-    assert notes[-1] == "out of memory, with as little as possible at once: this renderer ends"
+    assert notes[-1] == "out of memory, even with the smallest batch: this renderer stops"
 
 
 def little_memory() -> None:
@@ -236,7 +238,7 @@ def little_memory() -> None:
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 17)
     libc.mallopt(M_ARENA_MAX, 1)
     request = sys.stdin.read()
-    renderer = Renderer("cpu", Path(sys.argv[1]), sys.stdout)
+    renderer = Renderer(RendererConfig(device="cpu", checksums=Path(sys.argv[1])), sys.stdout)
     renderer.preload(CKPT, CONFIG)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, taken + ROOM))
@@ -262,23 +264,12 @@ def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp
     assert notes["small"] == []
 
 
-LIMITED = f"""
-import sys
-sys.path.insert(0, {str(HERE)!r})
-from small_memory import SmallMemory
-from sdbatch.renderer import renderer
-draw = renderer.draw
-def limited(*arguments):
-    with SmallMemory(1 << 20):
-        yield from draw(*arguments)
-renderer.draw = limited
-renderer.main()
-"""
-
-
-def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_next_is_drawn(model_root: Root) -> None:
-    engine = LocalEngine(RendererConfig(device="cpu", checksums=model_root.state / "checksums.json"))
-    engine.command[1:3] = ["-c", LIMITED]
+def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_next_is_drawn(
+    model_root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    config = RendererConfig(device="cpu", checksums=model_root.state / "checksums.json")
+    engine = LocalEngine(config, program="renderer_of_little_memory")
     service = Service(model_root, Settings(settle_seconds=0, max_attempts=2), engine)
     model = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nddim_steps: 1\nn_iter: 1\nn_samples: 1\n"
     drop_job(model_root, "1-large.yaml", model + "H: 256\nW: 256\n")
@@ -286,7 +277,7 @@ def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_ne
     drain_for_real(service, jobs=2)
     failed, done = only(model_root.failed), only(model_root.done)
     told = (failed / "error.txt").read_text()
-    assert told.startswith("the renderer died at each of 2 attempts to draw this job.")
+    assert told.startswith("the renderer crashed in each of 2 attempts at this job.")
     assert told.splitlines()[-1].startswith("out of memory, even with the smallest batch; use a smaller H")
     assert "Traceback" not in told
     assert json.loads((failed / "notes.json").read_text())[-1].endswith("this renderer ends")

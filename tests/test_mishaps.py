@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 from tests_support import REFERENCE, drain, only, run_sdbatch
 
 from sdbatch.engine.local import LocalEngine
@@ -22,7 +23,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool.spool import Spool
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 Start = Callable[..., Service]
 SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
@@ -101,7 +101,7 @@ def test_a_claimed_job_that_can_not_be_read_lets_the_others_pass_and_is_told(
     assert service.done == 1
     assert only(root.running) == folder
     told = json.loads(root.status.read_text())
-    why = f"{folder.name} waits, as it can't be read: Permission denied: {folder}/claim.json; let the service's user"
+    why = f"{folder.name} waits, since it can't be read: Permission denied: {folder}/claim.json; let the service's user"
     assert told["problem"].startswith(why)
     assert told["queue"]["claimed"] == 1
     monkeypatch.undo()
@@ -214,7 +214,7 @@ def test_a_bomb_named_as_config_is_refused_before_it_goes_off(tmp_path: Path, te
     from sdbatch.renderer.models.networks import LdmConfig  # noqa: PLC0415 - torch, for this one alone
 
     (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(JobError, match="is not a model's yaml"):
+    with pytest.raises(JobError, match="is not a model config"):
         LdmConfig(tmp_path / "x.yaml")
 
 
@@ -269,7 +269,7 @@ def test_a_renderer_that_can_not_be_started_is_the_machines_fault_and_leaks_noth
     engine.command = ["/nonexistent"]
     before = open_files()
     for _ in range(5):
-        with pytest.raises(EngineDown, match="no renderer can be started"):
+        with pytest.raises(EngineDown, match="can't start a renderer"):
             engine.start("cpu")
     assert not open_files() - before
 

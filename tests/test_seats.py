@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from tests_support import drain, only
 
 from sdbatch.client import control
@@ -20,7 +21,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool.spool import Spool, read_claim
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 SIZE = "n_iter: 2\nn_samples: 1\nH: 64\nW: 64\n"
 SEEDS = pytest.mark.parametrize("seed", range(5))

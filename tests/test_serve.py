@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import drop_job, make_root
 from tests_support import HERE, REFERENCE, only, run_sdbatch
 
 from sdbatch.storage.files import sha256
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job, make_root
 
 MODEL = {"ckpt": "models/model.ckpt", "config": "configs/v1-inference-tiny.yaml", "H": 64, "W": 64, "precision": "full"}
 SMALL = MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 1, "ddim_steps": 2}
@@ -165,11 +165,13 @@ def test_a_job_killed_in_the_middle_goes_on_and_gives_the_same_bytes(model_root:
 
 def test_a_killed_renderer_costs_no_attempt_of_a_job_that_gets_on(model_root: Root) -> None:
     root = model_root
+    (root.state / "hold").touch()
     drop_job(root, "job.json", json.dumps(LONG))
-    with serving(root) as service:
+    with serving(root, engine="fake-process") as service:
         wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")
         for pid in renderers(service):
             os.kill(pid, signal.SIGKILL)
+        (root.state / "hold").unlink()
         wait_for(lambda: list(root.done.glob("*/manifest.yaml")), "the job to be done after all")
         assert service.poll() is None
     assert record(only(root.done))["attempts"] == 1
@@ -211,14 +213,16 @@ def test_a_renderer_that_does_not_live_to_its_first_word_costs_no_job(model_root
 
 def test_sigterm_stops_in_mid_job_within_seconds_and_nothing_is_lost(model_root: Root) -> None:
     root = model_root
+    (root.state / "hold").touch()  # it makes steps, and no picture after the first
     drop_job(root, "job.json", json.dumps(LONG))
-    with serving(root) as service:
+    with serving(root, engine="fake-process") as service:
         wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")
         service.terminate()
-        assert service.wait(timeout=10) == 0
+        assert service.wait(timeout=60) == 0
     assert json.loads(root.status.read_text())["state"] == "stopped"
     assert json.loads((only(root.running) / "claim.json").read_text())["attempts"] == 0
-    drain(root)
+    (root.state / "hold").unlink()
+    drain(root, env=os.environ | {"SDBATCH_ENGINE": "fake-process"})
     assert record(only(root.done))["attempts"] == 1
 
 
@@ -229,7 +233,7 @@ def test_a_second_service_on_one_root_refuses_and_names_the_first(tmp_path: Path
         wait_for((root.state / "lock").read_text, "the pid in it")
         second = run_sdbatch("serve", "--root", root.path, "--drain")
         assert second.returncode == 75
-        assert f"another sdbatch serves this root already (pid {service.pid})" in second.stderr
+        assert f"another sdbatch already serves this root (pid {service.pid})" in second.stderr
         assert "Traceback" not in second.stderr
 
 
@@ -259,7 +263,7 @@ def test_another_checkpoint_is_switched_to_and_a_broken_one_leaves_the_model_ali
     reasons = [(folder / "error.txt").read_text() for folder in sorted(root.failed.iterdir())]
     assert "the checkpoint broken.ckpt is damaged or was copied incompletely" in reasons[0]
     assert len(reasons) == 1
-    assert "is a link to a file that is not there" in json.loads(root.status.read_text())["problem"]
+    assert "is a link to a file that does not exist" in json.loads(root.status.read_text())["problem"]
     assert (only(root.running) / "2.json").exists(), "it waits for its disk, and lets the others pass"
 
 
@@ -337,10 +341,10 @@ def test_nothing_ever_asks_the_network(model_root: Root, tmp_path: Path) -> None
     [
         (
             "\nsettle_second: 2\n",
-            "sdbatch.yaml: line 2: settle_second: there is no such key; did you mean settle_seconds?",
+            "sdbatch.yaml: line 2: settle_second: there is no such field; did you mean settle_seconds?",
         ),
         ("devices: [\n", "sdbatch.yaml: line 2, column 1: this is not valid YAML"),
-        ("- a\n", "sdbatch.yaml: must be keys and values"),
+        ("- a\n", "sdbatch.yaml: must be names and values"),
     ],
 )
 def test_a_bad_configuration_exits_with_78_and_says_where(tmp_path: Path, config: str, told: str) -> None:
@@ -361,11 +365,12 @@ def test_a_bad_environment_exits_with_78_too(tmp_path: Path) -> None:
 
 
 def test_a_drain_that_is_stopped_before_its_end_says_so(model_root: Root) -> None:
+    (model_root.state / "hold").touch()
     drop_job(model_root, "job.json", json.dumps(LONG))
-    with serving(model_root, drain=True) as service:
+    with serving(model_root, engine="fake-process", drain=True) as service:
         wait_for(lambda: list(model_root.running.glob("*/samples/00000.png")), "the first picture")
         service.terminate()
-        assert service.wait(timeout=10) == 1
+        assert service.wait(timeout=60) == 1
 
 
 def test_what_a_library_prints_does_not_reach_the_service(model_root: Root, tmp_path: Path) -> None:
@@ -373,14 +378,14 @@ def test_what_a_library_prints_does_not_reach_the_service(model_root: Root, tmp_
     chatty.parent.mkdir()
     chatty.write_text("import sys; print('{}'); sys.stdout.flush()")
     drop_job(model_root, "1.json", json.dumps(MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 1, "ddim_steps": 1}))
-    drain(model_root, env=os.environ | {"PYTHONPATH": str(chatty.parent)})
+    drain(model_root, env=os.environ | {"PYTHONPATH": str(chatty.parent), "SDBATCH_ENGINE": "fake-process"})
 
 
 def test_a_folder_that_is_no_root_is_not_made_one_by_serving_it(tmp_path: Path) -> None:
     """Such as the mount point of a disk that is not mounted."""
     ended = run_sdbatch("serve", "--root", tmp_path, "--drain")
     assert ended.returncode == 69, "systemd tries again"
-    assert "is no root (there is no jobs/inbox): mount its disk, name another with --root" in ended.stderr
+    assert "is not a root (there is no jobs/inbox): mount its disk, give another with --root" in ended.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -397,7 +402,7 @@ def test_a_root_that_can_not_be_made_exits_with_78(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = run_sdbatch("init", tmp_path / "file")
     assert ended.returncode == 78
-    assert "can't be made here" in ended.stderr
+    assert "can't create the folders" in ended.stderr
 
 
 def test_an_empty_inbox_drains_at_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from tests_support import drain, only
 
 from sdbatch.config.settings import Settings
@@ -23,7 +24,6 @@ from sdbatch.spool import inbox
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import StatusFile
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 
@@ -111,16 +111,16 @@ def test_a_bad_job_is_told_and_the_next_one_runs(start: Start, root: Root, clock
         ("ckpt: ../../x.ckpt", "ckpt: "),
         ("outdir: ../elsewhere", 'outdir: "../elsewhere" leads out of the root'),
         ("outdir: /etc/pictures", 'outdir: "/etc/pictures" leads out of the root'),
-        ("outdir: jobs/inbox", 'outdir: "jobs/inbox" is no folder for pictures'),
+        ("outdir: jobs/inbox", 'outdir: "jobs/inbox" can\'t be an output folder'),
         ("outdir: outputs/link", 'outdir: "outputs/link" is a link out of the root'),
         ("from_file: /etc/passwd", 'from_file: "/etc/passwd" leads out of the root'),
         ("from_file: secret.txt", 'from_file: "secret.txt" is a link out of the root'),
         ("from_file: empty.txt", "from_file: the file is empty"),
         ("from_file: binary.txt", "from_file: the file is not UTF-8 text"),
         ("init_img: no.png", 'init_img: there is no "no.png"'),
-        ("n_iter: 1000", "n_iter, n_samples: 3,000 pictures are over the limit of 1,000 a job"),
+        ("n_iter: 1000", "n_iter, n_samples: 3,000 images; the limit is 1,000 a job"),
         ("ddim_steps: 300", "ddim_steps: 300 is over the limit of 200"),
-        ("H: 4096\nW: 4096", "H, W: 4096x4096 is over the limit of 4,194,304 pixels a picture"),
+        ("H: 4096\nW: 4096", "H, W: 4096x4096 has more than 4,194,304 pixels, the limit of an image"),
     ],
 )
 def test_what_a_job_names_is_checked_before_anything_is_drawn(
@@ -236,7 +236,7 @@ def test_a_job_that_kills_the_renderer_three_times_fails_and_the_queue_goes_on(
     drain(service, clock)
     assert attempts == [1, 2, 3], "counted on disk before the renderer is touched"
     assert (service.done, service.failed) == (1, 1)
-    assert "died at each of 3 attempts" in error_of(root)
+    assert "crashed in each of 3 attempts" in error_of(root)
     assert "out of memory" in error_of(root)
 
 
@@ -258,7 +258,7 @@ def test_attempts_are_remembered_over_a_restart(start: Start, root: Root, clock:
         raise RendererDied("last words")
 
     drain(start(die), clock)
-    assert "at each of 3 attempts" in error_of(root)
+    assert "in each of 3 attempts" in error_of(root)
 
 
 def test_a_stop_in_mid_job_leaves_it_claimed_and_costs_no_attempt(start: Start, root: Root, clock: FakeClock) -> None:
@@ -386,8 +386,8 @@ def test_status_is_written_at_most_once_a_second(root: Root, clock: FakeClock) -
 @pytest.mark.parametrize(
     ("job", "told"),
     [
-        ("outdir: outputs/file", "outdir: no pictures can be put into"),
-        (f"outdir: outputs/{'x' * 300}", "outdir: no pictures can be put into"),
+        ("outdir: outputs/file", "outdir: can't write to"),
+        (f"outdir: outputs/{'x' * 300}", "outdir: can't write to"),
         (f"ckpt: models/{'x' * 300}", "ckpt: there is no"),
         (f"init_img: {'x' * 300}.png", "init_img: there is no"),
         ("init_img: loop.png", "can't be followed"),
@@ -422,7 +422,7 @@ def test_a_slip_of_our_own_costs_one_job_and_not_the_service(
     service = start()
     drain(service, clock)
     assert (service.done, service.failed) == (1, 1)
-    assert error_of(root) == "an error inside sdbatch (ZeroDivisionError); its log says more\n"
+    assert error_of(root) == "an error inside sdbatch (ZeroDivisionError); see its log\n"
 
 
 def test_a_job_that_takes_the_service_down_each_time_is_not_begun_a_fourth_time(
@@ -443,7 +443,7 @@ def test_a_job_that_takes_the_service_down_each_time_is_not_begun_a_fourth_time(
             drain(start(cut), clock)
     drain(start(cut), clock)
     assert len(begun) == 3
-    assert "died at each of 3 attempts" in error_of(root)
+    assert "crashed in each of 3 attempts" in error_of(root)
 
 
 def test_a_file_that_is_not_ours_to_move_lets_the_others_pass(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from harness import FakeClock, drop_job
 from test_web import Visitor
 from tests_support import drain, run_sdbatch
 from typer.testing import CliRunner
@@ -18,7 +19,6 @@ from sdbatch.client import control
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
@@ -50,7 +50,7 @@ def test_the_root_is_found_from_inside_it_and_by_a_variable(root: Root, tmp_path
     assert root.pause.exists()
     assert run_sdbatch("resume", cwd=tmp_path, env=os.environ | {"SDBATCH_ROOT": str(root.path)}).stdout == "resumed\n"
     lost = run_sdbatch("resume", cwd=tmp_path)
-    assert (lost.returncode, "is no root" in lost.stderr) == (os.EX_UNAVAILABLE, True)
+    assert (lost.returncode, "is not a root" in lost.stderr) == (os.EX_UNAVAILABLE, True)
     assert (
         "SDBATCH_ROOT" not in run_sdbatch("config", "--root", root.path, env=os.environ | {"SDBATCH_ROOT": "/x"}).stdout
     )

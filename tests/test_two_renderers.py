@@ -1,4 +1,4 @@
-"""Two real renderers on one CPU: the reference cases on either, and nothing lost when they or the service are killed."""
+"""Two real renderers on one CPU: the reference cases on either, and nothing lost when one or the service is killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`sdbatch status`: what is drawn, what waits, and what failed last."""
+"""`sdbatch status`: shows what runs, what waits, and what failed."""
 
 import json
 import sys
@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.messages import Message
+from sdbatch.spool import status_reader
 
 
 @app.command()
@@ -35,15 +37,13 @@ def status(
       2   --watch without a terminal
       69  there is no root
     """
-    from sdbatch.spool import status_reader  # noqa: PLC0415
-
     place = named_root(root)
     status_reader.check_root(place)
     if as_json:
         typer.echo(json.dumps(status_reader.read_overview(place, datetime.now(UTC)), indent=1))
         return
     if watch and not sys.stdout.isatty():
-        raise typer.BadParameter("--watch needs a terminal; elsewhere ask again and again with --json")
+        raise typer.BadParameter(Message("--watch needs a terminal; elsewhere use --json"))
     from sdbatch.service import screen  # noqa: PLC0415 - rich, which --json has no need of
 
     if not watch:

@@ -1,13 +1,19 @@
-"""An engine without a model: grey cards of the right size, through the same durable steps as the renderer."""
+"""An engine without a model: grey cards of the right size, through the same durable steps as the renderer.
+
+`python -m sdbatch.engine.fake` is the same as a renderer process, for tests of how the service treats one.
+"""
 
 import hashlib
 import queue
 import struct
+import sys
+import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
+from sdbatch import messages
 from sdbatch.engine.protocol import (
     Draw,
     Ended,
@@ -16,7 +22,9 @@ from sdbatch.engine.protocol import (
     Finished,
     Halted,
     Loaded,
+    Message,
     Ready,
+    RendererConfig,
     Sampled,
     StagedGrid,
     StagedSample,
@@ -30,7 +38,7 @@ from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
 SILENCE = 0.2  # how often nobody has anything to tell
-REMEMBERED = 100  # jobs: a service that tries its folders out with this engine may run for months
+REMEMBERED = 100  # jobs to remember: a service with this engine may run for months
 
 
 class FakeEngine:
@@ -38,7 +46,7 @@ class FakeEngine:
 
     It needs no time: each event is made when it is asked for. With a `seed` those of several jobs come in an order
     that is drawn by lot, the same for the same seed. `before` is called with each job before it is drawn and may raise
-    what a renderer's end is told by.
+    what a renderer's end is told by. While the file `hold` exists a job makes steps, but its second batch is not drawn.
     """
 
     def __init__(
@@ -46,8 +54,9 @@ class FakeEngine:
         before: Callable[[Draw], None] | None = None,
         devices: Sequence[str] = ("fake",),
         seed: int | None = None,
+        hold: Path | None = None,
     ) -> None:
-        self.before, self.devices = before, devices
+        self.before, self.devices, self.hold = before, devices, hold
         self.given: list[str] = []  # the ids of the last jobs that were handed over
         self.drawn: list[Draw] = []  # the last jobs that were begun
         self.down = ""  # why no renderer can be had
@@ -101,7 +110,7 @@ class FakeEngine:
         try:
             yield from self._samples(task)
         except Cancelled as error:
-            yield Failed(job_id=task.job_id, fault="job", text=str(error))
+            yield Failed(job_id=task.job_id, fault="job", text=error.message)
             return
         if task.halt.exists():
             yield Halted(job_id=task.job_id)
@@ -109,15 +118,19 @@ class FakeEngine:
         if not task.job.skip_grid:
             sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
             yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
-        yield Finished(job_id=task.job_id, seconds=0, notes=["drawn by the fake engine: grey cards"])
+        yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("made by the fake engine: grey cards")])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
         size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
         last = count_pictures(task.job, task.lines)
         for batch in batches(task.job, task.lines):
-            yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
-            if task.cancel.exists():
-                raise Cancelled(Cancelled.TEXT)
+            while True:
+                yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
+                if task.cancel.exists():
+                    raise Cancelled(Cancelled.TEXT)
+                if not (batch.first and self.hold and self.hold.exists()):
+                    break
+                time.sleep(0.05)
             if batch.first + len(batch.prompts) == last:
                 yield Sampled(job_id=task.job_id)
             for i, prompt in enumerate(batch.prompts):
@@ -174,12 +187,13 @@ class FakeRenderer:
         try:
             event = next(self.streams[job_id], None)
         except RendererDied as error:
-            event = Ended(text=str(error))
+            event = Ended(text=error.message)
         except EngineDown as error:
-            event = Unfit(text=str(error))
+            event = Unfit(text=error.message)
         except (JobError, OSError) as error:
             is_disk = isinstance(error, OSError) and files.is_disk_trouble(error)
-            event = Failed(job_id=job_id, fault="disk" if is_disk else "job", text=str(error))
+            text = error.message if isinstance(error, JobError) else str(error)
+            event = Failed(job_id=job_id, fault="disk" if is_disk else "job", text=text)
         if event is None:
             del self.streams[job_id]
         return event or Tick()
@@ -188,7 +202,7 @@ class FakeRenderer:
         try:
             self._is_told_ready = self.engine.is_ready()
         except EngineDown as error:
-            return Unfit(text=str(error))
+            return Unfit(text=error.message)
         return Ready()
 
 
@@ -203,3 +217,23 @@ def _write_card(path: Path, width: int, height: int, grey: int) -> str:
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     files.write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def main() -> None:
+    """As the renderer's `main`: the configuration as JSON, and the pipe that takes the answers."""
+    config = RendererConfig.model_validate_json(sys.argv[1])
+    engine = FakeEngine(hold=config.checksums.with_name("hold"))
+    with open(0, encoding="utf-8") as requests, open(int(sys.argv[2]), "w", encoding="utf-8") as answers:  # noqa: PTH123
+
+        def answer(message: Message) -> None:
+            answers.write(message.model_dump_json() + "\n")
+            answers.flush()
+
+        answer(Ready())
+        for line in requests:
+            for event in engine.render(Draw.model_validate_json(line)):
+                answer(event)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,18 +16,12 @@ from pydantic import ValidationError
 
 from sdbatch.engine.protocol import EVENT, Draw, Ended, Event, Ready, Renderer, RendererConfig
 from sdbatch.errors import EngineDown
+from sdbatch.messages import Message
 from sdbatch.telemetry import log
 
 LAST_BREATH_SECONDS = 5
+RENDERER, FAKE_RENDERER = "sdbatch.renderer.renderer", "sdbatch.engine.fake"  # modules that are run as programs
 LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
-
-# A library that finds a file missing must fail, not ask the network.
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-}
 
 # On a CPU that others use too, OpenMP's threads wait for each other spinning, and a drawing takes 30 times as long.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -41,10 +35,14 @@ class LocalEngine:
     ahead = 1
 
     def __init__(
-        self, config: RendererConfig, devices: Sequence[str] = (), preload: Callable[[], Sequence[Path]] = tuple
+        self,
+        config: RendererConfig,
+        devices: Sequence[str] = (),
+        preload: Callable[[], Sequence[Path]] = tuple,
+        program: str = RENDERER,
     ) -> None:
         self.config, self.devices = config, devices or [config.device]
-        self.command = [sys.executable, "-m", "sdbatch.renderer.renderer"]
+        self.command = [sys.executable, "-m", program]
         self.events: queue.SimpleQueue[tuple[Renderer, Event]] = queue.SimpleQueue()
         self.preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
 
@@ -56,7 +54,7 @@ class LocalEngine:
         try:
             return LocalRenderer(command, environment, self.preload(), self._hear)
         except OSError as error:
-            raise EngineDown("no renderer can be started: {problem}", problem=error.strerror) from error
+            raise EngineDown("can't start a renderer: {problem}", error.strerror) from error
 
     def _hear(self, renderer: "LocalRenderer", event: Event) -> None:
         if isinstance(event, Ended) and not renderer.is_ready:
@@ -82,7 +80,7 @@ class LocalRenderer:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(theirs,),
-                env=PATIENT | os.environ | environment | OFFLINE,
+                env=PATIENT | os.environ | environment,
                 # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
                 start_new_session=True,
             )
@@ -129,7 +127,7 @@ class LocalRenderer:
                 try:
                     event = EVENT.validate_json(line)
                 except ValidationError:
-                    self.log.error("the renderer gave an answer that is none", answer=repr(line[:200]))  # noqa: TRY400 - all is said
+                    self.log.error("the renderer sent an invalid answer", answer=repr(line[:200]))  # noqa: TRY400 - all is said
                     self.process.kill()
                     break
                 self.is_ready = self.is_ready or isinstance(event, Ready)
@@ -137,16 +135,18 @@ class LocalRenderer:
         self._jobs.put(b"")
         self._hear(self, Ended(text=self._how_it_ended()))
 
-    def _how_it_ended(self) -> str:
+    def _how_it_ended(self) -> Message:
         try:
             code = self.process.wait(LAST_BREATH_SECONDS)
         except subprocess.TimeoutExpired:  # it closed its pipe and hangs in some library's goodbye
             self.process.kill()
             code = -signal.SIGKILL
         self._listener.join(LAST_BREATH_SECONDS)  # its very last words may still be on their way
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        words = ["; its last words:", *self._last_words] if self._last_words else []
-        return f"the renderer ended with {cause}" + "\n".join(words)
+        cause = Message("signal {number}", -code) if code < 0 else Message("exit code {number}", code)
+        if not self._last_words:
+            return Message("the renderer ended with {cause}", cause)
+        words = "\n".join(self._last_words)
+        return Message("the renderer ended with {cause}; its last words:\n{words}", cause, words)
 
     def _listen(self, pipe: IO[bytes]) -> None:
         """Pass the renderer's log on, and keep its end for error.txt."""

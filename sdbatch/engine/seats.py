@@ -27,6 +27,7 @@ from sdbatch.engine.protocol import (
     Unfit,
 )
 from sdbatch.errors import EngineDown
+from sdbatch.messages import Message, joined
 from sdbatch.telemetry import log
 
 AGAIN_SECONDS = 30.0  # between starts that fail: each costs seconds of a whole core
@@ -150,7 +151,9 @@ class Seats:
         """Why nothing can be drawn on any of them."""
         if self.is_ready or not all(seat.problem for seat in self.seats):
             return ""
-        return self.seats[0].problem if len(self.seats) == 1 else "; ".join(f"{s.name}: {s.problem}" for s in self)
+        if len(self.seats) == 1:
+            return self.seats[0].problem
+        return joined("; ", [Message("{device}: {problem}", seat.name, seat.problem) for seat in self.seats])
 
     def look_after(self, now: float, start_seconds: float) -> None:
         """Start what should run, and give up a start that takes longer than `start_seconds`."""
@@ -160,7 +163,7 @@ class Seats:
             if seat.renderer is None and now >= seat.again_at:
                 self._start(seat)
             elif seat.renderer is not None and not seat.is_ready and now - seat.since > start_seconds:
-                self._fail(seat, f"the renderer did not start within {start_seconds:g} seconds")
+                self._fail(seat, Message("the renderer did not start within {limit} seconds", f"{start_seconds:g}"))
             self._take_in(0)
 
     def draw(self, seat: Seat, draw: Draw, model: Model) -> None:
@@ -206,7 +209,8 @@ class Seats:
         if len(seat.victims) >= BENCH_AFTER and len(self.seats) > 1:
             self.give_up(seat)
             seat.is_benched, seat.again_at = True, self._now + BENCH_SECONDS
-            seat.problem = f"benched: {len(seat.victims)} different jobs died here, the last of them {job_id}"
+            told = "{count} different jobs crashed here, {job} last; this device rests for a while"
+            seat.problem = Message(told, len(seat.victims), job_id)
             self.log.error("a seat is benched", seat=seat.name, problem=seat.problem)
 
     def _start(self, seat: Seat) -> None:
@@ -216,7 +220,7 @@ class Seats:
         try:
             seat.renderer = self.engine.start(seat.device)
         except EngineDown as error:
-            self._fail(seat, str(error))
+            self._fail(seat, error.message)
         else:
             seat.since = self._now
             seat.restarts += 1

@@ -1,12 +1,14 @@
-"""What other programs call the things that a job says, and jobs of theirs, known by their names.
+"""The names that other programs use for the fields of a job, and how to recognize their jobs.
 
-For hints alone: a name that is none of ours is never taken for one, since it may mean something a little different.
+They are only used for hints: a foreign name is never accepted, because its meaning may differ a little.
 """
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from sdbatch.messages import Message
 
 # Our field, and what it is called in the web UIs and their HTTP interface, diffusers, ComfyUI, InvokeAI, Fooocus,
 # SwarmUI, Midjourney and by people.
@@ -88,62 +90,64 @@ _SAMPLERS = (
     "sampling samplers schedule noise_schedule schedule_type use_karras_sigmas karras sigmas s_churn s_noise s_tmin "
     "s_tmax s_min_uncond rho eta_noise_seed_delta ensd ddim use_ddim dpm_solver dpm klms algorithm solver"
 )
-# Why there is no such thing here, and what it is called elsewhere.
-_ABSENT = {
-    "the sampler is DDIM, or PLMS with plms: true": _SAMPLERS,
-    "a seed has no variations here": (
+# Reasons why we have no such field, and its names in other programs.
+_ABSENT: dict[str, str] = {
+    Message("the sampler is DDIM, or PLMS with plms: true"): _SAMPLERS,
+    Message("there are no seed variations here"): (
         "subseed subseed_strength variation_seed variation variations variation_amount variation_strength "
         "with_variations seed_resize_from_h seed_resize_from_w seed_behavior seed_increment random_variations"
     ),
-    "there are no styles here; write their words into prompt and negative_prompt": (
+    Message("there are no styles here; write their text into prompt and negative_prompt"): (
         "style styles style_preset preset presets negative_style style_selections style_name art_style "
         "prompt_template prompt_magic expansion"
     ),
-    "the text encoder is used up to its last layer": "clip_skip clipskip clip_stop_at_last_layers clip_layer",
-    "pictures are not enlarged here": (
+    Message(
+        "the text encoder is always used to its last layer"
+    ): "clip_skip clipskip clip_stop_at_last_layers clip_layer",
+    Message("images are not upscaled here"): (
         "enable_hr hires highres hires_fix highres_fix upscale upscaler upscale_factor upscaling scale_by hr_scale "
         "upscale_by hires_upscale hires_steps hires_upscaler hires_strength esrgan realesrgan firstphase_width "
         "firstphase_height latent_upscale"
     ),
-    "faces are not mended here": (
+    Message("faces are not restored here"): (
         "restore_faces face_restoration face_fix codeformer codeformer_weight gfpgan gfpgan_strength facetool"
     ),
-    "pictures are not made to tile here": "tiling tile seamless seamless_x seamless_y",
-    "there is no inpainting here": (
+    Message("there is no tiling here"): "tiling tile seamless seamless_x seamless_y",
+    Message("there is no inpainting here"): (
         "mask mask_image mask_img mask_blur mask_path inpaint inpainting inpainting_fill inpaint_full_res "
         "inpaint_full_res_padding inpainting_mask_invert latent_mask initial_noise_multiplier outpaint outpainting "
         "mask_url"
     ),
-    "there are no extensions here": (
+    Message("there are no extensions here"): (
         "controlnet controlnets control_net control_image control control_mode controlnet_units alwayson_scripts "
         "script script_name script_args scripts ip_adapter ip_adapters adetailer plugins extensions t2i_adapters hooks"
     ),
-    "there is one model a job, without a refiner": (
+    Message("a job has one model, and no refiner"): (
         "refiner refiner_checkpoint refiner_switch_at refiner_model refiner_steps refiner_strength"
     ),
-    "there are no embeddings or hypernetworks here": (
+    Message("there are no embeddings or hypernetworks here"): (
         "embedding embeddings textual_inversion hypernetwork hypernetworks hypernet hypernet_strength embeds ti"
     ),
-    "guidance is as in the scripts, by scale alone": (
+    Message("guidance is set by scale alone, as in the scripts"): (
         "cfg_rescale guidance_rescale cfg_rescale_multiplier dynamic_thresholding mimic_scale freeu pag_scale "
         "true_cfg adm_scale clip_guidance_scale sharpness tome_ratio token_merging token_merging_ratio"
     ),
-    "the settings of the whole service say that, not a job": (
+    Message("this is a setting of the service, not of a job"): (
         "safety_checker enable_safety_checker nsfw nsfw_filter nsfw_checker watermark device gpu cuda devices hours "
         "webhook callback callback_url webhook_url num_threads workers attention_slicing xformers lowvram medvram "
         "override_settings override_settings_restore_afterwards safe_mode"
     ),
-    "pictures are PNG files, each with its parameters in it": (
+    Message("images are PNG files that contain their parameters"): (
         "output_format format image_format file_format save_format output_type image_type jpeg_quality quality "
         "save_extension send_images return_base64 base64 metadata"
     ),
-    "init_img is brought to size by itself, each side rounded down to a multiple of 64": (
+    Message("init_img is resized automatically, each side rounded down to a multiple of 64"): (
         "resize_mode resize crop crop_mode fit resize_to include_init_images"
     ),
-    "a job with init_img is img2img, any other txt2img": (
+    Message("a job with init_img is img2img, any other txt2img"): (
         "mode type task pipeline pipeline_type generation_mode operation action kind job_type workflow"
     ),
-    "that is for another kind of model": (
+    Message("this belongs to another kind of model"): (
         "aesthetic_score original_width original_height crops_coords_top_left target_width target_height "
         "prompt_2 negative_prompt_2 prompt_3 frames num_frames fps motion_bucket_id video_length max_sequence_length"
     ),
@@ -151,7 +155,7 @@ _ABSENT = {
 _SAME = {name: field for field, names in _NAMES.items() for name in names.split()}
 _WHY_NOT = {name: reason for reason, names in _ABSENT.items() for name in names.split()}
 _WHY_NOT_STARTS = ("controlnet_", "control_", "hr_", "hires_", "inpaint", "mask_", "refiner_", "adetailer_")
-# Two of these, and it was written for the web UIs' interface.
+# A job with two of these was written for the web UIs' API.
 _HTTP = {
     *("alwayson_scripts", "override_settings", "override_settings_restore_afterwards", "enable_hr", "sampler_index"),
     *("sampler_name", "cfg_scale", "denoising_strength", "init_images", "restore_faces", "subseed", "send_images"),
@@ -159,18 +163,18 @@ _HTTP = {
     *("batch_size", "inpainting_fill", "mask_blur", "styles", "tiling", "steps", "width", "height", "script_args"),
 }
 _SURELY_HTTP = {*("alwayson_scripts", "override_settings", "enable_hr", "sampler_index", "init_images", "hr_upscaler")}
-NEAR = 0.88  # how alike two names are of which one is taken for a slip of the other
-LONG_ENOUGH = 5  # letters of a name that can be told from another
+NEAR = 0.88  # how similar a misspelt name must be
+LONG_ENOUGH = 5  # shorter names are too similar to each other
 NOT_HTTP = 3  # of those that others have, too
 
 
 def same_field(name: str) -> str:
-    """The field of ours that is called `name` elsewhere; empty where none is."""
+    """Our field for the name of another program; empty if there is none."""
     return _SAME.get(_plain(name), "")
 
 
 def misspelt(name: str) -> str:
-    """Our field that other programs call what `name` is a slip of: wdith, guidence_scale; empty where none is."""
+    """Our field for a misspelt name of another program, such as wdith or guidence_scale; empty if there is none."""
     plain = _plain(name)
     known = [each for each in (*_SAME, *_WHY_NOT) if len(each) >= LONG_ENOUGH and not plain.startswith(each)]
     near = difflib.get_close_matches(plain, known, n=1, cutoff=NEAR) if len(plain) >= LONG_ENOUGH else []
@@ -181,14 +185,14 @@ def misspelt(name: str) -> str:
 
 
 def why_not(name: str) -> str:
-    """Why a job has nothing that is called `name` elsewhere; empty where that is not known."""
+    """Why a job has no field for this name of another program; empty if that is unknown."""
     plain = _plain(name)
     start = next((start for start in _WHY_NOT_STARTS if plain.startswith(start)), "")
     return _WHY_NOT.get(plain) or _WHY_NOT.get({"control_": "control", "hr_": "hires"}.get(start, start.strip("_")), "")
 
 
 def is_workflow(values: Mapping[str, Any]) -> bool:
-    """Whether it is a workflow of ComfyUI, as its page or its interface saves one."""
+    """Whether it is a workflow of ComfyUI."""
     inner = values.get("prompt")
     nodes = inner if isinstance(inner, dict) else values
     is_list = isinstance(values.get("nodes"), list) and ("links" in values or "last_node_id" in values)
@@ -196,12 +200,12 @@ def is_workflow(values: Mapping[str, Any]) -> bool:
 
 
 def is_of_the_web_uis(names: Iterable[str]) -> bool:
-    """Whether a job has the fields of the web UIs' HTTP interface."""
+    """Whether a job has the fields of the web UIs' HTTP API."""
     known = set(names) & _HTTP
     return bool(known & _SURELY_HTTP) or len(known) > NOT_HTTP
 
 
 def _plain(name: str) -> str:
-    """A name in lower case and with underscores, however it was written: numInferenceSteps, CFG scale."""
+    """A name in lower case with underscores, from any style: numInferenceSteps, CFG scale."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
     return re.sub(r"[\W_]+", "_", apart.lower()).strip("_")

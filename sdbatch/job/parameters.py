@@ -1,7 +1,7 @@
 """A job: the parameters of the original Stable Diffusion v1 scripts, with their names, defaults and meaning.
 
-A job with `init_img` is what `scripts/img2img.py` would have drawn, any other what `scripts/txt2img.py` would.
-Jobs know no files and no queue; paths in them are text until the service has resolved them inside its root.
+A job with `init_img` does what `scripts/img2img.py` does, any other what `scripts/txt2img.py` does. Jobs know no files
+and no queue: paths are text until the service has resolved them inside its root.
 """
 
 import re
@@ -13,60 +13,78 @@ from unicodedata import category
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from sdbatch.errors import JobError, printable
+from sdbatch.messages import Message
+
+
+class FieldError(ValueError):
+    """A field does not fit the others."""
+
+    def __init__(self, field: str, template: str) -> None:
+        super().__init__(Message(template))
+        self.field = field
 
 
 def _printable(text: str) -> str:
-    """Control characters would break the PNG text and the terminal of whoever reads the manifest."""
+    """Control characters would break the PNG text and terminals."""
     if any(category(c) == "Cc" and c not in "\t\n\r" for c in text):
-        raise ValueError("holds a control character; take it out")
+        raise ValueError(Message("contains a control character; remove it"))
     return text
 
 
 def _just_false(value: object) -> object:
     if value is not False:
-        raise ValueError("must be false")  # 0 is not, though it is equal
+        raise ValueError(Message("must be false"))  # 0 is not, though it is equal
     return value
 
 
-# How a place is named on other machines and in other programs: the form, what it is, and what to write instead.
+# Paths of other machines and programs: the pattern, what it is, and what to write instead.
 BACKSLASH = "\\"
 _AROUND = " \t\r\n\xa0\ufeff\u200b\u200e\u200f\u202a\u202c"  # Windows puts U+202A before a path that it shows
 _OTHER_FORMS = (
-    (r"data:|iVBORw0KGgo|/9j/4AAQ", "is a picture's own bytes; save it as a file beside the job, and name that"),
-    (r"file:", "is an address; name the file alone, from the root or beside the job"),
+    (
+        r"data:|iVBORw0KGgo|/9j/4AAQ",
+        Message("is the content of an image; save it as a file beside the job and give its name"),
+    ),
+    (r"file:", Message("is a URL; give the path of the file in the root or beside the job")),
     (
         r"(blob:)?[A-Za-z][A-Za-z0-9+.-]+:/|mailto:|www\.[\w-]+\.\w+/",
-        "is an address, and nothing is fetched; copy the file, and name it from the root",
+        Message("is a URL, and nothing is downloaded; copy the file and give its path from the root"),
     ),
-    (r"[A-Za-z]:", "is a path of a Windows machine; name it from the root"),
-    (r"\\\\|//|\w[\w.-]*@[\w.-]+:", "is a share of another machine; name it from the root"),
-    (r"~([\w.-]*[/\\]|$)", "is a home folder, and a job belongs to nobody; name it from the root"),
+    (r"[A-Za-z]:", Message("is a Windows path; give the path from the root")),
+    (r"\\\\|//|\w[\w.-]*@[\w.-]+:", Message("is a network share; give the path from the root")),
+    (r"~([\w.-]*[/\\]|$)", Message("is a home folder, which a job has not; give the path from the root")),
     (
         r"(.*/)?(\$\{?\w+\}?([/\\]|$)|%\w+%([/\\]|$)|\$\(|`)|%\w+%",
-        "has a variable in it, and none is filled in; name it from the root",
+        Message("contains a variable, and none is filled in; give the path from the root"),
     ),
 )
 
 
 def _of_this_root(path: object, info: ValidationInfo) -> object:
-    """A path as it can lie in a root: with / between its parts, and not another machine's."""
+    """A path that can exist in a root: with / between its parts, and not of another machine."""
     if not isinstance(path, str):
         return path
     if (bare := _without_wrapping(path)) != path.strip(" "):
         raise ValueError(
-            f'"{_short(path)}" has quotes, a line break or invisible signs around it; write {_short(bare)}'
+            Message(
+                '"{path}" has quotes, a line break or invisible characters around it; write {instead}',
+                _short(path),
+                _short(bare),
+            )
         )
     for form, what in _OTHER_FORMS:
         if re.match(form, path):
             instead = _instead(path, info.field_name) if what.endswith("from the root") else ""
-            raise ValueError(f'"{_short(path)}" {what}{instead}')
+            raise ValueError(Message('"{path}" {problem}{instead}', _short(path), what, instead))
     if BACKSLASH in path:
-        raise ValueError(f'"{_short(path)}" has backslashes; write {_short(path.replace(BACKSLASH, "/"))}')
+        raise ValueError(
+            Message('"{path}" has backslashes; write {instead}', _short(path), _short(path.replace(BACKSLASH, "/")))
+        )
     return path
 
 
 def _without_wrapping(path: str) -> str:
-    """A path as it was meant, without what came along when it was copied."""
+    """A path without the quotes and invisible characters that were copied with it."""
     bare = path.strip(_AROUND)
     return bare[1:-1] if len(bare) > 2 and bare[0] == bare[-1] and bare[0] in "\"'" else bare
 
@@ -76,10 +94,10 @@ def _short(text: str) -> str:
 
 
 def _instead(path: str, field: str | None) -> str:
-    """Its last part as an example, where that is a plain name."""
+    """The last part of a path as an example, if it is a plain name."""
     name = re.split(r"[/\\:]", path.rstrip("/\\"))[-1]
     example = f"outputs/{name}" if field == "outdir" else name
-    return f", such as {example}" if re.fullmatch(r"\w[\w. -]{0,60}", name) else ""
+    return Message(", such as {example}", example) if re.fullmatch(r"\w[\w. -]{0,60}", name) else ""
 
 
 MAX_PROMPT = 10_000  # characters
@@ -95,50 +113,50 @@ LAION400M = {
     "outdir": "outputs/txt2img-samples-laion400m",
 }
 
-# What is true of txt2img alone, with the reason that a person is told when it stands in an img2img job.
+# Fields only for txt2img, with the error message for an img2img job.
 NOT_FOR_IMG2IMG = {
-    "H": "the picture gets the size of init_img (each side rounded down to a multiple of 64); take H out",
-    "W": "the picture gets the size of init_img (each side rounded down to a multiple of 64); take W out",
-    "laion400m": "img2img has no laion400m; name that model with ckpt and config",
-    "plms": "img2img has no PLMS sampler; take plms out to draw with DDIM",
+    "H": Message("img2img takes the size of init_img, rounded down to a multiple of 64; remove H"),
+    "W": Message("img2img takes the size of init_img, rounded down to a multiple of 64; remove W"),
+    "laion400m": Message("img2img has no laion400m; give that model with ckpt and config"),
+    "plms": Message("img2img has no PLMS sampler; remove plms to use DDIM"),
 }
 
 
 def _field(default: Any, title: str, description: str, *examples: Any, **rules: Any) -> Any:
-    """A parameter that may be left out, as the schema, the form and errors tell it."""
+    """An optional parameter, with what the schema, the form and errors say about it."""
     return Field(default, title=title, description=description, examples=[*examples] or None, **rules)
 
 
 class Lora(BaseModel):
-    """A small change of a model's weights, in a file of its own."""
+    """A small change of a model's weights, in its own file."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, or its folder, in the root.")
-    weight: float = _field(1.0, "Weight", "How much of it: 1 is as it was trained, 0 nothing.", ge=-10, le=10)
+    weight: float = _field(1.0, "Weight", "Its weight: 1 is full strength, 0 has no effect.", ge=-10, le=10)
 
 
 class Job(BaseModel):
-    """What both scripts share."""
+    """The fields of both scripts."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    prompt: Text = _field("", "Prompt", "What to draw.", "a blue truck")
+    prompt: Text = _field("", "Prompt", "What the images should show.", "a blue truck")
     negative_prompt: Text = _field(
-        "", "Negative prompt", "What guidance leads away from; not in the scripts.", "blurry"
+        "", "Negative prompt", "What the images should not show. The scripts don't have this field.", "blurry"
     )
-    name: Name = _field("", "Name", "A name of your own for the job, kept in its manifest.", "truck study 3")
+    name: Name = _field("", "Name", "Any name for the job. It is kept in the manifest.", "truck study 3")
     priority: int = _field(
         0,
         "Priority",
-        "Of files that wait, the one with the most goes first. One a file.",
+        "The waiting file with the highest number goes first. All jobs of a file share one.",
         10,
         ge=-100,
         le=100,
         exclude=True,
     )
-    skip_grid: bool = _field(False, "Skip the grid", "Write no grid-0000.png.", True)
-    skip_save: bool = _field(False, "Skip the pictures", "Write no samples/*.png, only the grid.", True)
+    skip_grid: bool = _field(False, "Skip the grid", "Do not write grid-0000.png.", True)
+    skip_save: bool = _field(False, "Skip the images", "Do not write samples/*.png, only the grid.", True)
     ddim_steps: int = _field(
         50,
         "Steps",
@@ -152,13 +170,18 @@ class Job(BaseModel):
     ddim_eta: float = _field(0.0, "DDIM eta", "Noise added at each step; 0 is deterministic.", 0.0, 0.3, ge=0, le=1)
     C: int = _field(4, "Latent channels", "4 for every v1 model.", 4, ge=1, le=64)
     f: int = _field(
-        8, "Downsampling factor", "Pixels per latent; 8 for every v1 model, another draws another size.", 8, ge=1, le=64
+        8,
+        "Downsampling factor",
+        "Pixels per latent; 8 for every v1 model. Another value changes the size of the images.",
+        8,
+        ge=1,
+        le=64,
     )
-    n_rows: int = _field(0, "Grid columns", "Pictures in a row of the grid; 0 means n_samples.", 3, ge=0, le=1000)
+    n_rows: int = _field(0, "Grid columns", "Images per row of the grid; 0 means n_samples.", 3, ge=0, le=1000)
     from_file: Path_ = _field(
         "",
         "Prompt file",
-        "A text file with a prompt on each line, instead of `prompt`: beside the job file, or in the root.",
+        "A text file with one prompt per line, instead of `prompt`: beside the job file, or in the root.",
         "prompts.txt",
     )
     config: Path_ = _field(
@@ -178,7 +201,7 @@ class Job(BaseModel):
     vae: Path_ = _field(
         "",
         "Autoencoder",
-        "A separate one (VAE) in place of the checkpoint's own: a file in the root.",
+        "A separate autoencoder (VAE) instead of the checkpoint's own: a file in the root.",
         "models/vae-ft-mse-840000-ema-pruned.safetensors",
     )
     loras: list[Lora] = _field(
@@ -189,7 +212,7 @@ class Job(BaseModel):
         max_length=MAX_LORAS,
     )
     seed: int = _field(
-        42, "Seed", "Of the whole job: picture 7 is the seventh that this seed draws.", 42, ge=0, le=2**32 - 1
+        42, "Seed", "One seed for the whole job: image 7 is the seventh image of this seed.", 42, ge=0, le=2**32 - 1
     )
     precision: Literal["autocast", "full"] = _field(
         "autocast", "Precision", "full: float32; autocast: float16 on a GPU, float32 on a CPU.", "full"
@@ -198,32 +221,37 @@ class Job(BaseModel):
     @model_validator(mode="after")
     def _has_something_to_draw(self) -> Self:
         if not self.from_file and "prompt" not in self.model_fields_set:
-            raise ValueError("prompt|is missing: say what to draw, or name a from_file with one prompt a line")
+            raise FieldError("prompt", "is missing: say what to draw, or name a from_file with one prompt per line")
         return self
 
 
 class Txt2Img(Job):
-    """A prompt to pictures: `scripts/txt2img.py`."""
+    """From a prompt to images: `scripts/txt2img.py`."""
 
-    plms: bool = _field(False, "PLMS sampler", "Draw with PLMS instead of DDIM.", True)
-    laion400m: bool = _field(False, "LAION-400M model", "Stands for that model's config, ckpt and outdir.", True)
-    n_iter: int = _field(2, "Iterations", "How often to go through the prompts.", 2, ge=1, le=10_000)
+    plms: bool = _field(False, "PLMS sampler", "Use PLMS instead of DDIM.", True)
+    laion400m: bool = _field(False, "LAION-400M model", "Use the config, ckpt and outdir of this model.", True)
+    n_iter: int = _field(2, "Iterations", "How many times to use all prompts.", 2, ge=1, le=10_000)
     H: int = _field(512, "Height", "In pixels.", 512, ge=64, le=8192, multiple_of=8)
     W: int = _field(512, "Width", "In pixels.", 512, ge=64, le=8192, multiple_of=8)
-    n_samples: int = _field(3, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
+    n_samples: int = _field(3, "Batch size", "Images generated together.", 3, ge=1, le=1000)
     scale: float = _field(
-        7.5, "Guidance scale", "How hard to follow the prompt; 1 leaves guidance out.", 7.5, ge=0, le=100
+        7.5,
+        "Guidance scale",
+        "How closely to follow the prompt; 1 means no guidance.",
+        7.5,
+        ge=0,
+        le=100,
     )
     outdir: Path_ = _field(
         "outputs/txt2img-samples",
         "Output folder",
-        "A folder in the root; numbers go on after the pictures already there.",
+        "A folder in the root. The numbers continue after the images already there.",
         "outputs/trucks",
     )
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """Width and height as drawn: the scripts divide by f, and v1's autoencoder multiplies by 8."""
+        """Width and height of the images: the scripts divide by f, and v1's autoencoder multiplies by 8."""
         return self.W // self.f * 8, self.H // self.f * 8
 
     @model_validator(mode="before")
@@ -234,34 +262,39 @@ class Txt2Img(Job):
     @model_validator(mode="after")
     def _plms_is_deterministic(self) -> Self:
         if self.plms and self.ddim_eta:
-            raise ValueError("ddim_eta|must be 0 with plms: true")
+            raise FieldError("ddim_eta", "must be 0 with plms: true")
         return self
 
 
 class Img2Img(Job):
-    """A picture and a prompt to pictures: `scripts/img2img.py`."""
+    """From an image and a prompt to images: `scripts/img2img.py`."""
 
     init_img: Path_ = Field(
         min_length=1,
         title="Init image",
-        description="The picture to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
+        description="The image to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
         examples=["outputs/txt2img-samples/samples/00002.png"],
     )
     plms: Annotated[Literal[False], BeforeValidator(_just_false)] = _field(
         False, "PLMS sampler", "Not for img2img.", False
     )
-    n_iter: int = _field(1, "Iterations", "How often to go through the prompts.", 2, ge=1, le=10_000)
-    n_samples: int = _field(2, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
+    n_iter: int = _field(1, "Iterations", "How many times to use all prompts.", 2, ge=1, le=10_000)
+    n_samples: int = _field(2, "Batch size", "Images generated together.", 3, ge=1, le=1000)
     scale: float = _field(
-        5.0, "Guidance scale", "How hard to follow the prompt; 1 leaves guidance out.", 5.0, ge=0, le=100
+        5.0,
+        "Guidance scale",
+        "How closely to follow the prompt; 1 means no guidance.",
+        5.0,
+        ge=0,
+        le=100,
     )
     strength: float = _field(
-        0.75, "Strength", "How far to leave the init image: 0 keeps it, 1 forgets it.", 0.4, 0.75, ge=0, le=1
+        0.75, "Strength", "How much to change the init image: 0 keeps it, 1 replaces it.", 0.4, 0.75, ge=0, le=1
     )
     outdir: Path_ = _field(
         "outputs/img2img-samples",
         "Output folder",
-        "A folder in the root; numbers go on after the pictures already there.",
+        "A folder in the root. The numbers continue after the images already there.",
         "outputs/trucks",
     )
 
@@ -270,13 +303,13 @@ AnyJob = Txt2Img | Img2Img
 
 
 def job_kind(fields: dict[str, Any]) -> type[Txt2Img | Img2Img]:
-    """Which script a job file means: `init_img` or `strength` make it img2img."""
+    """The script that a job means: `init_img` or `strength` make it img2img."""
     return Img2Img if "init_img" in fields or "strength" in fields else Txt2Img
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures drawn at once: one pass of the sampler."""
+    """Images that are generated together: one pass of the sampler."""
 
     iteration: int
     first: int  # the job's number of its first picture, from 0
@@ -284,10 +317,10 @@ class Batch:
 
 
 def batches(job: AnyJob, lines: Sequence[str] | None) -> Iterator[Batch]:
-    """A job's batches in the order of the scripts: n_iter times over the prompts.
+    """The batches of a job in the order of the scripts: n_iter times over the prompts.
 
-    `lines` are those of `from_file`, in chunks of n_samples; a last short chunk, on which the scripts crash, is
-    drawn as it is. Without: n_samples times `prompt`.
+    `lines` are those of `from_file`, in chunks of n_samples. The scripts crash on a last short chunk; here it is used.
+    Without `lines`: n_samples times `prompt`.
     """
     size = job.n_samples
     chunks = (
@@ -301,20 +334,16 @@ def batches(job: AnyJob, lines: Sequence[str] | None) -> Iterator[Batch]:
 
 
 def count_pictures(job: AnyJob, lines: Sequence[str] | None) -> int:
-    """How many pictures a job draws."""
+    """How many images a job generates."""
     return job.n_iter * (job.n_samples if lines is None else len(lines))
 
 
 def img2img_size(width: int, height: int) -> tuple[int, int]:
-    """The size an init image is resized to: each side rounded down to a multiple of 64 (`load_img`).
+    """The size that an init image is resized to: each side rounded down to a multiple of 64 (`load_img`).
 
     Raises:
         JobError: a side is under 64 pixels.
     """
     if min(width, height) < 64:
-        raise JobError(
-            "init_img: the picture is {width}x{height}; each side must have at least 64 pixels",
-            width=width,
-            height=height,
-        )
+        raise JobError("init_img: the image is {width}x{height}; each side needs at least 64 pixels", width, height)
     return width - width % 64, height - height % 64

@@ -1,7 +1,7 @@
-"""`sdbatch doctor`: everything that drawing depends on, looked at one after another and told in plain words.
+"""`sdbatch doctor`: checks everything that generating needs, one thing after another, and reports in plain words.
 
-What needs torch is found out by a child, `renderer/examine.py`, with a time limit: a torch that crashes or hangs is an
-answer. Nothing is changed but for hidden files that are made and deleted again.
+The checks that need torch run in a child process, `renderer/examine.py`, with a time limit: a crash or a hang of torch
+is a finding too. Nothing is changed, except hidden files that are created and deleted again.
 """
 
 import json
@@ -22,10 +22,11 @@ from pathlib import Path
 from sdbatch import __version__
 from sdbatch.config import sources
 from sdbatch.config.settings import Settings
-from sdbatch.engine.finding import Finding, Level, ok, problem, warning
-from sdbatch.engine.local import OFFLINE, PATIENT
+from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, Level, ok, problem, warning
+from sdbatch.engine.local import PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.job.parameters import Txt2Img
+from sdbatch.messages import Message, here, joined
 from sdbatch.operations import environment
 from sdbatch.spool import status_reader
 from sdbatch.storage.files import read_regular
@@ -33,7 +34,6 @@ from sdbatch.storage.root import Root
 
 SYSTEMD_RUNS = Path("/run/systemd/system")
 PCI = Path("/sys/bus/pci/devices")
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 UNIT_FACTS = ("LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "ExecMainStatus", "NRestarts")
 LAST_WORDS = 8  # lines
 SHOWN = 5  # files in the inbox
@@ -42,16 +42,18 @@ DEFAULT = {name: str(Txt2Img.model_fields[name].default) for name in ("ckpt", "c
 
 
 def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Finding]:
-    """Every check, each as soon as it is made; `ckpt` and `config` as a job would name them."""
+    """Every check, as soon as it is done; `ckpt` and `config` as a job would name them."""
     yield ok("version", f"sdbatch {__version__}, Python {platform.python_version()}, {sys.executable}")
     settings, finding = _settings(root)
     yield finding
     root = settings.told_to(root)
     yield from environment.check_all(root, settings)
     yield from _driver(settings.devices)
-    if settings.engine == "fake":
+    if settings.engine != "local":
         yield warning(
-            "engine", "it is the fake one, which draws grey cards", "set `engine: local` in configs/sdbatch.yaml"
+            "engine",
+            Message("it is the fake engine, which makes grey cards"),
+            Message("set `engine: local` in configs/sdbatch.yaml"),
         )
     else:
         yield from _engine(root, settings, ckpt, config, quick=quick)
@@ -61,20 +63,20 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
 
 
 def worst(findings: list[Finding]) -> Level:
-    """The level of all of them together."""
+    """The worst level of all findings."""
     levels = {finding.level for finding in findings}
     return "problem" if "problem" in levels else "warning" if "warning" in levels else "ok"
 
 
 def as_lines(finding: Finding) -> str:
-    """A finding for a terminal: level, what about, text; the remedy below."""
-    text = printable(finding.text).replace("\n", f"\n{'':21}")
+    """A finding for the terminal: level, subject, text, and the remedy below."""
+    text = printable(here(finding.text)).replace("\n", f"\n{'':21}")
     line = f"{finding.level:8} {finding.about:12}{text}"
-    return f"{line}\n{'':21}-> {finding.remedy}" if finding.remedy else line
+    return f"{line}\n{'':21}-> {here(finding.remedy)}" if finding.remedy else line
 
 
 def as_json(root: Root, findings: list[Finding]) -> str:
-    """All findings for a program."""
+    """All findings as JSON."""
     told = {"version": __version__, "root": str(root.path), "level": worst(findings)}
     return json.dumps(told | {"findings": [asdict(finding) for finding in findings]}, indent=2)
 
@@ -85,26 +87,34 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
         settings = sources.load(path).settings
     except ConfigError as error:
         if isinstance(error.__cause__, PermissionError):
-            remedy = "run it as the service's user, or as one of its group"
-            return Settings.model_construct(), warning("settings", f"{error}; looked at with the defaults", remedy)
-        remedy = f"correct it; without that file everything is as {root.path}/configs/sdbatch.yaml of a new root says"
-        return Settings.model_construct(), problem("settings", str(error), remedy)
-    said = str(path) if path.exists() else f"the defaults: there is no {path}"
+            remedy = Message("run it as the service's user, or as a member of its group")
+            return Settings.model_construct(), warning(
+                "settings", Message("{problem}; checked with the defaults", error), remedy
+            )
+        remedy = Message(
+            "correct it; without it the settings are those of {root}/configs/sdbatch.yaml in a new root", root.path
+        )
+        return Settings.model_construct(), problem("settings", error.message, remedy)
+    said = str(path) if path.exists() else Message("the defaults: there is no {path}", path)
     if settings.web.password and path.exists() and path.stat().st_mode & stat.S_IROTH:
-        text = f"{path} holds the hash of the page's password, and every account on this machine may read it"
-        return settings, warning("settings", text, f"chmod o= {path}")
-    return settings, ok("settings", f"{said}; devices {settings.devices}")
+        text = Message(
+            "{path} contains the hash of the page's password, and every account on this machine may read it", path
+        )
+        return settings, warning("settings", text, Message("chmod o= {path}", path))
+    return settings, ok("settings", Message("{versions}; devices {devices}", said, settings.devices))
 
 
 def _driver(devices: str) -> Iterator[Finding]:
-    """A GPU without its driver is as good as none, and nothing else would say so."""
+    """A GPU without a driver can't be used, and nothing else would report it."""
     gpus = [card for card in PCI.glob("*") if _is_nvidia_gpu(card)]
     if gpus and not NVIDIA_DRIVER.exists() and not set(devices.split(",")) <= {"cpu"}:
         yield warning(
             "driver",
-            f"there is an NVIDIA GPU ({gpus[0].name}), but its driver isn't loaded",
-            "install NVIDIA's driver and restart the machine (`modprobe nvidia` says what is wrong), or in a container "
-            "hand the GPU in; to draw on the CPU, set `devices: cpu` in configs/sdbatch.yaml",
+            Message("there is an NVIDIA GPU ({name}), but its driver isn't loaded", gpus[0].name),
+            Message(
+                "install NVIDIA's driver and restart the machine (`modprobe nvidia` shows the error), or "
+                "pass the GPU into the container; to use the CPU, set `devices: cpu` in configs/sdbatch.yaml"
+            ),
         )
 
 
@@ -116,19 +126,26 @@ def _is_nvidia_gpu(card: Path) -> bool:
 
 
 def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bool) -> Iterator[Finding]:
-    """The model's files, then what the child finds out."""
+    """The files of the model, then the findings of the child."""
     try:
         model = root.find_weights(ckpt, config)[:2]
     except JobError as error:
-        yield _no_model(root, ckpt, str(error))
+        yield _no_model(root, ckpt, error.message)
         yield from _child(settings, None)
         return
     for path in model:
         if not os.access(path, os.R_OK):
-            yield problem("checkpoint", f"{path} can't be read", f"let the service's user read it: chmod a+r {path}")
+            yield problem(
+                "checkpoint",
+                Message("{path} can't be read", path),
+                Message("let the service's user read it: chmod a+r {path}", path),
+            )
             quick = True
     if quick:
-        yield ok("checkpoint", f"{model[0]} is there; it was not loaded, so whether it fits its config is not known")
+        yield ok(
+            "checkpoint",
+            Message("{model} exists; it was not loaded, so it is not known whether it fits its config", model[0]),
+        )
     yield from _child(settings, None if quick else model)
     for device in dict.fromkeys(settings.devices.split(",")[1:]):
         yield from (finding for finding in _child(settings, None, device) if finding.about == "device")
@@ -137,16 +154,18 @@ def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bo
 def _no_model(root: Root, ckpt: str, why: str) -> Finding:
     place = root.path / ckpt
     if ckpt == DEFAULT["ckpt"] and root.has_checkpoint():
-        text = f"a job that names no ckpt can't be drawn: {why}"
+        text = Message("a job without ckpt can't run: {why}", why)
         return warning(
-            "checkpoint", text, f"link the usual one to {place}, and look again with --ckpt NAME at the others"
+            "checkpoint",
+            text,
+            Message("link the usual one to {place}, or check others with --ckpt NAME", place),
         )
-    remedy = f"copy or link a checkpoint to {place} (its config comes with `sdbatch init`)"
+    remedy = Message("copy or link a checkpoint to {place} (its config comes with `sdbatch init`)", place)
     return problem("checkpoint", why, remedy)
 
 
 def _child(settings: Settings, model: tuple[Path, Path] | None, device: str = "") -> Iterator[Finding]:
-    """What renderer/examine.py finds, of the first device or another; an end before its last word is a finding."""
+    """The findings of renderer/examine.py about a device, line by line; if it ends early, that is a finding too."""
     reading, writing = os.pipe()
     device = device or settings.devices.partition(",")[0]
     command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), device, *map(str, model or ())]
@@ -159,13 +178,19 @@ def _child(settings: Settings, model: tuple[Path, Path] | None, device: str = ""
                 stdout=words,
                 stderr=words,
                 pass_fds=(writing,),
-                env=PATIENT | os.environ | OFFLINE,  # as the renderer's
+                env=PATIENT | os.environ,  # as the renderer's
             )
         except OSError as error:
-            text = (
-                f"{sys.executable} can't be started: {error.strerror}; the service could not start its renderer either"
+            text = Message(
+                "{executable} can't be started: {problem}; the service could not start its renderer either",
+                sys.executable,
+                error.strerror,
             )
-            yield problem("torch", text, "let this user run that Python, or install sdbatch with one that all may run")
+            yield problem(
+                "torch",
+                text,
+                Message("let this user run that Python, or install sdbatch with one that all may run"),
+            )
             return
         finally:
             os.close(writing)
@@ -190,83 +215,95 @@ def _child(settings: Settings, model: tuple[Path, Path] | None, device: str = ""
 
 def _broken_off(about: str, code: int, said: list[str], limit: float | None) -> Finding:
     if limit is not None:
-        text = f"no answer within {limit:g} seconds (hang_seconds in configs/sdbatch.yaml)"
-        return problem(about, text, "a slow disk, or a driver that hangs: see what `nvidia-smi` and `dmesg` say")
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    text = "\n".join([f"the process that looked ended with {how}; its last words:", *said])
-    remedy = (
-        "`dmesg` tells whether the memory ran out (a model that is being loaded takes three times its file's size) "
-        "or the driver fell; otherwise install torch anew"
+        text = Message("no answer within {limit} seconds (hang_seconds in configs/sdbatch.yaml)", f"{limit:g}")
+        return problem(
+            about, text, Message("a slow disk, or a driver that hangs: see what `nvidia-smi` and `dmesg` say")
+        )
+    how = Message("signal {number}", -code) if code < 0 else Message("exit code {number}", code)
+    text = joined("\n", [Message("the checking process ended with {how}; its last words:", how), *said])
+    remedy = Message(
+        "see in `dmesg` whether memory ran out (loading a model needs three times its size) or the "
+        "driver failed; otherwise reinstall torch"
     )
     return problem(about, text, remedy)
 
 
 def _service(root: Root, settings: Settings) -> Iterator[Finding]:
-    """What the service itself says: why it waits, if it does."""
+    """What the running service says: why it waits, if it does."""
     with suppress(OSError):
         if (said := read_regular(root.pause, 2000)) is not None:
-            reason = said.decode(errors="replace").strip() or "somebody put that file there"
+            reason = said.decode(errors="replace").strip() or Message("a person created that file")
             yield warning(
-                "service", f"paused by {root.pause}: {reason}", f"see to it, then: sdbatch resume --root {root.path}"
+                "service",
+                Message("paused by {path}: {reason}", root.pause, reason),
+                Message("when that is done: sdbatch resume --root {root}", root.path),
             )
     if root.status.exists() and not os.access(root.status, os.R_OK):
-        yield warning("service", f"{root.status} can't be read by {environment.user_name()}", _ask_the_group(root))
+        yield warning(
+            "service",
+            Message("{account} can't read {path}", root.status, environment.user_name()),
+            _ask_the_group(root),
+        )
         return
     facts = status_reader.read_status(root)
     pid, trouble = facts.get("pid"), str(facts.get("problem") or "")
     if not status_reader.is_running(facts, datetime.now(UTC)):
-        yield ok("service", f"none runs here now; sdbatch serve --root {root.path} starts one")
+        yield ok("service", Message("none runs here now; start one: sdbatch serve --root {root}", root.path))
     elif trouble and not root.pause.exists() and not (settings.active_hours and settings.active_hours in trouble):
-        yield problem("service", f"it runs (process {pid}) and says: {trouble}", "see to what it says; it then goes on")
+        yield problem(
+            "service",
+            Message("it runs (process {pid}) and says: {trouble}", pid, trouble),
+            Message("do what it says; it then continues"),
+        )
     else:
-        yield ok("service", f"it runs (process {pid}): {trouble or facts.get('state')}")
+        yield ok("service", Message("it runs (process {pid}): {state}", pid, trouble or facts.get("state")))
         yield from _seats(facts)
 
 
 def _seats(facts: status_reader.Facts) -> Iterator[Finding]:
-    """Which of the service's renderers are out of order, while others draw."""
+    """The devices that the service can't use now, while others work."""
     for seat in facts.get("seats") or ():
         if seat.get("state") in {"benched", "down"} and seat.get("problem"):
-            remedy = "see what nvidia-smi and dmesg say of that device; the service tries it again by and by"
-            yield problem("seat", f"{seat.get('name')} is {seat['state']}: {seat['problem']}", remedy)
+            text = Message("{device} is {state}: {problem}", seat.get("name"), seat["state"], seat["problem"])
+            yield problem("seat", text, Message("see nvidia-smi and dmesg; the service tries this device again later"))
 
 
 def _inbox(root: Root) -> Iterator[Finding]:
-    """What lies there and is not drawn."""
+    """Files in the inbox that will not run."""
     facts = status_reader.read_overview(root, datetime.now(UTC))
     no_jobs = facts["no_jobs"]
     for files, count, text, remedy in (
         (
             facts["unmovable"],
             facts["unmovable_count"],
-            "jobs can't be taken out of the inbox",
-            "change the rights of its folder as it says",
+            Message("jobs can't be moved out of the inbox"),
+            Message("change the rights of its folder as described"),
         ),
         (
             no_jobs["files"],
             no_jobs["count"],
-            "files in the inbox are no jobs, and are passed over",
-            "do as it says, or take them out",
+            Message("files in the inbox are not jobs, and are ignored"),
+            Message("do what it says, or remove the files"),
         ),
     ):
         if count:
             shown = [*files.items()][:SHOWN]
-            more = [f"and {count - len(shown)} more"] * (count > len(shown))
+            more = [Message("and {count} more", count - len(shown))] * (count > len(shown))
             lines = [f"{count} {text}:", *(f"{name}: {why}" for name, why in shown), *more]
             yield warning("inbox", "\n".join(lines), remedy)
 
 
 def _ask_the_group(root: Root) -> str:
-    """Whoever shall look and drop belongs to the group of the inbox."""
+    """The command that lets a user read and submit."""
     with suppress(OSError):
         return f"sudo usermod -aG {root.inbox.stat().st_gid} {environment.user_name()}, and log in anew"
-    return f"only the group of {root.path} may look there"
+    return Message("only the group of {root} may look there", root.path)
 
 
 def _units() -> Iterator[Finding]:
-    """What systemd says of units named sdbatch, the system's and the user's."""
+    """What systemd says about units named sdbatch, of the system and of the user."""
     if not (SYSTEMD_RUNS.is_dir() and shutil.which("systemctl")):
-        yield ok("unit", "there is no systemd here, so something else has to start `sdbatch serve`")
+        yield ok("unit", Message("there is no systemd here; something else has to start `sdbatch serve`"))
         return
     found = False
     for scope in ((), ("--user",)):
@@ -275,7 +312,7 @@ def _units() -> Iterator[Finding]:
             found = True
             yield _judge_unit(" ".join(("systemctl", *scope)), facts, "user's unit" if scope else "unit")
     if not found:
-        yield ok("unit", "none named sdbatch is installed; `sdbatch serve` runs as long as you let it")
+        yield ok("unit", Message("there is no unit named sdbatch; `sdbatch serve` runs until it is stopped"))
 
 
 def _unit_facts(scope: tuple[str, ...]) -> dict[str, str]:
@@ -288,24 +325,32 @@ def _unit_facts(scope: tuple[str, ...]) -> dict[str, str]:
 
 
 def _judge_unit(systemctl: str, facts: dict[str, str], about: str) -> Finding:
-    """A unit that should run and doesn't is a problem; one that nobody started, or that no restart will, is told."""
+    """A unit that should run and does not is a problem; one that nobody started is reported."""
     journal = f"journalctl{' --user' if '--user' in systemctl else ''} -u sdbatch -n 50"
     active, enabled = facts.get("ActiveState", "unknown"), facts.get("UnitFileState", "")
     said = f"{active} ({facts.get('SubState', '')}), {enabled or 'not enabled'}"
     if facts["LoadState"] != "loaded":
         return problem(
-            about, f"systemd can't use it: {facts['LoadState']}", "systemctl cat sdbatch; systemctl unmask sdbatch"
+            about,
+            Message("systemd can't use it: {state}", facts["LoadState"]),
+            "systemctl cat sdbatch; systemctl unmask sdbatch",
         )
     if active == "failed":
         why = f"{facts.get('Result', '')}, exit code {facts.get('ExecMainStatus', '')}"
         return problem(
-            about, f"{said}: {why}", f"{journal}   says why (78: settings); then {systemctl} restart sdbatch"
+            about,
+            f"{said}: {why}",
+            Message("see {journal} (78: settings); then {systemctl} restart sdbatch", journal, systemctl),
         )
     if facts.get("SubState") == "auto-restart":
-        text = f"{said}: it ends again and again ({facts.get('NRestarts', 'some')} restarts)"
-        return problem(about, text, f"{journal}   says why")
+        text = Message("{state}: it keeps stopping ({count} restarts)", said, facts.get("NRestarts", "some"))
+        return problem(about, text, Message("see {journal}", journal))
     if active == "inactive":
-        return warning(about, said, f"{systemctl} enable --now sdbatch")
+        return warning(about, said, Message("{systemctl} enable --now sdbatch", systemctl))
     if enabled == "disabled":
-        return warning(about, f"{said}: it will not start with the machine", f"{systemctl} enable sdbatch")
+        return warning(
+            about,
+            Message("{state}: it will not start at boot", said),
+            Message("{systemctl} enable sdbatch", systemctl),
+        )
     return ok(about, said)

@@ -1,34 +1,35 @@
-"""The wheels that another machine needs, gathered on this one by pip, and seen to be all.
+"""Collects the wheels for another machine with pip.
 
-pip chooses wheels for another platform, but reads the conditions in their requirements (`platform_system == "Linux"`)
-as if they were for this machine: on a Mac it leaves out all of CUDA. So what it brought is walked through with the
-other machine's answers, and what lacks is asked for by name, until nothing does.
+pip chooses wheels for another platform, but evaluates the conditions in their requirements (`platform_system ==
+"Linux"`) for this machine: on a Mac it would leave out CUDA. So it gets the values of the other machine.
 """
 
+import json
 import platform
 import re
 import subprocess
 import sys
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from email.parser import HeaderParser
 from importlib.util import find_spec
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name, parse_wheel_filename
-
 from sdbatch.errors import BundleError
 
-ROUNDS = 8  # each goes one level deeper into what only the other machine needs
-EXTRA = "web"  # the page goes along: a server without a network can't fetch it later
+EXTRA = "web"  # with the web page: a server without a network can't install it later
 OLDEST_GLIBC = 5  # 2.5 is what manylinux1 was
+# pip has no option for these answers; `packaging`, which it brings, takes them from one function.
+PIP_FOR_MARKERS = """
+import json, runpy, sys
+from pip._vendor.packaging import markers
+told = json.loads(sys.argv.pop(1))
+markers.default_environment = lambda: dict(told)
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A Linux machine: its processor ("x86_64"), at least this glibc (28 is 2.28), exactly this Python ("3.11")."""
+    """A Linux machine: processor ("x86_64"), minimum glibc (28 is 2.28), exact Python version ("3.11")."""
 
     machine: str
     glibc: int
@@ -36,31 +37,29 @@ class Target:
 
     @classmethod
     def of(cls, name: str, python: str) -> "Target":
-        """From what a person writes: linux-x86_64, or manylinux_2_34_x86_64 to say the glibc too.
+        """From linux-x86_64, or manylinux_2_34_x86_64 to state the glibc too.
 
         Raises:
-            BundleError: it is neither, or no version of Python.
+            BundleError: the platform or the Python version is invalid.
         """
         match = re.fullmatch(r"(?:linux-|manylinux_2_(?P<glibc>\d+)_)(?P<machine>x86_64|aarch64)", name)
         if match is None:
             known = "linux-x86_64, linux-aarch64, or manylinux_2_34_x86_64 and the like"
-            raise BundleError("--platform {name}: sdbatch serves on Linux; say one of {known}", name=name, known=known)
+            raise BundleError("--platform {name}: sdbatch runs on Linux; use one of {known}", name, known)
         if not re.fullmatch(r"3\.\d+", python):
-            raise BundleError(
-                "--python {python}: say it like 3.11, as the server's `python3 --version` begins", python=python
-            )
+            raise BundleError("--python {python}: give it like 3.11, as in `python3 --version` on the server", python)
         return cls(match["machine"], int(match["glibc"] or 28), python)
 
     @property
     def tags(self) -> list[str]:
-        """Pip takes wheels for an older glibc only if each is named."""
+        """All platform tags; pip accepts wheels for an older glibc only if each is named."""
         versions = [f"manylinux_2_{minor}" for minor in range(self.glibc, OLDEST_GLIBC - 1, -1)]
         named = ["manylinux2014", "manylinux2010", "manylinux1", "linux"]
         return [f"{tag}_{self.machine}" for tag in versions + named]
 
     @property
     def markers(self) -> dict[str, str]:
-        """What requirements may depend on, as that machine would answer."""
+        """The values for conditions in requirements on that machine."""
         return {
             "os_name": "posix",
             "sys_platform": "linux",
@@ -77,7 +76,7 @@ class Target:
 
 
 def this_machine() -> tuple[str, str]:
-    """The platform and Python to assume: this machine's, as far as sdbatch could serve on it."""
+    """The platform and Python version of this machine, as far as sdbatch supports it."""
     machine = platform.machine() if sys.platform == "linux" else ""
     is_known = machine in {"x86_64", "aarch64"}
     return f"linux-{machine if is_known else 'x86_64'}", f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -91,61 +90,21 @@ def build(source: Path, folder: Path) -> Path:
 
 
 def collect(own: Path, folder: Path, target: Target) -> None:
-    """Fill `folder`, where our own wheel may lie already, with all that it needs on the target, and pip.
+    """Fill `folder`, which may contain our own wheel, with everything it needs on the target, and pip.
 
     Raises:
         BundleError: pip finds no wheel for something.
     """
     choice = ["--only-binary=:all:", "--implementation=cp", f"--python-version={target.python}"]
     choice += [f"--platform={tag}" for tag in target.tags]
-    wanted = [f"{own}[{EXTRA}]", "pip"]
-    for _ in range(ROUNDS):
-        _pip("download", f"--dest={folder}", *choice, *wanted)
-        if not (missing := sorted(set(lacking(own, folder, target)))):
-            return
-        # What is there stays as it is: named as files, it can't be chosen anew in another version.
-        wanted = [*map(str, sorted(folder.glob("*.whl"))), *missing]
-    raise BundleError("these fit nothing that pip finds: {names}", names=", ".join(missing))
+    pip = ("-c", PIP_FOR_MARKERS, json.dumps(target.markers))
+    _pip("download", f"--dest={folder}", *choice, f"{own}[{EXTRA}]", "pip", pip=pip)
 
 
-def lacking(own: Path, folder: Path, target: Target) -> Iterator[str]:
-    """Requirements of our wheel, and of those it needs, that hold on the target and that no wheel there meets."""
-    have = {parse_wheel_filename(path.name)[0]: path for path in [*folder.glob("*.whl"), own]}
-    pending, seen = [(parse_wheel_filename(own.name)[0], extra) for extra in ("", EXTRA)], set()
-    while pending:
-        name, extra = pending.pop()
-        if (name, extra) in seen:
-            continue
-        seen.add((name, extra))
-        for requirement in _requirements(have[name]):
-            if requirement.marker and not requirement.marker.evaluate(target.markers | {"extra": extra}):
-                continue
-            requirement.marker = None
-            other = canonicalize_name(requirement.name)
-            if other in have and requirement.specifier.contains(
-                parse_wheel_filename(have[other].name)[1], prereleases=True
-            ):
-                pending += [(other, wanted) for wanted in ("", *requirement.extras)]
-            else:
-                yield str(requirement)
-
-
-def _requirements(wheel: Path) -> Iterator[Requirement]:
-    with zipfile.ZipFile(wheel) as content:
-        (name,) = [name for name in content.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
-        said = HeaderParser().parsestr(content.read(name).decode())
-    for text in said.get_all("Requires-Dist") or []:
-        yield Requirement(text)
-
-
-def _pip(*arguments: str) -> None:
+def _pip(*arguments: str, pip: tuple[str, ...] = ("-m", "pip")) -> None:
     if find_spec("pip") is None:
-        raise BundleError(
-            "{executable} has no pip: run `{executable} -m ensurepip`, or `make bundle`", executable=sys.executable
-        )
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+        raise BundleError("{executable} has no pip: run `{executable} -m ensurepip`, or `make bundle`", sys.executable)
+    command = [sys.executable, *pip, "--disable-pip-version-check", *arguments]
     # Standard output is the command's own answer.
     if subprocess.run(command, stdout=2, check=False).returncode:
-        raise BundleError(
-            "pip could not {arguments} what is needed; what it says above tells why", arguments=arguments[0]
-        )
+        raise BundleError("pip could not {command} the packages; see its message above", arguments[0])

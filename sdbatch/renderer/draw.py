@@ -1,13 +1,14 @@
-"""One job's pictures, with random numbers in the order in which the original scripts draw them.
+"""Generates the images of one job, with random numbers in the order of the original scripts.
 
-The order is the contract: a job has generators of its own, seeded once, and every draw that the scripts make is
-made here, used or not. So picture 7 of a seed is picture 7 on every machine that draws the same numbers, a later
-job never depends on an earlier one, and a job that stopped goes on by drawing and dropping.
+This order must not change. Each job has its own generators, seeded once, and every draw that the scripts make is made
+here, even if it is not used. So image 7 of a seed is the same on every machine with the same random numbers, no job
+depends on an earlier one, and a stopped job continues by drawing and dropping.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -21,41 +22,21 @@ from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
 from sdbatch.renderer.pictures.decoding import decode
-from sdbatch.renderer.sampling import sampler
+from sdbatch.renderer.sampling.guidance import Asking, Rows, guided
+from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.registry import SAMPLERS
+from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
 
 OnStep = Callable[[Batch, int, int], None]  # batch, steps done, steps in all
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One batch: its final latents [batch, C, h, w], and its pictures [batch, H, W, 3]."""
+    """One batch: its final latents [batch, C, h, w], and its images [batch, H, W, 3]."""
 
     batch: Batch
     latents: Tensor
     pixels: Pixels
-
-
-@dataclass(frozen=True)
-class NoiseSource:
-    """A job's random numbers: one generator on the device, and the CPU's where that is another one."""
-
-    device: torch.device
-    main: torch.Generator
-    cpu: torch.Generator
-
-    @classmethod
-    def seeded(cls, seed: int, device: torch.device) -> "NoiseSource":
-        """Both generators start at `seed`, as `seed_everything` did; on a CPU they are one."""
-        main = torch.Generator(device).manual_seed(seed)
-        return cls(device, main, main if device.type == "cpu" else torch.Generator("cpu").manual_seed(seed))
-
-    def draw(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers from the device's generator."""
-        return torch.randn(*shape, generator=self.main, device=self.device)
-
-    def draw_on_cpu(self, shape: Sequence[int]) -> Tensor:
-        """The same from the CPU's: the scripts sample the autoencoder's posterior there even with a GPU."""
-        return torch.randn(*shape, generator=self.cpu).to(self.device)
 
 
 @torch.inference_mode()
@@ -68,116 +49,119 @@ def draw(
     on_step: OnStep,
     fallback: MemoryFallback | None = None,
 ) -> Iterator[Drawn]:
-    """Draw a job's batches, from the one that holds picture `start_at` on.
+    """Draw a job's batches one after the other; the arguments are those of `samplings`."""
+    fallback = fallback or MemoryFallback(model.device)
+    for batch, asking in samplings(model, job, lines, init, start_at, on_step, fallback):
+        latents = run(asking, partial(predict, model, fallback))
+        yield Drawn(batch, latents, decode(model, latents, fallback))
+
+
+@torch.inference_mode()
+def samplings(
+    model: Model,
+    job: AnyJob,
+    lines: Sequence[str] | None,
+    init: npt.NDArray[np.float32] | None,
+    start_at: int,
+    on_step: OnStep,
+    fallback: MemoryFallback,
+) -> Iterator[tuple[Batch, Asking]]:
+    """A job's batches, from the one that holds picture `start_at` on, each with what asks for its latents.
+
+    Each must have got its latents before the next is asked for: they share their noise.
 
     Args:
         model: the resident model.
         job: what to draw.
         lines: the lines of `from_file`, or None.
         init: for img2img the init image, [3, H, W] in [-1, 1].
-        start_at: the first picture that is missing; batches wholly before it are skipped.
+        start_at: the first missing image; batches that are completely before it are skipped.
         on_step: called after each evaluation of the UNet.
         fallback: what the job does when memory runs out, and who is told.
 
     Raises:
-        OutOfMemory: there is not enough, whatever it does.
-        JobError: the job asks for what the model has not, or the model gave numbers that are not finite.
+        OutOfMemory: memory is not sufficient in any way.
+        JobError: the model lacks what the job needs.
     """
     if model.channels != job.C:
-        raise JobError("C: {c} latent channels, but the checkpoint has {channels}", c=job.C, channels=model.channels)
+        raise JobError("C: {count} latent channels, but the checkpoint has {channels}", job.C, model.channels)
     if job.ddim_steps > len(model.alphas):
-        raise JobError("ddim_steps: at most {count}, the steps that the model was trained on", count=len(model.alphas))
-    fallback = fallback or MemoryFallback(model.device)
-    noise = NoiseSource.seeded(job.seed, model.device)
-    schedule = sampler.make_schedule(model.alphas, job.ddim_steps, job.ddim_eta)
-    sample = sampler.plms if job.plms else sampler.ddim
+        raise JobError("ddim_steps: the limit is {count}, the steps the model was trained on", len(model.alphas))
+    strength = job.strength if isinstance(job, Img2Img) else None
+    wish = Wish(job.ddim_steps, job.ddim_eta, strength)
+    course = SAMPLERS["plms" if job.plms else "ddim"](model.alphas, wish)
+    source = NoiseSource.seeded(job.seed, model.device)
     # The scripts encode the init image before autocast begins.
     start = (
-        _start_txt2img(job, schedule, noise)
+        _start_txt2img(job, course, source)
         if init is None
-        else _start_img2img(job, schedule, noise, model, init, fallback)
+        else _start_img2img(job, course, source, model, init, fallback)
     )
+    evaluations = course.evaluations
     for batch in batches(job, lines):
-        shape = (len(batch.prompts), *start.shape)
+        noise = source.of_batch(batch.first, (len(batch.prompts), *start.shape))
         if batch.first + len(batch.prompts) <= start_at:
-            for _ in range(start.draws + sampler.draws(start.steps, is_plms=job.plms)):
-                noise.draw(shape)
+            start.skip(noise)
             continue
         fallback.first = batch.first
-        with computing(model.dtype, model.device):
-            x = start.latents(shape, noise)
-            denoise = _guided(model, job, batch, start.steps, on_step, fallback)
-            latents = sample(denoise, x, start.steps, partial(noise.draw, shape))
-        yield Drawn(batch, latents, decode(model, latents, fallback))
+        x = start.latents(len(batch.prompts), noise)
+        told = partial(_tell, on_step, batch, count(1), evaluations)
+        yield batch, guided(course.sample(x, noise), *_contexts(model, job, batch, fallback), job.scale, told)
 
 
 @dataclass(frozen=True)
 class _Start:
-    """Where every batch of a job starts: from noise alone, or from an init image with noise on top."""
+    """The start of every batch of a job: noise alone, or an init image with noise added."""
 
     shape: tuple[int, ...]  # of one picture's latents
-    steps: list[sampler.Step]
+    course: Course
     fixed: Tensor | None = None  # fixed_code's noise
     x0: Tensor | None = None  # the init image's latents, n_samples times
-    level: sampler.Step | None = None  # how much noise goes on them
 
-    @property
-    def draws(self) -> int:
-        return 1 if self.fixed is None else 0
+    def latents(self, batch: int, noise: Noise) -> Tensor:
+        z = noise() if self.fixed is None else self.fixed[:batch]
+        return self.course.start.mix(z, None if self.x0 is None else self.x0[:batch])
 
-    def latents(self, shape: tuple[int, ...], noise: NoiseSource) -> Tensor:
-        z = noise.draw(shape) if self.fixed is None else self.fixed[: shape[0]]
-        if self.x0 is None or self.level is None:
-            return z
-        return sampler.add_noise(self.x0[: shape[0]], self.level, z)
+    def skip(self, noise: Noise) -> None:
+        """Draw and drop the random numbers of a batch that exists already."""
+        if self.fixed is None:
+            noise()
+        self.course.rehearse(noise)
 
 
-def _start_txt2img(job: AnyJob, schedule: list[sampler.Step], noise: NoiseSource) -> _Start:
+def _start_txt2img(job: AnyJob, course: Course, source: NoiseSource) -> _Start:
     assert isinstance(job, Txt2Img), "an img2img job comes with its init image"
     shape = (job.C, job.H // job.f, job.W // job.f)
-    return _Start(shape, schedule, fixed=noise.draw((job.n_samples, *shape)) if job.fixed_code else None)
+    return _Start(shape, course, fixed=source.draw((job.n_samples, *shape)) if job.fixed_code else None)
 
 
 def _start_img2img(
     job: AnyJob,
-    schedule: list[sampler.Step],
-    noise: NoiseSource,
+    course: Course,
+    source: NoiseSource,
     model: Model,
     init: npt.NDArray[np.float32],
     fallback: MemoryFallback,
 ) -> _Start:
-    """The scripts add noise of schedule index t_enc and denoise from t_enc - 1.
-
-    Strength 1.0 asks for an index behind the end, on which they crash; here it is the end.
-    """
-    assert isinstance(job, Img2Img), "only an img2img job has an init image"
     picture = torch.from_numpy(init).to(model.device)[None]
     shape = (model.channels, init.shape[1] // model.factor, init.shape[2] // model.factor)
-    x0 = fallback.encode(model, picture, noise.draw_on_cpu((job.n_samples, *shape)))
-    t_enc = int(job.strength * job.ddim_steps)
-    return _Start(shape, schedule[:t_enc], x0=x0, level=schedule[min(t_enc, len(schedule) - 1)])
+    return _Start(shape, course, x0=fallback.encode(model, picture, source.draw_on_cpu((job.n_samples, *shape))))
 
 
-def _guided(
-    model: Model, job: AnyJob, batch: Batch, steps: list[sampler.Step], on_step: OnStep, fallback: MemoryFallback
-) -> sampler.Denoise:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), both halves in one pass of the UNet."""
-    context = fallback.in_rows(model.encode_prompts, list(batch.prompts))
-    if guided := job.scale != 1.0:
-        unconditional = fallback.in_rows(model.encode_prompts, [job.negative_prompt] * len(batch.prompts))
-        context = torch.cat([unconditional, context])
-    timesteps = torch.tensor([step.timestep for step in steps], device=model.device)
-    done = 0
+def _contexts(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback) -> tuple[Tensor, Tensor | None]:
+    """The encoded prompts of a batch, and the encoded negative prompts if guidance needs them."""
+    with computing(model.dtype, model.device):
+        prompts = fallback.in_rows(model.encode_prompts, list(batch.prompts))
+        if job.scale == 1.0:
+            return prompts, None
+        return prompts, fallback.in_rows(model.encode_prompts, [job.negative_prompt] * len(batch.prompts))
 
-    def denoise(x: Tensor, i: int) -> Tensor:
-        nonlocal done
-        rows = torch.cat([x, x]) if guided else x
-        e = fallback.in_rows(lambda x, context: model.predict_noise(x, timesteps[i], context), rows, context)
-        if guided:
-            e_uncond, e_cond = e.chunk(2)
-            e = e_uncond + job.scale * (e_cond - e_uncond)
-        done += 1
-        on_step(batch, done, len(steps) + (1 if job.plms else 0))
-        return e
 
-    return denoise
+def predict(model: Model, fallback: MemoryFallback, rows: Rows) -> Tensor:
+    """The noise in each row, as many at once as memory allows."""
+    with computing(model.dtype, model.device):
+        return fallback.in_rows(model.predict_noise, rows.x, rows.timesteps, rows.context)
+
+
+def _tell(on_step: OnStep, batch: Batch, done: Iterator[int], steps: int) -> None:
+    on_step(batch, next(done), steps)

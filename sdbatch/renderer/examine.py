@@ -1,8 +1,7 @@
-"""The renderer's half of `sdbatch doctor`: what only a process with torch can find out.
+"""The part of `sdbatch doctor` that needs torch.
 
-It runs as a child, since a torch that crashes takes its process along, and that too is an answer. Findings go out
-one by one, a line of JSON each, so those before a crash count. No socket may reach beyond this machine here: whoever
-asks is told of, and refused.
+It runs as a child process, because torch may crash. Each finding is sent at once as a line of JSON, so that those
+before a crash count. No socket may connect beyond this machine here: each attempt is noted and refused.
 """
 
 import json
@@ -14,26 +13,24 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from sdbatch.engine.finding import Finding, ok, problem, warning
+from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, ok, problem, warning
 from sdbatch.errors import SdbatchError
+from sdbatch.messages import Message
 
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 ASKING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"}
 CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in OpenAI's vocabulary
 
-REINSTALL = "install sdbatch anew, with all it needs (make, or the bundle's install.sh)"
-NO_GPU = (
-    "see what nvidia-smi says; a torch built for a newer CUDA than the driver knows needs a newer driver, or a torch "
-    "built for an older CUDA. To draw on the CPU all the same, set `devices: cpu` in configs/sdbatch.yaml"
+REINSTALL = Message("reinstall sdbatch with all its dependencies (make, or the bundle's install.sh)")
+NO_GPU = Message(
+    "see nvidia-smi; a torch built for a newer CUDA than the driver supports needs a newer "
+    "driver, or a torch for an older CUDA. To use the CPU, set `devices: cpu` in "
+    "configs/sdbatch.yaml"
 )
-MISFIT = (
-    "lay a whole Stable Diffusion v1 checkpoint there (its sha256 tells whether it was copied whole), and the config "
-    "that belongs to it"
-)
+MISFIT = Message("copy a complete Stable Diffusion v1 checkpoint there (compare its sha256), and its config")
 
 
 def examine(device: str, model: tuple[Path, Path] | None, asked: list[str]) -> Iterator[Finding]:
-    """Libraries, device, tokenizer, model and network, in this order; `asked` is who wanted the network so far."""
+    """Check libraries, device, tokenizer, model and network, in this order; `asked` lists uses of the network."""
     yield _told("torch", libraries, REINSTALL)
     yield _told("device", partial(drawing_device, device), NO_GPU)
     yield _told("tokenizer", tokenizer, REINSTALL)
@@ -43,7 +40,7 @@ def examine(device: str, model: tuple[Path, Path] | None, asked: list[str]) -> I
 
 
 def _told(about: str, check: Callable[[], Finding], remedy: str) -> Finding:
-    """What `look` finds; whatever it stumbles over is a problem, since libraries raise anything."""
+    """The findings of `look`; any exception is a problem, because libraries raise anything."""
     try:
         return check()
     except SdbatchError as error:
@@ -53,20 +50,26 @@ def _told(about: str, check: Callable[[], Finding], remedy: str) -> Finding:
 
 
 def libraries() -> Finding:
-    """All can be imported."""
+    """Whether all can be imported."""
     import diffusers  # noqa: PLC0415 - what is to be found out here is whether they can be imported
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    cuda = Message("built for CUDA {cuda}", torch.version.cuda) if torch.version.cuda else Message("built without CUDA")
     return ok(
         "torch",
-        f"{torch.__version__}, {cuda}; diffusers {diffusers.__version__}, transformers {transformers.__version__}",
+        Message(
+            "{torch}, {cuda}; diffusers {diffusers}, transformers {transformers}",
+            torch.__version__,
+            cuda,
+            diffusers.__version__,
+            transformers.__version__,
+        ),
     )
 
 
 def drawing_device(asked: str) -> Finding:
-    """The device that the configuration names, with something computed on it: a GPU can be there and too new."""
+    """Whether the configured device can compute: a GPU may be present but too new."""
     import torch  # noqa: PLC0415
 
     from sdbatch.renderer.renderer import find_device  # noqa: PLC0415
@@ -79,66 +82,87 @@ def drawing_device(asked: str) -> Finding:
                 torch.ones(1, 1, 8, 8, device=device), torch.ones(1, 1, 3, 3, device=device)
             )
             if float(drawn.sum()) != 36 * 9:
-                return problem("device", f"{asked} computes wrongly: {float(drawn.sum())} for 324", NO_GPU)
+                return problem(
+                    "device",
+                    Message("{device} computes wrongly: {result} instead of 324", asked, float(drawn.sum())),
+                    NO_GPU,
+                )
         except Exception as error:
             # Torch only warns why it finds no GPU, such as "The NVIDIA driver on your system is too old".
             for said in heard:
-                error.args = (f"{error}; torch says: {said.message}",)
+                error.args = (Message("{problem}; torch says: {message}", error, said.message),)
             raise
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
-        text = f"{torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {whole / 2**30:.1f} GiB free, {_driver()}"
+        text = Message(
+            "{gpu}, {free} of {whole} GiB free, {driver}",
+            torch.cuda.get_device_name(device),
+            f"{free / 2**30:.1f}",
+            f"{whole / 2**30:.1f}",
+            _driver(),
+        )
         return ok("device", text)
     if asked == "auto" and NVIDIA_DRIVER.exists():
-        text = (
-            f"jobs will be drawn on the CPU: there is an NVIDIA GPU, but this torch ({torch.__version__}) can't use it"
+        text = Message(
+            "jobs will run on the CPU: there is an NVIDIA GPU, but this torch ({version}) can't use it",
+            torch.__version__,
         )
-        return warning("device", text, f"install a torch that is built for CUDA; {NO_GPU}")
-    return ok("device", f"the CPU, {torch.get_num_threads()} threads (a 512x512 picture takes it minutes)")
+        return warning("device", text, Message("install a torch that is built for CUDA; {no_gpu}", NO_GPU))
+    return ok(
+        "device",
+        Message("the CPU, {count} threads (a 512x512 image takes minutes)", torch.get_num_threads()),
+    )
 
 
 def _driver() -> str:
     try:
         words = NVIDIA_DRIVER.read_text().split()
     except OSError:
-        return "driver unknown"
+        return Message("driver unknown")
     return f"driver {next((word for word in words if word[:1].isdigit() and '.' in word), 'unknown')}"
 
 
 def tokenizer() -> Finding:
-    """The vocabulary in the package is OpenAI's."""
+    """Whether the vocabulary in the package is OpenAI's."""
     from sdbatch.renderer.models.text_encoder import clip_tokenizer  # noqa: PLC0415
 
     text, tokens = CAT
     found = clip_tokenizer()(text)["input_ids"]
     if found != tokens:
-        return problem("tokenizer", f'"{text}" becomes {found}, not {tokens}', REINSTALL)
-    return ok("tokenizer", "CLIP's vocabulary, from the package")
+        return problem(
+            "tokenizer",
+            Message('"{text}" gives {found}, not {tokens}', text, found, tokens),
+            REINSTALL,
+        )
+    return ok("tokenizer", Message("CLIP's vocabulary, from the package"))
 
 
 def fitting(ckpt: Path, config: Path) -> Finding:
-    """The checkpoint loads, and fits its config: the renderer's own check, on the CPU."""
+    """Whether the checkpoint loads and fits its config, with the renderer's own check on the CPU."""
     from sdbatch.renderer.models.models import load_model  # noqa: PLC0415
 
     model = load_model(ckpt, config)
     numbers = sum(p.numel() for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters())
-    fits = "is whole" if ckpt.is_dir() else f"fits {config.name}"
-    return ok("checkpoint", f"{ckpt} {fits}: {numbers / 1e6:,.0f} million weights")
+    fits = Message("is whole") if ckpt.is_dir() else Message("fits {name}", config.name)
+    return ok(
+        "checkpoint",
+        Message("{ckpt} {fits}: {number} million weights", ckpt, fits, f"{numbers / 1e6:,.0f}"),
+    )
 
 
 def network(asked: list[str]) -> Finding:
-    """Whether anything so far wanted to reach beyond this machine."""
+    """Whether anything so far tried to connect beyond this machine."""
     if asked:
         return problem(
             "network",
-            f"something asked for it, and was refused: {', '.join(dict.fromkeys(asked))}",
-            "drawing needs none; tell the authors of sdbatch, with this line",
+            Message("something tried to use it, and was refused: {names}", ", ".join(dict.fromkeys(asked))),
+            Message("generating needs no network; please report this line to the authors of sdbatch"),
         )
-    return ok("network", "none is needed: nothing so far asked for it")
+    return ok("network", Message("not needed: nothing has asked for it so far"))
 
 
 def guard(asked: list[str]) -> None:
-    """From here on whoever wants to reach beyond this machine is noted in `asked` and refused."""
+    """Refuse all connections beyond this machine from now on, and note them in `asked`."""
 
     def refuse(event: str, args: tuple[object, ...]) -> None:
         if event not in ASKING:
@@ -149,7 +173,7 @@ def guard(asked: list[str]) -> None:
         elif not event.startswith("socket.get"):
             return
         asked.append(f"{address} ({event.removeprefix('socket.')})")
-        raise PermissionError(f"sdbatch doctor lets nothing reach the network, not even {address}")
+        raise PermissionError(Message("sdbatch doctor blocks the network, also {address}", address))
 
     sys.addaudithook(refuse)
 

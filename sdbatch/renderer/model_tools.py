@@ -1,4 +1,4 @@
-"""What `sdbatch model` does to checkpoints: looking one over, and converting it."""
+"""`sdbatch model`: checks and converts checkpoints."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.ldm_checkpoint import canonical
 from sdbatch.renderer.models.models import fit_problems, is_ready, plan_model, read_model, require_fit
@@ -18,28 +19,30 @@ from sdbatch.renderer.weights.checkpoint import read_weights, write_weights
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Told = Callable[[int, int], None]  # bytes done, bytes in all
 
-# What lies in many checkpoints beside the weights that are drawn with.
+# Weights in many checkpoints that are not used.
 _BESIDE = {
-    "moving averages": r"model_ema\.",
-    "the noise schedule": r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",
+    Message("moving averages"): r"model_ema\.",
+    Message("the noise schedule"): r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",
     "positions": r".*position_ids$",
-    "layers that the config leaves out": r"cond_stage_model\.model\.transformer\.resblocks\.",
-    "what training needed": r"(first_stage_model\.loss|cond_stage_model\.model\.(visual|logit_scale|text_projection))",
-    "the text encoder's other half": r"cond_stage_model\.transformer\.to_logits",
+    Message("layers that are not in the config"): r"cond_stage_model\.model\.transformer\.resblocks\.",
+    Message(
+        "what only training needs"
+    ): r"(first_stage_model\.loss|cond_stage_model\.model\.(visual|logit_scale|text_projection))",
+    Message("the text encoder's other half"): r"cond_stage_model\.transformer\.to_logits",
 }
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found in a checkpoint.
+    """The result of a check.
 
     Attributes:
         weights: how many numbers the networks have.
-        precisions: in what the file holds the weights, most first.
-        lacking: what is missing or of another shape or does not fit together, in words; empty for a whole checkpoint.
-        broken: names of weights that hold what is not a number.
-        beside: how many names of each known kind lie there unused.
-        unexpected: other names that nothing asks for.
+        precisions: of the stored weights, the most frequent first.
+        lacking: what is missing, has another shape, or does not fit, in words; empty for a complete checkpoint.
+        broken: names of weights with values that are not numbers.
+        beside: for each known kind of unused weights, the number of names.
+        unexpected: other unused names.
     """
 
     weights: int
@@ -51,12 +54,12 @@ class Verified:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it can be drawn with."""
+        """Whether it can be used."""
         return not self.lacking and not self.broken
 
 
 def verify(ckpt: Path, config: Path, told: Told) -> Verified:
-    """Look at every weight that would be used.
+    """Check every weight that would be used.
 
     Raises:
         JobError: the checkpoint or the config can't be read, or is of another kind.
@@ -83,7 +86,7 @@ def verify(ckpt: Path, config: Path, told: Told) -> Verified:
 
 
 def _unused(weights: Weights, used: Iterable[str]) -> tuple[dict[str, int], list[str]]:
-    """What nothing asks for: known kinds counted, the rest by name."""
+    """Weights that nothing uses: known kinds as a count, others by name."""
     asked = {_packed(name) for name in used}
     rest = sorted({_packed(name) for name in weights} - asked)
     beside = {kind: sum(bool(re.match(pattern, name)) for name in rest) for kind, pattern in _BESIDE.items()}
@@ -97,10 +100,10 @@ def _packed(name: str) -> str:
 
 
 def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Conversions, told: Told) -> Path | None:
-    """What the first load would do, done before it: returns where the conversion lies; None where none is needed.
+    """Convert as the first load would do; returns the path of the result, or None if no conversion is needed.
 
     Raises:
-        JobError: the checkpoint can't be drawn with, or there is no room.
+        JobError: the checkpoint can't be used, or there is no space.
         OSError: the disk failed.
     """
     place = conversions.place(ckpt, config, dtype)
@@ -111,23 +114,23 @@ def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Con
         return None
     if conversions.find(place) is None and conversions.keep(place, plan, weights, dtype, told) is None:
         raise JobError(
-            "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml bounds "
-            "it, and a fiftieth of the disk stays free",
-            folder=conversions.folder,
-            name=plan.name,
+            "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml limits it, "
+            "and a fiftieth of the disk stays free",
+            conversions.folder,
+            plan.name,
         )
     return place
 
 
 def convert_file(ckpt: Path, config: Path, out: Path, dtype: torch.dtype, told: Told) -> None:
-    """A checkpoint without what is not used, as safetensors under the names of the original release, all in `dtype`.
+    """Write the used weights as safetensors in `dtype`, with the names of the original release.
 
     Raises:
-        JobError: the checkpoint can't be drawn with, or is a folder.
+        JobError: the checkpoint can't be used, or is a folder.
         OSError: the disk failed or is full.
     """
     if ckpt.is_dir():
-        raise JobError("{name} is a folder in diffusers format: --output is for single files", name=ckpt.name)
+        raise JobError("{name} is a folder in diffusers format: --output is for single files", ckpt.name)
     weights = read_weights(ckpt)
     tidy: dict[str, Tensor] = canonical(weights)
     plan = plan_model(ckpt, config, tidy)

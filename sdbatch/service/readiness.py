@@ -1,7 +1,7 @@
-"""Whether a job can be drawn now, and if not, why: what a person has to see to, and what costs no job.
+"""Whether jobs can run now, and if not, why: reasons for which no job should fail.
 
-jobs/PAUSE holds the service back for as long as it lies there, over restarts too. A person may put it there, and the
-service does so itself when one job after another fails by the machine's fault.
+jobs/PAUSE pauses the service while it exists, also after a restart. A person may create it, and the service does so
+itself if job after job fails because of the machine.
 """
 
 import os
@@ -15,27 +15,28 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine.seats import Seats
 from sdbatch.errors import TemporarilyUnavailable
 from sdbatch.job.parameters import Txt2Img
+from sdbatch.messages import Message
 from sdbatch.operations import environment
 from sdbatch.service.task import Task
 from sdbatch.storage import files, filesystem
 from sdbatch.storage.root import Root
 
 READ_BYTES = 2000
-FREE_SOME = (
-    ", but for what min_free_bytes keeps free: make room (`sdbatch prune`, old folders in jobs/done/ and outputs/)"
+FREE_SOME = Message(
+    "; min_free_bytes must stay free: make room (`sdbatch prune`, old folders in jobs/done/ and outputs/)"
 )
 FAILURES = "failures-in-a-row"
 APART_AGAIN_SECONDS = 5.0
 
 
 class Readiness:
-    """Looked after once a pass.
+    """Checked once per pass of the loop.
 
     Attributes:
-        problem: why nothing is drawn, in words for a person; empty while all is well.
-        is_resting: whether all that holds it is the hours in which to draw: as the configuration wants it.
-        is_ready: whether a job can be drawn at once. Neither ready nor a problem: a renderer is on its way.
-        is_held: whether everything is left where it is: a person wants it, or there is nowhere to put it.
+        problem: why no job runs, for people; empty if all is well.
+        is_resting: whether the active hours are the only reason.
+        is_ready: whether a job can run at once. Neither ready nor a problem: a renderer is starting.
+        is_held: whether no file is touched: a person paused it, or images can't be saved.
     """
 
     def __init__(self, root: Root, seats: Seats, settings: Settings) -> None:
@@ -47,38 +48,40 @@ class Readiness:
         self._tried_at = float("-inf")
 
     def refresh(self, now: float, wall: datetime) -> None:
-        """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
+        """Check everything; `now` in seconds of a clock that never steps back, `wall` the time of day."""
         held, paused = self.why_held(wall), self._paused()
         self.is_resting = bool(held and not paused)
         unwritable = self._unwritable() or self._lies_apart(now)
         self.is_held = bool(held or unwritable)
         if held and self._is_unloaded:
-            self.seats.unload()  # its memory is wanted elsewhere; it comes back when it is needed
+            self.seats.unload()  # its memory is needed elsewhere; it is started again when needed
         self.problem = held or unwritable or self._without_room() or self._without_model() or self._without_seat(now)
         self.is_ready = not self.problem and self.seats.is_ready
 
     def count_failure(self, why: str) -> None:
-        """A job failed by the machine's fault: after too many in a row the rest is left alone."""
+        """A job failed because of the machine; after too many in a row the service pauses."""
         self._failures += 1
         self._remember()
         if self._failures < self.settings.max_consecutive_crashes:
             return
-        text = (
-            f"{self._failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n{why}\n"
-            "See to the machine, drop what lies in jobs/failed/ again, and remove this file.\n"
+        text = Message(
+            "{count} jobs in a row failed, probably because of the machine. The last one:\n{why}\nCheck "
+            "the machine, retry what is in jobs/failed/, and remove this file.\n",
+            self._failures,
+            why,
         )
         with suppress(OSError):  # then the next failure tries again
             files.write_atomically(self.root.pause, text.encode("utf-8", "backslashreplace"))
             self.count_success()
 
     def count_success(self) -> None:
-        """A job was drawn: the machine is well."""
+        """A job finished: the machine is well."""
         if self._failures:
             self._failures = 0
             self._remember()
 
     def _remember(self) -> None:
-        """Over restarts: the machine's fault may take the service down each time."""
+        """Keep the count over restarts, because the fault may stop the service each time."""
         with suppress(OSError):
             files.write_atomically(self.root.state / FAILURES, str(self._failures).encode(), durable=False)
 
@@ -89,42 +92,42 @@ class Readiness:
             return 0
 
     def why_held(self, wall: datetime) -> str:
-        """What a person said: jobs/PAUSE, or the hours in which to work. Empty: go on."""
+        """The reason that a person gave: jobs/PAUSE, or the active hours. Empty: none."""
         return self._paused() or self._outside_hours(wall)
 
     def require_space(self, task: Task) -> None:
-        """Low space holds a job up before it is begun and not in the middle.
+        """Check the space before a job starts, not during a job.
 
         Raises:
-            TemporarilyUnavailable: it may need more than there is; a smaller one may not.
+            TemporarilyUnavailable: it may need more space; a smaller job may not.
         """
         if isinstance(task.job, Txt2Img):
             width, height = task.job.picture_size
             each = 3 * width * height  # a PNG is at worst as large as its pixels
         else:
             each = sum(staged.path.stat().st_size for staged in task.inputs)
-        need = 2 * task.total * each  # the grid holds all of them again
+        need = 2 * task.total * each  # the grid contains all images again
         for folder in (self.root.running, task.outdir):
             if (room := self._room(folder)) < need:
                 raise TemporarilyUnavailable(
-                    "{id} may need {need} MB, and {free} MB are free for {folder}/{free_some}",
-                    id=task.claim.id,
-                    need=f"{need / 1e6:,.1f}",
-                    free=f"{max(0, room) / 1e6:,.1f}",
-                    folder=self.root.show(folder),
-                    free_some=FREE_SOME,
+                    "{id} may need {need} MB; {folder}/ has {free} MB left{free_some}",
+                    task.claim.id,
+                    f"{need / 1e6:,.1f}",
+                    self.root.show(folder),
+                    f"{max(0, room) / 1e6:,.1f}",
+                    FREE_SOME,
                 )
 
     def _room(self, folder: Path) -> int:
-        """Bytes that jobs may take where a folder lies; less than none where what shall be left free is not."""
+        """Bytes that jobs may use on the disk of a folder; negative if too little is free."""
         usage = shutil.disk_usage(folder)
         return usage.free - self.settings.kept_free(usage.total)
 
     def _without_room(self) -> str:
-        """Nothing is begun on a full disk, whatever it needs."""
+        """No job starts on a full disk."""
         for folder in (self.root.running, self.root.outputs):
             if self._room(folder) < 0:
-                return f"the disk of {self.root.show(folder)}/ is full{FREE_SOME}"
+                return Message("the disk of {folder}/ is full{free_some}", self.root.show(folder), FREE_SOME)
         return ""
 
     def _outside_hours(self, wall: datetime) -> str:
@@ -138,7 +141,7 @@ class Readiness:
                 files.clear(self.root.now)  # whatever somebody laid there
         if is_within or self.root.now.exists():
             return ""
-        return f"waits until {start:%H:%M} (active_hours: {self.settings.active_hours})"
+        return Message("waits until {start} (active_hours: {hours})", f"{start:%H:%M}", self.settings.active_hours)
 
     def _paused(self) -> str:
         try:
@@ -147,21 +150,24 @@ class Readiness:
             self._is_unloaded = False
             return ""
         except OSError as error:
-            return f"jobs/PAUSE is there, but can't be read: {error.strerror}"
+            return Message("jobs/PAUSE exists, but can't be read: {problem}", error.strerror)
         reason = said.decode("utf-8", "replace").strip()
         self._is_unloaded = "unload" in re.findall(r"\w+", reason.lower())
         reason = re.sub(r"^unload\b\W*", "", reason, flags=re.IGNORECASE)
-        return f"paused until jobs/PAUSE is removed{': ' if reason else ''}{reason}"
+        template = "paused until jobs/PAUSE is removed: {reason}" if reason else "paused until jobs/PAUSE is removed"
+        return Message(template, *filter(None, [reason]))
 
     def _unwritable(self) -> str:
-        """Pictures that can't be put away would be drawn for nothing."""
+        """Images that can't be saved would be generated for nothing."""
         for folder in (self.root.running, self.root.done, self.root.failed, self.root.outputs, self.root.state):
             if not os.access(folder, os.W_OK | os.X_OK):
-                return f"{self.root.show(folder)} is not there or can't be written by the service's user"
+                return Message(
+                    "{folder} does not exist, or the service's user can't write there", self.root.show(folder)
+                )
         return ""
 
     def _lies_apart(self, now: float) -> str:
-        """Folders with a mount between them, which only then are tried as `doctor` does."""
+        """Folders with a mount between them; only then a rename is tried, as `doctor` does."""
         if now - self._tried_at >= APART_AGAIN_SECONDS:
             self._tried_at = now
             way = (self.root.running, self.root.failed, self.root.done)
@@ -170,10 +176,12 @@ class Readiness:
         return self._apart
 
     def _without_model(self) -> str:
-        """Weights often lie on a disk of their own, which is mounted late or not at all."""
+        """Weights are often on a separate disk, which may be mounted late or never."""
         if self.root.has_checkpoint():
             return ""
-        return f"there is no checkpoint in {self.root.models}: copy one there, or a link to it (or mount its disk)"
+        return Message(
+            "there is no checkpoint in {models}: copy or link one there (or mount its disk)", self.root.models
+        )
 
     def _without_seat(self, now: float) -> str:
         self.seats.look_after(now, self.settings.hang_seconds)

@@ -1,4 +1,4 @@
-"""What `sdbatch status` shows on one screen, and the bar below the lines of `sdbatch serve`."""
+"""The screen of `sdbatch status`, and the progress bar of `sdbatch serve`."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdbatch.errors import printable
+from sdbatch.messages import Message, here, joined, lines
 from sdbatch.spool.status_reader import RESTING, Facts, read_overview, seconds_since
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
@@ -28,14 +29,14 @@ COLOURS = {"drawing": "green", "paused": "red", "ended without a word": "red", "
 
 
 def show(root: Root, now: datetime) -> None:
-    """Print it once: in colours on a terminal; elsewhere plain lines, which are not folded."""
+    """Print it once: in colours on a terminal, else as plain lines that are not wrapped."""
     console = Console(highlight=False)
     facts = read_overview(root, now)
     console.print(_screen(facts, now, with_bar=console.is_terminal), soft_wrap=not console.is_terminal)
 
 
 def watch(root: Root) -> None:
-    """Show it until Ctrl-C."""
+    """Update it until Ctrl-C."""
     with Live(console=Console(highlight=False), auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live:
         while True:
             now = datetime.now(UTC)
@@ -44,7 +45,7 @@ def watch(root: Root) -> None:
 
 
 class Bar:
-    """The running job at the bottom of a terminal, below the log lines; drawn anew when the service tells facts."""
+    """The running job at the bottom of a terminal, below the log; updated when the service reports facts."""
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(stderr=True, highlight=False)
@@ -60,7 +61,7 @@ class Bar:
             self.live.stop()
 
     def show(self, facts: Facts) -> None:
-        """What the service told of itself just now."""
+        """Show the facts that the service reported now."""
         if monotonic() - self._drawn < REDRAW_SECONDS:
             return
         self._drawn = monotonic()
@@ -68,8 +69,12 @@ class Bar:
         if job := facts.get("job"):
             line = _BarLine(job, str(job.get("name") or job["id"]))
         else:
-            line = _text(f"{facts['state']}: {facts['problem']}" if facts.get("problem") else str(facts["state"]))
-        with suppress(OSError, ValueError):  # the terminal was closed: no reason to stop drawing
+            line = _text(
+                Message("{state}: {problem}", _state(facts), facts["problem"])
+                if facts.get("problem")
+                else _state(facts)
+            )
+        with suppress(OSError, ValueError):  # the terminal was closed: the service goes on
             self.live.update(line, refresh=True)
 
 
@@ -77,49 +82,72 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
     parts: list[RenderableType] = [_service(facts, now)]
     if facts.get("problem"):
         since = facts.get("problem_since")
-        held = f", since {duration(seconds_since(since, now))} ago" if since else ""
-        what, style = ("a job waits", "yellow") if facts["job"] else ("nothing is drawn", "bold red")
+        held = Message(", for {time}", duration(seconds_since(since, now))) if since else ""
+        what, style = (
+            (Message("a job waits"), "yellow") if facts["job"] else (Message("nothing is generated"), "bold red")
+        )
         if facts.get("state") == RESTING:
             style = "yellow"
-        parts.append(_text(f"{what}{held}: {facts['problem']}", style))
+        parts.append(_text(Message("{what}{since}: {problem}", what, held, facts["problem"]), style))
     if facts.get("configuration"):
-        parts.append(_text(f"the configuration is wrong; the old one stays: {facts['configuration']}", "red"))
+        parts.append(
+            _text(
+                Message(
+                    "the new configuration is wrong and not used: {problem}",
+                    facts["configuration"],
+                ),
+                "red",
+            )
+        )
     if facts["is_running"]:
-        parts.append(_text(f"the inbox {facts.get('inbox')}"))
+        parts.append(_text(Message("the inbox {state}", facts.get("inbox"))))
     if job := facts["job"]:
-        parts += [Text(), _text(f"drawing {_name(job)}, attempt {job.get('attempt')}", "bold")]
-        parts.append(_BarLine(job) if with_bar else _text(f"  {_pictures(job)}"))
+        parts += [
+            Text(),
+            _text(Message("generating {job}, attempt {number}", _name(job), job.get("attempt")), "bold"),
+        ]
+        parts.append(_BarLine(job) if with_bar else _text("  " + _pictures(job)))
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
-        parts.append(_text(f"still empty, and taken when something is in it: {', '.join(facts['empty'])}"))
-    parts += _listed(facts["unmovable"], facts["unmovable_count"], "stays in the inbox", "red")
-    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], "no job", "yellow")
+        parts.append(_text(Message("still empty; taken once they have content: {names}", ", ".join(facts["empty"]))))
+    parts += _listed(facts["unmovable"], facts["unmovable_count"], Message("stays in the inbox"), "red")
+    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], Message("not a job"), "yellow")
     if facts["failures"]:
-        parts += [Text(), _text("failed last", "bold"), *_failures(facts["failures"], now)]
+        parts += [Text(), _text(Message("failed last"), "bold"), *_failures(facts["failures"], now)]
     return Group(*parts)
 
 
 def _service(facts: Facts, now: datetime) -> Text:
-    state = str(facts.get("state"))
+    state = _state(facts)
     heard = seconds_since(facts.get("updated_at"), now)
-    ago = f", last heard of {duration(heard)} ago" if heard < float("inf") else ""
-    who = f"sdbatch {facts['version']} on {facts.get('host')}, pid {facts.get('pid')}" if facts.get("version") else ""
+    ago = Message(", last heard of {time} ago", duration(heard)) if heard < float("inf") else ""
+    who = (
+        Message("sdbatch {version} on {host}, pid {pid}", facts["version"], facts.get("host"), facts.get("pid"))
+        if facts.get("version")
+        else ""
+    )
     if not facts["is_running"]:
-        text, who = f"the service is not running: {state}{ago}", ""
+        text, who = Message("the service is not running: {state}{ago}", state, ago), ""
     else:
-        text = f"{state} ({who}; {facts.get('done')} done and {facts.get('failed')} failed since its start)"
+        text = Message(
+            "{state} ({who}; {done} done and {failed} failed since its start)",
+            state,
+            who,
+            facts.get("done"),
+            facts.get("failed"),
+        )
     return _text(text, f"bold {COLOURS.get(state, '')}".strip())
 
 
 @dataclass
 class _BarLine:
-    """A job's bar on one line. What is told beside it is kept whole: the name is cut first, then the bar is short."""
+    """A job's progress on one line. If it is too long, the name is cut first, then the bar."""
 
     job: Facts
     label: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        told = _pictures(self.job)
+        told = here(_pictures(self.job))
         label = _text(self.label)
         label.truncate(max(options.max_width - len(told) - LEAST_BAR - 2, 0), overflow="ellipsis")
         row = Table.grid(padding=(0, 1), expand=True)
@@ -132,40 +160,46 @@ class _BarLine:
 
 def _pictures(job: Facts) -> str:
     left = job.get("eta_seconds")
-    eta = f", {duration(_number(left))} left" if left is not None else ""
-    step = f", step {job.get('step')} of {job.get('steps')}" if job.get("step") else ""
-    return f"{job.get('pictures_done')} of {job.get('pictures')} pictures{step}{eta}"
+    eta = Message(", {time} left", duration(_number(left))) if left is not None else ""
+    step = Message(", step {step} of {steps}", job.get("step"), job.get("steps")) if job.get("step") else ""
+    return Message("{done} of {all} images{step}{left}", job.get("pictures_done"), job.get("pictures"), step, eta)
 
 
 def _queue(queue: Facts) -> Iterator[Text]:
     total = queue["claimed"] + queue["ready"] + queue["settling"]
-    more = [f"{queue['settling']} still arriving"] if queue["settling"] else []
-    more += [f"{queue['waiting_for_files']} waiting for files"] if queue["waiting_for_files"] else []
-    yield _text(f"queue: {total or 'empty'}" + (f" ({', '.join(more)})" if more else ""), "bold")
+    more = [Message("{number} still arriving", queue["settling"])] if queue["settling"] else []
+    more += [Message("{number} waiting for files", queue["waiting_for_files"])] if queue["waiting_for_files"] else []
+    said = Message("queue: {number}", total) if total else Message("queue: empty")
+    yield _text(said + Message(" ({details})", joined(", ", more)) if more else said, "bold")
     shown = queue["next"][:QUEUED]
     for number, entry in enumerate(shown, 1):
         yield _text(f"{number:>4}  {entry.get('file') or entry.get('id')}")
     if total > len(shown):
-        yield _text(f"      and {total - len(shown)} more")
+        yield _text(Message("      and {number} more", total - len(shown)))
 
 
 def _listed(files: dict[str, str], count: int, what: str, style: str) -> Iterator[Text]:
-    """The first of some files, each with what is said of it, and how many there are more."""
+    """The first of some files with a note each, and the number of the others."""
     shown = [*files.items()][:FILES]
     for name, why in shown:
-        yield _text(f"{what}: {name}: {why}", style)
+        yield _text(Message("{what}: {name}: {problem}", what, name, why), style)
     if count > len(shown):
-        yield _text(f"      and {count - len(shown)} more", style)
+        yield _text(Message("      and {number} more", count - len(shown)), style)
 
 
 def _failures(failures: list[Facts], now: datetime) -> Iterator[Text]:
     for failure in failures:
-        yield _text(f"  {failure['id']}, {duration(seconds_since(failure['failed_at'], now))} ago")
-        lines = failure["reason"].splitlines()
-        for line in lines[:REASON_LINES]:
-            yield _text(f"      {line}", "red")
-        if len(lines) > REASON_LINES:
+        yield _text(Message("  {job}, {time} ago", failure["id"], duration(seconds_since(failure["failed_at"], now))))
+        told = lines(failure["reason"])
+        for line in told[:REASON_LINES]:
+            yield _text("      " + line, "red")
+        if len(told) > REASON_LINES:
             yield _text("      ...")
+
+
+def _state(facts: Facts) -> str:
+    """One of ours, or whatever another version wrote."""
+    return Message(str(facts.get("state")))
 
 
 def _name(job: Facts) -> str:
@@ -177,5 +211,5 @@ def _number(value: Any) -> float:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Text as it stands: nothing in it is markup, or moves the cursor."""
-    return Text(printable(text), style=style)
+    """Text without markup or control characters."""
+    return Text(printable(here(text)), style=style)

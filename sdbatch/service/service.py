@@ -20,6 +20,7 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine.protocol import Draw, Engine, Failed, Finished, Halted, Loaded, Tick
 from sdbatch.engine.seats import Died, Dropped, Heard, Seat, Seats
 from sdbatch.errors import Cancelled, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
+from sdbatch.messages import Message, packed_within
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.service.job_loader import JobLoader
@@ -33,7 +34,7 @@ from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.latecomers import Latecomers
 from sdbatch.spool.publish import Names, Publisher
-from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, WRITTEN_ON, Claim, Spool
+from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
@@ -156,18 +157,19 @@ class Service:
             case InputsPending():
                 self.scheduler.waiting[claim.id] = self.clock().mono  # others go first
             case JobError():
-                self._fail(claim, str(error), self.clock(), is_cancelled=isinstance(error, Cancelled))
+                self._fail(claim, error.message, self.clock(), is_cancelled=isinstance(error, Cancelled))
             case RendererDied():
-                self._retry(run, str(error), self.clock())
+                self._retry(run, error.message, self.clock())
             case Stopped():
                 self.scheduler.refund_attempt(claim, run.attempts)
             case TemporarilyUnavailable():
-                self.scheduler.defer(claim, self.clock().mono, str(error))
+                self.scheduler.defer(claim, self.clock().mono, error.message)
             case OSError():
                 self._blame(error, run)
             case _:  # a slip of ours must not cost the jobs behind this one
                 self.log.error("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts, exc_info=error)
-                self._fail(claim, f"an error inside sdbatch ({type(error).__name__}); its log says more", self.clock())
+                told = Message("an error inside sdbatch ({name}); see its log", type(error).__name__)
+                self._fail(claim, told, self.clock())
 
     def _let_go(self, run: Run) -> None:
         """It is in flight no more. A renderer that still works on it is ended, and what else that has goes on later."""
@@ -274,10 +276,8 @@ class Service:
             if (run.drawing.loaded is None or silent > CANCEL_SECONDS) and self.spool.is_cancelled(run.claim):
                 self._advance(run, Cancelled(Cancelled.TEXT))
             elif silent > limit:
-                self._end_renderer(
-                    run.seat,
-                    f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml",
-                )
+                told = "it showed no sign of life for {limit} seconds (hang_seconds in configs/sdbatch.yaml)"
+                self._end_renderer(run.seat, Message(told, f"{limit:g}"))
 
     def _finish_drawn(self) -> None:
         """What was drawn in this turn is published and recorded."""
@@ -355,7 +355,7 @@ class Service:
             now,
             at_once=True,
             state="paused",
-            problem=f"the disk fails; jobs are kept: {files.in_words(error)}",
+            problem=Message("the disk fails; no job is lost: {problem}", files.in_words(error)),
         )
 
     def is_drained(self) -> bool:
@@ -391,8 +391,8 @@ class Service:
         if not self.readiness.is_ready:
             return "starting"
         if self.scheduler.waiting:
-            return "waiting for files"
-        return "waiting for the inbox" if self.inbox.is_away else "idle"
+            return Message("waiting for files")
+        return Message("waiting for the inbox") if self.inbox.is_away else "idle"
 
     def _render(self, run: Run, task: Task) -> Generator[Stage, Heard | None, Drawing]:
         """Hand the job to its seat, for what is missing of it, and take in what is told."""
@@ -494,7 +494,10 @@ class Service:
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """The manifest, then the move to done/ that makes it so."""
-        notes = self._what_changed(task)
+        assert drawing.finished is not None, "it is drawn"
+        notes = [*task.notes, *drawing.finished.notes, *self._what_changed(task)]
+        if notes:
+            self.spool.note(task.claim, other=task.claim.other | {"notes": packed_within(notes)})
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
@@ -506,12 +509,12 @@ class Service:
     def _what_changed(self, task: Task) -> list[str]:
         """Notes on what others did to the job's file since it was claimed; what was drawn is what lies there then."""
         claim = task.claim
-        notes = []
+        notes: list[str] = []
         if later := self.spool.release(claim):
             self.inbox.expect()
-            notes.append(WRITTEN_ON.format(printable(later)))
+            notes.append(written_on(printable(later)))
         if handover.restore(self.spool.folder(claim) / claim.file, task.source):
-            notes.append("the job file was changed while it was drawn; that lies beside it, and was not drawn")
+            notes.append(Message("the job file was changed while the job ran; the change was kept, but not used"))
         for note in notes:
             self._log(claim).warning(note)
         return notes
@@ -523,12 +526,16 @@ class Service:
         try:
             if later := self.spool.fail(claim, text):
                 self.inbox.expect()
-                self._log(claim).warning(WRITTEN_ON.format(printable(later)))
+                self._log(claim).warning(written_on(printable(later)))
         except OSError as error:
             if files.is_disk_trouble(error) or not folder.is_dir():
                 self.scheduler.defer(claim)
                 raise
-            why = f"{claim.id} can't be moved to jobs/failed/: {error.strerror}; let the service's group write in it"
+            why = Message(
+                "{id} can't be moved to jobs/failed/: {problem}; let the service's group write in it",
+                claim.id,
+                error.strerror,
+            )
             self.scheduler.defer(claim, now.mono, why)
             return
         finally:  # a disk that would not sync the move has moved it all the same
@@ -555,7 +562,9 @@ class Service:
         elif claim.attempts >= self.settings.max_attempts and (
             attempts.count_staged(self.spool.folder(claim)) <= claim.staged
         ):
-            told = f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}"
+            told = Message(
+                "the renderer crashed in each of {attempts} attempts at this job.\n{details}", claim.attempts, text
+            )
             self._fail(claim, told, now)
             self.readiness.count_failure(told)
         else:
@@ -589,7 +598,9 @@ class Service:
 
 def _of_file(error: OSError) -> str:
     """Why a file that a job needs can't be had, and what to do."""
-    remedy = "\nLet the service's group read it (chmod g+r), then: sdbatch retry" * isinstance(error, PermissionError)
+    remedy = Message("\nLet the service's group read it (chmod g+r), then: sdbatch retry") * isinstance(
+        error, PermissionError
+    )
     return f"{error.strerror}: {error.filename}{remedy}"
 
 

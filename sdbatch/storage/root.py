@@ -1,4 +1,4 @@
-"""Where things lie under one root, and which paths a job may name: the one home of path policy."""
+"""The paths of a root, and which paths a job may name."""
 
 import os
 import re
@@ -7,35 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdbatch.errors import JobError, Missing, NoRoot, TemporarilyUnavailable
+from sdbatch.messages import Message, joined
 from sdbatch.storage import files
+from sdbatch.storage.file_names import DEFAULT_CONFIG
 from sdbatch.storage.safe_open import open_beneath
 from sdbatch.storage.spelling import as_stored, in_other_case, normal
 
-SECRET = ("state", "models", "configs")  # no job reads there but its model: a manifest would tell what it read
+if TYPE_CHECKING:
+    from sdbatch.storage.named_model import NamedModel
+
+SECRET = ("state", "models", "configs")  # jobs read only their model there: a manifest would show other contents
 FILES = ("init_img", "from_file")  # that a job names beside its model
-OURS = ("jobs", *SECRET)  # no job's pictures go there
-DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
+OURS = ("jobs", *SECRET)  # not allowed as outdir
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 PUBLISHED = re.compile(r"(?:grid-)?\d{1,20}\.png")  # names that jobs' pictures get there
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
-
-
-class NamedModel(BaseModel):
-    """A model with a name in the configuration: a job that says `ckpt: NAME` uses all its files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ckpt: str = Field(min_length=1)
-    config: str = DEFAULT_CONFIG
-    vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
 
 
 class ModelFiles(NamedTuple):
@@ -46,118 +38,69 @@ class ModelFiles(NamedTuple):
     vae: Path | None  # where the checkpoint's own autoencoder isn't used
 
 
+class _Place:
+    """A path below each root."""
+
+    def __init__(self, relative: str) -> None:
+        self.relative = relative
+
+    def __get__(self, root: "Root", _: type) -> Path:
+        return root.path / self.relative
+
+
 @dataclass(frozen=True)
 class Root:
-    """The folders of one service, and what the configuration says of jobs.
+    """The folders of one service, and what the configuration says about jobs.
 
     Attributes:
-        allowed: folders outside that they may name.
-        named: models under names of the admin's.
-        defaults: fields of a job with the values that they have here where it doesn't say them.
+        allowed: folders outside the root that jobs may name.
+        named: models with a name in the configuration.
+        defaults: values for fields that a job leaves out.
     """
 
     path: Path
     allowed: tuple[Path, ...] = ()
-    named: tuple[tuple[str, NamedModel], ...] = ()
+    named: "tuple[tuple[str, NamedModel], ...]" = ()
     defaults: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def inbox(self) -> Path:
-        """Files that people drop."""
-        return self.path / "jobs" / "inbox"
-
-    @property
-    def uploads(self) -> Path:
-        """Pictures that visitors of the page sent, until the jobs that name them have copies."""
-        return self.inbox / "uploads"
-
-    @property
-    def running(self) -> Path:
-        """Claimed jobs, a folder each."""
-        return self.path / "jobs" / "running"
-
-    @property
-    def done(self) -> Path:
-        """Finished jobs, a folder each."""
-        return self.path / "jobs" / "done"
-
-    @property
-    def failed(self) -> Path:
-        """Jobs that can't be drawn, a folder each with error.txt."""
-        return self.path / "jobs" / "failed"
-
-    @property
-    def status(self) -> Path:
-        """What the service does now."""
-        return self.path / "jobs" / "status.json"
-
-    @property
-    def pause(self) -> Path:
-        """While it is there, nothing is drawn."""
-        return self.path / "jobs" / "PAUSE"
-
-    @property
-    def now(self) -> Path:
-        """While it is there, the hours in which to draw don't count; it is taken away when they begin."""
-        return self.path / "jobs" / "NOW"
-
-    @property
-    def outputs(self) -> Path:
-        """The pictures where the original scripts put them."""
-        return self.path / "outputs"
-
-    @property
-    def models(self) -> Path:
-        """Checkpoints, often behind links."""
-        return self.path / "models"
-
-    @property
-    def configs(self) -> Path:
-        """The checkpoints' yaml files and the service's own configuration."""
-        return self.path / "configs"
-
-    @property
-    def configuration(self) -> Path:
-        """The service's own configuration."""
-        return self.configs / "sdbatch.yaml"
-
-    @property
-    def state(self) -> Path:
-        """The lock and what can be rebuilt."""
-        return self.path / "state"
+    inbox = _Place("jobs/inbox")  # files that people drop
+    uploads = _Place("jobs/inbox/uploads")  # pictures that visitors of the page sent, until the jobs have copies
+    running = _Place("jobs/running")  # claimed jobs, a folder each
+    done = _Place("jobs/done")  # finished jobs, a folder each
+    failed = _Place("jobs/failed")  # jobs that can't be drawn, a folder each with error.txt
+    status = _Place("jobs/status.json")  # what the service does now
+    pause = _Place("jobs/PAUSE")  # while it is there, nothing is drawn
+    now = _Place("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
+    outputs = _Place("outputs")  # the pictures where the original scripts put them
+    models = _Place("models")  # checkpoints, often behind links
+    configs = _Place("configs")  # the checkpoints' yaml files and the service's own configuration
+    configuration = _Place("configs/sdbatch.yaml")
+    state = _Place("state")  # the lock and what can be rebuilt
 
     def folders(self) -> tuple[Path, ...]:
-        """All that must be there before the service can run."""
-        return (
-            self.inbox,
-            self.running,
-            self.done,
-            self.failed,
-            self.outputs,
-            self.models,
-            self.configs,
-            self.state,
-        )
+        """All folders that must exist before the service can run."""
+        jobs = (self.inbox, self.running, self.done, self.failed)
+        return (*jobs, self.outputs, self.models, self.configs, self.state)
 
     def require(self, folder: Path) -> None:
-        """Make sure of a folder that every root has; a link may lead to a share that is away.
+        """Check that a folder of the root exists; it may be a link to a share that is away.
 
         Raises:
             NoRoot: it isn't there.
-            OSError: nobody can say; it may not be looked at, or its disk fails.
+            OSError: it can't be read, or its disk fails.
         """
         try:
             folder.lstat()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NoRoot(
-                "{path} is no root (there is no {folder}): mount its disk, name another with --root, or "
-                "make one: sdbatch init {path}",
-                path=self.path,
-                folder=self.show(folder),
+                "{path} is not a root (there is no {folder}): mount its disk, give another with --root, or "
+                "create one: sdbatch init {path}",
+                self.path,
+                self.show(folder),
             ) from error
 
     def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
-        """The file that a job names, looked for in each of `bases` in order; it lies inside the root, links resolved.
+        """The file that a job names, searched in each of `bases` in order; it is inside the root, with links resolved.
 
         Raises:
             Missing: it isn't there.
@@ -165,27 +108,27 @@ class Root:
         """
         for base in bases:
             path = self._inside(field, named, base)
-            if any(_leads_into(path, (self.path / own).resolve()) for own in SECRET):
+            if self._leads_into(path, SECRET):
                 raise JobError(
-                    '{field}: "{named}" is a file of the service; name one beside the job or in outputs/',
-                    field=field,
-                    named=named,
+                    '{field}: "{named}" is a file of the service; name one beside the job or in outputs/', field, named
                 )
             if _exists(path):
                 return path
         _refuse_pattern(field, named)
         if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
             raise Missing(
-                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it',
-                field=field,
-                named=named,
+                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
+                field,
+                named,
             )
         hint = self._hint(field, named, bases)
-        said = f'{field}: there is no "{named}" (looked in {self._places(bases)}){hint}'
+        said = Message(
+            '{field}: there is no "{named}" (searched in {places}){hint}', field, named, self._places(bases), hint
+        )
         raise Missing(said, may_be_drawn=not hint and self._may_be_drawn(named))
 
     def _may_be_drawn(self, named: str) -> bool:
-        """Whether an earlier job may yet draw it: into a folder for pictures, under a name that they get."""
+        """Whether an earlier job may still create it: an image name in an output folder."""
         folder, _, name = os.path.normpath(named).rpartition("/")
         try:
             place = self.output_folder(folder or ".")
@@ -195,10 +138,10 @@ class Root:
         return bool(PUBLISHED.fullmatch(name)) and not is_in_the_way
 
     def open(self, field: str, named: str, found: Path) -> BufferedReader:
-        """A file that `find` found, opened for reading without a way out for who changes links in between.
+        """Open a file that `find` found; a link that changed since then can't lead out of the root.
 
         Raises:
-            JobError: it is no plain file, or leads out of the root by now.
+            JobError: it is no plain file, or now leads out of the root.
         """
         path = found.resolve()
         place = next((p.resolve() for p in (self.path, *self.allowed) if _is_below(path, p.resolve())), self.path)
@@ -207,16 +150,14 @@ class Root:
         except OSError as error:
             if files.is_disk_trouble(error):
                 raise
-            raise JobError(
-                '{field}: "{named}" can\'t be read: {problem}', field=field, named=named, problem=error.strerror
-            ) from error
+            raise JobError('{field}: "{named}" can\'t be read: {problem}', field, named, error.strerror) from error
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
-            raise JobError('{field}: "{named}" is not a file', field=field, named=named)
+            raise JobError('{field}: "{named}" is not a file', field, named)
         return os.fdopen(handle, "rb")
 
     def has_checkpoint(self) -> bool:
-        """Whether any weights lie in the root, for whatever job; links that lead nowhere do not count."""
+        """Whether the root contains any weights; broken links do not count."""
         seen = {_place(folder) for folder in (self.path / "jobs", self.outputs, self.state)}
         return any(
             _has_weights(folder, depth, any_name, seen)
@@ -227,9 +168,9 @@ class Root:
         )
 
     def find_model(self, field: str, named: str) -> Path:
-        """A checkpoint or config: as named from the root, or by its bare name in models/ or configs/.
+        """A checkpoint or config: as a path from the root, or by its name in models/ or configs/.
 
-        Links in there are the admin's and lead where they lead.
+        Links there belong to the admin and are followed.
         """
         bases = (self.path, self.configs if field.endswith("config") else self.models)
         for base in bases:
@@ -240,53 +181,48 @@ class Root:
                     self._refuse_links_out(field, named, path)
                 if not _exists(path):
                     raise TemporarilyUnavailable(
-                        '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it',
-                        field=field,
-                        named=named,
+                        '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the '
+                        "link",
+                        field,
+                        named,
                     )
                 if not path.is_file() and not path.is_dir():
-                    raise JobError('{field}: "{named}" is not a file', field=field, named=named)
+                    raise JobError('{field}: "{named}" is not a file', field, named)
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
                 raise TemporarilyUnavailable(
-                    '{field}: "{named}" lies behind a link to a disk that is not there', field=field, named=named
+                    '{field}: "{named}" is behind a link to a disk that is not mounted', field, named
                 )
         _refuse_pattern(field, named)
         looked = self._places(bases)
         if hint := self._hint(field, named, bases):
-            raise JobError(
-                '{field}: there is no "{named}" (looked in {looked}){hint}',
-                field=field,
-                named=named,
-                looked=looked,
-                hint=hint,
-            )
+            raise JobError('{field}: there is no "{named}" (searched in {places}){hint}', field, named, looked, hint)
         raise JobError(
-            '{field}: there is no "{named}" (looked in {looked}); copy the file there, or put a link to it',
-            field=field,
-            named=named,
-            looked=looked,
+            '{field}: there is no "{named}" (searched in {places}); copy the file there, or link it',
+            field,
+            named,
+            looked,
         )
 
     def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
-        """A folder that anybody may have made: what it holds lies in the root, too."""
+        """Check that all files of a folder are inside the root, because any user may have made it."""
         if path.is_dir():
             for number, part in enumerate(files.below(path)):
                 if number > MOST_FOLDERS:
-                    raise JobError('{field}: "{named}" holds too many files for a model', field=field, named=named)
+                    raise JobError('{field}: "{named}" has too many files for a model', field, named)
                 self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())
 
     def find_weights(self, ckpt: str, config: str, vae: str = "") -> ModelFiles:
-        """The files of a model that a job names: by its paths, or by a name in the configuration.
+        """The files of the model that a job names: by paths, or by a name in the configuration.
 
-        What the job names beside the name, other than the default, is used in place of the named model's own.
+        A `config` or `vae` that the job names itself replaces that of the named model.
         """
         known = {normal(name): model for name, model in self.named}
         if normal(ckpt) not in known:
             found = self.find_model("ckpt", ckpt)
             own = found if found.is_dir() else self.find_model("config", config)
             return ModelFiles(found, own, self.find_model("vae", vae) if vae else None)
-        model, where = known[normal(ckpt)], f"models: {ckpt}: "
+        model, where = known[normal(ckpt)], Message("models: {ckpt}: ", ckpt)
         found = self._find_named(where + "ckpt", model.ckpt)
         if found.is_dir():
             own = found
@@ -298,100 +234,104 @@ class Root:
         return ModelFiles(found, own, self.find_model("vae", vae) if vae else other)
 
     def _find_named(self, field: str, named: str) -> Path:
-        """A file that the configuration names: an absolute path is the admin's own business."""
+        """A file that the configuration names; absolute paths are allowed there."""
         if not Path(named).is_absolute():
             return self.find_model(field, named)
         path = as_stored(Path(named))
         if not _exists(path):
             raise TemporarilyUnavailable(
-                "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it",
-                field=field,
-                named=named,
+                "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or correct it", field, named
             )
         return path
 
     def output_folder(self, named: str) -> Path:
-        """Where a job's pictures go; it need not exist yet.
+        """The folder for a job's images; it need not exist yet.
 
         Raises:
             JobError: it leads out of the root, or into the service's own folders.
         """
         path = self._inside("outdir", named, self.path)
         self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
-        if path == self.path.resolve() or any(_leads_into(path, self.path.resolve() / own) for own in OURS):
+        if path == self.path.resolve() or self._leads_into(path, OURS):
             raise JobError(
-                'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine', named=named
+                'outdir: "{named}" can\'t be an output folder; use one in outputs/, such as outputs/mine', named
             )
         return path
 
     def show(self, path: Path) -> str:
-        """A path as people know it: from the root where it lies there."""
-        for base in (self.path, self.path.resolve()):
-            if _is_below(path, base):
-                return path.relative_to(base).as_posix()
-        return str(path)
+        """A path for people: relative to the root if it is inside."""
+        base = self.path if _is_below(path, self.path) else self.path.resolve()
+        return path.relative_to(base).as_posix() if _is_below(path, base) else str(path)
 
     def _places(self, bases: Sequence[Path]) -> str:
         """Folders as an error names them."""
-        names = ["the root" if base == self.path else f"{self.show(base)}/" for base in dict.fromkeys(bases)]
-        return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        names = [Message("the root") if base == self.path else f"{self.show(base)}/" for base in dict.fromkeys(bases)]
+        if len(names) == 1:
+            return names[0]
+        return Message("{names} and {name}", joined(", ", names[:-1]), names[-1])
 
     def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
-        """The likely name of a file that is not there: the same letters in another case, where a job may name it."""
+        """The name in another case that exists, if a job may name it."""
         for base in bases:
             found = in_other_case(self._normal(field, named, base))
             if found is not None and self._may_be_told(field, found):
-                return f"; did you mean {os.path.relpath(found, base)}?"
+                return Message("; did you mean {path}?", os.path.relpath(found, base))
         return ""
 
     def _may_be_told(self, field: str, found: Path) -> bool:
-        """Whether a job may name this, and so learn that it is there."""
+        """Whether a job may name this file, and so learn that it exists."""
         if field not in FILES and any(_is_below(found, folder) for folder in (self.models, self.configs)):
             return True
         try:
             path = self._inside(field, str(found), self.path)
         except JobError:
             return False
-        return not any(_leads_into(path, (self.path / own).resolve()) for own in SECRET)
+        return not self._leads_into(path, SECRET)
+
+    def _leads_into(self, path: Path, folders: Sequence[str]) -> bool:
+        """Whether a path is in one of the root's folders by any spelling: on some filesystems Configs is configs."""
+        places = {_place(place) for place in (path, *path.parents)} - {NOWHERE}
+        top = self.path.resolve()
+        return any(_is_below(path, top / name) or _place(top / name) in places for name in folders)
 
     def _normal(self, field: str, named: str, base: Path) -> Path:
-        """`named` below `base` by its letters alone, as they are stored there; `..` may not lead out."""
+        """`named` below `base`, in its stored spelling, without resolving links; `..` may not lead out."""
         if "\0" in named:
-            raise JobError("{field}: a path can't hold a NUL character", field=field)
+            raise JobError("{field}: a path can't contain a NUL character", field)
         path = Path(os.path.normpath(base / named))
         if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
             raise JobError(
                 '{field}: "{named}" leads out of the root {path}; only files inside it may be named',
-                field=field,
-                named=named,
-                path=self.path,
+                field,
+                named,
+                self.path,
             )
         return as_stored(path)
 
     def _inside(self, field: str, named: str, base: Path) -> Path:
-        """`named` below `base`, links resolved; it must end inside the root or an allowed folder."""
+        """`named` below `base` with links resolved; it must be inside the root or an allowed folder."""
         try:
             path = self._normal(field, named, base).resolve()
         except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
-            raise JobError('{field}: "{named}" can\'t be followed to a file', field=field, named=named) from error
+            raise JobError('{field}: "{named}" can\'t be followed to a file', field, named) from error
         if not any(_is_below(path, place.resolve()) for place in (self.path, *self.allowed)):
             raise JobError(
                 '{field}: "{named}" is a link out of the root {path}; only files inside it may be named',
-                field=field,
-                named=named,
-                path=self.path,
+                field,
+                named,
+                self.path,
             )
         return path
 
 
 def _refuse_pattern(field: str, named: str) -> None:
-    """A shell fills in patterns; here one is a name of nothing, which nobody should wait for."""
+    """Refuse * and ?: a job names one file, and waiting for a pattern would never end."""
     if "*" in named or "?" in named:
-        raise JobError('{field}: "{named}" is a pattern; name one file or folder', field=field, named=named)
+        raise JobError('{field}: "{named}" is a pattern; give one file or folder', field, named)
 
 
 def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, int]]) -> bool:
-    """Whether a checkpoint lies in a folder or up to `depth` levels below, links followed, each folder once."""
+    """Whether a checkpoint is in a folder, or up to `depth` levels below; links are followed, each folder once."""
     try:
         place = _place(folder)
         if depth == 0 or place in seen or len(seen) > MOST_FOLDERS:
@@ -406,7 +346,7 @@ def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, 
 
 
 def _place(folder: Path) -> tuple[int, int]:
-    """What a folder is, by whatever name; nothing where there is none."""
+    """Device and inode of a folder; NOWHERE if there is none."""
     try:
         status = folder.stat()
     except OSError:
@@ -422,7 +362,7 @@ def _is_weights(path: Path, *, any_name: bool) -> bool:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is such a file; a name that no file can have is none."""
+    """Whether the file exists; false for an impossible name."""
     try:
         return path.exists()
     except OSError:
@@ -431,11 +371,3 @@ def _exists(path: Path) -> bool:
 
 def _is_below(path: Path, folder: Path) -> bool:
     return path == folder or folder in path.parents
-
-
-def _leads_into(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder by any name: to some filesystems Configs is configs."""
-    if _is_below(path, folder):
-        return True
-    there = _place(folder)
-    return there != NOWHERE and any(_place(place) == there for place in (path, *path.parents))

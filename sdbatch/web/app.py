@@ -1,4 +1,4 @@
-"""The page as a whole: its views, their guards, and what is shown when something goes wrong."""
+"""Creates the web page: its views, their guards, and the error pages."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 from sdbatch.web import form, guard, language, pictures, queue
 from sdbatch.web.site import Site, disk_trouble
@@ -20,15 +21,19 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
-# What a proxy may say of where it serves the page. A visitor who says it misleads no one else.
+# Headers of a proxy about the page's address. A visitor who sends them affects only himself.
 PROXYS_WORD = {"HTTP_X_FORWARDED_PROTO": r"https?", "HTTP_X_FORWARDED_PREFIX": r"(/[\w.~-]+)*/?"}
 # What a person can do about it; else the server's own words.
 WORDS = {
-    400: "This page is out of date, perhaps since the server was started again: go back, reload it, and try again.",
-    404: "There is nothing here (any more).",
-    413: "That is too large.",
-    503: "Too much is being sent at once; try again in a moment.",
-    421: "The page has another name: add this one to web.hosts in configs/sdbatch.yaml, or set a password there.",
+    400: Message(
+        "This page is out of date, perhaps since the server was started again: go back, reload it, and try again."
+    ),
+    404: Message("There is nothing here (any more)."),
+    413: Message("That is too large."),
+    503: Message("Too much is being sent at once; try again in a moment."),
+    421: Message(
+        "The page has another name: add this one to web.hosts in configs/sdbatch.yaml, or set a password there."
+    ),
 }
 
 
@@ -39,7 +44,7 @@ def create_app(
     sleep: Callable[[float], None] = sleep,
     account: Callable[[], int | None] = os.geteuid,
 ) -> Flask:
-    """The page of one root; `clock` counts seconds, `account` tells which account of this machine asks."""
+    """The page of one root; `clock` counts seconds, `account` returns the machine's account that sent the request."""
     app = Flask(__name__)
     app.extensions["sdbatch"] = Site(root, settings, clock)
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_SECONDS
@@ -63,7 +68,7 @@ def _say(error: HTTPException) -> tuple[str, int]:
 
 
 def _say_job_error(error: JobError) -> tuple[str, int]:
-    return render_template("error.html", text=str(error), code=422), 422
+    return render_template("error.html", text=error.message, code=422), 422
 
 
 def _say_disk_trouble(error: OSError) -> tuple[str, int]:
@@ -71,7 +76,7 @@ def _say_disk_trouble(error: OSError) -> tuple[str, int]:
 
 
 def _sifted(page: "WSGIApplication") -> "WSGIApplication":
-    """What is said as no proxy says it is not heard."""
+    """Remove headers that only a trusted proxy may set."""
 
     def answer(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
         for name, usual in PROXYS_WORD.items():

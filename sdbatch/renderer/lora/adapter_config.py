@@ -1,7 +1,7 @@
-"""How strong a LoRA is by what its trainer wrote beside the matrices: PEFT in a file, newer diffusers in the header.
+"""The strength of a LoRA, which PEFT writes into a separate file, and newer diffusers into the header.
 
-PEFT keeps `lora_alpha` and its exceptions in adapter_config.json alone: without it a LoRA of rank 4 and alpha 8 would
-be drawn at half its strength.
+PEFT stores `lora_alpha` and its exceptions only in adapter_config.json: without it a LoRA of rank 4 and alpha 8 would
+have half its strength.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.weights.checkpoint import is_safetensors
 from sdbatch.storage import files
 from sdbatch.storage.root import LORA_CONFIG
@@ -23,9 +24,9 @@ from sdbatch.storage.root import LORA_CONFIG
 MOST_BYTES = 1 << 20
 KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 ALPHAS = ("lora_alpha", "alpha")
-# They leave the base model's weights changed, and the LoRA is what is missing to that.
+# These change the base model's weights too, so the LoRA alone is not enough.
 _SPLIT = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Of a regular expression what can't run for long: no group is repeated, and little else is.
+# Regular expressions that are always fast: no repeated groups.
 _SAFE = re.compile(r"\^?(?:(?:[\w-]|\\[.dw]|\.|\[[\w-]+\])[*+?]?|\((?:\?:)?[\w.|*\\-]+\)\??)+\$?")
 _REPEATED = re.compile(r"(?<!\\)[*+]")
 MOST_REPEATED, MOST_LETTERS = 2, 200
@@ -34,13 +35,13 @@ Ending = str | re.Pattern[str]  # of the names of layers
 
 @dataclass(frozen=True)
 class Strength:
-    """What is said of the layers whose names begin with `prefix`.
+    """The strength of the layers whose names begin with `prefix`.
 
     Attributes:
-        alpha: of all layers that `alphas` does not name; None: as much as the rank.
-        rank: of all layers whose matrices do not tell it.
+        alpha: for all layers that are not in `alphas`; None: equal to the rank.
+        rank: for all layers whose matrices do not show it.
         is_stable: alpha is divided by the root of the rank (rsLoRA, arXiv:2312.03732).
-        feedforward: of (IA)^3: the ends of names of layers whose input is scaled, not their output.
+        feedforward: for (IA)^3: ends of the names of layers whose input is scaled, not their output.
     """
 
     prefix: str = ""
@@ -52,7 +53,7 @@ class Strength:
     feedforward: tuple[str, ...] = ()
 
     def scale(self, layer: str, rank: int | None) -> float:
-        """What a layer's matrices are multiplied with."""
+        """The factor for a layer's matrices."""
         rank = rank or _of(self.ranks, layer, self.rank) or 0
         alpha = _of(self.alphas, layer, self.alpha)
         if not rank or alpha is None:
@@ -61,10 +62,10 @@ class Strength:
 
 
 def beside(path: Path) -> Strength | None:
-    """What PEFT's own file beside the weights says; None where there is none.
+    """The strength from PEFT's file beside the weights; None if there is none.
 
     Raises:
-        JobError: it can't be read, or is of a kind that can't be put on.
+        JobError: it can't be read, or this kind is not supported.
     """
     try:
         said: Any = json.loads(files.read_file(path.parent / LORA_CONFIG, MOST_BYTES))
@@ -74,29 +75,25 @@ def beside(path: Path) -> Strength | None:
         if files.is_disk_trouble(error):
             raise
         raise JobError(
-            "loras: {lora_config} beside {name} can't be read: {problem}",
-            lora_config=LORA_CONFIG,
-            name=path.name,
-            problem=error.strerror,
+            "loras: {lora_config} beside {name} can't be read: {problem}", LORA_CONFIG, path.name, error.strerror
         ) from error
     except (ValueError, RecursionError) as error:
         raise JobError(
-            "loras: {lora_config} beside {name} is damaged; copy it again", lora_config=LORA_CONFIG, name=path.name
+            "loras: {lora_config} beside {name} is damaged; copy it again", LORA_CONFIG, path.name
         ) from error
     said = said if isinstance(said, dict) else {}
     strength = _strength(path, "", said, LORA_CONFIG)
     if strength.alpha is None and said.get("peft_type") != "IA3":
         raise JobError(
-            "loras: {lora_config} beside {name} does not say how strong it is: there is no "
-            "lora_alpha in it; lay the one there that PEFT saved with it",
-            lora_config=LORA_CONFIG,
-            name=path.name,
+            "loras: {config} beside {name} lacks lora_alpha; put the one there that PEFT saved with it",
+            LORA_CONFIG,
+            path.name,
         )
     return strength
 
 
 def in_header(path: Path) -> list[Strength]:
-    """What the header of a safetensors file says, of each network.
+    """The strengths from the header of a safetensors file, one for each network.
 
     Raises:
         JobError: as `beside`.
@@ -111,27 +108,27 @@ def in_header(path: Path) -> list[Strength]:
             network, _, name = key.rpartition(".")
             networks.setdefault(network, {})[name] = value
     except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise JobError("loras: the header of {name} is damaged; copy it again", name=path.name) from error
-    return [_strength(path, prefix, told, "the header") for prefix, told in networks.items()]
+        raise JobError("loras: the header of {name} is damaged; copy it again", path.name) from error
+    return [_strength(path, prefix, told, Message("the header")) for prefix, told in networks.items()]
 
 
 def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> Strength:
     kind, start = str(told.get("peft_type", "LORA")), str(told.get("init_lora_weights", "")).lower()
     if kind not in KINDS:
         raise JobError(
-            "loras: {name} is of the kind {kind} ({where}); put on can be {names}",
-            name=path.name,
-            kind=kind[:20],
-            where=where,
-            names=", ".join(KINDS),
+            "loras: {name} is of type {kind} ({where}); supported are {names}",
+            path.name,
+            kind[:20],
+            where,
+            ", ".join(KINDS),
         )
     if start.startswith(_SPLIT):
         raise JobError(
-            "loras: {name} was begun with {start} ({where}), which changes the model itself: save it "
-            "anew as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
-            name=path.name,
-            start=start[:20],
-            where=where,
+            "loras: {name} was initialized with {start} ({where}), which changes the model itself: save "
+            "it again as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
+            path.name,
+            start[:20],
+            where,
         )
     try:
         return Strength(
@@ -145,24 +142,21 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
         )
     except _TooFreeError as error:
         raise JobError(
-            "loras: {where} of {name} has the pattern {problem}, which could take long to match; "
+            "loras: {where} of {name} has the pattern {problem}, which could take too long to match; "
             "name the layers in alpha_pattern and rank_pattern",
-            where=where,
-            name=path.name,
-            problem=error,
+            where,
+            path.name,
+            error,
         ) from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise JobError(
-            "loras: {where} of {name} is damaged ({problem}); copy it again",
-            where=where,
-            name=path.name,
-            problem=str(error)[:80],
+            "loras: {where} of {name} is damaged ({problem}); copy it again", where, path.name, str(error)[:80]
         ) from error
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-        raise ValueError(f"{str(value)[:20]} is no strength or rank")
+        raise ValueError(Message("{value} is not a strength or rank", str(value)[:20]))
     return float(value)
 
 
@@ -171,14 +165,14 @@ def _ends(named: Any) -> tuple[str, ...]:
 
 
 class _TooFreeError(Exception):
-    """A regular expression that anybody could make run for ever."""
+    """A regular expression that could run forever."""
 
 
 def _ending(pattern: str) -> Ending:
-    """What PEFT takes for an expression: in nearly all files the end of a name, which is compared at once.
+    """A PEFT pattern: in nearly all files the end of a name, which is compared directly.
 
     Raises:
-        _TooFreeError: it is not of the few forms that surely end.
+        _TooFreeError: it is not one of the few safe forms.
     """
     with suppress(_TooFreeError):
         return _end(pattern)
@@ -192,7 +186,7 @@ def _ending(pattern: str) -> Ending:
 
 
 def _end(pattern: str) -> str:
-    """The end of a layer's name that a pattern stands for; `^` before it makes it the whole name.
+    """The end of a layer's name that a pattern means; `^` means the whole name.
 
     Raises:
         _TooFreeError: it is more than a name.
@@ -204,7 +198,7 @@ def _end(pattern: str) -> str:
 
 
 def _of(patterns: Mapping[Ending, Any], layer: str, else_: Any) -> Any:
-    """The first that fits, as PEFT looks for it."""
+    """The first pattern that matches, as in PEFT."""
     for end, value in patterns.items():
         if isinstance(end, re.Pattern):
             if len(layer) <= MOST_LETTERS and end.match(layer):

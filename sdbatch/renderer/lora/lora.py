@@ -1,8 +1,8 @@
-"""LoRAs and their relatives (see adapters.py): read in all spellings, put on for a job and off again.
+"""Reads LoRAs and similar adapters (see adapters.py) in all naming schemes, and adds them to a model for one job.
 
-W' = W + weight * change, summed in float32. Read are the names of kohya's scripts and LyCORIS, which the model sites
-use, those that the diffusers library and PEFT have written over time, and mixtures of them. What is taken off is put
-back, not subtracted: the very weights that were there before.
+W' = W + weight * change, summed in float32. It reads the names of kohya's scripts and LyCORIS, which the model sites
+use, those of the diffusers library and PEFT over time, and mixtures. Afterwards the original weights are put back, not
+subtracted.
 """
 
 import re
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.lora import adapter_config
 from sdbatch.renderer.lora.adapter_config import Strength
 from sdbatch.renderer.lora.adapters import Parts, bias_change_of, change_of, is_whole, rank_of, shape_of
@@ -24,7 +25,7 @@ from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.weights.checkpoint import read_weights
 from sdbatch.storage.root import LORA_CONFIG
 
-MOST_TIMES = 64  # what a layer's weight may be made of, in times of its size: a rank beyond its sides is wide already
+MOST_TIMES = 64  # limit for a layer's matrices, relative to its weight
 SHOWN, SHOWN_LETTERS = 3, 120  # names that an error tells; of each
 PEFT = "base_model.model."  # before every name in a file of PEFT's own
 # In a folder, by who wrote it; PEFT's has one for each network, where its training scripts made it.
@@ -63,13 +64,13 @@ _SLOTS = {
 _OTHERS = {
     r"[._](oft|boft)_": "an OFT",
     r"\.(a1|a2|b1|b2|c1|c2)\.weight$": "a GLoRA",
-    r"lora_(embedding_|E$|E\.)|ranknum|vera_lambda|fourierft_|hra_|\.poly": "of a kind that can't be put on",
-    r"lora_[AB](\.\w+)?\.bias$|lora_(up|down)\.bias$": "a LoRA with biases of its own",
+    r"lora_(embedding_|E$|E\.)|ranknum|vera_lambda|fourierft_|hra_|\.poly": Message("of a type that is not supported"),
+    r"lora_[AB](\.\w+)?\.bias$|lora_(up|down)\.bias$": Message("a LoRA with biases of its own"),
     r"^base_model\.model\.(?!.*lora_).*\.bias$|\.(original_module|modules_to_save)\.": (
-        "a LoRA with whole layers of its own (PEFT: bias, modules_to_save)"
+        Message("a LoRA with whole layers of its own (PEFT: bias, modules_to_save)")
     ),
 }
-# What stands before a layer's name, by who wrote it. Not the second text encoder's: only SDXL has one.
+# Prefixes of layer names, by program. The second text encoder is missing: only SDXL has one.
 _BEFORE = re.compile(
     r"(base_model[._]model[._])*"
     r"(lora_unet[._]|lycoris[._]|unet[._]|model[._]diffusion_model[._]|diffusion_model[._]|lora_te1?[._]|te1?[._]"
@@ -86,13 +87,13 @@ _OTHER_MODELS = {
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """A LoRA as read from its file.
+    """The content of a LoRA file.
 
     Attributes:
         name: the file's.
-        weight: how much of it is wanted; 1 is as it was trained.
-        layers: what it has for each layer, by the name in the file.
-        scales: with what those are multiplied, by the same names.
+        weight: its strength; 1 is as trained.
+        layers: the matrices of each layer, by the name in the file.
+        scales: the factor of each layer, by the same names.
     """
 
     name: str
@@ -105,12 +106,12 @@ def read_lora(path: Path, weight: float) -> LoraWeights:
     """Read a LoRA: a file, or the folder that PEFT or diffusers made for it.
 
     Raises:
-        JobError: it can't be read, or is none, or of a kind that can't be put on.
+        JobError: it can't be read, is no LoRA, or of an unsupported kind.
     """
     layers: dict[str, Parts] = {}
     scales: dict[str, float] = {}
     for file, network in _files(path):
-        found = read_weights(file, f"loras: {path.name}")
+        found = read_weights(file, Message("loras: {name}", path.name))
         _refuse_others(path.name, found)
         parts, alphas = _sorted(path.name, found)
         strengths = _strengths(file, found, has_alphas=bool(alphas))
@@ -122,7 +123,7 @@ def read_lora(path: Path, weight: float) -> LoraWeights:
 
 
 def _files(path: Path) -> Iterator[tuple[Path, str]]:
-    """The files of a LoRA, and before whose names a network's is missing."""
+    """The files of a LoRA, and the prefix of the network that is missing in their names."""
     if not path.is_dir():
         yield path, ""
         return
@@ -132,12 +133,12 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
     apart = [(path / part / name, part) for part in NETWORKS for name in FILES if (path / part / name).is_file()]
     if not apart:
         inner = next((part for name in FILES for part in sorted(path.glob(f"*/{name}"))), None)
-        hint = f"; did you mean its folder {inner.parent.name}?" if inner else ""
+        hint = Message("; did you mean its folder {name}?", inner.parent.name) if inner else ""
         raise JobError(
             "loras: the folder {name} holds no LoRA: there is no {names} in it{hint}",
-            name=path.name,
-            names=" or ".join(FILES[:3:2]),
-            hint=hint,
+            path.name,
+            " or ".join(FILES[:3:2]),
+            hint,
         )
     yield from apart
 
@@ -145,16 +146,14 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
 def _refuse_others(name: str, found: Mapping[str, Tensor]) -> None:
     for pattern, kind in _OTHERS.items():
         if key := next((key for key in found if re.search(pattern, key)), None):
-            raise JobError(
-                "loras: {name} is {kind}: it has {key}; {put_on}", name=name, kind=kind, key=_short(key), put_on=PUT_ON
-            )
+            raise JobError("loras: {name} is {kind}: it has {key}; {put_on}", name, kind, _short(key), PUT_ON)
 
 
-PUT_ON = "put on can be LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and whole differences"
+PUT_ON = Message("supported are LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and full differences")
 
 
 def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
-    """What the file has for each layer, and the alphas in it."""
+    """The tensors of each layer, and the alphas in the file."""
     parts: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     strange = []
@@ -172,30 +171,30 @@ def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str,
     if strange or halves or not parts:
         kind = _what_else(found) if strange or not parts else ""
         raise JobError(
-            "loras: {name} is no LoRA that can be read: {part}",
-            name=name,
-            part=kind or _listed(strange or halves or ["it is empty"]),
+            "loras: {name} is not a readable LoRA: {what}",
+            name,
+            kind or _listed(strange or halves or [Message("it is empty")]),
         )
     return parts, alphas
 
 
 def _layer(name: str) -> str:
-    """A layer's name without what PEFT puts before it, and libraries put into it at one time or another."""
+    """The name of a layer without prefixes of PEFT and other libraries."""
     return re.sub(r"\.to_out$", ".to_out.0", name.removeprefix(PEFT).replace(".processor.", "."))
 
 
 def _what_else(found: Mapping[str, Tensor]) -> str:
     if any(key.startswith(names.UNET) and key.endswith("time_embed.0.weight") for key in found):
-        return "it is a model: name it as `ckpt`"
+        return Message("it is a model: use it as `ckpt`")
     told = what_it_is(found)
     return "" if "LoRA" in told else told
 
 
 def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> list[Strength]:
-    """What is said of the layers outside the matrices.
+    """The strengths that are stored outside the matrices.
 
     Raises:
-        JobError: PEFT saved them, and what it said is not there.
+        JobError: PEFT saved them, and its adapter_config.json is missing.
     """
     said = adapter_config.in_header(file)
     is_peft = all(key.startswith(PEFT) for key in found)
@@ -203,17 +202,17 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
         own = adapter_config.beside(file)
         if own is None and is_peft and not said and not has_alphas:
             raise JobError(
-                "loras: {name} was saved by PEFT, which keeps how strong it is in {lora_config}: lay "
-                "that beside it, or name the folder that holds both",
-                name=file.name,
-                lora_config=LORA_CONFIG,
+                "loras: {name} was saved by PEFT, which keeps its strength in {config}: put that beside it, "
+                "or give the folder with both",
+                file.name,
+                LORA_CONFIG,
             )
         said += [own] if own else []
     return said
 
 
 def _scale(layer: str, parts: Parts, alphas: Mapping[str, float], strengths: Sequence[Strength]) -> float:
-    """With what a layer's matrices are multiplied: an alpha in the file goes before what is said beside."""
+    """The factor for a layer's matrices; an alpha in the file is preferred."""
     rank = rank_of(parts)
     if layer in alphas:
         return alphas[layer] / rank if rank else 1.0
@@ -224,7 +223,7 @@ def _scale(layer: str, parts: Parts, alphas: Mapping[str, float], strengths: Seq
 
 
 def _settled(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
-    """(IA)^3 in one form: by how much each row or column grows."""
+    """(IA)^3 in one form: the growth of each row or column."""
     if "on_input" in parts:
         side = {} if bool(parts["on_input"]) else {"on_output": torch.ones(1)}
         return {"ia3": parts["weight"].flatten(), **side}
@@ -239,10 +238,10 @@ def _settled(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
 
 @contextmanager
 def apply_loras(model: Model, loras: Sequence[LoraWeights]) -> Iterator[None]:
-    """Inside, the model has the LoRAs on; behind it, it is what it was, bit for bit.
+    """The model has the LoRAs inside the block, and after it exactly its former weights.
 
     Raises:
-        JobError: a LoRA has layers that the model has not, or of other shapes.
+        JobError: a LoRA has layers that the model lacks, or with other shapes.
     """
     places = _layers(model) if loras else {}
     wanted: dict[nn.Module, list[tuple[LoraWeights, str]]] = {}
@@ -264,7 +263,7 @@ def apply_loras(model: Model, loras: Sequence[LoraWeights]) -> Iterator[None]:
 
 
 def _change(layer: nn.Module, worn: Sequence[tuple[LoraWeights, str]]) -> None:
-    """Replace a layer's weight, and its bias where that changes too."""
+    """Replace a layer's weight, and its bias if that changes."""
     for kind in ("weight", "bias"):
         own: Tensor | None = getattr(layer, kind)
         if own is None:
@@ -291,30 +290,24 @@ def _require_layers(lora: LoraWeights, places: Mapping[str, nn.Module]) -> None:
         if any(re.search(pattern, name) for name in strange):
             raise JobError(
                 "loras: {name} is for another model, {whose}: this one has no {listed}",
-                name=lora.name,
-                whose=whose,
-                listed=_listed(strange),
+                lora.name,
+                whose,
+                _listed(strange),
             )
     if len(strange) < len(lora.layers) or all(re.search(r"_?blocks?[._]\d|layers[._]\d", name) for name in strange):
-        raise JobError(
-            "loras: {name} is for another model: this one has no {listed}", name=lora.name, listed=_listed(strange)
-        )
-    raise JobError(
-        "loras: {name} names its layers in a way that is not known: {listed}", name=lora.name, listed=_listed(strange)
-    )
+        raise JobError("loras: {name} is for another model: this one has no {listed}", lora.name, _listed(strange))
+    raise JobError("loras: {name} uses unknown layer names: {listed}", lora.name, _listed(strange))
 
 
 def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
-    """Before anything is multiplied: a file may claim sizes whose product fills any memory."""
+    """Checked before any multiplication: a file may claim sizes whose product fills the memory."""
     weight, parts = layer.weight, lora.layers[name]
     assert isinstance(weight, Tensor), "of a layer that has one"
     try:
         shape = shape_of(parts)
     except RuntimeError as error:
         raise JobError(
-            "loras: {name} is damaged: the matrices for {weight} don't fit together",
-            name=lora.name,
-            weight=_short(name),
+            "loras: {name} is damaged: the matrices for {weight} don't fit together", lora.name, _short(name)
         ) from error
     if "ia3" in parts:
         side = weight.shape[0 if "on_output" in parts else 1]
@@ -327,25 +320,25 @@ def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
     if not fits:
         raise JobError(
             "loras: {name} is for another model: {weight} changes a weight of {theirs}, here it is {ours}",
-            name=lora.name,
-            weight=_short(name),
-            theirs=list(shape),
-            ours=list(weight.shape),
+            lora.name,
+            _short(name),
+            list(shape),
+            list(weight.shape),
         )
 
 
 def _require_numbers(lora: LoraWeights, name: str) -> None:
     if spoilt := [slot for slot, part in lora.layers[name].items() if not bool(part.isfinite().all())]:
         raise JobError(
-            "loras: {name} is damaged: {weight} ({spoilt}) holds what is not a number; copy it again",
-            name=lora.name,
-            weight=_short(name),
-            spoilt=spoilt[0],
+            "loras: {name} is damaged: {weight} ({part}) contains values that are not numbers; copy it again",
+            lora.name,
+            _short(name),
+            spoilt[0],
         )
 
 
 def _layers(model: Model) -> dict[str, nn.Module]:
-    """The model's layers by their names in one letter-wise form, the library's and the original release's."""
+    """The model's layers by a normalized name, in the library's and the original release's form."""
     found: dict[str, nn.Module] = {}
     config = model.unet.config
     levels = tuple("CrossAttn" in kind for kind in config["up_block_types"])
@@ -360,7 +353,7 @@ def _layers(model: Model) -> dict[str, nn.Module]:
 
 
 def flat_name(name: str) -> str:
-    """A layer's name without what libraries put before it and into it at one time or another."""
+    """The name of a layer without parts that libraries added at one time or another."""
     flat = _flat(name[_before(name) :])
     return re.sub(r"self_attn_to_([qkv])$", r"self_attn_\1_proj", re.sub(r"self_attn_to_out(_0)?$", _OUT, flat))
 
@@ -379,5 +372,5 @@ def _short(name: str) -> str:
 
 
 def _listed(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    more = Message(" and {count} more", len(keys) - SHOWN) if len(keys) > SHOWN else ""
     return ", ".join(map(_short, keys[:SHOWN])) + more

@@ -1,7 +1,7 @@
-"""A folder in diffusers format: unet/, vae/, text_encoder/ and scheduler/, each with a config.json of its own.
+"""A folder in diffusers format: unet/, vae/, text_encoder/ and scheduler/, each with a config.json.
 
-Built and filled here, not by the library's `from_pretrained`: that fills what is missing with random numbers and
-only warns, unpickles on its own terms, and makes a billion random numbers before it reads the first weight.
+It is not loaded by the library's `from_pretrained`, which fills missing weights with random numbers and only warns,
+unpickles by its own rules, and makes a billion random numbers before it reads the first weight.
 """
 
 import json
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdbatch.errors import JobError
 from sdbatch.job.model_config import MAX_CONFIG_BYTES
+from sdbatch.messages import Message
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.detection import UNSUPPORTED
 from sdbatch.renderer.models.ldm_checkpoint import told
@@ -30,10 +31,10 @@ STEMS = {
     "vae": ("diffusion_pytorch_model",),
     "text_encoder": ("model", "pytorch_model"),
 }
-# In this order: full precision before half, and never what the training averaged away or may carry code.
+# In this order: full precision before half; never files without averaging or with code.
 ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 MOST_SHARDS = 100
-# What a CLIP text encoder is built from: the rest of its json could say anything.
+# The values for a CLIP text encoder; the rest of its json is not trusted.
 TEXT_NUMBERS = (
     "vocab_size",
     "hidden_size",
@@ -44,26 +45,26 @@ TEXT_NUMBERS = (
     "hidden_act",
     "layer_norm_eps",
 )
-# What only other models' UNets have.
+# Keys that only UNets of other models have.
 FOREIGN = {
-    "addition_embed_type": "an SDXL model",
-    "class_embed_type": "a model that is guided by a class or a picture",
-    "encoder_hid_dim": "a model that is guided by a picture",
-    "time_cond_proj_dim": "a model distilled for few steps (LCM)",
+    "addition_embed_type": Message("an SDXL model"),
+    "class_embed_type": Message("a model that is guided by a class or a picture"),
+    "encoder_hid_dim": Message("a model that is guided by a picture"),
+    "time_cond_proj_dim": Message("a model distilled for few steps (LCM)"),
 }
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All weights of the folder's networks, named `part/key`.
+    """All weights of the folder's networks, with names `part/key`.
 
     Raises:
-        JobError: a part has none, or none that can be read.
+        JobError: a part has no weights, or unreadable ones.
     """
     return {f"{part}/{key}": weight for part in STEMS for key, weight in read_part(folder, part).items()}
 
 
 def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tensor]:
-    """The weights of one network; `stems_of` says whose file names they have, if not those of a `part`.
+    """The weights of one network; `stems_of` is the part whose file names they have, if not `part`.
 
     Raises:
         JobError: as `read_folder`.
@@ -74,17 +75,17 @@ def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tenso
             found = read_weights(path, f"{part}/{path.name}")
             weights |= {_today(key): weight for key, weight in found.items()}
         except JobError as error:
-            raise JobError("{no_usable}; {problem}", no_usable=_no_usable(folder, part), problem=error) from error
+            raise JobError("{no_usable}; {problem}", _no_usable(folder, part), error) from error
     return weights
 
 
 def _today(key: str) -> str:
-    """A key as the libraries name it now."""
+    """The present name of a key in the libraries."""
     return names.vae_today(key).removeprefix("text_model.")
 
 
 def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
-    """The file or the shards that hold a part's weights."""
+    """The file or shards of a part."""
     known = [stem + ending for ending in ENDINGS for stem in STEMS[stems_of or part]]
     for name in known:
         index = folder / part / f"{name}.index.json"
@@ -94,13 +95,9 @@ def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
             with told(_no_usable(folder, part)):
                 shards = {str(shard) for shard in _json(folder, part, index)["weight_map"].values()}
             if len(shards) > MOST_SHARDS or any("/" in shard or shard.startswith(".") for shard in shards):
-                raise JobError(
-                    "{no_usable}; {name} lists files that are none of its own",
-                    no_usable=_no_usable(folder, part),
-                    name=index.name,
-                )
+                raise JobError("{what}; {name} lists files that are not its own", _no_usable(folder, part), index.name)
             return [folder / part / shard for shard in sorted(shards)]
-    raise JobError("{no_usable}; there is no {known} in it", no_usable=_no_usable(folder, part), known=known[0])
+    raise JobError("{what}; there is no {name} in it", _no_usable(folder, part), known[0])
 
 
 def plan_folder(folder: Path) -> ModelPlan:
@@ -129,8 +126,8 @@ def plan_folder(folder: Path) -> ModelPlan:
     schedule = _config(folder, "scheduler")
     is_open_clip = text_network.config.hidden_act == "gelu"
     return ModelPlan(
-        name=f"the model folder {folder.name}",
-        config="its json files",
+        name=Message("the model folder {name}", folder.name),
+        config=Message("its json files"),
         unet=ModelPart(unet_network, lambda key: f"unet/{key}"),
         vae=ModelPart(vae_network, lambda key: f"vae/{key}", computes_in_half=False),
         text_encoder=ModelPart(text_network, lambda key: f"text_encoder/{key.removeprefix('text_model.')}"),
@@ -147,7 +144,7 @@ def plan_folder(folder: Path) -> ModelPlan:
 
 
 def _prediction(folder: Path, schedule: Mapping[str, Any]) -> Prediction:
-    """What the UNet was trained to give, if the noise schedule is one of Stable Diffusion's."""
+    """What the UNet predicts, if the noise schedule is one of Stable Diffusion's."""
     known: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
     found = known.get(str(schedule.get("prediction_type", "epsilon")))
     strange = [
@@ -156,9 +153,9 @@ def _prediction(folder: Path, schedule: Mapping[str, Any]) -> Prediction:
         if schedule.get(key, usual) != usual
     ]
     if found is None or strange:
-        why = ", ".join(strange) or f"prediction_type {schedule['prediction_type']}"
+        why = ", ".join(strange) or Message("prediction_type {schedule}", schedule["prediction_type"])
         raise JobError(
-            "the model folder {name} is not of a v1 or v2 model (its scheduler says {why})", name=folder.name, why=why
+            "the model folder {name} is not of a v1 or v2 model (its scheduler says {why})", folder.name, why
         )
     return found
 
@@ -168,18 +165,13 @@ def _refuse_what_is_not_drawn(folder: Path, unet: Mapping[str, Any]) -> None:
     channels = unet.get("in_channels", 4)
     foreign = foreign or (OTHER_CHANNELS.get(channels, "") if isinstance(channels, int) else "")
     if foreign:
-        raise JobError(
-            "the model folder {name} is of {foreign}; {unsupported}",
-            name=folder.name,
-            foreign=foreign,
-            unsupported=UNSUPPORTED,
-        )
+        raise JobError("the model folder {name} is of {foreign}; {unsupported}", folder.name, foreign, UNSUPPORTED)
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     found = _json(folder, part, folder / part / name)
-    require_within_limits(f"{part}/{name} of the model folder {folder.name}", found)
+    require_within_limits(Message("{part}/{name} of the model folder {folder}", part, name, folder.name), found)
     return found
 
 
@@ -193,7 +185,9 @@ def _json(folder: Path, part: str, path: Path) -> dict[str, Any]:
 
 
 def _no_usable(folder: Path, part: str) -> str:
-    return (
-        f"the model folder {folder.name} has no usable {part}/: a folder in diffusers format has unet, vae, "
-        "text_encoder and scheduler"
+    return Message(
+        "the model folder {name} has no usable {part}/: a folder in diffusers format has unet, "
+        "vae, text_encoder and scheduler",
+        folder.name,
+        part,
     )

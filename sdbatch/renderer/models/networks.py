@@ -1,6 +1,6 @@
-"""Unfilled networks, built from the numbers of the original release's yaml and from the shapes of the tensors.
+"""Builds empty networks from the numbers of the original yaml and the shapes of the tensors.
 
-Nothing here knows a list of models: a config with other numbers gives other networks.
+It has no list of known models: other numbers give other networks.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from sdbatch.errors import JobError
 from sdbatch.job import model_config
+from sdbatch.messages import Message
 from sdbatch.renderer.models.plan import Prediction
 from sdbatch.renderer.weights.limits import LimitExceeded, blocks, layers, levels, width
 from sdbatch.storage import files
@@ -21,17 +22,17 @@ T = TypeVar("T")
 
 TEXT_ENCODERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder", "BERTEmbedder")
 PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v_prediction"}
-# What a UNet reads beside the latents says what it was made for.
+# The inputs besides the latents show the purpose of a UNet.
 OTHER_CHANNELS = {
-    5: "a depth-to-image model",
-    7: "an upscaling model",
-    8: "an InstructPix2Pix model",
-    9: "an inpainting model",
+    5: Message("a depth-to-image model"),
+    7: Message("an upscaling model"),
+    8: Message("an InstructPix2Pix model"),
+    9: Message("an inpainting model"),
 }
 
 
 class LdmConfig:
-    """The yaml of the original release, asked by dotted path below `model.params`."""
+    """The yaml of the original release; values are read by dotted path below `model.params`."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -41,35 +42,30 @@ class LdmConfig:
         except OSError as error:
             if files.is_disk_trouble(error):
                 raise
-            raise JobError(
-                "the config {name} can't be read: {problem}", name=self.name, problem=error.strerror
-            ) from error
+            raise JobError("the config {name} can't be read: {problem}", self.name, error.strerror) from error
         except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise JobError("the config {name} is not a model's yaml with model: params:", name=self.name) from error
+            raise JobError("the config {name} is not a model config with model: params:", self.name) from error
         self._refuse_what_is_not_drawn()
 
     def __call__(self, dotted: str, kind: Callable[[Any], T], default: T | None = None) -> T:
-        """The value at `dotted`, as `kind`, or the default where there is one and no value.
+        """The value at `dotted` as `kind`; the default if there is no value.
 
         Raises:
-            JobError: naming the key that is missing or not such a value.
+            JobError: the key is missing, or its value has another type.
         """
         value: Any = self.params
         for key in dotted.split("."):
             if not isinstance(value, dict) or key not in value:
                 if default is not None:
                     return default
-                raise JobError("the config {name} lacks model.params.{dotted}", name=self.name, dotted=dotted)
+                raise JobError("the config {name} lacks model.params.{dotted}", self.name, dotted)
             value = value[key]
         try:
             return kind(value)
         except (TypeError, ValueError, OverflowError) as error:
-            told = f": {error}" if isinstance(error, LimitExceeded) else ""
+            told = Message(": {problem}", error) if isinstance(error, LimitExceeded) else ""
             raise JobError(
-                "the config {name}: model.params.{dotted} is not a usable value{told}",
-                name=self.name,
-                dotted=dotted,
-                told=told,
+                "the config {name}: model.params.{dotted} is not a usable value{told}", self.name, dotted, told
             ) from error
 
     @property
@@ -79,39 +75,37 @@ class LdmConfig:
 
     @property
     def prediction(self) -> Prediction:
-        """What the UNet was trained to give."""
+        """What the UNet predicts."""
         return PREDICTIONS[self("parameterization", str, "eps")]
 
     def _refuse_what_is_not_drawn(self) -> None:
-        """Name a model of another kind as what it is, before its weights are read."""
+        """Refuse a model of another kind by name, before its weights are read."""
         other = ""
         channels = self.params.get("network_config") is None and self("unet_config.params.in_channels", int)
         if "network_config" in self.params:
-            other = "an SDXL model"
+            other = Message("an SDXL model")
         elif channels in OTHER_CHANNELS:
-            other = f"{OTHER_CHANNELS[channels]} ({channels} channels)"
+            other = Message("{other_channels} ({channels} channels)", OTHER_CHANNELS[channels], channels)
         elif self("unet_config.params.num_classes", str, ""):
-            other = "a model that is guided by a picture (unCLIP)"
+            other = Message("a model that is guided by a picture (unCLIP)")
         elif self("parameterization", str, "eps") not in PREDICTIONS:
-            other = f'a model with parameterization "{self.params["parameterization"]}"'
+            other = Message('a model with parameterization "{name}"', self.params["parameterization"])
         if other:
             raise JobError(
-                "the config {name} is of {other}; only Stable Diffusion v1 and v2 are drawn",
-                name=self.name,
-                other=other,
+                "the config {name} is of {other}; only Stable Diffusion v1 and v2 are supported", self.name, other
             )
         if self.text_encoder not in TEXT_ENCODERS:
             known = ", ".join(TEXT_ENCODERS)
             raise JobError(
-                "the config {name} wants the text encoder {text_encoder}; known are {known}",
-                name=self.name,
-                text_encoder=self.text_encoder,
-                known=known,
+                "the config {name} needs the text encoder {encoder}; known are {known}",
+                self.name,
+                self.text_encoder,
+                known,
             )
 
 
 def build_unet(numbers: LdmConfig) -> Any:
-    """An unfilled UNet from `unet_config` (`openaimodel.UNetModel`)."""
+    """An empty UNet from `unet_config` (`openaimodel.UNetModel`)."""
     base = numbers("unet_config.params.model_channels", width)
     channels = [base * mult for mult in numbers("unet_config.params.channel_mult", levels)]
     attention = set(numbers("unet_config.params.attention_resolutions", levels))
@@ -129,7 +123,7 @@ def build_unet(numbers: LdmConfig) -> Any:
             up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)),
             layers_per_block=each,
             cross_attention_dim=numbers("unet_config.params.context_dim", width),
-            # The library's name is a known slip of its own: the number of heads goes here.
+            # A known mistake of the library: this is the number of heads.
             attention_head_dim=_heads(numbers, channels),
             use_linear_projection=numbers("unet_config.params.use_linear_in_transformer", bool, default=False),
             transformer_layers_per_block=depth,
@@ -143,10 +137,10 @@ def _heads(numbers: LdmConfig, channels: list[int]) -> int | tuple[int, ...]:
 
 
 def build_vae(numbers: LdmConfig) -> Any:
-    """An unfilled autoencoder from `first_stage_config.params.ddconfig` (`AutoencoderKL`)."""
+    """An empty autoencoder from `first_stage_config.params.ddconfig` (`AutoencoderKL`)."""
     at = "first_stage_config.params.ddconfig."
     if numbers(at + "attn_resolutions", list):
-        raise JobError("the config {name}: an autoencoder with attn_resolutions is not supported", name=numbers.name)
+        raise JobError("the config {name}: an autoencoder with attn_resolutions is not supported", numbers.name)
     base = numbers(at + "ch", width)
     channels = [base * mult for mult in numbers(at + "ch_mult", levels)]
     each = numbers(at + "num_res_blocks", layers)

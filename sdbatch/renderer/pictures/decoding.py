@@ -1,26 +1,29 @@
-"""Latents to pixels, without a silent black picture: numbers that are not finite are seen, and decoded again."""
+"""Decodes latents into pixels. Values that are not finite are noticed and decoded again, never a silent black image."""
 
 import torch
 from torch import Tensor
 
 from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels, to_pixels
+from sdbatch.messages import Message
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
 
 
 def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
-    """Pictures [batch, H, W, 3]. One that overflows in the model's precision is decoded again in float32, and told.
+    """Images [batch, H, W, 3]. One that overflows in the model's precision is decoded again in float32, and reported.
 
-    Only that one is, and each anew: what a picture looks like must not hang on which others were drawn before it.
+    Each image is decoded again alone, so that it does not depend on the others of its batch.
 
     Raises:
         JobError: the sampler's or the float32 decoder's numbers are not finite.
-        OutOfMemory: there is not enough, whatever is done.
+        OutOfMemory: memory is not sufficient in any way.
     """
     if not torch.isfinite(latents).all():
-        raise _no_picture("the sampler", model.suspect if model.dtype == torch.float32 else "try precision: full")
+        raise _no_picture(
+            Message("the sampler"), model.suspect if model.dtype == torch.float32 else Message("try precision: full")
+        )
     with computing(model.dtype, model.device):
         decoded = fallback.decode(model, latents).float()
     spoilt = [i for i, picture in enumerate(decoded) if not torch.isfinite(picture).all()]
@@ -29,12 +32,18 @@ def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
             decoded[i] = fallback.decode(model, latents[i : i + 1])[0]
         numbers = ", ".join(str(fallback.first + i) for i in spoilt)
         half = str(model.dtype).removeprefix("torch.")
-        fallback.tell(f"decoded again in float32, since the decoder's numbers ran over in {half}: picture {numbers}")
+        fallback.tell(
+            Message(
+                "decoded again in float32, because of overflow in {half}: image {numbers}",
+                half,
+                numbers,
+            )
+        )
     if not torch.isfinite(decoded).all():
-        raise _no_picture("the decoder", model.suspect)
+        raise _no_picture(Message("the decoder"), model.suspect)
     return to_pixels(decoded.cpu().numpy())
 
 
 def _no_picture(part: str, hint: str) -> JobError:
-    """What would become a black picture, saved as a success."""
-    return JobError("{part} gave numbers that are not finite, so there is no picture; {hint}", part=part, hint=hint)
+    """Raise an error instead of saving a black image."""
+    return JobError("{part} gave values that are not finite, so there is no image; {hint}", part, hint)

@@ -1,16 +1,16 @@
-"""A pickle read as what it describes: it is data here, and no program.
+"""Reads a pickle as data, without running it.
 
-A .ckpt is a pickle that says what lies where, and the numbers behind it. Unpickling runs it: calls what it names,
-and hashes and unfolds what it builds, so that 660 bytes keep a processor busy for years. Here each instruction makes
-something inert: a text, a number, a list, a note of where a tensor's numbers lie. Nothing is called, nothing but text
-is hashed, and the work is bounded by the number of instructions. What no weights need becomes `OTHER`.
+A .ckpt is a pickle that describes the tensors, followed by the numbers. Unpickling would run it: it calls what the
+pickle names, and hashes and expands what it builds, so that 660 bytes can keep a processor busy for years. Here each
+instruction only creates inert data: a text, a number, a list, or the position of a tensor. Nothing is called, only text
+is hashed, and the work is limited by the number of instructions. Everything else becomes `OTHER`.
 """
 
-import pickletools
+import io
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pickletools import genops
 from typing import Any
 
 MOST_BYTES = 32 << 20  # of one pickle; v1-5's has 300 kB, with all that its training left
@@ -18,7 +18,7 @@ MOST_STEPS = 2_000_000  # v1-5's takes 40,000
 MOST_LETTERS, MOST_SIDES = 200, 16  # of a name; of a shape
 OTHER = object()  # whatever a training tool left beside the weights
 
-# What a file of weights may name. The original release's files also hold the training's callbacks (pytorch_lightning
+# Names that a weight file may contain. The original files also contain the training's callbacks (pytorch_lightning
 # keeps them by class) and its best loss, maybe a numpy number.
 HARMLESS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -33,35 +33,34 @@ _TORCH = re.compile(
     r"|torch\.(Size|\w*Tensor|device|nn\.parameter\.Parameter|serialization\._get_layout|per_\w+)"
     r"|torch\.(bool|half|(q?u?int|b?float|complex)\w*)"
 )
-KNOWN = {instruction.code.encode("latin-1") for instruction in pickletools.opcodes}
 _REBUILDERS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 _WRAPPERS = {f"torch._utils._rebuild_parameter{kind}" for kind in ("", "_with_state")}
 
 
 class MoreThanWeights(Exception):
-    """It names what no weights need, and what unpickling might call."""
+    """It names something that weights do not need and that unpickling might call."""
 
 
 class TooMuch(Exception):
-    """It is longer than any file of weights needs."""
+    """It is longer than any weight file needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Something that the pickle only names."""
+    """A name in the pickle."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of numbers in the file.
+    """A sequence of numbers in the file.
 
     Attributes:
         key: its name there.
-        kind: the class that stands for its type, such as FloatStorage.
-        numel: how many numbers.
-        offset: where in it those begin that are meant.
+        kind: the class of its type, such as FloatStorage.
+        numel: the number of elements.
+        offset: the position of the first used element.
     """
 
     key: str
@@ -72,7 +71,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A tensor: which numbers of a storage it has, and in what order. `dtype` is empty where the storage says it."""
+    """A tensor: which numbers of a storage, in which order. `dtype` is empty if the storage has the type."""
 
     storage: Storage
     offset: int
@@ -83,7 +82,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a pickle describes, where it ends, and of which kind each storage is that it names."""
+    """The content of a pickle, its end, and the type of each storage."""
 
     content: Any
     end: int
@@ -91,60 +90,47 @@ class Read:
 
 
 def read(data: memoryview, start: int = 0) -> Read:
-    """What the pickle at `start` describes.
+    """The content of the pickle at `start`.
 
     Raises:
         MoreThanWeights: it names code.
         TooMuch: it is too long.
-        Exception: of many kinds, where it is damaged.
+        Exception: of many kinds, if it is damaged.
     """
-    reader = _Reader(data[start : start + MOST_BYTES])
-    content = reader.read()
-    return Read(content, start + reader.at, reader.kinds)
+    stream, reader = io.BytesIO(data[start : start + MOST_BYTES]), _Reader()
+    try:
+        for instruction, argument, _ in genops(stream):
+            reader.spend(1)
+            reader.take(instruction.name, argument)
+    except ValueError as error:
+        if stream.tell() == MOST_BYTES:
+            raise TooMuch from error
+        raise
+    return Read(reader.stack.pop(), start + stream.tell(), reader.kinds)
 
 
 class _Reader:
-    """The stack machine that a pickle is written for."""
+    """The stack machine for pickles."""
 
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.at, self.left = data, 0, MOST_STEPS
+    def __init__(self) -> None:
+        self.left = MOST_STEPS
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
         self.kinds: dict[str, str] = {}
 
-    def read(self) -> Any:
-        while (code := bytes(self.take(1))) != b".":
-            self.spend(1)
-            step = STEPS.get(code)
-            if step is None:
-                if code in KNOWN:
-                    raise MoreThanWeights
-                raise ValueError(code)
-            step(self)
-        return self.stack.pop()
+    def take(self, instruction: str, argument: Any) -> None:
+        if instruction in PUSHES:
+            self.push(argument)
+        elif instruction in STEPS:
+            STEPS[instruction](self, argument)
+        elif instruction not in PASSED_OVER:
+            raise MoreThanWeights
 
     def spend(self, steps: int) -> None:
         self.left -= steps
         if self.left < 0:
             raise TooMuch
-
-    def take(self, count: int) -> memoryview:
-        found = self.data[self.at : self.at + count]
-        if len(found) < count:
-            raise TooMuch if len(self.data) == MOST_BYTES else EOFError
-        self.at += count
-        return found
-
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def text(self, form: str) -> str:
-        return str(self.take(self.number(form)), "utf-8", "surrogatepass")
-
-    def line(self) -> str:
-        length = bytes(self.data[self.at : self.at + 1000]).index(b"\n")
-        return str(self.take(length + 1), "utf-8")[:-1]
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -175,7 +161,8 @@ class _Reader:
 
     def name_above(self) -> None:
         self.pack(2)
-        self.name(*self.stack.pop())
+        names = self.stack.pop()
+        self.name(".".join(names) if all(isinstance(name, str) for name in names) else "")
 
     def put_one(self) -> None:
         self.pack(2)
@@ -185,11 +172,9 @@ class _Reader:
         self.until_mark()
         self.push(OTHER)
 
-    def name(self, module: Any, name: Any) -> None:
-        is_short = isinstance(module, str) and isinstance(name, str) and len(module) + len(name) < MOST_LETTERS
-        path = f"{module}.{name}" if is_short else ""
-        if path not in HARMLESS and not _TORCH.fullmatch(path):
-            raise MoreThanWeights(path)
+    def name(self, path: str) -> None:
+        if len(path) > MOST_LETTERS or (path not in HARMLESS and not _TORCH.fullmatch(path)):
+            raise MoreThanWeights(path[:MOST_LETTERS])
         self.push(Name(path))
 
     def stored(self, told: Any) -> None:
@@ -204,7 +189,7 @@ class _Reader:
         self.push(storage)
 
     def call(self) -> None:
-        """What calling a name with what lies on top would make, where that is a weight or holds weights."""
+        """The result of calling a name, if it is a weight or contains weights."""
         arguments, what = self.stack.pop(), self.stack.pop()
         self.push(self.made(what.path if isinstance(what, Name) else "", arguments))
 
@@ -223,15 +208,15 @@ class _Reader:
 
 
 def _named(pairs: Any) -> dict[str, Any]:
-    """What has a name. A hash of anything else could take for ever; small numbers name the parts of a hypernetwork."""
+    """A dictionary of named values. Only texts and small integers are hashed; these name parts of a hypernetwork."""
     return {str(key): value for key, value in pairs if isinstance(key, str) or (type(key) is int and 0 <= key < 10**6)}
 
 
 def plain(text: Any) -> str:
-    """A short text; Python 2 wrote bytes."""
-    if not isinstance(text, str | bytes) or len(text) > MOST_LETTERS:
+    """A short text."""
+    if not isinstance(text, str) or len(text) > MOST_LETTERS:
         raise ValueError("no short text")
-    return text if isinstance(text, str) else text.decode("ascii")
+    return text
 
 
 def _count(value: Any) -> int:
@@ -241,7 +226,7 @@ def _count(value: Any) -> int:
 
 
 def _placed(arguments: Any, *, has_dtype: bool) -> Any:
-    """A tensor's place; `OTHER` for one whose numbers lie nowhere in the file (sparse, quantized, meta)."""
+    """The position of a tensor; `OTHER` if its numbers are not in the file (sparse, quantized, meta)."""
     storage, offset, size, stride = arguments[:4]
     if max(len(size), len(stride)) > MOST_SIDES:
         raise ValueError("no shape")
@@ -251,49 +236,40 @@ def _placed(arguments: Any, *, has_dtype: bool) -> Any:
     return Placed(storage, _count(offset), tuple(map(_count, size)), tuple(map(_count, stride)), dtype)
 
 
-Step = Callable[[_Reader], object]
-# The instructions of protocol 2, which torch.save writes, and those that 4 adds to it. Unknown ones are refused.
-STEPS: dict[bytes, Step] = {
-    b"\x80": lambda r: r.take(1),
-    b"\x95": lambda r: r.take(8),
-    b"c": lambda r: r.name(r.line(), r.line()),
-    b"\x93": lambda r: r.name_above(),
-    b"R": lambda r: r.call(),
-    b"\x81": lambda r: r.call(),
-    b"b": lambda r: r.stack.pop(),  # a state: nothing here has one
-    b"Q": lambda r: r.stored(r.stack.pop()),
-    b"(": lambda r: r.mark(),
-    b"t": lambda r: r.push(tuple(r.until_mark())),
-    b"\x85": lambda r: r.pack(1),
-    b"\x86": lambda r: r.pack(2),
-    b"\x87": lambda r: r.pack(3),
-    b"a": lambda r: r.extend([r.stack.pop()]),
-    b"e": lambda r: r.extend(r.until_mark()),
-    b"s": lambda r: r.put_one(),
-    b"u": lambda r: r.put(r.until_mark()),
-    b"\x90": lambda r: r.until_mark(),
-    b"\x91": lambda r: r.leave_out(),
-    b")": lambda r: r.push(()),
-    b"]": lambda r: r.push([]),
-    b"}": lambda r: r.push({}),
-    b"\x8f": lambda r: r.push(OTHER),
-    b"N": lambda r: r.push(None),
-    b"\x88": lambda r: r.push(True),
-    b"\x89": lambda r: r.push(False),
-    b"J": lambda r: r.push(r.number("<i")),
-    b"K": lambda r: r.push(r.number("<B")),
-    b"M": lambda r: r.push(r.number("<H")),
-    b"\x8a": lambda r: r.push(int.from_bytes(r.take(r.number("<B")), "little", signed=True)),
-    b"G": lambda r: r.push(r.number(">d")),
-    b"X": lambda r: r.push(r.text("<I")),
-    b"\x8c": lambda r: r.push(r.text("<B")),
-    b"\x8d": lambda r: r.push(r.text("<Q")),
-    b"U": lambda r: r.push(bytes(r.take(r.number("<B")))),
-    b"C": lambda r: r.push(bytes(r.take(r.number("<B")))),
-    b"B": lambda r: r.push(bytes(r.take(r.number("<I")))),
-    b"h": lambda r: r.push(r.memo[r.number("<B")]),
-    b"j": lambda r: r.push(r.memo[r.number("<I")]),
-    b"q": lambda r: r.keep(r.number("<B")),
-    b"r": lambda r: r.keep(r.number("<I")),
-    b"\x94": lambda r: r.keep(len(r.memo)),
+Step = Callable[[_Reader, Any], object]
+# The instructions of protocol 2, which torch.save writes, and those that 4 adds to it. Others are refused.
+PASSED_OVER = {"PROTO", "FRAME", "STOP"}
+PUSHES = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINSTRING", "SHORT_BINBYTES", "BINBYTES", "NONE"),
+}
+STEPS: dict[str, Step] = {
+    "GLOBAL": lambda r, names: r.name(names.replace(" ", ".")),
+    "STACK_GLOBAL": lambda r, _: r.name_above(),
+    "REDUCE": lambda r, _: r.call(),
+    "NEWOBJ": lambda r, _: r.call(),
+    "BUILD": lambda r, _: r.stack.pop(),  # a state: nothing here has one
+    "BINPERSID": lambda r, _: r.stored(r.stack.pop()),
+    "MARK": lambda r, _: r.mark(),
+    "TUPLE": lambda r, _: r.push(tuple(r.until_mark())),
+    "TUPLE1": lambda r, _: r.pack(1),
+    "TUPLE2": lambda r, _: r.pack(2),
+    "TUPLE3": lambda r, _: r.pack(3),
+    "APPEND": lambda r, _: r.extend([r.stack.pop()]),
+    "APPENDS": lambda r, _: r.extend(r.until_mark()),
+    "SETITEM": lambda r, _: r.put_one(),
+    "SETITEMS": lambda r, _: r.put(r.until_mark()),
+    "ADDITEMS": lambda r, _: r.until_mark(),
+    "FROZENSET": lambda r, _: r.leave_out(),
+    "EMPTY_TUPLE": lambda r, _: r.push(()),
+    "EMPTY_LIST": lambda r, _: r.push([]),
+    "EMPTY_DICT": lambda r, _: r.push({}),
+    "EMPTY_SET": lambda r, _: r.push(OTHER),
+    "NEWTRUE": lambda r, _: r.push(True),
+    "NEWFALSE": lambda r, _: r.push(False),
+    "BINGET": lambda r, number: r.push(r.memo[number]),
+    "LONG_BINGET": lambda r, number: r.push(r.memo[number]),
+    "BINPUT": lambda r, number: r.keep(number),
+    "LONG_BINPUT": lambda r, number: r.keep(number),
+    "MEMOIZE": lambda r, _: r.keep(len(r.memo)),
 }
