@@ -101,7 +101,7 @@ def test_logs_shows_a_jobs_lines_to_people_and_to_programs(root: Root) -> None:
     assert said.returncode == 0, said.stderr
     first, second, *_ = said.stdout.splitlines()
     assert first.endswith("  info     claimed  source=a.yaml")
-    assert second.endswith("  info     drawing  attempt=1 pictures=1")
+    assert second.endswith("  info     drawing  attempt=1 pictures=1 seat=fake")
     assert run_sdbatch("logs", folder.name, "--json", "--root", root.path).stdout == (folder / "log.jsonl").read_text()
 
 

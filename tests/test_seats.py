@@ -117,7 +117,7 @@ def test_jobs_that_died_in_company_are_drawn_alone_and_deaths_alone_count(
     drain(service, clock, 4000)
     assert (service.done, service.failed) == (5, 1)
     assert set(attempts_of(root).values()) == {1}, "no other job lost an attempt"
-    assert "at each of" in (only(root.failed) / "error.txt").read_text()
+    assert "in each of 3 attempts" in (only(root.failed) / "error.txt").read_text()
     in_company = next((number for number, each in enumerate(company) if each > 1), len(company))
     assert all(each == 1 for each in company[in_company + 1 :]), "alone from then on"
 
@@ -352,7 +352,7 @@ def test_a_seat_on_which_different_jobs_die_is_benched_and_tried_again(root: Roo
     assert (service.done, service.failed) == (16, 0)
     _, two = service.seats
     assert two.state == "benched"
-    assert "different jobs died here" in two.problem
+    assert "different jobs crashed here" in two.problem
     sick.clear()
     clock.sleep(seats.BENCH_SECONDS)
     drop(root, *"qrstuvwx")
@@ -371,7 +371,7 @@ def test_all_seats_benched_is_a_pause(root: Root, clock: FakeClock) -> None:
         service.turn(clock)
         clock.sleep(0.5)
     assert json.loads(root.status.read_text())["state"] == "paused"
-    assert "one: benched" in service.problem
+    assert "one: 3 different jobs crashed here" in service.problem
     assert service.failed == 0
 
 

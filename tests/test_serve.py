@@ -150,14 +150,14 @@ def test_a_job_killed_in_the_middle_goes_on_and_gives_the_same_bytes(model_root:
 
     drop_job(root, "job.json", json.dumps(LONG))
     with serving(root) as service:
-        wait_for(lambda: list(root.running.glob("*/samples/00002.png")), "the first iteration")
+        wait_for(lambda: list(root.running.glob("*/**/samples/00002.png")), "the first iteration")
         (renderer,) = renderers(service)
         service.kill()
         service.wait()
     wait_for(lambda: not is_alive(renderer), "the renderer to die with its service")
-    staged = only(root.running) / "samples" / "00000.png"
+    (staged,) = only(root.running).rglob("samples/00000.png")
     inode = staged.stat().st_ino
-    assert not (only(root.running) / "samples" / "00003.png").exists(), "too late to be in the middle"
+    assert not staged.with_name("00003.png").exists(), "too late to be in the middle"
     drain(root)
     assert shas(only(root.done)) == shas(only(whole.done))
     assert (only(root.done) / "samples/00000.png").stat().st_ino == inode, "drawn once"
@@ -168,7 +168,7 @@ def test_a_killed_renderer_costs_no_attempt_of_a_job_that_gets_on(model_root: Ro
     (root.state / "hold").touch()
     drop_job(root, "job.json", json.dumps(LONG))
     with serving(root, engine="fake-process") as service:
-        wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")
+        wait_for(lambda: list(root.running.glob("*/**/samples/00000.png")), "the first picture")
         for pid in renderers(service):
             os.kill(pid, signal.SIGKILL)
         (root.state / "hold").unlink()
@@ -216,7 +216,7 @@ def test_sigterm_stops_in_mid_job_within_seconds_and_nothing_is_lost(model_root:
     (root.state / "hold").touch()  # it makes steps, and no picture after the first
     drop_job(root, "job.json", json.dumps(LONG))
     with serving(root, engine="fake-process") as service:
-        wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")
+        wait_for(lambda: list(root.running.glob("*/**/samples/00000.png")), "the first picture")
         service.terminate()
         assert service.wait(timeout=60) == 0
     assert json.loads(root.status.read_text())["state"] == "stopped"
@@ -368,7 +368,7 @@ def test_a_drain_that_is_stopped_before_its_end_says_so(model_root: Root) -> Non
     (model_root.state / "hold").touch()
     drop_job(model_root, "job.json", json.dumps(LONG))
     with serving(model_root, engine="fake-process", drain=True) as service:
-        wait_for(lambda: list(model_root.running.glob("*/samples/00000.png")), "the first picture")
+        wait_for(lambda: list(model_root.running.glob("*/**/samples/00000.png")), "the first picture")
         service.terminate()
         assert service.wait(timeout=60) == 1
 

@@ -58,7 +58,7 @@ def draw_with(machine: Machine, engine: str) -> None:
 
 def first_picture(root: Root) -> Path:
     """Of the job that is drawn now, once it is there."""
-    return wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")[0]
+    return wait_for(lambda: list(root.running.glob("*/**/samples/00000.png")), "the first picture")[0]
 
 
 def record(root: Root, name: str) -> dict[str, object]:

@@ -48,8 +48,8 @@ class LocalEngine:
 
     def start(self, device: str) -> "LocalRenderer":
         """Begin a child process: its imports take seconds, which pass while the first files settle."""
-        seen, environment = _outlook(device, self.devices)
-        config = self.config.model_copy(update={"device": seen})
+        environment = _outlook(device, self.devices)
+        config = self.config.model_copy(update={"device": device})
         command = [*self.command, config.model_dump_json()]
         try:
             return LocalRenderer(command, environment, self.preload(), self._hear)
@@ -122,18 +122,19 @@ class LocalRenderer:
                 pipe.flush()
 
     def _read(self, pipe: IO[bytes]) -> None:
+        told = None
         with pipe:
             for line in pipe:
                 try:
                     event = EVENT.validate_json(line)
                 except ValidationError:
-                    self.log.error("the renderer sent an invalid answer", answer=repr(line[:200]))  # noqa: TRY400 - all is said
+                    told = Message("the renderer sent an invalid answer")
                     self.process.kill()
                     break
                 self.is_ready = self.is_ready or isinstance(event, Ready)
                 self._hear(self, event)
         self._jobs.put(b"")
-        self._hear(self, Ended(text=self._how_it_ended()))
+        self._hear(self, Ended(text=told or self._how_it_ended()))
 
     def _how_it_ended(self) -> Message:
         try:
@@ -170,13 +171,13 @@ def every_device() -> list[str]:
     return [f"cuda:{number}" for number in range(count)] if count > 1 else ["auto"]
 
 
-def _outlook(device: str, devices: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """A device as its renderer calls it, and the environment in which that sees no other, or has its part of a CPU."""
+def _outlook(device: str, devices: Sequence[str]) -> dict[str, str]:
+    """The environment in which a renderer sees no other device, or uses its part of the CPU."""
     kind, _, number = device.partition(":")
     if kind == "cuda" and number:
         visible = os.environ.get(VISIBLE, "").split(",")
-        return "cuda", {VISIBLE: visible[int(number)] if len(visible) > int(number) and any(visible) else number}
+        return {VISIBLE: visible[int(number)] if len(visible) > int(number) and any(visible) else number}
     shares = [*devices].count("cpu")
     if kind == "cpu" and shares > 1 and "OMP_NUM_THREADS" not in os.environ:
-        return device, {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // shares))}
-    return device, {}
+        return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // shares))}
+    return {}

@@ -210,6 +210,8 @@ def find_device(asked: str) -> torch.device:
             "`devices: cpu` in configs/sdbatch.yaml"
         )
     name = ("cuda" if is_gpu else "cpu") if asked == "auto" else asked
+    if asked.startswith("cuda:") and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ","):
+        name = "cuda"  # the only one that it sees
     try:
         device = torch.zeros(1, device=name).device  # with its number: set_device takes no bare cuda
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA

@@ -374,7 +374,7 @@ class Service:
         if self.problem and self.problem != before and self.readiness.is_resting:
             self.log.info("outside its hours", problem=self.problem)
         elif self.problem and self.problem != before:
-            self.log.error("nothing is drawn for now", problem=self.problem)
+            self.log.error("nothing is generated for now", problem=self.problem)
         elif before and not self.problem:
             self.log.info("the problem is gone", problem=before)
 
