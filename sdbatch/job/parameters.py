@@ -22,6 +22,10 @@ def _printable(text: str) -> str:
     return text
 
 
+def _undecided(value: object) -> object:
+    return RANDOM if isinstance(value, str) and value.strip().lower() == "random" else value
+
+
 def _just_false(value: object) -> object:
     if value is not False:
         raise ValueError("must be false")  # 0 is not, though it is equal
@@ -84,6 +88,8 @@ def _instead(path: str, field: str | None) -> str:
 
 MAX_PROMPT = 10_000  # characters
 MAX_LORAS = 20
+MAX_SEED = 2**32 - 1
+RANDOM = -1  # a seed that is yet to be decided
 
 Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_printable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
@@ -213,13 +219,64 @@ class Job(BaseModel):
         description="Added to the checkpoint's weights for this job, in this order.",
         examples=[[{"file": "models/lora/pencil.safetensors", "weight": 0.8}]],
     )
-    seed: int = Field(
+    seed: Annotated[int, BeforeValidator(_undecided)] = Field(
         42,
-        ge=0,
-        le=2**32 - 1,
+        ge=RANDOM,
+        le=MAX_SEED,
         title="Seed",
-        description="Of the whole job: picture 7 is the seventh that this seed draws.",
-        examples=[42],
+        description="Of the job's random numbers; -1 or random: one that is drawn by lot, and told in the manifest.",
+        examples=[42, RANDOM],
+    )
+    seeding: Literal["auto", "job", "picture"] = Field(
+        "auto",
+        title="Seeding",
+        description="job: one generator for all, as in the scripts; picture: each has its own, with seed + its number; "
+        "auto: job for DDIM and PLMS, else picture.",
+        examples=["picture"],
+    )
+    rng: Literal["device", "cpu", "nv"] = Field(
+        "device",
+        title="Random numbers",
+        description="Who draws them: the device, the CPU, or nv: the CPU as an NVIDIA GPU would.",
+        examples=["cpu"],
+    )
+    variation_seed: int = Field(
+        0,
+        ge=0,
+        le=MAX_SEED,
+        title="Variation seed",
+        description="What a variation is led to; with seeding: picture, and each picture's number added.",
+        examples=[7],
+    )
+    variation_strength: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        title="Variation strength",
+        description="How far the first noise is turned to that of variation_seed: 0 not at all, 1 all the way.",
+        examples=[0.1],
+    )
+    eta_noise_seed_delta: int = Field(
+        0,
+        ge=0,
+        le=MAX_SEED,
+        title="Eta noise seed delta",
+        description="The web UIs' ENSD: added to the seed behind the first noise; with seeding: picture.",
+        examples=[31337],
+    )
+    prompt_syntax: Literal["plain", "webui"] = Field(
+        "plain",
+        title="Prompt syntax",
+        description="webui: weights in brackets, any length, BREAK, AND, [from:to:when], LoRAs and embeddings.",
+        examples=["webui"],
+    )
+    clip_skip: int = Field(
+        1,
+        ge=1,
+        le=12,
+        title="CLIP skip",
+        description="From which layer of the text encoder its words are taken, counted from the last; v1 models only.",
+        examples=[2],
     )
     precision: Literal["autocast", "full"] = Field(
         "autocast",
@@ -227,6 +284,20 @@ class Job(BaseModel):
         description="full: float32; autocast: float16 on a GPU, float32 on a CPU.",
         examples=["full"],
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seeding_is_the_samplers(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or fields.get("seeding", "auto") != "auto":
+            return fields
+        return {**fields, "seeding": own_seeding(fields)}
+
+    @model_validator(mode="after")
+    def _pictures_vary_by_their_own_seeds(self) -> Self:
+        for name in ("variation_strength", "eta_noise_seed_delta"):
+            if getattr(self, name) and self.seeding == "job":
+                raise ValueError(f"{name}|wants seeding: picture, a generator for each picture")
+        return self
 
     @model_validator(mode="after")
     def _has_something_to_draw(self) -> Self:
@@ -331,6 +402,11 @@ class Img2Img(Job):
 
 
 AnyJob = Txt2Img | Img2Img
+
+
+def own_seeding(fields: dict[str, Any]) -> str:
+    """What `seeding: auto` means for a job."""
+    return "job" if fields.get("sampler", "ddim") in ("ddim", "plms") else "picture"
 
 
 def job_kind(fields: dict[str, Any]) -> type[Txt2Img | Img2Img]:

@@ -50,12 +50,15 @@ class Root:
         allowed: folders outside that they may name.
         named: models under names of the admin's.
         defaults: fields of a job with the values that they have here where it doesn't say them.
+        lora_folders, embedding_folders: where prompts find more by their names, beside those in models/.
     """
 
     path: Path
     allowed: tuple[Path, ...] = ()
     named: tuple[tuple[str, NamedModel], ...] = ()
     defaults: tuple[tuple[str, Any], ...] = ()
+    lora_folders: tuple[Path, ...] = ()
+    embedding_folders: tuple[Path, ...] = ()
 
     @property
     def inbox(self) -> Path:
