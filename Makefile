@@ -1,5 +1,6 @@
-# make demo: two jobs drawn in ./demo        make test: the tests        make test-slow: those that need minutes
-# make test-all: both, our programs begun anew each time        make test-gpu: those that need a GPU, else skipped
+# make demo: two jobs drawn in ./demo        make test: the tests in a few minutes
+# make test-all: the same at more steps, states and inputs, our programs begun anew each time
+# make test-slow: those that need minutes or gigabytes        make test-gpu: those that need a GPU, else skipped
 # make bundle: dist/sdbatch-bundle.tar, for a server without any network; OPTIONS='--python 3.12 --ckpt FILE' and so on
 # Each sets up .venv on its own; PYTHON=python3.12 chooses the interpreter.
 
@@ -38,7 +39,8 @@ test-slow: $(BIN)/sdbatch
 
 # In the usual tests our programs start as forks of the tests (see tests/warm.py), in these as anywhere.
 test-all: $(BIN)/sdbatch
-	COLD_TESTS=1 $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder -m 'not gpu'
+	COLD_TESTS=1 $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder \
+		-m 'not slow and not gpu' --hypothesis-profile=thorough
 
 test-gpu: $(BIN)/sdbatch
 	$(BIN)/pytest -m gpu

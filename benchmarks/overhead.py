@@ -86,7 +86,7 @@ def crawl(waiting: int, place: str, seconds: float) -> None:
     """In the child: serve an inbox whose entries take a millisecond each."""
     from sdbatch.config.settings import Settings
     from sdbatch.engine.fake import FakeEngine
-    from sdbatch.engine.protocol import Event, Request, Tick
+    from sdbatch.engine.protocol import Draw, Event, Tick
     from sdbatch.service.service import Service, system_clock
     from sdbatch.spool import inbox
     from sdbatch.telemetry import log
@@ -95,13 +95,13 @@ def crawl(waiting: int, place: str, seconds: float) -> None:
     waits: list[float] = []
 
     class Slow(FakeEngine):
-        def render(self, request: Request) -> Generator[Event]:
+        def render(self, draw: Draw) -> Generator[Event]:
             for _ in range(10):
                 time.sleep(0.05)
                 left = time.perf_counter()
                 yield Tick()
                 waits.append(time.perf_counter() - left)
-            yield from super().render(request)
+            yield from super().render(draw)
 
     @contextmanager
     def scandir(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:

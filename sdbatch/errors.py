@@ -1,8 +1,19 @@
 """What can go wrong, by whose fault it is: that alone decides what becomes of the job."""
 
+from sdbatch.messages import Message
+
 
 class SdbatchError(Exception):
-    """Something a person can act on; its text is written for that person."""
+    """Something a person can act on; its message is written for that person."""
+
+    def __init__(self, template: str = "", /, **values: object) -> None:
+        super().__init__(template if isinstance(template, Message) else Message(template, **values))
+
+    @property
+    def message(self) -> Message:
+        """What it says, to be shown in the reader's language."""
+        message: Message = self.args[0]
+        return message
 
 
 class JobError(SdbatchError):
@@ -15,8 +26,8 @@ class Missing(JobError):
     `may_be_drawn` tells whether an earlier job may still have to draw it.
     """
 
-    def __init__(self, said: str, *, may_be_drawn: bool = False) -> None:
-        super().__init__(said)
+    def __init__(self, template: str, /, *, may_be_drawn: bool = False, **values: object) -> None:
+        super().__init__(template, **values)
         self.may_be_drawn = may_be_drawn
 
 
@@ -59,8 +70,9 @@ class OutOfMemory(SdbatchError):
 
     def __init__(self, said: str) -> None:
         super().__init__(
-            "out of memory, with as little as possible at once; ask for a smaller H and W, or see what else uses the "
-            f"device's memory ({said})"
+            "out of memory, even with the smallest batch; use a smaller H and W, or see what else uses the device's "
+            "memory ({details})",
+            details=said,
         )
 
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tests_support import drain, lay_model, run_sdbatch
 from warm import ColdPopen, WarmPopen
@@ -24,6 +25,11 @@ from sdbatch.testing import FakeClock, drop_job, make_root
 FIRST = ("test_operations", "test_web_browser", "test_systemd_boot", "test_crash", "test_power_cut", "test_serve")
 # The tests of a file stay with one process and share its fixtures, but for these: each goes where there is time.
 SPREAD = ("test_crash", "test_power_cut")
+
+# `make test-all` asks for the other. A busy machine is no fault: no example has a deadline.
+hypothesis.settings.register_profile("few", max_examples=30, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=250, deadline=None)
+hypothesis.settings.load_profile("few")
 
 # The programs that some tests want, and Debian's packages of them.
 PACKAGES = {

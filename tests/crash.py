@@ -1,27 +1,33 @@
 """A root full of jobs of every kind, a real drain of it in a process of its own, and what must hold afterwards."""
 
 import errno
+import gc
 import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from tests_support import drain as drain_here
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.service import daemon, scheduler
 from sdbatch.service.index_writer import IndexWriter
+from sdbatch.service.service import Service
 from sdbatch.spool import handover
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import status_file
-from sdbatch.testing import drop_job
+from sdbatch.testing import FakeClock, drop_job, make_root
 
 SIZE = "H: 64\nW: 64\nn_iter: 2\nn_samples: 1\n"
 FILES = {
@@ -91,6 +97,7 @@ def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
 
 def in_child(work: Callable[[], int]) -> int:
     """Run something in a process of its own; the number that it returns, or minus the signal that ended it."""
+    _warm_up()
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -103,6 +110,22 @@ def in_child(work: Callable[[], int]) -> int:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
+
+@cache
+def _warm_up() -> None:
+    """What a drain imports and compiles is there before the fork: done anew in each child it is half of the time."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = make_root(Path(folder) / "root")
+        fill(root)
+        drain_here(Service(root, Settings(), FakeEngine()), FakeClock())
+    gc.freeze()  # or a child copies all of it when it looks for garbage
+
+
+# Each share goes to whichever worker is free. Two of them are every third of the cases.
+SHARES = 6
+SHARED = pytest.mark.parametrize(
+    "share", [pytest.param(share, marks=[pytest.mark.thorough] if share % 3 else []) for share in range(SHARES)]
+)
 
 KILLED = -signal.SIGKILL
 ALL_DONE_BUT_THE_TYPO = 1  # the exit code

@@ -14,7 +14,7 @@ from sdbatch.client import control
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, Event, RendererConfig, Request, StagedSample
+from sdbatch.engine.protocol import Draw, Event, RendererConfig, StagedSample
 from sdbatch.errors import RendererDied
 from sdbatch.service import readiness
 from sdbatch.service.service import Service
@@ -37,11 +37,11 @@ class CutOff(FakeEngine):
         super().__init__()
         self.pictures, self.end = pictures, end
 
-    def render(self, request: Request) -> Generator[Event]:
+    def render(self, draw: Draw) -> Generator[Event]:
         fresh = 0
-        for event in super().render(request):
+        for event in super().render(draw):
             yield event
-            fresh += isinstance(event, StagedSample) and event.index >= request.jobs[0].start_at
+            fresh += isinstance(event, StagedSample) and event.index >= draw.start_at
             if isinstance(event, StagedSample) and fresh == self.pictures:
                 raise self.end
 

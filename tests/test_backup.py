@@ -103,7 +103,7 @@ def busy_root(root: Root, clock: FakeClock) -> tuple[Service, Counter[str]]:
     return service, Counter([*names, "named", "same", "same", "failed", "failed"])
 
 
-@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 20))])
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(n, marks=pytest.mark.thorough) for n in range(4, 20))])
 def test_each_job_is_in_the_copy_once_whatever_moves_meanwhile(
     root: Root, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

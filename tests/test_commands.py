@@ -1,6 +1,8 @@
 """The quick commands: validate, submit, init, schema."""
 
+import inspect
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -190,11 +192,13 @@ def commands(within: typer.Typer = app, above: str = "") -> Iterator[tuple[str, 
         yield from commands(group.typer_instance, f"{above}{group.name} ")
 
 
-@pytest.mark.parametrize(("name", "command"), [*commands()], ids=[name for name, _ in commands()])
-def test_every_command_shows_an_example_and_tells_its_exit_codes(name: str, command: Callable[..., None]) -> None:
-    said = command.__doc__ or ""
-    assert "xample" in said or f"    sdbatch {name} " in said
-    assert "Exit codes: 0 " in said
+@pytest.mark.parametrize("command", [command for _, command in commands()], ids=[name for name, _ in commands()])
+def test_every_commands_help_fits_80_columns_and_has_an_example_and_exit_codes(command: Callable[..., None]) -> None:
+    lines = inspect.cleandoc(command.__doc__ or "").splitlines()
+    assert len(lines[0]) <= 63, "one line in the list of commands"
+    assert max(map(len, lines)) <= 76
+    assert any(line.startswith(("  sdbatch ", "  sudo sdbatch ")) for line in lines)
+    assert re.search(r"^Exit codes:\n  0 +\w", "\n".join(lines), re.MULTILINE)
 
 
 def test_a_shell_is_taught_the_commands() -> None:

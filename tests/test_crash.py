@@ -15,6 +15,8 @@ from crash import (
     ALL_DONE_BUT_THE_TYPO,
     KILLED,
     PICTURES,
+    SHARED,
+    SHARES,
     Samples,
     check,
     digests,
@@ -61,11 +63,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return steps, pictures
 
 
-# Each share goes to whichever worker is free.
-SHARES = 4
-SHARED = pytest.mark.parametrize("share", range(SHARES))
-
-
 @SHARED
 def test_killed_at_every_durable_step(undisturbed: Undisturbed, tmp_path: Path, share: int) -> None:
     steps, pictures = undisturbed
@@ -96,7 +93,7 @@ def test_killed_again_while_recovering(undisturbed: Undisturbed, tmp_path: Path)
         check(root, pictures, first | second)
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.thorough)])
 def test_killed_at_every_durable_step_with_the_inbox_on_another_filesystem(
     undisturbed: Undisturbed, tmp_path: Path, every: int
 ) -> None:
@@ -120,7 +117,7 @@ BY_TURNS = pytest.mark.parametrize(
     "errors",
     [
         pytest.param((errno.EIO, errno.ENOSPC), id="EIO-ENOSPC"),
-        pytest.param((errno.ENOSPC, errno.EIO), id="ENOSPC-EIO", marks=pytest.mark.slow),
+        pytest.param((errno.ENOSPC, errno.EIO), id="ENOSPC-EIO", marks=pytest.mark.thorough),
     ],
 )
 

@@ -18,9 +18,10 @@ from torch.cuda._utils import _get_device_index
 from sdbatch.renderer import draw as draw_module
 from sdbatch.renderer import renderer as renderer_module
 from sdbatch.renderer.device import memory
-from sdbatch.renderer.draw import NoiseSource, draw
+from sdbatch.renderer.draw import draw
 from sdbatch.renderer.models.models import load_model
 from sdbatch.renderer.renderer import Renderer, find_device
+from sdbatch.renderer.sampling.noise import NoiseSource
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
@@ -94,9 +95,8 @@ def test_the_manifest_records_a_gpus_peak_and_is_silent_of_a_cpus(
 ) -> None:
     service = start()
     render = service.engine.render
-    service.engine.render = lambda request: (  # type: ignore[method-assign]
-        event.model_copy(update={"peak_bytes": peak}) if event.type == "finished" else event
-        for event in render(request)
+    service.engine.render = lambda draw: (  # type: ignore[method-assign]
+        event.model_copy(update={"peak_bytes": peak}) if event.type == "finished" else event for event in render(draw)
     )
     drop_job(root, "a.yaml", "prompt: a\n")
     drain(service, clock)
@@ -123,7 +123,7 @@ def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
         return torch.empty(2, 4, 8, 8, device=NOWHERE)
 
     decoded: list[torch.Tensor] = []
-    monkeypatch.setattr(NoiseSource, "seeded", lambda *_: SimpleNamespace(draw=noise))
+    monkeypatch.setattr(NoiseSource, "seeded", lambda *_: SimpleNamespace(of_batch=lambda *_: noise))
     monkeypatch.setattr(draw_module, "computing", lambda *_: nullcontext())  # there is no autocast for it
     monkeypatch.setattr(draw_module, "decode", lambda model, latents, _: decoded.append(model.decode(latents)))
     model = load_model(*MODELS[version](tmp_path)).to(NOWHERE)

@@ -29,17 +29,18 @@ from tests_support import drain_for_real, only, run_sdbatch, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, RendererConfig, Request
+from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import OutOfMemory
 from sdbatch.job.parameters import AnyJob
 from sdbatch.renderer import examine
 from sdbatch.renderer.device.memory import release
-from sdbatch.renderer.draw import Drawn, NoiseSource, draw
+from sdbatch.renderer.draw import Drawn, draw
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.models.precision import forbid_tf32, half_of
 from sdbatch.renderer.renderer import Renderer, find_device
-from sdbatch.renderer.sampling import sampler
+from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.sampler import run
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.testing import drop_job
@@ -71,7 +72,7 @@ def drawn_by(model: Model, job: AnyJob, init: npt.NDArray[np.float32] | None = N
 def render(renderer: Renderer, *jobs: Draw) -> list[dict[str, Any]]:
     """What the renderer answers to one request."""
     renderer.answers = io.StringIO()
-    renderer.serve(io.StringIO(Request(jobs=list(jobs)).model_dump_json()))
+    renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in jobs)))
     return [json.loads(line) for line in renderer.answers.getvalue().splitlines()]
 
 
@@ -170,8 +171,7 @@ def test_nothing_in_the_step_loop_waits_for_the_gpu(
     files = small_v2(tmp_path) if version == "v2" else (CKPT, CONFIG)
     model, job = load_model(*files, dtype=torch.float16).to(GPU), small_txt2img(**fields)
     drawn_by(model, job)  # what the libraries set up at their first use may wait
-    for name in ("ddim", "plms"):
-        monkeypatch.setattr(sampler, name, never_waiting(getattr(sampler, name)))
+    monkeypatch.setattr("sdbatch.renderer.draw.run", never_waiting(run))
     assert len(drawn_by(model, job)[0]) == 2
     with pytest.raises(RuntimeError, match="synchronizing"):
         never_waiting(torch.ones(1, device=GPU).item)()

@@ -15,7 +15,7 @@ from tests_support import drain, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
-from sdbatch.engine.protocol import Draw, Event, Request, StagedGrid
+from sdbatch.engine.protocol import Draw, Event, StagedGrid
 from sdbatch.errors import Cancelled, OutOfMemory
 from sdbatch.history import scan
 from sdbatch.imaging.pictures import write_grid
@@ -167,11 +167,11 @@ def test_a_job_is_cancelled_between_two_parts_of_its_grid(tmp_path: Path, monkey
 class InParts(FakeEngine):
     """Lays every grid in two parts."""
 
-    def render(self, request: Request) -> Generator[Event]:
-        for event in super().render(request):
+    def render(self, draw: Draw) -> Generator[Event]:
+        for event in super().render(draw):
             yield event
             if isinstance(event, StagedGrid):
-                folder = request.jobs[0].folder
+                folder = draw.folder
                 files.write_atomically(folder / "grid-0001.png", (folder / event.file).read_bytes())
                 yield event.model_copy(update={"file": "grid-0001.png"})
 

@@ -106,7 +106,7 @@ def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
             return step(database, wanted, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
 
         monkeypatch.setattr(search, "_step", stopped)
-        monkeypatch.setattr(index, "SPANS", (14, 16))  # a job takes a minute here
+        monkeypatch.setattr(index, "SPAN", 14)  # a job takes a minute here
     (root.path / "p.txt").write_text("a truck\na boat\n" * 4)
     for name in "abc":
         draw("from_file: p.txt\nH: 64\nW: 64\nn_iter: 1", f"{name}.yaml")

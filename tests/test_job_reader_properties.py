@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from job_files import EXAMPLES, RECORD, check, damage, good_jobs, halves, job_like, manifest_of, only_job
 
@@ -20,7 +20,6 @@ spliced = st.builds(
 marks = st.text(alphabet="{}[]:,-&*!|>\"'#%@`?<= \n\t\\ab01.~", max_size=60).map(str.encode)
 
 
-@settings(max_examples=250, deadline=None)
 @given(
     data=st.binary(max_size=200) | st.text(max_size=100).map(str.encode) | marks | spliced,
     name=st.sampled_from(["job.yaml", "job.json"]),
@@ -35,7 +34,6 @@ def test_any_bytes_are_answered(data: bytes, name: str) -> None:
 # Anything that looks like a job
 
 
-@settings(max_examples=60, deadline=None)
 @given(jobs=st.lists(job_like, min_size=1, max_size=3))
 def test_anything_that_looks_like_jobs_gets_an_answer_for_each(jobs: list[dict[str, Any]]) -> None:
     in_yaml = "---\n" + "---\n".join(yaml.safe_dump(job, allow_unicode=len(jobs) > 1) for job in jobs)
@@ -45,7 +43,6 @@ def test_anything_that_looks_like_jobs_gets_an_answer_for_each(jobs: list[dict[s
     assert len(check(json.dumps(jobs).encode(), "job.json")) == len(jobs)
 
 
-@settings(max_examples=100, deadline=None)
 @given(key=halves, value=halves, half=st.sampled_from(["", "\ud800", "\udfff"]))
 def test_half_characters_in_json_are_answered(key: str, value: str, half: str) -> None:
     (entry,) = check(json.dumps({"prompt": value + half, key + half: value}).encode(), "job.json")
@@ -55,7 +52,6 @@ def test_half_characters_in_json_are_answered(key: str, value: str, half: str) -
 # Good jobs
 
 
-@settings(max_examples=100, deadline=None)
 @given(fields=good_jobs, hyphens=st.booleans())
 def test_a_good_job_means_the_same_in_yaml_and_in_json(fields: dict[str, Any], hyphens: bool) -> None:
     written = {name.replace("_", "-"): value for name, value in fields.items()} if hyphens else fields
@@ -70,14 +66,12 @@ def test_a_good_job_means_the_same_in_yaml_and_in_json(fields: dict[str, Any], h
     assert job.model_dump().keys() >= taken
 
 
-@settings(max_examples=100, deadline=None)
 @given(fields=good_jobs)
 def test_a_good_job_comes_back_from_its_manifest(fields: dict[str, Any]) -> None:
     job = only_job(json.dumps(fields), "job.json")
     assert only_job(manifest_of(job, pictures=[]).to_yaml(), "manifest.yaml") == job
 
 
-@settings(max_examples=150, deadline=None)
 @given(changes=damage)
 @example(changes={"follow_up": {"init_img": 0}, "pictures": [{}]})
 @example(changes={"follow_up": {"init_img": []}})

@@ -191,15 +191,26 @@ def test_the_noise_is_found_in_a_velocity(v2_model: Model, timestep: int) -> Non
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
     )
     x0, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    t = torch.tensor(timestep)
+    t = torch.tensor([timestep])
     velocity = scheduler.get_velocity(x0, noise, t)
 
     def unet(x: Tensor, timesteps: Tensor, **_: object) -> tuple[Tensor]:
         return (velocity,)
 
     model = Model(**(vars(v2_model) | {"unet": unet}))
-    found = model.predict_noise(scheduler.add_noise(x0, noise, t), t, torch.zeros(1))
+    found = model.predict_noise(scheduler.add_noise(x0, noise, t), t.float(), torch.zeros(1))
     torch.testing.assert_close(found, noise, atol=2e-5, rtol=1e-4)
+
+
+def test_between_two_timesteps_a_velocity_is_read_where_log_sigma_lies(v2_model: Model) -> None:
+    """Each row at its own: the one between has the geometric mean of the sigmas."""
+    x, velocity = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = Model(**(vars(v2_model) | {"unet": lambda *_, **__: (velocity,)}))
+    found = model.predict_noise(x, torch.tensor([500.0, 500.5, 501.0]), torch.zeros(1))
+    sigmas = [((1 - a) / a) ** 0.5 for a in model.alphas[500:502]]
+    for i, sigma in enumerate([sigmas[0], (sigmas[0] * sigmas[1]) ** 0.5, sigmas[1]]):
+        expected = (velocity[i] + sigma * x[i]) / (1 + sigma**2) ** 0.5
+        torch.testing.assert_close(found[i], expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("plms", [False, True])
@@ -207,7 +218,7 @@ def test_v2_draws_what_the_same_model_in_terms_of_noise_would(v2_model: Model, p
     class InTermsOfNoise(Model):
         def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
             velocity: Tensor = self.unet(x, timesteps, encoder_hidden_states=context).sample
-            alpha = float(self.alphas[int(timesteps)])
+            alpha = float(self.alphas[int(timesteps[0])])
             noise: Tensor = alpha**0.5 * velocity + (1 - alpha) ** 0.5 * x
             return noise
 

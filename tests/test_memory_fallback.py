@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, RendererConfig, Request
+from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import OutOfMemory
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.parameters import AnyJob
@@ -190,7 +190,7 @@ def test_the_next_job_is_not_poorer_and_the_model_stays(tmp_path: Path) -> None:
     (cached,) = renderer.model_cache.models.values()
     large, small = task(tmp_path / "large", H=256, W=256), task(tmp_path / "small")
     with small_memory(cached.model.vae.decoder, 32 * 128 * 128 * 4):
-        renderer.serve(io.StringIO(Request(jobs=[large, small]).model_dump_json()))
+        renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in (large, small))))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
     notes = {event["job_id"]: event["notes"] for event in events if event["type"] == "finished"}
     assert len(notes["large"]) == 2, "one at a time, then in tiles"
@@ -224,7 +224,7 @@ def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(
     (cached,) = renderer.model_cache.models.values()
     job = task(tmp_path / "job")
     with small_memory(cached.model.unet, 100), pytest.raises(OutOfMemory):
-        renderer.serve(io.StringIO(Request(jobs=[job]).model_dump_json()))
+        renderer.serve(io.StringIO(job.model_dump_json()))
     notes = json.loads((job.folder / "notes.json").read_text())
     assert notes[-1] == "out of memory, with as little as possible at once: this renderer ends"
 
@@ -250,7 +250,7 @@ def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); {load}"
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "checksums.json")],
-        input=Request(jobs=jobs).model_dump_json(),
+        input="\n".join(job.model_dump_json() for job in jobs),
         capture_output=True,
         text=True,
         check=False,
@@ -287,7 +287,7 @@ def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_ne
     failed, done = only(model_root.failed), only(model_root.done)
     told = (failed / "error.txt").read_text()
     assert told.startswith("the renderer died at each of 2 attempts to draw this job.")
-    assert told.splitlines()[-1].startswith("out of memory, with as little as possible at once; ask for a smaller H")
+    assert told.splitlines()[-1].startswith("out of memory, even with the smallest batch; use a smaller H")
     assert "Traceback" not in told
     assert json.loads((failed / "notes.json").read_text())[-1].endswith("this renderer ends")
     assert notes_of(yaml.safe_load((done / "manifest.yaml").read_text())) == []

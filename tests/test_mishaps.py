@@ -15,7 +15,7 @@ import pytest
 from tests_support import REFERENCE, drain, only, run_sdbatch
 
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, RendererConfig, Request, Tick
+from sdbatch.engine.protocol import Draw, RendererConfig, Tick
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.service.service import Service
@@ -243,14 +243,13 @@ def test_folders_behind_links_to_what_is_not_mounted_yet_are_waited_for(tmp_path
     assert only(root.inbox).name == "a.yaml"
 
 
-def request(prompts: int) -> Request:
+def request(prompts: int) -> Draw:
     job = Txt2Img(from_file="p.txt", prompt="a")
     anywhere = Path("/nowhere")
-    draw = Draw(
+    return Draw(
         job_id="job", job=job, lines=["a" * 1000] * prompts, init=None, max_init_pixels=1, max_pixels=1,
-        folder=anywhere, samples="samples", ckpt=anywhere, config=anywhere, start_at=0, halt=anywhere, cancel=anywhere,
+        folder=anywhere, ckpt=anywhere, config=anywhere, start_at=0, halt=anywhere, cancel=anywhere,
     )  # fmt: skip
-    return Request(jobs=[draw])
 
 
 def test_a_renderer_that_does_not_read_on_does_not_stop_the_service(tmp_path: Path) -> None:

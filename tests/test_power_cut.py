@@ -8,7 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crash import ALL_DONE_BUT_THE_TYPO, check, digests, drain, fill, in_child, manifests, samples_in, serve
+from crash import (
+    ALL_DONE_BUT_THE_TYPO,
+    SHARED,
+    SHARES,
+    check,
+    digests,
+    drain,
+    fill,
+    in_child,
+    manifests,
+    samples_in,
+    serve,
+)
 from power_cut import Recording, Tree, trees_after_a_power_cut, write_tree
 
 from sdbatch.storage.root import Root
@@ -51,10 +63,7 @@ def pictures(memory: Path) -> dict[str, list[str]]:
     return digests(manifests(root))
 
 
-SHARES = 4  # each goes to whichever worker is free
-
-
-@pytest.mark.parametrize("share", range(SHARES))
+@SHARED
 def test_the_power_goes(states: list[Tree], pictures: dict[str, list[str]], memory: Path, share: int) -> None:
     for number, tree in enumerate(states[share::SHARES]):
         root = Root(memory / f"state-{share}-{number}")

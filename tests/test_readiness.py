@@ -13,7 +13,7 @@ from tests_support import drain, only
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
-from sdbatch.engine.protocol import Draw, Event, Request, Tick
+from sdbatch.engine.protocol import Draw, Event, Tick
 from sdbatch.errors import Cancelled, EngineDown, RendererDied
 from sdbatch.operations import environment
 from sdbatch.service import readiness
@@ -188,8 +188,8 @@ class Hanging(FakeEngine):
     def stop(self) -> None:
         self.stopped += 1
 
-    def render(self, request: Request) -> Generator[Event]:
-        events = super().render(request)
+    def render(self, draw: Draw) -> Generator[Event]:
+        events = super().render(draw)
         if not self.loads_for_ever:
             yield next(events)
         while self.hangs:

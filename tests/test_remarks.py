@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from test_job_reader import read, read_job
@@ -78,7 +78,6 @@ def test_tokens_are_counted_as_by_the_engine(encoders: dict[str, Callable[[str],
         assert text.endswith(rest)
 
 
-@settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=40).map(lambda text: (text + " ") * 8), encoder=st.sampled_from(["clip", "bert"]))
 def test_tokens_of_any_text_are_counted_as_by_the_engine(
     encoders: dict[str, Callable[[str], int]], text: str, encoder: str

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests_support import REFERENCE, small_draw
 
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, RendererConfig, Request
+from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.storage import files
@@ -127,7 +127,7 @@ def test_what_the_disk_does_to_a_job_is_answered(
 
     monkeypatch.setattr(files, "on_step", fail)
     answers = io.StringIO()
-    request = Request(jobs=[task(tmp_path)]).model_dump_json()
+    request = task(tmp_path).model_dump_json()
     Renderer("cpu", tmp_path / "checksums.json", answers).serve(io.StringIO(request))
     last = json.loads(answers.getvalue().splitlines()[-1])
     assert (last["type"], last["fault"]) == ("failed", fault)
@@ -140,7 +140,7 @@ def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(tmp_path:
     save_file(huge, tmp_path / "l.safetensors")
     job = small_draw(tmp_path / "job", loras=[{"file": "l.safetensors"}])
     answers = io.StringIO()
-    request = Request(jobs=[job.model_copy(update={"loras": (tmp_path / "l.safetensors",)})]).model_dump_json()
+    request = job.model_copy(update={"loras": (tmp_path / "l.safetensors",)}).model_dump_json()
     Renderer("cpu", tmp_path / "checksums.json", answers).serve(io.StringIO(request))
     told = json.loads(answers.getvalue().splitlines()[-1])["text"]
     assert "not finite, so there is no picture; loras: l.safetensors may be too strong" in told

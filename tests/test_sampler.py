@@ -15,9 +15,12 @@ from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.parameters import AnyJob, Batch, Img2Img
 from sdbatch.renderer.draw import draw
-from sdbatch.renderer.sampling import sampler
+from sdbatch.renderer.sampling.guidance import Rows, guided
+from sdbatch.renderer.sampling.registry import SAMPLERS
+from sdbatch.renderer.sampling.sampler import Course, Sampling, Wish, run
+from sdbatch.renderer.sampling.schedule import advance, alphas_cumprod, make_schedule
 
-ALPHAS = sampler.alphas_cumprod(0.00085, 0.012, 1000)
+ALPHAS = alphas_cumprod(0.00085, 0.012, 1000)
 
 # Steps of 1000 for which the scripts ask for timestep 1000, which does not exist.
 OFF_THE_END = {3, 9, 27, 36, 37, *range(101, 112), *range(251, 334), *range(501, 1001)}
@@ -41,23 +44,23 @@ def test_alpha_bar_is_the_product_of_the_float64_betas() -> None:
 
 @pytest.mark.parametrize(("steps", "evaluations"), [(1, 1), (7, 8), (20, 20), (30, 31), (50, 50), (1000, 1000)])
 def test_steps_that_do_not_divide_the_timesteps_make_more_evaluations(steps: int, evaluations: int) -> None:
-    assert len(sampler.make_schedule(ALPHAS, steps, 0.0)) == evaluations
+    assert len(make_schedule(ALPHAS, steps, 0.0)) == evaluations
 
 
 def test_fifty_steps_stand_at_every_twentieth_timestep_plus_one() -> None:
-    assert [step.timestep for step in sampler.make_schedule(ALPHAS, 50, 0.0)] == list(range(1, 1000, 20))
+    assert [step.timestep for step in make_schedule(ALPHAS, 50, 0.0)] == list(range(1, 1000, 20))
 
 
 def test_every_schedule_is_that_of_the_scripts_and_stays_inside_the_timesteps() -> None:
     for steps in range(1, 1001):
-        timesteps = [step.timestep for step in sampler.make_schedule(ALPHAS, steps, 1.0)]
+        timesteps = [step.timestep for step in make_schedule(ALPHAS, steps, 1.0)]
         scripts = [t + 1 for t in range(0, 1000, 1000 // steps)]
         assert (scripts[-1] == 1000) == (steps in OFF_THE_END)
         assert timesteps == ([*scripts[:-1], 999] if steps in OFF_THE_END else scripts)
 
 
 def test_each_step_leads_to_the_one_before_and_the_first_to_the_first_alpha() -> None:
-    schedule = sampler.make_schedule(ALPHAS, 30, 0.0)
+    schedule = make_schedule(ALPHAS, 30, 0.0)
     assert schedule[0].alpha_prev == ALPHAS[0]
     assert [step.alpha_prev for step in schedule[1:]] == [step.alpha for step in schedule[:-1]]
     assert [step.alpha for step in schedule] == [ALPHAS[step.timestep] for step in schedule]
@@ -65,8 +68,8 @@ def test_each_step_leads_to_the_one_before_and_the_first_to_the_first_alpha() ->
 
 @pytest.mark.parametrize("steps", [1, 3, 30, 37, 50, 333, 999, 1000])
 def test_sigma_is_nothing_at_eta_0_and_follows_ddpm_at_eta_1(steps: int) -> None:
-    assert {step.sigma for step in sampler.make_schedule(ALPHAS, steps, 0.0)} == {0.0}
-    for step in sampler.make_schedule(ALPHAS, steps, 1.0):
+    assert {step.sigma for step in make_schedule(ALPHAS, steps, 0.0)} == {0.0}
+    for step in make_schedule(ALPHAS, steps, 1.0):
         a, a_prev = step.alpha, step.alpha_prev
         assert isfinite(step.sigma)
         assert step.sigma == pytest.approx(sqrt((1 - a_prev) / (1 - a)) * sqrt(1 - a / a_prev))
@@ -74,7 +77,7 @@ def test_sigma_is_nothing_at_eta_0_and_follows_ddpm_at_eta_1(steps: int) -> None
 
 
 def test_half_eta_is_half_sigma() -> None:
-    halves, wholes = (sampler.make_schedule(ALPHAS, 20, eta) for eta in (0.5, 1.0))
+    halves, wholes = (make_schedule(ALPHAS, 20, eta) for eta in (0.5, 1.0))
     assert [2 * step.sigma for step in halves] == [step.sigma for step in wholes]
     assert all(step.sigma > 0 for step in wholes)
 
@@ -82,38 +85,70 @@ def test_half_eta_is_half_sigma() -> None:
 # What a sampler calls, with what.
 
 
-class Counted:
-    """A `denoise` and a `noise` that write down their calls."""
+def sampled(course: Course, prediction: float = 0.0) -> tuple[list[float], int]:
+    """The timesteps that a sampler asks about, and how often it draws noise."""
+    asked: list[float] = []
+    drawn = 0
 
-    def __init__(self) -> None:
-        self.indices: list[int] = []
-        self.drawn = 0
-
-    def denoise(self, x: Tensor, i: int) -> Tensor:
-        self.indices.append(i)
-        return torch.zeros_like(x)
-
-    def noise(self) -> Tensor:
-        self.drawn += 1
+    def noise(sigma: float = 0, sigma_next: float = 0) -> Tensor:
+        nonlocal drawn
+        drawn += 1
         return torch.zeros(1)
+
+    def predict(question: tuple[Tensor, float]) -> Tensor:
+        asked.append(question[1])
+        return torch.full_like(question[0], prediction)
+
+    run(course.sample(torch.ones(1), noise), predict)
+    return asked, drawn
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20])
 def test_ddim_evaluates_and_draws_once_a_step_even_where_sigma_is_nothing(steps: int, eta: float) -> None:
-    calls, schedule = Counted(), sampler.make_schedule(ALPHAS, steps, eta)
-    sampler.ddim(calls.denoise, torch.ones(1), schedule, calls.noise)
-    assert calls.indices == list(reversed(range(len(schedule))))
-    assert calls.drawn == len(schedule) == sampler.draws(schedule, is_plms=False)
+    schedule = make_schedule(ALPHAS, steps, eta)
+    asked, drawn = sampled(SAMPLERS["ddim"](ALPHAS, Wish(steps, eta)))
+    assert asked == [step.timestep for step in reversed(schedule)]
+    assert drawn == len(schedule)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20])
 def test_plms_evaluates_and_draws_once_more_in_its_first_step(steps: int) -> None:
-    calls, schedule = Counted(), sampler.make_schedule(ALPHAS, steps, 0.0)
-    sampler.plms(calls.denoise, torch.ones(1), schedule, calls.noise)
-    last = len(schedule) - 1
-    assert calls.indices == [last, max(last - 1, 0), *reversed(range(last))]
-    assert calls.drawn == len(schedule) + 1 == sampler.draws(schedule, is_plms=True)
+    timesteps = [step.timestep for step in reversed(make_schedule(ALPHAS, steps, 0.0))]
+    asked, drawn = sampled(SAMPLERS["plms"](ALPHAS, Wish(steps)))
+    assert asked == [timesteps[0], timesteps[min(1, len(timesteps) - 1)], *timesteps[1:]]
+    assert drawn == len(timesteps) + 1
+
+
+@pytest.mark.parametrize("wish", [Wish(7, 0.5), Wish(20), Wish(10, strength=0.5), Wish(10, strength=0.0)], ids=str)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_rehearsal_asks_as_often_and_draws_as_much_as_the_sampler(name: str, wish: Wish) -> None:
+    """So a job that was stopped goes on with the same noise, and its progress ends at the whole."""
+    course = SAMPLERS[name](ALPHAS, wish)
+    asked, drawn = sampled(course, prediction=0.5)
+    rehearsed: list[tuple[float, ...]] = []
+    assert course.rehearse(lambda *sigmas: rehearsed.append(sigmas)) == course.evaluations == len(asked)
+    assert len(rehearsed) == drawn
+
+
+@pytest.mark.parametrize("tokens", [77, 154])
+def test_a_negative_prompt_of_another_length_is_asked_apart(tokens: int) -> None:
+    x, prompts, unconditional = torch.ones(2, 4, 8, 8), torch.ones(2, 77, 16), torch.full((2, tokens, 16), 0.25)
+    asked: list[tuple[int, ...]] = []
+    told: list[None] = []
+
+    def sampling() -> Sampling:
+        return (yield x, 7.5)
+
+    def network(rows: Rows) -> Tensor:
+        assert (rows.timesteps == 7.5).all()
+        asked.append((*rows.timesteps.shape, rows.context.shape[1]))
+        return rows.x * rows.context.mean(dim=(1, 2))[:, None, None, None]
+
+    e = run(guided(sampling(), prompts, unconditional, 3.0, lambda: told.append(None)), network)
+    assert (e == 0.25 + 3 * 0.75).all()
+    assert asked == ([(4, 77)] if tokens == 77 else [(2, 154), (2, 77)])
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
@@ -121,24 +156,22 @@ def test_a_step_on_a_prediction_in_half_is_taken_in_float32(half: torch.dtype) -
     """As in the scripts under autocast: their coefficients are tensors of float32."""
     x, prediction, noise = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     prediction = prediction.to(half)
-    for step in sampler.make_schedule(ALPHAS, 50, 0.5):
-        halfway = sampler.advance(x, prediction, step, noise)
+    for step in make_schedule(ALPHAS, 50, 0.5):
+        halfway = advance(x, prediction, step, noise)
         assert halfway.dtype == torch.float32
-        assert torch.equal(halfway, sampler.advance(x, prediction.float(), step, noise))
+        assert torch.equal(halfway, advance(x, prediction.float(), step, noise))
 
 
-def test_no_steps_need_no_noise() -> None:
-    calls = Counted()
-    for sample, is_plms in ((sampler.ddim, False), (sampler.plms, True)):
-        assert sample(calls.denoise, torch.ones(1), [], calls.noise) == 1
-        assert calls.drawn == sampler.draws([], is_plms=is_plms) == 0
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_strength_0_needs_no_step_and_no_noise(name: str) -> None:
+    assert sampled(SAMPLERS[name](ALPHAS, Wish(10, strength=0.0))) == ([], 0)
 
 
-@pytest.mark.parametrize("sample", [sampler.ddim, sampler.plms])
-def test_a_perfect_prediction_leads_back_to_the_picture(sample: Any) -> None:
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_perfect_prediction_leads_back_to_the_picture(name: str) -> None:
     x0, e = torch.full((1, 4, 8, 8), 0.3), torch.full((1, 4, 8, 8), -1.2)
-    schedule = sampler.make_schedule(ALPHAS, 25, 0.0)
-    x = sample(lambda _x, _i: e, sampler.add_noise(x0, schedule[-1], e), schedule, Counted().noise)
+    course = SAMPLERS[name](ALPHAS, Wish(25, strength=1.0))
+    x = run(course.sample(course.start.mix(e, x0), lambda *_: torch.zeros(1)), lambda _: e)
     # The last step leads to alphas_cumprod[0], where a little of the noise is left.
     torch.testing.assert_close(x, sqrt(ALPHAS[0]) * x0 + sqrt(1 - ALPHAS[0]) * e, atol=1e-4, rtol=1e-4)
 

@@ -13,7 +13,7 @@ from tests_support import drain, only
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
-from sdbatch.engine.protocol import Draw, Event, Failed, Request
+from sdbatch.engine.protocol import Draw, Event, Failed
 from sdbatch.errors import RendererDied
 from sdbatch.service.service import Service
 from sdbatch.spool import inbox
@@ -276,7 +276,7 @@ def test_a_job_goes_on_at_the_first_missing_picture(start: Start, root: Root, cl
 
     def lose_the_third(draw: Draw) -> None:
         if draw.start_at == 0:
-            for _ in first.engine.render(Request(jobs=[draw])):  # draws all of it
+            for _ in first.engine.render(draw):  # draws all of it
                 pass
             (draw.folder / "samples/00002.png").unlink()
             raise RendererDied("killed")
@@ -314,8 +314,8 @@ def test_a_disk_that_fails_the_renderer_keeps_the_job_too(start: Start, root: Ro
     service = start()
     render = service.engine.render
 
-    def full(request: Request) -> Generator[Event]:
-        yield Failed(job_id=request.jobs[0].job_id, fault="disk", text="No space left on device")
+    def full(draw: Draw) -> Generator[Event]:
+        yield Failed(job_id=draw.job_id, fault="disk", text="No space left on device")
 
     service.engine.render = full  # type: ignore[method-assign]
     with pytest.raises(OSError, match="No space left"):

@@ -87,7 +87,7 @@ def test_the_configuration_s_names_are_found_too(root: Root, tmp_path: Path) -> 
     (tmp_path / nfd("schön")).mkdir()
     (tmp_path / nfd("schön/v15.ckpt")).touch()
     far = str(tmp_path / nfc("schön/v15.ckpt"))
-    root = Root(root.path, named=((nfc("modèle"), NamedModel(far)),))
+    root = Root(root.path, named=((nfc("modèle"), NamedModel(ckpt=far)),))
     assert root.find_weights(nfd("modèle"), "configs/stable-diffusion/v1-inference.yaml").ckpt.is_file()
 
 

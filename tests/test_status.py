@@ -20,7 +20,7 @@ from tests_support import drain, run_sdbatch
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
-from sdbatch.engine.protocol import Event, Request, Stepped
+from sdbatch.engine.protocol import Draw, Event, Stepped
 from sdbatch.errors import JobError
 from sdbatch.service.screen import Bar, _BarLine, _screen
 from sdbatch.service.service import Service
@@ -46,8 +46,8 @@ class SlowEngine(FakeEngine):
         self.clock, self.root, self.steps = clock, root, steps
         self.seen: list[dict[str, Any]] = []
 
-    def render(self, request: Request) -> Generator[Event]:
-        for event in super().render(request):
+    def render(self, draw: Draw) -> Generator[Event]:
+        for event in super().render(draw):
             if not isinstance(event, Stepped):
                 yield event
                 continue

@@ -115,7 +115,7 @@ def test_every_view_is_reached(client: FlaskClient, monkeypatch: pytest.MonkeyPa
     assert reached == {rule.endpoint for rule in client.application.url_map.iter_rules()}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(part=texts, given=values, more=headers)
 def test_no_question_is_answered_by_a_500(
     client: FlaskClient, part: str, given: dict[str, Any], more: dict[str, str]
@@ -124,7 +124,7 @@ def test_no_question_is_answered_by_a_500(
     assert {route: code for route, code in answers.items() if code >= 500} == {}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=300), kind=st.sampled_from(["multipart/form-data; boundary=x", "text/x", ""]))
 def test_a_body_that_is_no_form_is_answered_too(client: FlaskClient, data: bytes, kind: str) -> None:
     for path in ("/new", "/new/preview", "/pause", "/follow-up", "/login"):

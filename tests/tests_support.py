@@ -97,7 +97,6 @@ def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_
         max_init_pixels=1,
         max_pixels=1,
         folder=folder,
-        samples="samples",
         ckpt=ckpt,
         config=REFERENCE / "model/v1-inference-tiny.yaml",
         start_at=start_at,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sdbatch.renderer.models import models, names, networks
 from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS, clip_network, clip_tokenizer
-from sdbatch.renderer.sampling.sampler import alphas_cumprod
+from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
 TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 32, 2, 49408
 LINEAR_START, LINEAR_END, TIMESTEPS = 0.00085, 0.0120, 1000  # the v1 schedule

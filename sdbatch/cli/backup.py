@@ -11,22 +11,29 @@ from sdbatch.cli.common import RootOption, app, named_root
 
 @app.command()
 def backup(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder; it must not exist.")],
     root: RootOption = Path(),
     *,
     models: Annotated[
-        bool | None, typer.Option("--models/--no-models", help="With models/; if not said, where that takes no room.")
+        bool | None,
+        typer.Option("--models/--no-models", help="Copy models/ too. Default: only if that needs no space."),
     ] = None,
 ) -> None:
-    """Copy the root to DIR, while the service works or not: each job is in the copy once, and DIR is a root itself.
+    """Copy the root into a new folder, which is a root too.
 
-    On the same filesystem pictures and models become hard links and take no room. state/ is left out, since it is made
-    anew. A service on the copy draws what was not finished.
+    The service may run meanwhile: each job is in the copy once. On the same
+    filesystem images and models become hard links and need no space. state/
+    is left out, because it is made again. A service on the copy finishes
+    the jobs that were not done.
 
-    Example: sdbatch backup /srv/backup/monday --root /srv/sdbatch
+    Example:
+      sdbatch backup /srv/backup/monday --root /srv/sdbatch
 
-    Exit codes: 0 done; 1 DIR is there already or lies in the root, or something can't be read; 69 there is no root;
-    74 the disk failed or is full. Then nothing is left there.
+    Exit codes:
+      0   done
+      1   DIR exists, or lies in the root, or something can't be read
+      69  there is no root
+      74  the disk failed or is full; nothing is left in DIR
     """
     from sdbatch.operations import backup  # noqa: PLC0415
 

@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": HELP_NAMES},
     pretty_exceptions_enable=False,
-    help="Drop a job file into DIR/jobs/inbox, find the pictures in DIR/jobs/done and DIR/outputs.",
+    help="Generates images from job files: drop a file into DIR/jobs/inbox, find the images in DIR/jobs/done.",
 )
 
 
@@ -47,15 +47,16 @@ RootOption = Annotated[
         "--root",
         envvar="SDBATCH_ROOT",
         callback=_around,
-        help="The folder that holds jobs/, outputs/, models/ and configs/; by default the root that you are in.",
+        show_default=False,
+        help="The root folder. Default: the root that you are in.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 FilesArgument = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.", callback=stored)
 ]
 
-UserOption = Annotated[bool, typer.Option("--user", help="For you alone: a service of your own systemd.")]
+UserOption = Annotated[bool, typer.Option("--user", help="A service of your own, without root rights.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; change nothing.")]
 
 
@@ -112,7 +113,7 @@ def open_to_write_jobs(path: Path) -> "tuple[Root, Settings]":
 
 def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Settings]":
     """A root with its configuration, by what was read of that already if given."""
-    from sdbatch.config import sources  # noqa: PLC0415 - pydantic costs the commands time that need no settings
+    from sdbatch.config import sources  # noqa: PLC0415 - most commands need no settings, and answer sooner
 
     settings = sources.load(root.configuration, content).settings
     return settings.told_to(root), settings

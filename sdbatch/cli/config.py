@@ -9,13 +9,19 @@ from sdbatch.cli.common import JsonOption, RootOption, app, named_root
 
 @app.command()
 def config(root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
-    """Print every setting in force and where it came from: default, configs/sdbatch.yaml with its line, environment.
+    """Show every setting, its value, and where it was set.
 
-    Where a running service still has another value, that is told, and how it gets the new one.
+    A value comes from the default, from a line of configs/sdbatch.yaml, or
+    from an SDBATCH_* variable. If a running service still uses another
+    value, the command says so, and how to apply the new one.
 
-    Examples: sdbatch config --root /srv/sdbatch; SDBATCH_DEVICE=cpu sdbatch config | grep device
+    Examples:
+      sdbatch config --root /srv/sdbatch
+      SDBATCH_DEVICE=cpu sdbatch config | grep device
 
-    Exit codes: 0 the configuration is right; 78 it is wrong.
+    Exit codes:
+      0   the configuration is valid
+      78  it is invalid
     """
     from sdbatch.operations.config_report import config_lines  # noqa: PLC0415
 

@@ -9,22 +9,27 @@ from sdbatch.cli.common import RootOption, app, named_root
 from sdbatch.errors import JobError
 
 JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="A file's name in the inbox, a job's id, or a part of one.")
+    str, typer.Argument(metavar="JOB", help="The name of a file in the inbox, or a job's id or a part of it.")
 ]
 
 
 @app.command()
 def pause(
-    reason: Annotated[str, typer.Argument(help="For whoever wonders; it stands in jobs/PAUSE.")] = "",
+    reason: Annotated[str, typer.Argument(help="The reason; `status` shows it.")] = "",
     root: RootOption = Path(),
     *,
-    unload: Annotated[bool, typer.Option("--unload", help="Free the GPU's memory too.")] = False,
+    unload: Annotated[bool, typer.Option("--unload", help="Free the GPU memory too.")] = False,
 ) -> None:
-    """Finish the pictures in work, then let everything wait; `sdbatch resume` goes on.
+    """Pause the service after the current images.
 
-    Example: sdbatch pause "the card is needed" --unload
+    Continue with `sdbatch resume`.
 
-    Exit codes: 0 it will; 69 there is no root.
+    Example:
+      sdbatch pause "the GPU is needed" --unload
+
+    Exit codes:
+      0   the service will pause
+      69  there is no root
     """
     from sdbatch.client import control  # noqa: PLC0415
 
@@ -35,13 +40,17 @@ def pause(
 def resume(
     root: RootOption = Path(),
     *,
-    now: Annotated[bool, typer.Option("--now", help="Draw outside active_hours too, until they begin.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Start now, outside active_hours too.")] = False,
 ) -> None:
-    """Go on after a pause; with --now outside the hours in which to draw, too.
+    """Continue after a pause.
 
-    Examples: sdbatch resume --root /srv/sdbatch; sdbatch resume --now
+    Examples:
+      sdbatch resume --root /srv/sdbatch
+      sdbatch resume --now
 
-    Exit codes: 0 it does, or was not paused; 69 there is no root.
+    Exit codes:
+      0   the service continues, or was not paused
+      69  there is no root
     """
     from sdbatch.client import control  # noqa: PLC0415
 
@@ -53,13 +62,21 @@ def cancel(
     job: JobArgument = "",
     root: RootOption = Path(),
     *,
-    everything: Annotated[bool, typer.Option("--all", help="All that waits or is drawn.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every waiting and running job.")] = False,
 ) -> None:
-    """Take a job out, waiting or in work, or a file with all its jobs. Deleting its file from the inbox does as well.
+    """Cancel a waiting or running job, or a whole file of jobs.
 
-    Examples: sdbatch cancel truck.yaml; sdbatch cancel 000042; sdbatch cancel 000042.3; sdbatch cancel --all
+    Deleting the job's file from the inbox cancels it too.
 
-    Exit codes: 0 done; 1 there is no such job, or more than one.
+    Examples:
+      sdbatch cancel truck.yaml
+      sdbatch cancel 000042
+      sdbatch cancel 000042.3    the third job of a file
+      sdbatch cancel --all
+
+    Exit codes:
+      0  done
+      1  there is no such job, or more than one
     """
     from sdbatch.client import control  # noqa: PLC0415
 
@@ -73,18 +90,24 @@ def cancel(
 
 @app.command()
 def retry(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, its number, or a part of it.")] = "",
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id, its number, or a part of the id.")] = "",
     root: RootOption = Path(),
     *,
-    all_failed: Annotated[bool, typer.Option("--all-failed", "--all", help="Everything in jobs/failed/.")] = False,
+    all_failed: Annotated[bool, typer.Option("--all-failed", "--all", help="Every job in jobs/failed/.")] = False,
 ) -> None:
-    """Try a failed job again, with the pictures that it has. Its file in jobs/failed/ may have been mended before.
+    """Run a failed job again. It keeps its finished images.
 
-    The number of a file of several jobs means all of them that failed.
+    You may correct the job file in jobs/failed/ first. If a file holds
+    several jobs, its number means all of them that failed.
 
-    Examples: sdbatch retry 000042; sdbatch retry 000042.3; sdbatch retry --all-failed --root /srv/sdbatch
+    Examples:
+      sdbatch retry 000042
+      sdbatch retry 000042.3    the third job of a file
+      sdbatch retry --all-failed --root /srv/sdbatch
 
-    Exit codes: 0 done; 1 there is no such job, or more than one.
+    Exit codes:
+      0  done
+      1  there is no such job, or more than one
     """
     from sdbatch.client import control  # noqa: PLC0415
 
@@ -98,13 +121,19 @@ def retry(
 
 @app.command()
 def prioritize(job: JobArgument, root: RootOption = Path()) -> None:
-    """Put a waiting file into jobs/inbox/urgent/, before all that is not there. What it names may stay where it is.
+    """Move a waiting job to the front of the queue.
 
-    Of a file that was taken already, all jobs that wait go first.
+    A file in the inbox is moved into jobs/inbox/urgent/. The image that it
+    names may stay where it is. If the service has already taken the file,
+    all its waiting jobs go first.
 
-    Examples: sdbatch prioritize truck.yaml; sdbatch prioritize 000042
+    Examples:
+      sdbatch prioritize truck.yaml
+      sdbatch prioritize 000042
 
-    Exit codes: 0 done; 1 there is no such file, or more than one.
+    Exit codes:
+      0  done
+      1  there is no such file, or more than one
     """
     from sdbatch.client import control  # noqa: PLC0415
 

@@ -5,33 +5,37 @@ from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import RootOption, app, named_root
+from sdbatch.cli.common import JsonOption, RootOption, app, named_root
 
 
 @app.command()
 def doctor(
     root: RootOption = Path(),
-    ckpt: Annotated[str, typer.Option(metavar="NAME", help="The checkpoint to load, as a job would name it.")] = "",
-    config: Annotated[str, typer.Option(metavar="NAME", help="Its config, likewise.")] = "",
+    ckpt: Annotated[str, typer.Option(metavar="NAME", help="The checkpoint to load, as a job names it.")] = "",
+    config: Annotated[str, typer.Option(metavar="NAME", help="Its config, as a job names it.")] = "",
     *,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Don't load the checkpoint, which takes time and three times its size of memory."),
+        typer.Option(
+            "--quick", help="Don't load the checkpoint. Loading takes time, and memory of three times its size."
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Look at everything that drawing depends on, and tell what to do where something is wrong.
+    """Check everything that generating images needs.
 
-    Folders, filesystem, inotify, space, clock, torch and its device, tokenizer, checkpoint and config, that nothing
-    asks for the network, the service and its unit. Nothing is changed. Run it as the service's user:
+    It checks folders, filesystem, inotify, disk space, clock, torch, device,
+    tokenizer, checkpoint, network, service and unit. It says how to correct
+    each problem, and changes nothing. Run it as the service's user.
 
-        sdbatch doctor --root /srv/sdbatch
+    Examples:
+      sdbatch doctor --root /srv/sdbatch
+      sdbatch doctor --root /srv/sdbatch --quick --json | jq .level
+      sdbatch doctor --ckpt other.safetensors --config other.yaml
 
-        sdbatch doctor --root /srv/sdbatch --quick --json | jq .level
-
-        sdbatch doctor --ckpt other.safetensors --config other.yaml
-
-    Exit codes: 0 all is well, but for warnings; 1 there is a problem.
+    Exit codes:
+      0  no problem, perhaps warnings
+      1  there is a problem
     """
     from sdbatch.operations import doctor  # noqa: PLC0415
 

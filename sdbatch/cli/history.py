@@ -24,39 +24,49 @@ if TYPE_CHECKING:
 WhatArgument = Annotated[
     str,
     typer.Argument(
-        metavar="PICTURE|JOB", help="A picture's path, JOB/NUMBER such as 000042/2, a job's id or a part of it."
+        metavar="IMAGE|JOB", help="An image's path, JOB/NUMBER such as 000042/2, or a job's id or a part of it."
     ),
 ]
-DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the job file, and don't drop it.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the job file; submit nothing.")]
 
 
 @app.command()
 def history(  # noqa: PLR0913 - each is an option
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[WORDS]", help="All of them stand in the prompts, or in the names of its files."),
+        typer.Argument(metavar="WORDS", help="Words of the prompt or of a file name; all must match."),
     ] = None,
     root: RootOption = Path(),
     *,
-    since: Annotated[str, typer.Option(help="Drawn then or later: 2026-11-20, 12h, 3d.")] = "",
-    seed: Annotated[int | None, typer.Option(help="Drawn with this seed.")] = None,
-    ckpt: Annotated[str | None, typer.Option(help="Drawn with this checkpoint: its path or its name.")] = None,
-    kind: Annotated[str | None, typer.Option(help="txt2img or img2img.")] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Jobs that failed, with their reasons.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many pictures at most.")] = 50,
+    since: Annotated[str, typer.Option(help="Not older than this: 2026-11-20, 12h, 3d.")] = "",
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Only this seed.")] = None,
+    ckpt: Annotated[str | None, typer.Option(help="Only this checkpoint: its path or its name.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only txt2img or img2img.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Failed jobs, with the reason.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="Show at most this many images.")] = 50,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Read all folders again first.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find pictures by words, newest first: a table, or lines that begin with the path if piped.
+    """Search all images, newest first.
 
-    The words stand in the prompt or the negative one, in the job's name or its file's, or in the picture's path. Each
-    finds those that begin with it, with accents or without; Chinese is found anywhere. Found are pictures of
-    jobs/done/, and in outputs/ what the earlier web service and other programs drew.
+    The words are searched in the prompts, in the name of the job and of its
+    file, and in the path of the image. Each word matches words that start
+    with it, with or without accents. Chinese matches anywhere. Images of
+    other programs in outputs/ are found too. In a pipe each result is one
+    line that starts with the path.
 
-    Examples: sdbatch history blue truck --since 3d; sdbatch history 猫 --json; sdbatch history --failed;
-    sdbatch history truck | cut -f1 | head -1; sdbatch history --rebuild
+    Examples:
+      sdbatch history blue truck --since 3d
+      sdbatch history 猫 --json
+      sdbatch history --failed
+      sdbatch history truck | cut -f1 | head -1
+      sdbatch history --rebuild
 
-    Exit codes: 0 found; 1 nothing was found; 69 there is no root; 2 a value is none.
+    Exit codes:
+      0   found
+      1   nothing was found
+      2   an option has an invalid value
+      69  there is no root
     """
     from sdbatch.cli import tables  # noqa: PLC0415 - rich
     from sdbatch.history import times  # noqa: PLC0415
@@ -83,14 +93,20 @@ def history(  # noqa: PLR0913 - each is an option
 
 @app.command()
 def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
-    """Tell everything known of a picture or a job, and as a tree what it came from and what came of it.
+    """Show all parameters of an image or job, and related jobs.
 
-    Of any other picture, wherever it lies: what it says of itself, whichever program drew it.
+    The tree shows which image it started from, and its follow-ups. For an
+    image file of any other program it shows what the file itself contains.
 
-    Examples: sdbatch show 000042; sdbatch show 000042/2; sdbatch show outputs/trucks/samples/00007.png --json;
-    sdbatch show ~/Downloads/cat.jpg
+    Examples:
+      sdbatch show 000042
+      sdbatch show 000042/2
+      sdbatch show outputs/trucks/samples/00007.png --json
+      sdbatch show ~/Downloads/cat.jpg
 
-    Exit codes: 0 shown; 1 there is none, or several have that in their ids.
+    Exit codes:
+      0  shown
+      1  there is none, or several ids contain this text
     """
     from sdbatch.cli import tables  # noqa: PLC0415
     from sdbatch.history import describe  # noqa: PLC0415
@@ -120,16 +136,21 @@ def restore(
     what: WhatArgument,
     root: RootOption = Path(),
     *,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it there.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to this file.")] = None,
 ) -> None:
-    """Write the job file back that a picture or a job was drawn by.
+    """Print the job file that an image or job was made with.
 
-    It is read from the job's folder, from what stands in the picture, from a setup.json beside it, or from another
-    program's `parameters`; what can't be carried over is told on standard error.
+    It is read from the job's folder, from the image itself, from a
+    setup.json beside it, or from another program's parameters. Standard
+    error names the settings that can't be used here.
 
-    Examples: sdbatch restore 000042 > truck.yaml; sdbatch restore ~/Downloads/cat.png -o cat.yaml
+    Examples:
+      sdbatch restore 000042 > truck.yaml
+      sdbatch restore ~/Downloads/cat.png -o cat.yaml
 
-    Exit codes: 0 written; 1 nothing tells how it was drawn, or FILE is there already.
+    Exit codes:
+      0  written
+      1  no parameters were found, or FILE exists
     """
     from sdbatch.errors import JobError  # noqa: PLC0415
     from sdbatch.history import restore  # noqa: PLC0415
@@ -143,7 +164,7 @@ def restore(
         typer.echo(restored.text, nl=False)
         return
     if output.exists():
-        raise JobError(f"{output} is there already")
+        raise JobError("{output} is there already", output=output)
     files.write_atomically(output, restored.text.encode())
     typer.echo(output)
 
@@ -153,18 +174,20 @@ def follow_up(
     picture: WhatArgument,
     root: RootOption = Path(),
     *,
-    prompt: Annotated[str | None, typer.Option(help="What to draw now; as before, if not given.")] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="How far to leave the picture, 0 to 1; 0.75 if not given.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="The new prompt. Default: the old one.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much to change the image, 0 to 1. Default: 0.75.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed.")] = None,
     dry_run: DryOption = False,
 ) -> None:
-    """Drop an img2img job that starts from a picture; it remembers what it came from.
+    """Submit an img2img job that starts from an image.
 
-    Example: sdbatch follow-up 000042/2 --prompt "add a spider-man on the right" --strength 0.6
+    Example:
+      sdbatch follow-up 000042/2 --prompt "add a spider-man" --strength 0.6
 
-    Exit codes: 0 dropped; 1 there is no such picture, or a value is none; 74 the disk failed.
+    Exit codes:
+      0   submitted
+      1   there is no such image, or a value is invalid
+      74  the disk failed
     """
     from sdbatch.errors import JobError  # noqa: PLC0415
     from sdbatch.history import restore  # noqa: PLC0415
@@ -176,7 +199,7 @@ def follow_up(
     if isinstance(found, JobRecord):
         pictures = [each for each in opened.pictures_of(found.id) if each.file]
         if len(pictures) != 1:
-            raise JobError(f"{found.id} has {len(pictures)} pictures; say which: {found.id}/0")
+            raise JobError("{id} has {count} pictures; say which: {id}/0", id=found.id, count=len(pictures))
         found = pictures[0]
     fields = {} if seed is None else {"seed": seed}
     text = restore.follow_up(place, opened, found, prompt, strength, **fields)
@@ -188,14 +211,18 @@ def rerun(
     job: WhatArgument,
     root: RootOption = Path(),
     *,
-    seed: Annotated[int | None, typer.Option(help="Another seed, for other pictures.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed, for other images.")] = None,
     dry_run: DryOption = False,
 ) -> None:
-    """Drop a job once more: the same pictures, or with --seed others.
+    """Submit a job again: the same images, or others with --seed.
 
-    Example: sdbatch rerun 000042 --seed 7
+    Example:
+      sdbatch rerun 000042 --seed 7
 
-    Exit codes: 0 dropped; 1 there is no such job; 74 the disk failed.
+    Exit codes:
+      0   submitted
+      1   there is no such job
+      74  the disk failed
     """
     from sdbatch.history import restore  # noqa: PLC0415
 

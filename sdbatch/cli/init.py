@@ -15,23 +15,27 @@ DEMO_DEFAULTS = "\ndefaults: {H: 64, W: 64}  # what the demo model was trained o
 
 @app.command()
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make the root.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The root to create.")],
     model: Annotated[
-        Path | None, typer.Option(help="A checkpoint to lay where jobs look for it.", callback=stored)
+        Path | None, typer.Option(help="A checkpoint to copy to the default place.", callback=stored)
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="The checkpoint's yaml, if it is not Stable Diffusion v1's.", callback=stored)
+        Path | None, typer.Option(help="Its config, if it is not Stable Diffusion v1.", callback=stored)
     ] = None,
     *,
-    demo: Annotated[
-        bool, typer.Option("--demo", help="Lay the demo model there: 64x64 pixels, a hundred things.")
-    ] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Use the demo model: 64x64 pixels, a hundred things.")] = False,
 ) -> None:
-    """Make a root: folders, configuration, the model configs. What is there already stays as it is.
+    """Create a root: folders, configuration, model configs.
 
-    Examples: sdbatch init /srv/sdbatch; sdbatch init demo --demo
+    Existing files are not changed.
 
-    Exit codes: 0 made, or there already; 78 another file is in the way.
+    Examples:
+      sdbatch init /srv/sdbatch
+      sdbatch init demo --demo
+
+    Exit codes:
+      0   the root is ready
+      78  another file is in the way
     """
     from sdbatch.service import daemon  # noqa: PLC0415
 
@@ -65,7 +69,9 @@ def _lay(source: Path | None, target: Path) -> None:
     if source is None:
         return
     if target.exists() and not same_content(source, target):
-        raise ConfigError(f"{target} is there already, and is not {source}; move it away first")
+        raise ConfigError(
+            "{target} is there already, and is not {source}; move it away first", target=target, source=source
+        )
     if not target.exists():
         make_dir(target.parent)
         with source.open("rb") as file:

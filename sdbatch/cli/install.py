@@ -17,20 +17,25 @@ if TYPE_CHECKING:
 def install(
     root: Annotated[
         Path | None,
-        typer.Option("--root", help="The root to serve: /srv/sdbatch, with --user ~/sdbatch, if not given."),
+        typer.Option("--root", help="The root. Default: /srv/sdbatch, with --user ~/sdbatch."),
     ] = None,
     *,
     user: UserOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Make it a service of systemd: write the unit, make the account and the root's folders.
+    """Install the systemd service: unit, account, folders.
 
-    Written anew each time; changes of your own belong into `systemctl edit sdbatch`.
+    Each run writes the unit again. Put your own changes into a drop-in with
+    `systemctl edit sdbatch`.
 
-    Examples: sudo sdbatch install --root /srv/sdbatch; sdbatch install --user --dry-run
+    Examples:
+      sudo sdbatch install --root /srv/sdbatch
+      sdbatch install --user --dry-run
 
-    Exit codes: 0 done, or shown; 1 the service could not run like that, or this needs root; 78 the
-    configuration is wrong.
+    Exit codes:
+      0   done, or shown
+      1   the service could not run like this, or root is needed
+      78  the configuration is invalid
     """
     from sdbatch.operations.install import plan_install, read_admins  # noqa: PLC0415
 
@@ -52,11 +57,17 @@ def install(
 
 @app.command()
 def uninstall(*, user: UserOption = False, dry_run: DryRunOption = False) -> None:
-    """Stop the service and take out what `install` wrote; the root and its pictures stay, and the account too.
+    """Remove the systemd service. The root and its images stay.
 
-    Examples: sudo sdbatch uninstall; sdbatch uninstall --user --dry-run
+    The service is stopped first. The account stays too.
 
-    Exit codes: 0 gone, or never there; 1 this needs root.
+    Examples:
+      sudo sdbatch uninstall
+      sdbatch uninstall --user --dry-run
+
+    Exit codes:
+      0  removed, or was not installed
+      1  root is needed
     """
     from sdbatch.operations.install import plan_uninstall  # noqa: PLC0415
 

@@ -15,13 +15,19 @@ def logs(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the service said about a job: the log.jsonl in its folder.
+    """Show the log of a job.
 
-    Under systemd the journal has the same lines: journalctl JOB_ID=20261122T101530Z-000042-truck
+    It is read from log.jsonl in the job's folder. Under systemd the journal
+    has the same lines: journalctl JOB_ID=20261122T101530Z-000042-truck
 
-    Examples: sdbatch logs 000042 --root /srv/sdbatch; sdbatch logs 000042 --json | jq .event
+    Examples:
+      sdbatch logs 000042 --root /srv/sdbatch
+      sdbatch logs 000042 --json | jq .event
 
-    Exit codes: 0 shown; 1 there is no such job, or nothing was written about it; 69 there is no root.
+    Exit codes:
+      0   shown
+      1   there is no such job, or it has no log
+      69  there is no root
     """
     from sdbatch.client.job_log import log_lines  # noqa: PLC0415
 

@@ -21,21 +21,30 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # names that verify lists of each kind
 
-model = typer.Typer(no_args_is_help=True, help="Checkpoints: what is there, bringing one in, looking it over.")
+model = typer.Typer(no_args_is_help=True, help="List, import, check and convert checkpoints.")
 app.add_typer(model, name="model")
 
-CkptArgument = Annotated[str, typer.Argument(metavar="CKPT", help="As a job names it: a path, or a name of `models`.")]
-ConfigOption = Annotated[str, typer.Option(help="The checkpoint's yaml, as a job names it.")]
+CkptArgument = Annotated[
+    str, typer.Argument(metavar="CKPT", help="The checkpoint as a job names it: a path, or a name of `models:`.")
+]
+ConfigOption = Annotated[str, typer.Option(help="Its config, as a job names it.")]
 Precision = Literal["float32", "float16", "bfloat16"]
 
 
 @model.command("list")
 def list_models(root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
-    """List the models that jobs can name, how large they are, and in which precisions they lie there converted.
+    """List the models that jobs can name.
 
-    Examples: sdbatch model list --root /srv/sdbatch; sdbatch model list --json | jq '.[].name'
+    It shows their sizes, and in which precisions they are converted.
 
-    Exit codes: 0 listed; 1 there is none; 69 there is no root.
+    Examples:
+      sdbatch model list --root /srv/sdbatch
+      sdbatch model list --json | jq '.[].name'
+
+    Exit codes:
+      0   listed
+      1   there is none
+      69  there is no root
     """
     from sdbatch.operations import catalog  # noqa: PLC0415
 
@@ -60,14 +69,19 @@ def import_model(
     ],
     root: RootOption = Path(),
     *,
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="What to call it in models/.")] = "",
-    link: Annotated[bool, typer.Option("--link", help="Lay a link to it there, and copy nothing.")] = False,
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Its name in models/.")] = "",
+    link: Annotated[bool, typer.Option("--link", help="Make a link; copy nothing.")] = False,
 ) -> None:
-    """Copy a checkpoint into models/, read back and whole before it gets its name.
+    """Copy a checkpoint into models/, and check the copy.
 
-    Examples: sdbatch model import /mnt/usb/v1-5-pruned.ckpt; sdbatch model import /data/v15.ckpt --link --as v15.ckpt
+    Examples:
+      sdbatch model import /mnt/usb/v1-5-pruned.ckpt
+      sdbatch model import /data/v15.ckpt --link --as v15.ckpt
 
-    Exit codes: 0 it lies there; 1 there is no such file, or one of that name lies there already; 74 the disk failed.
+    Exit codes:
+      0   it is in models/
+      1   there is no such file, or the name exists in models/
+      74  the disk failed
     """
     from sdbatch.operations import catalog  # noqa: PLC0415
 
@@ -84,11 +98,19 @@ def import_model(
 def verify(
     ckpt: CkptArgument, root: RootOption = Path(), *, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
 ) -> None:
-    """Look at every weight that would be drawn with: missing, misshapen, not a number; and what nothing asks for.
+    """Check a checkpoint: every weight, and its config.
 
-    Examples: sdbatch model verify v1-5-pruned.ckpt; sdbatch model verify v21 --json
+    It names weights that are missing, have the wrong shape, or are not
+    numbers, and weights that nothing uses.
 
-    Exit codes: 0 it is whole and fits its config; 1 it is not, or can't be read; 69 there is no root.
+    Examples:
+      sdbatch model verify v1-5-pruned.ckpt
+      sdbatch model verify v21 --json
+
+    Exit codes:
+      0   it is complete and fits its config
+      1   it does not, or can't be read
+      69  there is no root
     """
     place, _ = open_root(root)
     place.require(place.inbox)
@@ -124,25 +146,31 @@ def convert(
     *,
     config: ConfigOption = DEFAULT_CONFIG,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write a .safetensors of your own there.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write a .safetensors file of your own.")
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the weights written.")] = "float32",
+    precision: Annotated[Precision, typer.Option(help="The precision of the result.")] = "float32",
 ) -> None:
-    """Convert a checkpoint ahead of its first use, into state/models/; with -o into a file of your own.
+    """Convert a checkpoint before its first use.
 
-    What is used is kept, in one precision; moving averages and what training left are dropped. float32 is what a CPU
-    and `precision: full` draw with, float16 what `autocast` draws with on a GPU.
+    The result goes to state/models/, or with -o to a file of your own. It
+    holds only the weights that are used, in one precision. float32 is for a
+    CPU and for `precision: full`, float16 for `autocast` on a GPU.
 
-    Examples: sdbatch model convert v1-5-pruned.ckpt --precision float16; sdbatch model convert v15 -o v15.safetensors
+    Examples:
+      sdbatch model convert v1-5-pruned.ckpt --precision float16
+      sdbatch model convert v15 -o v15.safetensors
 
-    Exit codes: 0 it is there; 1 the checkpoint can't be drawn with, or FILE is there already; 69 there is no root; 74
-    the disk failed.
+    Exit codes:
+      0   it is converted
+      1   the checkpoint can't be used, or FILE exists
+      69  there is no root
+      74  the disk failed
     """
     place, settings = open_root(root)
     place.require(place.inbox)
     found = place.find_weights(ckpt, config)
     if output is not None and output.exists():
-        raise JobError(f"{output} is there already; choose another name")
+        raise JobError("{output} is there already; choose another name", output=output)
     _be_offline()
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
     from sdbatch.renderer.models.conversion import Conversions  # noqa: PLC0415 - torch

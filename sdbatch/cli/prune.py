@@ -14,13 +14,21 @@ from sdbatch.storage.files import in_words, is_disk_trouble
 def prune(
     root: RootOption = Path(),
     *,
-    apply: Annotated[bool, typer.Option("--apply", help="Remove them; without it they are only shown.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Delete them. Without this they are only shown.")] = False,
 ) -> None:
-    """Show which job folders are removed by `retention:` in configs/sdbatch.yaml; an idle service removes them.
+    """Show or delete old job folders, as `retention:` says.
 
-    Examples: sdbatch prune --root /srv/sdbatch; sdbatch prune --apply
+    `retention:` is a setting in configs/sdbatch.yaml. The service deletes
+    these folders itself when it is idle.
 
-    Exit codes: 0 shown, or done; 69 there is no root; 78 the configuration is wrong.
+    Examples:
+      sdbatch prune --root /srv/sdbatch
+      sdbatch prune --apply
+
+    Exit codes:
+      0   shown, or deleted
+      69  there is no root
+      78  the configuration is invalid
     """
     from sdbatch.spool import retention  # noqa: PLC0415
 

@@ -9,11 +9,13 @@ from sdbatch.cli.common import app
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of job files, for editors and other programs.
+    """Print the JSON Schema of job files, for editors.
 
-    Example: sdbatch schema > job.schema.json
+    Example:
+      sdbatch schema > job.schema.json
 
-    Exit codes: 0 printed.
+    Exit codes:
+      0  printed
     """
     from sdbatch.job.json_schema import job_schema  # noqa: PLC0415
 

@@ -15,16 +15,24 @@ from sdbatch.errors import NoRoot
 def serve(
     root: RootOption = Path(),
     *,
-    drain: Annotated[bool, typer.Option("--drain", help="Draw what is there, then exit.")] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="Run the jobs that are there, then exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
-    """Watch DIR/jobs/inbox and draw, until stopped; with --drain until nothing is left.
+    """Run the service: watch DIR/jobs/inbox and generate images.
 
-    Example: sdbatch serve --root /srv/sdbatch
+    It runs until it is stopped; with --drain until no job is left.
 
-    Exit codes: 0 stopped, or all done; 1 drained, but a job failed; 69 there is no root (its disk is not mounted?), or
-    with --drain nothing can be drawn for now (no GPU, no checkpoint, paused), jobs stay where they are; 74 the disk
-    failed, or the inbox can't be read; 75 another service holds the root; 78 the configuration is wrong.
+    Example:
+      sdbatch serve --root /srv/sdbatch
+
+    Exit codes:
+      0   stopped, or all done
+      1   with --drain: a job failed
+      69  there is no root (its disk is not mounted?); with --drain also:
+          nothing can be generated for now (no GPU, no checkpoint, paused)
+      74  the disk failed, or a folder of the inbox can't be read
+      75  another service uses this root
+      78  the configuration is invalid
     """
     from sdbatch.service import daemon  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
     from sdbatch.telemetry import log  # noqa: PLC0415 - watchdog and structlog cost the quick commands time

@@ -16,17 +16,24 @@ from sdbatch.cli.common import JsonOption, RootOption, app, named_root
 def status(
     root: RootOption = Path(),
     *,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it live, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update the screen until Ctrl-C.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell on one screen what is drawn, what waits in which order, and what failed last and why.
+    """Show the running job, the queue, and the last failures.
 
-    It reads files only: it works over a share, and while the service is down. With --json it says what jobs/status.json
-    does, the queue and the failures as the folders have them now, and `is_running`.
+    It only reads files, so it works over a share, and while the service is
+    down. --json prints jobs/status.json with the queue and the failures of
+    this moment, and `is_running`.
 
-    Examples: sdbatch status --root /srv/sdbatch; sdbatch status --json | jq .job.eta_seconds
+    Examples:
+      sdbatch status --root /srv/sdbatch
+      sdbatch status --watch
+      sdbatch status --json | jq .job.eta_seconds
 
-    Exit codes: 0 answered, whether the service runs or not; 69 there is no root; 2 --watch without a terminal.
+    Exit codes:
+      0   shown, whether the service runs or not
+      2   --watch without a terminal
+      69  there is no root
     """
     from sdbatch.spool import status_reader  # noqa: PLC0415
 

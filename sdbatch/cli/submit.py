@@ -10,15 +10,22 @@ from sdbatch.errors import JobError, NoRoot
 
 @app.command()
 def submit(files: FilesArgument, root: RootOption = Path()) -> None:
-    """Drop job files into the inbox the right way: checked, under a hidden name, synced, then renamed.
+    """Check job files and put them into the inbox.
 
-    The picture or prompt file that a job names beside it goes along, with the job in a folder of its own. A name that
-    waits there already is not overwritten: the new file gets a number.
+    An image or prompt file that lies beside the job file goes along: both
+    get a folder of their own. If the name already waits in the inbox, the
+    new file gets a number.
 
-    Example: sdbatch submit truck.yaml --root /srv/sdbatch
+    Example:
+      sdbatch submit truck.yaml --root /srv/sdbatch
 
-    Exit codes: 0 all lie in the inbox; 1 a job would fail, or has no name of one, and its file was not dropped;
-    69 there is no root; 74 the disk failed; 78 the configuration is wrong.
+    Exit codes:
+      0   all are in the inbox
+      1   a job would fail, or is not named like one; its file was not
+          submitted
+      69  there is no root
+      74  the disk failed
+      78  the configuration is invalid
     """
     from sdbatch.client import submit  # noqa: PLC0415
 

@@ -9,11 +9,15 @@ from sdbatch.cli.common import FilesArgument, RootOption, app, open_to_write_job
 
 @app.command()
 def validate(files: FilesArgument, root: RootOption = Path()) -> None:
-    """Check job files without drawing, and tell how many pictures of which size they ask for.
+    """Check job files, and show what they would generate.
 
-    Example: sdbatch validate truck.yaml --root /srv/sdbatch
+    Example:
+      sdbatch validate truck.yaml --root /srv/sdbatch
 
-    Exit codes: 0 all good; 1 a job would fail; 78 the configuration is wrong.
+    Exit codes:
+      0   all are valid
+      1   a job would fail
+      78  the configuration is invalid
     """
     from sdbatch.client.validate import check_file  # noqa: PLC0415
 

@@ -20,25 +20,31 @@ def web(
     root: RootOption = Path(),
     bind: Annotated[
         str,
-        typer.Option(
-            metavar="ADDRESS:PORT", help="Where to listen, or unix:PATH; web.bind of the configuration, if not given."
-        ),
+        typer.Option(metavar="ADDRESS:PORT", help="Where to listen, or unix:PATH. Default: the setting web.bind."),
     ] = "",
     *,
     hash_password: Annotated[
-        bool, typer.Option("--hash-password", help="Ask for a password, and print the line for web.password.")
+        bool,
+        typer.Option("--hash-password", help="Ask for a password, and print the line for the setting web.password."),
     ] = False,
 ) -> None:
-    """Serve the page: the queue, new jobs, earlier pictures and follow-ups, in a browser.
+    """Serve the web page: queue, new jobs, history.
 
-    It reads and writes the root's folders as the other commands do, and works while the service is down. Without a
-    password it is for those accounts of this machine that may drop jobs; from elsewhere then:
-    ssh -L 8123:127.0.0.1:8123 SERVER
+    It works on the root's folders as the other commands do, also while the
+    service is down. Without a password only users of this machine who may
+    submit jobs can use it. From another machine they can use it with
+      ssh -L 8123:127.0.0.1:8123 SERVER
 
-    Examples: sdbatch web --root /srv/sdbatch; sdbatch web --bind 0.0.0.0:8123
+    Examples:
+      sdbatch web --root /srv/sdbatch
+      sdbatch web --bind 0.0.0.0:8123
 
-    Exit codes: 0 stopped; 1 Flask is not installed; 69 there is no root; 78 the configuration is wrong, would open the
-    page to a network without a password, or names an address that is taken.
+    Exit codes:
+      0   stopped
+      1   Flask is not installed
+      69  there is no root
+      78  the configuration is invalid, or opens the page to a network
+          without a password, or the address is in use
     """
     if find_spec("flask") is None or find_spec("flask_wtf") is None or find_spec("waitress") is None:
         raise InstallError("the page needs Flask, Flask-WTF and waitress: pip install 'sdbatch[web]'")

@@ -180,4 +180,6 @@ def _ambiguous(name: str, found: list[Path]) -> JobError:
 
 
 def _unknown(root: Root, name: str, what: str) -> JobError:
-    return JobError(f"no job of the name {name} {what} (see `sdbatch status --root {root.path}`)")
+    return JobError(
+        "no job of the name {name} {what} (see `sdbatch status --root {root}`)", name=name, what=what, root=root.path
+    )

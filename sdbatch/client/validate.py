@@ -105,17 +105,27 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
         found = root.find(field, named, [root.inbox, root.path])
     elif (outside := lies_beside(named, beside, root)) is not None:
         if not outside.exists():
-            raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
+            raise Missing(
+                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it',
+                field=field,
+                named=named,
+            )
         if not outside.is_file():
-            raise JobError(f'{field}: "{named}" is not a file')
+            raise JobError('{field}: "{named}" is not a file', field=field, named=named)
         found = outside
     else:
         is_in_root = beside.resolve().is_relative_to(root.path.resolve())
         found = root.find(field, named, [beside.resolve(), root.path] if is_in_root else [root.path])
     if not found.is_file():
-        raise JobError(f'{field}: "{named}" is not a file')
+        raise JobError('{field}: "{named}" is not a file', field=field, named=named)
     if (size := found.stat().st_size) > limits.input_bytes:
-        raise JobError(f'{field}: "{named}" has {size:,} bytes; the limit is {limits.input_bytes:,}')
+        raise JobError(
+            '{field}: "{named}" has {size:,} bytes; the limit is {input_bytes:,}',
+            field=field,
+            named=named,
+            size=size,
+            input_bytes=limits.input_bytes,
+        )
     return found
 
 
@@ -147,7 +157,9 @@ def _check_init(
     from sdbatch.imaging.pictures import load_init  # noqa: PLC0415 - only here, and the answer shall be quick
 
     if not os.access(path, os.R_OK):
-        raise JobError(f'init_img: "{job.init_img}" can\'t be read: {os.strerror(errno.EACCES)}')
+        raise JobError(
+            'init_img: "{init_img}" can\'t be read: {problem}', init_img=job.init_img, problem=os.strerror(errno.EACCES)
+        )
     pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as it will be read to be drawn from
     return (pixels.shape[2], pixels.shape[1]), notes
 
@@ -159,7 +171,9 @@ def submit_file(path: Path, root: Root) -> Path:
         JobError: its name is no job's, or there is no root.
     """
     if not is_job_name(path.name):
-        raise JobError(f"{path.name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~")
+        raise JobError(
+            "{name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~", name=path.name
+        )
     root.require(root.inbox)
     return files.drop(path, root.inbox)
 

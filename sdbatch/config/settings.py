@@ -162,16 +162,6 @@ class DefaultModel(BaseModel):
     config: str = root.DEFAULT_CONFIG
 
 
-class NamedModel(BaseModel):
-    """A model under a name of the admin's: a job that says `ckpt: NAME` gets all of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ckpt: str = Field(min_length=1)
-    config: str = root.DEFAULT_CONFIG
-    vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
-
-
 class Environment(EnvSettingsSource):
     """SDBATCH_* variables, those of old names too."""
 
@@ -189,7 +179,15 @@ class Environment(EnvSettingsSource):
         return by_new_names(super().__call__(), lambda *_: None)
 
 
-ABOUT_JOBS = ("default_model", "models", "lora_folders", "embedding_folders", "allow_paths", "limits", "defaults")  # what a job is checked by
+ABOUT_JOBS = (
+    "default_model",
+    "models",
+    "lora_folders",
+    "embedding_folders",
+    "allow_paths",
+    "limits",
+    "defaults",
+)  # what a job is checked by
 
 
 class Settings(BaseSettings):
@@ -200,7 +198,7 @@ class Settings(BaseSettings):
     engine: Literal["local", "fake"] = "local"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     default_model: DefaultModel = DefaultModel()
-    models: dict[str, NamedModel] = {}
+    models: dict[str, root.NamedModel] = {}
     lora_folders: tuple[Path, ...] = ()
     embedding_folders: tuple[Path, ...] = ()
     converted_bytes: int = Field(20_000_000_000, ge=0)
@@ -246,16 +244,11 @@ class Settings(BaseSettings):
         return replace(
             place,
             allowed=tuple(map(as_stored, self.allow_paths)),
-            named=self.named_models,
+            named=tuple(self.models.items()),
             defaults=tuple(self.defaults.model_dump().items()),
             lora_folders=tuple(as_stored(place.path / folder) for folder in self.lora_folders),
             embedding_folders=tuple(as_stored(place.path / folder) for folder in self.embedding_folders),
         )
-
-    @property
-    def named_models(self) -> tuple[tuple[str, root.NamedModel], ...]:
-        """The models by their names, as a root knows them."""
-        return tuple((name, root.NamedModel(**model.model_dump())) for name, model in self.models.items())
 
     @classmethod
     def settings_customise_sources(

@@ -76,20 +76,32 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
     try:
         values = by_new_names(values, lambda old, _: renamed.append(old))
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError("{path}: {problem}", path=path, problem=error) from error
     told = tuple(f"{path}: line {lines.get(old, 1)}: {now_called(old)}" for old in renamed)
     lines = {new_key(key): line for key, line in lines.items()}
     if twice := next((name for name, new in _old_variables().items() if new in os.environ), ""):
-        raise ConfigError(f"{twice} in the environment is now called {_old_variables()[twice]}, and both are given")
+        raise ConfigError(
+            "{twice} in the environment is now called {old_variables}, and both are given",
+            twice=twice,
+            old_variables=_old_variables()[twice],
+        )
     try:
         overriding = Environment(Settings)()
     except SettingsError as error:  # a list or group, which wants JSON
         named = re.search(r'field "(\w+)"', str(error))
         name = PREFIX + named[1].upper() if named else f"{PREFIX}*"
         given, example = plain(os.environ.get(name, "")), 'a list is ["/data"], a group {"steps": 50}'
-        raise ConfigError(f"{name} in the environment: {given} is not JSON; {example}") from error
+        raise ConfigError(
+            "{name} in the environment: {given} is not JSON; {example}", name=name, given=given, example=example
+        ) from error
     if name := next((name for name in values if name.startswith("_")), ""):  # pydantic would take it for its own
-        raise ConfigError(f"{path}: line {lines[name,]}: {name}: {unknown(Settings, name, 'key')}")
+        raise ConfigError(
+            "{path}: line {lines}: {name}: {unknown}",
+            path=path,
+            lines=lines[name,],
+            name=name,
+            unknown=unknown(Settings, name, "key"),
+        )
     variables = {key: PREFIX + "__".join(key).upper() for key, _ in _leaves(overriding)}
     try:
         settings = Settings(**values)
@@ -176,19 +188,19 @@ def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, 
             content = path.read_bytes() if path.exists() else b""
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: the file is not UTF-8 text; save it as UTF-8") from error
+        raise ConfigError("{path}: the file is not UTF-8 text; save it as UTF-8", path=path) from error
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise ConfigError("{path}: {problem}", path=path, problem=error.strerror) from error
     documents = list(read_yaml(text))
     for document in documents:
         if isinstance(document, JobError):
-            raise ConfigError(f"{path}: {document}") from document
+            raise ConfigError("{path}: {document}", path=path, document=document) from document
     match documents:
         case []:
             return {}, {}
         case [Document(value=dict(values), lines=lines)]:
             return _resolved(values), {tuple(map(str, key)): line for key, line in lines.items()}
-    raise ConfigError(f"{path}: must be keys and values, such as `device: auto`")
+    raise ConfigError("{path}: must be keys and values, such as `device: auto`", path=path)
 
 
 def _resolved(value: Any) -> Any:

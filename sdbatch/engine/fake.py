@@ -13,7 +13,6 @@ from sdbatch.engine.protocol import (
     Finished,
     Halted,
     Loaded,
-    Request,
     StagedGrid,
     StagedSample,
     Stepped,
@@ -21,6 +20,7 @@ from sdbatch.engine.protocol import (
 from sdbatch.errors import Cancelled, EngineDown
 from sdbatch.job.parameters import Txt2Img, batches
 from sdbatch.storage import files
+from sdbatch.storage.root import SAMPLES
 
 REMEMBERED = 100  # jobs: a service that tries its folders out with this engine may run for months
 
@@ -48,35 +48,34 @@ class FakeEngine:
     def stop(self) -> None:
         """Nothing to end."""
 
-    def render(self, request: Request) -> Generator[Event]:
+    def render(self, task: Draw) -> Generator[Event]:
         """The stream of a renderer that needs no time."""
         self.is_ready()
-        for task in request.jobs:
-            if self.before:
-                self.before(task)
-            self.drawn.append(task)
-            del self.drawn[:-REMEMBERED]
-            loras = ("0" * 64,) * len(task.loras)
-            yield Loaded(
-                job_id=task.job_id,
-                seconds=0,
-                checkpoint_sha256="0" * 64,
-                lora_sha256=loras,
-                device="fake",
-                versions={},
-            )
-            try:
-                yield from self._samples(task)
-            except Cancelled as error:
-                yield Failed(job_id=task.job_id, fault="job", text=str(error))
-                continue
-            if task.halt.exists():
-                yield Halted(job_id=task.job_id)
-                continue
-            if not task.job.skip_grid:
-                sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
-                yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
-            yield Finished(job_id=task.job_id, seconds=0, notes=["drawn by the fake engine: grey cards"])
+        if self.before:
+            self.before(task)
+        self.drawn.append(task)
+        del self.drawn[:-REMEMBERED]
+        loras = ("0" * 64,) * len(task.loras)
+        yield Loaded(
+            job_id=task.job_id,
+            seconds=0,
+            checkpoint_sha256="0" * 64,
+            lora_sha256=loras,
+            device="fake",
+            versions={},
+        )
+        try:
+            yield from self._samples(task)
+        except Cancelled as error:
+            yield Failed(job_id=task.job_id, fault="job", text=str(error))
+            return
+        if task.halt.exists():
+            yield Halted(job_id=task.job_id)
+            return
+        if not task.job.skip_grid:
+            sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
+            yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
+        yield Finished(job_id=task.job_id, seconds=0, notes=["drawn by the fake engine: grey cards"])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
         size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
@@ -86,12 +85,12 @@ class FakeEngine:
                 raise Cancelled(Cancelled.TEXT)
             for i, prompt in enumerate(batch.prompts):
                 index = batch.first + i
-                path = task.folder / task.samples / f"{index:05}.png"
+                path = task.folder / SAMPLES / f"{index:05}.png"
                 grey = (task.job.seed + index) % 256
                 sha256 = files.sha256(path) if index < task.start_at else _write_card(path, *size, grey)
                 yield StagedSample(
                     job_id=task.job_id,
-                    file=f"{task.samples}/{path.name}",
+                    file=f"{SAMPLES}/{path.name}",
                     sha256=sha256,
                     iteration=batch.iteration,
                     index=index,

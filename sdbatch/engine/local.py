@@ -14,7 +14,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from sdbatch.engine.protocol import EVENT, Event, Failed, Finished, Halted, Ready, RendererConfig, Request, Tick, Unfit
+from sdbatch.engine.protocol import EVENT, Draw, Event, Failed, Finished, Halted, Ready, RendererConfig, Tick, Unfit
 from sdbatch.errors import EngineDown, RendererDied
 from sdbatch.telemetry import log
 
@@ -59,7 +59,7 @@ class LocalEngine:
                 self._process = self._begin(theirs)
             except OSError as error:
                 os.close(self._answers)
-                raise EngineDown(f"no renderer can be started: {error.strerror}") from error
+                raise EngineDown("no renderer can be started: {problem}", problem=error.strerror) from error
             finally:
                 os.close(theirs)
             self._last_words.clear()
@@ -90,22 +90,22 @@ class LocalEngine:
         self.start()
         return self._is_ready or self._hear_first_word(0)
 
-    def render(self, request: Request) -> Generator[Event]:
-        """Send the request, yield what comes back, with a Tick when nothing does."""
+    def render(self, draw: Draw) -> Generator[Event]:
+        """Hand the job over, yield what comes back, with a Tick when nothing does."""
         self.start()
-        open_jobs = len(request.jobs)
+        is_open = True
         try:
             while not (self._is_ready or self._hear_first_word(TICK_SECONDS)):
                 yield Tick(is_starting=True)
-            yield from self._send(request)
-            while open_jobs:
+            yield from self._send(draw)
+            while is_open:
                 line = self._read_line()
                 event = self._event(line)
-                open_jobs -= isinstance(event, (Finished, Halted, Failed))
+                is_open = not isinstance(event, (Finished, Halted, Failed))
                 yield event
         finally:
-            if open_jobs:
-                self.stop()  # its further answers would be taken for those of the next request
+            if is_open:
+                self.stop()  # its further answers would be taken for those of the next job
 
     def stop(self) -> None:
         """Kill the renderer. Everything it finished is on disk; everything else is drawn again."""
@@ -138,11 +138,11 @@ class LocalEngine:
         self._is_ready = isinstance(event, Ready)
         return self._is_ready
 
-    def _send(self, request: Request) -> Generator[Event]:
-        """Write the request, with a Tick whenever the renderer does not read on: a pipe holds no long prompt file."""
+    def _send(self, draw: Draw) -> Generator[Event]:
+        """With a Tick whenever the renderer does not read on: a pipe holds no long prompt file."""
         assert self._process is not None
         assert self._process.stdin is not None
-        pipe, left = self._process.stdin.fileno(), request.model_dump_json().encode() + b"\n"
+        pipe, left = self._process.stdin.fileno(), draw.model_dump_json().encode() + b"\n"
         while left:
             _, writable, _ = select.select([], [pipe], [], TICK_SECONDS)
             if not writable:

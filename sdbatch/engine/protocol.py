@@ -1,7 +1,8 @@
-"""What passes between the service and whoever renders: one request, then a stream of events.
+"""What passes between the service and whoever renders: a job to draw, then what becomes of it, event by event.
 
-Over a pipe each is one line of JSON. Nothing else is shared but the job's folder, into which the renderer writes
-pictures under their final names, complete from the moment they have them.
+Over a pipe each is one line of JSON. Nothing else is shared but the attempt's folder, into which the renderer writes
+pictures under their final names, complete from the moment they have them. A renderer may hold several jobs: at
+`Sampled` it can be given another, while the last one's pictures are decoded and written. So each event says whose.
 """
 
 from collections.abc import Generator
@@ -39,8 +40,7 @@ class Draw(Message):
     init: Path | None  # the init image's copy
     max_init_pixels: int  # of the init image as it comes
     max_pixels: int  # of a picture drawn
-    folder: Path  # the job's, in running/
-    samples: str  # where in it samples go: "samples"
+    folder: Path  # where the renderer writes: samples/00000.png, grid-0000.png, notes.json
     ckpt: Path
     config: Path
     vae: Path | None = None  # in place of the checkpoint's own autoencoder
@@ -48,12 +48,6 @@ class Draw(Message):
     start_at: int  # the first picture that is missing
     halt: Path  # once this is there, no further batch is begun
     cancel: Path  # once this is there, no further step is made
-
-
-class Request(Message):
-    """Jobs to draw, in this order (one, until jobs share batches)."""
-
-    jobs: list[Draw]
 
 
 class Ready(Message):
@@ -116,6 +110,13 @@ class StagedGrid(Message):
     sha256: str
 
 
+class Sampled(Message):
+    """Its last sampling is over, and another job may be handed over; Finished, or Failed, follows when it will."""
+
+    type: Literal["sampled"] = "sampled"
+    job_id: str
+
+
 class Finished(Message):
     """All of the job is staged."""
 
@@ -149,7 +150,7 @@ class Tick(Message):
     is_starting: bool = False  # no renderer has said its first word yet: what hangs is none of the job's doing
 
 
-Event = Ready | Unfit | Loaded | Stepped | StagedSample | StagedGrid | Finished | Halted | Failed | Tick
+Event = Ready | Unfit | Loaded | Stepped | StagedSample | StagedGrid | Sampled | Finished | Halted | Failed | Tick
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
@@ -166,11 +167,11 @@ class Engine(Protocol):
             EngineDown: none can be had for now; the next call tries again.
         """
 
-    def render(self, request: Request) -> Generator[Event]:
-        """Draw; the stream ends when every job has Finished, Halted or Failed. Closed earlier, the work is dropped.
+    def render(self, draw: Draw) -> Generator[Event]:
+        """Draw; the stream ends when the job has Finished, Halted or Failed. Closed earlier, the work is dropped.
 
         Raises:
-            EngineDown: no renderer could be had, and the jobs were not begun.
+            EngineDown: no renderer could be had, and the job was not begun.
             RendererDied: the renderer ended; the next call starts another.
         """
 

@@ -113,7 +113,9 @@ class Database:
         try:
             index.create(self._connection)
         except sqlite3.OperationalError as error:
-            raise JobError(f"the history needs SQLite with FTS5, which this Python's has not: {error}") from error
+            raise JobError(
+                "the history needs SQLite with FTS5, which this Python's has not: {problem}", problem=error
+            ) from error
 
 
 def _identity(path: Path, writable: bool) -> tuple[object, ...]:

@@ -19,7 +19,7 @@ from sdbatch.history.database import DATABASE, SMALL, Database
 from sdbatch.history.lineage import Relative
 from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, Lineage, PictureRecord
 from sdbatch.history.search import LAST, Found, Wanted
-from sdbatch.history.tokens import parts, pieces_of_word
+from sdbatch.history.tokens import pieces_of_words
 from sdbatch.spool.job_names import meant, padded, the_one
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.storage.spelling import normal
@@ -147,13 +147,12 @@ class History:
         told = [index.fact(key, value) for key, value in given.items() if value is not None]
         told.append(index.fact("failed", failed))
         words = " ".join(map(_plain_name, words[:MOST_WORDS].split()))
-        wanted = parts(words)
+        wanted = pieces_of_words(words)
         if words.strip() and not wanted:
             return Found()  # nothing but punctuation, which nothing is found by
-        match = index.expression([*told, *(piece for part in wanted for piece in pieces_of_word(part))])
         oldest = int(since.timestamp() * 1000) if since else None
         numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
-        asked = Wanted(match, [part for part in wanted if part.is_long], oldest, numbers)
+        asked = Wanted(index.expression([*told, *wanted]), oldest, numbers)
         return search.search(self._database.ask, asked, before, max(1, limit), self.patience)
 
     def picture(self, path: str, before: int = LAST) -> PictureRecord | None:
@@ -189,7 +188,11 @@ class History:
         if which:
             pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
             if not pictures:
-                raise JobError(f'{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has')
+                raise JobError(
+                    '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has',
+                    job_id=job_id,
+                    which=which,
+                )
         found = pictures[0] if pictures else self.job(job_id)
         assert found is not None, "its id was just read"
         return found
@@ -207,12 +210,17 @@ class History:
         ids = the_one(part, meant(part, ids))
         if not ids:
             raise JobError(
-                f"the history has no job or picture \"{part}\"; give a picture's path, JOB/NUMBER, or a job's id or a "
-                "part of it"
+                'the history has no job or picture "{part}"; give a picture\'s path, JOB/NUMBER, or a '
+                "job's id or a part of it",
+                part=part,
             )
         if len(ids) > 1:
             names = "\n".join(f"  {job_id}" for job_id in ids[:10])
-            raise JobError(f'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}')
+            raise JobError(
+                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}',
+                part=part,
+                names=names,
+            )
         return ids[0]
 
     def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere

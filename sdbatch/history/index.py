@@ -6,8 +6,8 @@
                moved on to where enough keys in a row are free: so one number is the order, the place to go on from,
                and the time
     grams      for each first picture of a prompt, its `run`: the pieces of the text, facts to filter by, such as
-               seed=42, and the spans of time that it is in, shorter and longer ones. Their lists are met with each
-               other from the newest on, so a search ends with a full page
+               seed=42, and the span of time that it is in. Their lists are met with each other from the newest on, so
+               a search ends with a full page
 
 The index of grams holds no text (`content=''`), so a row is taken out by telling SQLite the pieces that were put in.
 They hang on this file's version and on Python's tables of Unicode: where either is another, all is made anew.
@@ -21,18 +21,18 @@ from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sdbatch.history.scan import JobEntry
 from sdbatch.history.tokens import pieces
 from sdbatch.storage.filesystem import share_of
 
-VERSION = 3
+VERSION = 4
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite lays beside its file
 _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".yaml", ".yml", ".json")
 EVERYWHERE = {"outputs", "samples", "txt2img-samples", "img2img-samples"}  # in paths of all pictures: it finds none
-SPANS = (20, 23, 26, 29, 32, 35)  # as powers of two, in milliseconds: from a quarter of an hour to a year
+SPAN = 26  # of time, as a power of two, in milliseconds: 19 hours
 _SPECIAL = "".join(c for c in map(chr, range(1, 128)) if not c.isalnum() and not c.isspace())
 _TOKENS = _SPECIAL.replace("'", "''").replace('"', '""')
 _SCHEMA = f"""
@@ -170,12 +170,6 @@ _TEXTS = """
     FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - max(1, j.pictures) + 1 AND j.key"""
 
 
-def text_of_run(database: sqlite3.Connection, run: int) -> str:
-    """What the words of a run are looked for in."""
-    question = f"{_TEXTS} WHERE j.number = (SELECT job FROM pictures WHERE key = ?1) AND p.run = ?1"  # noqa: S608
-    return _text_of([*database.execute(question, (run,))])
-
-
 def _text_of(rows: list[tuple[Any, ...]]) -> str:
     """The prompts, the job's name and its file's, why it failed, and the names of its pictures."""
     _, prompt, _, negative, name, reason, file, *_ = rows[0]
@@ -227,21 +221,9 @@ def fact(key: str, value: object) -> str:
     return f"{key}={'_'.join(str(value).replace(chr(0), ' ').split()).casefold()}"
 
 
-class Span(NamedTuple):
-    """A span of time: its first key, and what those in it are found by."""
-
-    begin: int
-    fact: str
-
-
-def span(key: int, most: int) -> Span:
-    """Of the spans that a key is in the one that goes back farthest within `most` milliseconds, or the shortest."""
-    shortest, *longer = _spans(key)
-    return min(each for each in (shortest, *longer) if each is shortest or key - each.begin <= most)
-
-
-def _spans(key: int) -> list[Span]:
-    return [Span(key >> power << power, fact("span", f"{power}.{key >> power}")) for power in SPANS]
+def span(key: int) -> str:
+    """The span of time that a key is in, as a fact."""
+    return fact("span", key >> SPAN)
 
 
 def expression(tokens: Iterable[str]) -> str:
@@ -250,7 +232,7 @@ def expression(tokens: Iterable[str]) -> str:
 
 
 def _grams(key: int, text: str, told: Iterable[str]) -> str:
-    return " ".join(sorted({*pieces(text), *told, *(each.fact for each in _spans(key))}))
+    return " ".join(sorted({*pieces(text), *told, span(key)}))
 
 
 def _free_keys(database: sqlite3.Connection, at: int, count: int) -> int:

@@ -98,7 +98,7 @@ def follow_up(
         JobError: a value is none that the field takes, or the picture is there no more.
     """
     if not picture.file or history.job(picture.job) is None:
-        raise JobError(f"{picture.path}: there is no such picture (any more)")
+        raise JobError("{path}: there is no such picture (any more)", path=picture.path)
     asked: Fields = {"prompt": picture.prompt if prompt is None else prompt}
     asked |= {"strength": 0.75 if strength is None else strength, "outdir": Img2Img.model_fields["outdir"].default}
     record = record_of(root, picture)
@@ -165,7 +165,7 @@ def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Field
     parsed = scan.parse_dropped(folder, root)
     if parsed is None or parsed.job is None:
         why = f": {parsed.error}" if parsed and parsed.error else ""
-        raise JobError(f"{job_id}: no job can be restored from it{why}")
+        raise JobError("{job_id}: no job can be restored from it{why}", job_id=job_id, why=why)
     return _with_copies(root, folder, parsed.job.model_dump()), []
 
 
@@ -232,9 +232,13 @@ def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
         base = path.parent.parent if path.parent.name == SAMPLES else path.parent
         fields = foreign_pictures.read_setup(base / foreign_pictures.SETUP)
         if not fields:
-            raise JobError(f"{path}: nothing there says how it was drawn: {silence(said)}, no setup.json beside it")
+            raise JobError(
+                "{path}: nothing there says how it was drawn: {silence}, no setup.json beside it",
+                path=path,
+                silence=silence(said),
+            )
     if not fields:
-        raise JobError(f"{path}: nothing there says how it was drawn: no setup.json that can be read")
+        raise JobError("{path}: nothing there says how it was drawn: no setup.json that can be read", path=path)
     return fields, []
 
 
@@ -247,7 +251,9 @@ def said_by(path: Path) -> PictureInfo:
     with Reader() as pictures:
         said = pictures.read(path)
     if said is None:
-        raise JobError(f"{path}: is no PNG, JPEG or WebP picture that can be read; only those hold how they were drawn")
+        raise JobError(
+            "{path}: is no PNG, JPEG or WebP picture that can be read; only those hold how they were drawn", path=path
+        )
     return said
 
 

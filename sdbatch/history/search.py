@@ -16,11 +16,8 @@ from typing import Any
 
 from sdbatch.history import index
 from sdbatch.history.records import PICTURE_QUESTION, PictureRecord
-from sdbatch.history.tokens import Part, has
 
 LAST = 2**63 - 1  # the greatest key
-A_STEP = 50_000  # pictures, about
-SAMPLE = 1000  # pictures, to tell by how dense they stand
 MOMENT = 0.02  # seconds
 OFTEN = 100  # of SQLite's operations: a millisecond at most
 Ask = Callable[[Callable[[sqlite3.Connection], Any]], Any]
@@ -38,13 +35,11 @@ class Wanted:
 
     Attributes:
         match: the pieces.
-        long: what of the words is longer than these.
         oldest: the first key that counts.
         numbers: those of the words that may be a picture's number, as it is named: 00007.
     """
 
     match: str
-    long: list[Part]
     oldest: int | None
     numbers: tuple[str, ...] = ()
 
@@ -91,8 +86,7 @@ def _step(
     try:
         for (run,) in database.execute(question, (wanted.match, end, oldest)):
             reached = run
-            if not wanted.long or has(index.text_of_run(database, run), wanted.long):
-                runs.append(run)
+            runs.append(run)
             if len(runs) >= limit or perf_counter() > deadline:
                 return runs, reached
     except sqlite3.OperationalError as error:
@@ -107,12 +101,13 @@ def _step(
 def _step_in_span(
     database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int
 ) -> tuple[list[int], int]:
-    """The same for the rest of a span of time, as long as to have about `A_STEP` pictures, which is not stopped."""
-    question = "SELECT key FROM pictures WHERE key <= ? ORDER BY key DESC LIMIT 1 OFFSET ?"
-    (sample,) = database.execute(question, (end, SAMPLE)).fetchone() or (oldest,)
-    span = index.span(end, (end - sample) * A_STEP // SAMPLE)
-    inside = replace(wanted, match=f"{wanted.match} {index.expression([span.fact])}")
-    return _step(database, inside, max(oldest, span.begin), end, limit, math.inf)
+    """The same for the rest of the span of time in which the next picture is, which is not stopped."""
+    (last,) = database.execute("SELECT max(key) FROM pictures WHERE key <= ?", (end,)).fetchone()
+    if last is None:
+        return [], oldest
+    begin = last >> index.SPAN << index.SPAN
+    inside = replace(wanted, match=f"{wanted.match} {index.expression([index.span(last)])}")
+    return _step(database, inside, max(oldest, begin), end, limit, math.inf)
 
 
 def _pictures(database: sqlite3.Connection, runs: list[int], below: int, limit: int, numbers: tuple[str, ...]) -> Found:

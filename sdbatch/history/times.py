@@ -21,5 +21,5 @@ def since(text: str, now: datetime) -> datetime:
         return datetime.fromisoformat(text.strip()).astimezone(UTC)
     except (ValueError, OverflowError):
         raise JobError(
-            f"since: {text!r} is no time; give a day (2026-11-20), a time, or how long ago (12h, 3d)"
+            "since: {text} is no time; give a day (2026-11-20), a time, or how long ago (12h, 3d)", text=f"{text!r}"
         ) from None

@@ -72,7 +72,7 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
         raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         most = min(max_read, Image.MAX_IMAGE_PIXELS or max_read)
-        raise JobError(f"init_img: the picture is far too large; the limit is {most:,} pixels") from error
+        raise JobError("init_img: the picture is far too large; the limit is {most:,} pixels", most=most) from error
     except (JobError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes Pillow stumble anywhere: struct.error, zlib.error, ...
@@ -81,7 +81,12 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
         raise JobError("init_img: the picture is damaged, or was copied incompletely") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
-        raise JobError(f"init_img: would be drawn at {width}x{height}; scale it down to {max_drawn:,} pixels")
+        raise JobError(
+            "init_img: would be drawn at {width}x{height}; scale it down to {max_drawn:,} pixels",
+            width=width,
+            height=height,
+            max_drawn=max_drawn,
+        )
     picture = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, dtype=np.float32) / 255.0
     return (2.0 * pixels - 1.0).transpose(2, 0, 1), notes
@@ -90,7 +95,12 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
 def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]]:
     """The first frame as RGB, standing upright, and what was done to it."""
     if opened.width * opened.height > max_read:
-        raise JobError(f"init_img: {opened.width}x{opened.height} is too large; the limit is {max_read:,} pixels")
+        raise JobError(
+            "init_img: {width}x{height} is too large; the limit is {max_read:,} pixels",
+            width=opened.width,
+            height=opened.height,
+            max_read=max_read,
+        )
     notes = []
     if getattr(opened, "n_frames", 1) > 1:
         notes.append("init_img has several frames; the first was used")

@@ -82,7 +82,7 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | Job
                 event = next(events, None)
             except yaml.MarkedYAMLError as error:
                 if documents and (line := _goes_on(source, error)):
-                    yield JobError(f"line {line}: {_APART}")
+                    yield JobError("line {line}: {problem}", line=line, problem=_APART)
                     return
                 yield from documents
                 raise
@@ -92,7 +92,7 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | Job
     except yaml.MarkedYAMLError as error:
         yield JobError(_not_yaml(source, error, texts))
     except yaml.YAMLError as error:
-        yield JobError(f"this is not valid YAML: {getattr(error, 'reason', 'unreadable characters')}")
+        yield JobError("this is not valid YAML: {problem}", problem=getattr(error, "reason", "unreadable characters"))
 
 
 def _goes_on(source: list[str], error: yaml.MarkedYAMLError) -> int:
@@ -128,10 +128,12 @@ def _events(text: str) -> Iterator[Event]:
     """
     if text.count("%TAG") > MAX_TAG_LINES:
         line = text.count("\n", 0, text.index("%TAG")) + 1
-        raise JobError(f"line {line}: {_TAGS}; the file was not read")
+        raise JobError("line {line}: {problem}; the file was not read", line=line, problem=_TAGS)
     for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         if count == MAX_EVENTS:
-            raise JobError(f"line {_line(event)}: more names and values than a file may have; {_UNREAD}")
+            raise JobError(
+                "line {line}: more names and values than a file may have; {unread}", line=_line(event), unread=_UNREAD
+            )
         yield event
 
 
@@ -234,13 +236,15 @@ class _Builder:
     def _forbid(self, line: int, text: str) -> None:
         if self.item not in self.problems:
             quotes = slips.asks_for_quotes(self._source_line(line), self.texts)
-            self.problems[self.item] = JobError(f"line {line}: {text}{'; or ' if quotes else ''}{quotes}")
+            self.problems[self.item] = JobError(
+                "line {line}: {text}{part}{quotes}", line=line, text=text, part="; or " if quotes else "", quotes=quotes
+            )
 
     def _check_depth(self, depth: int, line: int) -> None:
         if depth > MAX_DEPTH:
             self._forbid(line, _NESTED)
         if depth > GIVE_UP_DEPTH:
-            raise JobError(f"line {line}: {_NESTED}; {_UNREAD}")
+            raise JobError("line {line}: {problem}; {unread}", line=line, problem=_NESTED, unread=_UNREAD)
 
     def _key(self, event: Event, container: dict[str, Any], path: tuple[Line, ...], line: int) -> str:
         key: str = event.value if isinstance(event, ScalarEvent) else ""
@@ -341,7 +345,11 @@ def read_json(text: str) -> Iterator[Document | JobError]:
     except json.JSONDecodeError as error:
         yield JobError(_not_json(text, error))
     except RecursionError:
-        yield JobError(f"line {reader.line()}: nested too deeply; a job is flat: fields and values; {_UNREAD}")
+        yield JobError(
+            "line {line}: nested too deeply; a job is flat: fields and values; {unread}",
+            line=reader.line(),
+            unread=_UNREAD,
+        )
 
 
 def _not_json(text: str, error: json.JSONDecodeError) -> str:
@@ -419,14 +427,17 @@ class _JsonReader:
             if key in values:
                 first = lines[key,]
                 problem = problem or JobError(
-                    f"line {line}: {plain(key)}: is given twice (first on line {first}); take one out"
+                    "line {line}: {key}: is given twice (first on line {first}); take one out",
+                    line=line,
+                    key=plain(key),
+                    first=first,
                 )
             lines[key,] = line
             self.expect(":")
             values[key] = self.value()
             if self.doubled is not None:
                 text = f"{plain(self.doubled)} is given twice in it; take one out"
-                problem = problem or JobError(f"line {line}: {plain(key)}: {text}")
+                problem = problem or JobError("line {line}: {key}: {text}", line=line, key=plain(key), text=text)
             closed = self.expect(",}") == "}"
         return problem or Document(values, start, lines)
 

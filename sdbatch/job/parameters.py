@@ -110,15 +110,18 @@ NOT_FOR_IMG2IMG = {
 }
 
 
+def _field(default: Any, title: str, description: str, *examples: Any, **rules: Any) -> Any:
+    """A parameter that may be left out, as the schema, the form and errors tell it."""
+    return Field(default, title=title, description=description, examples=[*examples] or None, **rules)
+
+
 class Lora(BaseModel):
     """A small change of a model's weights, in a file of its own."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, or its folder, in the root.")
-    weight: float = Field(
-        1.0, ge=-10, le=10, title="Weight", description="How much of it: 1 is as it was trained, 0 nothing."
-    )
+    weight: float = _field(1.0, "Weight", "How much of it: 1 is as it was trained, 0 nothing.", ge=-10, le=10)
 
 
 class Job(BaseModel):
@@ -126,163 +129,130 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    prompt: Text = Field("", title="Prompt", description="What to draw.", examples=["a blue truck"])
-    negative_prompt: Text = Field(
-        "",
-        title="Negative prompt",
-        description="What guidance leads away from; not in the scripts.",
-        examples=["blurry"],
+    prompt: Text = _field("", "Prompt", "What to draw.", "a blue truck")
+    negative_prompt: Text = _field(
+        "", "Negative prompt", "What guidance leads away from; not in the scripts.", "blurry"
     )
-    name: Name = Field(
-        "",
-        title="Name",
-        description="A name of your own for the job, kept in its manifest.",
-        examples=["truck study 3"],
-    )
-    priority: int = Field(
+    name: Name = _field("", "Name", "A name of your own for the job, kept in its manifest.", "truck study 3")
+    priority: int = _field(
         0,
+        "Priority",
+        "Of files that wait, the one with the most goes first. One a file.",
+        10,
         ge=-100,
         le=100,
-        exclude=True,  # says nothing of the pictures, and stays out of what is kept with them
-        title="Priority",
-        description="Of files that wait, the one with the most goes first. One a file.",
-        examples=[10],
+        exclude=True,
     )
-    skip_grid: bool = Field(False, title="Skip the grid", description="Write no grid-0000.png.", examples=[True])
-    skip_save: bool = Field(
-        False, title="Skip the pictures", description="Write no samples/*.png, only the grid.", examples=[True]
-    )
-    ddim_steps: int = Field(
+    skip_grid: bool = _field(False, "Skip the grid", "Write no grid-0000.png.", True)
+    skip_save: bool = _field(False, "Skip the pictures", "Write no samples/*.png, only the grid.", True)
+    ddim_steps: int = _field(
+        50,
+        "Steps",
+        "Sampling steps. The scripts take every (1000 // steps)-th timestep, so 30 steps are 31.",
+        20,
         50,
         ge=1,
         le=1000,
-        title="Steps",
-        description="Sampling steps. The scripts take every (1000 // steps)-th timestep, so 30 steps are 31.",
-        examples=[20, 50],
     )
-    fixed_code: bool = Field(
-        False, title="Fixed code", description="txt2img: every iteration starts from the same noise.", examples=[True]
+    fixed_code: bool = _field(False, "Fixed code", "txt2img: every iteration starts from the same noise.", True)
+    ddim_eta: float = _field(0.0, "DDIM eta", "Noise added at each step; 0 is deterministic.", 0.0, 0.3, ge=0, le=1)
+    C: int = _field(4, "Latent channels", "4 for every v1 model.", 4, ge=1, le=64)
+    f: int = _field(
+        8, "Downsampling factor", "Pixels per latent; 8 for every v1 model, another draws another size.", 8, ge=1, le=64
     )
-    ddim_eta: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        title="DDIM eta",
-        description="Noise added at each step; 0 is deterministic.",
-        examples=[0.0, 0.3],
-    )
-    C: int = Field(4, ge=1, le=64, title="Latent channels", description="4 for every v1 model.", examples=[4])
-    f: int = Field(
-        8,
-        ge=1,
-        le=64,
-        title="Downsampling factor",
-        description="Pixels per latent; 8 for every v1 model, another draws another size.",
-        examples=[8],
-    )
-    n_rows: int = Field(
-        0,
-        ge=0,
-        le=1000,
-        title="Grid columns",
-        description="Pictures in a row of the grid; 0 means n_samples.",
-        examples=[3],
-    )
-    from_file: Path_ = Field(
+    n_rows: int = _field(0, "Grid columns", "Pictures in a row of the grid; 0 means n_samples.", 3, ge=0, le=1000)
+    from_file: Path_ = _field(
         "",
-        title="Prompt file",
-        description="A text file with a prompt on each line, instead of `prompt`: beside the job file, or in the root.",
-        examples=["prompts.txt"],
+        "Prompt file",
+        "A text file with a prompt on each line, instead of `prompt`: beside the job file, or in the root.",
+        "prompts.txt",
     )
-    config: Path_ = Field(
+    config: Path_ = _field(
         "configs/stable-diffusion/v1-inference.yaml",
-        title="Model config",
-        description="The checkpoint's yaml, in the root.",
-        examples=["configs/stable-diffusion/v1-inference.yaml"],
+        "Model config",
+        "The checkpoint's yaml, in the root.",
+        "configs/stable-diffusion/v1-inference.yaml",
     )
-    ckpt: Path_ = Field(
+    ckpt: Path_ = _field(
         "models/ldm/stable-diffusion-v1/model.ckpt",
-        title="Checkpoint",
-        description="A .ckpt or .safetensors file or a folder in diffusers format, in the root; or a name of `models`.",
-        examples=["models/ldm/stable-diffusion-v1/model.ckpt", "v1-5-pruned.safetensors", "v15"],
+        "Checkpoint",
+        "A .ckpt or .safetensors file or a folder in diffusers format, in the root; or a name of `models`.",
+        "models/ldm/stable-diffusion-v1/model.ckpt",
+        "v1-5-pruned.safetensors",
+        "v15",
     )
-    vae: Path_ = Field(
+    vae: Path_ = _field(
         "",
-        title="Autoencoder",
-        description="A separate one (VAE) in place of the checkpoint's own: a file in the root.",
-        examples=["models/vae-ft-mse-840000-ema-pruned.safetensors"],
+        "Autoencoder",
+        "A separate one (VAE) in place of the checkpoint's own: a file in the root.",
+        "models/vae-ft-mse-840000-ema-pruned.safetensors",
     )
-    loras: list[Lora] = Field(
+    loras: list[Lora] = _field(
         [],
+        "LoRAs",
+        "Added to the checkpoint's weights for this job, in this order.",
+        [{"file": "models/lora/pencil.safetensors", "weight": 0.8}],
         max_length=MAX_LORAS,
-        title="LoRAs",
-        description="Added to the checkpoint's weights for this job, in this order.",
-        examples=[[{"file": "models/lora/pencil.safetensors", "weight": 0.8}]],
     )
-    seed: Annotated[int, BeforeValidator(_undecided)] = Field(
+    seed: Annotated[int, BeforeValidator(_undecided)] = _field(
         42,
+        "Seed",
+        "Of the job's random numbers; random or -1: one drawn by lot, which the manifest tells.",
+        42,
+        RANDOM,
         ge=RANDOM,
         le=MAX_SEED,
-        title="Seed",
-        description="Of the job's random numbers; -1 or random: one that is drawn by lot, and told in the manifest.",
-        examples=[42, RANDOM],
     )
-    seeding: Literal["auto", "job", "picture"] = Field(
+    seeding: Literal["auto", "job", "picture"] = _field(
         "auto",
-        title="Seeding",
-        description="job: one generator for all, as in the scripts; picture: each has its own, with seed + its number; "
+        "Seeding",
+        "job: one generator for all, as in the scripts; picture: each has its own, with seed + its number; "
         "auto: job for DDIM and PLMS, else picture.",
-        examples=["picture"],
+        "picture",
     )
-    rng: Literal["device", "cpu", "nv"] = Field(
-        "device",
-        title="Random numbers",
-        description="Who draws them: the device, the CPU, or nv: the CPU as an NVIDIA GPU would.",
-        examples=["cpu"],
+    rng: Literal["device", "cpu", "nv"] = _field(
+        "device", "Random numbers", "Who draws them: the device, the CPU, or nv: the CPU as an NVIDIA GPU would.", "cpu"
     )
-    variation_seed: int = Field(
+    variation_seed: int = _field(
         0,
+        "Variation seed",
+        "What a variation is led to; each picture's number is added. With seeding: picture.",
+        7,
         ge=0,
         le=MAX_SEED,
-        title="Variation seed",
-        description="What a variation is led to; with seeding: picture, and each picture's number added.",
-        examples=[7],
     )
-    variation_strength: float = Field(
+    variation_strength: float = _field(
         0.0,
+        "Variation strength",
+        "How far the first noise is turned to that of variation_seed: 0 not at all, 1 all the way.",
+        0.1,
         ge=0,
         le=1,
-        title="Variation strength",
-        description="How far the first noise is turned to that of variation_seed: 0 not at all, 1 all the way.",
-        examples=[0.1],
     )
-    eta_noise_seed_delta: int = Field(
+    eta_noise_seed_delta: int = _field(
         0,
+        "Eta noise seed delta",
+        "The web UIs' ENSD: added to the seed behind the first noise. With seeding: picture.",
+        31337,
         ge=0,
         le=MAX_SEED,
-        title="Eta noise seed delta",
-        description="The web UIs' ENSD: added to the seed behind the first noise; with seeding: picture.",
-        examples=[31337],
     )
-    prompt_syntax: Literal["plain", "webui"] = Field(
+    prompt_syntax: Literal["plain", "webui"] = _field(
         "plain",
-        title="Prompt syntax",
-        description="webui: weights in brackets, any length, BREAK, AND, [from:to:when], LoRAs and embeddings.",
-        examples=["webui"],
+        "Prompt syntax",
+        "webui: weights in brackets, any length, BREAK, AND, [from:to:when], LoRAs and embeddings.",
+        "webui",
     )
-    clip_skip: int = Field(
+    clip_skip: int = _field(
         1,
+        "CLIP skip",
+        "From which layer of the text encoder the words are taken, counted from the last; v1 models only.",
+        2,
         ge=1,
         le=12,
-        title="CLIP skip",
-        description="From which layer of the text encoder its words are taken, counted from the last; v1 models only.",
-        examples=[2],
     )
-    precision: Literal["autocast", "full"] = Field(
-        "autocast",
-        title="Precision",
-        description="full: float32; autocast: float16 on a GPU, float32 on a CPU.",
-        examples=["full"],
+    precision: Literal["autocast", "full"] = _field(
+        "autocast", "Precision", "full: float32; autocast: float16 on a GPU, float32 on a CPU.", "full"
     )
 
     @model_validator(mode="before")
@@ -309,34 +279,20 @@ class Job(BaseModel):
 class Txt2Img(Job):
     """A prompt to pictures: `scripts/txt2img.py`."""
 
-    plms: bool = Field(False, title="PLMS sampler", description="Draw with PLMS instead of DDIM.", examples=[True])
-    laion400m: bool = Field(
-        False, title="LAION-400M model", description="Stands for that model's config, ckpt and outdir.", examples=[True]
+    plms: bool = _field(False, "PLMS sampler", "Draw with PLMS instead of DDIM.", True)
+    laion400m: bool = _field(False, "LAION-400M model", "Stands for that model's config, ckpt and outdir.", True)
+    n_iter: int = _field(2, "Iterations", "How often to go through the prompts.", 2, ge=1, le=10_000)
+    H: int = _field(512, "Height", "In pixels.", 512, ge=64, le=8192, multiple_of=8)
+    W: int = _field(512, "Width", "In pixels.", 512, ge=64, le=8192, multiple_of=8)
+    n_samples: int = _field(3, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
+    scale: float = _field(
+        7.5, "Guidance scale", "How hard to follow the prompt; 1 leaves guidance out.", 7.5, ge=0, le=100
     )
-    n_iter: int = Field(
-        2,
-        ge=1,
-        le=10_000,
-        title="Iterations",
-        description="How often to go through the prompts.",
-        examples=[2],
-    )
-    H: int = Field(512, ge=64, le=8192, multiple_of=8, title="Height", description="In pixels.", examples=[512])
-    W: int = Field(512, ge=64, le=8192, multiple_of=8, title="Width", description="In pixels.", examples=[512])
-    n_samples: int = Field(3, ge=1, le=1000, title="Batch size", description="Pictures drawn at once.", examples=[3])
-    scale: float = Field(
-        7.5,
-        ge=0,
-        le=100,
-        title="Guidance scale",
-        description="How hard to follow the prompt; 1 leaves guidance out.",
-        examples=[7.5],
-    )
-    outdir: Path_ = Field(
+    outdir: Path_ = _field(
         "outputs/txt2img-samples",
-        title="Output folder",
-        description="A folder in the root; numbers go on after the pictures already there.",
-        examples=["outputs/trucks"],
+        "Output folder",
+        "A folder in the root; numbers go on after the pictures already there.",
+        "outputs/trucks",
     )
 
     @property
@@ -365,39 +321,22 @@ class Img2Img(Job):
         description="The picture to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
         examples=["outputs/txt2img-samples/samples/00002.png"],
     )
-    plms: Annotated[Literal[False], BeforeValidator(_just_false)] = Field(
-        False, title="PLMS sampler", description="Not for img2img.", examples=[False]
+    plms: Annotated[Literal[False], BeforeValidator(_just_false)] = _field(
+        False, "PLMS sampler", "Not for img2img.", False
     )
-    n_iter: int = Field(
-        1,
-        ge=1,
-        le=10_000,
-        title="Iterations",
-        description="How often to go through the prompts.",
-        examples=[2],
+    n_iter: int = _field(1, "Iterations", "How often to go through the prompts.", 2, ge=1, le=10_000)
+    n_samples: int = _field(2, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
+    scale: float = _field(
+        5.0, "Guidance scale", "How hard to follow the prompt; 1 leaves guidance out.", 5.0, ge=0, le=100
     )
-    n_samples: int = Field(2, ge=1, le=1000, title="Batch size", description="Pictures drawn at once.", examples=[3])
-    scale: float = Field(
-        5.0,
-        ge=0,
-        le=100,
-        title="Guidance scale",
-        description="How hard to follow the prompt; 1 leaves guidance out.",
-        examples=[5.0],
+    strength: float = _field(
+        0.75, "Strength", "How far to leave the init image: 0 keeps it, 1 forgets it.", 0.4, 0.75, ge=0, le=1
     )
-    strength: float = Field(
-        0.75,
-        ge=0,
-        le=1,
-        title="Strength",
-        description="How far to leave the init image: 0 keeps it, 1 forgets it.",
-        examples=[0.4, 0.75],
-    )
-    outdir: Path_ = Field(
+    outdir: Path_ = _field(
         "outputs/img2img-samples",
-        title="Output folder",
-        description="A folder in the root; numbers go on after the pictures already there.",
-        examples=["outputs/trucks"],
+        "Output folder",
+        "A folder in the root; numbers go on after the pictures already there.",
+        "outputs/trucks",
     )
 
 
@@ -452,5 +391,9 @@ def img2img_size(width: int, height: int) -> tuple[int, int]:
         JobError: a side is under 64 pixels.
     """
     if min(width, height) < 64:
-        raise JobError(f"init_img: the picture is {width}x{height}; each side must have at least 64 pixels")
+        raise JobError(
+            "init_img: the picture is {width}x{height}; each side must have at least 64 pixels",
+            width=width,
+            height=height,
+        )
     return width - width % 64, height - height % 64

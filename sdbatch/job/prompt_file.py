@@ -19,7 +19,11 @@ def read_lines(path: Path) -> list[str]:
     """
     data = files.read_regular(path, MAX_BYTES + 1) or b""
     if len(data) > MAX_BYTES or data.count(b"\n") > MAX_LINES:
-        raise JobError(f"from_file: the file is too long; the limit is {MAX_LINES:,} lines and {MAX_BYTES:,} bytes")
+        raise JobError(
+            "from_file: the file is too long; the limit is {max_lines:,} lines and {max_bytes:,} bytes",
+            max_lines=MAX_LINES,
+            max_bytes=MAX_BYTES,
+        )
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -29,8 +33,11 @@ def read_lines(path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         if len(line) > MAX_PROMPT:
             raise JobError(
-                f"from_file: line {number} has {len(line):,} characters; a prompt has at most {MAX_PROMPT:,}"
+                "from_file: line {number} has {count:,} characters; a prompt has at most {max_prompt:,}",
+                number=number,
+                count=len(line),
+                max_prompt=MAX_PROMPT,
             )
         if any(category(c) == "Cc" and c != "\t" for c in line):
-            raise JobError(f"from_file: line {number} holds a control character; take it out")
+            raise JobError("from_file: line {number} holds a control character; take it out", number=number)
     return lines

@@ -58,46 +58,58 @@ def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
         documents = read_json(text) if PurePath(file_name).suffix.lower() == ".json" else read_yaml(text, _TEXTS)
         parsed = [_parse_document(document, file_name, defaults) for document in _bounded(documents)]
     except JobError as error:
-        return [Parsed(error=JobError(f"{file_name}: {error}"))]
-    return parsed or [Parsed(error=JobError(f"{file_name}: the file holds no job; it wants at least a prompt"))]
+        return [Parsed(error=JobError("{file_name}: {problem}", file_name=file_name, problem=error))]
+    return parsed or [
+        Parsed(error=JobError("{file_name}: the file holds no job; it wants at least a prompt", file_name=file_name))
+    ]
 
 
 def _decode(data: bytes) -> str:
     most = MAX_MANIFEST_BYTES if _MANIFEST.search(data[:1024]) else MAX_BYTES
     if len(data) > most:
-        raise JobError(f"the file has more than {most:,} bytes, the most that a job file may have")
+        raise JobError("the file has more than {most:,} bytes, the most that a job file may have", most=most)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[:2].count(0) == 1 < len(data):
         raise JobError("the file is UTF-16 text; save it as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise JobError(f"line {line}: the file is not UTF-8 text; save it as UTF-8") from error
+        raise JobError("line {line}: the file is not UTF-8 text; save it as UTF-8", line=line) from error
     if found := _UNPRINTABLE.search(text):
         line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
         where = f"line {line}, column {column}"
-        raise JobError(f"{where}: the file holds a control character (U+{ord(found[0]):04X}); is it damaged?")
+        raise JobError(
+            "{where}: the file holds a control character (U+{code}); is it damaged?",
+            where=where,
+            code=f"{ord(found[0]):04X}",
+        )
     return text
 
 
 def _bounded(documents: Iterator[Document | JobError]) -> Iterator[Document | JobError]:
     for count, document in enumerate(documents):
         if count == MAX_JOBS:
-            yield JobError(f"the file holds more than {MAX_JOBS:,} jobs; only the first {MAX_JOBS:,} were taken")
+            yield JobError(
+                "the file holds more than {max_jobs:,} jobs; only the first {max_jobs:,} were taken", max_jobs=MAX_JOBS
+            )
             return
         yield document
 
 
 def _parse_document(document: Document | JobError, file_name: str, defaults: Defaults) -> Parsed:
     if isinstance(document, JobError):
-        return Parsed(error=JobError(f"{file_name}: {document}"))
+        return Parsed(error=JobError("{file_name}: {problem}", file_name=file_name, problem=document))
     values = document.value
     if not isinstance(values, dict):
         text = f"line {document.line}: a job is fields and values, such as `prompt: a blue truck`"
         source = document.sources.get((), "")
         slip = slips.in_yaml([source], [0], _TEXTS)
         said = slip[1] if slip else slips.without_colon(source, _KNOWN)
-        return Parsed(error=JobError(f"{file_name}: {text}{'; ' if said else ''}{said}"))
+        return Parsed(
+            error=JobError(
+                "{file_name}: {text}{part}{said}", file_name=file_name, text=text, part="; " if said else "", said=said
+            )
+        )
     try:
         if "sdbatch_manifest" not in values:
             written = _Written(values, document, (), defaults)
@@ -130,19 +142,28 @@ class _Written:
         self.paths: dict[str, tuple[Line, ...]] = {}
         self.given: dict[str, Any] = {}
         if foreign.is_workflow(values):
-            raise JobError(f"line {self.start}: {_WORKFLOW}")
+            raise JobError("line {start}: {problem}", start=self.start, problem=_WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)
             self.paths[name] = path
             if name in self.given:
-                raise JobError(f"{self._where(name)}{name}: is given twice, as {name} and with hyphens; take one out")
+                raise JobError(
+                    "{where}{name}: is given twice, as {name} and with hyphens; take one out",
+                    where=self._where(name),
+                    name=name,
+                )
             self.given[name] = value
             if what := slips.invisible(key) if name not in _KNOWN else "":
                 text = f"its name holds {what}; write {plain(slips.plain_spaces(key))}"
-                raise JobError(f"{self._where(name)}{name}: {text}")
+                raise JobError("{where}{name}: {text}", where=self._where(name), name=name, text=text)
         if len(self.given) > MAX_FIELDS:
-            raise JobError(f"{self._where(name)}{len(self.given):,} fields; a job has at most {MAX_FIELDS}")
+            raise JobError(
+                "{where}{count:,} fields; a job has at most {max_fields}",
+                where=self._where(name),
+                count=len(self.given),
+                max_fields=MAX_FIELDS,
+            )
         self.given.pop("$schema", None)  # editors' own
         self.fields = {name: value for name, value in self.given.items() if not _is_unsaid(name, value)}
         self.is_idle_strength = (

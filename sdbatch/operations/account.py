@@ -89,7 +89,7 @@ def _become(uid: int) -> None:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     except OSError as error:
-        raise JobError(f"{why}; {remedy}") from error
+        raise JobError("{why}; {remedy}", why=why, remedy=remedy) from error
     global stepped_down  # noqa: PLW0603 - as is the account: the process's
     stepped_down = True
     for name in PRIVATE:
@@ -98,8 +98,11 @@ def _become(uid: int) -> None:
     # What is imported from here on is read by that account.
     if closed := [place for place in _needed() if not os.access(place, os.R_OK | os.X_OK)]:
         raise JobError(
-            f"{why}; but that account can't get to {closed[0]}: install sdbatch and its Python where all may look, as "
-            f"in /opt, then {remedy}"
+            "{why}; but that account can't get to {closed}: install sdbatch and its Python where all "
+            "may look, as in /opt, then {remedy}",
+            why=why,
+            closed=closed[0],
+            remedy=remedy,
         )
 
 

@@ -46,9 +46,9 @@ def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
     """
     root.require(root.inbox)
     if os.path.lexists(target):
-        raise JobError(f"{target} is there already; name a folder that is not")
+        raise JobError("{target} is there already; name a folder that is not", target=target)
     if target.resolve().is_relative_to(root.path.resolve()):
-        raise JobError(f"{target} lies in the root itself; name a folder outside it")
+        raise JobError("{target} lies in the root itself; name a folder outside it", target=target)
     if os.geteuid() == ADMIN:
         _refuse_others_links(root)
     files.make_dir(target.parent)

@@ -103,9 +103,9 @@ def import_model(source: Path, root: Root, name: str, told: Told, *, link: bool 
     """
     target = root.models / (name or source.name)
     if not source.exists():
-        raise JobError(f"there is no {source}")
+        raise JobError("there is no {source}", source=source)
     if os.path.lexists(target):
-        raise JobError(f"{root.show(target)} is there already; give the new one another name with --as")
+        raise JobError("{target} is there already; give the new one another name with --as", target=root.show(target))
     root.require(root.models)
     if link:
         files.link_to(source.resolve(), target)

@@ -147,9 +147,14 @@ def read_admins(path: Path) -> bytes | None:
 def _refuse_others(path: Path, place: Path, status: os.stat_result) -> None:
     if not is_admins(status):
         raise InstallError(
-            f"{place} is {whose(status)}: what {path.name} says is put into the service's unit, and others than root "
-            f"could have written it. Look through it, then make it yours: chown root:root {path.parent} {path}; "
-            f"chmod go-w {path.parent} {path}"
+            "{place} is {whose}: what {name} says is put into the service's unit, and others than "
+            "root could have written it. Look through it, then make it yours: chown root:root "
+            "{parent} {path}; chmod go-w {parent} {path}",
+            place=place,
+            whose=whose(status),
+            name=path.name,
+            parent=path.parent,
+            path=path,
         )
 
 
@@ -173,8 +178,11 @@ def _refuse_systems(root: Root, path: Path) -> None:
         if is_above or (not is_data and any(place.is_relative_to(folder) for folder in closed)):
             which = f" ({place})" * (place != path)
             raise InstallError(
-                f"allow_paths in configs/sdbatch.yaml: the service is not let into {path}{which}, where the system's "
-                "files or its own lie; name a folder of pictures, such as one in /srv, /mnt, /media, /data or a home"
+                "allow_paths in configs/sdbatch.yaml: the service is not let into {path}{which}, where "
+                "the system's files or its own lie; name a folder of pictures, such as one in /srv, "
+                "/mnt, /media, /data or a home",
+                path=path,
+                which=which,
             )
 
 
@@ -250,7 +258,9 @@ def _written(path: Path) -> str:
     """A path as it stands between double quotes in all three kinds of files."""
     text = str(path)
     if UNWRITABLE.search(text.replace(" ", "")):
-        raise InstallError(f"{text!r}: systemd's files can't name a path with quotes, $, backslashes or line breaks")
+        raise InstallError(
+            "{text}: systemd's files can't name a path with quotes, $, backslashes or line breaks", text=f"{text!r}"
+        )
     return text.replace("%", "%%")
 
 
@@ -299,18 +309,27 @@ def _refuse_unreachable(root: Root) -> None:
     """The account sdbatch must be able to get to the interpreter, the package and the root."""
     for place in (*_ours(), root.path):
         if any(place.is_relative_to(folder) for folder in ("/tmp", "/var/tmp")):  # noqa: S108 - nothing is put there
-            raise InstallError(f"{place}: the service has a /tmp of its own and could not see it; put it elsewhere")
+            raise InstallError(
+                "{place}: the service has a /tmp of its own and could not see it; put it elsewhere", place=place
+            )
         for folder in place.parents:
             if folder.exists() and not folder.stat().st_mode & 0o001:
                 raise InstallError(
-                    f"the account sdbatch could not get to {place}: {folder} is closed to others. Put it where all "
-                    "may look, such as /opt or /srv, or run the service as yourself: sdbatch install --user"
+                    "the account sdbatch could not get to {place}: {folder} is closed to others. Put it "
+                    "where all may look, such as /opt or /srv, or run the service as yourself: sdbatch "
+                    "install --user",
+                    place=place,
+                    folder=folder,
                 )
 
 
 def _run(command: list[str]) -> None:
     if shutil.which(command[0]) is None:
-        raise InstallError(f"{command[0]} is not there: is this a machine with systemd?")
+        raise InstallError("{command} is not there: is this a machine with systemd?", command=command[0])
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
     if ended.returncode:
-        raise InstallError(f"`{' '.join(command)}` failed: {ended.stderr.strip() or f'exit code {ended.returncode}'}")
+        raise InstallError(
+            "`{names}` failed: {part}",
+            names=" ".join(command),
+            part=ended.stderr.strip() or f"exit code {ended.returncode}",
+        )

@@ -74,7 +74,9 @@ class Ownership:
         try:
             account = pwd.getpwnam(ACCOUNT)
         except KeyError as error:
-            raise InstallError(f"there is no account {ACCOUNT}: `systemd-sysusers` should have made it") from error
+            raise InstallError(
+                "there is no account {account}: `systemd-sysusers` should have made it", account=ACCOUNT
+            ) from error
         self._close(root.path)
         for folder in (root.configs, root.models):
             if not folder.is_symlink():  # the admin's, to what may be shared with others
@@ -115,7 +117,9 @@ class Ownership:
             return
         except OSError as error:
             raise InstallError(
-                f"{folder}: {error.strerror}; see what it is, take it away, and install again"
+                "{folder}: {problem}; see what it is, take it away, and install again",
+                folder=folder,
+                problem=error.strerror,
             ) from error
         try:
             changed = sum(self._set(handle, rule) for handle in _all_in(top))

@@ -1,29 +1,30 @@
-"""The wheels that another machine needs, gathered on this one by pip, and seen to be all.
+"""The wheels that another machine needs, gathered on this one by pip.
 
 pip chooses wheels for another platform, but reads the conditions in their requirements (`platform_system == "Linux"`)
-as if they were for this machine: on a Mac it leaves out all of CUDA. So what it brought is walked through with the
-other machine's answers, and what lacks is asked for by name, until nothing does.
+as if they were for this machine: on a Mac it leaves out all of CUDA. So it is told the other machine's answers.
 """
 
+import json
 import platform
 import re
 import subprocess
 import sys
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from email.parser import HeaderParser
 from importlib.util import find_spec
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name, parse_wheel_filename
-
 from sdbatch.errors import BundleError
 
-ROUNDS = 8  # each goes one level deeper into what only the other machine needs
 EXTRA = "web"  # the page goes along: a server without a network can't fetch it later
 OLDEST_GLIBC = 5  # 2.5 is what manylinux1 was
+# pip has no option for these answers; `packaging`, which it brings, takes them from one function.
+PIP_FOR_MARKERS = """
+import json, runpy, sys
+from pip._vendor.packaging import markers
+told = json.loads(sys.argv.pop(1))
+markers.default_environment = lambda: dict(told)
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ class Target:
         match = re.fullmatch(r"(?:linux-|manylinux_2_(?P<glibc>\d+)_)(?P<machine>x86_64|aarch64)", name)
         if match is None:
             known = "linux-x86_64, linux-aarch64, or manylinux_2_34_x86_64 and the like"
-            raise BundleError(f"--platform {name}: sdbatch serves on Linux; say one of {known}")
+            raise BundleError("--platform {name}: sdbatch serves on Linux; say one of {known}", name=name, known=known)
         if not re.fullmatch(r"3\.\d+", python):
-            raise BundleError(f"--python {python}: say it like 3.11, as the server's `python3 --version` begins")
+            raise BundleError(
+                "--python {python}: say it like 3.11, as the server's `python3 --version` begins", python=python
+            )
         return cls(match["machine"], int(match["glibc"] or 28), python)
 
     @property
@@ -96,50 +99,18 @@ def collect(own: Path, folder: Path, target: Target) -> None:
     """
     choice = ["--only-binary=:all:", "--implementation=cp", f"--python-version={target.python}"]
     choice += [f"--platform={tag}" for tag in target.tags]
-    wanted = [f"{own}[{EXTRA}]", "pip"]
-    for _ in range(ROUNDS):
-        _pip("download", f"--dest={folder}", *choice, *wanted)
-        if not (missing := sorted(set(lacking(own, folder, target)))):
-            return
-        # What is there stays as it is: named as files, it can't be chosen anew in another version.
-        wanted = [*map(str, sorted(folder.glob("*.whl"))), *missing]
-    raise BundleError(f"these fit nothing that pip finds: {', '.join(missing)}")
+    pip = ("-c", PIP_FOR_MARKERS, json.dumps(target.markers))
+    _pip("download", f"--dest={folder}", *choice, f"{own}[{EXTRA}]", "pip", pip=pip)
 
 
-def lacking(own: Path, folder: Path, target: Target) -> Iterator[str]:
-    """Requirements of our wheel, and of those it needs, that hold on the target and that no wheel there meets."""
-    have = {parse_wheel_filename(path.name)[0]: path for path in [*folder.glob("*.whl"), own]}
-    pending, seen = [(parse_wheel_filename(own.name)[0], extra) for extra in ("", EXTRA)], set()
-    while pending:
-        name, extra = pending.pop()
-        if (name, extra) in seen:
-            continue
-        seen.add((name, extra))
-        for requirement in _requirements(have[name]):
-            if requirement.marker and not requirement.marker.evaluate(target.markers | {"extra": extra}):
-                continue
-            requirement.marker = None
-            other = canonicalize_name(requirement.name)
-            if other in have and requirement.specifier.contains(
-                parse_wheel_filename(have[other].name)[1], prereleases=True
-            ):
-                pending += [(other, wanted) for wanted in ("", *requirement.extras)]
-            else:
-                yield str(requirement)
-
-
-def _requirements(wheel: Path) -> Iterator[Requirement]:
-    with zipfile.ZipFile(wheel) as content:
-        (name,) = [name for name in content.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
-        said = HeaderParser().parsestr(content.read(name).decode())
-    for text in said.get_all("Requires-Dist") or []:
-        yield Requirement(text)
-
-
-def _pip(*arguments: str) -> None:
+def _pip(*arguments: str, pip: tuple[str, ...] = ("-m", "pip")) -> None:
     if find_spec("pip") is None:
-        raise BundleError(f"{sys.executable} has no pip: run `{sys.executable} -m ensurepip`, or `make bundle`")
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+        raise BundleError(
+            "{executable} has no pip: run `{executable} -m ensurepip`, or `make bundle`", executable=sys.executable
+        )
+    command = [sys.executable, *pip, "--disable-pip-version-check", *arguments]
     # Standard output is the command's own answer.
     if subprocess.run(command, stdout=2, check=False).returncode:
-        raise BundleError(f"pip could not {arguments[0]} what is needed; what it says above tells why")
+        raise BundleError(
+            "pip could not {arguments} what is needed; what it says above tells why", arguments=arguments[0]
+        )

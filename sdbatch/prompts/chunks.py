@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from sdbatch.prompts.syntax import BREAK, emphasis
 from sdbatch.job.tokens import READ
+from sdbatch.prompts.syntax import BREAK, emphasis
 
 BACK = 20  # tokens from a full chunk's end to the comma that it is ended at instead
 Encode = Callable[[str], Sequence[int]]

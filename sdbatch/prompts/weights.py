@@ -89,9 +89,7 @@ def _wanted(field: str, network: Network) -> tuple[str, float]:
         raise JobError(f"{field}: {shown}: a LoRA has one weight here, for the text encoder and the UNet")
     (weight,) = weights
     if weight is None or abs(weight) > STRONGEST:
-        raise JobError(
-            f"{field}: {shown}: the weight is a number from -{STRONGEST} to {STRONGEST}: <lora:{name}:0.8>"
-        )
+        raise JobError(f"{field}: {shown}: the weight is a number from -{STRONGEST} to {STRONGEST}: <lora:{name}:0.8>")
     return name, weight
 
 

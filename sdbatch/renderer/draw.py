@@ -8,6 +8,7 @@ job never depends on an earlier one, and a job that stopped goes on by drawing a
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,10 @@ from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
 from sdbatch.renderer.pictures.decoding import decode
-from sdbatch.renderer.sampling import sampler
+from sdbatch.renderer.sampling.guidance import Rows, guided
+from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.registry import SAMPLERS
+from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
 
 OnStep = Callable[[Batch, int, int], None]  # batch, steps done, steps in all
 
@@ -33,29 +37,6 @@ class Drawn:
     batch: Batch
     latents: Tensor
     pixels: Pixels
-
-
-@dataclass(frozen=True)
-class NoiseSource:
-    """A job's random numbers: one generator on the device, and the CPU's where that is another one."""
-
-    device: torch.device
-    main: torch.Generator
-    cpu: torch.Generator
-
-    @classmethod
-    def seeded(cls, seed: int, device: torch.device) -> "NoiseSource":
-        """Both generators start at `seed`, as `seed_everything` did; on a CPU they are one."""
-        main = torch.Generator(device).manual_seed(seed)
-        return cls(device, main, main if device.type == "cpu" else torch.Generator("cpu").manual_seed(seed))
-
-    def draw(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers from the device's generator."""
-        return torch.randn(*shape, generator=self.main, device=self.device)
-
-    def draw_on_cpu(self, shape: Sequence[int]) -> Tensor:
-        """The same from the CPU's: the scripts sample the autoencoder's posterior there even with a GPU."""
-        return torch.randn(*shape, generator=self.cpu).to(self.device)
 
 
 @torch.inference_mode()
@@ -84,30 +65,32 @@ def draw(
         JobError: the job asks for what the model has not, or the model gave numbers that are not finite.
     """
     if model.channels != job.C:
-        raise JobError(f"C: {job.C} latent channels, but the checkpoint has {model.channels}")
+        raise JobError("C: {c} latent channels, but the checkpoint has {channels}", c=job.C, channels=model.channels)
     if job.ddim_steps > len(model.alphas):
-        raise JobError(f"ddim_steps: at most {len(model.alphas)}, the steps that the model was trained on")
+        raise JobError("ddim_steps: at most {count}, the steps that the model was trained on", count=len(model.alphas))
     fallback = fallback or MemoryFallback(model.device)
-    noise = NoiseSource.seeded(job.seed, model.device)
-    schedule = sampler.make_schedule(model.alphas, job.ddim_steps, job.ddim_eta)
-    sample = sampler.plms if job.plms else sampler.ddim
+    strength = job.strength if isinstance(job, Img2Img) else None
+    wish = Wish(job.ddim_steps, job.ddim_eta, strength)
+    course = SAMPLERS["plms" if job.plms else "ddim"](model.alphas, wish)
+    source = NoiseSource.seeded(job.seed, model.device)
     # The scripts encode the init image before autocast begins.
     start = (
-        _start_txt2img(job, schedule, noise)
+        _start_txt2img(job, course, source)
         if init is None
-        else _start_img2img(job, schedule, noise, model, init, fallback)
+        else _start_img2img(job, course, source, model, init, fallback)
     )
+    evaluations = course.evaluations
     for batch in batches(job, lines):
         shape = (len(batch.prompts), *start.shape)
+        noise = source.of_batch(batch.first, shape)
         if batch.first + len(batch.prompts) <= start_at:
-            for _ in range(start.draws + sampler.draws(start.steps, is_plms=job.plms)):
-                noise.draw(shape)
+            start.skip(noise)
             continue
         fallback.first = batch.first
-        with computing(model.dtype, model.device):
-            x = start.latents(shape, noise)
-            denoise = _guided(model, job, batch, start.steps, on_step, fallback)
-            latents = sample(denoise, x, start.steps, partial(noise.draw, shape))
+        x = start.latents(len(batch.prompts), noise)
+        told = partial(_tell, on_step, batch, count(1), evaluations)
+        asking = guided(course.sample(x, noise), *_contexts(model, job, batch, fallback), job.scale, told)
+        latents = run(asking, partial(_predict, model, fallback))
         yield Drawn(batch, latents, decode(model, latents, fallback))
 
 
@@ -116,68 +99,53 @@ class _Start:
     """Where every batch of a job starts: from noise alone, or from an init image with noise on top."""
 
     shape: tuple[int, ...]  # of one picture's latents
-    steps: list[sampler.Step]
+    course: Course
     fixed: Tensor | None = None  # fixed_code's noise
     x0: Tensor | None = None  # the init image's latents, n_samples times
-    level: sampler.Step | None = None  # how much noise goes on them
 
-    @property
-    def draws(self) -> int:
-        return 1 if self.fixed is None else 0
+    def latents(self, batch: int, noise: Noise) -> Tensor:
+        z = noise() if self.fixed is None else self.fixed[:batch]
+        return self.course.start.mix(z, None if self.x0 is None else self.x0[:batch])
 
-    def latents(self, shape: tuple[int, ...], noise: NoiseSource) -> Tensor:
-        z = noise.draw(shape) if self.fixed is None else self.fixed[: shape[0]]
-        if self.x0 is None or self.level is None:
-            return z
-        return sampler.add_noise(self.x0[: shape[0]], self.level, z)
+    def skip(self, noise: Noise) -> None:
+        """Draw and drop what a batch draws that is there already."""
+        if self.fixed is None:
+            noise()
+        self.course.rehearse(noise)
 
 
-def _start_txt2img(job: AnyJob, schedule: list[sampler.Step], noise: NoiseSource) -> _Start:
+def _start_txt2img(job: AnyJob, course: Course, source: NoiseSource) -> _Start:
     assert isinstance(job, Txt2Img), "an img2img job comes with its init image"
     shape = (job.C, job.H // job.f, job.W // job.f)
-    return _Start(shape, schedule, fixed=noise.draw((job.n_samples, *shape)) if job.fixed_code else None)
+    return _Start(shape, course, fixed=source.draw((job.n_samples, *shape)) if job.fixed_code else None)
 
 
 def _start_img2img(
     job: AnyJob,
-    schedule: list[sampler.Step],
-    noise: NoiseSource,
+    course: Course,
+    source: NoiseSource,
     model: Model,
     init: npt.NDArray[np.float32],
     fallback: MemoryFallback,
 ) -> _Start:
-    """The scripts add noise of schedule index t_enc and denoise from t_enc - 1.
-
-    Strength 1.0 asks for an index behind the end, on which they crash; here it is the end.
-    """
-    assert isinstance(job, Img2Img), "only an img2img job has an init image"
     picture = torch.from_numpy(init).to(model.device)[None]
     shape = (model.channels, init.shape[1] // model.factor, init.shape[2] // model.factor)
-    x0 = fallback.encode(model, picture, noise.draw_on_cpu((job.n_samples, *shape)))
-    t_enc = int(job.strength * job.ddim_steps)
-    return _Start(shape, schedule[:t_enc], x0=x0, level=schedule[min(t_enc, len(schedule) - 1)])
+    return _Start(shape, course, x0=fallback.encode(model, picture, source.draw_on_cpu((job.n_samples, *shape))))
 
 
-def _guided(
-    model: Model, job: AnyJob, batch: Batch, steps: list[sampler.Step], on_step: OnStep, fallback: MemoryFallback
-) -> sampler.Denoise:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), both halves in one pass of the UNet."""
-    context = fallback.in_rows(model.encode_prompts, list(batch.prompts))
-    if guided := job.scale != 1.0:
-        unconditional = fallback.in_rows(model.encode_prompts, [job.negative_prompt] * len(batch.prompts))
-        context = torch.cat([unconditional, context])
-    timesteps = torch.tensor([step.timestep for step in steps], device=model.device)
-    done = 0
+def _contexts(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback) -> tuple[Tensor, Tensor | None]:
+    """The encoded prompts of a batch, and the encoded negative ones where guidance asks for them."""
+    with computing(model.dtype, model.device):
+        prompts = fallback.in_rows(model.encode_prompts, list(batch.prompts))
+        if job.scale == 1.0:
+            return prompts, None
+        return prompts, fallback.in_rows(model.encode_prompts, [job.negative_prompt] * len(batch.prompts))
 
-    def denoise(x: Tensor, i: int) -> Tensor:
-        nonlocal done
-        rows = torch.cat([x, x]) if guided else x
-        e = fallback.in_rows(lambda x, context: model.predict_noise(x, timesteps[i], context), rows, context)
-        if guided:
-            e_uncond, e_cond = e.chunk(2)
-            e = e_uncond + job.scale * (e_cond - e_uncond)
-        done += 1
-        on_step(batch, done, len(steps) + (1 if job.plms else 0))
-        return e
 
-    return denoise
+def _predict(model: Model, fallback: MemoryFallback, rows: Rows) -> Tensor:
+    with computing(model.dtype, model.device):
+        return fallback.in_rows(model.predict_noise, rows.x, rows.timesteps, rows.context)
+
+
+def _tell(on_step: OnStep, batch: Batch, done: Iterator[int], steps: int) -> None:
+    on_step(batch, next(done), steps)

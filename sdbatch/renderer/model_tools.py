@@ -111,8 +111,10 @@ def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Con
         return None
     if conversions.find(place) is None and conversions.keep(place, plan, weights, dtype, told) is None:
         raise JobError(
-            f"there is no room in {conversions.folder} for {plan.name}: converted_bytes in configs/sdbatch.yaml "
-            "bounds it, and a fiftieth of the disk stays free"
+            "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml bounds "
+            "it, and a fiftieth of the disk stays free",
+            folder=conversions.folder,
+            name=plan.name,
         )
     return place
 
@@ -125,7 +127,7 @@ def convert_file(ckpt: Path, config: Path, out: Path, dtype: torch.dtype, told: 
         OSError: the disk failed or is full.
     """
     if ckpt.is_dir():
-        raise JobError(f"{ckpt.name} is a folder in diffusers format: --output is for single files")
+        raise JobError("{name} is a folder in diffusers format: --output is for single files", name=ckpt.name)
     weights = read_weights(ckpt)
     tidy: dict[str, Tensor] = canonical(weights)
     plan = plan_model(ckpt, config, tidy)

@@ -30,7 +30,7 @@ import torch
 import transformers
 
 from sdbatch.engine import protocol
-from sdbatch.engine.protocol import Draw, Message, RendererConfig, Request
+from sdbatch.engine.protocol import Draw, Message, RendererConfig
 from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
 from sdbatch.job.model_config import read_model_config
@@ -51,6 +51,7 @@ from sdbatch.renderer.pictures.safety import Checkers
 from sdbatch.renderer.pictures.watermark import Watermark
 from sdbatch.storage import files
 from sdbatch.storage.files import is_disk_trouble
+from sdbatch.storage.root import SAMPLES
 
 gc.enable()
 
@@ -100,26 +101,26 @@ class Renderer:
     def serve(self, requests: IO[str]) -> None:
         """Until the service hangs up."""
         for line in requests:
-            for task in Request.model_validate_json(line).jobs:
-                try:
-                    self.render(task)
-                except JobError as error:
-                    self.answer(protocol.Failed(job_id=task.job_id, fault="job", text=str(error)))
-                except OSError as error:
-                    is_away = not task.folder.is_dir()  # the job's own: a share that went away
-                    fault: Literal["disk", "job"] = "disk" if is_away or is_disk_trouble(error) else "job"
-                    self.answer(protocol.Failed(job_id=task.job_id, fault=fault, text=str(error)))
-                except (OutOfMemory, RuntimeError, MemoryError) as error:
-                    if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
-                        raise
-                    Notes(task.folder).add("out of memory, with as little as possible at once: this renderer ends")
-                    raise error if isinstance(error, OutOfMemory) else OutOfMemory(in_short(error)) from error
-                trim()
+            task = Draw.model_validate_json(line)
+            try:
+                self.render(task)
+            except JobError as error:
+                self.answer(protocol.Failed(job_id=task.job_id, fault="job", text=str(error)))
+            except OSError as error:
+                is_away = not task.folder.is_dir()  # the job's own: a share that went away
+                fault: Literal["disk", "job"] = "disk" if is_away or is_disk_trouble(error) else "job"
+                self.answer(protocol.Failed(job_id=task.job_id, fault=fault, text=str(error)))
+            except (OutOfMemory, RuntimeError, MemoryError) as error:
+                if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+                    raise
+                Notes(task.folder).add("out of memory, with as little as possible at once: this renderer ends")
+                raise error if isinstance(error, OutOfMemory) else OutOfMemory(in_short(error)) from error
+            trim()
 
     def render(self, task: Draw) -> None:
         """One job: what an earlier attempt staged is checked and kept, the rest drawn, the grid laid."""
         started = time.monotonic()
-        for folder in (task.folder, task.folder / task.samples):
+        for folder in (task.folder, task.folder / SAMPLES):
             files.sweep(folder)  # a renderer before this one may have been killed
         reset_peak(self.device)
         notes = Notes(task.folder)
@@ -250,14 +251,16 @@ def find_device(asked: str) -> torch.device:
         device = torch.zeros(1, device=name).device  # with its number: set_device takes no bare cuda
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
-        raise EngineDown(f"device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it") from error
+        raise EngineDown(
+            "device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked=asked, reason=reason
+        ) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
     return device
 
 
 def _sample(task: Draw, index: int) -> Path:
-    return task.folder / task.samples / f"{index:05}.png"
+    return task.folder / SAMPLES / f"{index:05}.png"
 
 
 def _suspecting(model: Model, task: Draw) -> Model:

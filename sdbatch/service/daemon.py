@@ -81,7 +81,9 @@ def prepare(root: Root) -> None:
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise ConfigError(f"{root.path}: the folders of a root can't be made here: {error.strerror}") from error
+        raise ConfigError(
+            "{root}: the folders of a root can't be made here: {problem}", root=root.path, problem=error.strerror
+        ) from error
 
 
 def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engine:

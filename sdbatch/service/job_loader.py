@@ -84,7 +84,7 @@ class JobLoader:
         path = self.spool.folder(claim) / claim.file
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
         if data is None:
-            raise JobError(f"{claim.file}: is a link, a pipe or a device; a job must be a plain file")
+            raise JobError("{file}: is a link, a pipe or a device; a job must be a plain file", file=claim.file)
         if self._parsed[:2] != (data, claim.file):
             self._parsed = (data, claim.file, reader.parse(data, claim.file, self.root.defaults))
         parts = self._parsed[2]
@@ -92,8 +92,12 @@ class JobLoader:
             self.spool.split(claim, len(parts))
         if claim.part > len(parts):
             raise JobError(
-                f"{claim.file}: holds {len(parts)} of {claim.parts} jobs since it was mended, "
-                f"and not number {claim.part}: nothing is left to draw here, and this folder may be deleted"
+                "{file}: holds {count} of {parts} jobs since it was mended, and not number {part}: "
+                "nothing is left to draw here, and this folder may be deleted",
+                file=claim.file,
+                count=len(parts),
+                parts=claim.parts,
+                part=claim.part,
             )
         part = parts[claim.part - 1]
         if 0 < claim.parts < len(parts):

@@ -110,8 +110,12 @@ class Readiness:
         for folder in (self.root.running, task.outdir):
             if (room := self._room(folder)) < need:
                 raise TemporarilyUnavailable(
-                    f"{task.claim.id} may need {need / 1e6:,.1f} MB, and {max(0, room) / 1e6:,.1f} MB are free for "
-                    f"{self.root.show(folder)}/{FREE_SOME}"
+                    "{id} may need {need} MB, and {free} MB are free for {folder}/{free_some}",
+                    id=task.claim.id,
+                    need=f"{need / 1e6:,.1f}",
+                    free=f"{max(0, room) / 1e6:,.1f}",
+                    folder=self.root.show(folder),
+                    free_some=FREE_SOME,
                 )
 
     def _room(self, folder: Path) -> int:
@@ -183,7 +187,7 @@ class Readiness:
             limit = self.settings.hang_seconds
             if self._starting_since is not None and now - self._starting_since > limit:
                 self.engine.stop()
-                raise EngineDown(f"the renderer did not start within {limit:g} seconds")  # noqa: TRY301
+                raise EngineDown("the renderer did not start within {limit} seconds", limit=f"{limit:g}")  # noqa: TRY301
         except EngineDown as error:
             self._engine_problem, self._again_at, self._starting_since = str(error), now + ENGINE_AGAIN_SECONDS, None
         else:

@@ -6,12 +6,12 @@ from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 
-from sdbatch.service.prevalidation import Prevalidation
+from sdbatch.job import reader
 from sdbatch.service.readiness import FREE_SOME, Readiness
 from sdbatch.service.repeats import Repeats
 from sdbatch.service.unmovable import IN_A_ROW, Unmovable
 from sdbatch.spool import status_reader
-from sdbatch.spool.inbox import Arrival, Inbox
+from sdbatch.spool.inbox import Arrival, Inbox, Signature, signature_of
 from sdbatch.spool.order import QueueEntry, in_order
 from sdbatch.spool.spool import Claim, Spool
 from sdbatch.storage import files
@@ -19,6 +19,8 @@ from sdbatch.telemetry import log
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
 ANY_TIME = float("-inf")
+READ_AT_ONCE = 100_000  # bytes of files that wait: signals and the status have to wait for it
+FILE_COST = 200  # bytes that could be read while a file is opened
 
 
 class Scheduler:
@@ -33,7 +35,7 @@ class Scheduler:
 
     def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness) -> None:
         self.spool, self.inbox, self.readiness = spool, inbox, readiness
-        self.prevalidation = Prevalidation(inbox.stability)
+        self._valid: dict[str, Signature] = {}  # files that were read while nothing could be drawn
         self.log = log.get()
         self.waiting: dict[str, float] = {}
         self.deferred: dict[str, float] = {}
@@ -69,7 +71,7 @@ class Scheduler:
         elif not self.readiness.is_ready:
             claim = self.spool.cancelled() or self._invalid(now, wall)
         else:
-            self.prevalidation.forget()
+            self._valid.clear()
             claim = self._first(now, wall) or next(self._able(now, self.deferred), None)
         if claim is not None:
             claim.attempts = self.owed.get(claim.id, claim.attempts)
@@ -142,15 +144,24 @@ class Scheduler:
                 self.inbox.take(arrival)  # until another look finds it
 
     def _invalid(self, now: float, wall: datetime) -> Claim | None:
-        """While nothing can be drawn: what no machine could draw is claimed, to be told."""
-        for _ in range(IN_A_ROW):
-            waiting = (arrival for arrival in self.inbox.queue if not self.unmovable.rests(arrival, now))
-            if (arrival := self.prevalidation.first_invalid(waiting)) is None:
-                return None
-            self.inbox.take(arrival)
-            may_try = self.unmovable.may_try(arrival, now)
-            if may_try and (claim := self._claim(arrival, now, wall)) is not None:
-                return claim
+        """While nothing can be drawn: what no machine could draw, such as a typo or a pipe, is claimed, to be told."""
+        left = READ_AT_ONCE
+        for arrival in [*self.inbox.queue]:
+            seen = self.inbox.stability.seen.get(arrival.name)
+            if seen is None or seen.signature == self._valid.get(arrival.name) or self.unmovable.rests(arrival, now):
+                continue
+            data = _content(arrival)
+            if signature_of(arrival.name) != seen.signature:
+                continue  # somebody is at it
+            if data is None or (arrival.is_file and any(part.job for part in reader.parse(data, arrival.path.name))):
+                self._valid[arrival.name] = seen.signature
+            else:
+                self.inbox.take(arrival)
+                if self.unmovable.may_try(arrival, now) and (claim := self._claim(arrival, now, wall)) is not None:
+                    return claim
+            left -= FILE_COST + len(data or b"")
+            if left < 0:
+                break
         return None
 
     def _is_repeat(self, arrival: Arrival) -> bool:
@@ -181,3 +192,11 @@ class Scheduler:
         if fresh is not None:
             self.log.info("claimed", job_id=fresh.id, source=fresh.source)
         return fresh
+
+
+def _content(arrival: Arrival) -> bytes | None:
+    """A file's bytes; nothing of a link, pipe or device; None of what is gone by now, or not ours to read."""
+    try:
+        return files.read_regular(arrival.path, reader.MAX_MANIFEST_BYTES + 1) or b""
+    except OSError:
+        return None

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sdbatch.config import sources
 from sdbatch.config.settings import Settings
 from sdbatch.engine import protocol
-from sdbatch.engine.protocol import Draw, Engine, Request
+from sdbatch.engine.protocol import Draw, Engine
 from sdbatch.errors import Cancelled, EngineDown, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
@@ -32,7 +32,7 @@ from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.latecomers import Latecomers
 from sdbatch.spool.publish import Names, Publisher
-from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, STAGED, WRITTEN_ON, Claim, Spool
+from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, WRITTEN_ON, Claim, Spool
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import SAMPLES, Root
@@ -256,11 +256,10 @@ class Service:
         folder = self.spool.folder(claim)
         files.clear(folder / HALT)
         self.readiness.require_space(task)
-        samples = STAGED if task.job.skip_save else SAMPLES
         if claim.drawn_from not in ("", origin := task.origin):
             self._drop_what_was_drawn(task)
-        files.make_dir(folder / samples)
-        start_at = count_staged(folder / samples)
+        files.make_dir(folder / SAMPLES)
+        start_at = count_staged(folder / SAMPLES)
         drawing = Drawing(now.wall, now.mono)
         attempts = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
         if attempts >= self.settings.max_attempts:
@@ -276,7 +275,6 @@ class Service:
             max_init_pixels=self.settings.limits.init_pixels,
             max_pixels=self.settings.limits.pixels,
             folder=folder,
-            samples=samples,
             ckpt=task.ckpt,
             config=task.config,
             vae=task.vae,
@@ -286,7 +284,7 @@ class Service:
             cancel=folder / CANCEL,
         )
         # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
-        with closing(self.engine.render(Request(jobs=[draw]))) as events:
+        with closing(self.engine.render(draw)) as events:
             for event in events:
                 self._heed(event, task, drawing, clock)
         self.spool.raise_if_cancelled(claim)
@@ -299,8 +297,7 @@ class Service:
         for staged, name in (claim.outputs or {}).items():
             if files.same_content(folder / staged, task.outdir / name):
                 files.delete(task.outdir / name)
-        for drawn in (folder / SAMPLES, folder / STAGED):
-            files.remove_tree(drawn)
+        files.remove_tree(folder / SAMPLES)
         for grid in folder.glob("grid-*.png"):
             files.delete(grid)
         self.spool.note(claim, outputs=None, staged=0)
@@ -346,10 +343,11 @@ class Service:
         if drawing.loaded is None or silent > CANCEL_SECONDS:
             self.spool.raise_if_cancelled(task.claim)
         if silent > limit and is_starting:
-            raise EngineDown(f"the renderer did not start within {limit:g} seconds")
+            raise EngineDown("the renderer did not start within {limit} seconds", limit=f"{limit:g}")
         if silent > limit:
             raise RendererDied(
-                f"it showed no sign of life for {limit:g} seconds, the hang_seconds in configs/sdbatch.yaml"
+                "it showed no sign of life for {limit} seconds, the hang_seconds in configs/sdbatch.yaml",
+                limit=f"{limit:g}",
             )
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
@@ -372,6 +370,8 @@ class Service:
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """The manifest, then the move to done/ that makes it so."""
         notes = self._what_changed(task)
+        if task.job.skip_save:
+            files.remove_tree(self.spool.folder(task.claim) / SAMPLES)  # needed for the grid, published nowhere
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
@@ -431,8 +431,8 @@ class Service:
             self._log(claim).warning("renderer died", reason=text)
 
     def _count_staged(self, claim: Claim) -> int:
-        folders = (self.spool.folder(claim) / name for name in (SAMPLES, STAGED))
-        return max((count_staged(folder) for folder in folders if folder.is_dir()), default=0)
+        samples = self.spool.folder(claim) / SAMPLES
+        return count_staged(samples) if samples.is_dir() else 0
 
     def _log(self, claim: Claim) -> log.Log:
         """For lines about a job; those also go into its folder."""

@@ -121,7 +121,12 @@ def make_outdir(outdir: Path, grid_alone: bool) -> Path:
             raise
         remedy = f"; give it to the service's user (chown -R {os.geteuid()} {outdir}), then: sdbatch retry"
         remedy *= isinstance(error, PermissionError)
-        raise JobError(f"outdir: no pictures can be put into {outdir}: {error.strerror}{remedy}") from error
+        raise JobError(
+            "outdir: no pictures can be put into {outdir}: {problem}{remedy}",
+            outdir=outdir,
+            problem=error.strerror,
+            remedy=remedy,
+        ) from error
     return outdir
 
 

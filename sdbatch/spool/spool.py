@@ -41,7 +41,6 @@ from sdbatch.telemetry import log
 
 CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
 INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
-STAGED = "staged"  # samples of a job with skip_save: needed for its grid, published nowhere
 _ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
 MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
 WRITTEN_ON = "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
@@ -267,7 +266,7 @@ class Spool:
         """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
-            raise JobError(f"{failed.name} holds no job file any more")
+            raise JobError("{name} holds no job file any more", name=failed.name)
         _set_inputs_aside(failed, claim)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
         # The service is to read it, whatever the umask of who asks.
@@ -389,8 +388,6 @@ class Spool:
         """Move a job whose manifest is written to done/."""
         folder = self.folder(claim)
         self.release(claim)
-        if (folder / STAGED).exists():
-            files.remove_tree(folder / STAGED)
         _unmark(folder)
         files.move(folder, self.root.done / claim.id)
 
@@ -414,8 +411,7 @@ class Spool:
             handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
             _unmark(folder)
-            for drawn in (SAMPLES, STAGED):
-                files.sweep(folder / drawn)  # its renderer may have been killed
+            files.sweep(folder / SAMPLES)  # its renderer may have been killed
             if ended is not claim and claim.file:
                 files.write_atomically(folder / CLAIM, _to_json(ended))
         files.move(folder, self.root.failed / ended.id)

@@ -71,7 +71,7 @@ def check_root(root: Root) -> None:
     if not os.access(root.status.parent, os.R_OK | os.X_OK) or (
         root.status.exists() and not os.access(root.status, os.R_OK)
     ):
-        raise JobError(f"{root.status.parent} can't be read by you: who looks there must be in its group")
+        raise JobError("{parent} can't be read by you: who looks there must be in its group", parent=root.status.parent)
 
 
 def read_status(root: Root) -> Facts:

@@ -71,7 +71,9 @@ class RootLock:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
-            raise RootBusy(f"{self.root.path}: another sdbatch serves this root already (pid {holder})") from error
+            raise RootBusy(
+                "{path}: another sdbatch serves this root already (pid {holder})", path=self.root.path, holder=holder
+            ) from error
         with suppress(OSError):  # on a full disk the lock holds without a pid in it
             os.truncate(handle, 0)
             os.write(handle, str(os.getpid()).encode())

@@ -9,6 +9,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from sdbatch.errors import JobError, Missing, NoRoot, TemporarilyUnavailable
 from sdbatch.storage import files
 from sdbatch.storage.safe_open import open_beneath
@@ -26,12 +28,14 @@ NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
 
 
-class NamedModel(NamedTuple):
-    """A model under a name of the admin's: its files as the configuration names them."""
+class NamedModel(BaseModel):
+    """A model with a name in the configuration: a job that says `ckpt: NAME` uses all its files."""
 
-    ckpt: str
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ckpt: str = Field(min_length=1)
     config: str = DEFAULT_CONFIG
-    vae: str = ""
+    vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
 
 
 class ModelFiles(NamedTuple):
@@ -40,6 +44,16 @@ class ModelFiles(NamedTuple):
     ckpt: Path
     config: Path
     vae: Path | None  # where the checkpoint's own autoencoder isn't used
+
+
+class _Place:
+    """A path below each root."""
+
+    def __init__(self, relative: str) -> None:
+        self.relative = relative
+
+    def __get__(self, root: "Root", _: type) -> Path:
+        return root.path / self.relative
 
 
 @dataclass(frozen=True)
@@ -60,83 +74,24 @@ class Root:
     lora_folders: tuple[Path, ...] = ()
     embedding_folders: tuple[Path, ...] = ()
 
-    @property
-    def inbox(self) -> Path:
-        """Files that people drop."""
-        return self.path / "jobs" / "inbox"
-
-    @property
-    def uploads(self) -> Path:
-        """Pictures that visitors of the page sent, until the jobs that name them have copies."""
-        return self.inbox / "uploads"
-
-    @property
-    def running(self) -> Path:
-        """Claimed jobs, a folder each."""
-        return self.path / "jobs" / "running"
-
-    @property
-    def done(self) -> Path:
-        """Finished jobs, a folder each."""
-        return self.path / "jobs" / "done"
-
-    @property
-    def failed(self) -> Path:
-        """Jobs that can't be drawn, a folder each with error.txt."""
-        return self.path / "jobs" / "failed"
-
-    @property
-    def status(self) -> Path:
-        """What the service does now."""
-        return self.path / "jobs" / "status.json"
-
-    @property
-    def pause(self) -> Path:
-        """While it is there, nothing is drawn."""
-        return self.path / "jobs" / "PAUSE"
-
-    @property
-    def now(self) -> Path:
-        """While it is there, the hours in which to draw don't count; it is taken away when they begin."""
-        return self.path / "jobs" / "NOW"
-
-    @property
-    def outputs(self) -> Path:
-        """The pictures where the original scripts put them."""
-        return self.path / "outputs"
-
-    @property
-    def models(self) -> Path:
-        """Checkpoints, often behind links."""
-        return self.path / "models"
-
-    @property
-    def configs(self) -> Path:
-        """The checkpoints' yaml files and the service's own configuration."""
-        return self.path / "configs"
-
-    @property
-    def configuration(self) -> Path:
-        """The service's own configuration."""
-        return self.configs / "sdbatch.yaml"
-
-    @property
-    def state(self) -> Path:
-        """The lock and what can be rebuilt."""
-        return self.path / "state"
+    inbox = _Place("jobs/inbox")  # files that people drop
+    uploads = _Place("jobs/inbox/uploads")  # pictures that visitors of the page sent, until the jobs have copies
+    running = _Place("jobs/running")  # claimed jobs, a folder each
+    done = _Place("jobs/done")  # finished jobs, a folder each
+    failed = _Place("jobs/failed")  # jobs that can't be drawn, a folder each with error.txt
+    status = _Place("jobs/status.json")  # what the service does now
+    pause = _Place("jobs/PAUSE")  # while it is there, nothing is drawn
+    now = _Place("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
+    outputs = _Place("outputs")  # the pictures where the original scripts put them
+    models = _Place("models")  # checkpoints, often behind links
+    configs = _Place("configs")  # the checkpoints' yaml files and the service's own configuration
+    configuration = _Place("configs/sdbatch.yaml")
+    state = _Place("state")  # the lock and what can be rebuilt
 
     def folders(self) -> tuple[Path, ...]:
         """All that must be there before the service can run."""
-        return (
-            self.inbox,
-            self.running,
-            self.done,
-            self.failed,
-            self.outputs,
-            self.models,
-            self.configs,
-            self.state,
-        )
+        jobs = (self.inbox, self.running, self.done, self.failed)
+        return (*jobs, self.outputs, self.models, self.configs, self.state)
 
     def require(self, folder: Path) -> None:
         """Make sure of a folder that every root has; a link may lead to a share that is away.
@@ -149,8 +104,10 @@ class Root:
             folder.lstat()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NoRoot(
-                f"{self.path} is no root (there is no {self.show(folder)}): mount its disk, name another with --root, "
-                f"or make one: sdbatch init {self.path}"
+                "{path} is no root (there is no {folder}): mount its disk, name another with --root, or "
+                "make one: sdbatch init {path}",
+                path=self.path,
+                folder=self.show(folder),
             ) from error
 
     def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
@@ -163,12 +120,20 @@ class Root:
         for base in bases:
             path = self._inside(field, named, base)
             if any(_leads_into(path, (self.path / own).resolve()) for own in SECRET):
-                raise JobError(f'{field}: "{named}" is a file of the service; name one beside the job or in outputs/')
+                raise JobError(
+                    '{field}: "{named}" is a file of the service; name one beside the job or in outputs/',
+                    field=field,
+                    named=named,
+                )
             if _exists(path):
                 return path
         _refuse_pattern(field, named)
         if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
-            raise Missing(f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it')
+            raise Missing(
+                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it',
+                field=field,
+                named=named,
+            )
         hint = self._hint(field, named, bases)
         said = f'{field}: there is no "{named}" (looked in {self._places(bases)}){hint}'
         raise Missing(said, may_be_drawn=not hint and self._may_be_drawn(named))
@@ -196,10 +161,12 @@ class Root:
         except OSError as error:
             if files.is_disk_trouble(error):
                 raise
-            raise JobError(f'{field}: "{named}" can\'t be read: {error.strerror}') from error
+            raise JobError(
+                '{field}: "{named}" can\'t be read: {problem}', field=field, named=named, problem=error.strerror
+            ) from error
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
-            raise JobError(f'{field}: "{named}" is not a file')
+            raise JobError('{field}: "{named}" is not a file', field=field, named=named)
         return os.fdopen(handle, "rb")
 
     def has_checkpoint(self) -> bool:
@@ -227,25 +194,40 @@ class Root:
                     self._refuse_links_out(field, named, path)
                 if not _exists(path):
                     raise TemporarilyUnavailable(
-                        f'{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it'
+                        '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it',
+                        field=field,
+                        named=named,
                     )
                 if not path.is_file() and not path.is_dir():
-                    raise JobError(f'{field}: "{named}" is not a file')
+                    raise JobError('{field}: "{named}" is not a file', field=field, named=named)
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
-                raise TemporarilyUnavailable(f'{field}: "{named}" lies behind a link to a disk that is not there')
+                raise TemporarilyUnavailable(
+                    '{field}: "{named}" lies behind a link to a disk that is not there', field=field, named=named
+                )
         _refuse_pattern(field, named)
         looked = self._places(bases)
         if hint := self._hint(field, named, bases):
-            raise JobError(f'{field}: there is no "{named}" (looked in {looked}){hint}')
-        raise JobError(f'{field}: there is no "{named}" (looked in {looked}); copy the file there, or put a link to it')
+            raise JobError(
+                '{field}: there is no "{named}" (looked in {looked}){hint}',
+                field=field,
+                named=named,
+                looked=looked,
+                hint=hint,
+            )
+        raise JobError(
+            '{field}: there is no "{named}" (looked in {looked}); copy the file there, or put a link to it',
+            field=field,
+            named=named,
+            looked=looked,
+        )
 
     def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
         """A folder that anybody may have made: what it holds lies in the root, too."""
         if path.is_dir():
             for number, part in enumerate(files.below(path)):
                 if number > MOST_FOLDERS:
-                    raise JobError(f'{field}: "{named}" holds too many files for a model')
+                    raise JobError('{field}: "{named}" holds too many files for a model', field=field, named=named)
                 self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())
 
     def find_weights(self, ckpt: str, config: str, vae: str = "") -> ModelFiles:
@@ -276,7 +258,9 @@ class Root:
         path = as_stored(Path(named))
         if not _exists(path):
             raise TemporarilyUnavailable(
-                f"{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it"
+                "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it",
+                field=field,
+                named=named,
             )
         return path
 
@@ -289,7 +273,9 @@ class Root:
         path = self._inside("outdir", named, self.path)
         self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
         if path == self.path.resolve() or any(_leads_into(path, self.path.resolve() / own) for own in OURS):
-            raise JobError(f'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine')
+            raise JobError(
+                'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine', named=named
+            )
         return path
 
     def show(self, path: Path) -> str:
@@ -325,10 +311,15 @@ class Root:
     def _normal(self, field: str, named: str, base: Path) -> Path:
         """`named` below `base` by its letters alone, as they are stored there; `..` may not lead out."""
         if "\0" in named:
-            raise JobError(f"{field}: a path can't hold a NUL character")
+            raise JobError("{field}: a path can't hold a NUL character", field=field)
         path = Path(os.path.normpath(base / named))
         if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
-            raise JobError(f'{field}: "{named}" leads out of the root {self.path}; only files inside it may be named')
+            raise JobError(
+                '{field}: "{named}" leads out of the root {path}; only files inside it may be named',
+                field=field,
+                named=named,
+                path=self.path,
+            )
         return as_stored(path)
 
     def _inside(self, field: str, named: str, base: Path) -> Path:
@@ -336,10 +327,13 @@ class Root:
         try:
             path = self._normal(field, named, base).resolve()
         except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
-            raise JobError(f'{field}: "{named}" can\'t be followed to a file') from error
+            raise JobError('{field}: "{named}" can\'t be followed to a file', field=field, named=named) from error
         if not any(_is_below(path, place.resolve()) for place in (self.path, *self.allowed)):
             raise JobError(
-                f'{field}: "{named}" is a link out of the root {self.path}; only files inside it may be named'
+                '{field}: "{named}" is a link out of the root {path}; only files inside it may be named',
+                field=field,
+                named=named,
+                path=self.path,
             )
         return path
 
@@ -347,7 +341,7 @@ class Root:
 def _refuse_pattern(field: str, named: str) -> None:
     """A shell fills in patterns; here one is a name of nothing, which nobody should wait for."""
     if "*" in named or "?" in named:
-        raise JobError(f'{field}: "{named}" is a pattern; name one file or folder')
+        raise JobError('{field}: "{named}" is a pattern; name one file or folder', field=field, named=named)
 
 
 def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, int]]) -> bool:

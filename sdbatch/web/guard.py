@@ -129,12 +129,12 @@ def split_bind(bind: str) -> tuple[str, int]:
     if bind.startswith("unix:"):
         path = bind.removeprefix("unix:")
         if not path.startswith("/"):
-            raise ConfigError(f"{bind}: say the whole path, such as unix:/run/sdbatch/web.sock")
+            raise ConfigError("{bind}: say the whole path, such as unix:/run/sdbatch/web.sock", bind=bind)
         return path, 0
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(\d{1,5})", bind)
     if match is None or int(match[2]) > 65535:
         raise ConfigError(
-            f"{bind}: say an address and a port, such as 127.0.0.1:8123 or [::1]:8123, or unix: and a path"
+            "{bind}: say an address and a port, such as 127.0.0.1:8123 or [::1]:8123, or unix: and a path", bind=bind
         )
     return match[1].strip("[]"), int(match[2])
 
@@ -149,8 +149,9 @@ def require_password(host: str, web: Web) -> None:
         raise ConfigError("web.password: is no line of `sdbatch web --hash-password`; put one there, not the password")
     if not web.password and not host.startswith("/") and not _is_loopback(host):
         raise ConfigError(
-            f"{host} can be reached from the network: set web.password in configs/sdbatch.yaml to a line that "
-            "`sdbatch web --hash-password` prints, or bind to 127.0.0.1"
+            "{host} can be reached from the network: set web.password in configs/sdbatch.yaml to a "
+            "line that `sdbatch web --hash-password` prints, or bind to 127.0.0.1",
+            host=host,
         )
 
 

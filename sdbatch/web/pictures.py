@@ -209,4 +209,4 @@ def _number(text: str) -> float | None:
     try:
         return float(text) if text else None
     except ValueError as error:
-        raise JobError(f"{text} is not a number") from error
+        raise JobError("{text} is not a number", text=text) from error

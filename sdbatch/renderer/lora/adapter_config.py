@@ -73,15 +73,24 @@ def beside(path: Path) -> Strength | None:
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise JobError(f"loras: {LORA_CONFIG} beside {path.name} can't be read: {error.strerror}") from error
+        raise JobError(
+            "loras: {lora_config} beside {name} can't be read: {problem}",
+            lora_config=LORA_CONFIG,
+            name=path.name,
+            problem=error.strerror,
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise JobError(f"loras: {LORA_CONFIG} beside {path.name} is damaged; copy it again") from error
+        raise JobError(
+            "loras: {lora_config} beside {name} is damaged; copy it again", lora_config=LORA_CONFIG, name=path.name
+        ) from error
     said = said if isinstance(said, dict) else {}
     strength = _strength(path, "", said, LORA_CONFIG)
     if strength.alpha is None and said.get("peft_type") != "IA3":
         raise JobError(
-            f"loras: {LORA_CONFIG} beside {path.name} does not say how strong it is: there is no lora_alpha in it; "
-            "lay the one there that PEFT saved with it"
+            "loras: {lora_config} beside {name} does not say how strong it is: there is no "
+            "lora_alpha in it; lay the one there that PEFT saved with it",
+            lora_config=LORA_CONFIG,
+            name=path.name,
         )
     return strength
 
@@ -102,18 +111,27 @@ def in_header(path: Path) -> list[Strength]:
             network, _, name = key.rpartition(".")
             networks.setdefault(network, {})[name] = value
     except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise JobError(f"loras: the header of {path.name} is damaged; copy it again") from error
+        raise JobError("loras: the header of {name} is damaged; copy it again", name=path.name) from error
     return [_strength(path, prefix, told, "the header") for prefix, told in networks.items()]
 
 
 def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> Strength:
     kind, start = str(told.get("peft_type", "LORA")), str(told.get("init_lora_weights", "")).lower()
     if kind not in KINDS:
-        raise JobError(f"loras: {path.name} is of the kind {kind[:20]} ({where}); put on can be {', '.join(KINDS)}")
+        raise JobError(
+            "loras: {name} is of the kind {kind} ({where}); put on can be {names}",
+            name=path.name,
+            kind=kind[:20],
+            where=where,
+            names=", ".join(KINDS),
+        )
     if start.startswith(_SPLIT):
         raise JobError(
-            f"loras: {path.name} was begun with {start[:20]} ({where}), which changes the model itself: save it anew "
-            "as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)"
+            "loras: {name} was begun with {start} ({where}), which changes the model itself: save it "
+            "anew as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
+            name=path.name,
+            start=start[:20],
+            where=where,
         )
     try:
         return Strength(
@@ -127,11 +145,19 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
         )
     except _TooFreeError as error:
         raise JobError(
-            f"loras: {where} of {path.name} has the pattern {error}, which could take long to match; "
-            "name the layers in alpha_pattern and rank_pattern"
+            "loras: {where} of {name} has the pattern {problem}, which could take long to match; "
+            "name the layers in alpha_pattern and rank_pattern",
+            where=where,
+            name=path.name,
+            problem=error,
         ) from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise JobError(f"loras: {where} of {path.name} is damaged ({str(error)[:80]}); copy it again") from error
+        raise JobError(
+            "loras: {where} of {name} is damaged ({problem}); copy it again",
+            where=where,
+            name=path.name,
+            problem=str(error)[:80],
+        ) from error
 
 
 def _number(value: Any) -> float:

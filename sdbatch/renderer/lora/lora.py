@@ -134,7 +134,10 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
         inner = next((part for name in FILES for part in sorted(path.glob(f"*/{name}"))), None)
         hint = f"; did you mean its folder {inner.parent.name}?" if inner else ""
         raise JobError(
-            f"loras: the folder {path.name} holds no LoRA: there is no {' or '.join(FILES[:3:2])} in it{hint}"
+            "loras: the folder {name} holds no LoRA: there is no {names} in it{hint}",
+            name=path.name,
+            names=" or ".join(FILES[:3:2]),
+            hint=hint,
         )
     yield from apart
 
@@ -142,7 +145,9 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
 def _refuse_others(name: str, found: Mapping[str, Tensor]) -> None:
     for pattern, kind in _OTHERS.items():
         if key := next((key for key in found if re.search(pattern, key)), None):
-            raise JobError(f"loras: {name} is {kind}: it has {_short(key)}; {PUT_ON}")
+            raise JobError(
+                "loras: {name} is {kind}: it has {key}; {put_on}", name=name, kind=kind, key=_short(key), put_on=PUT_ON
+            )
 
 
 PUT_ON = "put on can be LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and whole differences"
@@ -167,7 +172,9 @@ def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str,
     if strange or halves or not parts:
         kind = _what_else(found) if strange or not parts else ""
         raise JobError(
-            f"loras: {name} is no LoRA that can be read: {kind or _listed(strange or halves or ['it is empty'])}"
+            "loras: {name} is no LoRA that can be read: {part}",
+            name=name,
+            part=kind or _listed(strange or halves or ["it is empty"]),
         )
     return parts, alphas
 
@@ -196,8 +203,10 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
         own = adapter_config.beside(file)
         if own is None and is_peft and not said and not has_alphas:
             raise JobError(
-                f"loras: {file.name} was saved by PEFT, which keeps how strong it is in {LORA_CONFIG}: lay "
-                "that beside it, or name the folder that holds both"
+                "loras: {name} was saved by PEFT, which keeps how strong it is in {lora_config}: lay "
+                "that beside it, or name the folder that holds both",
+                name=file.name,
+                lora_config=LORA_CONFIG,
             )
         said += [own] if own else []
     return said
@@ -280,10 +289,19 @@ def _require_layers(lora: LoraWeights, places: Mapping[str, nn.Module]) -> None:
         return
     for pattern, whose in _OTHER_MODELS.items():
         if any(re.search(pattern, name) for name in strange):
-            raise JobError(f"loras: {lora.name} is for another model, {whose}: this one has no {_listed(strange)}")
+            raise JobError(
+                "loras: {name} is for another model, {whose}: this one has no {listed}",
+                name=lora.name,
+                whose=whose,
+                listed=_listed(strange),
+            )
     if len(strange) < len(lora.layers) or all(re.search(r"_?blocks?[._]\d|layers[._]\d", name) for name in strange):
-        raise JobError(f"loras: {lora.name} is for another model: this one has no {_listed(strange)}")
-    raise JobError(f"loras: {lora.name} names its layers in a way that is not known: {_listed(strange)}")
+        raise JobError(
+            "loras: {name} is for another model: this one has no {listed}", name=lora.name, listed=_listed(strange)
+        )
+    raise JobError(
+        "loras: {name} names its layers in a way that is not known: {listed}", name=lora.name, listed=_listed(strange)
+    )
 
 
 def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
@@ -293,7 +311,11 @@ def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
     try:
         shape = shape_of(parts)
     except RuntimeError as error:
-        raise JobError(f"loras: {lora.name} is damaged: the matrices for {_short(name)} don't fit together") from error
+        raise JobError(
+            "loras: {name} is damaged: the matrices for {weight} don't fit together",
+            name=lora.name,
+            weight=_short(name),
+        ) from error
     if "ia3" in parts:
         side = weight.shape[0 if "on_output" in parts else 1]
         fits, shape = parts["ia3"].numel() == side, tuple(parts["ia3"].shape)
@@ -304,15 +326,21 @@ def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
     fits = fits and sum(part.numel() for part in parts.values()) <= MOST_TIMES * weight.numel()
     if not fits:
         raise JobError(
-            f"loras: {lora.name} is for another model: {_short(name)} changes a weight of {list(shape)}, "
-            f"here it is {list(weight.shape)}"
+            "loras: {name} is for another model: {weight} changes a weight of {theirs}, here it is {ours}",
+            name=lora.name,
+            weight=_short(name),
+            theirs=list(shape),
+            ours=list(weight.shape),
         )
 
 
 def _require_numbers(lora: LoraWeights, name: str) -> None:
     if spoilt := [slot for slot, part in lora.layers[name].items() if not bool(part.isfinite().all())]:
         raise JobError(
-            f"loras: {lora.name} is damaged: {_short(name)} ({spoilt[0]}) holds what is not a number; copy it again"
+            "loras: {name} is damaged: {weight} ({spoilt}) holds what is not a number; copy it again",
+            name=lora.name,
+            weight=_short(name),
+            spoilt=spoilt[0],
         )
 
 

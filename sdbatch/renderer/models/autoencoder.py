@@ -37,10 +37,14 @@ def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
     if lacking := [*plan.vae.lacking(own)]:
         kind = what_it_is(found)
         said = kind if kind and not own else lacking[0]
-        raise JobError(f"vae: the autoencoder {vae.name} does not fit {plan.name}: {said}")
+        raise JobError(
+            "vae: the autoencoder {name} does not fit {model}: {said}", name=vae.name, model=plan.name, said=said
+        )
     if spoilt := next((key for key, weight in own.items() if not bool(weight.isfinite().all())), ""):
         raise JobError(
-            f"vae: the autoencoder {vae.name} is damaged: {spoilt} holds what is not a number; copy it again"
+            "vae: the autoencoder {name} is damaged: {spoilt} holds what is not a number; copy it again",
+            name=vae.name,
+            spoilt=spoilt,
         )
     return {**weights, **own}
 
@@ -56,4 +60,4 @@ def _read(vae: Path) -> Weights:
     try:
         return read_part(vae, "vae") if (vae / "vae").is_dir() else read_part(vae.parent, vae.name, stems_of="vae")
     except JobError as error:
-        raise JobError(f"vae: {error}") from error
+        raise JobError("vae: {problem}", problem=error) from error

@@ -74,7 +74,7 @@ def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tenso
             found = read_weights(path, f"{part}/{path.name}")
             weights |= {_today(key): weight for key, weight in found.items()}
         except JobError as error:
-            raise JobError(f"{_no_usable(folder, part)}; {error}") from error
+            raise JobError("{no_usable}; {problem}", no_usable=_no_usable(folder, part), problem=error) from error
     return weights
 
 
@@ -94,9 +94,13 @@ def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
             with told(_no_usable(folder, part)):
                 shards = {str(shard) for shard in _json(folder, part, index)["weight_map"].values()}
             if len(shards) > MOST_SHARDS or any("/" in shard or shard.startswith(".") for shard in shards):
-                raise JobError(f"{_no_usable(folder, part)}; {index.name} lists files that are none of its own")
+                raise JobError(
+                    "{no_usable}; {name} lists files that are none of its own",
+                    no_usable=_no_usable(folder, part),
+                    name=index.name,
+                )
             return [folder / part / shard for shard in sorted(shards)]
-    raise JobError(f"{_no_usable(folder, part)}; there is no {known[0]} in it")
+    raise JobError("{no_usable}; there is no {known} in it", no_usable=_no_usable(folder, part), known=known[0])
 
 
 def plan_folder(folder: Path) -> ModelPlan:
@@ -153,7 +157,9 @@ def _prediction(folder: Path, schedule: Mapping[str, Any]) -> Prediction:
     ]
     if found is None or strange:
         why = ", ".join(strange) or f"prediction_type {schedule['prediction_type']}"
-        raise JobError(f"the model folder {folder.name} is not of a v1 or v2 model (its scheduler says {why})")
+        raise JobError(
+            "the model folder {name} is not of a v1 or v2 model (its scheduler says {why})", name=folder.name, why=why
+        )
     return found
 
 
@@ -162,7 +168,12 @@ def _refuse_what_is_not_drawn(folder: Path, unet: Mapping[str, Any]) -> None:
     channels = unet.get("in_channels", 4)
     foreign = foreign or (OTHER_CHANNELS.get(channels, "") if isinstance(channels, int) else "")
     if foreign:
-        raise JobError(f"the model folder {folder.name} is of {foreign}; {UNSUPPORTED}")
+        raise JobError(
+            "the model folder {name} is of {foreign}; {unsupported}",
+            name=folder.name,
+            foreign=foreign,
+            unsupported=UNSUPPORTED,
+        )
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:

@@ -96,8 +96,11 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
             raise
         kind = what_it_is(weights) or "it is no whole Stable Diffusion checkpoint"
         raise JobError(
-            f"the checkpoint {ckpt.name} has no text encoder at {prefix}*, where the config {numbers.name} looks for "
-            f"it: {kind}"
+            "the checkpoint {name} has no text encoder at {prefix}*, where the config {place} looks for it: {kind}",
+            name=ckpt.name,
+            prefix=prefix,
+            place=numbers.name,
+            kind=kind,
         ) from error
 
 

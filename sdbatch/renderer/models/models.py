@@ -78,15 +78,23 @@ class Model:
         return hidden
 
     def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """[batch, C, h, w]: the noise in `x`; `timesteps` is one number on the device, for the whole batch.
+        """[rows, C, h, w]: the noise in `x`; `timesteps` [rows] may be fractions.
 
         From a velocity v it is sqrt(alpha) v + sqrt(1 - alpha) x (Salimans & Ho 2022, arXiv:2202.00512, appendix D).
         """
         output: Tensor = self.unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
         if self.prediction == "epsilon":
             return output
-        alpha = self.levels.index_select(0, timesteps.view(1))  # levels[timesteps] would wait for the GPU
+        alpha = self._alpha(timesteps)[:, None, None, None]
         return alpha.sqrt() * output + (1 - alpha).sqrt() * x
+
+    def _alpha(self, timesteps: Tensor) -> Tensor:
+        """Alpha bar there, between two whole timesteps where log sigma lies, -1/2 logit(alpha)."""
+        logits = self.levels.logit()
+        whole = timesteps.floor()
+        # levels[timesteps] would wait for the GPU.
+        low, high = (logits.index_select(0, t.long().clamp(max=len(logits) - 1)) for t in (whole, whole + 1))
+        return torch.lerp(low, high, timesteps - whole).sigmoid()
 
     def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
         """A picture [1, 3, H, W] in [-1, 1] to latents: samples of its posterior, one for each of `noise`."""
@@ -183,13 +191,24 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
     """
     lacking = plan.lacking(weights)
     if lacking and lacking == [*plan.vae.lacking({})]:
-        raise JobError(f"{plan.name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)")
+        raise JobError(
+            "{name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)", name=plan.name
+        )
     if lacking:
         more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
         hint = other_unet(weights) or "Is it a Stable Diffusion v1 or v2 model, whole, and the config its own?"
-        raise JobError(f"{plan.name} does not fit {plan.config}: {'; '.join(lacking[:SHOWN])}{more}. {hint}")
+        raise JobError(
+            "{name} does not fit {config}: {names}{more}. {hint}",
+            name=plan.name,
+            config=plan.config,
+            names="; ".join(lacking[:SHOWN]),
+            more=more,
+            hint=hint,
+        )
     if misfits := fit_problems(plan):
-        raise JobError(f"{plan.name} is not a Stable Diffusion model that fits together: {misfits[0]}")
+        raise JobError(
+            "{name} is not a Stable Diffusion model that fits together: {misfits}", name=plan.name, misfits=misfits[0]
+        )
 
 
 def fit_problems(plan: ModelPlan) -> list[str]:

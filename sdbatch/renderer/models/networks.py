@@ -41,9 +41,11 @@ class LdmConfig:
         except OSError as error:
             if files.is_disk_trouble(error):
                 raise
-            raise JobError(f"the config {self.name} can't be read: {error.strerror}") from error
+            raise JobError(
+                "the config {name} can't be read: {problem}", name=self.name, problem=error.strerror
+            ) from error
         except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise JobError(f"the config {self.name} is not a model's yaml with model: params:") from error
+            raise JobError("the config {name} is not a model's yaml with model: params:", name=self.name) from error
         self._refuse_what_is_not_drawn()
 
     def __call__(self, dotted: str, kind: Callable[[Any], T], default: T | None = None) -> T:
@@ -57,13 +59,18 @@ class LdmConfig:
             if not isinstance(value, dict) or key not in value:
                 if default is not None:
                     return default
-                raise JobError(f"the config {self.name} lacks model.params.{dotted}")
+                raise JobError("the config {name} lacks model.params.{dotted}", name=self.name, dotted=dotted)
             value = value[key]
         try:
             return kind(value)
         except (TypeError, ValueError, OverflowError) as error:
             told = f": {error}" if isinstance(error, LimitExceeded) else ""
-            raise JobError(f"the config {self.name}: model.params.{dotted} is not a usable value{told}") from error
+            raise JobError(
+                "the config {name}: model.params.{dotted} is not a usable value{told}",
+                name=self.name,
+                dotted=dotted,
+                told=told,
+            ) from error
 
     @property
     def text_encoder(self) -> str:
@@ -88,10 +95,19 @@ class LdmConfig:
         elif self("parameterization", str, "eps") not in PREDICTIONS:
             other = f'a model with parameterization "{self.params["parameterization"]}"'
         if other:
-            raise JobError(f"the config {self.name} is of {other}; only Stable Diffusion v1 and v2 are drawn")
+            raise JobError(
+                "the config {name} is of {other}; only Stable Diffusion v1 and v2 are drawn",
+                name=self.name,
+                other=other,
+            )
         if self.text_encoder not in TEXT_ENCODERS:
             known = ", ".join(TEXT_ENCODERS)
-            raise JobError(f"the config {self.name} wants the text encoder {self.text_encoder}; known are {known}")
+            raise JobError(
+                "the config {name} wants the text encoder {text_encoder}; known are {known}",
+                name=self.name,
+                text_encoder=self.text_encoder,
+                known=known,
+            )
 
 
 def build_unet(numbers: LdmConfig) -> Any:
@@ -130,7 +146,7 @@ def build_vae(numbers: LdmConfig) -> Any:
     """An unfilled autoencoder from `first_stage_config.params.ddconfig` (`AutoencoderKL`)."""
     at = "first_stage_config.params.ddconfig."
     if numbers(at + "attn_resolutions", list):
-        raise JobError(f"the config {numbers.name}: an autoencoder with attn_resolutions is not supported")
+        raise JobError("the config {name}: an autoencoder with attn_resolutions is not supported", name=numbers.name)
     base = numbers(at + "ch", width)
     channels = [base * mult for mult in numbers(at + "ch_mult", levels)]
     each = numbers(at + "num_res_blocks", layers)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbatch.errors import JobError
-from sdbatch.renderer.sampling.sampler import alphas_cumprod
+from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
 MAX_TIMESTEPS = 100_000  # v1 has 1000; a slip of the pen must not fill the memory
 Prediction = Literal["epsilon", "v_prediction"]
@@ -135,5 +135,11 @@ def noise_schedule(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArr
     except (TypeError, ValueError):
         alphas = None
     if alphas is None:
-        raise JobError(f"{name}: linear_start {start}, linear_end {end}, timesteps {timesteps} make no noise schedule")
+        raise JobError(
+            "{name}: linear_start {start}, linear_end {end}, timesteps {timesteps} make no noise schedule",
+            name=name,
+            start=start,
+            end=end,
+            timesteps=timesteps,
+        )
     return alphas

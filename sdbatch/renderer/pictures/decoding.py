@@ -37,4 +37,4 @@ def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
 
 def _no_picture(part: str, hint: str) -> JobError:
     """What would become a black picture, saved as a success."""
-    return JobError(f"{part} gave numbers that are not finite, so there is no picture; {hint}")
+    return JobError("{part} gave numbers that are not finite, so there is no picture; {hint}", part=part, hint=hint)

@@ -79,8 +79,9 @@ class Checkers:
         self._loaded: SafetyChecker | None = None
         if choice not in {"auto", "off"} and not Path(choice, "config.json").is_file():
             raise EngineDown(
-                f"safety_checker: {choice} is no folder with a safety checker (a config.json and its weights); "
-                "configs/sdbatch.yaml names it"
+                "safety_checker: {choice} is no folder with a safety checker (a config.json and its "
+                "weights); configs/sdbatch.yaml names it",
+                choice=choice,
             )
 
     def of(self, ckpt: Path, fallback: MemoryFallback) -> SafetyChecker | None:
@@ -132,7 +133,9 @@ def _build(folder: Path) -> Any:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise JobError(f"the safety checker in {folder.name} has no usable config.json; copy it again") from error
+        raise JobError(
+            "the safety checker in {name} has no usable config.json; copy it again", name=folder.name
+        ) from error
 
 
 def _fill(network: Any, folder: Path) -> Any:
@@ -140,13 +143,21 @@ def _fill(network: Any, folder: Path) -> Any:
     names = [folder / f"{stem}{ending}" for ending in ENDINGS for stem in STEMS["text_encoder"]]
     path = next((path for path in names if path.is_file()), None)
     if path is None:
-        raise JobError(f"the safety checker in {folder.name} has no weights, such as {names[0].name}; copy it again")
+        raise JobError(
+            "the safety checker in {name} has no weights, such as {example}; copy it again",
+            name=folder.name,
+            example=names[0].name,
+        )
     found = {_plain(key): weight for key, weight in read_weights(path, f"safety_checker/{path.name}").items()}
     filled = {}
     for key, wanted in network.state_dict().items():
         weight = found.get(_plain(key))
         if weight is None or weight.shape != wanted.shape:
-            raise JobError(f"the safety checker in {folder.name} does not fit its config.json: {key}; copy it again")
+            raise JobError(
+                "the safety checker in {name} does not fit its config.json: {key}; copy it again",
+                name=folder.name,
+                key=key,
+            )
         filled[key] = weight.to(torch.float32, copy=True)
     network.load_state_dict(filled, assign=True)
     for part in network.modules():

@@ -24,8 +24,9 @@ class Watermark:
             from imwatermark import WatermarkEncoder  # noqa: PLC0415 - an extra, and OpenCV takes its time
         except ImportError as error:
             raise EngineDown(
-                f"watermark: needs the package invisible-watermark ({error}); install sdbatch[watermark], "
-                "or take `watermark` out of configs/sdbatch.yaml"
+                "watermark: needs the package invisible-watermark ({problem}); install "
+                "sdbatch[watermark], or take `watermark` out of configs/sdbatch.yaml",
+                problem=error,
             ) from error
         self.text = text
         self._encoder = WatermarkEncoder()

@@ -64,25 +64,28 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise JobError(f"{called} can't be read: {error.strerror}") from error
+        raise JobError("{called} can't be read: {problem}", called=called, problem=error.strerror) from error
     if is_safe:
         return _read_safetensors(path, head, called)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         return _read_pickle(path, called, is_zip=head[:2] == b"PK")
     if told := next((told for pattern, told in _OTHERS.items() if re.match(pattern, head, re.DOTALL)), ""):
-        raise JobError(f"{called} {told}")
+        raise JobError("{called} {told}", called=called, told=told)
     raise JobError(
-        f"{called} is neither a .ckpt nor a .safetensors file, or was copied incompletely: copy the file itself, whole"
+        "{called} is neither a .ckpt nor a .safetensors file, or was copied incompletely: copy the file itself, whole",
+        called=called,
     )
 
 
 def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]:
     if int.from_bytes(head[:8], "little") > MOST_HEADER:
-        raise JobError(f"{called} has a header that is longer than any model's")
+        raise JobError("{called} has a header that is longer than any model's", called=called)
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise JobError(f"{called} is a damaged safetensors file: {str(error)[:SHOWN_LETTERS]}") from error
+        raise JobError(
+            "{called} is a damaged safetensors file: {problem}", called=called, problem=str(error)[:SHOWN_LETTERS]
+        ) from error
 
 
 def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
@@ -90,25 +93,28 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
         content = read_torch_file(path, is_zip=is_zip)
     except MoreThanWeights as error:
         raise JobError(
-            f"{called} holds more than weights (Python objects or code), so it was not loaded; "
-            "convert it to .safetensors on a machine where you trust it"
+            "{called} holds more than weights (Python objects or code), so it was not loaded; "
+            "convert it to .safetensors on a machine where you trust it",
+            called=called,
         ) from error
     except TooMuch as error:
-        raise JobError(f"{called} describes more than any model has, so it was not loaded") from error
+        raise JobError("{called} describes more than any model has, so it was not loaded", called=called) from error
     except UnsupportedArchive as error:
-        raise JobError(f"{called} {error}") from error
+        raise JobError("{called} {problem}", called=called, problem=error) from error
     except Exception as error:  # what is damaged makes readers stumble anywhere: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
-            f"{called} is damaged or was copied incompletely ({path.stat().st_size:,} bytes lie here); copy it again"
+            "{called} is damaged or was copied incompletely ({st_size:,} bytes lie here); copy it again",
+            called=called,
+            st_size=path.stat().st_size,
         ) from error
     if not isinstance(content, dict):
-        raise JobError(f"{called} holds no named weights")
+        raise JobError("{called} holds no named weights", called=called)
     if "string_to_param" in content:
-        raise JobError(f"{called} is a textual inversion (an embedding): those are not drawn with")
+        raise JobError("{called} is a textual inversion (an embedding): those are not drawn with", called=called)
     if any(key in LEFTOVERS or (key.isdigit() and isinstance(content[key], list | tuple)) for key in content):
-        raise JobError(f"{called} is a hypernetwork: those are not drawn with")
+        raise JobError("{called} is a hypernetwork: those are not drawn with", called=called)
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 

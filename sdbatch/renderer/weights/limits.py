@@ -62,7 +62,7 @@ def require_within_limits(called: str, numbers: Mapping[str, Any]) -> None:
             for number in _numbers(value):
                 _at_most(number, next((most for part, most in _MOST.items() if part in key), MOST_WIDTH))
         except LimitExceeded as error:
-            raise JobError(f"{called}: {key}: {error}") from error
+            raise JobError("{called}: {key}: {problem}", called=called, key=key, problem=error) from error
         if isinstance(value, Mapping):
             require_within_limits(called, value)
 

@@ -1,0 +1,102 @@
+"""What sdbatch tells people: English templates with named parameters, put into the reader's language when shown.
+
+A message is its English text, so whoever knows nothing of languages may use it as such. Its template is the key of
+data/zh.json. A parameter that is itself a message is translated too, any other stands as it is.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from typing import Any, Self
+
+_SLOT = re.compile(r"\{(\w+)(:,)?\}")  # {name}, or {name:,} for a number in groups of three digits
+MOST_NESTED = 20  # messages within one that was stored: anybody may have written it
+
+
+class Message(str):
+    """English text that remembers how it was made: the parameters take the places `{name}` of the template."""
+
+    __slots__ = ("template", "values")
+    template: str
+    values: dict[str, Any]
+
+    def __new__(cls, template: str, /, **values: object) -> Self:  # noqa: D102
+        kept = {name: _kept(value) for name, value in values.items()}
+        message = super().__new__(cls, _filled(template, kept))
+        message.template, message.values = template, kept
+        return message
+
+
+def joined(separator: str, texts: Iterable[str]) -> Message:
+    """Several messages or texts as one message."""
+    parts = {str(number): text for number, text in enumerate(texts)}
+    return Message(separator.join(f"{{{name}}}" for name in parts), **parts)
+
+
+def shown(text: str, language: str) -> str:
+    """A message in a language, "en" or "zh". What the catalog lacks stays English."""
+    message = text if isinstance(text, Message) else Message(text)
+    if language == "en":
+        return str(message)
+    values = {n: shown(v, language) if isinstance(v, Message) else v for n, v in message.values.items()}
+    return _filled(catalog(language).get(message.template, message.template), values)
+
+
+def pack(text: str) -> Any:
+    """A message as JSON can keep it."""
+    if not isinstance(text, Message):
+        return str(text)
+    values = {name: pack(value) if isinstance(value, str) else value for name, value in text.values.items()}
+    return {"template": text.template, "values": values}
+
+
+def unpack(packed: Any, depth: int = 0) -> str:
+    """The message that `pack` kept. What is none, and what nests too deep, is shown as text."""
+    match packed:
+        case {"template": str(template), "values": dict(values)} if depth < MOST_NESTED:
+            fields = {str(name): value for name, value in values.items()}
+            return Message(template, **{n: v if _is_number(v) else unpack(v, depth + 1) for n, v in fields.items()})
+    return str(packed)
+
+
+def readers_language() -> str:
+    """Of whoever runs a command: SDBATCH_LANG, else the locale."""
+    names = ("SDBATCH_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
+    chosen = next(filter(None, map(os.environ.get, names)), "")
+    return "zh" if chosen.lower().startswith("zh") else "en"
+
+
+@cache
+def catalog(language: str) -> dict[str, str]:
+    """Templates in a language, by the English ones."""
+    found: dict[str, str] = json.loads(files("sdbatch").joinpath(f"data/{language}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def slots(template: str) -> set[str]:
+    """The names of a template's parameters."""
+    return {name for name, _ in _SLOT.findall(template)}
+
+
+def _kept(value: object) -> object:
+    """What JSON can hold; an error stands for its message."""
+    if isinstance(value, Exception) and value.args and isinstance(value.args[0], Message):
+        return value.args[0]
+    return value if isinstance(value, str) or _is_number(value) else str(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _filled(template: str, values: dict[str, Any]) -> str:
+    """The template with its parameters; a place without one stays, since a stored template may be anybody's."""
+
+    def value(slot: re.Match[str]) -> str:
+        found = values.get(slot[1], slot[0])
+        return f"{found:,}" if slot[2] and _is_number(found) else str(found)
+
+    return _SLOT.sub(value, template)
