@@ -179,15 +179,8 @@ class Environment(EnvSettingsSource):
         return by_new_names(super().__call__(), lambda *_: None)
 
 
-ABOUT_JOBS = (
-    "default_model",
-    "models",
-    "lora_folders",
-    "embedding_folders",
-    "allow_paths",
-    "limits",
-    "defaults",
-)  # what a job is checked by
+# What a job is checked by.
+ABOUT_JOBS = ("default_model", "models", "lora_folders", "embedding_folders", "allow_paths", "limits", "defaults")
 
 
 class Settings(BaseSettings):
