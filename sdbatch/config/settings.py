@@ -188,7 +188,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SDBATCH_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    engine: Literal["local", "fake"] = "local"
+    engine: Literal["local", "fake", "fake-process"] = "local"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     default_model: DefaultModel = DefaultModel()
     models: dict[str, root.NamedModel] = {}

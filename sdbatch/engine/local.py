@@ -20,6 +20,7 @@ from sdbatch.telemetry import log
 
 TICK_SECONDS = 0.5
 LAST_BREATH_SECONDS = 5
+RENDERER, FAKE_RENDERER = "sdbatch.renderer.renderer", "sdbatch.engine.fake"  # modules that are run as programs
 LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
 
 # A library that finds a file missing must fail, not ask the network.
@@ -35,10 +36,12 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class LocalEngine:
-    """Talks to `sdbatch.renderer.renderer`: requests on its standard input, answers from a pipe of their own."""
+    """Talks to the renderer: requests on its standard input, answers from a pipe of their own."""
 
-    def __init__(self, config: RendererConfig, preload: Callable[[], Sequence[Path]] = tuple) -> None:
-        self.command = [sys.executable, "-m", "sdbatch.renderer.renderer", config.model_dump_json()]
+    def __init__(
+        self, config: RendererConfig, preload: Callable[[], Sequence[Path]] = tuple, program: str = RENDERER
+    ) -> None:
+        self.command = [sys.executable, "-m", program, config.model_dump_json()]
         self._preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False  # its first word came

@@ -49,7 +49,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     root = settings.told_to(root)
     yield from environment.check_all(root, settings)
     yield from _driver(settings.device)
-    if settings.engine == "fake":
+    if settings.engine != "local":
         yield warning(
             "engine", "it is the fake one, which draws grey cards", "set `engine: local` in configs/sdbatch.yaml"
         )
