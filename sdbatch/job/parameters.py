@@ -255,17 +255,20 @@ class Job(BaseModel):
         "autocast", "Precision", "full: float32; autocast: float16 on a GPU, float32 on a CPU.", "full"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _seeding_is_the_samplers(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict) or fields.get("seeding", "auto") != "auto":
-            return fields
-        return {**fields, "seeding": own_seeding(fields)}
+    @property
+    def own_seeding(self) -> Literal["job", "picture"]:
+        """What `seeding: auto` means."""
+        return "job" if getattr(self, "sampler", "ddim") in ("ddim", "plms") else "picture"
+
+    @property
+    def is_seeded_by_picture(self) -> bool:
+        """Whether each picture has a generator of its own."""
+        return (self.own_seeding if self.seeding == "auto" else self.seeding) == "picture"
 
     @model_validator(mode="after")
     def _pictures_vary_by_their_own_seeds(self) -> Self:
         for name in ("variation_strength", "eta_noise_seed_delta"):
-            if getattr(self, name) and self.seeding == "job":
+            if getattr(self, name) and not self.is_seeded_by_picture:
                 raise ValueError(f"{name}|wants seeding: picture, a generator for each picture")
         return self
 
@@ -341,11 +344,6 @@ class Img2Img(Job):
 
 
 AnyJob = Txt2Img | Img2Img
-
-
-def own_seeding(fields: dict[str, Any]) -> str:
-    """What `seeding: auto` means for a job."""
-    return "job" if fields.get("sampler", "ddim") in ("ddim", "plms") else "picture"
 
 
 def job_kind(fields: dict[str, Any]) -> type[Txt2Img | Img2Img]:
