@@ -16,12 +16,17 @@ import random
 import resource
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from harness import make_root
 
 import sdbatch
 from sdbatch.history import index
@@ -30,7 +35,6 @@ from sdbatch.history.history import History
 from sdbatch.history.scan import JobEntry, PictureEntry
 from sdbatch.job.manifest import Manifest, Picture
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 from sdbatch.web.site import PATIENCE
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from harness import make_root
 from tests_support import HERE, REFERENCE, run_sdbatch
 
 from sdbatch.cli import main
@@ -18,7 +19,6 @@ from sdbatch.client.validate import check_file, submit_file
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 
 
 def test_validate_tells_how_many_pictures_of_which_size(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_validate_counts_the_lines_of_a_prompt_file(tmp_path: Path) -> None:
     ("job", "told"),
     [
         ("prompt: a\nddim_step: 3", "line 2: ddim_step: there is no such field; did you mean ddim_steps?"),
-        ("prompt: a\nn_iter: 5000", "pictures are over the limit"),
+        ("prompt: a\nn_iter: 5000", "images; the limit is"),
         ("prompt: a\noutdir: ../x", "leads out of the root"),
         ("from_file: none.txt", 'there is no "none.txt"'),
         (f"from_file: {'x' * 300}", 'there is no "xxx'),

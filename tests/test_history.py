@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock
 from laid_pictures import WEBUI, lay
 
 from sdbatch.client import control
@@ -25,7 +26,6 @@ from sdbatch.history.tokens import pieces
 from sdbatch.spool import retention
 from sdbatch.storage import filesystem
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock
 
 Draw = Callable[..., str]
 SMALL = "H: 64\nW: 64\nn_iter: 1\nn_samples: 2\n"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from test_web import Visitor
 from tests_support import drain, run_sdbatch
 
@@ -16,7 +17,6 @@ from sdbatch.spool.job_names import find_job, matching, meant, next_name
 from sdbatch.spool.spool import CANCEL
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\n"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 from test_serve import wait_for
 from test_shares import done, serving, ssh, status  # noqa: F401 - ssh is a fixture
 from tests_support import drain, only, run_sdbatch
@@ -18,7 +19,6 @@ from sdbatch.errors import RootBusy
 from sdbatch.service.service import Service
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 Start = Callable[..., Service]
 JOB = "prompt: a\nn_iter: 2\nn_samples: 1\nH: 64\nW: 64\n"

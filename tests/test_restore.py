@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from hypothesis import given
 from hypothesis import strategies as st
 from laid_pictures import EARLIER, WEBUI, lay, lay_earlier, lay_own
@@ -23,7 +24,6 @@ from sdbatch.job.manifest import Parent
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Draw = Callable[..., str]
 JOB = (

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from harness import drop_job
 from PIL import Image
 from reference_model import reference_model
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,6 @@ from sdbatch.errors import EngineDown, JobError
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.pictures.safety import Checkers, SafetyChecker, as_clip_sees, card
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 CPU = torch.device("cpu")
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import drop_job, make_root
 from tests_support import HERE, REFERENCE, only, run_sdbatch
 
 from sdbatch.storage.files import sha256
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job, make_root
 
 MODEL = {"ckpt": "models/model.ckpt", "config": "configs/v1-inference-tiny.yaml", "H": 64, "W": 64, "precision": "full"}
 SMALL = MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 1, "ddim_steps": 2}
@@ -341,7 +341,7 @@ def test_nothing_ever_asks_the_network(model_root: Root, tmp_path: Path) -> None
     [
         (
             "\nsettle_second: 2\n",
-            "sdbatch.yaml: line 2: settle_second: there is no such key; did you mean settle_seconds?",
+            "sdbatch.yaml: line 2: settle_second: there is no such field; did you mean settle_seconds?",
         ),
         ("device: [\n", "sdbatch.yaml: line 2, column 1: this is not valid YAML"),
         ("- a\n", "sdbatch.yaml: must be keys and values"),

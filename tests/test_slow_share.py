@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job
 
 from sdbatch.engine.protocol import Draw
 from sdbatch.service.service import Service
 from sdbatch.spool import inbox
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 JOB = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\nskip_grid: true\n"

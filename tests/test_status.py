@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 from rich.console import Console
 from tests_support import drain, run_sdbatch
 
@@ -31,7 +32,6 @@ from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.progress import ProgressEstimate
 from sdbatch.telemetry.status_file import StatusFile, duration
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 2\nn_samples: 2\nH: 64\nW: 64\n"
@@ -220,7 +220,7 @@ def test_a_file_that_holds_nothing_is_told_until_it_does(start: Start, root: Roo
 
 def test_a_refused_configuration_is_told_until_it_is_mended(start: Start, root: Root, clock: FakeClock) -> None:
     service = start()
-    for text, told in (("attempt: 3\n", "line 1: attempt: there is no such key"), ("attempts: 3\n", "")):
+    for text, told in (("attempt: 3\n", "line 1: attempt: there is no such field"), ("attempts: 3\n", "")):
         root.configuration.parent.mkdir(exist_ok=True)
         root.configuration.write_text(text)
         service.reload_requested = True

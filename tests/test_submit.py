@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import drain, only, run_sdbatch
 
 from sdbatch.client.submit import submit
@@ -15,7 +16,6 @@ from sdbatch.errors import JobError
 from sdbatch.service.service import Service
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 HERE = Path(__file__).parent
@@ -165,7 +165,7 @@ def named_like_a_job(desk: Path) -> str:
         (lambda _: "init_img: '*.png'", "is a pattern"),
         (lambda _: "init_img: outputs/*.png", "is a pattern"),
         (lambda _: "init_img: https://example.org/a.png", "is an address"),
-        (lambda _: "from_file: C:\\prompts.txt", "is a path of a Windows machine"),
+        (lambda _: "from_file: C:\\prompts.txt", "is a Windows path"),
         (lambda _: "ckpt: away.ckpt", "is a link to a file that is not there"),
         (lambda _: "outdir: ../x", "leads out of the root"),
         (lambda _: "ddim_step: 3", "did you mean ddim_steps?"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, StepCounter, drop_job, make_root
 from test_serve import wait_for
 from test_shares import serving
 
@@ -16,7 +17,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool.status_reader import read_overview
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, StepCounter, drop_job, make_root
 
 Start = Callable[..., Service]
 JOB = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

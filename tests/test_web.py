@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 from flask.testing import FlaskClient
+from harness import FakeClock, drop_job
 from laid_pictures import EARLIER, lay_earlier
 from PIL import Image
 from pydantic import ValidationError
@@ -37,7 +38,6 @@ from sdbatch.history.history import History
 from sdbatch.job.parameters import Img2Img, Txt2Img
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web import guard, language, site, thumbnails
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields, filled_by, to_yaml
@@ -175,7 +175,7 @@ def test_a_job_of_the_form_is_a_short_file_that_validates(root: Root, visitor: V
 def test_a_job_that_could_not_be_drawn_is_told_and_not_dropped(root: Root, visitor: Visitor) -> None:
     answer = visitor.post("/new", 422, prompt="a", ddim_steps="0", H="100")
     assert "ddim_steps: 0 is not a whole number from 1 to 1000" in answer.text
-    assert "the nearest are 96 and 104" in answer.text
+    assert "nearest: 96, 104" in answer.text
     assert 'name="ddim_steps" value="0"' in answer.text, "what was filled in stays"
     assert not list(root.inbox.iterdir())
     assert "prompt: is missing" in visitor.post("/new", 422, seed="3").text
@@ -194,8 +194,8 @@ def test_the_job_file_is_shown_while_it_is_filled_in(root: Root, visitor: Visito
         ("loras", "a.safetensors 1\n", "list of at most 20"),
         ("prompt", "a", "at most 10,000 characters"),
         ("outdir", "a", "at most 1,000 characters"),
-        ("seed", "9", "a whole number from 0"),
-        ("seed", "a", "a whole number from 0"),
+        ("seed", "9", "a whole number from -1"),
+        ("seed", "a", "a whole number from -1"),
         ("precision", "a", "autocast or full"),
         ("loras", "a", "at most 1,000 characters"),
     ],

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from tests_support import HERE, drain, run_sdbatch
@@ -23,7 +24,6 @@ from tests_support import HERE, drain, run_sdbatch
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.service.service import Service
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 CHROMIUM = shutil.which("chromium") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here: apt-get install chromium")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job
 from test_web import Visitor, picture
 from tests_support import drain, only
 
@@ -17,7 +18,6 @@ import sdbatch
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import status_file
-from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web import translation
 
 Start = Callable[..., Service]
@@ -178,11 +178,11 @@ def test_the_table_has_sentences_that_are_said() -> None:
         "; the nearest are",
         "; the nearest is",
         "autocast or full",
-        "; take the quotes off",
+        "; remove the quotes",
         "; write",
         ", such as",
     }
-    composed |= {"; to leave it at its default take the line out"}
+    composed |= {"; delete the line to use the default"}
     composed |= {"); did you mean", "and the root", "the root and"}
     for sentence in translation.sentences():
         for literal in (part.strip(': "') for part in re.split(r"\{\w+\}", sentence)):

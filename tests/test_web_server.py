@@ -13,10 +13,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from harness import make_root
 from test_web import HASH, picture
 
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 from sdbatch.web import server
 
 # The real command, less patient than it is.

@@ -21,7 +21,10 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from sdbatch.config.renamed import by_new_names, new_key
 from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.messages import Message
 from sdbatch.storage import root
+from sdbatch.storage.file_names import DEFAULT_CONFIG
+from sdbatch.storage.named_model import NamedModel
 from sdbatch.storage.spelling import as_stored
 
 # Fields that say what one job is, and that no root can say for all.
@@ -84,13 +87,26 @@ class Limits(BaseModel):
 
     def problems(self, pictures: int, steps: int, size: tuple[int, int] | None) -> list[str]:
         """What a job asks too much of, in words; `size` is width and height where they are known yet."""
-        found = []
+        found: list[str] = []
         if size and size[0] * size[1] > self.pixels:
-            found.append(f"H, W: {size[0]}x{size[1]} is over the limit of {self.pixels:,} pixels a picture")
+            found.append(
+                Message(
+                    "H, W: {width}x{height} has more than {most:,} pixels, the limit of an image",
+                    size[0],
+                    size[1],
+                    self.pixels,
+                )
+            )
         if pictures > self.pictures:
-            found.append(f"n_iter, n_samples: {pictures:,} pictures are over the limit of {self.pictures:,} a job")
+            found.append(
+                Message(
+                    "n_iter, n_samples: {count:,} images; the limit is {most:,} a job",
+                    pictures,
+                    self.pictures,
+                )
+            )
         if steps > self.steps:
-            found.append(f"ddim_steps: {steps:,} is over the limit of {self.steps:,}")
+            found.append(Message("ddim_steps: {count:,} is over the limit of {most:,}", steps, self.steps))
         return found
 
 
@@ -149,7 +165,9 @@ class Web(BaseModel):
                 try:
                     ip_network(proxy)
                 except ValueError as error:
-                    raise ValueError(f"{proxy} is no address, no network such as 10.0.0.0/8, and not unix") from error
+                    raise ValueError(
+                        Message("{proxy} is no address, no network such as 10.0.0.0/8, and not unix", proxy)
+                    ) from error
         return proxies
 
 
@@ -159,7 +177,7 @@ class DefaultModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ckpt: str = "models/ldm/stable-diffusion-v1/model.ckpt"  # empty: none
-    config: str = root.DEFAULT_CONFIG
+    config: str = DEFAULT_CONFIG
 
 
 class Environment(EnvSettingsSource):
@@ -191,7 +209,7 @@ class Settings(BaseSettings):
     engine: Literal["local", "fake", "fake-process"] = "local"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     default_model: DefaultModel = DefaultModel()
-    models: dict[str, root.NamedModel] = {}
+    models: dict[str, NamedModel] = {}
     lora_folders: tuple[Path, ...] = ()
     embedding_folders: tuple[Path, ...] = ()
     converted_bytes: int = Field(20_000_000_000, ge=0)
@@ -225,7 +243,7 @@ class Settings(BaseSettings):
     def _last_for_a_while(cls, hours: str) -> str:
         start, _, end = hours.partition("-")
         if hours and start == end:
-            raise ValueError("the hours end when they begin")
+            raise ValueError(Message("the hours end when they begin"))
         return hours
 
     def kept_free(self, total: int) -> int:

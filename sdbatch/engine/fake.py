@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+from sdbatch import messages
 from sdbatch.engine.protocol import (
     Draw,
     Event,
@@ -76,7 +77,7 @@ class FakeEngine:
         try:
             yield from self._samples(task)
         except Cancelled as error:
-            yield Failed(job_id=task.job_id, fault="job", text=str(error))
+            yield Failed(job_id=task.job_id, fault="job", text=error.message)
             return
         if task.halt.exists():
             yield Halted(job_id=task.job_id)
@@ -84,7 +85,7 @@ class FakeEngine:
         if not task.job.skip_grid:
             sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
             yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
-        yield Finished(job_id=task.job_id, seconds=0, notes=["drawn by the fake engine: grey cards"])
+        yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("drawn by the fake engine: grey cards")])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
         size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)

@@ -16,20 +16,13 @@ from pydantic import ValidationError
 
 from sdbatch.engine.protocol import EVENT, Draw, Event, Failed, Finished, Halted, Ready, RendererConfig, Tick, Unfit
 from sdbatch.errors import EngineDown, RendererDied
+from sdbatch.messages import Message
 from sdbatch.telemetry import log
 
 TICK_SECONDS = 0.5
 LAST_BREATH_SECONDS = 5
 RENDERER, FAKE_RENDERER = "sdbatch.renderer.renderer", "sdbatch.engine.fake"  # modules that are run as programs
 LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
-
-# A library that finds a file missing must fail, not ask the network.
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-}
 
 # On a CPU that others use too, OpenMP's threads wait for each other spinning, and a drawing takes 30 times as long.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -62,7 +55,7 @@ class LocalEngine:
                 self._process = self._begin(theirs)
             except OSError as error:
                 os.close(self._answers)
-                raise EngineDown("no renderer can be started: {problem}", problem=error.strerror) from error
+                raise EngineDown("no renderer can be started: {problem}", error.strerror) from error
             finally:
                 os.close(theirs)
             self._last_words.clear()
@@ -78,7 +71,7 @@ class LocalEngine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(answers,),
-            env=PATIENT | os.environ | OFFLINE,
+            env=PATIENT | os.environ,
             # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
             start_new_session=True,
         )
@@ -186,8 +179,8 @@ class LocalEngine:
         self.stop()
         if self._listener is not None:
             self._listener.join(LAST_BREATH_SECONDS)  # its very last words may still be on their way
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        words = ["; its last words:", *self._last_words] if self._last_words else []
+        cause = Message("signal {value}", -code) if code < 0 else Message("exit code {code}", code)
+        words = [Message("; its last words:"), *self._last_words] if self._last_words else []
         return RendererDied(f"the renderer ended with {cause}" + "\n".join(words))
 
     def _listen(self, pipe: IO[bytes]) -> None:

@@ -9,9 +9,13 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
 
 from sdbatch.job.parameters import AnyJob
+from sdbatch.messages import pack, unpack
+
+# What people are told; it keeps its template and parameters on the way.
+Text = Annotated[str, PlainValidator(unpack), PlainSerializer(pack)]
 
 
 class Message(BaseModel):
@@ -44,7 +48,8 @@ class Draw(Message):
     ckpt: Path
     config: Path
     vae: Path | None = None  # in place of the checkpoint's own autoencoder
-    loras: tuple[Path, ...] = ()  # the files of the job's loras
+    loras: tuple[tuple[Path, float], ...] = ()  # files and weights: the job's loras, and those that its prompts name
+    embeddings: dict[str, Path] = {}  # those that its prompts may name, by name
     start_at: int  # the first picture that is missing
     halt: Path  # once this is there, no further batch is begun
     cancel: Path  # once this is there, no further step is made
@@ -60,7 +65,7 @@ class Unfit(Message):
     """Its other possible first word, and its last: why nothing can be drawn here."""
 
     type: Literal["unfit"] = "unfit"
-    text: str
+    text: Text
 
 
 class Loaded(Message):
@@ -72,6 +77,7 @@ class Loaded(Message):
     checkpoint_sha256: str
     vae_sha256: str = ""
     lora_sha256: tuple[str, ...] = ()
+    embedding_sha256: dict[str, str] = {}  # of those that the prompts do name
     device: str
     versions: dict[str, str]
     computed_in: str = "float32"  # or float16, bfloat16
@@ -123,7 +129,7 @@ class Finished(Message):
     type: Literal["finished"] = "finished"
     job_id: str
     seconds: float
-    notes: list[str]
+    notes: list[Text]
     peak_bytes: int | None = None  # allocated on the GPU at most, models and all; a CPU's are not counted
 
 
@@ -140,7 +146,7 @@ class Failed(Message):
     type: Literal["failed"] = "failed"
     job_id: str
     fault: Literal["job", "disk"]
-    text: str
+    text: Text
 
 
 class Tick(Message):

@@ -82,7 +82,7 @@ def prepare(root: Root) -> None:
         if files.is_disk_trouble(error):
             raise
         raise ConfigError(
-            "{root}: the folders of a root can't be made here: {problem}", root=root.path, problem=error.strerror
+            "{root}: the folders of a root can't be made here: {problem}", root.path, error.strerror
         ) from error
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -14,6 +14,7 @@ from sdbatch import __version__
 from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped, Tick
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
+from sdbatch.messages import Message
 from sdbatch.spool.inputs import Staged
 from sdbatch.spool.publish import Names
 from sdbatch.spool.spool import Claim
@@ -41,7 +42,8 @@ class Task:
     config: Path
     outdir: Path
     vae: Path | None = None
-    loras: tuple[Path, ...] = ()
+    loras: tuple[tuple[Path, float], ...] = ()
+    embeddings: Mapping[str, Path] = field(default_factory=dict)  # that prompts may name
     notes: tuple[str, ...] = ()  # what of it has no effect
     filled: dict[str, Any] = field(default_factory=dict)  # what the root's defaults said for it
 
@@ -54,8 +56,9 @@ class Task:
     def origin(self) -> str:
         """A digest of all that its pictures come from: one that was begun goes on only with the same."""
         fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
-        strengths = (path.with_name(LORA_CONFIG) for path in self.loras)
-        weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
+        loras = [path for path, _ in self.loras]
+        strengths = (path.with_name(LORA_CONFIG) for path in loras)
+        weights = [path for path in (self.ckpt, self.config, self.vae, *loras, *self.embeddings.values()) if path]
         weights += [path for path in strengths if path.is_file()]
         looks = [_glance(path) for path in weights]
         told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
@@ -133,7 +136,7 @@ def manifest_of(
     return Manifest(
         id=claim.id,
         source=claim.source.encode("utf-8", "backslashreplace").decode(),
-        part=f"{claim.part} of {claim.parts}" if claim.parts > 1 else None,
+        part=Message("{part} of {parts}", claim.part, claim.parts) if claim.parts > 1 else None,
         source_sha256=hashlib.sha256(task.source).hexdigest(),
         parent=task.parent,
         attempts=claim.attempts,
@@ -189,8 +192,13 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
         told |= {"vae": root.show(task.vae), "vae_sha256": loaded.vae_sha256}
     if task.loras:
         told["loras"] = [
-            {"file": root.show(path), "weight": lora.weight, "sha256": sha256}
-            for path, lora, sha256 in zip(task.loras, task.job.loras, loaded.lora_sha256, strict=True)
+            {"file": root.show(path), "weight": weight, "sha256": sha256}
+            for (path, weight), sha256 in zip(task.loras, loaded.lora_sha256, strict=True)
+        ]
+    if loaded.embedding_sha256:
+        told["embeddings"] = [
+            {"name": name, "file": root.show(task.embeddings[name]), "sha256": sha256}
+            for name, sha256 in loaded.embedding_sha256.items()
         ]
     return told
 
