@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "web": {"client", "config", "history", "imaging", "job", "spool", "storage", "telemetry"},
     "renderer.device": set(),
     "renderer.sampling": set(),
-    "renderer.weights": {"renderer.device", "storage"},
+    "renderer.weights": {"job", "renderer.device", "storage"},
     "renderer.models": {"job", "prompts", "renderer.device", "renderer.sampling", "renderer.weights", "storage"},
     "renderer.lora": {"renderer.models", "renderer.weights", "storage"},
     "renderer.memory": {"renderer.device", "renderer.models", "storage"},

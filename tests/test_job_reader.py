@@ -32,6 +32,13 @@ SHARED = {
     "precision": "autocast",
     "vae": "",
     "loras": [],
+    "seeding": "auto",
+    "rng": "device",
+    "variation_seed": 0,
+    "variation_strength": 0.0,
+    "eta_noise_seed_delta": 0,
+    "prompt_syntax": "plain",
+    "clip_skip": 1,
     "plms": False,
 }
 TXT2IMG = SHARED | {
@@ -383,7 +390,7 @@ def test_yaml_words_and_numbers_of_another_kind_are_told(written: str, told: str
 
 
 def test_every_wrong_field_of_a_job_is_told_in_the_order_of_the_file() -> None:
-    text = "seed: -1\nprompt: 5\nH: 510\nbanana: 1\n"
+    text = "seed: -2\nprompt: 5\nH: 510\nbanana: 1\n"
     assert [line.split(": ")[:2] for line in read_error(text).split("\n")] == [
         ["line 1", "seed"],
         ["line 2", "prompt"],

@@ -141,9 +141,9 @@ def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(tmp_path:
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
     huge = {f"{name}.lora_{side}.weight": torch.full((64, 64), 3e18) for side in ("down", "up")}
     save_file(huge, tmp_path / "l.safetensors")
-    job = small_draw(tmp_path / "job", loras=[{"file": "l.safetensors"}])
+    job = small_draw(tmp_path / "job")
     answers = io.StringIO()
-    request = job.model_copy(update={"loras": (tmp_path / "l.safetensors",)}).model_dump_json()
+    request = job.model_copy(update={"loras": ((tmp_path / "l.safetensors", 1.0),)}).model_dump_json()
     Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers).serve(io.StringIO(request))
     told = json.loads(answers.getvalue().splitlines()[-1])["text"]
     assert "not finite, so there is no picture; loras: l.safetensors may be too strong" in told

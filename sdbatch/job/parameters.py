@@ -279,19 +279,16 @@ class Job(BaseModel):
     )
 
     @property
-    def own_seeding(self) -> Literal["job", "picture"]:
-        """What `seeding: auto` means."""
+    def seeded_by(self) -> Literal["job", "picture"]:
+        """What `seeding` means."""
+        if self.seeding != "auto":
+            return self.seeding
         return "job" if getattr(self, "sampler", "ddim") in ("ddim", "plms") else "picture"
-
-    @property
-    def is_seeded_by_picture(self) -> bool:
-        """Whether each picture has a generator of its own."""
-        return (self.own_seeding if self.seeding == "auto" else self.seeding) == "picture"
 
     @model_validator(mode="after")
     def _pictures_vary_by_their_own_seeds(self) -> Self:
         for name in ("variation_strength", "eta_noise_seed_delta"):
-            if getattr(self, name) and not self.is_seeded_by_picture:
+            if getattr(self, name) and self.seeded_by == "job":
                 raise ValueError(f"{name}|wants seeding: picture, a generator for each picture")
         return self
 

@@ -125,6 +125,6 @@ def _misspelt(texts: Iterable[str], known: Mapping[str, Path], named: Mapping[st
     for word, mark in islice(words.items(), MOST_WORDS):
         near = [name for name in known if name.casefold().startswith(word.casefold()[:ALIKE])]
         hint = likely(word, near)
-        if word.casefold() not in {name.casefold() for name in named} and (mark or (hint and hint not in named)):
+        if word.casefold() not in {name.casefold() for name in named} and (mark or hint):
             meant = f"; did you mean {hint}?" if hint else ""
             yield f'prompt: "{word}" is read as words: models/{EMBEDDINGS[0]}/ holds no such embedding{meant}'

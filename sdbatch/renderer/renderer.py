@@ -43,6 +43,7 @@ from sdbatch.renderer.memory.model_cache import ModelCache
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import forbid_tf32
+from sdbatch.renderer.models.prompts import read_embeddings
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures import grid
 from sdbatch.renderer.pictures.postprocess import Postprocess
@@ -116,8 +117,10 @@ class Renderer:
         fallback = MemoryFallback(self.device, notes.add)
         cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
         postprocess = Postprocess(self.checkers.of(task.ckpt, fallback), self.watermark)
-        loras = [read_lora(path, lora.weight) for path, lora in zip(task.loras, task.job.loras, strict=True)]
-        lora_sha256 = tuple(self.model_cache.fingerprint(path) for path in task.loras)
+        loras = [read_lora(path, weight) for path, weight in task.loras]
+        lora_sha256 = tuple(self.model_cache.fingerprint(path) for path, _ in task.loras)
+        learned = read_embeddings(cached.model, task.job, task.lines, task.embeddings)
+        embedding_sha256 = {name: self.model_cache.fingerprint(task.embeddings[name]) for name in learned}
         self.answer(
             protocol.Loaded(
                 job_id=task.job_id,
@@ -125,6 +128,7 @@ class Renderer:
                 checkpoint_sha256=cached.sha256,
                 vae_sha256=cached.vae_sha256,
                 lora_sha256=lora_sha256,
+                embedding_sha256=embedding_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
                 computed_in=str(cached.model.dtype).removeprefix("torch."),
@@ -136,7 +140,7 @@ class Renderer:
         if init is not None:  # of other jobs the service knows the size
             said += of_size("init_img", (init.shape[2], init.shape[1]), read_model_config(task.ckpt, task.config))
         rng = "CPU" if self.device.type == "cpu" else "GPU"
-        model = task.ckpt.stem, cached.sha256, rng, cached.vae_sha256, lora_sha256
+        model = task.ckpt.stem, cached.sha256, rng, cached.vae_sha256, lora_sha256, embedding_sha256
         origin = pictures.Origin(*model, postprocess.origin)
         staged = self._keep_staged(task, origin)
 
@@ -147,7 +151,9 @@ class Renderer:
 
         with ExitStack() as worn:
             fallback.run(lambda: worn.enter_context(apply_loras(cached.model, loras)), lambda: "")
-            drawing = draw(_suspecting(cached.model, task), task.job, task.lines, init, len(staged), on_step, fallback)
+            drawing = draw(
+                _suspecting(cached.model, task), task.job, task.lines, init, len(staged), on_step, fallback, learned
+            )
             sheets = ((drawn.batch, postprocess.apply(drawn.pixels, fallback)) for drawn in drawing)
             if not self._stage(task, sheets, staged, origin):
                 self.answer(protocol.Halted(job_id=task.job_id))
@@ -256,7 +262,7 @@ def _suspecting(model: Model, task: Draw) -> Model:
     """The model, with whom to blame where it gives what is not a number."""
     if not task.loras:
         return model
-    named = ", ".join(lora.file for lora in task.job.loras)
+    named = ", ".join(path.name for path, _ in task.loras)
     return replace(
         model,
         suspect=Message("loras: {named} may be too strong (try a smaller weight), or {suspect}", named, model.suspect),

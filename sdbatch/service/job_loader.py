@@ -53,7 +53,7 @@ class JobLoader:
         folder = self.spool.folder(claim)
         job = parsed.job
         assert job is not None, "either a job or an error"
-        job = job.model_copy(update={"seed": self._seed(claim, job.seed), "seeding": job.own_seeding})
+        job = job.model_copy(update={"seed": self._seed(claim, job.seed), "seeding": job.seeded_by})
         staged = [
             self.inputs.stage(name, named, folder, claim, parsed.kept, now)
             for name in ("init_img", "from_file")

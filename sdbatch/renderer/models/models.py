@@ -86,7 +86,7 @@ class Model:
             return hidden
         states = self.text_encoder(input_ids=ids, return_dict=True, output_hidden_states=True).hidden_states
         if clip_skip >= len(states):
-            raise JobError("clip_skip: at most {count}, the layers of the model's text encoder", count=len(states) - 1)
+            raise JobError("clip_skip: at most {count}, the layers of the model's text encoder", len(states) - 1)
         skipped: Tensor = self.text_encoder.final_layer_norm(states[-clip_skip])
         return skipped
 

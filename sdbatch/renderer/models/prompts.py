@@ -9,19 +9,45 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdbatch.prompts.chunks import Chunk, Vector, chunks
+from sdbatch.job.parameters import AnyJob
+from sdbatch.prompts.chunks import Chunk, Encode, Vector, chunks
 from sdbatch.prompts.syntax import Stage, joined, stages, without_networks
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS
 from sdbatch.renderer.sampling.guidance import Led, Part
+from sdbatch.renderer.weights.embedding import read_embedding
 
 Learned = Mapping[str, Tensor]  # an embedding's vectors, [vectors, width], by its name
 Replaced = Sequence[tuple[int, Tensor]]  # in one row, positions and what stands there in the place of a token
+
+
+def read_embeddings(
+    model: Model, job: AnyJob, lines: Sequence[str] | None, files: Mapping[str, Path]
+) -> dict[str, Tensor]:
+    """Those of some embeddings that a job's prompts name, read.
+
+    Raises:
+        JobError: one can't be read, or is for another model.
+    """
+    if not files:
+        return {}
+    prompts = [part.text for text in lines or [job.prompt] for part in joined(without_networks(text)[0])]
+    texts = {stage.text for text in {*prompts, job.negative_prompt} for stage in stages(text, job.ddim_steps)}
+    found = [chunk for text in texts for chunk in chunks(text, encoder_of(model), dict.fromkeys(files, 1))]
+    named = {token.embedding for chunk in found for token in chunk.tokens if isinstance(token, Vector)}
+    width = model.text_encoder.get_input_embeddings().embedding_dim
+    return {name: read_embedding(files[name], width) for name in sorted(named)}
+
+
+def encoder_of(model: Model) -> Encode:
+    """How a model's texts become tokens."""
+    return lambda text: model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 @dataclass(frozen=True)
@@ -91,9 +117,7 @@ class PromptEncoder:
         return dict(zip(each, torch.cat(columns, dim=1), strict=True))
 
     def _chunks(self, text: str) -> list[Chunk]:
-        tokenizer = self.model.tokenizer
-        encode = lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # noqa: E731
-        return chunks(text, encode, {name: len(vectors) for name, vectors in self.learned.items()})
+        return chunks(text, encoder_of(self.model), {name: len(vectors) for name, vectors in self.learned.items()})
 
     def _column(self, column: Sequence[Chunk], counts: Tensor) -> Tensor:
         """The same chunk of several prompts, encoded and weighted, [prompts, 77, width]."""
