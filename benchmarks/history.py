@@ -271,7 +271,7 @@ def report_refresh(root: Root, history: History, count: int, a_job: int) -> None
     samples.mkdir(parents=True)
     for number in range(count // a_job * a_job):
         (samples / f"{number:05}.png").touch()
-    for (job_id,) in history._database._connection.execute("SELECT id FROM jobs"):  # noqa: SLF001 - all of them
+    for (job_id,) in history.database._connection.execute("SELECT id FROM jobs"):  # noqa: SLF001 - all of them
         (root.done / job_id).mkdir(exist_ok=True)
     places = [root.done, root.failed, root.outputs, samples.parent, samples]
     for place in places:

@@ -221,6 +221,6 @@ def test_a_root_on_sshfs_whose_connection_is_cut_is_served_on_and_by_one_service
         assert second.returncode == 75, second.stderr
         cut(point)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert "Errno" not in log.read_text().splitlines()[-1], log.read_text()
     assert all(json.loads(line) for line in log.read_text().splitlines()), "no traceback, no bare word"

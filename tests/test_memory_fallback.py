@@ -264,23 +264,12 @@ def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp
     assert notes["small"] == []
 
 
-LIMITED = f"""
-import sys
-sys.path.insert(0, {str(HERE)!r})
-from small_memory import SmallMemory
-from sdbatch.renderer import renderer
-draw = renderer.draw
-def limited(*arguments):
-    with SmallMemory(1 << 20):
-        yield from draw(*arguments)
-renderer.draw = limited
-renderer.main()
-"""
-
-
-def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_next_is_drawn(model_root: Root) -> None:
-    engine = LocalEngine(RendererConfig(device="cpu", checksums=model_root.state / "checksums.json"))
-    engine.command[1:3] = ["-c", LIMITED]
+def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_next_is_drawn(
+    model_root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    config = RendererConfig(device="cpu", checksums=model_root.state / "checksums.json")
+    engine = LocalEngine(config, program="renderer_of_little_memory")
     service = Service(model_root, Settings(settle_seconds=0, max_attempts=2), engine)
     model = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nddim_steps: 1\nn_iter: 1\nn_samples: 1\n"
     drop_job(model_root, "1-large.yaml", model + "H: 256\nW: 256\n")

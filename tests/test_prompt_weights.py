@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from harness import FakeClock, drop_job
 from safetensors.torch import save_file
 from tests_support import HERE, drain, lay_model, only, run_sdbatch
 
@@ -17,7 +18,6 @@ from sdbatch.job.parameters import Txt2Img
 from sdbatch.prompts.weights import PromptWeights, find_prompt_weights
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 PAGE = (HERE.parent / "docs" / "prompts.md").read_text()
 

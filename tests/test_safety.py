@@ -102,7 +102,9 @@ def test_a_missing_or_damaged_checker_is_told(tmp_path: Path) -> None:
     folder = write_checker(tmp_path / "checker", 0)
     weights = load_file(folder / "model.safetensors")
     save_file({key: w for key, w in weights.items() if "visual_projection" not in key}, folder / "model.safetensors")
-    with pytest.raises(JobError, match=r"does not fit its config\.json: visual_projection\.weight; copy it again"):
+    with pytest.raises(
+        JobError, match=r"does not fit its config\.json: visual_projection\.weight is missing; copy it again"
+    ):
         load(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(JobError, match=r"has no weights, such as model\.safetensors"):

@@ -311,7 +311,7 @@ def test_what_is_changed_as_soon_as_the_form_is_there_counts(page: Page, site: S
     }).observe(document.getElementById("form"), {childList: true})""")
     page.get_by_role("button", name="From a picture").click()
     expect(page.get_by_label("Prompt prompt", exact=True)).to_have_value("a hen")
-    expect(page.locator("#yaml")).to_contain_text("a hen", timeout=10_000)
+    expect(page.locator("#yaml")).to_contain_text("a hen")
 
 
 @ONE_LOOK

@@ -1,6 +1,6 @@
-"""What of a job has no effect, or not the one that was meant: the one place that says so, before and after drawing.
+"""Parts of a job that have no effect, or not the expected one.
 
-None of it is an error. `validate` and the page show it, and the manifest keeps it.
+They are no errors. `validate` and the page show them, and the manifest keeps them.
 """
 
 import re
@@ -14,7 +14,7 @@ from sdbatch.messages import Message
 
 FAR = 2  # times as many pixels on a side as the model was trained on, or that part of them
 _WEBUI = Message("only prompt_syntax: webui reads it")
-# What the web UIs read in a prompt and the scripts do not.
+# Prompt syntax of the web UIs that the scripts do not know.
 _SYNTAX = (
     (r"<(?:lora|lyco|hypernet):[^<>\n]{1,200}>", Message("name a LoRA in `loras`, or set prompt_syntax: webui")),
     (r"<[\w-]{2,60}>|\bembedding:\S+", Message("with prompt_syntax: webui embeddings go by their bare names")),
@@ -36,7 +36,7 @@ _NOWHERE = [(pattern, why) for pattern, why in _PATTERNS if "webui" not in why]
 
 
 def remarks(job: AnyJob, lines: Sequence[str] | None, made: ModelConfig) -> list[str]:
-    """What is to be said of a job; `lines` are those of from_file."""
+    """The remarks on a job; `lines` are those of from_file."""
     prompts = [("prompt", job.prompt), ("negative_prompt", job.negative_prompt)]
     found = [*_of_fields(job, lines)]
     is_webui = job.prompt_syntax == "webui"
@@ -47,7 +47,7 @@ def remarks(job: AnyJob, lines: Sequence[str] | None, made: ModelConfig) -> list
 
 
 def of_size(field: str, size: tuple[int, int], made: ModelConfig) -> list[str]:
-    """That pictures are drawn much larger or smaller than those that the model was trained on."""
+    """Images are much larger or smaller than those the model was trained on."""
     side = made.side
     if not side or all(side < FAR * drawn < FAR * FAR * side for drawn in size):
         return []
@@ -58,7 +58,7 @@ def of_size(field: str, size: tuple[int, int], made: ModelConfig) -> list[str]:
 
 
 def _of_fields(job: AnyJob, lines: Sequence[str] | None) -> Iterator[str]:
-    """Fields that another one leaves without effect."""
+    """Fields without effect because of another field."""
     if lines is not None and job.prompt:
         yield Message("prompt: has no effect together with from_file")
     if job.skip_grid and job.skip_save:
@@ -86,7 +86,7 @@ def _of_img2img(job: Img2Img) -> Iterator[str]:
 
 
 def _of_text(text: str, made: ModelConfig, *, is_webui: bool) -> Iterator[tuple[str, str]]:
-    """What of a prompt has no effect, with a key for each kind of that."""
+    """Parts of a prompt without effect, with a key for each kind."""
     count, rest = (0, "") if is_webui else tokens.unread(text, made.encoder)
     if count:
         yield "tokens", _too_long(count, rest)
@@ -95,7 +95,7 @@ def _of_text(text: str, made: ModelConfig, *, is_webui: bool) -> Iterator[tuple[
 
 
 def _plain_words(text: str, *, is_webui: bool) -> Iterator[tuple[str, str]]:
-    """Why something in a prompt is none of what it is elsewhere, once for each reason, and what it is."""
+    """Syntax of other programs that is plain text here, each reason once."""
     told: dict[str, str] = {}
     for pattern, why in _NOWHERE if is_webui else _PATTERNS:
         if found := pattern.search(text):
@@ -106,7 +106,7 @@ def _plain_words(text: str, *, is_webui: bool) -> Iterator[tuple[str, str]]:
 
 
 def _of_lines(lines: Sequence[str], made: ModelConfig, *, is_webui: bool) -> list[str]:
-    """The same of a prompt file, each reason once, with the lines that it is true of."""
+    """The same for a prompt file: each reason once, with its lines."""
     places: dict[str, list[int]] = {}
     said: dict[str, str] = {}
     for number, line in enumerate(lines, 1):

@@ -96,7 +96,7 @@ class _Layout:
         found = []
         for pictures, context in self.groups:
             rows = x.index_select(0, pictures)
-            # Filled in on the device: one that came from the CPU's memory would have to be waited for.
+            # Created on the device: a copy from the CPU would have to wait.
             timesteps = torch.full((len(rows),), float(timestep), device=x.device)
             found.append((yield Rows(rows, timesteps, context)))
         e = found[0] if len(found) == 1 else torch.cat(found).index_select(0, self.back)
