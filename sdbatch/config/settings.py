@@ -162,7 +162,7 @@ class Web(Group):
                     ip_network(proxy)
                 except ValueError as error:
                     raise ValueError(
-                        Message("{proxy} is no address, no network such as 10.0.0.0/8, and not unix", proxy)
+                        Message("{proxy} must be an address, a network such as 10.0.0.0/8, or unix", proxy)
                     ) from error
         return proxies
 
@@ -237,7 +237,7 @@ class Settings(BaseSettings):
     def _last_for_a_while(cls, hours: str) -> str:
         start, _, end = hours.partition("-")
         if hours and start == end:
-            raise ValueError(Message("the hours end when they begin"))
+            raise ValueError(Message("the hours must not end when they begin"))
         return hours
 
     def kept_free(self, total: int) -> int:

@@ -89,7 +89,7 @@ class History:
         """The same, as far as it can be done: what can't is told in `stale`."""
         try:
             self.refresh()
-            self.stale = "" if self.database.writable else Message("state/{database} can only be read", DATABASE)
+            self.stale = "" if self.database.writable else Message("state/{name} is read-only", DATABASE)
         except OSError as error:  # locked, full
             self.stale = str(error.strerror)
 
@@ -200,15 +200,13 @@ class History:
         ids = the_one(part, meant(part, ids))
         if not ids:
             raise JobError(
-                'the history has no job or picture "{part}"; give a picture\'s path, JOB/NUMBER, or a '
-                "job's id or a part of it",
+                'the history has no job or image "{part}"; give the path of an image, JOB/NUMBER, or a job '
+                "id or part of it",
                 part,
             )
         if len(ids) > 1:
             names = "\n".join(f"  {job_id}" for job_id in ids[:10])
-            raise JobError(
-                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}', part, names
-            )
+            raise JobError('several job ids contain "{part}"; give more of it. The last ones:\n{names}', part, names)
         return ids[0]
 
     def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere

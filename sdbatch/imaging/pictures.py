@@ -48,7 +48,7 @@ class Origin:
     finish: Mapping[str, str] = field(default_factory=dict)  # the postprocessing
 
 
-SEE_THROUGH = Message("init_img: its transparency has no effect: what colours lie beneath are drawn from")
+SEE_THROUGH = Message("init_img: its transparency has no effect; the colours below it are used")
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -69,20 +69,20 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
             with path.open("rb") as file, Image.open(bare(file), formats=INIT_FORMATS) as opened:
                 picture, notes = _upright(opened, max_read)
     except UnidentifiedImageError as error:
-        raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
+        raise JobError("init_img: not a PNG, JPEG or WebP image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         most = min(max_read, Image.MAX_IMAGE_PIXELS or max_read)
-        raise JobError("init_img: the picture is far too large; the limit is {most:,} pixels", most) from error
+        raise JobError("init_img: the image is far too large; the limit is {most:,} pixels", most) from error
     except (JobError, MemoryError):
         raise
     except Exception as error:  # with a damaged file Pillow may raise anything: struct.error, zlib.error, ...
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
-        raise JobError("init_img: the picture is damaged, or was copied incompletely") from error
+        raise JobError("init_img: the image is damaged, or was copied incompletely") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
         raise JobError(
-            "init_img: would be drawn at {width}x{height}; scale it down to {most:,} pixels",
+            "init_img: would become {width}x{height}; scale it down to {most:,} pixels",
             width,
             height,
             max_drawn,
@@ -110,7 +110,7 @@ def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]
     turn = UPRIGHT.get(_orientation(opened))
     if turn is not None:
         picture = picture.transpose(turn)
-        notes.append(Message("init_img was turned upright, as its EXIF orientation says"))
+        notes.append(Message("init_img was rotated upright, as its EXIF orientation says"))
     return picture, notes
 
 

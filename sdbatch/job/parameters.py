@@ -139,7 +139,7 @@ class Lora(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, or its folder, in the root.")
-    weight: float = _field(1.0, "Weight", "How much of it: 1 is as it was trained, 0 nothing.", ge=-10, le=10)
+    weight: float = _field(1.0, "Weight", "Its weight: 1 is full strength, 0 has no effect.", ge=-10, le=10)
 
 
 class Job(BaseModel):
@@ -419,7 +419,5 @@ def img2img_size(width: int, height: int) -> tuple[int, int]:
         JobError: a side is under 64 pixels.
     """
     if min(width, height) < 64:
-        raise JobError(
-            "init_img: the picture is {width}x{height}; each side must have at least 64 pixels", width, height
-        )
+        raise JobError("init_img: the image is {width}x{height}; each side needs at least 64 pixels", width, height)
     return width - width % 64, height - height % 64

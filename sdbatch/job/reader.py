@@ -40,8 +40,8 @@ class Parsed:
     """One job of a file: the job, or its error; and the origin that a dropped manifest states.
 
     Attributes:
-        notes: what stands in the file and has no effect, each with its line.
-        filled: what the root's defaults said in its place.
+        notes: parts of the file without effect, each with its line.
+        filled: the fields that the root's defaults set.
     """
 
     job: AnyJob | None = None
@@ -63,6 +63,12 @@ def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
     return parsed or [
         Parsed(error=JobError("{file_name}: there is no job in this file; it needs at least a prompt", file_name))
     ]
+
+
+def without_file(line: str) -> str:
+    """A line of an error, without the file's name."""
+    is_named = isinstance(line, Message) and line.template == "{file_name}: {problem}"
+    return line.values["problem"] if is_named and isinstance(line, Message) else line
 
 
 def _decode(data: bytes) -> str:
@@ -120,9 +126,7 @@ def _read_manifest(values: dict[str, Any], line: int) -> Asked:
     try:
         return read_asked(values)
     except (LookupError, TypeError, ValueError) as error:
-        text = Message(
-            "line {line}: this manifest cannot be understood any more; take a fresh copy from jobs/done/", line
-        )
+        text = Message("line {line}: this manifest can't be read any more; take a fresh copy from jobs/done/", line)
         raise JobError(text) from error
 
 
@@ -137,7 +141,7 @@ class _Written:
         self.paths: dict[str, tuple[Line, ...]] = {}
         self.given: dict[str, Any] = {}
         if foreign.is_workflow(values):
-            raise JobError("line {start}: {problem}", self.start, _WORKFLOW)
+            raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)
@@ -179,7 +183,7 @@ class _Written:
         """What it asks for.
 
         Raises:
-            JobError: naming each field that is wrong, in the order of the file.
+            JobError: with each invalid field, in the order of the file.
         """
         fields = {name: _meant(self.kind, name, value) for name, value in self.fields.items()}
         try:

@@ -58,19 +58,19 @@ def draw(
         job: what to draw.
         lines: the lines of `from_file`, or None.
         init: for img2img the init image, [3, H, W] in [-1, 1].
-        start_at: the first picture that is missing; batches wholly before it are skipped.
+        start_at: the first missing image; batches that are completely before it are skipped.
         on_step: called after each evaluation of the UNet.
         fallback: what the job does when memory runs out, and who is told.
         learned: the embeddings that the prompts may name.
 
     Raises:
-        OutOfMemory: there is not enough, whatever it does.
-        JobError: the job asks for what the model has not, or the model gave numbers that are not finite.
+        OutOfMemory: memory is not sufficient in any way.
+        JobError: the model lacks what the job needs, or it gave numbers that are not finite.
     """
     if model.channels != job.C:
-        raise JobError("C: {c} latent channels, but the checkpoint has {channels}", job.C, model.channels)
+        raise JobError("C: {count} latent channels, but the checkpoint has {channels}", job.C, model.channels)
     if job.ddim_steps > len(model.alphas):
-        raise JobError("ddim_steps: at most {count}, the steps that the model was trained on", len(model.alphas))
+        raise JobError("ddim_steps: the limit is {count}, the steps the model was trained on", len(model.alphas))
     fallback = fallback or MemoryFallback(model.device)
     strength = job.strength if isinstance(job, Img2Img) else None
     wish = Wish(job.ddim_steps, job.ddim_eta, strength)

@@ -135,12 +135,12 @@ class Inbox:
             return (
                 Message("is watched")
                 if self.watcher.is_listening
-                else Message("is looked through every {rescan_seconds} s", f"{self.rescan_seconds:g}")
+                else Message("is scanned every {seconds} s", f"{self.rescan_seconds:g}")
             )
         if self.is_away:
             error = self.unreadable[str(self.folder)]
             if isinstance(error, FileNotFoundError):
-                return Message("is not there: make the folder {folder} again, or mount its share", self.folder)
+                return Message("does not exist: create the folder {folder} again, or mount its share", self.folder)
             return Message("can't be read: {problem}: {folder}", error.strerror, self.folder)
         folder, error = min(self.unreadable.items())
         more = Message(", and {count} more folders", len(self.unreadable) - 1) if len(self.unreadable) > 1 else ""

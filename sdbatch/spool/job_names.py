@@ -75,7 +75,7 @@ def find_job(root: Root, named: str) -> Path:
     if len(names) > 1:
         last = "\n".join(f"  {name}" for name in names[-10:])
         raise JobError(
-            '{count} jobs have "{named}" in their ids; give more of it. The last of them:\n{last}',
+            '{count} job ids contain "{named}"; give more of it. The last ones:\n{last}',
             len(names),
             named,
             last,

@@ -68,7 +68,7 @@ def _say(error: HTTPException) -> tuple[str, int]:
 
 
 def _say_job_error(error: JobError) -> tuple[str, int]:
-    return render_template("error.html", text=str(error), code=422), 422
+    return render_template("error.html", text=error.message, code=422), 422
 
 
 def _say_disk_trouble(error: OSError) -> tuple[str, int]:

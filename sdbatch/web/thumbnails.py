@@ -31,7 +31,7 @@ def opened(root: Root, path: str) -> BufferedReader:
     """Open a file by its path from the root; no link can lead out of its folder.
 
     Raises:
-        FileNotFoundError: there is none, or it is none to show.
+        FileNotFoundError: there is none, or it may not be shown.
     """
     place, below = _place(root, path)
     try:
@@ -110,8 +110,8 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
     except Exception as error:  # with damaged files Pillow may raise anything
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
-        raise JobError("the picture is damaged") from error
-    raise JobError("the picture has more than {most_pixels:,} pixels", most_pixels)
+        raise JobError("the image is damaged") from error
+    raise JobError("the image has more than {most:,} pixels", most_pixels)
 
 
 def make_room(bucket: Path) -> None:

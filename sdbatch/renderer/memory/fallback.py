@@ -36,12 +36,12 @@ class MemoryFallback:
     """How far down one job is.
 
     Attributes:
-        tell: takes each step, in words.
-        make_room: lets go of what lies in memory besides and says what that was, or nothing if there is no such thing.
-        first: the picture from which on a step is told to hold.
-        rows: how many rows go through a network at once; None is all.
-        is_sliced: whether pictures are decoded one at a time.
-        tile: the side of a tile in latents; None is a picture as a whole.
+        tell: called with a message for each step.
+        make_room: frees other memory, and returns what that was, or nothing.
+        first: the image from which a step counts, for its message.
+        rows: the number of rows for one call of a network; None is all.
+        is_sliced: whether images are decoded one at a time.
+        tile: the side of a tile in latents; None is the whole image.
     """
 
     device: torch.device
@@ -56,7 +56,7 @@ class MemoryFallback:
         """`network(*rows)`, on as many rows at once as memory allows.
 
         Raises:
-            OutOfMemory: not even one row goes through.
+            OutOfMemory: memory is not sufficient for one row.
         """
         count = len(rows[0])
 
@@ -94,7 +94,7 @@ class MemoryFallback:
         `since` says from when on a step down holds, if not from the picture that is drawn.
 
         Raises:
-            OutOfMemory: there is no step left.
+            OutOfMemory: no step is left.
         """
         while True:
             try:
@@ -109,7 +109,9 @@ class MemoryFallback:
             if not told:
                 raise OutOfMemory(said)
             release(self.device)
-            self.tell(Message("out of memory: {part} {told}", since or f"from picture {self.first} on", told))
+            self.tell(
+                Message("out of memory: {since} {told}", since or Message("from image {number} on", self.first), told)
+            )
 
     def _fewer_rows(self, count: int) -> str:
         now = min(self.rows or count, count)
@@ -117,7 +119,7 @@ class MemoryFallback:
             return ""
         self.rows = -(-now // 2)
         return Message(
-            "{rows} of {count} rows went through the networks at once (guidance makes two of a picture)",
+            "{rows} of {count} rows went through the network at once (with guidance an image has two)",
             self.rows,
             count,
         )
@@ -126,7 +128,7 @@ class MemoryFallback:
         if self.is_sliced or len(latents) == 1:
             return ""
         self.is_sliced = True
-        return Message("pictures were decoded one at a time")
+        return Message("images were decoded one at a time")
 
     def _smaller_tiles(self, model: Model, latents: Tensor) -> str:
         side = min(self.tile or max(TILES) + 1, max(latents.shape[-2:]))
@@ -134,7 +136,7 @@ class MemoryFallback:
             return ""
         self.tile = next(tile for tile in TILES if tile < side)
         return Message(
-            "the autoencoder worked in tiles of {tile} pixels: colours may be off, seams may show",
+            "the autoencoder worked in tiles of {size} pixels: colours may be off, seams may show",
             self.tile * model.factor,
         )
 

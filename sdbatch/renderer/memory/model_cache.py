@@ -35,8 +35,8 @@ class ModelCache:
     """Loads models, and removes them.
 
     Attributes:
-        most_bytes: what the weights of all models may take together; 0 is the one in use alone.
-        models: by what makes them what they are; the one used last stands last.
+        most_bytes: the limit for the weights of all models; 0 keeps only the current one.
+        models: by their identity, the most recently used last.
     """
 
     def __init__(self, device: torch.device, most_bytes: int, conversions: Conversions) -> None:
@@ -50,8 +50,8 @@ class ModelCache:
         """A model, and the seconds it took to load; 0 if it was loaded already.
 
         Raises:
-            JobError: it can't be loaded; those that lie here stay.
-            OutOfMemory: there is not enough even for it alone.
+            JobError: it can't be loaded; the others stay.
+            OutOfMemory: memory is not sufficient for this model alone.
         """
         dtype = dtype_of(precision, self.device)
         key = (_identity(ckpt), _identity(config), vae and _identity(vae), dtype)
@@ -85,7 +85,7 @@ class ModelCache:
         """Remove all models except the current one; returns what was removed, or nothing."""
         others = [key for key in self.models if key != self._in_use]
         names = ", ".join(self.models.pop(key).name for key in others)
-        return Message("no other model is kept ({names} was)", names) if names else ""
+        return Message("no other model is kept in memory ({names} was)", names) if names else ""
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used models to get this many bytes."""

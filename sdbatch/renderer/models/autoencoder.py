@@ -38,10 +38,10 @@ def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
     if lacking := [*plan.vae.lacking(own)]:
         kind = what_it_is(found)
         said = kind if kind and not own else lacking[0]
-        raise JobError("vae: the autoencoder {name} does not fit {model}: {said}", vae.name, plan.name, said)
+        raise JobError("vae: the autoencoder {name} does not fit {model}: {misfits}", vae.name, plan.name, said)
     if spoilt := next((key for key, weight in own.items() if not bool(weight.isfinite().all())), ""):
         raise JobError(
-            "vae: the autoencoder {name} is damaged: {spoilt} holds what is not a number; copy it again",
+            "vae: the autoencoder {name} is damaged: {weight} contains values that are not numbers; copy it again",
             vae.name,
             spoilt,
         )

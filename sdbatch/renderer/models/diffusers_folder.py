@@ -58,7 +58,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """All weights of the folder's networks, with names `part/key`.
 
     Raises:
-        JobError: a part has none, or none that can be read.
+        JobError: a part has no weights, or unreadable ones.
     """
     return {f"{part}/{key}": weight for part in STEMS for key, weight in read_part(folder, part).items()}
 
@@ -95,11 +95,9 @@ def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
             with told(_no_usable(folder, part)):
                 shards = {str(shard) for shard in _json(folder, part, index)["weight_map"].values()}
             if len(shards) > MOST_SHARDS or any("/" in shard or shard.startswith(".") for shard in shards):
-                raise JobError(
-                    "{no_usable}; {name} lists files that are none of its own", _no_usable(folder, part), index.name
-                )
+                raise JobError("{what}; {name} lists files that are not its own", _no_usable(folder, part), index.name)
             return [folder / part / shard for shard in sorted(shards)]
-    raise JobError("{no_usable}; there is no {known} in it", _no_usable(folder, part), known[0])
+    raise JobError("{what}; there is no {name} in it", _no_usable(folder, part), known[0])
 
 
 def plan_folder(folder: Path) -> ModelPlan:
@@ -173,7 +171,7 @@ def _refuse_what_is_not_drawn(folder: Path, unet: Mapping[str, Any]) -> None:
 def _config(folder: Path, part: str) -> dict[str, Any]:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     found = _json(folder, part, folder / part / name)
-    require_within_limits(Message("{part}/{name} of the model folder {name_2}", part, name, folder.name), found)
+    require_within_limits(Message("{part}/{name} of the model folder {folder}", part, name, folder.name), found)
     return found
 
 

@@ -30,11 +30,9 @@ class Postprocess:
             finished[i] = card(*finished[i].shape[:2])
         if withheld:
             numbers = ", ".join(str(fallback.first + i) for i in withheld)
-            fallback.tell(
-                Message("withheld by the safety checker, a grey card in its place: picture {numbers}", numbers)
-            )
+            fallback.tell(Message("withheld by the safety checker, replaced by a grey card: image {numbers}", numbers))
         if self.watermark and not has_room(pixels[0]):
-            fallback.tell(Message("pictures under 256x256 pixels are too small for a watermark"))
+            fallback.tell(Message("images under 256x256 pixels are too small for a watermark"))
         return [self.mark(picture) for picture in finished]
 
     def mark(self, pixels: Pixels) -> Pixels:

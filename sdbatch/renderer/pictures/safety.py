@@ -32,7 +32,7 @@ from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
 
 GREY = (128, 128, 128)
-CARD = Message("withheld by\nthe safety checker")
+CARD = "withheld by\nthe safety checker"
 # Of CLIP's training pictures, by colour.
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
@@ -45,7 +45,7 @@ class SafetyChecker:
     """A loaded checker.
 
     Raises:
-        JobError: the folder holds none, or one that is damaged.
+        JobError: the folder contains no checker, or a damaged one.
     """
 
     def __init__(self, folder: Path, device: torch.device, checksums: Path) -> None:
@@ -70,7 +70,7 @@ class Checkers:
     """Which checker is used for which model; the last one stays loaded.
 
     Attributes:
-        choice: `auto` for the one in the model's own folder, if it brings one; `off`; or the folder of one for all.
+        choice: `auto` for the checker in the model's folder, if there is one; `off`; or the folder of one for all.
 
     Raises:
         EngineDown: there is no such folder.
@@ -81,8 +81,8 @@ class Checkers:
         self._loaded: SafetyChecker | None = None
         if choice not in {"auto", "off"} and not Path(choice, "config.json").is_file():
             raise EngineDown(
-                "safety_checker: {choice} is no folder with a safety checker (a config.json and its "
-                "weights); configs/sdbatch.yaml names it",
+                "safety_checker: {choice} is not a folder with a safety checker (config.json and weights); "
+                "it is set in configs/sdbatch.yaml",
                 choice,
             )
 

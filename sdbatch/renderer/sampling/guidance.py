@@ -51,10 +51,10 @@ def guided(sampling: Sampling, led: Callable[[int], Led], scale: float, on_step:
     """What a sampler asks, as rows.
 
     Args:
-        sampling: the sampler, not begun.
+        sampling: the sampler, not started.
         led: where to, at the sampler's question of that number, from 0; the same object while nothing changes.
-        scale: how far to go from the negative prompts to the prompts, and beyond.
-        on_step: called whenever the sampler is about to get its answer.
+        scale: the guidance scale.
+        on_step: called before the sampler gets each answer.
     """
     number, layout = 0, _Layout(led(0))
     try:
