@@ -289,7 +289,7 @@ class Job(BaseModel):
     def _pictures_vary_by_their_own_seeds(self) -> Self:
         for name in ("variation_strength", "eta_noise_seed_delta"):
             if getattr(self, name) and self.seeded_by == "job":
-                raise ValueError(f"{name}|wants seeding: picture, a generator for each picture")
+                raise FieldError(name, "needs seeding: picture")
         return self
 
     @model_validator(mode="after")

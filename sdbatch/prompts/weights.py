@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sdbatch.errors import JobError, printable
 from sdbatch.job.messages import likely
 from sdbatch.job.parameters import AnyJob
+from sdbatch.messages import Message
 from sdbatch.prompts.syntax import Network, without_networks
 from sdbatch.storage import files
 from sdbatch.storage.root import LORA_CONFIG, WEIGHTS, Root
@@ -62,11 +63,13 @@ def _loras(field: str, prompts: Sequence[str], root: Root) -> tuple[tuple[Worn, 
     for number, text in enumerate(prompts, 1):
         if asked[text] != first:
             raise JobError(
-                f"{field}: line {number} names other LoRAs than line 1; a job has the same in all its pictures: "
-                "name them on each line, or make several jobs of it"
+                "{field}: line {number} names other LoRAs than line 1; all images of a job have the same LoRAs: name "
+                "them on each line, or make several jobs",
+                field,
+                number,
             )
-    notes = [
-        printable(f"{field}: <{network.kind}:{network.arguments[0][:60]}> is left out: there is no such thing here")
+    notes: list[str] = [
+        Message("{field}: {text} is left out: it is unknown here", field, _shown(network))
         for network in first
         if network.kind not in ("lora", "lyco", "hypernet")
     ]
@@ -77,20 +80,26 @@ def _loras(field: str, prompts: Sequence[str], root: Root) -> tuple[tuple[Worn, 
 
 def _wanted(field: str, network: Network) -> tuple[str, float]:
     """A LoRA's name and weight. One weight may be told for the text encoder and another for the UNet: not here."""
-    shown = printable(f"<{network.kind}:{':'.join(network.arguments)[:100]}>")
+    shown = _shown(network)
     if network.kind == "hypernet":
-        raise JobError(f"{field}: {shown}: hypernetworks are not drawn with; take it out")
+        raise JobError("{field}: {text}: hypernetworks are not supported; delete it", field, shown)
     name, *others = (argument.strip() for argument in network.arguments)
     given = [part.partition("=") for part in others]
     if strange := [key for key, sign, _ in given if sign and key not in ("te", "unet")]:
-        raise JobError(f"{field}: {shown}: {printable(strange[0])}= can't be given here, only one weight for the whole")
+        part = "{field}: {text}: {name}= is not supported, only one weight for the whole LoRA"
+        raise JobError(part, field, shown, printable(strange[0][:60]))
     weights = {_number(value if sign else key) for key, sign, value in given} or {1.0}
     if len(weights) > 1:
-        raise JobError(f"{field}: {shown}: a LoRA has one weight here, for the text encoder and the UNet")
+        raise JobError("{field}: {text}: a LoRA has one weight here, for the text encoder and the UNet", field, shown)
     (weight,) = weights
     if weight is None or abs(weight) > STRONGEST:
-        raise JobError(f"{field}: {shown}: the weight is a number from -{STRONGEST} to {STRONGEST}: <lora:{name}:0.8>")
+        wrong = "{field}: {text}: the weight must be a number from {low} to {high}, as in <lora:pencil:0.8>"
+        raise JobError(wrong, field, shown, -STRONGEST, STRONGEST)
     return name, weight
+
+
+def _shown(network: Network) -> str:
+    return printable(f"<{network.kind}:{':'.join(network.arguments)[:100]}>")
 
 
 def _number(text: str) -> float | None:
@@ -103,8 +112,9 @@ def _found(field: str, name: str, known: Mapping[str, Path]) -> Path:
     if name in known:
         return known[name]
     hint = likely(name, known)
-    likely_one = f"did you mean {hint}?" if hint else "copy its file there, or put a link to it"
-    raise JobError(printable(f'{field}: there is no LoRA "{name}" (looked in models/{LORAS[0]}/); {likely_one}'))
+    instead = Message("did you mean {name}?", printable(hint)) if hint else Message("copy its file or a link there")
+    missing = '{field}: there is no LoRA "{name}" (searched in models/loras/); {hint}'
+    raise JobError(missing, field, printable(name[:60]), instead)
 
 
 def _by_name(root: Root, places: Iterable[str], more: Iterable[Path]) -> dict[str, Path]:
@@ -126,5 +136,6 @@ def _misspelt(texts: Iterable[str], known: Mapping[str, Path], named: Mapping[st
         near = [name for name in known if name.casefold().startswith(word.casefold()[:ALIKE])]
         hint = likely(word, near)
         if word.casefold() not in {name.casefold() for name in named} and (mark or hint):
-            meant = f"; did you mean {hint}?" if hint else ""
-            yield f'prompt: "{word}" is read as words: models/{EMBEDDINGS[0]}/ holds no such embedding{meant}'
+            text = 'prompt: "{word}" is read as words; there is no such embedding in models/embeddings/'
+            said = Message(text, word)
+            yield said + Message("; did you mean {name}?", printable(hint)) if hint else said
