@@ -131,7 +131,9 @@ def test_an_encoder_without_memory_is_out_of_memory_too(tmp_path: Path, monkeypa
 
 def render(task: Draw) -> list[dict[str, Any]]:
     answers = io.StringIO()
-    Renderer(RendererConfig(device="cpu", checksums=task.folder / "checksums.json"), answers).render(task)
+    Renderer(RendererConfig(device="cpu", checksums=task.folder / "checksums.json"), answers).serve(
+        io.StringIO(task.model_dump_json())
+    )
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
@@ -140,12 +142,8 @@ def test_a_grid_that_can_not_be_made_at_all_costs_no_job_its_pictures(
 ) -> None:
     monkeypatch.setattr(grid, "write_grid", few(0))
     events = render(small_draw(tmp_path, n_samples=2))
-    assert [event["type"] for event in events if event["type"] != "stepped"] == [
-        "loaded",
-        "sample",
-        "sample",
-        "finished",
-    ]
+    assert not [event for event in events if event["type"] == "grid"]
+    assert [event["type"] for event in events[-3:]] == ["sample", "sample", "finished"]
     assert events[-1]["notes"][-1].startswith("the grid is incomplete: out of memory")
     with pytest.raises(OutOfMemory):
         render(small_draw(tmp_path, n_samples=2, skip_save=True))  # of which nothing would be left
@@ -160,8 +158,9 @@ def test_a_job_is_cancelled_between_two_parts_of_its_grid(tmp_path: Path, monkey
 
     monkeypatch.setattr(grid, "LONGEST", 70)
     monkeypatch.setattr(grid, "write_grid", write)
-    with pytest.raises(Cancelled):
-        render(task)
+    grid_part, failed = render(task)[-2:]
+    assert grid_part["type"] == "grid"
+    assert failed["text"]["template"] == Cancelled.TEXT
 
 
 class InParts(FakeEngine):

@@ -215,7 +215,7 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
         yield
 
     monkeypatch.setattr(renderer_module, "apply_loras", apply_loras)
-    renderer.render(task(tmp_path / "job"))
+    renderer.serve(io.StringIO(task(tmp_path / "job").model_dump_json()))
     last = json.loads(answers.getvalue().splitlines()[-1])
     assert last["notes"] == ["out of memory: from image 0 on no other model is kept (other.ckpt was)"]
 

@@ -23,7 +23,7 @@ from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
 from sdbatch.renderer.models.prompts import Learned, PromptEncoder
 from sdbatch.renderer.pictures.decoding import decode
-from sdbatch.renderer.sampling.guidance import Led, Part, Rows, guided
+from sdbatch.renderer.sampling.guidance import Asking, Led, Part, Rows, guided
 from sdbatch.renderer.sampling.noise import NoiseSource
 from sdbatch.renderer.sampling.registry import SAMPLERS
 from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
@@ -51,7 +51,27 @@ def draw(
     fallback: MemoryFallback | None = None,
     learned: Learned | None = None,
 ) -> Iterator[Drawn]:
-    """Generate the batches of a job, from the one with image `start_at` on.
+    """Draw a job's batches one after the other; the arguments are those of `samplings`."""
+    fallback = fallback or MemoryFallback(model.device)
+    for batch, asking in samplings(model, job, lines, init, start_at, on_step, fallback, learned):
+        latents = run(asking, partial(predict, model, fallback))
+        yield Drawn(batch, latents, decode(model, latents, fallback))
+
+
+@torch.inference_mode()
+def samplings(
+    model: Model,
+    job: AnyJob,
+    lines: Sequence[str] | None,
+    init: npt.NDArray[np.float32] | None,
+    start_at: int,
+    on_step: OnStep,
+    fallback: MemoryFallback,
+    learned: Learned | None = None,
+) -> Iterator[tuple[Batch, Asking]]:
+    """A job's batches, from the one that holds picture `start_at` on, each with what asks for its latents.
+
+    Each must have got its latents before the next is asked for: they share their noise.
 
     Args:
         model: the resident model.
@@ -61,17 +81,16 @@ def draw(
         start_at: the first missing image; batches that are completely before it are skipped.
         on_step: called after each evaluation of the UNet.
         fallback: what the job does when memory runs out, and who is told.
-        learned: the embeddings that the prompts may name.
+        learned: the embeddings that the prompts name.
 
     Raises:
         OutOfMemory: memory is not sufficient in any way.
-        JobError: the model lacks what the job needs, or it gave numbers that are not finite.
+        JobError: the model lacks what the job needs.
     """
     if model.channels != job.C:
         raise JobError("C: {count} latent channels, but the checkpoint has {channels}", job.C, model.channels)
     if job.ddim_steps > len(model.alphas):
         raise JobError("ddim_steps: the limit is {count}, the steps the model was trained on", len(model.alphas))
-    fallback = fallback or MemoryFallback(model.device)
     strength = job.strength if isinstance(job, Img2Img) else None
     wish = Wish(job.ddim_steps, job.ddim_eta, strength)
     course = SAMPLERS["plms" if job.plms else "ddim"](model.alphas, wish)
@@ -84,8 +103,7 @@ def draw(
     )
     evaluations = course.evaluations
     for batch in batches(job, lines):
-        shape = (len(batch.prompts), *start.shape)
-        noise = source.of_batch(batch.first, shape)
+        noise = source.of_batch(batch.first, (len(batch.prompts), *start.shape))
         if batch.first + len(batch.prompts) <= start_at:
             start.skip(noise)
             continue
@@ -93,9 +111,7 @@ def draw(
         x = start.latents(len(batch.prompts), noise)
         told = partial(_tell, on_step, batch, count(1), evaluations)
         led = _led(model, job, batch, fallback, learned or {})
-        asking = guided(course.sample(x, noise), led, job.scale, told)
-        latents = run(asking, partial(_predict, model, fallback))
-        yield Drawn(batch, latents, decode(model, latents, fallback))
+        yield batch, guided(course.sample(x, noise), led, job.scale, told)
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,8 @@ def _led(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback, lear
         return lambda _: plain
 
 
-def _predict(model: Model, fallback: MemoryFallback, rows: Rows) -> Tensor:
+def predict(model: Model, fallback: MemoryFallback, rows: Rows) -> Tensor:
+    """The noise in each row, as many at once as memory allows."""
     with computing(model.dtype, model.device):
         return fallback.in_rows(model.predict_noise, rows.x, rows.timesteps, rows.context)
 

@@ -5,6 +5,7 @@ removes none. During a switch, the memory never exceeds the limit, or one model 
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,11 +38,13 @@ class ModelCache:
     Attributes:
         most_bytes: the limit for the weights of all models; 0 keeps only the current one.
         models: by their identity, the most recently used last.
+        settle: waits until no other job uses a model: only then its memory can be freed.
     """
 
     def __init__(self, device: torch.device, most_bytes: int, conversions: Conversions) -> None:
         self.device, self.most_bytes, self.conversions = device, most_bytes, conversions
         self.models: dict[tuple[object, ...], CachedModel] = {}
+        self.settle: Callable[[], None] = lambda: None
         self._in_use: tuple[object, ...] | None = None
 
     def get(
@@ -59,6 +62,7 @@ class ModelCache:
         fallback.make_room = self.let_go_of_others
         found = self.models.pop(key, None)
         if found is None:
+            self.settle()
 
             def load() -> Model:
                 model = load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
@@ -83,8 +87,8 @@ class ModelCache:
 
     def let_go_of_others(self) -> str:
         """Remove all models except the current one; returns what was removed, or nothing."""
-        others = [key for key in self.models if key != self._in_use]
-        names = ", ".join(self.models.pop(key).name for key in others)
+        others = [self.models.pop(key, None) for key in [*self.models] if key != self._in_use]
+        names = ", ".join(cached.name for cached in others if cached)
         return Message("no other model is kept in memory ({names} was)", names) if names else ""
 
     def _make_room(self, size: int) -> None:
