@@ -99,7 +99,12 @@ def _become(uid: int) -> None:
         os.environ.pop(name, None)
     os.environ |= {"HOME": home, "USER": name_of(uid), "LOGNAME": name_of(uid)}
     # What is imported from here on is read by that account.
-    if closed := [place for place in _needed() if not os.access(place, os.R_OK | os.X_OK)]:
+    needed = (
+        Path(os.__file__).parent,
+        Path(sys.prefix),
+        Path(__file__).parent,
+    )  # Python, what goes with it, and sdbatch
+    if closed := [place for place in needed if not os.access(place, os.R_OK | os.X_OK)]:
         raise JobError(
             "{why}; but that account can't get to {closed}: install sdbatch and its Python where all "
             "may look, as in /opt, then {remedy}",
@@ -107,8 +112,3 @@ def _become(uid: int) -> None:
             closed[0],
             remedy,
         )
-
-
-def _needed() -> list[Path]:
-    """Where Python, what it is installed with, and sdbatch lie."""
-    return [Path(os.__file__).parent, Path(sys.prefix), Path(__file__).parent]
