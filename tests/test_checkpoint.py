@@ -334,7 +334,7 @@ def test_a_missing_weight_is_named(key: str, weights: dict[str, Tensor], tmp_pat
 
 
 def test_a_weight_of_another_shape_is_named_with_both_shapes(weights: dict[str, Tensor], tmp_path: Path) -> None:
-    assert f"{UNET_KEY} is [32, 9, 3, 3], the config asks for [32, 4, 3, 3]" in misfit(
+    assert f"{UNET_KEY} has shape [32, 9, 3, 3], the config expects [32, 4, 3, 3]" in misfit(
         weights | {UNET_KEY: torch.zeros(32, 9, 3, 3)}, tmp_path
     )
 
@@ -417,7 +417,7 @@ VAE = ("first_stage_config", "params", "ddconfig")
         (at(*UNET, "in_channels", value=7), "upscaling"),
         (at(*UNET, "num_classes", value="sequential"), "guided by a picture"),
         (at("parameterization", value="x0"), 'parameterization "x0"'),
-        (at("cond_stage_config", "target", value="ldm.Other"), "wants the text encoder Other; known are Frozen"),
+        (at("cond_stage_config", "target", value="ldm.Other"), "needs the text encoder Other; known are Frozen"),
         (at(*VAE, "attn_resolutions", value=[16]), "attn_resolutions"),
         (lambda params: params.pop("unet_config"), r"lacks model\.params\.unet_config\.params\.in_channels"),
         (lambda params: params.pop("timesteps"), r"lacks model\.params\.timesteps"),
@@ -427,10 +427,10 @@ VAE = ("first_stage_config", "params", "ddconfig")
         (at(*UNET, "model_channels", value=33), "no network can be built"),
         (at(*UNET, "num_heads", value=0), "no network can be built"),
         (at(*VAE, "ch", value=-32), "no network can be built"),
-        (at("timesteps", value=0), "make no noise schedule"),
-        (at("timesteps", value=10**12), "make no noise schedule"),
-        (at("linear_start", value=float("nan")), "make no noise schedule"),
-        (at("linear_end", value=1.5), "make no noise schedule"),
+        (at("timesteps", value=0), "give no noise schedule"),
+        (at("timesteps", value=10**12), "give no noise schedule"),
+        (at("linear_start", value=float("nan")), "give no noise schedule"),
+        (at("linear_end", value=1.5), "give no noise schedule"),
     ],
 )
 def test_a_config_that_is_no_v1_model_s_is_told(change: Change, said: str, tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_a_config_that_is_no_v1_model_s_is_told(change: Change, said: str, tmp_p
 def test_a_config_without_params_is_told(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(JobError, match=r"config other\.yaml is not a model's yaml"):
+    with pytest.raises(JobError, match=r"config other\.yaml is not a model config"):
         load_model(CKPT, path)
 
 

@@ -79,7 +79,12 @@ def test_wrong_settings_are_a_finding_among_others(root: Root) -> None:
         ("mount -t tmpfs none outputs", "hard_links", "warning", "copies"),
         ("mount -t tmpfs -o size=20m none outputs", "space", "problem", "are free for outputs"),
         ("mount -t tmpfs -o size=1g none outputs", "space", "warning", "1.1 GB are free for outputs"),
-        ("mount --bind state state && mount -o remount,bind,ro state", "folders", "problem", "state: no file can be"),
+        (
+            "mount --bind state state && mount -o remount,bind,ro state",
+            "folders",
+            "problem",
+            "state: root can't create",
+        ),
     ],
 )
 def test_mounts_that_would_cost_jobs_are_found(tmp_path: Path, mount: str, subject: str, level: str, said: str) -> None:

@@ -223,7 +223,7 @@ def test_with_ever_less_memory_the_ladder_is_walked_down_to_its_end_and_the_next
     assert told == []
     notes: list[str] = []
     for drawn, told in with_ever_less(model, job, torch.cuda.max_memory_allocated(GPU)):
-        assert all(text.startswith("out of memory: from picture 0 on ") for text in told)
+        assert all(text.startswith("out of memory: from image 0 on ") for text in told)
         difference = apart(pixels_of(drawn), pixels_of(whole))
         assert difference.mean() < 20 if any("tiles" in text for text in told) else difference.max() <= 1
         notes += told

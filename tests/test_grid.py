@@ -111,8 +111,8 @@ def test_a_grid_that_memory_can_not_hold_is_laid_in_smaller_parts(
     names, told = laid(tmp_path, samples, 2)
     assert names == [f"grid-{number:04}.png" for number in range(5)]
     assert told[:2] == [
-        "out of memory: in the grid 4 pictures a part",
-        "out of memory: in the grid 2 pictures a part",
+        "out of memory: in the grid 4 images a part",
+        "out of memory: in the grid 2 images a part",
     ]
     monkeypatch.undo()
     assert laid(tmp_path, samples, 2)[0] == ["grid-0000.png"]
@@ -146,7 +146,7 @@ def test_a_grid_that_can_not_be_made_at_all_costs_no_job_its_pictures(
         "sample",
         "finished",
     ]
-    assert events[-1]["notes"][-1].startswith("the grid is not whole: out of memory")
+    assert events[-1]["notes"][-1].startswith("the grid is incomplete: out of memory")
     with pytest.raises(OutOfMemory):
         render(small_draw(tmp_path, n_samples=2, skip_save=True))  # of which nothing would be left
 

@@ -59,7 +59,7 @@ def test_a_writer_that_goes_on_while_the_first_half_is_drawn(start: Start, root:
         until_done(service, clock)
     folder = only(root.done)
     assert (folder / "a.yaml").read_text() == FIRST, "what was drawn is what lies there"
-    assert "written on after it was taken" in notes(folder)
+    assert "changed after it was taken" in notes(folder)
     assert "batch/a.yaml in the inbox" in notes(folder)
     assert (root.inbox / "batch/a.yaml").read_text() == FIRST + SECOND
     service.engine.before = None  # type: ignore[attr-defined]
@@ -166,7 +166,7 @@ def test_our_own_file_that_is_changed_while_it_is_drawn(start: Start, root: Root
     drain(service, clock)
     folder = only(root.done)
     assert ((folder / "a.yaml").read_text(), (folder / "changed.yaml").read_text()) == (FIRST, SECOND)
-    assert "changed while it was drawn" in notes(folder)
+    assert "changed while the job ran" in notes(folder)
 
 
 def test_a_part_that_is_mended_leaves_what_the_others_were_drawn_from(
@@ -236,7 +236,7 @@ def test_a_real_filesystem_in_the_inbox_is_served(start: Start, root: Root, cloc
     assert service.failed == 2
     assert all("a job must be a plain file" in path.read_text() for path in root.failed.glob("*/error.txt"))
     assert sorted(path.name for path in nas.rglob("*")) == ["batch", "far.yaml"]
-    assert "more than 2,097,152 bytes" in service.scheduler.unmovable.why["nas/far.yaml"]
+    assert "larger than 2,097,152 bytes" in service.scheduler.unmovable.why["nas/far.yaml"]
 
 
 def drain_but(service: Service, clock: FakeClock, name: str) -> None:

@@ -21,7 +21,6 @@ from sdbatch.history import foreign_pictures, index, lineage, scan, search, sync
 from sdbatch.history.database import DATABASE
 from sdbatch.history.history import History
 from sdbatch.history.records import Lineage, PictureRecord
-from sdbatch.history.search import Wanted
 from sdbatch.history.tokens import pieces
 from sdbatch.spool import retention
 from sdbatch.storage import filesystem
@@ -101,9 +100,9 @@ def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
         step = search._step
 
         def stopped(
-            database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float
+            database: sqlite3.Connection, match: str, oldest: int, end: int, limit: int, seconds: float
         ) -> tuple[list[int], int]:
-            return step(database, wanted, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
+            return step(database, match, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
 
         monkeypatch.setattr(search, "_step", stopped)
         monkeypatch.setattr(index, "SPAN", 14)  # a job takes a minute here
@@ -479,7 +478,7 @@ def test_a_file_that_one_may_only_read_is_followed_and_nothing_is_laid_beside_it
     with monkeypatch.context() as patched:
         patched.setattr(os, "access", lambda *_: False)
         reader = History.open(root)
-        assert (reader.stale, prompts(reader.search())) == ("state/history.db can only be read", ["a", "a"])
+        assert (reader.stale, prompts(reader.search())) == ("state/history.db is read-only", ["a", "a"])
         assert [path.name for path in root.state.glob(f"{DATABASE}*")] == [DATABASE]
     draw("prompt: b", "b.yaml")
     writer = History.open(root)
@@ -509,7 +508,7 @@ def test_a_file_that_may_only_be_read_is(draw: Draw, root: Root, monkeypatch: py
 
     monkeypatch.setattr(index, "connect", refused)
     history = History.open(root)
-    assert (prompts(history.search("a")), history.stale) == (["a", "a"], "state/history.db can only be read")
+    assert (prompts(history.search("a")), history.stale) == (["a", "a"], "state/history.db is read-only")
     history.add(root.done / "x")
     assert (history.refresh(), history.rebuild()) == (0, 1), "in memory"
 

@@ -291,7 +291,7 @@ def set_to(dotted: str, value: Any) -> Change:
     ],
 )
 def test_a_config_that_asks_for_a_huge_network_is_refused(dotted: str, value: Any, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"other\.yaml.*(not a usable value|make no noise schedule)"):
+    with pytest.raises(JobError, match=r"other\.yaml.*(not a usable value|give no noise schedule)"):
         load_model(CKPT, changed(set_to(dotted, value), tmp_path))
 
 
@@ -307,7 +307,7 @@ def test_a_config_that_asks_for_too_much_of_each_is_refused(tmp_path: Path) -> N
 def test_a_number_in_a_config_is_no_longer_than_a_line(tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_text("model: {params: {timesteps: " + "1:" * 100_000 + "1}}")
-    with pytest.raises(JobError, match="is not a model's yaml"):
+    with pytest.raises(JobError, match="is not a model config"):
         load_model(CKPT, path)
 
 

@@ -53,8 +53,9 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> Breaks:
 
 def names(inbox: Inbox) -> list[str]:
     def taken() -> Iterator[str]:
-        while (arrival := inbox.next_still()) is not None:
-            yield str(arrival.path.relative_to(inbox.folder))
+        while inbox.queue:
+            if (arrival := inbox.take_first()) is not None:
+                yield str(arrival.path.relative_to(inbox.folder))
 
     return list(taken())
 
@@ -172,7 +173,7 @@ def test_links_and_pipes_named_like_jobs_are_reported_as_no_files(inbox: Inbox, 
     (folder / "link.yaml").symlink_to("/etc/passwd")
     (folder / "elsewhere").symlink_to("/etc")
     inbox.scan(0)
-    arrivals = [inbox.next_still() for _ in range(3)]
+    arrivals = [inbox.take_first() for _ in range(3)]
     assert [(a.path.name, a.is_file) for a in arrivals if a] == [
         ("elsewhere", False), ("link.yaml", False), ("pipe.yaml", False)
     ]  # fmt: skip
@@ -218,7 +219,7 @@ def test_an_inbox_that_is_gone_and_back_is_no_error(folder: Path) -> None:
     inbox.scan(0)
     assert names(inbox) == []
     assert inbox.is_away
-    assert inbox.condition == f"is not there: make the folder {folder}/inbox again, or mount its share"
+    assert inbox.condition == f"does not exist: create the folder {folder}/inbox again, or mount its share"
     inbox.folder.mkdir()
     (inbox.folder / "a.yaml").write_text("prompt: a")
     assert settled(inbox, 10) == ["a.yaml"]

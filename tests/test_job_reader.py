@@ -803,7 +803,7 @@ def test_a_follow_up_may_start_from_any_other_picture(wanted: str) -> None:
 @pytest.mark.parametrize("wanted", [3, -1, True, "samples/00003.png", "3", "00003.png", 1.5, [1], {"a": 1}])
 def test_a_follow_up_on_a_picture_that_is_not_there_is_told(wanted: object) -> None:
     told = read_error(edited(init_img=wanted), "manifest.yaml")
-    assert told.startswith("follow_up.init_img: the job has pictures 0 to 2; give one's number, or its name")
+    assert told.startswith("follow_up.init_img: the job has images 0 to 2; give a number, or a name")
 
 
 def test_an_edited_input_of_a_job_drawn_again_is_not_replaced_by_the_kept_copy() -> None:

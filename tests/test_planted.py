@@ -135,7 +135,7 @@ def test_no_kind_of_thing_holds_the_others_up(
     goes_on(root, start, clock)
     drop_job(root, "typo.yaml", "promt: a")
     drain(start(), clock)
-    assert [line for line in control.retry_all(root) if "typo is tried again" in line]
+    assert [line for line in control.retry_all(root) if "typo will run again" in line]
 
 
 def test_a_link_in_the_place_of_a_copy_is_not_drawn_from(

@@ -303,7 +303,7 @@ def save(path: Path, mode: str, colour: object, **options: object) -> Path:
 
 
 def test_a_transparent_init_image_is_told(root: Root, tmp_path: Path) -> None:
-    said = "init_img: its transparency has no effect: what colours lie beneath are drawn from"
+    said = "init_img: its transparency has no effect; the colours below it are used"
     clear = save(root.inbox / "a.png", "RGBA", (255, 0, 0, 128))
     assert load_init(clear, 10**6, 10**6)[1] == [said]
     drop_job(root, "a.yaml", "prompt: a\ninit_img: a.png\n")
@@ -342,7 +342,7 @@ def test_validate_and_the_manifest_say_the_same(root: Root, start: Callable[...,
     assert [note.removeprefix("note: ") for note in notes] == SAID
     drain(start(), clock)
     record = yaml.safe_load((only(root.done) / "manifest.yaml").read_text())
-    assert record["notes"] == [*SAID, "drawn by the fake engine: grey cards"]
+    assert record["notes"] == [*SAID, "made by the fake engine: grey cards"]
 
 
 def test_validate_shows_the_prompts_of_a_file(root: Root) -> None:

@@ -254,7 +254,7 @@ def test_a_root_of_the_old_kind_is_closed_and_that_is_said(place: Accounts, root
     os.chown(root.models, ALICE, SERVICE)
     told = ownership(place)
     assert "/srv/sdbatch was root's, with mode 2775" in told
-    assert "models: 1 files and folders became root's" in told
+    assert "models: 1 files and folders now belong to root" in told
     for name in ("configs", "models", "state"):
         swapped = place.run("mv", f"/srv/sdbatch/{name}", f"/srv/sdbatch/{name}-was", account="alice")
         assert "Permission denied" in swapped.stderr
@@ -291,7 +291,7 @@ def test_a_members_link_in_a_folders_place_stops_the_install(place: Accounts, ro
     (root.path / folder).symlink_to("/srv/victim")
     os.chown(root.path / folder, ALICE, ALICE, follow_symlinks=False)
     told = ownership(place)
-    assert "was made by the account 4242, and is not followed" in told or folder == "models"
+    assert "the account 4242 made a link on the way there; it is not followed" in told or folder == "models"
     assert seen(place.srv) == before
 
 

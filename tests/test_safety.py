@@ -177,7 +177,7 @@ def test_what_a_model_folder_s_checker_withholds_is_a_card_and_is_told(folder_ro
     write_checker(folder_root.models / "small/safety_checker", -1)
     record, cards = drawn(folder_root, **model)
     assert record["safety_checker"] == "models/small/safety_checker"
-    assert notes_of(record) == ["withheld by the safety checker, a grey card in its place: picture 0, 1"]
+    assert notes_of(record) == ["withheld by the safety checker, replaced by a grey card: image 0, 1"]
     assert all((one == card(64, 64)).all() for one in cards)
     write_checker(folder_root.models / "small/safety_checker", 1)
     record, passed = drawn(folder_root, **model)

@@ -147,7 +147,7 @@ def test_a_file_that_the_disk_would_not_move_keeps_its_place_while_it_looks(
     clock.sleep(10)
     service.inbox.scan(clock.mono, lambda: clock().mono, is_busy=True)
     assert service.inbox.is_scanning
-    first = service.inbox.next_still()
+    first = service.inbox.take_first()
     assert first is not None
     service.inbox.put_back(first)
     service.inbox.scan(clock.mono)

@@ -1,6 +1,6 @@
-"""Commands for whoever looks for pictures: what was drawn, how, what came of it, and drawing on from there.
+"""`sdbatch history`, `show`, `restore`, `follow-up` and `rerun`: search earlier images, and continue from them.
 
-They read and drop files, nothing more: they work over a share, and while the service is down.
+They only read and submit files, so they work over a share, and while the service is down.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.cli.common import JsonOption, RootOption, app, echo, named_root
 from sdbatch.errors import JobError, printable
 from sdbatch.history import times
 from sdbatch.history.records import JobRecord, PictureRecord
@@ -76,7 +76,7 @@ def history(  # noqa: PLR0913 - each is an option
     from sdbatch.cli import tables  # noqa: PLC0415 - rich
 
     if kind not in (None, "txt2img", "img2img"):
-        raise typer.BadParameter(Message("--kind is txt2img or img2img"))
+        raise typer.BadParameter(Message("--kind must be txt2img or img2img"))
     place = named_root(root)
     drawn = times.since(since, datetime.now(UTC)) if since else None
     opened = _open(place, anew=rebuild)
@@ -87,11 +87,11 @@ def history(  # noqa: PLR0913 - each is an option
     else:
         tables.show_pictures(found, place)
     if not found and not as_json:
-        typer.echo(Message("nothing was found"), err=True)
+        echo(Message("nothing was found"), err=True)
     if found.rest is not None and search(before=found.rest, limit=1):
-        typer.echo(
+        echo(
             Message(
-                "these are the newest {count}; there are more: --limit {limit} shows up to so many",
+                "these are the newest {count}; see more with --limit {limit}",
                 len(found),
                 10 * limit,
             ),
@@ -125,12 +125,16 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
     if isinstance(found, Path):
         facts, notes = describe.of_file(place, found)
         if as_json:
-            typer.echo(json.dumps({**dict(facts), "notes": notes}, ensure_ascii=False, indent=1))
+            typer.echo(
+                json.dumps(
+                    {name.lower(): value for name, value in facts} | {"notes": notes}, ensure_ascii=False, indent=1
+                )
+            )
         else:
             tables.show_facts([*facts, *(("note", note) for note in notes)])
         return
     opened = _open(place)
-    job_id = _job_of(found)
+    job_id = found.job
     pictures, tree = opened.pictures_of(job_id), lineage.lineage(opened, job_id)
     if as_json:
         told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
@@ -166,12 +170,12 @@ def restore(
     place = named_root(root)
     restored = restore.restore(place, _find_or_file(place, what))
     for note in restored.notes:
-        typer.echo(Message("note: {note}", note), err=True)
+        echo(Message("note: {note}", note), err=True)
     if output is None:
         typer.echo(restored.text, nl=False)
         return
     if output.exists():
-        raise JobError("{output} is there already", output)
+        raise JobError("{output} exists already", output)
     files.write_atomically(output, restored.text.encode())
     typer.echo(output)
 
@@ -204,7 +208,7 @@ def follow_up(
     if isinstance(found, JobRecord):
         pictures = [each for each in opened.pictures_of(found.id) if each.file]
         if len(pictures) != 1:
-            raise JobError("{id} has {count} pictures; say which: {id}/0", found.id, len(pictures))
+            raise JobError("{id} has {count} images; say which: {id}/0", found.id, len(pictures))
         found = pictures[0]
     fields = {} if seed is None else {"seed": seed}
     text = restore.follow_up(place, opened, found, prompt, strength, **fields)
@@ -233,10 +237,10 @@ def rerun(
 
     place = named_root(root)
     opened = _open(place)
-    job_id = _job_of(_find(opened, job))
+    job_id = _find(opened, job).job
     known = opened.job(job_id)
     assert known is not None, "it was just found"
-    _drop(place, restore.rerun(place, known, seed), job_id, "again", dry_run=dry_run)
+    _drop(place, restore.rerun(place, known, seed), job_id, "rerun", dry_run=dry_run)
 
 
 def _open(place: "Root", *, anew: bool = False) -> "History":
@@ -245,24 +249,24 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
     status_reader.check_root(place)
     opened = History(place) if anew else History.open(place)
     if anew:
-        typer.echo(Message("read again: {rebuild} jobs", opened.rebuild()), err=True)
+        echo(Message("read {count} jobs again", opened.rebuild()), err=True)
     if opened.stale:
-        typer.echo(Message("note: {stale}: what is newest may be missing", opened.stale), err=True)
+        echo(Message("note: {problem}: the newest images may be missing", opened.stale), err=True)
     for why in opened.passed_over:
-        typer.echo(Message("note: {why}", printable(why)), err=True)
+        echo(Message("note: {why}", printable(why)), err=True)
     return opened
 
 
 def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
-    """As people name it: a path counts from here as well as from the root."""
+    """Find what a person named: a path relative to the current folder or to the root, or an id."""
     if not named.strip():
-        raise JobError("name a picture or a job")
+        raise JobError("give an image or a job")
     path = as_stored(Path(os.path.abspath(Path(named).expanduser())))  # noqa: PTH100 - a link keeps its name
     return opened.find(opened.root.show(path) if path.exists() else named)
 
 
 def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Path":
-    """The same, or a file that the history knows nothing of, which needs no root."""
+    """The same, or a file that is not in the history; that needs no root."""
     path = as_stored(Path(named).expanduser())
     try:
         return _find(_open(place), named)
@@ -272,12 +276,7 @@ def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Pat
         raise
 
 
-def _job_of(found: "PictureRecord | JobRecord") -> str:
-
-    return found.id if isinstance(found, JobRecord) else found.job
-
-
-def _drop(place: "Root", text: str, job_id: str, ending: Literal["again", "follow-up"], *, dry_run: bool) -> None:
+def _drop(place: "Root", text: str, job_id: str, ending: Literal["rerun", "follow-up"], *, dry_run: bool) -> None:
     from sdbatch.client.validate import submit_text  # noqa: PLC0415
     from sdbatch.spool.job_names import next_name  # noqa: PLC0415
 

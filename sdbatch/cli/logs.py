@@ -1,11 +1,11 @@
-"""`sdbatch logs`: what the service said about a job."""
+"""`sdbatch logs`: shows the log of a job."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.cli.common import JsonOption, RootOption, app, echo, named_root
 
 
 @app.command()
@@ -34,4 +34,4 @@ def logs(
     place = named_root(root)
     place.require(place.inbox)
     for line in log_lines(place, job, as_json=as_json):
-        typer.echo(line)
+        echo(line)

@@ -1,4 +1,4 @@
-"""Job files outside the inbox: checked without drawing, and dropped the right way."""
+"""Checks job files outside the inbox, and submits them."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, lines
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
@@ -22,7 +22,7 @@ from sdbatch.storage.spelling import as_stored, in_other_case
 
 
 def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
-    """A line for each job of a file, and whether it can be drawn as far as is known without drawing."""
+    """A line for each job of a file, and whether it is valid as far as can be known without running it."""
     try:
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
     except OSError as error:
@@ -36,11 +36,11 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
         yield Message("{path}: is a link, a pipe or a device; a job must be a plain file", path), False
         return
     for line, is_good in check_data(data, path.name, path.parent, root, limits):
-        yield f"{path}: {line}", is_good
+        yield Message("{path}: {line}", path, line), is_good
 
 
 def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
-    """As `check_file`, of what a job file of that name in the folder `beside` holds; None for one yet to be dropped."""
+    """As `check_file`, for the content of a job file in the folder `beside`; None for one not yet submitted."""
     parts = reader.parse(data, name, root.defaults)
     for number, parsed in enumerate(parts, 1):
         label = Message("job {number} of {count}: ", number, len(parts)) if len(parts) > 1 else ""
@@ -53,15 +53,17 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
         except (JobError, TemporarilyUnavailable) as error:  # TemporarilyUnavailable: the service would let it wait
-            for line in [*str(error).splitlines(), *(Message("note: {note}", note) for note in parsed.notes)]:
-                yield label + line.removeprefix(f"{name}: "), False
+            for line in lines(error.message):
+                yield label + reader.without_file(line), False
+            for note in parsed.notes:
+                yield label + Message("note: {note}", note), False
 
 
 def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str]]:
-    """Pictures, size, sampler, steps and prompt; and what is to be said of them.
+    """Images, size, sampler, steps and prompt, and the remarks on them.
 
-    Files are looked for beside the job file and in the root; the model only where `root` is one, since jobs are
-    also written on machines without.
+    Files are searched beside the job file and in the root. The model is searched only if `root` exists, because jobs
+    are also written on other machines.
     """
     lines = None
     if job.from_file:
@@ -72,7 +74,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     if isinstance(job, Img2Img) and (init := _check_init(job, beside, root, limits)):
         size, notes = init
     if problems := limits.problems(count, job.ddim_steps, size):
-        raise JobError("\n".join(problems))
+        raise JobError(joined("\n", problems))
     root.output_folder(job.outdir)
     made = ModelConfig()
     if root.inbox.is_dir():
@@ -86,7 +88,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
     sampler = "PLMS" if job.plms else "DDIM"
     said = Message(
-        "{pictures} of {shape}, {sampler}, {ddim_steps} steps, to {outdir}: {drawn}",
+        "{pictures} of {size}, {sampler}, {steps} steps, to {outdir}: {prompt}",
         pictures,
         shape,
         sampler,
@@ -98,7 +100,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
 
 
 def _drawn(job: AnyJob, lines: list[str] | None) -> str:
-    """The prompt as it is read, as far as fits a line."""
+    """The prompt as it is read, shortened to a line."""
     prompts = (
         Message("1 prompt of {from_file}", job.from_file)
         if lines and len(lines) == 1
@@ -108,10 +110,9 @@ def _drawn(job: AnyJob, lines: list[str] | None) -> str:
 
 
 def find_named(field: str, named: str, beside: Path | None, root: Root, limits: Limits) -> Path:
-    """A file that a job names: beside it, wherever that is, or in the root; for one yet to be dropped, in the root.
+    """The file that a job names: beside it, or in the root.
 
-    What lies in the root is found or refused by the service's own rules; what lies beside a job elsewhere `submit`
-    takes along.
+    Files in the root follow the service's rules. `submit` copies files beside a job outside the root.
 
     Raises:
         Missing: it is not there.
@@ -122,7 +123,9 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
     elif (outside := lies_beside(named, beside, root)) is not None:
         if not outside.exists():
             raise Missing(
-                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it', field, named
+                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
+                field,
+                named,
             )
         if not outside.is_file():
             raise JobError('{field}: "{named}" is not a file', field, named)
@@ -134,7 +137,7 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
         raise JobError('{field}: "{named}" is not a file', field, named)
     if (size := found.stat().st_size) > limits.input_bytes:
         raise JobError(
-            '{field}: "{named}" has {size:,} bytes; the limit is {input_bytes:,}',
+            '{field}: "{named}" has {size:,} bytes; the limit is {most:,}',
             field,
             named,
             size,
@@ -144,13 +147,13 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
 
 
 def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
-    """What a job in a folder outside the root names by its way from there, whatever it is; None where nothing is."""
+    """The file that a job outside the root names by a relative path; None if there is none."""
     path = Path(named)
     if path.is_absolute() or "\0" in named:
-        return None  # the service takes no such path but of the root
+        return None  # the service accepts such paths only inside the root
     path = as_stored(Path(os.path.normpath(beside / path)))
     top = root.path.resolve()
-    leads = Path(os.path.realpath(path))  # which, as resolve does not, follows links that lead round
+    leads = Path(os.path.realpath(path))  # unlike resolve, it reports circular links
     is_there = os.path.lexists(path) and not leads.is_relative_to(top)
     return path if is_there and not beside.resolve().is_relative_to(top) else None
 
@@ -158,9 +161,9 @@ def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
 def _check_init(
     job: Img2Img, beside: Path | None, root: Root, limits: Limits
 ) -> tuple[tuple[int, int], list[str]] | None:
-    """What an init image will be drawn at, and what is to be said of it.
+    """The size that an init image will have, and the remarks on it.
 
-    None where it is not there, as an earlier job may still have to draw it.
+    None if it does not exist, because an earlier job may still create it.
     """
     try:
         path = find_named("init_img", job.init_img, beside, root, limits)
@@ -172,12 +175,14 @@ def _check_init(
 
     if not os.access(path, os.R_OK):
         raise JobError('init_img: "{init_img}" can\'t be read: {problem}', job.init_img, os.strerror(errno.EACCES))
-    pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as it will be read to be drawn from
+    pixels, notes = load_init(
+        path.resolve(), limits.init_pixels, limits.pixels
+    )  # read in the same way as for generating
     return (pixels.shape[2], pixels.shape[1]), notes
 
 
 def submit_file(path: Path, root: Root) -> Path:
-    """Copy a job file into the inbox so that the service sees it whole or not at all; returns where it lies.
+    """Copy a job file into the inbox, where it appears complete or not at all; returns its path.
 
     Raises:
         JobError: its name is no job's, or there is no root.
@@ -189,7 +194,7 @@ def submit_file(path: Path, root: Root) -> Path:
 
 
 def submit_text(text: str, name: str, root: Root) -> Path:
-    """The same with the text of a job file, under a name of its own; returns where it lies."""
+    """The same for the text of a job file, with a name; returns its path."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")

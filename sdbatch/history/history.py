@@ -17,7 +17,7 @@ from sdbatch.errors import JobError
 from sdbatch.history import index, search, sync
 from sdbatch.history.database import DATABASE, SMALL, Database
 from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, PictureRecord, Relative
-from sdbatch.history.search import LAST, Found, Wanted
+from sdbatch.history.search import LAST, Found
 from sdbatch.history.tokens import pieces_of_words
 from sdbatch.messages import Message
 from sdbatch.spool.job_names import meant, padded, the_one
@@ -89,7 +89,7 @@ class History:
         """The same, as far as it can be done: what can't is told in `stale`."""
         try:
             self.refresh()
-            self.stale = "" if self.database.writable else Message("state/{database} can only be read", DATABASE)
+            self.stale = "" if self.database.writable else Message("state/{name} is read-only", DATABASE)
         except OSError as error:  # locked, full
             self.stale = str(error.strerror)
 
@@ -142,10 +142,10 @@ class History:
         wanted = pieces_of_words(words)
         if words.strip() and not wanted:
             return Found()  # nothing but punctuation, which nothing is found by
-        oldest = int(since.timestamp() * 1000) if since else None
+        oldest = int(since.timestamp() * 1000) if since else 0
         numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
-        asked = Wanted(index.expression([*told, *wanted]), oldest, numbers)
-        return search.search(self.database.ask, asked, before, max(1, limit), self.patience)
+        match = index.expression([*told, *wanted])
+        return search.search(self.database.ask, match, numbers, oldest, before, max(1, limit), self.patience)
 
     def picture(self, path: str, before: int = LAST) -> PictureRecord | None:
         """A picture by where it lies, from the root: in its job's folder or in outputs/.
@@ -200,15 +200,13 @@ class History:
         ids = the_one(part, meant(part, ids))
         if not ids:
             raise JobError(
-                'the history has no job or picture "{part}"; give a picture\'s path, JOB/NUMBER, or a '
-                "job's id or a part of it",
+                'the history has no job or image "{part}"; give the path of an image, JOB/NUMBER, or a job '
+                "id or part of it",
                 part,
             )
         if len(ids) > 1:
             names = "\n".join(f"  {job_id}" for job_id in ids[:10])
-            raise JobError(
-                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}', part, names
-            )
+            raise JobError('several job ids contain "{part}"; give more of it. The last ones:\n{names}', part, names)
         return ids[0]
 
     def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere

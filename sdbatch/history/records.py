@@ -78,6 +78,11 @@ class JobRecord(Drawn):
     init: str | None
     file: str
 
+    @property
+    def job(self) -> str:
+        """The same as its id, as a picture has it."""
+        return self.id
+
 
 class Relative(NamedTuple):
     """A relative, and the picture that the younger of the two started from; None where the job was drawn again."""

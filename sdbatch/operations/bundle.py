@@ -33,19 +33,19 @@ Contents = dict[str, Path | bytes]  # by name in the archive
 
 
 def make(output: Path, target: Target, ckpt: Path | None, config: Path | None) -> None:
-    """Gather everything and write the archive, which is there whole or not at all.
+    """Collect everything and write the archive, which appears complete or not at all.
 
     Raises:
         BundleError: something can't be had; its text says what to do.
     """
     if not (SOURCE / "pyproject.toml").exists():
         raise BundleError(
-            "this sdbatch was installed without its source, and a bundle is built from that: "
-            "get the source, and run `make bundle` in it"
+            "this sdbatch was installed without its source, which a bundle is built from: get the "
+            "source, and run `make bundle` in it"
         )
     model = _model(ckpt, config)
     files.make_dir(output.absolute().parent)
-    # Beside the archive: gigabytes do not fit into every /tmp.
+    # Beside the archive, because /tmp may be too small.
     with TemporaryDirectory(prefix=f"{files.BUSY_PREFIX}bundle-", dir=output.absolute().parent) as scratch:
         folder = Path(scratch)
         wheels.collect(wheels.build(SOURCE, folder), folder, target)
@@ -53,7 +53,7 @@ def make(output: Path, target: Target, ckpt: Path | None, config: Path | None) -
 
 
 def pack(output: Path, conf: bytes, gathered: list[Path], model: Contents) -> None:
-    """Write the archive of these wheels."""
+    """Write the archive with these wheels."""
     contents: Contents = {"bundle.conf": conf, "install.sh": INSTALLER}
     contents |= {f"wheels/{path.name}": path for path in gathered}
     for name in TO_READ:
@@ -72,18 +72,17 @@ def pack(output: Path, conf: bytes, gathered: list[Path], model: Contents) -> No
 
 def _model(ckpt: Path | None, config: Path | None) -> Contents:
     if config is not None and ckpt is None:
-        raise BundleError("--config is the yaml of a checkpoint: name that too, with --ckpt")
+        raise BundleError("--config is the config of a checkpoint: give --ckpt too")
     wanted = {"models/model.ckpt": ckpt, "models/model.yaml": config}
     for path in wanted.values():
         if path is not None and not path.is_file():
-            raise BundleError(
-                f"{path} is not a file" + (" but a folder: carry it over by itself" if path.is_dir() else "")
-            )
+            said = "{path} is a folder, not a file: copy it separately" if path.is_dir() else "{path} is not a file"
+            raise BundleError(said, path)
     return {name: path for name, path in wanted.items() if path is not None}
 
 
 def _conf(target: Target) -> bytes:
-    """As install.sh reads it."""
+    """In the form that install.sh reads."""
     text = f"version={__version__}\npython={target.python}\nmachine={target.machine}\nglibc={target.glibc}\n"
     return text.encode()
 
@@ -93,7 +92,7 @@ def _sha256(content: Path | bytes) -> str:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: Path | bytes) -> None:
-    """Nobody's in particular, whoever made the bundle."""
+    """Files in the archive belong to no particular user."""
     info = tarfile.TarInfo(f"{FOLDER}/{name}")
     info.mtime, info.mode = int(time.time()), 0o755 if name.endswith(".sh") else 0o644
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:

@@ -1,8 +1,7 @@
-"""The renderer's half of `sdbatch doctor`: what only a process with torch can find out.
+"""The part of `sdbatch doctor` that needs torch.
 
-It runs as a child, since a torch that crashes takes its process along, and that too is an answer. Findings go out
-one by one, a line of JSON each, so those before a crash count. No socket may reach beyond this machine here: whoever
-asks is told of, and refused.
+It runs as a child process, because torch may crash. Each finding is sent at once as a line of JSON, so that those
+before a crash count. No socket may connect beyond this machine here: each attempt is noted and refused.
 """
 
 import json
@@ -21,20 +20,17 @@ from sdbatch.messages import Message
 ASKING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"}
 CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in OpenAI's vocabulary
 
-REINSTALL = Message("install sdbatch anew, with all it needs (make, or the bundle's install.sh)")
+REINSTALL = Message("reinstall sdbatch with all its dependencies (make, or the bundle's install.sh)")
 NO_GPU = Message(
-    "see what nvidia-smi says; a torch built for a newer CUDA than the driver knows needs a "
-    "newer driver, or a torch built for an older CUDA. To draw on the CPU all the same, set "
-    "`device: cpu` in configs/sdbatch.yaml"
+    "see nvidia-smi; a torch built for a newer CUDA than the driver supports needs a newer "
+    "driver, or a torch for an older CUDA. To use the CPU, set `device: cpu` in "
+    "configs/sdbatch.yaml"
 )
-MISFIT = Message(
-    "lay a whole Stable Diffusion v1 checkpoint there (its sha256 tells whether it was "
-    "copied whole), and the config that belongs to it"
-)
+MISFIT = Message("copy a complete Stable Diffusion v1 checkpoint there (compare its sha256), and its config")
 
 
 def examine(device: str, model: tuple[Path, Path] | None, asked: list[str]) -> Iterator[Finding]:
-    """Libraries, device, tokenizer, model and network, in this order; `asked` is who wanted the network so far."""
+    """Check libraries, device, tokenizer, model and network, in this order; `asked` lists uses of the network."""
     yield _told("torch", libraries, REINSTALL)
     yield _told("device", partial(drawing_device, device), NO_GPU)
     yield _told("tokenizer", tokenizer, REINSTALL)
@@ -44,7 +40,7 @@ def examine(device: str, model: tuple[Path, Path] | None, asked: list[str]) -> I
 
 
 def _told(about: str, check: Callable[[], Finding], remedy: str) -> Finding:
-    """What `look` finds; whatever it stumbles over is a problem, since libraries raise anything."""
+    """The findings of `look`; any exception is a problem, because libraries raise anything."""
     try:
         return check()
     except SdbatchError as error:
@@ -54,7 +50,7 @@ def _told(about: str, check: Callable[[], Finding], remedy: str) -> Finding:
 
 
 def libraries() -> Finding:
-    """All can be imported."""
+    """Whether all can be imported."""
     import diffusers  # noqa: PLC0415 - what is to be found out here is whether they can be imported
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
@@ -63,7 +59,7 @@ def libraries() -> Finding:
     return ok(
         "torch",
         Message(
-            "{version__}, {cuda}; diffusers {version___2}, transformers {version___3}",
+            "{torch}, {cuda}; diffusers {diffusers}, transformers {transformers}",
             torch.__version__,
             cuda,
             diffusers.__version__,
@@ -73,7 +69,7 @@ def libraries() -> Finding:
 
 
 def drawing_device(asked: str) -> Finding:
-    """The device that the configuration names, with something computed on it: a GPU can be there and too new."""
+    """Whether the configured device can compute: a GPU may be present but too new."""
     import torch  # noqa: PLC0415
 
     from sdbatch.renderer.renderer import find_device  # noqa: PLC0415
@@ -88,7 +84,7 @@ def drawing_device(asked: str) -> Finding:
             if float(drawn.sum()) != 36 * 9:
                 return problem(
                     "device",
-                    Message("{asked} computes wrongly: {float} for 324", asked, float(drawn.sum())),
+                    Message("{device} computes wrongly: {result} instead of 324", asked, float(drawn.sum())),
                     NO_GPU,
                 )
         except Exception as error:
@@ -99,7 +95,7 @@ def drawing_device(asked: str) -> Finding:
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
         text = Message(
-            "{get_device_name}, {free} of {whole} GiB free, {driver}",
+            "{gpu}, {free} of {whole} GiB free, {driver}",
             torch.cuda.get_device_name(device),
             f"{free / 2**30:.1f}",
             f"{whole / 2**30:.1f}",
@@ -108,13 +104,13 @@ def drawing_device(asked: str) -> Finding:
         return ok("device", text)
     if asked == "auto" and NVIDIA_DRIVER.exists():
         text = Message(
-            "jobs will be drawn on the CPU: there is an NVIDIA GPU, but this torch ({version__}) can't use it",
+            "jobs will run on the CPU: there is an NVIDIA GPU, but this torch ({version}) can't use it",
             torch.__version__,
         )
         return warning("device", text, Message("install a torch that is built for CUDA; {no_gpu}", NO_GPU))
     return ok(
         "device",
-        Message("the CPU, {get_num_threads} threads (a 512x512 picture takes it minutes)", torch.get_num_threads()),
+        Message("the CPU, {count} threads (a 512x512 image takes minutes)", torch.get_num_threads()),
     )
 
 
@@ -127,7 +123,7 @@ def _driver() -> str:
 
 
 def tokenizer() -> Finding:
-    """The vocabulary in the package is OpenAI's."""
+    """Whether the vocabulary in the package is OpenAI's."""
     from sdbatch.renderer.models.text_encoder import clip_tokenizer  # noqa: PLC0415
 
     text, tokens = CAT
@@ -135,14 +131,14 @@ def tokenizer() -> Finding:
     if found != tokens:
         return problem(
             "tokenizer",
-            Message('"{text}" becomes {found}, not {tokens}', text, found, tokens),
+            Message('"{text}" gives {found}, not {tokens}', text, found, tokens),
             REINSTALL,
         )
     return ok("tokenizer", Message("CLIP's vocabulary, from the package"))
 
 
 def fitting(ckpt: Path, config: Path) -> Finding:
-    """The checkpoint loads, and fits its config: the renderer's own check, on the CPU."""
+    """Whether the checkpoint loads and fits its config, with the renderer's own check on the CPU."""
     from sdbatch.renderer.models.models import load_model  # noqa: PLC0415
 
     model = load_model(ckpt, config)
@@ -150,23 +146,23 @@ def fitting(ckpt: Path, config: Path) -> Finding:
     fits = Message("is whole") if ckpt.is_dir() else Message("fits {name}", config.name)
     return ok(
         "checkpoint",
-        Message("{ckpt} {fits}: {numbers} million weights", ckpt, fits, f"{numbers / 1e6:,.0f}"),
+        Message("{ckpt} {fits}: {number} million weights", ckpt, fits, f"{numbers / 1e6:,.0f}"),
     )
 
 
 def network(asked: list[str]) -> Finding:
-    """Whether anything so far wanted to reach beyond this machine."""
+    """Whether anything so far tried to connect beyond this machine."""
     if asked:
         return problem(
             "network",
-            Message("something asked for it, and was refused: {names}", ", ".join(dict.fromkeys(asked))),
-            Message("drawing needs none; tell the authors of sdbatch, with this line"),
+            Message("something tried to use it, and was refused: {names}", ", ".join(dict.fromkeys(asked))),
+            Message("generating needs no network; please report this line to the authors of sdbatch"),
         )
-    return ok("network", Message("none is needed: nothing so far asked for it"))
+    return ok("network", Message("not needed: nothing has asked for it so far"))
 
 
 def guard(asked: list[str]) -> None:
-    """From here on whoever wants to reach beyond this machine is noted in `asked` and refused."""
+    """Refuse all connections beyond this machine from now on, and note them in `asked`."""
 
     def refuse(event: str, args: tuple[object, ...]) -> None:
         if event not in ASKING:
@@ -177,7 +173,7 @@ def guard(asked: list[str]) -> None:
         elif not event.startswith("socket.get"):
             return
         asked.append(f"{address} ({event.removeprefix('socket.')})")
-        raise PermissionError(Message("sdbatch doctor lets nothing reach the network, not even {address}", address))
+        raise PermissionError(Message("sdbatch doctor blocks the network, also {address}", address))
 
     sys.addaudithook(refuse)
 

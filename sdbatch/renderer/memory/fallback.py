@@ -103,13 +103,15 @@ class MemoryFallback:
                 if not is_out_of_memory(error):
                     raise
                 said = in_short(error)
-            # Only behind the except block is the traceback gone, and with it the tensors that its frames held.
+            # Only after the except block are the traceback and the tensors of its frames freed.
             release(self.device)
             told = self.make_room() or step_down()
             if not told:
                 raise OutOfMemory(said)
             release(self.device)
-            self.tell(Message("out of memory: {part} {told}", since or f"from picture {self.first} on", told))
+            self.tell(
+                Message("out of memory: {since} {told}", since or Message("from image {number} on", self.first), told)
+            )
 
     def _fewer_rows(self, count: int) -> str:
         now = min(self.rows or count, count)
@@ -117,7 +119,7 @@ class MemoryFallback:
             return ""
         self.rows = -(-now // 2)
         return Message(
-            "{rows} of {count} rows went through the networks at once (guidance makes two of a picture)",
+            "{rows} of {count} rows went through the network at once (with guidance an image has two)",
             self.rows,
             count,
         )
@@ -126,7 +128,7 @@ class MemoryFallback:
         if self.is_sliced or len(latents) == 1:
             return ""
         self.is_sliced = True
-        return Message("pictures were decoded one at a time")
+        return Message("images were decoded one at a time")
 
     def _smaller_tiles(self, model: Model, latents: Tensor) -> str:
         side = min(self.tile or max(TILES) + 1, max(latents.shape[-2:]))
@@ -134,7 +136,7 @@ class MemoryFallback:
             return ""
         self.tile = next(tile for tile in TILES if tile < side)
         return Message(
-            "the autoencoder worked in tiles of {tile} pixels: colours may be off, seams may show",
+            "the autoencoder worked in tiles of {size} pixels: colours may be off, seams may show",
             self.tile * model.factor,
         )
 

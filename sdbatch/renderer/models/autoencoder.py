@@ -1,4 +1,4 @@
-"""A separate autoencoder ("VAE") in place of a checkpoint's own, in any of the layouts that those come in."""
+"""A separate autoencoder ("VAE") instead of the checkpoint's own, in any of its layouts."""
 
 import re
 from pathlib import Path
@@ -19,10 +19,10 @@ _BEFORE = re.compile(  # what programs put before all keys
 
 
 def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
-    """The model's weights, those of its autoencoder taken from `vae`.
+    """The model's weights with the autoencoder from `vae`.
 
-    That is a file with the original's names, with `first_stage_model.` before them or without, or with the names of
-    the diffusers library, or a folder in diffusers format: the autoencoder's own, or a whole model's.
+    That is a file with the original names, with or without `first_stage_model.`, or with the names of the diffusers
+    library; or a folder in diffusers format, of the autoencoder or of a whole model.
 
     Raises:
         JobError: it can't be read, or is no autoencoder of the model's shapes.
@@ -38,10 +38,10 @@ def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
     if lacking := [*plan.vae.lacking(own)]:
         kind = what_it_is(found)
         said = kind if kind and not own else lacking[0]
-        raise JobError("vae: the autoencoder {name} does not fit {model}: {said}", vae.name, plan.name, said)
+        raise JobError("vae: the autoencoder {name} does not fit {model}: {misfits}", vae.name, plan.name, said)
     if spoilt := next((key for key, weight in own.items() if not bool(weight.isfinite().all())), ""):
         raise JobError(
-            "vae: the autoencoder {name} is damaged: {spoilt} holds what is not a number; copy it again",
+            "vae: the autoencoder {name} is damaged: {weight} contains values that are not numbers; copy it again",
             vae.name,
             spoilt,
         )

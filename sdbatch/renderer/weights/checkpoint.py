@@ -1,4 +1,4 @@
-"""A file of weights as named tensors: the content is sniffed, the suffix never believed, and no code in it runs."""
+"""A weight file as named tensors. The content decides the format, not the suffix, and no code in it runs."""
 
 import errno
 import json
@@ -34,10 +34,10 @@ _OTHERS = {
         Message("is a web page, not a file of weights: copy the file itself, whole")
     ),
     rb"GGUF": Message(
-        "is a GGUF file, which is not read: only .ckpt, .safetensors and folders in diffusers format are"
+        "is a GGUF file, which is not supported: use .ckpt, .safetensors or a folder in diffusers format"
     ),
-    rb"\x89HDF": Message("is a file of TensorFlow (HDF5), which is not read: take one for PyTorch"),
-    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": Message("is a picture, not a file of weights"),
+    rb"\x89HDF": Message("is a TensorFlow file (HDF5), which is not supported: use one for PyTorch"),
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": Message("is an image, not a file of weights"),
     rb"7z\xbc\xaf|Rar!|\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ": Message("is a packed archive: unpack it first"),
     rb"[\t\r\n\x20-\x7e]{16}": (
         Message("is a text, not a file of weights (an error message in its place?): copy the file itself, whole")
@@ -46,7 +46,7 @@ _OTHERS = {
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the content, not the name, is of a safetensors file.
+    """Whether the content, not the name, is safetensors.
 
     Raises:
         OSError: it can't be read.
@@ -58,7 +58,7 @@ def is_safetensors(path: Path) -> bool:
 def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped.
 
-    Errors call the file `called`, with the field that named it; if not given, it is the job's checkpoint.
+    Errors call the file `called`, with its field; by default it is the job's checkpoint.
 
     Raises:
         JobError: not such a file, cut short, or it holds more than weights.
@@ -84,7 +84,7 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]:
     if int.from_bytes(head[:8], "little") > MOST_HEADER:
-        raise JobError("{called} has a header that is longer than any model's", called)
+        raise JobError("{called} has a longer header than any model", called)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -106,20 +106,20 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
         raise JobError("{called} describes more than any model has, so it was not loaded", called) from error
     except UnsupportedArchive as error:
         raise JobError("{called} {problem}", called, error) from error
-    except Exception as error:  # what is damaged makes readers stumble anywhere: struct.error, IndexError, ...
+    except Exception as error:  # with damaged files readers may raise anything: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
-            "{called} is damaged or was copied incompletely ({st_size:,} bytes lie here); copy it again",
+            "{called} is damaged or was copied incompletely (it has {size:,} bytes); copy it again",
             called,
             path.stat().st_size,
         ) from error
     if not isinstance(content, dict):
-        raise JobError("{called} holds no named weights", called)
+        raise JobError("{called} contains no named weights", called)
     if "string_to_param" in content:
-        raise JobError("{called} is a textual inversion (an embedding): those are not drawn with", called)
+        raise JobError("{called} is a textual inversion (an embedding), which is not supported", called)
     if any(key in LEFTOVERS or (key.isdigit() and isinstance(content[key], list | tuple)) for key in content):
-        raise JobError("{called} is a hypernetwork: those are not drawn with", called)
+        raise JobError("{called} is a hypernetwork, which is not supported", called)
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
@@ -135,9 +135,9 @@ def write_weights(
     metadata: Mapping[str, str],
     on_written: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
-    """Write those weights that `dtypes` names as a safetensors file, durably, and read it back before it gets its name.
+    """Write the weights in `dtypes` as a safetensors file, durably, and check it before it gets its name.
 
-    The library's own writer wants all of them in memory at once; this one holds a weight at a time.
+    The library's writer needs all weights in memory at once; this one holds one at a time.
 
     Args:
         path: where; its folder must exist.
@@ -149,7 +149,7 @@ def write_weights(
     Raises:
         OSError: the disk failed or is full, or gave back something else than was written.
     """
-    # The larger numbers first, so that all of them lie on multiples of their size.
+    # Larger types first, so that each is aligned to its size.
     names = sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -175,7 +175,7 @@ def write_weights(
         if written.keys() != dtypes.keys() or any(
             not torch.equal(_bits(written[name]), _bits(weights[name].to(dtypes[name]))) for name in names
         ):
-            raise OSError(errno.EIO, Message("the disk gave back something else than was written"), str(path))
+            raise OSError(errno.EIO, Message("the disk returned other data than was written"), str(path))
 
 
 def _bits(weight: Tensor) -> Tensor:
