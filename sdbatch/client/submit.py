@@ -36,7 +36,7 @@ def submit(path: Path, root: Root, limits: Limits) -> Dropped:
     """Submit a job file with the files that it names.
 
     Raises:
-        JobError: a job of it would fail, or something that it names can't lie in the inbox; nothing was dropped.
+        JobError: one of its jobs would fail, or a named file can't be in the inbox; nothing was submitted.
         OSError: it can't be read, or the disk failed.
     """
     root.require(root.inbox)

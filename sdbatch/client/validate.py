@@ -52,7 +52,7 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             yield label + said, True
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
-        except (JobError, TemporarilyUnavailable) as error:  # TemporarilyUnavailable: the service would let it wait
+        except (JobError, TemporarilyUnavailable) as error:  # the service would let the latter wait
             for line in lines(error.message):
                 yield label + reader.without_file(line), False
             for note in parsed.notes:
@@ -175,9 +175,7 @@ def _check_init(
 
     if not os.access(path, os.R_OK):
         raise JobError('init_img: "{init_img}" can\'t be read: {problem}', job.init_img, os.strerror(errno.EACCES))
-    pixels, notes = load_init(
-        path.resolve(), limits.init_pixels, limits.pixels
-    )  # read in the same way as for generating
+    pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as the renderer reads it
     return (pixels.shape[2], pixels.shape[1]), notes
 
 
@@ -185,7 +183,7 @@ def submit_file(path: Path, root: Root) -> Path:
     """Copy a job file into the inbox, where it appears complete or not at all; returns its path.
 
     Raises:
-        JobError: its name is no job's, or there is no root.
+        JobError: its name is not that of a job, or there is no root.
     """
     if not is_job_name(path.name):
         raise JobError("{name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~", path.name)

@@ -40,9 +40,9 @@ class Configuration:
     """The settings as they were read.
 
     Attributes:
-        lines: where the file names a key.
-        variables: the environment's name for each key that it overrides.
-        renamed: what the file calls by a name of before, in words.
+        lines: the line of each key in the file.
+        variables: the variable of each overridden key.
+        renamed: notes on old names in the file.
     """
 
     path: Path
@@ -71,7 +71,7 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
     """Read the configuration, or `content` if the file was read already; no file means all defaults.
 
     Raises:
-        ConfigError: names the file and line or the variable, the key, and what is wrong.
+        ConfigError: with file and line or variable, the key, and the mistake.
     """
     values, lines = _read(path, content)
     renamed: list[Key] = []

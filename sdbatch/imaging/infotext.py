@@ -39,9 +39,9 @@ class Infotext:
     """The parts of the text.
 
     Attributes:
-        settings: by the keys of stable-diffusion-webui, whichever program wrote them.
-        notes: what of the text belongs to none of these.
-        program: who wrote it.
+        settings: by the keys of stable-diffusion-webui, for any program.
+        notes: parts of the text that were not understood.
+        program: the program that wrote it.
     """
 
     prompt: str

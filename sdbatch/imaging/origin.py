@@ -25,12 +25,12 @@ class PictureInfo:
     """What the texts of an image say.
 
     Attributes:
-        fields: of a job; empty where nothing is said that is understood.
-        notes: what could not be carried over.
+        fields: of a job; empty if nothing was understood.
+        notes: settings that can't be used.
         model: the checkpoint as another program names it.
-        strength: how far another program left a picture that it started from, which is not told.
+        strength: of another program's img2img, whose init image is unknown.
         is_own: whether we wrote it.
-        program: who else did, as far as that is told.
+        program: the other program, if known.
         unread: keywords of texts that are not understood.
     """
 

@@ -50,7 +50,7 @@ class Reader:
         """What the image says; None if it is no image.
 
         Raises:
-            Unread: it took too long.
+            ReadTimedOut: it took too long.
         """
         answer = self._ask(json.dumps(str(path)))
         if answer is None:

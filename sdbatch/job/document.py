@@ -57,7 +57,7 @@ class Document:
     """One document of a file: its value, its first line, and the line of each key by its path; () is the document.
 
     Attributes:
-        cut: by path, what stands behind a plain value as a comment: perhaps it was meant as part of it.
+        cut: by path, the comment after a plain value, which may have been meant as part of it.
         sources: by path, the line of a value that may have been meant as text, or as a field and its value.
     """
 
@@ -127,7 +127,7 @@ def _events(text: str) -> Iterator[Event]:
     """The YAML events, up to the limit for a job file.
 
     Raises:
-        JobError: there are more, or so many directives that libyaml would be long about them.
+        JobError: there are more, or too many directives, which are slow in libyaml.
     """
     if text.count("%TAG") > MAX_TAG_LINES:
         line = text.count("\n", 0, text.index("%TAG")) + 1
@@ -153,7 +153,7 @@ class _Builder:
         """The jobs up to the end of the document; none if it is empty or only comments.
 
         Raises:
-            JobError: it is nested so deeply that reading on would take minutes.
+            JobError: it is nested too deeply, which would take minutes to read.
         """
         first = next(self.events)
         if isinstance(first, ScalarEvent) and not first.value and first.implicit[0]:

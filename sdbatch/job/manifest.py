@@ -145,8 +145,8 @@ def read_asked(record: dict[str, Any]) -> Asked:
     """The job that a manifest, as read from YAML, asks for.
 
     Raises:
-        ValueError: it was damaged beyond understanding.
-        JobError: it is no manifest of ours, or `follow_up` names a picture that it does not list.
+        ValueError: it is damaged.
+        JobError: it is no manifest of ours, or `follow_up` names an image that is not in it.
     """
     job, block, job_id = record.get("job"), record.get("follow_up"), record.get("id")
     if record.get("sdbatch_manifest") != VERSION:

@@ -40,8 +40,8 @@ class Parsed:
     """One job of a file: the job, or its error; and the origin that a dropped manifest states.
 
     Attributes:
-        notes: what stands in the file and has no effect, each with its line.
-        filled: what the root's defaults said in its place.
+        notes: parts of the file without effect, each with its line.
+        filled: the fields that the root's defaults set.
     """
 
     job: AnyJob | None = None
@@ -183,7 +183,7 @@ class _Written:
         """What it asks for.
 
         Raises:
-            JobError: naming each field that is wrong, in the order of the file.
+            JobError: with each invalid field, in the order of the file.
         """
         fields = {name: _meant(self.kind, name, value) for name, value in self.fields.items()}
         try:

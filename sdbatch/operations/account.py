@@ -26,7 +26,7 @@ def step_down(top: Path, folders: Sequence[Path]) -> None:
     If others may replace the folders in `top`, a folder that belongs to root proves nothing, and the next one decides.
 
     Raises:
-        JobError: it can't; says how to run the command instead.
+        JobError: it is not possible; says how to run the command instead.
     """
     if os.geteuid() != ADMIN:
         return

@@ -43,8 +43,8 @@ def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
     Models are copied if that needs no space, or if asked for.
 
     Raises:
-        JobError: the folder is there, or lies in the root.
-        OSError: something can't be read, or the disk failed; then nothing is left there.
+        JobError: the folder exists, or is inside the root.
+        OSError: something can't be read, or the disk failed; then nothing is left.
     """
     root.require(root.inbox)
     if os.path.lexists(target):

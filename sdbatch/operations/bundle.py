@@ -36,7 +36,7 @@ def make(output: Path, target: Target, ckpt: Path | None, config: Path | None) -
     """Collect everything and write the archive, which appears complete or not at all.
 
     Raises:
-        BundleError: something can't be had; its text says what to do.
+        BundleError: something can't be downloaded; says what to do.
     """
     if not (SOURCE / "pyproject.toml").exists():
         raise BundleError(

@@ -30,12 +30,12 @@ class CatalogEntry:
     """A model that jobs can name.
 
     Attributes:
-        name: what a job says as `ckpt`.
-        path: from the root where it lies there.
-        kind: "file" or "folder"; "missing" where the configuration names what is not there.
+        name: the `ckpt` of a job.
+        path: from the root if it is inside.
+        kind: "file" or "folder"; "missing" if the configuration names a file that does not exist.
         size: bytes.
-        sha256: where it is known already: reading a checkpoint takes long.
-        converted: the precisions in which it lies in state/models/.
+        sha256: if it is known already, because reading a checkpoint takes long.
+        converted: the precisions of its conversions in state/models/.
     """
 
     name: str
@@ -99,8 +99,8 @@ def import_model(source: Path, root: Root, name: str, told: Told, *, link: bool 
     """Copy a checkpoint or folder into models/ and check the copy before it gets its name; or make a link.
 
     Raises:
-        JobError: there is no such file, or something of that name is there already.
-        OSError: the disk failed or is full, or gave back something else than was written.
+        JobError: there is no such file, or the name is taken.
+        OSError: the disk failed or is full, or the copy differs.
     """
     target = root.models / (name or source.name)
     if not source.exists():

@@ -73,7 +73,7 @@ class InstallPlan:
         """Do it.
 
         Raises:
-            InstallError: a command failed; its own words are in it.
+            InstallError: a command failed; with its message.
             OSError: a file can't be written.
         """
         for command in self.before:
@@ -97,7 +97,7 @@ def plan_install(root: Root, settings: Settings, *, user: bool) -> InstallPlan:
     """Unit, account and folders for the machine, or a unit for the current user.
 
     Raises:
-        InstallError: the service could not run like that; says what to do.
+        InstallError: the service could not run like this; says what to do.
     """
     if user:
         unit = _units(user) / UNIT
@@ -123,7 +123,7 @@ def read_admins(path: Path) -> bytes | None:
     """The configuration, if only root could have written it; None if there is none.
 
     Raises:
-        InstallError: others could have.
+        InstallError: others could have written it.
     """
     try:
         folder = open_folder(path.parent, os.O_RDONLY)

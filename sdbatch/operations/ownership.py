@@ -76,7 +76,7 @@ class Ownership:
         """Change it.
 
         Raises:
-            InstallError: a folder is somebody else's link, or there is no account.
+            InstallError: a folder is another user's link, or there is no account.
         """
         root = self.root
         if not root.path.is_dir():

@@ -40,7 +40,7 @@ class Target:
         """From linux-x86_64, or manylinux_2_34_x86_64 to state the glibc too.
 
         Raises:
-            BundleError: it is neither, or no version of Python.
+            BundleError: the platform or the Python version is invalid.
         """
         match = re.fullmatch(r"(?:linux-|manylinux_2_(?P<glibc>\d+)_)(?P<machine>x86_64|aarch64)", name)
         if match is None:

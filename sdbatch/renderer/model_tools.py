@@ -38,11 +38,11 @@ class Verified:
 
     Attributes:
         weights: how many numbers the networks have.
-        precisions: in what the file holds the weights, most first.
-        lacking: what is missing or of another shape or does not fit together, in words; empty for a whole checkpoint.
-        broken: names of weights that hold what is not a number.
-        beside: how many names of each known kind lie there unused.
-        unexpected: other names that nothing asks for.
+        precisions: of the stored weights, the most frequent first.
+        lacking: what is missing, has another shape, or does not fit, in words; empty for a complete checkpoint.
+        broken: names of weights with values that are not numbers.
+        beside: for each known kind of unused weights, the number of names.
+        unexpected: other unused names.
     """
 
     weights: int
@@ -103,7 +103,7 @@ def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Con
     """Convert as the first load would do; returns the path of the result, or None if no conversion is needed.
 
     Raises:
-        JobError: the checkpoint can't be drawn with, or there is no room.
+        JobError: the checkpoint can't be used, or there is no space.
         OSError: the disk failed.
     """
     place = conversions.place(ckpt, config, dtype)
@@ -126,7 +126,7 @@ def convert_file(ckpt: Path, config: Path, out: Path, dtype: torch.dtype, told: 
     """Write the used weights as safetensors in `dtype`, with the names of the original release.
 
     Raises:
-        JobError: the checkpoint can't be drawn with, or is a folder.
+        JobError: the checkpoint can't be used, or is a folder.
         OSError: the disk failed or is full.
     """
     if ckpt.is_dir():

@@ -71,7 +71,7 @@ def prepare(root: Root) -> None:
     """Create the root's folders.
 
     Raises:
-        ConfigError: they can't be made.
+        ConfigError: they can't be created.
         OSError: the disk failed or is full.
     """
     try:

@@ -29,8 +29,8 @@ class JobLoader:
         """The job of a claim, checked, with copies of the files that it names.
 
         Raises:
-            JobError: it can't be drawn, or was cancelled.
-            InputsPending: a file that it names is still on its way.
+            JobError: it is invalid, or was cancelled.
+            InputsPending: a file that it names is still being copied.
         """
         self.spool.require_own(claim)
         self.spool.raise_if_cancelled(claim)

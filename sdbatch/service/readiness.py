@@ -34,10 +34,10 @@ class Readiness:
     """Checked once per pass of the loop.
 
     Attributes:
-        problem: why nothing is drawn, in words for a person; empty while all is well.
-        is_resting: whether all that holds it is the hours in which to draw: as the configuration wants it.
-        is_ready: whether a job can be drawn at once. Neither ready nor a problem: a renderer is on its way.
-        is_held: whether everything is left where it is: a person wants it, or there is nowhere to put it.
+        problem: why no job runs, for people; empty if all is well.
+        is_resting: whether the active hours are the only reason.
+        is_ready: whether a job can run at once. Neither ready nor a problem: a renderer is starting.
+        is_held: whether no file is touched: a person paused it, or images can't be saved.
     """
 
     def __init__(self, root: Root, engine: Engine, settings: Settings) -> None:
@@ -102,7 +102,7 @@ class Readiness:
         """Check the space before a job starts, not during a job.
 
         Raises:
-            TemporarilyUnavailable: it may need more than there is; a smaller one may not.
+            TemporarilyUnavailable: it may need more space; a smaller job may not.
         """
         if isinstance(task.job, Txt2Img):
             width, height = task.job.picture_size

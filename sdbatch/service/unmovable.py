@@ -26,7 +26,7 @@ class Unmovable:
     """Its memory is only a convenience: after a restart everything is tried again.
 
     Attributes:
-        why: names from the inbox on, and why each stays there.
+        why: paths from the inbox, each with the reason.
     """
 
     def __init__(self, inbox: Path) -> None:

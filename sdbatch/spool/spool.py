@@ -84,12 +84,12 @@ class Claim:
     """A claimed job, as claim.json describes it. `Spool.note` changes both.
 
     Attributes:
-        id: the name of its folder in running/, then done/ or failed/.
+        id: the name of its folder in running/, later in done/ or failed/.
         file: the dropped file's name in that folder.
-        source: where it lay in the inbox.
+        source: its place in the inbox.
         part: which job of the file this is, from 1.
-        parts: how many the file holds; 0 until it was parsed.
-        attempts: how often the renderer was given it since a picture of it was last finished.
+        parts: how many jobs the file has; 0 until it is parsed.
+        attempts: how often the renderer got it since its last finished image.
         outputs: the names its pictures get in the output folder, once chosen.
         priority: of several files that wait, the one with the most goes first.
         staged: how many pictures were finished when it was last given to the renderer.
@@ -126,7 +126,7 @@ class Spool:
     """Claims, finishes, fails and recovers jobs. It knows nothing of their content, or of the engine.
 
     Attributes:
-        unreadable: claimed jobs that can't be read now, and why. They stay where they are and let the others pass.
+        unreadable: claimed jobs that can't be read now, and why. They wait, and the others go first.
     """
 
     def __init__(self, root: Root) -> None:
@@ -397,7 +397,7 @@ class Spool:
         Returns what `release` returns.
 
         Raises:
-            OSError: the disk failed, or the folder isn't ours to move.
+            OSError: the disk failed, or the folder can't be moved.
         """
         folder, ended, later = self.folder(claim), claim, ""
         if not self._is_own(folder):
@@ -484,7 +484,7 @@ def read_claim(folder: Path) -> Claim | None:
     """The claim in a folder; None without one, or without the file it claims.
 
     Raises:
-        OSError: it can't be read now. That is no sign that it is not there.
+        OSError: it can't be read now, although it may exist.
     """
     if (claim := _noted(folder)) is None:
         return None

@@ -117,7 +117,7 @@ def make_shared_dir(folder: Path, mode: int) -> None:
     """Create a folder of this mode, whatever the umask of who asks.
 
     Raises:
-        FileExistsError: something has the name.
+        FileExistsError: the name is taken.
     """
     with _at(folder) as (name, above):
         os.mkdir(name, dir_fd=above)
@@ -146,7 +146,7 @@ def create(path: Path, data: bytes) -> None:
     """A new file that may be lost in a power cut.
 
     Raises:
-        FileExistsError: something has the name.
+        FileExistsError: the name is taken.
     """
     with _at(path) as (_, folder), _create_file(path, folder) as file:
         file.write(data)
@@ -402,7 +402,7 @@ def open_file(path: Path) -> BufferedReader:
     """Open a file for reading; links are followed.
 
     Raises:
-        OSError: as `open` does; EINVAL for a pipe, socket, device or folder, which is not waited for.
+        OSError: as `open` does; EINVAL for a pipe, socket, device or folder.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

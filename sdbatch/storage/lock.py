@@ -31,8 +31,8 @@ class RootLock:
         """Make sure that no other service can work on this root.
 
         Raises:
-            RootBusy: another one does.
-            OSError: it can't be said now; a trouble of the disk, whatever it is.
+            RootBusy: another service uses it.
+            OSError: the disk fails, so it is unknown.
         """
         try:
             if self._handle is not None and self._is_there(self._handle):

@@ -53,9 +53,9 @@ class Root:
     """The folders of one service, and what the configuration says about jobs.
 
     Attributes:
-        allowed: folders outside that they may name.
-        named: models under names of the admin's.
-        defaults: fields of a job with the values that they have here where it doesn't say them.
+        allowed: folders outside the root that jobs may name.
+        named: models with a name in the configuration.
+        defaults: values for fields that a job leaves out.
     """
 
     path: Path
@@ -87,7 +87,7 @@ class Root:
 
         Raises:
             NoRoot: it isn't there.
-            OSError: nobody can say; it may not be looked at, or its disk fails.
+            OSError: it can't be read, or its disk fails.
         """
         try:
             folder.lstat()
@@ -141,7 +141,7 @@ class Root:
         """Open a file that `find` found; a link that changed since then can't lead out of the root.
 
         Raises:
-            JobError: it is no plain file, or leads out of the root by now.
+            JobError: it is no plain file, or now leads out of the root.
         """
         path = found.resolve()
         place = next((p.resolve() for p in (self.path, *self.allowed) if _is_below(path, p.resolve())), self.path)

@@ -36,7 +36,7 @@ def open_folder(path: Path, flags: int = _PASS) -> int:
     On the way only links of the admin and of the current account are followed.
 
     Raises:
-        OSError: ELOOP if another's link lies on the way; else as `os.open` does.
+        OSError: ELOOP if there is another user's link on the way; else as `os.open` does.
     """
     flags |= os.O_DIRECTORY | os.O_CLOEXEC
     try:

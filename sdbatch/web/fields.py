@@ -139,7 +139,7 @@ def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind,
     """The kind of the first job of a file, and its values for the form.
 
     Raises:
-        JobError: it holds no job.
+        JobError: it contains no job.
     """
     first = parse(text.encode(), file_name, defaults)[0]
     if first.job is None:

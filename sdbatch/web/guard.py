@@ -125,7 +125,7 @@ def split_bind(bind: str) -> tuple[str, int]:
     """Address and port of `127.0.0.1:8123` or `[::1]:8123`; for `unix:/run/sdbatch/web.sock` the path, and no port.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it has another form.
     """
     if bind.startswith("unix:"):
         path = bind.removeprefix("unix:")

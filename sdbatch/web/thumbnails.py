@@ -31,7 +31,7 @@ def opened(root: Root, path: str) -> BufferedReader:
     """Open a file by its path from the root; no link can lead out of its folder.
 
     Raises:
-        FileNotFoundError: there is none, or it is none to show.
+        FileNotFoundError: there is none, or it may not be shown.
     """
     place, below = _place(root, path)
     try:

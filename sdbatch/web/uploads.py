@@ -29,7 +29,7 @@ def take(upload: FileStorage, root: Root, settings: Settings) -> str:
     """Save an image in jobs/inbox/uploads/; returns its path from the root.
 
     Raises:
-        JobError: it is no picture that a job could start from, or too large; or there is no room for more of them.
+        JobError: it is no usable image, too large, or there is no space for it.
     """
     size = upload.stream.seek(0, os.SEEK_END)
     upload.stream.seek(0)

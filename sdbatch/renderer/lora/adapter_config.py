@@ -38,10 +38,10 @@ class Strength:
     """The strength of the layers whose names begin with `prefix`.
 
     Attributes:
-        alpha: of all layers that `alphas` does not name; None: as much as the rank.
-        rank: of all layers whose matrices do not tell it.
+        alpha: for all layers that are not in `alphas`; None: equal to the rank.
+        rank: for all layers whose matrices do not show it.
         is_stable: alpha is divided by the root of the rank (rsLoRA, arXiv:2312.03732).
-        feedforward: of (IA)^3: the ends of names of layers whose input is scaled, not their output.
+        feedforward: for (IA)^3: ends of the names of layers whose input is scaled, not their output.
     """
 
     prefix: str = ""
@@ -65,7 +65,7 @@ def beside(path: Path) -> Strength | None:
     """The strength from PEFT's file beside the weights; None if there is none.
 
     Raises:
-        JobError: it can't be read, or is of a kind that can't be put on.
+        JobError: it can't be read, or this kind is not supported.
     """
     try:
         said: Any = json.loads(files.read_file(path.parent / LORA_CONFIG, MOST_BYTES))
@@ -172,7 +172,7 @@ def _ending(pattern: str) -> Ending:
     """A PEFT pattern: in nearly all files the end of a name, which is compared directly.
 
     Raises:
-        _TooFreeError: it is not of the few forms that surely end.
+        _TooFreeError: it is not one of the few safe forms.
     """
     with suppress(_TooFreeError):
         return _end(pattern)

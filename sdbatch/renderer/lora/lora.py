@@ -91,9 +91,9 @@ class LoraWeights:
 
     Attributes:
         name: the file's.
-        weight: how much of it is wanted; 1 is as it was trained.
-        layers: what it has for each layer, by the name in the file.
-        scales: with what those are multiplied, by the same names.
+        weight: its strength; 1 is as trained.
+        layers: the matrices of each layer, by the name in the file.
+        scales: the factor of each layer, by the same names.
     """
 
     name: str
@@ -106,7 +106,7 @@ def read_lora(path: Path, weight: float) -> LoraWeights:
     """Read a LoRA: a file, or the folder that PEFT or diffusers made for it.
 
     Raises:
-        JobError: it can't be read, or is none, or of a kind that can't be put on.
+        JobError: it can't be read, is no LoRA, or of an unsupported kind.
     """
     layers: dict[str, Parts] = {}
     scales: dict[str, float] = {}
@@ -194,7 +194,7 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
     """The strengths that are stored outside the matrices.
 
     Raises:
-        JobError: PEFT saved them, and what it said is not there.
+        JobError: PEFT saved them, and its adapter_config.json is missing.
     """
     said = adapter_config.in_header(file)
     is_peft = all(key.startswith(PEFT) for key in found)
@@ -241,7 +241,7 @@ def apply_loras(model: Model, loras: Sequence[LoraWeights]) -> Iterator[None]:
     """The model has the LoRAs inside the block, and after it exactly its former weights.
 
     Raises:
-        JobError: a LoRA has layers that the model has not, or of other shapes.
+        JobError: a LoRA has layers that the model lacks, or with other shapes.
     """
     places = _layers(model) if loras else {}
     wanted: dict[nn.Module, list[tuple[LoraWeights, str]]] = {}

@@ -58,7 +58,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """All weights of the folder's networks, with names `part/key`.
 
     Raises:
-        JobError: a part has none, or none that can be read.
+        JobError: a part has no weights, or unreadable ones.
     """
     return {f"{part}/{key}": weight for part in STEMS for key, weight in read_part(folder, part).items()}
 

@@ -32,11 +32,11 @@ class Model:
 
     Attributes:
         alphas: alpha bar of the training schedule, float64, [timesteps].
-        scale_factor: latents are the autoencoder's times this.
+        scale_factor: latents are the autoencoder's output times this.
         channels: latent channels (C).
         factor: pixels of a side per latent (f).
-        dtype: in what it computes; see precision.py.
-        prediction: what the UNet gives: v1 the noise, v2 mostly the velocity.
+        dtype: the type in which it computes; see precision.py.
+        prediction: what the UNet predicts: v1 the noise, v2 mostly the velocity.
         suspect: what is told of where the networks give what is not a number.
     """
 
@@ -187,7 +187,7 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
     """Check that all weights exist with the right shapes, and that the networks fit each other.
 
     Raises:
-        JobError: not so, with the first of what is wrong.
+        JobError: they do not; it names the first problems.
     """
     lacking = plan.lacking(weights)
     if lacking and lacking == [*plan.vae.lacking({})]:

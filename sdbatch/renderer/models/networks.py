@@ -51,7 +51,7 @@ class LdmConfig:
         """The value at `dotted` as `kind`; the default if there is no value.
 
         Raises:
-            JobError: naming the key that is missing or not such a value.
+            JobError: the key is missing, or its value has another type.
         """
         value: Any = self.params
         for key in dotted.split("."):

@@ -18,7 +18,7 @@ def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
 
     Raises:
         JobError: the sampler's or the float32 decoder's numbers are not finite.
-        OutOfMemory: there is not enough, whatever is done.
+        OutOfMemory: memory is not sufficient in any way.
     """
     if not torch.isfinite(latents).all():
         raise _no_picture(

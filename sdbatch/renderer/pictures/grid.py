@@ -51,7 +51,7 @@ def lay(
     """Write the grid into the job's folder; yields each part with its sha256.
 
     Raises:
-        OutOfMemory: there is not enough for a part of one picture.
+        OutOfMemory: memory is not sufficient for a part of one image.
     """
     with Image.open(samples[0]) as first:
         sheet = sheet_of(*first.size, columns, len(samples))

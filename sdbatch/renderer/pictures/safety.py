@@ -45,7 +45,7 @@ class SafetyChecker:
     """A loaded checker.
 
     Raises:
-        JobError: the folder holds none, or one that is damaged.
+        JobError: the folder contains no checker, or a damaged one.
     """
 
     def __init__(self, folder: Path, device: torch.device, checksums: Path) -> None:
@@ -70,7 +70,7 @@ class Checkers:
     """Which checker is used for which model; the last one stays loaded.
 
     Attributes:
-        choice: `auto` for the one in the model's own folder, if it brings one; `off`; or the folder of one for all.
+        choice: `auto` for the checker in the model's folder, if there is one; `off`; or the folder of one for all.
 
     Raises:
         EngineDown: there is no such folder.

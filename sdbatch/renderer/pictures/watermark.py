@@ -16,7 +16,7 @@ class Watermark:
     """Writes one text into images.
 
     Raises:
-        EngineDown: the package that does it is not installed; better no picture than one without its mark.
+        EngineDown: its package is not installed; no image is better than one without the watermark.
     """
 
     def __init__(self, text: str) -> None:

@@ -61,7 +61,7 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     Errors call the file `called`, with its field; by default it is the job's checkpoint.
 
     Raises:
-        JobError: not such a file, cut short, or it holds more than weights.
+        JobError: no such file, a truncated one, or it contains more than weights.
     """
     called = called or Message("ckpt: the checkpoint {name}", path.name)
     try:
@@ -140,14 +140,14 @@ def write_weights(
     The library's writer needs all weights in memory at once; this one holds one at a time.
 
     Args:
-        path: where; its folder must exist.
+        path: the file to write; its folder must exist.
         weights: as `read_weights` gives them.
-        dtypes: which to write, and in what precision.
+        dtypes: the weights to write, with their precision.
         metadata: short texts for the file's header.
-        on_written: told the bytes written, and those in all.
+        on_written: called with the bytes written, and the total.
 
     Raises:
-        OSError: the disk failed or is full, or gave back something else than was written.
+        OSError: the disk failed or is full, or the copy differs.
     """
     # Larger types first, so that each is aligned to its size.
     names = sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))

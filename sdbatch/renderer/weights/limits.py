@@ -56,7 +56,7 @@ def require_within_limits(called: str, numbers: Mapping[str, Any]) -> None:
     """Check that every number in a network's json file is reasonable, at any depth.
 
     Raises:
-        JobError: one is.
+        JobError: a number is beyond its limit.
     """
     for key, value in numbers.items():
         try:

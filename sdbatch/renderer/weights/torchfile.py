@@ -48,9 +48,9 @@ def read_torch_file(path: Path, *, is_zip: bool) -> Any:
     """The content: named weights as tensors that stay in the file, everything else inert.
 
     Raises:
-        MoreThanWeights: it holds code, or objects.
-        Packed: it is another program's archive.
-        Exception: of many kinds, where it is damaged.
+        MoreThanWeights: it contains code or objects.
+        Packed: it is an archive of another program.
+        Exception: of many kinds, if it is damaged.
     """
     with path.open("rb") as file:
         content, places = _read_zip(file) if is_zip else _read_row(file)
@@ -145,7 +145,7 @@ def _tensor(placed: Placed, places: Mapping[str, tuple[int, int]], whole: torch.
     """A view into the file; None if it repeats numbers many times, since no weight does and a copy would be huge.
 
     Raises:
-        ValueError: it reaches beyond its numbers.
+        ValueError: it exceeds its storage.
     """
     storage, kind = placed.storage, _KINDS[placed.storage.kind]
     dtype = getattr(torch, placed.dtype) if placed.dtype else kind
