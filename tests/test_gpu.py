@@ -118,9 +118,7 @@ def test_a_decoder_that_runs_over_in_float16_is_repeated_in_float32_and_told() -
     spoilt = model_in(torch.float16).to(GPU)
     overflowing(spoilt.vae.decoder, 1e7)
     drawn, told = drawn_by(spoilt, small_txt2img())
-    assert [text.partition(":")[0] for text in told] == [
-        "decoded again in float32, since the decoder's numbers ran over in float16"
-    ] * 2
+    assert [text.partition(":")[0] for text in told] == ["decoded again in float32, because of overflow in float16"] * 2
     for one in drawn:
         with torch.inference_mode():
             expected = torch.cat([spoilt.decode(latents[None]) for latents in one.latents])

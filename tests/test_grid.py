@@ -20,6 +20,7 @@ from sdbatch.engine.protocol import Draw, Event, RendererConfig, StagedGrid
 from sdbatch.errors import Cancelled, OutOfMemory
 from sdbatch.history import scan
 from sdbatch.imaging.pictures import write_grid
+from sdbatch.messages import unpack
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.pictures import grid
 from sdbatch.renderer.pictures.grid import LONGEST, MOST, Sheet, lay, sheet_of
@@ -94,7 +95,7 @@ def test_the_parts_hold_all_pictures_in_their_order(tmp_path: Path, monkeypatch:
     names, told = laid(tmp_path, samples, 2)
     assert names == ["grid-0000.png", "grid-0001.png"]
     assert len(told) == 1
-    assert told[0].startswith("the grid is in 2 parts, grid-0000.png to grid-0001.png, with 2 pictures in a row: few")
+    assert told[0].startswith("the grid is in 2 parts, grid-0000.png to grid-0001.png, with 2 images in a row: few")
     seen = []
     for name in names:
         with Image.open(tmp_path / name) as part:
@@ -144,7 +145,7 @@ def test_a_grid_that_can_not_be_made_at_all_costs_no_job_its_pictures(
     events = render(small_draw(tmp_path, n_samples=2))
     assert not [event for event in events if event["type"] == "grid"]
     assert [event["type"] for event in events[-3:]] == ["sample", "sample", "finished"]
-    assert events[-1]["notes"][-1].startswith("the grid is incomplete: out of memory")
+    assert unpack(events[-1]["notes"][-1]).startswith("the grid is incomplete: out of memory")
     with pytest.raises(OutOfMemory):
         render(small_draw(tmp_path, n_samples=2, skip_save=True))  # of which nothing would be left
 

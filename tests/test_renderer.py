@@ -186,7 +186,7 @@ def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(
     request = job.model_copy(update={"loras": (tmp_path / "l.safetensors",)}).model_dump_json()
     resident.serve(io.StringIO(request))
     told = events()[-1]["text"]
-    assert "not finite, so there is no picture; loras: l.safetensors may be too strong" in told
+    assert "not finite, so there is no image; loras: l.safetensors may be too strong" in told
 
 
 def test_a_preloaded_model_is_the_one_that_a_job_finds(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from sdbatch.job import syntax_hints
 from sdbatch.job.document import NUMBER, plain
-from sdbatch.messages import Message, joined
+from sdbatch.messages import Message
 
 _KINDS: dict[Any, str] = {
     bool: Message("true or false"),
@@ -81,7 +81,8 @@ def allowed(info: FieldInfo) -> str:
     if text := _groups(info, choices):
         return text
     if choices:
-        return joined(" or ", [str(each).lower() if isinstance(each, bool) else str(each) for each in choices])
+        *names, last = [str(each).lower() if isinstance(each, bool) else str(each) for each in choices]
+        return Message("{names} or {name}", ", ".join(names), last) if names else last
     text = _KINDS.get(info.annotation, str(info.annotation))
     for rule in info.metadata:
         match rule:

@@ -354,13 +354,9 @@ def _layers(model: Model) -> dict[str, nn.Module]:
 
 def flat_name(name: str) -> str:
     """The name of a layer without parts that libraries added at one time or another."""
-    flat = _flat(name[_before(name) :])
+    before = _BEFORE.match(name)
+    flat = _flat(name[before.end() :] if before else name)
     return re.sub(r"self_attn_to_([qkv])$", r"self_attn_\1_proj", re.sub(r"self_attn_to_out(_0)?$", _OUT, flat))
-
-
-def _before(name: str) -> int:
-    match = _BEFORE.match(name)
-    return match.end() if match else 0
 
 
 def _flat(path: str) -> str:

@@ -73,15 +73,10 @@ def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tenso
     for path in weight_files(folder, part, stems_of=stems_of):
         try:
             found = read_weights(path, f"{part}/{path.name}")
-            weights |= {_today(key): weight for key, weight in found.items()}
+            weights |= {names.vae_today(key).removeprefix("text_model."): weight for key, weight in found.items()}
         except JobError as error:
             raise JobError("{no_usable}; {problem}", _no_usable(folder, part), error) from error
     return weights
-
-
-def _today(key: str) -> str:
-    """The present name of a key in the libraries."""
-    return names.vae_today(key).removeprefix("text_model.")
 
 
 def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:

@@ -162,7 +162,7 @@ def write_weights(
     with files.drafted(path, durable=True) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in names:
-            file.write(_bytes_of(weights[name].to(dtypes[name])))
+            file.write(_bits(weights[name].to(dtypes[name])).numpy().data)
             on_written(header[name]["data_offsets"][1], end)
         files.to_disk(file)
         try:
@@ -180,7 +180,3 @@ def write_weights(
 
 def _bits(weight: Tensor) -> Tensor:
     return weight.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _bytes_of(weight: Tensor) -> memoryview:
-    return _bits(weight).numpy().data
