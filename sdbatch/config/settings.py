@@ -240,11 +240,11 @@ class Settings(BaseSettings):
             raise ValueError(Message("the hours must not end when they begin"))
         return hours
 
-    def kept_free(self, total: int) -> int:
+    def bytes_kept_free(self, total: int) -> int:
         """How many bytes of a disk of this size stay free."""
         return min(self.min_free_bytes, total // 100)
 
-    def told_to(self, place: root.Root) -> root.Root:
+    def apply_to(self, place: root.Root) -> root.Root:
         """The root with the settings that concern its jobs."""
         return replace(
             place,

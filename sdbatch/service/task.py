@@ -59,7 +59,7 @@ class Task:
         strengths = (path.with_name(LORA_CONFIG) for path in loras)
         weights = [path for path in (self.ckpt, self.config, self.vae, *loras, *self.embeddings.values()) if path]
         weights += [path for path in strengths if path.is_file()]
-        looks = [_glance(path) for path in weights]
+        looks = [_quick_fingerprint(path) for path in weights]
         told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -202,14 +202,14 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
     return told
 
 
-def _glance(path: Path) -> str:
+def _quick_fingerprint(path: Path) -> str:
     """A quick way to distinguish weight files: size, beginning and end; for a folder those of all files.
 
     Place and time do not count: a root may be moved or restored from a backup.
     """
     if path.is_dir():
         parts = [part for part in islice(files.below(path), MOST_FOLDERS) if part.is_file()]
-        looks = [f"{part.relative_to(path)} {_glance(part)}" for part in parts]
+        looks = [f"{part.relative_to(path)} {_quick_fingerprint(part)}" for part in parts]
         return hashlib.sha256("\n".join(looks).encode("utf-8", "surrogateescape")).hexdigest()
     if not path.is_file():
         return path.name

@@ -302,7 +302,7 @@ class Spool:
                 return None
             raise
         with suppress(OSError):
-            handover.take_along(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
+            handover.move_companion(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
         return claim
 
     def _fetch(self, claim: Claim, dropped: Path) -> None:
@@ -313,7 +313,9 @@ class Spool:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            self.note(claim, held=f"{handover.holder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}")
+            self.note(
+                claim, held=f"{handover.hidden_folder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}"
+            )
             handover.fetch(dropped, target, claim.id)
 
     def make_own(self, claim: Claim) -> None:
@@ -331,8 +333,8 @@ class Spool:
                 return ""
         if (arrived := handover.arrived_in(folder)) is None:
             return ""
-        if handover.is_as_it_came(arrived):
-            handover.retire(arrived, self.root.state / handover.RETIRED / claim.id)
+        if handover.is_unchanged(arrived):
+            handover.keep_for_late_writes(arrived, self.root.state / handover.RETIRED / claim.id)
             return ""
         return self._show(handover.put_back(arrived, place))
 

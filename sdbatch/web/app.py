@@ -50,7 +50,7 @@ def create_app(
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_SECONDS
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     page = ProxyFix(app.wsgi_app, x_for=0, x_proto=1, x_prefix=1)
-    app.wsgi_app = _sifted(page)  # type: ignore[assignment, method-assign] # as Flask says
+    app.wsgi_app = _without_untrusted_headers(page)  # type: ignore[assignment, method-assign] # as Flask says
     guard.install(app, clock, sleep, account)
     language.install(app)
     for view in (queue, form, pictures):
@@ -71,7 +71,7 @@ def _error(text: str | None, code: int) -> tuple[str, int]:
     return render_template("error.html", text=text, code=code), code
 
 
-def _sifted(page: "WSGIApplication") -> "WSGIApplication":
+def _without_untrusted_headers(page: "WSGIApplication") -> "WSGIApplication":
     """Remove headers that only a trusted proxy may set."""
 
     def answer(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
