@@ -42,7 +42,7 @@ def found(root: Root, prompt: str, lines: list[str] | None = None, **fields: obj
 def test_loras_are_found_by_name_wherever_they_lie_in_their_folders(stocked: Root, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     (tmp_path / "more/chalk.safetensors").touch()
-    place = Settings(lora_folders=(tmp_path / "more",)).told_to(stocked)
+    place = Settings(lora_folders=(tmp_path / "more",)).apply_to(stocked)
     prompt = "a <lora:pencil:0.8> b <lora:ink wash> <lyco:peft:1:1> <lora:chalk:te=0.5:unet=0.5>"
     assert [(path.name, weight) for path, weight in found(place, prompt).loras] == [
         ("pencil.safetensors", 0.8), ("ink wash.pt", 1.0), ("peft", 1.0), ("chalk.safetensors", 0.5),
