@@ -25,7 +25,7 @@ from sdbatch.renderer.pictures.safety import SafetyChecker
 from sdbatch.renderer.weights import pickled
 from sdbatch.renderer.weights.checkpoint import read_weights
 
-pytestmark = pytest.mark.timeout(60)  # what is not refused would go on for years
+pytestmark = pytest.mark.timeout(120)  # what is not refused would go on for years
 
 HEAD, END = b"\x80\x02", b"."
 LEVELS = 60  # each level of a nest stands twice in the next: 2**60 entries, unfolded

@@ -67,7 +67,7 @@ def apart(ours: dict[int, Pixels], whole: dict[int, Pixels]) -> npt.NDArray[np.i
 
 @pytest.mark.parametrize("fields", [{"ddim_eta": 0.7}, {"plms": True}, {"scale": 1.0}], ids=str)
 def test_a_sampler_that_finds_no_memory_takes_fewer_rows_and_draws_the_same(fields: dict[str, object]) -> None:
-    job = small_txt2img(n_samples=3, **fields)
+    job = small_txt2img(n_samples=3, n_iter=1, **fields)
     whole = pixels_of(draw_all(job))
     with small_memory(reference_model().unet, ROW) as memory:
         ours, told = draw_told(job)
@@ -83,7 +83,7 @@ def test_a_sampler_that_finds_no_memory_takes_fewer_rows_and_draws_the_same(fiel
 
 
 def test_a_decoder_that_finds_no_memory_takes_one_picture_at_a_time() -> None:
-    job = small_txt2img(n_samples=3)
+    job = small_txt2img(n_samples=3, n_iter=1)
     whole = pixels_of(draw_all(job))
     with small_memory(reference_model().vae.decoder, PICTURE):
         ours, told = draw_told(job)

@@ -20,7 +20,7 @@ from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, P
 from sdbatch.history.search import LAST, Found
 from sdbatch.history.tokens import pieces_of_words
 from sdbatch.messages import Message
-from sdbatch.spool.job_names import meant, padded, the_one
+from sdbatch.spool.job_names import first_of_file, ids_matching, with_leading_zeros
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.storage.spelling import normal
 
@@ -190,14 +190,14 @@ class History:
     def _one_job(self, part: str) -> str:
         """As `naming.matching` has it, for one job: a file's number means its first."""
         part = normal(part)
-        ending, number = f"-{part}", f"Z-{padded(part)}"
+        ending, number = f"-{part}", f"Z-{with_leading_zeros(part)}"
         question = (
             "SELECT id FROM jobs WHERE instr(id, :part) OR instr(id, :number) "
             "ORDER BY instr(id, :number) > 0 DESC, substr(id, :length) = :ending DESC, key DESC LIMIT :most"
         )
         asked = {"part": part, "number": number, "ending": ending, "length": -len(ending), "most": MOST_MEANT}
         ids = [str(row[0]) for row in self.database.ask(lambda db: db.execute(question, asked).fetchall())]
-        ids = the_one(part, meant(part, ids))
+        ids = first_of_file(part, ids_matching(part, ids))
         if not ids:
             raise JobError(
                 'the history has no job or image "{part}"; give the path of an image, JOB/NUMBER, or a job '

@@ -14,7 +14,7 @@ from sdbatch.errors import JobError, printable
 from sdbatch.history import foreign_pictures, scan
 from sdbatch.history.history import History
 from sdbatch.history.records import JobRecord, PictureRecord
-from sdbatch.imaging.origin import PictureInfo, silence
+from sdbatch.imaging.origin import PictureInfo, why_unknown
 from sdbatch.imaging.reader_process import Reader
 from sdbatch.job import reader
 from sdbatch.job.manifest import VERSION, dump
@@ -237,7 +237,7 @@ def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
             raise JobError(
                 "{path}: does not say how it was made: {silence}, no setup.json beside it",
                 path,
-                silence(said),
+                why_unknown(said),
             )
     if not fields:
         raise JobError("{path}: nothing there says how it was drawn: no setup.json that can be read", path)

@@ -46,7 +46,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield ok("version", f"sdbatch {__version__}, Python {platform.python_version()}, {sys.executable}")
     settings, finding = _settings(root)
     yield finding
-    root = settings.told_to(root)
+    root = settings.apply_to(root)
     yield from environment.check_all(root, settings)
     yield from _driver(settings.device)
     if settings.engine != "local":

@@ -245,7 +245,7 @@ def space(root: Root, settings: Settings) -> Iterator[Finding]:
         if files_left < FEW_FILES:
             said += Message(", and {number} more files fit", files_left)
         remedy = Message("delete old folders in jobs/done/ and outputs/ (images are in both), or use a larger disk")
-        kept = settings.kept_free(disk.f_blocks * disk.f_frsize)
+        kept = settings.bytes_kept_free(disk.f_blocks * disk.f_frsize)
         if free < max(NO_SPACE, kept) or not files_left:
             yield problem("space", said, remedy)
         elif free < LITTLE_SPACE or files_left < FEW_FILES:
