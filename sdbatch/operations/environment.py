@@ -76,7 +76,7 @@ def folders(root: Root) -> Iterator[Finding]:
             text = Message("{named}: {why}, which is right if the service runs as {user}", named, why, name_of(owner))
             yield warning("folders", text, _as_the_owner(root, owner))
     if not refused:
-        yield ok("folders", Message("{account} can use all of {root}", root.path, user_name()))
+        yield ok("folders", Message("{account} can use all of {root}", user_name(), root.path))
     if os.geteuid() == 0 != owner:
         yield warning(
             "folders",
