@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from sdbatch.cli.common import RootOption, app, open_root
+from sdbatch.cli.common import RootOption, app, echo, open_root
 from sdbatch.errors import ConfigError, InstallError
 from sdbatch.messages import Message
 from sdbatch.spool.status_reader import check_root
 
-AT_ONCE = 4  # of the largest pictures that can be sent; smaller ones are more
+AT_ONCE = 4  # simultaneous uploads of the largest allowed image
 
 
 @app.command()
@@ -62,14 +62,14 @@ def web(
     host, port = guard.split_bind(bind or settings.web.bind)
     guard.require_password(host, settings.web)
     listener = server.listen(host, port, place.inbox.stat().st_gid)
-    by_socket = listener.family == socket.AF_UNIX  # its mode says who may connect
+    by_socket = listener.family == socket.AF_UNIX  # its file mode decides who may connect
     page = create_app(place, settings, account=os.geteuid if by_socket else lambda: server.account(request.environ))
 
     def body_limit(environ: dict[str, Any]) -> int:
         with page.request_context(environ):
             return guard.body_limit()
 
-    typer.echo(Message("the page is at {listener}", server.shown(listener)))
+    echo(Message("the page is at {address}", server.shown(listener)))
     server.serve(page, listener, body_limit, AT_ONCE * (settings.limits.input_bytes + guard.FORM_BYTES))
 
 
@@ -78,5 +78,5 @@ def _print_hash() -> None:
 
     password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     if len(password) < 8:
-        raise ConfigError("a password of fewer than 8 letters is found by trying; take a longer one")
+        raise ConfigError("a password with fewer than 8 characters is too easy to guess; use a longer one")
     typer.echo(f"web:\n  password: {generate_password_hash(password)}")

@@ -14,7 +14,9 @@ from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, lines
+from sdbatch.prompts.reading import readings
+from sdbatch.prompts.weights import PromptWeights, find_prompt_weights
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
@@ -36,7 +38,7 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
         yield Message("{path}: is a link, a pipe or a device; a job must be a plain file", path), False
         return
     for line, is_good in check_data(data, path.name, path.parent, root, limits):
-        yield f"{path}: {line}", is_good
+        yield Message("{path}: {line}", path, line), is_good
 
 
 def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
@@ -48,17 +50,20 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             if parsed.error is not None:
                 raise parsed.error
             assert parsed.job is not None, "either a job or an error"
-            said, notes = _describe(parsed.job, beside, root, limits)
+            said, read, notes = _describe(parsed.job, beside, root, limits)
             yield label + said, True
+            yield from ((label + line, True) for line in read)
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
-        except (JobError, TemporarilyUnavailable) as error:  # TemporarilyUnavailable: the service would let it wait
-            for line in [*str(error).splitlines(), *(Message("note: {note}", note) for note in parsed.notes)]:
-                yield label + line.removeprefix(f"{name}: "), False
+        except (JobError, TemporarilyUnavailable) as error:  # the service would let the latter wait
+            for line in lines(error.message):
+                yield label + reader.without_file(line), False
+            for note in parsed.notes:
+                yield label + Message("note: {note}", note), False
 
 
-def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str]]:
-    """Images, size, sampler, steps and prompt, and the remarks on them.
+def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str], list[str]]:
+    """Images, size, sampler, steps and prompt; how the prompt is read; and the remarks on them.
 
     Files are searched beside the job file and in the root. The model is searched only if `root` exists, because jobs
     are also written on other machines.
@@ -72,13 +77,14 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     if isinstance(job, Img2Img) and (init := _check_init(job, beside, root, limits)):
         size, notes = init
     if problems := limits.problems(count, job.ddim_steps, size):
-        raise JobError("\n".join(problems))
+        raise JobError(joined("\n", problems))
     root.output_folder(job.outdir)
-    made = ModelConfig()
+    made, named = ModelConfig(), PromptWeights()
     if root.inbox.is_dir():
         model = root.find_weights(job.ckpt, job.config, job.vae)
         for lora in job.loras:
             root.find_model("loras", lora.file)
+        named = find_prompt_weights(job, lines, root)
         made = read_model_config(model.ckpt, model.config)
     if size:
         notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
@@ -86,7 +92,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
     sampler = "PLMS" if job.plms else "DDIM"
     said = Message(
-        "{pictures} of {shape}, {sampler}, {ddim_steps} steps, to {outdir}: {drawn}",
+        "{pictures} of {size}, {sampler}, {steps} steps, to {outdir}: {prompt}",
         pictures,
         shape,
         sampler,
@@ -94,7 +100,8 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
         job.outdir,
         _drawn(job, lines),
     )
-    return said, [*notes, *remarks(job, lines, made)]
+    read = [*readings(job, lines, named, root, made.encoder)]
+    return said, read, [*notes, *remarks(job, lines, made), *named.notes]
 
 
 def _drawn(job: AnyJob, lines: list[str] | None) -> str:
@@ -121,7 +128,9 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
     elif (outside := lies_beside(named, beside, root)) is not None:
         if not outside.exists():
             raise Missing(
-                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it', field, named
+                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
+                field,
+                named,
             )
         if not outside.is_file():
             raise JobError('{field}: "{named}" is not a file', field, named)
@@ -133,7 +142,7 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
         raise JobError('{field}: "{named}" is not a file', field, named)
     if (size := found.stat().st_size) > limits.input_bytes:
         raise JobError(
-            '{field}: "{named}" has {size:,} bytes; the limit is {input_bytes:,}',
+            '{field}: "{named}" has {size:,} bytes; the limit is {most:,}',
             field,
             named,
             size,
@@ -146,10 +155,10 @@ def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
     """The file that a job outside the root names by a relative path; None if there is none."""
     path = Path(named)
     if path.is_absolute() or "\0" in named:
-        return None  # the service takes no such path but of the root
+        return None  # the service accepts such paths only inside the root
     path = as_stored(Path(os.path.normpath(beside / path)))
     top = root.path.resolve()
-    leads = Path(os.path.realpath(path))  # which, as resolve does not, follows links that lead round
+    leads = Path(os.path.realpath(path))  # unlike resolve, it reports circular links
     is_there = os.path.lexists(path) and not leads.is_relative_to(top)
     return path if is_there and not beside.resolve().is_relative_to(top) else None
 
@@ -171,7 +180,7 @@ def _check_init(
 
     if not os.access(path, os.R_OK):
         raise JobError('init_img: "{init_img}" can\'t be read: {problem}', job.init_img, os.strerror(errno.EACCES))
-    pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as it will be read to be drawn from
+    pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as the renderer reads it
     return (pixels.shape[2], pixels.shape[1]), notes
 
 
@@ -179,7 +188,7 @@ def submit_file(path: Path, root: Root) -> Path:
     """Copy a job file into the inbox, where it appears complete or not at all; returns its path.
 
     Raises:
-        JobError: its name is no job's, or there is no root.
+        JobError: its name is not that of a job, or there is no root.
     """
     if not is_job_name(path.name):
         raise JobError("{name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~", path.name)

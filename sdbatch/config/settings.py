@@ -27,14 +27,16 @@ from sdbatch.storage.file_names import DEFAULT_CONFIG
 from sdbatch.storage.named_model import NamedModel
 from sdbatch.storage.spelling import as_stored
 
-# Fields that say what one job is, and that no root can say for all.
+# Fields that differ for each job, so they have no default for a root.
 OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m")
-# What is built into a running service: a reload leaves it as it is.
+# Settings that a reload does not change.
 NEEDS_RESTART = (
     "engine",
     "device",
     "default_model",
     "models",
+    "lora_folders",
+    "embedding_folders",
     "converted_bytes",
     "model_cache_bytes",
     "safety_checker",
@@ -133,9 +135,9 @@ class Retention(Group):
     outputs: bool = False
 
 
-UNIX_PROXY = "unix"  # one that comes by the page's Unix socket
+UNIX_PROXY = "unix"  # a proxy that uses the page's Unix socket
 
-# status.json and `sdbatch config` tell every setting; of this one that there is one.
+# status.json and `sdbatch config` show every setting; of this one only that it is set.
 Secret = Annotated[str, PlainSerializer(lambda text: "***" if text else "", when_used="json")]
 
 
@@ -160,7 +162,7 @@ class Web(Group):
                     ip_network(proxy)
                 except ValueError as error:
                     raise ValueError(
-                        Message("{proxy} is no address, no network such as 10.0.0.0/8, and not unix", proxy)
+                        Message("{proxy} must be an address, a network such as 10.0.0.0/8, or unix", proxy)
                     ) from error
         return proxies
 
@@ -189,7 +191,8 @@ class Environment(EnvSettingsSource):
         return by_new_names(super().__call__(), lambda *_: None)
 
 
-ABOUT_JOBS = ("default_model", "models", "allow_paths", "limits", "defaults")  # what a job is checked by
+# What a job is checked by.
+ABOUT_JOBS = ("default_model", "models", "lora_folders", "embedding_folders", "allow_paths", "limits", "defaults")
 
 
 class Settings(BaseSettings):
@@ -201,6 +204,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     default_model: DefaultModel = DefaultModel()
     models: dict[str, NamedModel] = {}
+    lora_folders: tuple[Path, ...] = ()
+    embedding_folders: tuple[Path, ...] = ()
     converted_bytes: int = Field(20_000_000_000, ge=0)
     model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
@@ -232,20 +237,22 @@ class Settings(BaseSettings):
     def _last_for_a_while(cls, hours: str) -> str:
         start, _, end = hours.partition("-")
         if hours and start == end:
-            raise ValueError(Message("the hours end when they begin"))
+            raise ValueError(Message("the hours must not end when they begin"))
         return hours
 
-    def kept_free(self, total: int) -> int:
+    def bytes_kept_free(self, total: int) -> int:
         """How many bytes of a disk of this size stay free."""
         return min(self.min_free_bytes, total // 100)
 
-    def told_to(self, place: root.Root) -> root.Root:
+    def apply_to(self, place: root.Root) -> root.Root:
         """The root with the settings that concern its jobs."""
         return replace(
             place,
             allowed=tuple(map(as_stored, self.allow_paths)),
             named=tuple(self.models.items()),
             defaults=tuple(self.defaults.model_dump().items()),
+            lora_folders=tuple(as_stored(place.path / folder) for folder in self.lora_folders),
+            embedding_folders=tuple(as_stored(place.path / folder) for folder in self.embedding_folders),
         )
 
     @classmethod

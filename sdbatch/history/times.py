@@ -1,4 +1,4 @@
-"""Times as people give them: 2026-11-20, 2026-11-20 18:30, or how long ago: 90m, 12h, 3d, 2w."""
+"""Times that people type: 2026-11-20, 2026-11-20 18:30, or how long ago: 90m, 12h, 3d, 2w."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(day
 
 
 def since(text: str, now: datetime) -> datetime:
-    """The moment that a person means; a time without a zone is this machine's.
+    """The time that a text means; without a zone it is local time.
 
     Raises:
         JobError: it can't be understood.
@@ -21,5 +21,5 @@ def since(text: str, now: datetime) -> datetime:
         return datetime.fromisoformat(text.strip()).astimezone(UTC)
     except (ValueError, OverflowError):
         raise JobError(
-            "since: {text} is no time; give a day (2026-11-20), a time, or how long ago (12h, 3d)", f"{text!r}"
+            "since: {text} is not a time; give a day (2026-11-20), a time, or how long ago (12h, 3d)", f"{text!r}"
         ) from None

@@ -25,7 +25,7 @@ def read_jpeg(file: BinaryIO) -> Found | None:
     told: dict[str, str] = {}
     for _ in range(MOST_SEGMENTS):
         head = file.read(4)
-        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:  # from here on there are pixels
+        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:  # the pixels start here
             break
         marker, length = head[1], int.from_bytes(head[2:]) - 2
         data = file.read(max(0, length))
@@ -91,7 +91,7 @@ def _tags(exif: bytes, order: str, start: int) -> Iterator[tuple[int, bytes]]:
     for number in range(min(count, MOST_TAGS)):
         at = start + 2 + 12 * number
         tag, kind, length = struct.unpack_from(f"{order}HHI", exif, at)
-        if tag in seen:  # all may lead to the same megabyte
+        if tag in seen:  # all may point to the same megabyte
             continue
         seen.add(tag)
         if tag == EXIF_FOLDER:

@@ -14,7 +14,7 @@ from typing import Any
 from sdbatch.errors import printable
 from sdbatch.messages import Message
 
-FEWEST_PAIRS = 3  # a line with less is the prompt's, as stable-diffusion-webui reads it
+FEWEST_PAIRS = 3  # a line with fewer belongs to the prompt, as in stable-diffusion-webui
 MOST_PAIRS = 500
 MOST_NOTES = 30
 _KEY = re.compile(r"\w[\w \-/]{0,60}")
@@ -29,7 +29,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[str], int | float]]] = {
     "Seed": ("seed", int),
     "Eta": ("ddim_eta", float),
 }
-# Said of the picture, and no part of how to draw it.
+# About the image, but without effect on generating it.
 _SILENT = {"Model", "Model hash", "Version", "RNG", "Size", "Sampler", "Denoising strength", "Batch size", "Batch pos"}
 _WEIGHTED = re.compile(r"\([^()]*:\s*\d|\(\(|\[\[|<(lora|lyco|hypernet):")
 
@@ -39,9 +39,9 @@ class Infotext:
     """The parts of the text.
 
     Attributes:
-        settings: by the keys of stable-diffusion-webui, whichever program wrote them.
-        notes: what of the text belongs to none of these.
-        program: who wrote it.
+        settings: by the keys of stable-diffusion-webui, for any program.
+        notes: parts of the text that were not understood.
+        program: the program that wrote it.
     """
 
     prompt: str
@@ -64,7 +64,7 @@ def parse(text: str) -> Infotext:
     start = next((i for i, line in enumerate(body) if line.strip().startswith(_NEGATIVE)), len(body))
     negative = "\n".join(body[start:]).strip().removeprefix(_NEGATIVE).strip()
     notes = tuple(
-        Message("{strip}: stands behind the settings, and is left out", printable(line.strip()[:80])) for line in behind
+        Message("{text}: comes after the settings, and is left out", printable(line.strip()[:80])) for line in behind
     )
     return Infotext("\n".join(body[:start]).strip(), negative, settings, notes)
 
@@ -141,12 +141,10 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     if sampler.upper() == "PLMS":
         fields["plms"] = True
     elif sampler.upper() != "DDIM":
-        notes.append(Message("Sampler: {sampler} is not had here; the job draws with DDIM", printable(sampler[:80])))
+        notes.append(Message("Sampler: {sampler} is not available; the job uses DDIM", printable(sampler[:80])))
     if told.is_img2img:
-        text = (
-            f"Denoising strength: {printable(settings['Denoising strength'][:80])}: it was drawn from another picture"
-        )
-        notes.append(Message("{text}, which is not told; for img2img give init_img and strength", text))
+        template = "Denoising strength: {value}: its start image is not given; for img2img give init_img and strength"
+        notes.append(Message(template, printable(settings["Denoising strength"][:80])))
     if _WEIGHTED.search(told.prompt + told.negative):
         notes.append(Message("prompt: weights in brackets and <lora:...> are plain words here"))
     notes += [_left_out(key, value) for key, value in settings.items() if key not in _SILENT and key not in _NUMBERS]
@@ -154,9 +152,9 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     more = len(notes) - MOST_NOTES
     return fields, notes if more <= 0 else [
         *notes[:MOST_NOTES],
-        Message("{more} more that can't be carried over", more),
+        Message("{count} more that can't be used here", more),
     ]
 
 
 def _left_out(key: str, value: str) -> str:
-    return printable(Message("{key}: {value} can't be carried over", key, value[:80]))
+    return printable(Message("{key}: {value} can't be used here", key, value[:80]))

@@ -26,7 +26,7 @@ _NOT_WORDS = {"model", "clip", "vae", "image", "images", "pixels", "latent_image
 MOST_NODES = 5000  # of a graph
 MOST_PASSES = 20  # nodes that sample, of which the first in the order of drawing is looked for
 MOST_WORDS = 20  # texts that one prompt is put together of
-# Names of fields, by the keys of stable-diffusion-webui. What stands in none of these can't be carried over.
+# Names of settings, by the keys of stable-diffusion-webui. All others can't be used.
 _COMMON = {"steps": "Steps", "seed": "Seed", "cfg_scale": "CFG scale"}
 _FOOOCUS = {"steps": "Steps", "seed": "Seed", "guidance_scale": "CFG scale", "sampler": "Sampler",
             "base_model": "Model", "base_model_hash": "Model hash", "version": "Version"}  # fmt: skip
@@ -39,7 +39,7 @@ _EASY = {"num_inference_steps": "Steps", "seed": "Seed", "guidance_scale": "CFG 
          "use_stable_diffusion_model": "Model", "prompt_strength": "Denoising strength"}  # fmt: skip
 _DREAM = {"s": "Steps", "S": "Seed", "C": "CFG scale", "A": "Sampler", "f": "Denoising strength"}
 _COMFY = {"steps": "Steps", "seed": "Seed", "noise_seed": "Seed", "cfg": "CFG scale", "sampler_name": "Sampler"}
-# Said of the picture or the program, and no part of how to draw it.
+# About the image or the program, but without effect on generating it.
 _SILENT = {"metadata_scheme", "created_by", "full_prompt", "full_negative_prompt", "date", "generation_time",
            "aspectratio", "generation_mode", "signed_hash", "request_type", "width", "height"}  # fmt: skip
 
@@ -65,7 +65,7 @@ def _by_exif(texts: Texts) -> Infotext | None:
             return _comfyui({"prompt": rest})
     for name in ("UserComment", "ImageDescription"):
         told = _parameters(texts.get(name, ""))
-        if told is not None and told.settings:  # else it is a camera's, or any program's
+        if told is not None and told.settings:  # otherwise it comes from a camera or another program
             return told
     return None
 
@@ -176,7 +176,7 @@ def _comfyui(texts: Texts) -> Infotext | None:
         said |= {"loras": ", ".join(loras)} if loras else {}
         if len(sampling) > 1:
             said["other samplers"] = Message(
-                "{count}; these are the first's values, and a second pass", len(sampling) - 1
+                "{count}; these are the values of the first, and a second pass", len(sampling) - 1
             )
         joined = tuple(
             Message(

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from sdbatch import __version__
 from sdbatch.errors import JobError
-from sdbatch.imaging.stripped import bare
+from sdbatch.imaging.strip_metadata import strip_metadata
 from sdbatch.job.parameters import AnyJob, Img2Img, img2img_size
 from sdbatch.messages import Message
 from sdbatch.storage import files
@@ -22,9 +22,7 @@ from sdbatch.storage import files
 Pixels = npt.NDArray[np.uint8]
 
 INIT_FORMATS = ("PNG", "JPEG", "WEBP")
-UPRIGHT: dict[
-    object, Image.Transpose
-] = {  # by EXIF orientation; 1 stands upright, and anything else is nonsense that cameras write
+UPRIGHT: dict[object, Image.Transpose] = {  # by EXIF orientation; 1 is upright, and other values are invalid
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -46,10 +44,11 @@ class Origin:
     rng: str  # "CPU" or "GPU": where the noise was drawn
     vae_sha256: str = ""  # of a separate autoencoder
     lora_sha256: tuple[str, ...] = ()  # of the job's LoRAs
-    finish: Mapping[str, str] = field(default_factory=dict)  # what was done to the picture once it was drawn
+    embedding_sha256: Mapping[str, str] = field(default_factory=dict)  # of the embeddings that its prompts name
+    finish: Mapping[str, str] = field(default_factory=dict)  # the postprocessing
 
 
-SEE_THROUGH = Message("init_img: its transparency has no effect: what colours lie beneath are drawn from")
+SEE_THROUGH = Message("init_img: its transparency has no effect; the colours below it are used")
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -67,23 +66,23 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with path.open("rb") as file, Image.open(bare(file), formats=INIT_FORMATS) as opened:
+            with path.open("rb") as file, Image.open(strip_metadata(file), formats=INIT_FORMATS) as opened:
                 picture, notes = _upright(opened, max_read)
     except UnidentifiedImageError as error:
-        raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
+        raise JobError("init_img: not a PNG, JPEG or WebP image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         most = min(max_read, Image.MAX_IMAGE_PIXELS or max_read)
-        raise JobError("init_img: the picture is far too large; the limit is {most:,} pixels", most) from error
+        raise JobError("init_img: the image is far too large; the limit is {most:,} pixels", most) from error
     except (JobError, MemoryError):
         raise
-    except Exception as error:  # a damaged file makes Pillow stumble anywhere: struct.error, zlib.error, ...
+    except Exception as error:  # with a damaged file Pillow may raise anything: struct.error, zlib.error, ...
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
-        raise JobError("init_img: the picture is damaged, or was copied incompletely") from error
+        raise JobError("init_img: the image is damaged, or was copied incompletely") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
         raise JobError(
-            "init_img: would be drawn at {width}x{height}; scale it down to {most:,} pixels",
+            "init_img: would become {width}x{height}; scale it down to {most:,} pixels",
             width,
             height,
             max_drawn,
@@ -105,23 +104,23 @@ def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]
     notes: list[str] = []
     if getattr(opened, "n_frames", 1) > 1:
         notes.append(Message("init_img has several frames; the first was used"))
-    if is_see_through(opened):
+    if is_transparent(opened):
         notes.append(SEE_THROUGH)
     picture = _as_rgb(opened)
     turn = UPRIGHT.get(_orientation(opened))
     if turn is not None:
         picture = picture.transpose(turn)
-        notes.append(Message("init_img was turned upright, as its EXIF orientation says"))
+        notes.append(Message("init_img was rotated upright, as its EXIF orientation says"))
     return picture, notes
 
 
-def is_see_through(picture: Image.Image) -> bool:
+def is_transparent(picture: Image.Image) -> bool:
     """Whether any pixel is transparent. Pixels are read only if the format allows transparency."""
     try:
         if picture.mode not in _WITH_ALPHA and "transparency" not in picture.info:
             return False
         alpha = picture.convert("RGBA").getchannel("A").getextrema()[0]
-    except ValueError:  # no conversion of a rare mode, or a damaged mark of transparency
+    except ValueError:  # Pillow can't convert a rare mode, or damaged transparency
         return False
     return isinstance(alpha, int | float) and alpha < 255
 
@@ -131,7 +130,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).clip(0, 0xFFFF) >> 8).astype(np.uint8))
     if picture.mode == "P":
-        picture = picture.convert("RGBA")  # else Pillow warns of transparent palettes; the colours are the same
+        picture = picture.convert("RGBA")  # otherwise Pillow warns about transparent palettes; the colours are the same
     return picture.convert("RGB")
 
 
@@ -173,6 +172,8 @@ def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
         told["vae"] = origin.vae_sha256
     if origin.lora_sha256:
         told["loras"] = [*origin.lora_sha256]
+    if origin.embedding_sha256:
+        told["embeddings"] = dict(origin.embedding_sha256)
     return told | dict(origin.finish)
 
 
@@ -213,7 +214,7 @@ def read_sample(path: Path) -> tuple[str, str]:
     """
     data = path.read_bytes()
     if not data.endswith(PNG_END):
-        raise ValueError("the PNG was cut short")  # which Pillow forgives where only the end is gone
+        raise ValueError("the PNG was cut short")  # Pillow accepts a file that lacks only its end
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             picture.load()
@@ -241,7 +242,7 @@ def _write_png(path: Path, picture: Image.Image, text: PngImagePlugin.PngInfo) -
     buffer = io.BytesIO()
     try:
         picture.save(buffer, "PNG", pnginfo=text)
-    except OSError as error:  # Pillow's word for an encoder that finds no memory
+    except OSError as error:  # Pillow's error if an encoder has no memory
         raise (MemoryError(str(error)) if "out of memory" in str(error) else error) from error
     data = buffer.getvalue()
     files.write_atomically(path, data)

@@ -10,7 +10,7 @@ import yaml
 from sdbatch.storage import files
 
 MAX_CONFIG_BYTES, MAX_DEPTH, MAX_LETTERS = 256 << 10, 50, 1000  # of the file; of what nests; of one value
-V2_SIDE = 96  # latents of the v2 models that give the velocity; the release's yaml has v1's 64 for them, too
+V2_SIDE = 96  # latents of v2 models that predict velocity; their yaml wrongly has v1's 64
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class ModelConfig:
     """What a model was made for.
 
     Attributes:
-        side: of the pictures it was trained on, in pixels; 0 where nothing says so.
-        encoder: what reads its prompts.
+        side: of the training images, in pixels; 0 if unknown.
+        encoder: its text encoder.
     """
 
     side: int = 0
@@ -51,7 +51,7 @@ def read_yaml(path: Path) -> Any:
         if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
             raise ValueError("too deep, or with aliases")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_LETTERS:
-            raise ValueError("a value too long")  # a number of that length takes seconds to read
+            raise ValueError("a value too long")  # a number of this length takes seconds to parse
     return yaml.safe_load(data)
 
 

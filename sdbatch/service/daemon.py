@@ -61,7 +61,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         service.engine.stop()
         service.hooks.finish()
         service.index_writer.finish()
-        if lock.is_held:  # else another service tells what it does
+        if lock.is_held:  # otherwise another service writes the status
             now = system_clock()
             service.status.tell(now.mono, now.wall, at_once=True, state="stopped", job=None)
         lock.release()
@@ -71,18 +71,18 @@ def prepare(root: Root) -> None:
     """Create the root's folders.
 
     Raises:
-        ConfigError: they can't be made.
+        ConfigError: they can't be created.
         OSError: the disk failed or is full.
     """
     try:
         for folder in root.folders():
-            if not folder.is_symlink():  # one that leads nowhere may be a disk that is mounted later
+            if not folder.is_symlink():  # a broken link may be a disk that is mounted later
                 files.make_dir(folder)
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
         raise ConfigError(
-            "{root}: the folders of a root can't be made here: {problem}", root.path, error.strerror
+            "{root}: can't create the folders of a root here: {problem}", root.path, error.strerror
         ) from error
 
 
@@ -128,7 +128,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             troubles = 0
         except OSError as error:
             troubles += 1
-            if str(error) != told:  # once: a share can be away all night
+            if str(error) != told:  # log it once: a share can be away all night
                 service.log.error("the disk fails; jobs are kept", error=files.in_words(error))  # noqa: TRY400 - no slip of ours
             told = str(error)
             service.tell_trouble(error, clock())
@@ -144,9 +144,9 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
 
 def _end_of_drain(service: Service) -> int | None:
     """The exit code of --drain, when nothing is left or nothing can be generated."""
-    is_away = service.inbox.is_away and service.readiness.is_ready  # what a claimed job waits for may lie there
+    is_away = service.inbox.is_away and service.readiness.is_ready  # a claimed job may wait for a file there
     if service.has_drawn_all() or is_away:
-        for folder, error in sorted(service.inbox.unreadable.items()):  # where jobs may lie unseen
+        for folder, error in sorted(service.inbox.unreadable.items()):  # there may be jobs that can't be seen
             service.log.error("all else is drawn, but this folder can't be read", folder=folder, error=error.strerror)
         if service.inbox.unreadable:
             return os.EX_IOERR

@@ -17,7 +17,7 @@ from typing import Any
 
 from sdbatch.telemetry import log
 
-MOST_WAITING = 100  # events; a hook that takes longer than the jobs do misses some
+MOST_WAITING = 100  # events; a hook that is slower than the jobs misses some
 LAST_BYTES = 4096  # of what a command says on its standard error
 GOODBYE_SECONDS = 5.0  # for what still waits when the service stops
 
@@ -71,7 +71,7 @@ class Hooks:
 
 def run(command: Command, text: str, timeout_seconds: float) -> str:
     """Run a command with `text` on its standard input; returns what went wrong, or None."""
-    # Files, not pipes: what a command leaves running behind it would hold those open.
+    # Files, not pipes: a background process of the command would keep a pipe open.
     with TemporaryFile() as told, TemporaryFile() as said:
         told.write(text.encode("utf-8", "replace"))
         told.seek(0)

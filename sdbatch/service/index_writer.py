@@ -15,7 +15,7 @@ from sdbatch.storage.root import Root
 from sdbatch.telemetry import log
 
 GOODBYE_SECONDS = 5.0  # for what still waits when the service stops
-LEAST_FREE = 64 << 20  # bytes: the last of a disk belongs to pictures
+LEAST_FREE = 64 << 20  # bytes: the last space of a disk is for images
 
 
 class IndexWriter:

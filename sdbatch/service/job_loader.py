@@ -1,15 +1,17 @@
 """Turns a claimed file into a task that is ready to run: parsed, checked against the limits, with all its files."""
 
+import secrets
 from dataclasses import replace
 
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
 from sdbatch.job import reader
 from sdbatch.job.model_config import read_model_config
-from sdbatch.job.parameters import Txt2Img, count_pictures
+from sdbatch.job.parameters import MAX_SEED, RANDOM, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined
+from sdbatch.prompts.weights import find_prompt_weights
 from sdbatch.service.task import Task
 from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
@@ -29,8 +31,8 @@ class JobLoader:
         """The job of a claim, checked, with copies of the files that it names.
 
         Raises:
-            JobError: it can't be drawn, or was cancelled.
-            InputsPending: a file that it names is still on its way.
+            JobError: it is invalid, or was cancelled.
+            InputsPending: a file that it names is still being copied.
         """
         self.spool.require_own(claim)
         self.spool.raise_if_cancelled(claim)
@@ -43,14 +45,17 @@ class JobLoader:
         except JobError as error:
             if not parsed.notes:
                 raise
-            # What of the file was not read may be why something is not found.
-            raise JobError("\n".join([str(error), *(f"note: {note}" for note in parsed.notes)])) from error
+            # A file may be missing because of a part of the job file that was not understood.
+            raise JobError(
+                joined("\n", [error.message, *(Message("note: {note}", note) for note in parsed.notes)])
+            ) from error
 
     def _with_files(self, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
         """The job with all files that it names."""
         folder = self.spool.folder(claim)
         job = parsed.job
         assert job is not None, "either a job or an error"
+        job = job.model_copy(update={"seed": self._seed(claim, job.seed), "seeding": job.seeded_by})
         staged = [
             self.inputs.stage(name, named, folder, claim, parsed.kept, now)
             for name in ("init_img", "from_file")
@@ -59,11 +64,12 @@ class JobLoader:
         lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
         size = job.picture_size if isinstance(job, Txt2Img) else None
         if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
-            raise JobError("\n".join(problems))
+            raise JobError(joined("\n", problems))
         model = self.root.find_weights(job.ckpt, job.config, job.vae)
         made = read_model_config(model.ckpt, model.config)
         sized = of_size("H, W", size, made) if size else []  # of img2img the renderer knows
-        loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
+        loras = tuple((self.root.find_model("loras", lora.file), lora.weight) for lora in job.loras)
+        named = find_prompt_weights(job, lines, self.root)
         return Task(
             claim=claim,
             source=self._parsed[0],
@@ -74,11 +80,21 @@ class JobLoader:
             ckpt=model.ckpt,
             config=model.config,
             vae=model.vae,
-            loras=loras,
-            notes=(*parsed.notes, *sized, *remarks(job, lines, made)),
+            loras=(*loras, *named.loras),
+            embeddings=named.embeddings,
+            notes=(*parsed.notes, *sized, *remarks(job, lines, made), *named.notes),
             filled=parsed.filled,
             outdir=make_outdir(self.root.output_folder(job.outdir), job.skip_save),
         )
+
+    def _seed(self, claim: Claim, asked: int) -> int:
+        """The seed; one by lot is noted with the claim, and stays, however often the job is tried."""
+        if asked != RANDOM:
+            return asked
+        if claim.seed is None:
+            self.spool.note(claim, seed=secrets.randbelow(MAX_SEED + 1))
+        assert claim.seed is not None, "it was just noted"
+        return claim.seed
 
     def _read(self, claim: Claim) -> reader.Parsed:
         """The claim's part of its file; a file of several jobs is split when it is read first."""
@@ -93,8 +109,8 @@ class JobLoader:
             self.spool.split(claim, len(parts))
         if claim.part > len(parts):
             raise JobError(
-                "{file}: holds {count} of {parts} jobs since it was mended, and not number {part}: "
-                "nothing is left to draw here, and this folder may be deleted",
+                "{file}: contains only {count} of {parts} jobs now, and not number {part}: there is nothing "
+                "left to run, and this folder may be deleted",
                 claim.file,
                 len(parts),
                 claim.parts,
@@ -103,8 +119,8 @@ class JobLoader:
         part = parts[claim.part - 1]
         if 0 < claim.parts < len(parts):
             more = Message(
-                "{file}: holds {count} jobs since it was mended, and held {parts}: only number {part} is "
-                "drawn here; drop what was added into the inbox, in a file of its own",
+                "{file}: contains {count} jobs now, and contained {parts}: only number {part} runs here; "
+                "drop the new ones into the inbox as a file of their own",
                 claim.file,
                 len(parts),
                 claim.parts,

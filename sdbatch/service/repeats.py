@@ -28,7 +28,7 @@ class Repeats:
             ]
             same = [claim for claim in claims if data is not None and self._is_same(claim, data)]
         except OSError:
-            return ""  # drawn twice is better than not at all
+            return ""  # running twice is better than not at all
         for claim in reversed(same):
             if len({each.part for each in same if each.claimed_at == claim.claimed_at}) >= claim.parts:
                 return claim.id
@@ -39,13 +39,15 @@ class Repeats:
         for job_id in sorted(there - self._known):
             if (claim := read_claim(self.root.done / job_id)) is not None:
                 self._by_source[claim.source].append(job_id)
-        if self._known - there:  # taken away by the rules of keep
+        if self._known - there:  # deleted by `retention:`
             kept = {source: [job for job in jobs if job in there] for source, jobs in self._by_source.items()}
             self._by_source = defaultdict(list, {source: jobs for source, jobs in kept.items() if jobs})
         self._known = there
 
     def _is_same(self, claim: Claim, data: bytes) -> bool:
         """Whether a done job had these bytes, and the files that it named are unchanged, if they still exist."""
+        if claim.seed is not None:
+            return False  # a random seed: another image each time
         if files.read_regular(self.root.done / claim.id / claim.file, len(data) + 1) != data:
             return False
         return all(self._is_unchanged(claim, named, digest) for named, digest in (claim.inputs or {}).values())

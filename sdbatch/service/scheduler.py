@@ -20,7 +20,7 @@ from sdbatch.telemetry import log
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
 ANY_TIME = float("-inf")
-READ_AT_ONCE = 100_000  # bytes of files that wait: signals and the status have to wait for it
+READ_AT_ONCE = 100_000  # bytes of waiting files to read at once: signals and the status wait meanwhile
 FILE_COST = 200  # bytes that could be read while a file is opened
 
 
@@ -28,10 +28,10 @@ class Scheduler:
     """Chooses the next job. Its memory is only a convenience: after a restart nothing is lost.
 
     Attributes:
-        waiting: claimed jobs whose files are still on their way, and when they were last looked for.
-        deferred: claimed jobs that let all others pass, and when they were last tried.
-        owed: claimed jobs whose attempts could not be written down as they are.
-        unmovable: files in the inbox that are not ours to move, and why.
+        waiting: claimed jobs whose files are still being copied, and when they were last checked.
+        deferred: claimed jobs that let all others go first, and when they were last tried.
+        owed: claimed jobs whose correct attempts could not be written to disk.
+        unmovable: files in the inbox that can't be moved, and why.
     """
 
     def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness) -> None:
@@ -42,7 +42,7 @@ class Scheduler:
         self.deferred: dict[str, float] = {}
         self.owed: dict[str, int] = {}
         self.unmovable = Unmovable(inbox.folder)
-        self.repeats: Repeats | None = None  # where files that were drawn before are passed over
+        self.repeats: Repeats | None = None  # where repeats are skipped
         self._absent = ""
 
     @property
@@ -52,8 +52,7 @@ class Scheduler:
             return self._absent if self.deferred else ""
         job, error = min(self.spool.unreadable.items())
         return Message(
-            "{job} waits, as it can't be read: {problem}: {filename}; let the service's user read "
-            "it, or see to the disk",
+            "{job} waits, since it can't be read: {problem}: {path}; let the service's user read it, or check the disk",
             job,
             error.strerror,
             error.filename,

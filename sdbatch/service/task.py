@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -14,7 +14,6 @@ from sdbatch import __version__
 from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped, Tick
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
-from sdbatch.messages import Message
 from sdbatch.spool.inputs import Staged
 from sdbatch.spool.publish import Names
 from sdbatch.spool.spool import Claim
@@ -24,7 +23,7 @@ from sdbatch.telemetry.progress import ProgressEstimate
 
 SHORT_PROMPT = 100
 GLANCE_BYTES = 1 << 16
-# Fields that no picture is changed by.
+# Fields that do not change an image.
 NO_PICTURES_OWN = ("name", "outdir", "priority", "n_rows", "skip_grid", "from_file", "init_img")
 
 
@@ -42,7 +41,8 @@ class Task:
     config: Path
     outdir: Path
     vae: Path | None = None
-    loras: tuple[Path, ...] = ()
+    loras: tuple[tuple[Path, float], ...] = ()
+    embeddings: Mapping[str, Path] = field(default_factory=dict)  # that prompts may name
     notes: tuple[str, ...] = ()  # what of it has no effect
     filled: dict[str, Any] = field(default_factory=dict)  # what the root's defaults said for it
 
@@ -55,10 +55,11 @@ class Task:
     def origin(self) -> str:
         """A digest of everything that determines the images: a started job continues only with the same."""
         fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
-        strengths = (path.with_name(LORA_CONFIG) for path in self.loras)
-        weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
+        loras = [path for path, _ in self.loras]
+        strengths = (path.with_name(LORA_CONFIG) for path in loras)
+        weights = [path for path in (self.ckpt, self.config, self.vae, *loras, *self.embeddings.values()) if path]
         weights += [path for path in strengths if path.is_file()]
-        looks = [_glance(path) for path in weights]
+        looks = [_quick_fingerprint(path) for path in weights]
         told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -112,7 +113,7 @@ class Drawing:
             "step": step and step.step,
             "steps": step and step.steps,
             "fraction": round(max(done, task.drawn_at(step) if step else 0) / task.total, 3),
-            "eta_seconds": (left or None) if done < task.total else left,  # how long decoding takes nobody knows
+            "eta_seconds": (left or None) if done < task.total else left,  # the time for decoding is unknown
         }
 
     def to_publish(self, job: AnyJob) -> list[str]:
@@ -134,7 +135,7 @@ def manifest_of(
     return Manifest(
         id=claim.id,
         source=claim.source.encode("utf-8", "backslashreplace").decode(),
-        part=Message("{part} of {parts}", claim.part, claim.parts) if claim.parts > 1 else None,
+        part=f"{claim.part} of {claim.parts}" if claim.parts > 1 else None,
         source_sha256=hashlib.sha256(task.source).hexdigest(),
         parent=task.parent,
         attempts=claim.attempts,
@@ -174,7 +175,7 @@ def manifest_of(
         checkpoint=_checkpoint(task, loaded, root),
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
-        notes=[*task.notes, *finished.notes, *notes],
+        notes=[*notes],
         first_prompt=None if task.lines is None else task.lines[0],
     )
 
@@ -190,20 +191,25 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
         told |= {"vae": root.show(task.vae), "vae_sha256": loaded.vae_sha256}
     if task.loras:
         told["loras"] = [
-            {"file": root.show(path), "weight": lora.weight, "sha256": sha256}
-            for path, lora, sha256 in zip(task.loras, task.job.loras, loaded.lora_sha256, strict=True)
+            {"file": root.show(path), "weight": weight, "sha256": sha256}
+            for (path, weight), sha256 in zip(task.loras, loaded.lora_sha256, strict=True)
+        ]
+    if loaded.embedding_sha256:
+        told["embeddings"] = [
+            {"name": name, "file": root.show(task.embeddings[name]), "sha256": sha256}
+            for name, sha256 in loaded.embedding_sha256.items()
         ]
     return told
 
 
-def _glance(path: Path) -> str:
+def _quick_fingerprint(path: Path) -> str:
     """A quick way to distinguish weight files: size, beginning and end; for a folder those of all files.
 
     Place and time do not count: a root may be moved or restored from a backup.
     """
     if path.is_dir():
         parts = [part for part in islice(files.below(path), MOST_FOLDERS) if part.is_file()]
-        looks = [f"{part.relative_to(path)} {_glance(part)}" for part in parts]
+        looks = [f"{part.relative_to(path)} {_quick_fingerprint(part)}" for part in parts]
         return hashlib.sha256("\n".join(looks).encode("utf-8", "surrogateescape")).hexdigest()
     if not path.is_file():
         return path.name

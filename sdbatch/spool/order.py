@@ -77,7 +77,7 @@ class Priorities:
             try:
                 said = json.loads(files.read_regular(self.running / job_id / "claim.json", MOST_CLAIM) or b"{}")
             except (OSError, ValueError, RecursionError):
-                return 0  # as long as it can't be read it lets the others pass anyway
+                return 0  # while it can't be read, the others go first anyway
             priority = said.get("priority") if isinstance(said, dict) else 0
             self._known[number] = priority if isinstance(priority, int) else 0
         return self._known[number]

@@ -138,4 +138,4 @@ def _write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str])
             files.write_atomically(path, data)
             return
         if files.read_regular(path, len(data) + 1) in (None, data):
-            return  # somebody's folder, pipe or link of that name: the manifest has it all
+            return  # a foreign folder, pipe or link has this name; the manifest contains everything

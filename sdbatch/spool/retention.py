@@ -13,7 +13,8 @@ import yaml
 
 from sdbatch.config.settings import Retention
 from sdbatch.spool.inbox import beside, walk
-from sdbatch.spool.spool import ERROR, INPUTS, MANIFEST, arrived, read_claim
+from sdbatch.spool.reason import ERROR
+from sdbatch.spool.spool import INPUTS, MANIFEST, arrived, read_claim
 from sdbatch.storage import files
 from sdbatch.storage.file_names import SENT, is_job_name
 from sdbatch.storage.root import Root
@@ -73,7 +74,7 @@ def remove(root: Root, folder: Path, *, outputs: bool) -> None:
         for staged, published in published_pictures(root, folder):
             if files.same_content(staged, published):
                 files.delete(published)
-    # Under a hidden name first: a stop in between leaves no half of a job behind.
+    # Renamed to a hidden name first, so that a stop never leaves half a job.
     hidden = folder.with_name(files.BUSY_PREFIX + folder.name)
     files.move(folder, hidden)
     files.remove_tree(hidden)
@@ -112,7 +113,7 @@ def sweep_uploads(root: Root, now: datetime) -> None:
         ages = {path: _age(path, now) for path in root.uploads.iterdir()}
         drafts = [path for path, age in ages.items() if path.name.startswith(files.BUSY_PREFIX) and age > DAY]
         old = {path: _SENT.fullmatch(path.name) for path, age in ages.items() if age > UPLOAD_STAYS}
-        # Looked through twice: a file that is moved meanwhile, as `prioritize` does, is met at least once.
+        # Scanned twice: a file that is moved meanwhile, as `prioritize` does, is seen at least once.
         looks = 2 if any(old.values()) else 0
         named = {mark.decode() for _ in range(looks) for job in _undrawn(root) for mark in _NAMED.findall(job)}
         for path in [*drafts, *(path for path, found in old.items() if found and found[1] not in named)]:

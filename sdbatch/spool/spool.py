@@ -32,22 +32,20 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, pack
 from sdbatch.spool import handover
 from sdbatch.spool.order import MOST_CLAIM, Priorities
+from sdbatch.spool.reason import CLAIM, ERROR
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.telemetry import log
 
-CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
+MANIFEST = "manifest.yaml"
 INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 _ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
 MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
-WRITTEN_ON = Message(
-    "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
-)
-HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
+HALT, CANCEL = "halt", "cancel"  # marks for a running job: stop between two batches; stop at once, for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
 _RESERVED = re.compile(
@@ -86,17 +84,18 @@ class Claim:
     """A claimed job, as claim.json describes it. `Spool.note` changes both.
 
     Attributes:
-        id: the name of its folder in running/, then done/ or failed/.
+        id: the name of its folder in running/, later in done/ or failed/.
         file: the dropped file's name in that folder.
-        source: where it lay in the inbox.
+        source: its place in the inbox.
         part: which job of the file this is, from 1.
-        parts: how many the file holds; 0 until it was parsed.
-        attempts: how often the renderer was given it since a picture of it was last finished.
+        parts: how many jobs the file has; 0 until it is parsed.
+        attempts: how often the renderer got it since its last finished image.
         outputs: the names its pictures get in the output folder, once chosen.
         priority: of several files that wait, the one with the most goes first.
         staged: how many pictures were finished when it was last given to the renderer.
         held: where the dropped file lies from the inbox on, if that is on another filesystem.
         inputs: for each field that names a file, what it named and the digest of the copy that is drawn from.
+        seed: the one that was drawn by lot for a job that wants that.
         drawn_from: a digest of all that the pictures come from, if any were begun.
         other: what claim.json says beside, as a newer version may; it is kept.
     """
@@ -113,6 +112,7 @@ class Claim:
     staged: int = 0
     held: Annotated[str, AfterValidator(_as_held)] = ""
     inputs: dict[str, tuple[str, str]] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     drawn_from: str = ""
     other: dict[str, Any] = field(default_factory=dict)
 
@@ -128,7 +128,7 @@ class Spool:
     """Claims, finishes, fails and recovers jobs. It knows nothing of their content, or of the engine.
 
     Attributes:
-        unreadable: claimed jobs that can't be read now, and why. They stay where they are and let the others pass.
+        unreadable: claimed jobs that can't be read now, and why. They wait, and the others go first.
     """
 
     def __init__(self, root: Root) -> None:
@@ -150,7 +150,7 @@ class Spool:
         Returns how many jobs were moved to failed/.
         """
         failed = 0
-        self.unreadable.clear()  # a disk that failed in the middle has this begin anew
+        self.unreadable.clear()  # if the disk failed in the middle, this starts again
         places = (self.root.running, self.root.done, self.root.failed)
         stamps = (_stamp(path.name) for place in places for path in place.iterdir())
         self._last = max((stamp for stamp in stamps if stamp[1] < MOST_NUMBER), default=("", 0))
@@ -214,7 +214,7 @@ class Spool:
     def _settle(self, folder: Path, claim: Claim) -> Path | None:
         """Move a job that has ended to done/ or failed/ if that is missing; returns which, or None."""
         if not self._is_own(folder):
-            return None  # its turn has it set aside
+            return None  # it is moved to failed/ when its turn comes
         if (folder / MANIFEST).is_file():
             self.finish(claim)
             return self.root.done
@@ -249,10 +249,10 @@ class Spool:
         if self._is_own(self.folder(claim)):
             return
         raise JobError(
-            "This folder was put into jobs/running/ by hand, or came there with a back-up: its name is no job's, "
-            "or that of a job that has ended.\n"
-            "Nothing was drawn of it. To draw it as it lies here: sdbatch retry, with the name of this folder.\n"
-            "To draw it with changes, drop its job file into jobs/inbox/. Otherwise delete it."
+            "This folder was put into jobs/running/ by hand or from a backup: its name is not a job id, "
+            "or that job has already ended.\nNothing was generated. To run it: sdbatch retry, with the "
+            "name of this folder.\nTo run it with changes, drop its job file into jobs/inbox/. Otherwise "
+            "delete it."
         )
 
     def _is_own(self, folder: Path) -> bool:
@@ -267,10 +267,11 @@ class Spool:
         """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
-            raise JobError("{name} holds no job file any more", failed.name)
+            raise JobError("there is no job file in {name} any more", failed.name)
         _set_inputs_aside(failed, claim)
+        claim.other.pop("error", None)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
-        # The service is to read it, whatever the umask of who asks.
+        # The service must be able to read it, whatever the umask of the user.
         files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
         for mark in (ERROR, MANIFEST):  # a copy of a job that was done has the other too
@@ -281,7 +282,7 @@ class Spool:
         """Take a file from the inbox; None if it has vanished. No file is opened here, so nothing can block."""
         name = dropped.name
         source = dropped.relative_to(self.root.inbox).as_posix()
-        # A dropped manifest.yaml must not pass for ours.
+        # A dropped manifest.yaml must not be taken for ours.
         file = f"dropped-{slug_of(name)}{dropped.suffix}" if _RESERVED.fullmatch(name) else name
         claimed_at = now.isoformat(timespec="milliseconds")
         before = self._last
@@ -296,12 +297,12 @@ class Spool:
                 # What was taken from another filesystem, but not copied, is found there and put back.
                 with suppress(OSError):
                     files.remove_tree(folder)
-                    self._last = before  # asked for again and again, it would use the numbers up
+                    self._last = before  # repeated tries would use up the numbers
             if isinstance(error, FileNotFoundError):
                 return None
             raise
         with suppress(OSError):
-            handover.take_along(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
+            handover.move_companion(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
         return claim
 
     def _fetch(self, claim: Claim, dropped: Path) -> None:
@@ -312,7 +313,9 @@ class Spool:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            self.note(claim, held=f"{handover.holder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}")
+            self.note(
+                claim, held=f"{handover.hidden_folder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}"
+            )
             handover.fetch(dropped, target, claim.id)
 
     def make_own(self, claim: Claim) -> None:
@@ -330,8 +333,8 @@ class Spool:
                 return ""
         if (arrived := handover.arrived_in(folder)) is None:
             return ""
-        if handover.is_as_it_came(arrived):
-            handover.retire(arrived, self.root.state / handover.RETIRED / claim.id)
+        if handover.is_unchanged(arrived):
+            handover.keep_for_late_writes(arrived, self.root.state / handover.RETIRED / claim.id)
             return ""
         return self._show(handover.put_back(arrived, place))
 
@@ -398,7 +401,7 @@ class Spool:
         Returns what `release` returns.
 
         Raises:
-            OSError: the disk failed, or the folder isn't ours to move.
+            OSError: the disk failed, or the folder can't be moved.
         """
         folder, ended, later = self.folder(claim), claim, ""
         if not self._is_own(folder):
@@ -406,9 +409,10 @@ class Spool:
             ended = replace(claim, id=new, outputs=None)
         with self._of_its_own(folder):  # whatever lies in the way of a mark, the folder goes
             if later := self.release(claim):
-                text = f"{text.rstrip()}\n{WRITTEN_ON.format(later)}"
-            if claim.inputs:
-                self._write(claim)  # what they were, in case they are mended
+                text = joined("\n", [text, written_on(later)])
+            claim.other["error"] = pack(text)
+            if claim.file:
+                self._write(claim)  # also what its inputs were, in case they are mended
             handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
             _unmark(folder)
@@ -475,11 +479,16 @@ class Spool:
         files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
 
 
+def written_on(path: str) -> Message:
+    """What became of a file that somebody wrote into after it was claimed."""
+    return Message("the job file was changed after it was taken; the change is a new job: {path} in the inbox", path)
+
+
 def read_claim(folder: Path) -> Claim | None:
     """The claim in a folder; None without one, or without the file it claims.
 
     Raises:
-        OSError: it can't be read now. That is no sign that it is not there.
+        OSError: it can't be read now, although it may exist.
     """
     if (claim := _noted(folder)) is None:
         return None

@@ -18,7 +18,7 @@ from watchdog.observers.api import BaseObserver
 from sdbatch.storage.file_names import is_nobodys_folder
 from sdbatch.telemetry import log
 
-# Its thread says of itself, as an error, that it is being stopped: most times that it is.
+# Its thread logs an error whenever it is stopped.
 logging.getLogger("watchdog.observers.inotify").addFilter(lambda said: "thread is inactive" not in said.getMessage())
 
 
@@ -80,7 +80,7 @@ class Watcher:
         else:
             self._observer = observer
             self._has_complained = False
-            self.bell.set()  # what came before we listened was announced to nobody
+            self.bell.set()  # there were no events for files that came before
 
     def _hang_up(self) -> None:
         if self._observer is not None:

@@ -11,11 +11,11 @@ JOB_LOG = "log.jsonl"  # in a job's folder: what the service said about it
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
-# Names that editors, file managers and copying programs use for what nobody should touch.
+# Names of temporary files of editors, file managers and copying programs.
 NOBODYS_PREFIXES = (".", "~")
 PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownload", "~")
 
-# Folders in which file servers, desktops and filesystems keep what was deleted, what is older, and what is their own;
+# Folders in which file servers, desktops and filesystems keep deleted files, snapshots and their own data;
 # hidden ones (.Trash-1000, .stversions, .snapshot, .zfs) need not stand here. In any case of letters, with * for any.
 _NOBODYS_FOLDERS = (
     *("#recycle*", "#snapshot*", "@eadir", "@tmp*", "@sharebin", "@sharesnap"),  # Synology

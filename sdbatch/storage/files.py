@@ -28,10 +28,10 @@ BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delet
 
 TRIAL_PREFIX = f"{BUSY_PREFIX}doctor-"  # of files by which is tried what can be done in a folder
 
-# Called before every step with its name and target. Tests put something here that kills or raises.
+# Called before every step with its name and target. Tests replace it to kill or raise.
 on_step: Callable[[str, Path], None] | None = None
 
-# The machine's fault, and it may pass: what was asked for is kept and tried again. Any other error is its own fault.
+# Errors of the machine, which may pass: the job is kept and tried again. All other errors are the file's.
 _TROUBLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EBUSY,
     errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.ENOLCK,
@@ -47,7 +47,8 @@ def is_disk_trouble(error: OSError) -> bool:
 
 def in_words(error: OSError) -> str:
     """The error and its file for a person, without the number."""
-    return ": ".join(str(part) for part in (error.strerror or Message("an error of the disk"), error.filename) if part)
+    problem = error.strerror or Message("a disk error")
+    return Message("{problem}: {path}", problem, error.filename) if error.filename else Message("{problem}", problem)
 
 
 def _step(name: str, path: Path) -> None:
@@ -65,7 +66,7 @@ def _at(path: Path) -> Iterator[tuple[str, int]]:
         if isinstance(error.filename, str) and "/" not in error.filename:  # it was said by its name in the folder
             error.filename = str(path.parent / error.filename)
         if error.errno == errno.ELOOP:
-            error.strerror = Message("a link lies there, and is not followed")
+            error.strerror = Message("a link is there, and it is not followed")
         raise
     finally:
         os.close(handle)
@@ -116,7 +117,7 @@ def make_shared_dir(folder: Path, mode: int) -> None:
     """Create a folder of this mode, whatever the umask of who asks.
 
     Raises:
-        FileExistsError: something has the name.
+        FileExistsError: the name is taken.
     """
     with _at(folder) as (name, above):
         os.mkdir(name, dir_fd=above)
@@ -145,7 +146,7 @@ def create(path: Path, data: bytes) -> None:
     """A new file that may be lost in a power cut.
 
     Raises:
-        FileExistsError: something has the name.
+        FileExistsError: the name is taken.
     """
     with _at(path) as (_, folder), _create_file(path, folder) as file:
         file.write(data)
@@ -330,7 +331,7 @@ def drop(source: Path, folder: Path) -> Path:
         for number in range(1, 10_000):
             name = source.name if number == 1 else f"{source.stem}-{number}{source.suffix}"
             with suppress(FileExistsError):
-                os.close(_create(name, handle))  # reserves the name; empty files are nobody's job
+                os.close(_create(name, handle))  # reserves the name; an empty file is no job
                 os.rename(Path(file.name).name, name, src_dir_fd=handle, dst_dir_fd=handle)
                 sync_dir(folder)
                 return folder / name
@@ -354,7 +355,7 @@ def remove_tree(folder: Path) -> None:
 def clear(path: Path) -> None:
     """Delete the file or folder at a name of ours; no error if there is none."""
     with suppress(FileNotFoundError), _at(path) as (name, folder):
-        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):  # rmtree would wait for who writes into a pipe
+        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):  # rmtree would wait for a writer of a pipe
             shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
         else:
             os.unlink(name, dir_fd=folder)
@@ -401,7 +402,7 @@ def open_file(path: Path) -> BufferedReader:
     """Open a file for reading; links are followed.
 
     Raises:
-        OSError: as `open` does; EINVAL for a pipe, socket, device or folder, which is not waited for.
+        OSError: as `open` does; EINVAL for a pipe, socket, device or folder.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
-# They tell of no file that another machine writes.
+# These send no events for files that another machine writes.
 SHARES = {
     "nfs",
     "nfs4",

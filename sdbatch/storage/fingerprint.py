@@ -22,7 +22,7 @@ def fingerprint(path: Path, cache: Path) -> str:
         key = _identity(part)
         if key not in known:
             known[key] = files.sha256(part)
-            with suppress(OSError):  # a cache: worth no error
+            with suppress(OSError):  # only a cache: errors are ignored
                 files.write_atomically(cache, json.dumps(known, indent=1).encode())
         digests.append(known[key])
     return _together(path, digests)
@@ -52,4 +52,4 @@ def _read(cache: Path) -> dict[str, str]:
     try:
         return dict(json.loads(cache.read_text()))
     except (OSError, ValueError, TypeError):
-        return {}  # a cache: worth no error
+        return {}  # only a cache: errors are ignored

@@ -31,13 +31,13 @@ class RootLock:
         """Make sure that no other service can work on this root.
 
         Raises:
-            RootBusy: another one does.
-            OSError: it can't be said now; a trouble of the disk, whatever it is.
+            RootBusy: another service uses it.
+            OSError: the disk fails, so it is unknown.
         """
         try:
             if self._handle is not None and self._is_there(self._handle):
                 return
-            self.root.running.stat()  # else what lies there is no root, but the place where its disk is mounted
+            self.root.running.stat()  # otherwise this is the empty mount point of the root's disk
             self.release()
             self._handle = self._take()
         except OSError as error:
@@ -64,7 +64,7 @@ class RootLock:
             except BaseException:
                 os.close(handle)
                 raise
-            os.close(handle)  # deleted before it was locked: others would find another one
+            os.close(handle)  # deleted before it was locked: others would lock a new one
 
     def _lock(self, handle: int) -> None:
         try:
@@ -72,7 +72,7 @@ class RootLock:
         except BlockingIOError as error:
             holder = os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
             raise RootBusy(
-                "{path}: another sdbatch serves this root already (pid {holder})", self.root.path, holder
+                "{path}: another sdbatch already serves this root (pid {holder})", self.root.path, holder
             ) from error
         with suppress(OSError):  # on a full disk the lock holds without a pid in it
             os.truncate(handle, 0)
@@ -86,5 +86,5 @@ class RootLock:
             return False
         try:
             return os.path.samestat(os.fstat(handle), found)
-        except OSError:  # it lies on a share that is gone, and what is found now on another
+        except OSError:  # it was on a share that is gone; the present file is another one
             return False

@@ -56,7 +56,7 @@ def set_up(*, verbose: bool = False, job_folders: Sequence[Path] = ()) -> None:
             structlog.dev.ConsoleRenderer(exception_formatter=plain),
         ]
     else:
-        # Without local variables: what they hold, a password's hash among them, is not the journal's.
+        # Without local variables, which may contain a password's hash.
         without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         processors.append(structlog.processors.ExceptionRenderer(without_locals))
         if journal.is_behind(sys.stderr):

@@ -4,7 +4,7 @@ import os
 import socket
 from contextlib import suppress
 
-FEED_SECONDS = 1.0  # between two signs of life: a fast GPU makes dozens of steps a second
+FEED_SECONDS = 1.0  # between two messages: a fast GPU makes dozens of steps a second
 PATIENCE_SECONDS = 5.0  # with a manager that is too busy to listen: a few datagrams fill its queue
 STARTING_SECONDS = 60  # that systemd waits on, each time it hears that the service still starts
 

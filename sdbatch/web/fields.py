@@ -17,7 +17,7 @@ from sdbatch.job.reader import Defaults, parse
 
 Kind = Literal["txt2img", "img2img"]
 Type = Literal["text", "long", "loras", "number", "check", "choice"]
-# In this order; all that the schema has besides follows under "More".
+# In this order; all other fields follow under "More".
 FIRST = (
     *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
     *("n_iter", "n_samples", "seed", "ddim_steps", "scale"),
@@ -65,6 +65,7 @@ def _fields(kind: Kind) -> tuple[Field, ...]:
 
 def _field(name: str, rules: dict[str, Any]) -> Field:
     kind: Type
+    rules = {**rules.get("anyOf", [{}])[0], **rules}  # a seed may be a word, too: here its number -1
     match rules:
         case {"enum": _}:
             kind = "choice"
@@ -103,7 +104,7 @@ def to_yaml(kind: Kind, filled: Mapping[str, str], defaults: Defaults = ()) -> s
         if value != field.default:
             job[field.name] = value
     if kind == "img2img" and "init_img" not in job:
-        job.setdefault("strength", 0.75)  # makes it img2img still, so that the missing picture is told
+        job.setdefault("strength", 0.75)  # keeps it img2img, so that the missing image is reported
     return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=80)
 
 
@@ -139,11 +140,11 @@ def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind,
     """The kind of the first job of a file, and its values for the form.
 
     Raises:
-        JobError: it holds no job.
+        JobError: it contains no job.
     """
     first = parse(text.encode(), file_name, defaults)[0]
     if first.job is None:
-        raise first.error or JobError("{file_name} holds no job", file_name)
+        raise first.error or JobError("there is no job in {file_name}", file_name)
     return kind_of(first.job), {name: _written(value) for name, value in first.job.model_dump().items()}
 
 

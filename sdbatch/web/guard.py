@@ -30,7 +30,7 @@ from sdbatch.web.server import REFUSAL, SMALL_BYTES
 from sdbatch.web.site import is_fragment, own_path, site
 
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-TRIES, SECONDS_EACH = 5, 3.0  # passwords of one address that are looked at at once; then one in so many seconds
+TRIES, SECONDS_EACH = 5, 3.0  # passwords of one address that are checked at once; then one in so many seconds
 LONGEST_WAIT = 3 * SECONDS_EACH
 SEATS = 6  # of the server's threads, for those who wait
 AT_ONCE = 2  # passwords: each takes 32 MB and a tenth of a second
@@ -89,7 +89,7 @@ class Throttle:
             if len(self._due) >= MOST_ADDRESSES:
                 self._due = {each: due for each, due in self._due.items() if due > now}
             if len(self._due) >= MOST_ADDRESSES:
-                self._due.clear()  # many addresses that come once: nothing to hold against any of them
+                self._due.clear()  # many addresses with one attempt each: forget them
             due = max(now, self._due.get(address, now))
             seconds = due - now - (TRIES - 1) * SECONDS_EACH
             if seconds > LONGEST_WAIT:
@@ -125,17 +125,17 @@ def split_bind(bind: str) -> tuple[str, int]:
     """Address and port of `127.0.0.1:8123` or `[::1]:8123`; for `unix:/run/sdbatch/web.sock` the path, and no port.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it has another form.
     """
     if bind.startswith("unix:"):
         path = bind.removeprefix("unix:")
         if not path.startswith("/"):
-            raise ConfigError("{bind}: say the whole path, such as unix:/run/sdbatch/web.sock", bind)
+            raise ConfigError("{bind}: give the whole path, such as unix:/run/sdbatch/web.sock", bind)
         return path, 0
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(\d{1,5})", bind)
     if match is None or int(match[2]) > 65535:
         raise ConfigError(
-            "{bind}: say an address and a port, such as 127.0.0.1:8123 or [::1]:8123, or unix: and a path", bind
+            "{bind}: must be an address and a port, such as 127.0.0.1:8123 or [::1]:8123, or unix: and a path", bind
         )
     return match[1].strip("[]"), int(match[2])
 
@@ -147,7 +147,7 @@ def require_password(host: str, web: Web) -> None:
         ConfigError: there is none, or it is no hash.
     """
     if web.password and not re.match(r"(scrypt|pbkdf2):", web.password):
-        raise ConfigError("web.password: is no line of `sdbatch web --hash-password`; put one there, not the password")
+        raise ConfigError("web.password: must be a line from `sdbatch web --hash-password`, not the password")
     if not web.password and not host.startswith("/") and not _is_loopback(host):
         raise ConfigError(
             "{host} can be reached from the network: set web.password in configs/sdbatch.yaml to a "
@@ -176,8 +176,8 @@ def install(
         SESSION_COOKIE_NAME=f"sdbatch-{_mark(str(app.extensions['sdbatch'].root.path))}",  # ports share their cookies
         SESSION_COOKIE_SAMESITE="Lax",
         PERMANENT_SESSION_LIFETIME=timedelta(days=STAYS_DAYS),
-        WTF_CSRF_TIME_LIMIT=None,  # a form may lie open overnight
-        WTF_CSRF_SSL_STRICT=False,  # compares names that a proxy may have changed; the token is enough
+        WTF_CSRF_TIME_LIMIT=None,  # a form may stay open overnight
+        WTF_CSRF_SSL_STRICT=False,  # it compares host names that a proxy may have changed; the token is enough
         MAX_FORM_MEMORY_SIZE=FORM_BYTES,
     )
     app.extensions["sdbatch.throttle"] = Throttle(clock, sleep)
@@ -206,11 +206,11 @@ def _is_own_name() -> bool:
 
 
 def _refuse_strangers() -> None:
-    if (why := _strange()) and request.endpoint != "static":
+    if (why := _why_refused()) and request.endpoint != "static":
         abort(403, why)
 
 
-def _strange() -> str:
+def _why_refused() -> str:
     """Why this account may not use the page; empty if it may, or if a password will be asked."""
     if site().settings.web.password:
         return ""
@@ -222,7 +222,7 @@ def _require_login() -> Response | None:
         return None
     if is_fragment() and request.method == "POST":
         abort(400)  # the page says that it is out of date; what is written in its form stays
-    if is_fragment():  # a swap would put the login into the middle of the page
+    if is_fragment():  # htmx would put the login into the middle of the page
         return Response(status=204, headers={"HX-Redirect": url_for("guard.login")})
     back = request.full_path if request.method == "GET" else ""
     return redirect(url_for("guard.login", back=back or None), 303)
@@ -242,7 +242,7 @@ def _bound_body() -> None:
 
 def body_limit() -> int:
     """How many bytes the body of a request may have; few before the visitor is known."""
-    if not (_is_own_name() and _is_logged_in() and not _strange()):
+    if not (_is_own_name() and _is_logged_in() and not _why_refused()):
         return SMALL_BYTES
     return FORM_BYTES + (site().settings.limits.input_bytes if request.endpoint == "form.drop" else 0)
 
@@ -260,7 +260,7 @@ def _add_headers(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     if response.mimetype == "text/html":
-        response.headers.setdefault("Cache-Control", "no-store")  # also keeps other people's proxies out of it
+        response.headers.setdefault("Cache-Control", "no-store")  # it also keeps answers out of shared proxies
     elif request.endpoint != "static" and response.cache_control.public:
         response.cache_control.public, response.cache_control.private = False, True  # likewise
     return response

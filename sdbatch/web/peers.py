@@ -17,7 +17,7 @@ from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-OVERFLOW = Path("/proc/sys/kernel/overflowuid")  # stands for accounts that a user namespace hides
+OVERFLOW = Path("/proc/sys/kernel/overflowuid")  # the uid of accounts that a user namespace hides
 ADMIN = 0
 BY_WRITING = 0o020  # of a folder's mode: its group may put files into it
 
@@ -52,13 +52,9 @@ def _find_socket(ends: Ends) -> tuple[int, int] | None:
         with suppress(OSError):
             for line in table.read_text().splitlines()[1:]:
                 words = line.split()
-                if _ends(words[1], words[2]) == ends and (inode := int(words[9])):
+                if (*_address(words[1]), *_address(words[2])) == ends and (inode := int(words[9])):
                     return int(words[7]), inode
     return None
-
-
-def _ends(here: str, there: str) -> Ends:
-    return (*_address(here), *_address(there))
 
 
 def _address(text: str) -> tuple[str, int]:

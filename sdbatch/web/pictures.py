@@ -24,7 +24,7 @@ from sdbatch.web import thumbnails
 from sdbatch.web.site import done, is_fragment, site
 
 AT_ONCE = 60  # thumbnails
-MOST_AT_ONCE = 20 * AT_ONCE  # for who comes back to where they had scrolled to
+MOST_AT_ONCE = 20 * AT_ONCE  # for a visitor who returns to a scrolled page
 ASKED = ("words", "kind", "ckpt", "since", "seed", "failed")  # what a search can be narrowed by
 KEPT_SECONDS = 86400  # by browsers: pictures do not change, but for a name in outputs/ that is drawn anew
 FAMILY = 50  # jobs of a lineage
@@ -74,7 +74,7 @@ def show(path: str) -> str:
     try:
         restored = restore.restore(site().root, picture)
     except JobError as error:
-        restored = restore.Restored("", [str(error)])
+        restored = restore.Restored("", [error.message])
     return render_template(
         "picture.html",
         picture=picture,

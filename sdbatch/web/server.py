@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 THREADS = 16  # a page of thumbnails asks for six at a time; a wrong password keeps one waiting
 MOST_CONNECTIONS = 500  # each takes one of the 1024 files that a process may have open
 SILENT_SECONDS = 20.0  # between two requests, or in the midst of one
-GRACE_SECONDS, SLOWEST = 10.0, 10_000  # so much time, and then so many bytes a second: a telephone's slowest
-LINGERS_SECONDS = 5.0  # after a refusal: who sends on sees the answer only when they are done
+GRACE_SECONDS, SLOWEST = 10.0, 10_000  # after so many seconds, at least so many bytes a second: a very slow phone
+LINGERS_SECONDS = 5.0  # after a refusal: a visitor who is still sending reads the answer only at the end
 CHUNK_BYTES, TURN_BYTES = 65_536, 1_000_000  # of what is sent: in memory, and before the others have their turn
 HEAD_BYTES = 65_536
-SMALL_BYTES = 16_384  # a body that is taken from everybody, as that of the login
+SMALL_BYTES = 16_384  # a body that is accepted from everybody, such as the login
 SOCKET_MODE = 0o660  # the group's rule, kept by the kernel
 REFUSAL = "sdbatch.refusal"  # in the environment: the status of an answer to a body that was not taken
 CHANNEL = "sdbatch.channel"
@@ -161,7 +161,7 @@ class _Channel(HTTPChannel):
 
     def send(self, data: bytes, do_close: bool = True) -> int:
         if self.turn <= 0:
-            return 0  # as if the visitor read no more for now; else a fast one would have all our time
+            return 0  # pause sending: otherwise a fast visitor would use all the time
         sent = super().send(data, do_close=do_close)
         self.turn -= sent
         self._move(sent)
@@ -254,7 +254,7 @@ def serve(
     `body_limit` returns how many bytes of a request's body are accepted; all bodies together are limited by
     `most_received`.
     """
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page of thumbnails is no reason to warn
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # many thumbnails at once are normal
     adjustments = Adjustments(
         sockets=[listener],
         threads=THREADS,

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import torch
 
-# CUDA has an error of its own; its libraries and the CPU's allocator say it in words alone. cuDNN tries one plan
+# CUDA has its own exception; its libraries and the CPU's allocator only have a text. cuDNN tries one plan
 # after another, each of which may want memory that is not there, and in the end says only that none is left. Where
 # cuBLAS or cuDNN find no room for their handle, they call themselves not initialized.
 SIGNS = (

@@ -23,7 +23,7 @@ from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
 
 SPARE_SHARE = 50  # a fiftieth of the disk stays free
-LOCK = ".lock"  # held while one is written: the next would write over its draft, or take it away for room
+LOCK = ".lock"  # held while one is written: another process would overwrite or delete its draft
 
 Told = Callable[[int, int], None]
 
@@ -35,7 +35,7 @@ class Conversions:
     Attributes:
         folder: state/models.
         checksums: the cache of `fingerprint`.
-        most_bytes: what may lie in the folder; the least recently used goes first. 0 converts nothing.
+        most_bytes: the limit of the folder; the least recently used conversion is deleted first. 0 converts nothing.
     """
 
     folder: Path

@@ -32,11 +32,11 @@ class Model:
 
     Attributes:
         alphas: alpha bar of the training schedule, float64, [timesteps].
-        scale_factor: latents are the autoencoder's times this.
+        scale_factor: latents are the autoencoder's output times this.
         channels: latent channels (C).
         factor: pixels of a side per latent (f).
-        dtype: in what it computes; see precision.py.
-        prediction: what the UNet gives: v1 the noise, v2 mostly the velocity.
+        dtype: the type in which it computes; see precision.py.
+        prediction: what the UNet predicts: v1 the noise, v2 mostly the velocity.
         suspect: what is told of where the networks give what is not a number.
     """
 
@@ -69,14 +69,31 @@ class Model:
             network.to(device)
         return replace(self, device=device, levels=self.levels.to(device))
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """[batch, 77, width]: the last hidden state behind the final norm (`FrozenCLIPEmbedder` and the others)."""
+    def encode_prompts(self, prompts: list[str], clip_skip: int = 1) -> Tensor:
+        """[batch, 77, width], as `encode_tokens` gives them; the end of a prompt that is too long is left out."""
         tokens = self.tokenizer(
             prompts, truncation=True, max_length=TEXT_POSITIONS, padding="max_length", return_tensors="pt"
         )
-        ids = tokens["input_ids"].to(self.device)
-        hidden: Tensor = self.text_encoder(input_ids=ids, return_dict=True).last_hidden_state
-        return hidden
+        return self.encode_tokens(tokens["input_ids"].to(self.device), clip_skip)
+
+    def encode_tokens(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
+        """[batch, 77, width]: the last hidden state behind the final norm (`FrozenCLIPEmbedder` and the others).
+
+        With `clip_skip` n it is the n-th from the end, behind the same norm; only OpenAI's CLIP has that.
+        """
+        if clip_skip == 1 or not self.skips_layers:
+            hidden: Tensor = self.text_encoder(input_ids=ids, return_dict=True).last_hidden_state
+            return hidden
+        states = self.text_encoder(input_ids=ids, return_dict=True, output_hidden_states=True).hidden_states
+        if clip_skip >= len(states):
+            raise JobError("clip_skip: at most {count}, the layers of the model's text encoder", len(states) - 1)
+        skipped: Tensor = self.text_encoder.final_layer_norm(states[-clip_skip])
+        return skipped
+
+    @property
+    def skips_layers(self) -> bool:
+        """Whether `clip_skip` has an effect: v2's encoder ends before its last layer anyway, and BERT is another."""
+        return getattr(self.text_encoder.config, "hidden_act", "") == "quick_gelu"
 
     def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """[rows, C, h, w]: the noise in `x`; `timesteps` [rows] may be fractions.
@@ -93,7 +110,7 @@ class Model:
         """Alpha bar at a fractional timestep, interpolated in log sigma, which is -1/2 logit(alpha)."""
         logits = self.levels.logit()
         whole = timesteps.floor()
-        # levels[timesteps] would wait for the GPU.
+        # `levels[timesteps]` would wait for the GPU.
         low, high = (logits.index_select(0, t.long().clamp(max=len(logits) - 1)) for t in (whole, whole + 1))
         return torch.lerp(low, high, timesteps - whole).sigmoid()
 
@@ -128,7 +145,7 @@ def load_model(
     place = conversions.place(ckpt, config, dtype) if conversions and conversions.most_bytes else None
     kept = conversions.find(place) if conversions and place else None
     if kept is not None:
-        with suppress(JobError):  # not whole: somebody wrote there; the checkpoint itself is the truth
+        with suppress(JobError):  # damaged; the checkpoint is used instead
             plan, weights = _planned(ckpt, config, kept, vae)
             if not plan.lacking(weights):
                 make_room(plan.size(dtype))
@@ -187,16 +204,16 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
     """Check that all weights exist with the right shapes, and that the networks fit each other.
 
     Raises:
-        JobError: not so, with the first of what is wrong.
+        JobError: they do not; it names the first problems.
     """
     lacking = plan.lacking(weights)
     if lacking and lacking == [*plan.vae.lacking({})]:
         raise JobError(
-            "{name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)", plan.name
+            "{name} has no autoencoder of its own: give one with `vae:` (a file, such as vae-ft-mse)", plan.name
         )
     if lacking:
         more = Message(" and {count} more", len(lacking) - SHOWN) if len(lacking) > SHOWN else ""
-        hint = other_unet(weights) or Message("Is it a Stable Diffusion v1 or v2 model, whole, and the config its own?")
+        hint = other_unet(weights) or Message("Is it a complete Stable Diffusion v1 or v2 model? Is this its config?")
         raise JobError(
             "{name} does not fit {config}: {names}{more}. {hint}",
             plan.name,
@@ -206,7 +223,7 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
             hint,
         )
     if misfits := fit_problems(plan):
-        raise JobError("{name} is not a Stable Diffusion model that fits together: {misfits}", plan.name, misfits[0])
+        raise JobError("{name} is not a consistent Stable Diffusion model: {misfits}", plan.name, misfits[0])
 
 
 def fit_problems(plan: ModelPlan) -> list[str]:
@@ -215,15 +232,15 @@ def fit_problems(plan: ModelPlan) -> list[str]:
     vocabulary = len(plan.tokenizer)
     needs = {
         Message(
-            "its text encoder reads {max_position_embeddings} tokens, not {text_positions}",
+            "its text encoder reads {count} tokens, not {most}",
             text.max_position_embeddings,
             TEXT_POSITIONS,
         ): (text.max_position_embeddings == TEXT_POSITIONS),
         Message(
-            "its text encoder knows {vocab_size} tokens, the vocabulary has {vocabulary}", text.vocab_size, vocabulary
+            "its text encoder knows {count} tokens, the vocabulary has {vocabulary}", text.vocab_size, vocabulary
         ): (text.vocab_size >= vocabulary),
         Message(
-            "its text encoder is {hidden_size} wide, its UNet reads {unet}",
+            "its text encoder is {width} wide, its UNet reads {unet}",
             text.hidden_size,
             unet["cross_attention_dim"],
         ): (text.hidden_size == unet["cross_attention_dim"]),

@@ -12,7 +12,7 @@ from sdbatch.renderer.weights.limits import require_within_limits
 
 TEXT_POSITIONS = 77  # CLIP's; 75 for the prompt, one each for its start and end
 HEAD_SIZE = 64  # every CLIP text encoder has heads of this size
-V2_PADDING = "!"  # OpenCLIP fills a prompt up with token 0, OpenAI's CLIP with its end mark
+V2_PADDING = "!"  # OpenCLIP pads a prompt with token 0, OpenAI's CLIP with its end token
 
 
 def clip_tokenizer(padding: str = "<|endoftext|>") -> Any:
@@ -71,7 +71,7 @@ def clip_network(**numbers: Any) -> Any:
     """An empty `CLIPTextModel`.
 
     Raises:
-        JobError: the numbers are beyond all reason.
+        JobError: the numbers are beyond the limits.
     """
     require_within_limits("the text encoder", numbers)
     with torch.device("meta"):

@@ -34,10 +34,10 @@ _OTHERS = {
         Message("is a web page, not a file of weights: copy the file itself, whole")
     ),
     rb"GGUF": Message(
-        "is a GGUF file, which is not read: only .ckpt, .safetensors and folders in diffusers format are"
+        "is a GGUF file, which is not supported: use .ckpt, .safetensors or a folder in diffusers format"
     ),
-    rb"\x89HDF": Message("is a file of TensorFlow (HDF5), which is not read: take one for PyTorch"),
-    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": Message("is a picture, not a file of weights"),
+    rb"\x89HDF": Message("is a TensorFlow file (HDF5), which is not supported: use one for PyTorch"),
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": Message("is an image, not a file of weights"),
     rb"7z\xbc\xaf|Rar!|\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ": Message("is a packed archive: unpack it first"),
     rb"[\t\r\n\x20-\x7e]{16}": (
         Message("is a text, not a file of weights (an error message in its place?): copy the file itself, whole")
@@ -55,13 +55,14 @@ def is_safetensors(path: Path) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
-def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
+def read_weights(path: Path, called: str = "", inside: str = "state_dict") -> dict[str, Tensor]:
     """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped.
 
-    Errors call the file `called`, with its field; by default it is the job's checkpoint.
+    Errors call the file `called`, with its field; by default it is the job's checkpoint. In a .ckpt the tensors may
+    lie one level down, under the name `inside`.
 
     Raises:
-        JobError: not such a file, cut short, or it holds more than weights.
+        JobError: no such file, a truncated one, or it contains more than weights.
     """
     called = called or Message("ckpt: the checkpoint {name}", path.name)
     try:
@@ -73,7 +74,7 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     if is_safe:
         return _read_safetensors(path, head, called)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        return _read_pickle(path, called, is_zip=head[:2] == b"PK")
+        return _read_pickle(path, called, inside, is_zip=head[:2] == b"PK")
     if told := next((told for pattern, told in _OTHERS.items() if re.match(pattern, head, re.DOTALL)), ""):
         raise JobError("{called} {told}", called, told)
     raise JobError(
@@ -84,7 +85,7 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]:
     if int.from_bytes(head[:8], "little") > MOST_HEADER:
-        raise JobError("{called} has a header that is longer than any model's", called)
+        raise JobError("{called} has a longer header than any model", called)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -93,9 +94,9 @@ def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]
         ) from error
 
 
-def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
+def _read_pickle(path: Path, called: str, inside: str, *, is_zip: bool) -> dict[str, Tensor]:
     try:
-        content = read_torch_file(path, is_zip=is_zip)
+        content = read_torch_file(path, is_zip=is_zip, inside=inside)
     except MoreThanWeights as error:
         raise JobError(
             "{called} holds more than weights (Python objects or code), so it was not loaded; "
@@ -106,20 +107,20 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
         raise JobError("{called} describes more than any model has, so it was not loaded", called) from error
     except UnsupportedArchive as error:
         raise JobError("{called} {problem}", called, error) from error
-    except Exception as error:  # what is damaged makes readers stumble anywhere: struct.error, IndexError, ...
+    except Exception as error:  # with damaged files readers may raise anything: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
-            "{called} is damaged or was copied incompletely ({st_size:,} bytes lie here); copy it again",
+            "{called} is damaged or was copied incompletely (it has {size:,} bytes); copy it again",
             called,
             path.stat().st_size,
         ) from error
     if not isinstance(content, dict):
-        raise JobError("{called} holds no named weights", called)
+        raise JobError("{called} contains no named weights", called)
     if "string_to_param" in content:
-        raise JobError("{called} is a textual inversion (an embedding): those are not drawn with", called)
+        raise JobError("{called} is a textual inversion (an embedding), which is not supported", called)
     if any(key in LEFTOVERS or (key.isdigit() and isinstance(content[key], list | tuple)) for key in content):
-        raise JobError("{called} is a hypernetwork: those are not drawn with", called)
+        raise JobError("{called} is a hypernetwork, which is not supported", called)
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
@@ -140,16 +141,16 @@ def write_weights(
     The library's writer needs all weights in memory at once; this one holds one at a time.
 
     Args:
-        path: where; its folder must exist.
+        path: the file to write; its folder must exist.
         weights: as `read_weights` gives them.
-        dtypes: which to write, and in what precision.
+        dtypes: the weights to write, with their precision.
         metadata: short texts for the file's header.
-        on_written: told the bytes written, and those in all.
+        on_written: called with the bytes written, and the total.
 
     Raises:
-        OSError: the disk failed or is full, or gave back something else than was written.
+        OSError: the disk failed or is full, or the copy differs.
     """
-    # The larger numbers first, so that all of them lie on multiples of their size.
+    # Larger types first, so that each is aligned to its size.
     names = sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -162,7 +163,7 @@ def write_weights(
     with files.drafted(path, durable=True) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in names:
-            file.write(_bytes_of(weights[name].to(dtypes[name])))
+            file.write(_bits(weights[name].to(dtypes[name])).numpy().data)
             on_written(header[name]["data_offsets"][1], end)
         files.to_disk(file)
         try:
@@ -175,12 +176,8 @@ def write_weights(
         if written.keys() != dtypes.keys() or any(
             not torch.equal(_bits(written[name]), _bits(weights[name].to(dtypes[name]))) for name in names
         ):
-            raise OSError(errno.EIO, Message("the disk gave back something else than was written"), str(path))
+            raise OSError(errno.EIO, Message("the disk returned other data than was written"), str(path))
 
 
 def _bits(weight: Tensor) -> Tensor:
     return weight.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _bytes_of(weight: Tensor) -> memoryview:
-    return _bits(weight).numpy().data

@@ -18,7 +18,7 @@ MOST_STEPS = 2_000_000  # v1-5's takes 40,000
 MOST_LETTERS, MOST_SIDES = 200, 16  # of a name; of a shape
 OTHER = object()  # whatever a training tool left beside the weights
 
-# What a file of weights may name. The original release's files also hold the training's callbacks (pytorch_lightning
+# Names that a weight file may contain. The original files also contain the training's callbacks (pytorch_lightning
 # keeps them by class) and its best loss, maybe a numpy number.
 HARMLESS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -58,9 +58,9 @@ class Storage:
 
     Attributes:
         key: its name there.
-        kind: the class that stands for its type, such as FloatStorage.
-        numel: how many numbers.
-        offset: where in it those begin that are meant.
+        kind: the class of its type, such as FloatStorage.
+        numel: the number of elements.
+        offset: the position of the first used element.
     """
 
     key: str
@@ -95,7 +95,7 @@ def read(data: memoryview, start: int = 0) -> Read:
     Raises:
         MoreThanWeights: it names code.
         TooMuch: it is too long.
-        Exception: of many kinds, where it is damaged.
+        Exception: of many kinds, if it is damaged.
     """
     stream, reader = io.BytesIO(data[start : start + MOST_BYTES]), _Reader()
     try:

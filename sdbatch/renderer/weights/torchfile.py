@@ -44,18 +44,20 @@ class UnsupportedArchive(Exception):
     """An archive whose weights can't be mapped: compressed, encrypted, or not from torch."""
 
 
-def read_torch_file(path: Path, *, is_zip: bool) -> Any:
+def read_torch_file(path: Path, *, is_zip: bool, inside: str) -> Any:
     """The content: named weights as tensors that stay in the file, everything else inert.
 
+    They may lie one level down, under the name `inside`.
+
     Raises:
-        MoreThanWeights: it holds code, or objects.
-        Packed: it is another program's archive.
-        Exception: of many kinds, where it is damaged.
+        MoreThanWeights: it contains code or objects.
+        Packed: it is an archive of another program.
+        Exception: of many kinds, if it is damaged.
     """
     with path.open("rb") as file:
-        content, places = _read_zip(file) if is_zip else _read_row(file)
+        content, places = _read_zip(file, inside) if is_zip else _read_row(file)
     whole = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-    return _filled(content, places, whole)  # type: ignore[arg-type] # as if it gave another class than its own
+    return _filled(_named(content, inside), places, whole)  # type: ignore[arg-type] # as if it gave another class than its own
 
 
 class _Short(io.BufferedReader):
@@ -69,7 +71,7 @@ class _Short(io.BufferedReader):
         return data
 
 
-def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_zip(file: io.BufferedReader, inside: str) -> tuple[Any, dict[str, tuple[int, int]]]:
     """The content of data.pkl, and the position of each storage in bytes."""
     with zipfile.ZipFile(_Short(io.FileIO(file.fileno(), closefd=False))) as archive:
         members = {info.filename: info for info in archive.infolist()}
@@ -78,24 +80,24 @@ def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
         pickle = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
         if pickle is None:
             raise UnsupportedArchive(
-                Message("is an archive of something else: unpack it, and name the file of weights in it")
+                Message("is an archive of something else: unpack it, and give the file of weights in it")
             )
         prefix = pickle.removesuffix("data.pkl")
         if (order := members.get(f"{prefix}byteorder")) and archive.open(order).read(10) != b"little":
             raise UnsupportedArchive(
-                Message("was written by a machine with the other order of bytes: save it anew as .safetensors")
+                Message("was written on a machine with another byte order: save it again as .safetensors")
             )
         with archive.open(pickle) as stream:
             data = stream.read(pickled.MOST_BYTES + 1)
     content = pickled.read(memoryview(data)).content
-    used = {placed.storage.key for placed in _placed(content).values()}
+    used = {placed.storage.key for placed in _placed(_named(content, inside)).values()}
     return content, {key: _place(file, members[f"{prefix}data/{key}"]) for key in used}
 
 
 def _place(file: io.BufferedReader, member: zipfile.ZipInfo) -> tuple[int, int]:
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
         raise UnsupportedArchive(
-            Message("was packed anew, its weights compressed or encrypted: unpack it and save it as .safetensors")
+            Message("was repacked, with its weights compressed or encrypted: unpack it and save it as .safetensors")
         )
     file.seek(member.header_offset)
     name, extra = struct.unpack("<26x2H", file.read(LOCAL_HEADER))
@@ -110,7 +112,7 @@ def _read_row(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
     for _ in range(5):
         read.append(pickled.read(data, read[-1].end if read else 0))
         if read[0].content != MAGIC:
-            raise ValueError(Message("no file of torch's"))
+            raise ValueError(Message("not a torch file"))
     content, kinds, at = read[3].content, read[3].kinds, read[4].end
     places = {}
     for key in map(pickled.plain, read[4].content):
@@ -122,30 +124,28 @@ def _read_row(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
     return content, places
 
 
-def _named(content: Any) -> Any:
-    """The weights by name; training puts them one level down."""
-    inner = content.get("state_dict") if isinstance(content, dict) else None
+def _named(content: Any, inside: str) -> Any:
+    """The weights by name."""
+    inner = content.get(inside) if isinstance(content, dict) else None
     return inner if isinstance(inner, dict) else content
 
 
-def _placed(content: Any) -> dict[str, Placed]:
-    named = _named(content)
+def _placed(named: Any) -> dict[str, Placed]:
     return {key: value for key, value in named.items() if isinstance(value, Placed)} if isinstance(named, dict) else {}
 
 
 def _filled(content: Any, places: Mapping[str, tuple[int, int]], whole: torch.UntypedStorage) -> Any:
-    found = _named(content)
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         return content
     tensors = {name: _tensor(placed, places, whole) for name, placed in _placed(content).items()}
-    return {name: tensors.get(name, value) for name, value in found.items() if tensors.get(name, value) is not None}
+    return {name: tensors.get(name, value) for name, value in content.items() if tensors.get(name, value) is not None}
 
 
 def _tensor(placed: Placed, places: Mapping[str, tuple[int, int]], whole: torch.UntypedStorage) -> Tensor | None:
     """A view into the file; None if it repeats numbers many times, since no weight does and a copy would be huge.
 
     Raises:
-        ValueError: it reaches beyond its numbers.
+        ValueError: it exceeds its storage.
     """
     storage, kind = placed.storage, _KINDS[placed.storage.kind]
     dtype = getattr(torch, placed.dtype) if placed.dtype else kind

@@ -13,7 +13,7 @@ from sdbatch.imaging.png_text import SIGNATURE, unpacks
 
 PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}
 ORIENTATION = {b"XML:com.adobe.xmp", b"Raw profile type exif"}  # keywords of texts that may tell it
-MOST_CHUNKS = 1_000_000  # two seconds' work
+MOST_CHUNKS = 1_000_000  # two seconds of work
 MOST_BYTES = 400 << 20  # of pixels, packed: 64 million with 48 bits that can't be packed
 MOST_TOLD = 64 << 10  # bytes of a chunk that tells the orientation
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -23,11 +23,11 @@ class Damaged(ValueError):
     """The pixel data are damaged."""
 
 
-def bare(file: BinaryIO) -> BinaryIO:
+def strip_metadata(file: BinaryIO) -> BinaryIO:
     """A PNG or JPEG with only its pixels; any other file unchanged.
 
     Raises:
-        Damaged: a checksum is wrong, or it is in more pieces or larger than any picture.
+        Damaged: a checksum is wrong, or it has too many chunks or is too large.
     """
     start = file.read(8)
     if start == SIGNATURE:
@@ -53,7 +53,7 @@ def _bare_png(file: BinaryIO) -> BinaryIO:
             continue
         data = _whole(file, kind, min(size, left))
         left -= len(data)
-        if kind == b"IDAT":  # all in one: a file may have millions, of which Pillow takes each by itself
+        if kind == b"IDAT":  # joined: a file may have millions, and Pillow handles each separately
             pixels.append(data)
             continue
         _write_pixels(kept, pixels)

@@ -83,9 +83,9 @@ def in_quotes(line: str) -> str:
         return ""
     value = found["value"]
     if _APOSTROPHES.fullmatch(value):
-        value = value[1:-1]  # 'a cat's hat': the outer ones were meant as quotes
+        value = value[1:-1]  # 'a cat's hat': the outer quotes were meant
     elif "\\" in value and len(value) > 1 and value[0] == value[-1] == '"':
-        value = value[1:-1]  # an escape that is none; the quotes were meant as such
+        value = value[1:-1]  # an invalid escape; the quotes were meant
     elif value[0] == '"' and '"' not in value[1:]:
         value = value[1:]  # the closing one is missing
     quoted = f'"{value}"' if not {'"', "\\"} & set(value) else "'" + value.replace("'", "''") + "'"
@@ -230,5 +230,5 @@ def _in_a_string(problem: str) -> str:
     if "escape" in problem:
         return Message("a backslash starts an escape in JSON; in a path write / instead, in a text \\\\")
     if "Unterminated" in problem:
-        return Message("the quote that ends this text is missing")
+        return Message("the closing quote is missing")
     return ""
