@@ -234,11 +234,8 @@ def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
         base = path.parent.parent if path.parent.name == SAMPLES else path.parent
         fields = foreign_pictures.read_setup(base / foreign_pictures.SETUP)
         if not fields:
-            raise JobError(
-                "{path}: does not say how it was made: {silence}, no setup.json beside it",
-                path,
-                why_unknown(said),
-            )
+            template = "{path}: does not say how it was made: {silence}, no setup.json beside it"
+            raise JobError(template, path, why_unknown(said))
     if not fields:
         raise JobError("{path}: nothing there says how it was drawn: no setup.json that can be read", path)
     return fields, []
