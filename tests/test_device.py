@@ -24,7 +24,7 @@ from sdbatch.renderer.device import memory
 from sdbatch.renderer.draw import samplings
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.renderer import Renderer, find_device
-from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.noise import JobNoise
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 
@@ -130,7 +130,7 @@ def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
         return torch.empty(2, 4, 8, 8, device=NOWHERE)
 
     decoded: list[torch.Tensor] = []
-    monkeypatch.setattr(NoiseSource, "seeded", lambda *_: SimpleNamespace(of_batch=lambda *_: noise))
+    monkeypatch.setattr(JobNoise, "seeded", lambda *_: SimpleNamespace(of_batch=lambda *_: noise))
     monkeypatch.setattr(draw_module, "computing", lambda *_: nullcontext())  # there is no autocast for it
     monkeypatch.setattr(draw_module, "decode", lambda model, latents, _: decoded.append(model.decode(latents)))
     # PLMS comes to its last formula at the fourth step.

@@ -225,8 +225,11 @@ def rerun(
 ) -> None:
     """Submit a job again: the same images, or others with --seed.
 
-    Example:
+    JOB/NUMBER draws that image alone if it has its own seed (seeding: picture).
+
+    Examples:
       sdbatch rerun 000042 --seed 7
+      sdbatch rerun 000042/7
 
     Exit codes:
       0   submitted
@@ -237,10 +240,8 @@ def rerun(
 
     place = named_root(root)
     opened = _open(place)
-    job_id = _find(opened, job).job
-    known = opened.job(job_id)
-    assert known is not None, "it was just found"
-    _drop(place, restore.rerun(place, known, seed), job_id, "rerun", dry_run=dry_run)
+    found = _find(opened, job)
+    _drop(place, restore.rerun(place, found, seed), found.job, "rerun", dry_run=dry_run)
 
 
 def _open(place: "Root", *, anew: bool = False) -> "History":
