@@ -31,6 +31,12 @@ class NoiseSource:
         """The same from the CPU's generator: the scripts sample the autoencoder's posterior there even with a GPU."""
         return torch.randn(*shape, generator=self.cpu).to(self.device)
 
+    def fork(self) -> "NoiseSource":
+        """Another that goes on from here with the same numbers."""
+        main = torch.Generator(self.device)
+        main.set_state(self.main.get_state())
+        return NoiseSource(self.device, main, main if self.device.type == "cpu" else self.cpu)
+
     def of_batch(self, first: int, shape: Sequence[int]) -> Noise:  # noqa: ARG002 - other sources may seed by picture
         """The noise of the batch that starts with image `first`, from the job's one generator."""
         return lambda *_: self.draw(shape)
