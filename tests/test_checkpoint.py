@@ -279,7 +279,7 @@ def test_no_damage_is_anything_but_an_error_of_the_job(kind: str, tmp_path: Path
         (b'{"error": "not found"}', "is a text, not a file of weights"),
         (b"Entry not found\r\nsee the docs", "is a text, not a file of weights"),
         (b"GGUF\3\0\0\0", "is a GGUF file"),
-        (b"\x89HDF\r\n\x1a\n", "is a file of TensorFlow"),
+        (b"\x89HDF\r\n\x1a\n", "is a TensorFlow file"),
         (b"\x89PNG\r\n\x1a\n", "is a picture"),
         (b"7z\xbc\xaf\x27\x1c", "is a packed archive"),
         (b"\x80", "is damaged or was copied incompletely"),
@@ -347,12 +347,12 @@ def test_of_many_misfits_three_are_named_and_the_rest_counted(weights: dict[str,
 
 def test_a_checkpoint_without_an_autoencoder_says_how_to_name_one(weights: dict[str, Tensor], tmp_path: Path) -> None:
     without = {name: value for name, value in weights.items() if not name.startswith("first_stage_model.")}
-    assert "the checkpoint m.ckpt has no autoencoder of its own: name one with `vae:`" in misfit(without, tmp_path)
+    assert "the checkpoint m.ckpt has no autoencoder of its own: give one with `vae:`" in misfit(without, tmp_path)
 
 
 def test_quantized_weights_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
     text = misfit(weights | {UNET_KEY: torch.zeros(32, 4, 3, 3, dtype=torch.int8)}, tmp_path)
-    assert f"{UNET_KEY} holds no floating-point numbers" in text
+    assert f"{UNET_KEY} contains no floating-point numbers" in text
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_config_says_where_a_running_service_still_differs(root: Root) -> None:
     root.configuration.write_text("max_attempts: 5\ndevice: cpu\n")
     device, attempts = (line for line in config(root).stdout.splitlines() if "running service" in line)
     assert device == "  but the running service uses auto; restart it"
-    assert attempts.startswith("  but the running service has 3; it reads the file again on SIGHUP")
+    assert attempts.startswith("  but the running service uses 3; reload it (systemctl reload sdbatch)")
 
 
 def test_a_service_takes_new_settings_between_two_events(root: Root, clock: FakeClock) -> None:

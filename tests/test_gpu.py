@@ -4,7 +4,6 @@ The rest of the suite draws on the CPU, on a machine with a GPU too.
 """
 
 import io
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from small_models import TINY_TEXT, changed, small_v2
 from test_lora import kohya, random_matrices, weights_of
 from test_memory_fallback import INIT, apart
 from test_precision import model_in, overflowing, pixels_of_float32
-from tests_support import drain_for_real, only, run_sdbatch, small_draw
+from tests_support import drain_for_real, event_of, only, run_sdbatch, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
@@ -75,7 +74,7 @@ def render(renderer: Renderer, *jobs: Draw) -> list[dict[str, Any]]:
     answers = io.StringIO()
     renderer.answer = Answers(answers)
     renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in jobs)))
-    return [json.loads(line) for line in answers.getvalue().splitlines()]
+    return [event_of(line) for line in answers.getvalue().splitlines()]
 
 
 def digests(events: list[dict[str, Any]]) -> list[str]:
@@ -118,9 +117,7 @@ def test_a_decoder_that_runs_over_in_float16_is_repeated_in_float32_and_told() -
     spoilt = model_in(torch.float16).to(GPU)
     overflowing(spoilt.vae.decoder, 1e7)
     drawn, told = drawn_by(spoilt, small_txt2img())
-    assert [text.partition(":")[0] for text in told] == [
-        "decoded again in float32, since the decoder's numbers ran over in float16"
-    ] * 2
+    assert [text.partition(":")[0] for text in told] == ["decoded again in float32, because of overflow in float16"] * 2
     for one in drawn:
         with torch.inference_mode():
             expected = torch.cat([spoilt.decode(latents[None]) for latents in one.latents])
@@ -262,8 +259,8 @@ def test_a_lora_leaves_the_memory_and_the_bits_of_the_weights_as_they_were(tmp_p
     assert cached.model.dtype == torch.float16
     weights = {name: weight.cpu() for name, weight in weights_of(cached.model).items()}
     taken = torch.cuda.memory_allocated(GPU)
-    job = small_draw(tmp_path / "worn", loras=[{"file": "x.safetensors", "weight": 1.0}])
-    worn = digests(render(renderer, job.model_copy(update={"loras": (tmp_path / "x.safetensors",)})))
+    job = small_draw(tmp_path / "worn")
+    worn = digests(render(renderer, job.model_copy(update={"loras": ((tmp_path / "x.safetensors", 1.0),)})))
     assert worn
     assert set(worn).isdisjoint(plain)
     assert torch.cuda.memory_allocated(GPU) == taken

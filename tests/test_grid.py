@@ -1,7 +1,6 @@
 """Grids: one picture like the scripts', or parts that programs can open and memory can hold."""
 
 import io
-import json
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 import yaml
 from harness import FakeClock, drop_job
 from PIL import Image
-from tests_support import drain, small_draw
+from tests_support import drain, event_of, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
@@ -94,7 +93,7 @@ def test_the_parts_hold_all_pictures_in_their_order(tmp_path: Path, monkeypatch:
     names, told = laid(tmp_path, samples, 2)
     assert names == ["grid-0000.png", "grid-0001.png"]
     assert len(told) == 1
-    assert told[0].startswith("the grid is in 2 parts, grid-0000.png to grid-0001.png, with 2 pictures in a row: few")
+    assert told[0].startswith("the grid is in 2 parts, grid-0000.png to grid-0001.png, with 2 images in a row: few")
     seen = []
     for name in names:
         with Image.open(tmp_path / name) as part:
@@ -134,7 +133,7 @@ def render(task: Draw) -> list[dict[str, Any]]:
     Renderer(RendererConfig(device="cpu", checksums=task.folder / "checksums.json"), answers).serve(
         io.StringIO(task.model_dump_json())
     )
-    return [json.loads(line) for line in answers.getvalue().splitlines()]
+    return [event_of(line) for line in answers.getvalue().splitlines()]
 
 
 def test_a_grid_that_can_not_be_made_at_all_costs_no_job_its_pictures(
@@ -160,7 +159,7 @@ def test_a_job_is_cancelled_between_two_parts_of_its_grid(tmp_path: Path, monkey
     monkeypatch.setattr(grid, "write_grid", write)
     grid_part, failed = render(task)[-2:]
     assert grid_part["type"] == "grid"
-    assert failed["text"]["template"] == Cancelled.TEXT
+    assert failed["text"] == Cancelled.TEXT
 
 
 class InParts(FakeEngine):

@@ -113,7 +113,7 @@ def test_show_tells_everything_and_draws_the_lineage(draw: Draw, root: Root) -> 
         assert told in shown.stdout
     assert f"\n  from samples/00001.png: {child}  at night\n" in shown.stdout
     picture = ask(root, "show", f"jobs/done/{child}/samples/00000.png")
-    assert f"{child}, picture 0" in picture.stdout
+    assert f"{child}, image 0" in picture.stdout
     assert f"{job_id} samples/00001.png" in picture.stdout
     told = json.loads(ask(root, "show", child, "--json").stdout)
     assert (told["lineage"]["job"], told["lineage"]["children"][0]["is_asked"]) == (job_id, True)

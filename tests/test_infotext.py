@@ -40,7 +40,7 @@ def test_its_settings_become_fields() -> None:
         ("Sampler: DPM++ 2M Karras", "Sampler: DPM++ 2M Karras is not available; the job uses DDIM"),
         ("Clip skip: 2", "Clip skip: 2 can't be used here"),
         ("Denoising strength: 0.7, Hires upscale: 2", "Hires upscale: 2 can't be used here"),
-        ("Denoising strength: 0.7", "Denoising strength: 0.7: it was drawn from another picture, which is not told"),
+        ("Denoising strength: 0.7", "Denoising strength: 0.7: its start image is not given"),
         ("Seed: many", "Seed: many can't be used here"),
         ('Lora hashes: "a: 1, b: 2"', "Lora hashes: a: 1, b: 2 can't be used here"),
     ],

@@ -117,7 +117,7 @@ def test_a_root_that_is_away_is_no_place_for_a_lock(start: Start, root: Root, cl
     root.path.rename(away)
     root.path.mkdir()
     assert not service.run_once(clock)
-    assert "is not there" in service.problem
+    assert "does not exist" in service.problem
     with pytest.raises(OSError, match="lock can't be held"):
         lock.hold()
     assert {path.name for path in root.path.iterdir()} <= {"jobs"}

@@ -268,7 +268,7 @@ def test_each_side_is_rounded_down_to_a_multiple_of_64(
 @pytest.mark.parametrize("size", [(1, 1), (63, 64), (64, 63), (1000, 2)])
 def test_a_side_under_64_pixels_is_refused_with_the_size(size: tuple[int, int], tmp_path: Path) -> None:
     path = saved(tmp_path / "x.png", Image.new("RGB", size))
-    with pytest.raises(JobError, match=f"the picture is {size[0]}x{size[1]}; each side must have at least 64"):
+    with pytest.raises(JobError, match=f"the image is {size[0]}x{size[1]}; each side needs at least 64"):
         load(path)
 
 

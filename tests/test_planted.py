@@ -21,7 +21,7 @@ Start = Callable[..., Service]
 JOB = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
 ID = "20261122T101530Z-000007-planted"
 
-pytestmark = pytest.mark.timeout(20)  # who waits for a pipe would wait for ever
+pytestmark = pytest.mark.timeout(120)  # who waits for a pipe would wait for ever
 
 
 @pytest.fixture(autouse=True)

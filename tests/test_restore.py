@@ -59,7 +59,7 @@ def test_a_done_job_is_restored_as_it_was_asked_for(draw: Draw, root: Root) -> N
         assert parse(restored.text) == parse(JOB)
         assert restored.notes == []
     assert yaml.safe_load(restored.text) == yaml.safe_load(JOB), "without the defaults"
-    assert restored.text.startswith(f"# jobs/done/{job_id}/samples/00001.png, picture 1 of {job_id}\n")
+    assert restored.text.startswith(f"# jobs/done/{job_id}/samples/00001.png, image 1 of {job_id}\n")
 
 
 def test_a_failed_job_is_restored_from_the_file_that_was_dropped(draw: Draw, root: Root) -> None:

@@ -349,7 +349,7 @@ def test_an_inbox_that_goes_away_and_comes_back(tmp_path: Path, events: str, lea
         drop_job(root, "b.yaml", "prompt: b")
         wait_for(lambda: len(done(root)) == 2, "a job after")
         wait_for(lambda: status(root)["state"] == "idle", "the status to tell")
-        assert status(root)["inbox"].startswith("is watched" if events == "on" else "is looked through")
+        assert status(root)["inbox"].startswith("is watched" if events == "on" else "is scanned")
         assert process.poll() is None
     assert [text for text in told(log) if "inbox" in text] == [AWAY, "the inbox can be read again"]
     assert len(told(log)) < 12

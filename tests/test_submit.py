@@ -164,7 +164,7 @@ def named_like_a_job(desk: Path) -> str:
         (lambda _: "init_img: jobs/inbox/00000.png", 'there is no "jobs/inbox/00000.png"'),
         (lambda _: "init_img: '*.png'", "is a pattern"),
         (lambda _: "init_img: outputs/*.png", "is a pattern"),
-        (lambda _: "init_img: https://example.org/a.png", "is an address"),
+        (lambda _: "init_img: https://example.org/a.png", "is a URL"),
         (lambda _: "from_file: C:\\prompts.txt", "is a Windows path"),
         (lambda _: "ckpt: away.ckpt", "is a link to a file that does not exist"),
         (lambda _: "outdir: ../x", "leads out of the root"),

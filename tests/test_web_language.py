@@ -13,11 +13,13 @@ from harness import FakeClock, drop_job
 from test_web import Visitor, picture
 from tests_support import drain, only
 
+from sdbatch.messages import Message, packed_within
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import status_file
 
 Start = Callable[..., Service]
+NO_CHECKPOINT = "there is no checkpoint in {models}: copy or link one there (or mount its disk)"
 ENGLISH = re.compile(r"[a-z]+ [a-z]+ [a-z]+")  # three words in a row
 
 
@@ -132,13 +134,13 @@ def test_refused_pictures_are_told_in_chinese(visitor: Visitor) -> None:
     "facts",
     [
         {"state": "drawing"},
-        {"state": "paused", "problem": "paused until jobs/PAUSE is removed: 打扫"},
-        {"state": "paused", "problem": "waits until 22:00 (active_hours: 22:00-07:00)"},
+        {"state": "paused", "problem": Message("paused until jobs/PAUSE is removed: {reason}", "打扫")},
+        {"state": "paused", "problem": Message("waits until {start} (active_hours: {hours})", "22:00", "22:00-07:00")},
         {
             "state": "paused",
-            "problem": "there is no checkpoint in /srv/models: copy or link one there (or mount its disk)",
+            "problem": Message(NO_CHECKPOINT, "/srv/models"),
         },
-        {"state": "paused", "problem": "paused until jobs/PAUSE is removed", "job": None},
+        {"state": "paused", "problem": Message("paused until jobs/PAUSE is removed"), "job": None},
         {"state": "waiting for files"},
         {"state": "stopped"},
     ],
@@ -154,7 +156,7 @@ def test_the_queue_of_a_running_service_is_chinese(
     file = status_file.StatusFile(root.status)
     ours = {"pid": os.getpid(), "host": platform.node(), "updated_at": now, "done": 1, "failed": 1}
     file.facts |= ours | {"job": job | {"eta_seconds": 90, "attempt": 2, "fraction": 0.3}} | facts
-    root.status.write_text(json.dumps(file.facts))
+    root.status.write_text(json.dumps(file.facts | {"messages": packed_within(file.facts)}))
     assert_chinese(words(visitor.get("/").text))
 
 

@@ -86,7 +86,7 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
     try:
         for named, source in along.items():
             parts = (place / named).parts
-            _copy(source, draft / _walked(parts), root)
+            _copy(source, draft / _without_dots(parts), root)
         _copy(path, draft / place / path.name, root)
         target = _free_name(root, slug_of(path.name))
         files.move(draft, target)
@@ -96,7 +96,7 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
     return target / place / path.name
 
 
-def _walked(parts: tuple[str, ...]) -> Path:
+def _without_dots(parts: tuple[str, ...]) -> Path:
     """A path with `..` resolved."""
     walked: list[str] = []
     for part in parts:

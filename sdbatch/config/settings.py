@@ -35,6 +35,8 @@ NEEDS_RESTART = (
     "device",
     "default_model",
     "models",
+    "lora_folders",
+    "embedding_folders",
     "converted_bytes",
     "model_cache_bytes",
     "safety_checker",
@@ -189,7 +191,8 @@ class Environment(EnvSettingsSource):
         return by_new_names(super().__call__(), lambda *_: None)
 
 
-ABOUT_JOBS = ("default_model", "models", "allow_paths", "limits", "defaults")  # what a job is checked by
+# What a job is checked by.
+ABOUT_JOBS = ("default_model", "models", "lora_folders", "embedding_folders", "allow_paths", "limits", "defaults")
 
 
 class Settings(BaseSettings):
@@ -201,6 +204,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     default_model: DefaultModel = DefaultModel()
     models: dict[str, NamedModel] = {}
+    lora_folders: tuple[Path, ...] = ()
+    embedding_folders: tuple[Path, ...] = ()
     converted_bytes: int = Field(20_000_000_000, ge=0)
     model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
@@ -235,17 +240,19 @@ class Settings(BaseSettings):
             raise ValueError(Message("the hours must not end when they begin"))
         return hours
 
-    def kept_free(self, total: int) -> int:
+    def bytes_kept_free(self, total: int) -> int:
         """How many bytes of a disk of this size stay free."""
         return min(self.min_free_bytes, total // 100)
 
-    def told_to(self, place: root.Root) -> root.Root:
+    def apply_to(self, place: root.Root) -> root.Root:
         """The root with the settings that concern its jobs."""
         return replace(
             place,
             allowed=tuple(map(as_stored, self.allow_paths)),
             named=tuple(self.models.items()),
             defaults=tuple(self.defaults.model_dump().items()),
+            lora_folders=tuple(as_stored(place.path / folder) for folder in self.lora_folders),
+            embedding_folders=tuple(as_stored(place.path / folder) for folder in self.embedding_folders),
         )
 
     @classmethod

@@ -212,7 +212,7 @@ def _resolved(value: Any) -> Any:
 
 def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variables: dict[Key, str]) -> str:
     """One mistake, for the admin."""
-    kind, key = _home(tuple(map(str, details["loc"])))
+    kind, key = _model_of(tuple(map(str, details["loc"])))
     name = key[-1] if key else ""
     if details["type"] == "extra_forbidden":
         what = unknown(kind, name)
@@ -227,7 +227,7 @@ def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variable
     return Message("{path}: line {line}: {names}: {what}", path, line, ".".join(key), what)
 
 
-def _home(loc: Key) -> tuple[type[BaseModel], Key]:
+def _model_of(loc: Key) -> tuple[type[BaseModel], Key]:
     """The model class of a key, and the key without list positions."""
     kind: type[BaseModel] = Settings
     depth = 0

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from sdbatch import __version__
 from sdbatch.errors import JobError
-from sdbatch.imaging.stripped import bare
+from sdbatch.imaging.strip_metadata import strip_metadata
 from sdbatch.job.parameters import AnyJob, Img2Img, img2img_size
 from sdbatch.messages import Message
 from sdbatch.storage import files
@@ -44,6 +44,7 @@ class Origin:
     rng: str  # "CPU" or "GPU": where the noise was drawn
     vae_sha256: str = ""  # of a separate autoencoder
     lora_sha256: tuple[str, ...] = ()  # of the job's LoRAs
+    embedding_sha256: Mapping[str, str] = field(default_factory=dict)  # of the embeddings that its prompts name
     finish: Mapping[str, str] = field(default_factory=dict)  # the postprocessing
 
 
@@ -65,7 +66,7 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with path.open("rb") as file, Image.open(bare(file), formats=INIT_FORMATS) as opened:
+            with path.open("rb") as file, Image.open(strip_metadata(file), formats=INIT_FORMATS) as opened:
                 picture, notes = _upright(opened, max_read)
     except UnidentifiedImageError as error:
         raise JobError("init_img: not a PNG, JPEG or WebP image") from error
@@ -103,7 +104,7 @@ def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]
     notes: list[str] = []
     if getattr(opened, "n_frames", 1) > 1:
         notes.append(Message("init_img has several frames; the first was used"))
-    if is_see_through(opened):
+    if is_transparent(opened):
         notes.append(SEE_THROUGH)
     picture = _as_rgb(opened)
     turn = UPRIGHT.get(_orientation(opened))
@@ -113,7 +114,7 @@ def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]
     return picture, notes
 
 
-def is_see_through(picture: Image.Image) -> bool:
+def is_transparent(picture: Image.Image) -> bool:
     """Whether any pixel is transparent. Pixels are read only if the format allows transparency."""
     try:
         if picture.mode not in _WITH_ALPHA and "transparency" not in picture.info:
@@ -171,6 +172,8 @@ def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
         told["vae"] = origin.vae_sha256
     if origin.lora_sha256:
         told["loras"] = [*origin.lora_sha256]
+    if origin.embedding_sha256:
+        told["embeddings"] = dict(origin.embedding_sha256)
     return told | dict(origin.finish)
 
 

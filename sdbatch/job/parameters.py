@@ -31,6 +31,10 @@ def _printable(text: str) -> str:
     return text
 
 
+def _undecided(value: object) -> object:
+    return RANDOM if isinstance(value, str) and value.strip().lower() == "random" else value
+
+
 def _just_false(value: object) -> object:
     if value is not False:
         raise ValueError(Message("must be false"))  # 0 is not, though it is equal
@@ -102,6 +106,8 @@ def _instead(path: str, field: str | None) -> str:
 
 MAX_PROMPT = 10_000  # characters
 MAX_LORAS = 20
+MAX_SEED = 2**32 - 1
+RANDOM = -1  # a seed that is yet to be decided
 
 Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_printable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
@@ -141,22 +147,22 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    prompt: Text = _field("", "Prompt", "What to draw.", "a blue truck")
+    prompt: Text = _field("", "Prompt", "What the images should show.", "a blue truck")
     negative_prompt: Text = _field(
-        "", "Negative prompt", "What guidance leads away from; not in the scripts.", "blurry"
+        "", "Negative prompt", "What the images should not show. The scripts don't have this field.", "blurry"
     )
-    name: Name = _field("", "Name", "A name of your own for the job, kept in its manifest.", "truck study 3")
+    name: Name = _field("", "Name", "Any name for the job. It is kept in the manifest.", "truck study 3")
     priority: int = _field(
         0,
         "Priority",
-        "Of files that wait, the one with the most goes first. One a file.",
+        "The waiting file with the highest number goes first. All jobs of a file share one.",
         10,
         ge=-100,
         le=100,
         exclude=True,
     )
-    skip_grid: bool = _field(False, "Skip the grid", "Write no grid-0000.png.", True)
-    skip_save: bool = _field(False, "Skip the pictures", "Write no samples/*.png, only the grid.", True)
+    skip_grid: bool = _field(False, "Skip the grid", "Do not write grid-0000.png.", True)
+    skip_save: bool = _field(False, "Skip the images", "Do not write samples/*.png, only the grid.", True)
     ddim_steps: int = _field(
         50,
         "Steps",
@@ -172,16 +178,16 @@ class Job(BaseModel):
     f: int = _field(
         8,
         "Downsampling factor",
-        "Pixels per latent; 8 for every v1 model, another draws another size.",
+        "Pixels per latent; 8 for every v1 model. Another value changes the size of the images.",
         8,
         ge=1,
         le=64,
     )
-    n_rows: int = _field(0, "Grid columns", "Pictures in a row of the grid; 0 means n_samples.", 3, ge=0, le=1000)
+    n_rows: int = _field(0, "Grid columns", "Images per row of the grid; 0 means n_samples.", 3, ge=0, le=1000)
     from_file: Path_ = _field(
         "",
         "Prompt file",
-        "A text file with a prompt on each line, instead of `prompt`: beside the job file, or in the root.",
+        "A text file with one prompt per line, instead of `prompt`: beside the job file, or in the root.",
         "prompts.txt",
     )
     config: Path_ = _field(
@@ -201,7 +207,7 @@ class Job(BaseModel):
     vae: Path_ = _field(
         "",
         "Autoencoder",
-        "A separate one (VAE) in place of the checkpoint's own: a file in the root.",
+        "A separate autoencoder (VAE) instead of the checkpoint's own: a file in the root.",
         "models/vae-ft-mse-840000-ema-pruned.safetensors",
     )
     loras: list[Lora] = _field(
@@ -211,12 +217,80 @@ class Job(BaseModel):
         [{"file": "models/lora/pencil.safetensors", "weight": 0.8}],
         max_length=MAX_LORAS,
     )
-    seed: int = _field(
-        42, "Seed", "Of the whole job: picture 7 is the seventh that this seed draws.", 42, ge=0, le=2**32 - 1
+    seed: Annotated[int, BeforeValidator(_undecided)] = _field(
+        42,
+        "Seed",
+        "Seed of the random numbers; random or -1 chooses one, and the manifest shows it.",
+        42,
+        RANDOM,
+        ge=RANDOM,
+        le=MAX_SEED,
+    )
+    seeding: Literal["auto", "job", "picture"] = _field(
+        "auto",
+        "Seeding",
+        "job: one generator for all, as in the scripts; picture: each has its own, with seed + its number; "
+        "auto: job for DDIM and PLMS, else picture.",
+        "picture",
+    )
+    rng: Literal["device", "cpu", "nv"] = _field(
+        "device", "Random numbers", "Who draws them: the device, the CPU, or nv: the CPU as an NVIDIA GPU would.", "cpu"
+    )
+    variation_seed: int = _field(
+        0,
+        "Variation seed",
+        "What a variation is led to; each picture's number is added. With seeding: picture.",
+        7,
+        ge=0,
+        le=MAX_SEED,
+    )
+    variation_strength: float = _field(
+        0.0,
+        "Variation strength",
+        "How far the first noise is turned to that of variation_seed: 0 not at all, 1 all the way.",
+        0.1,
+        ge=0,
+        le=1,
+    )
+    eta_noise_seed_delta: int = _field(
+        0,
+        "Eta noise seed delta",
+        "The web UIs' ENSD: added to the seed behind the first noise. With seeding: picture.",
+        31337,
+        ge=0,
+        le=MAX_SEED,
+    )
+    prompt_syntax: Literal["plain", "webui"] = _field(
+        "plain",
+        "Prompt syntax",
+        "webui: weights in brackets, any length, BREAK, AND, [from:to:when], LoRAs and embeddings.",
+        "webui",
+    )
+    clip_skip: int = _field(
+        1,
+        "CLIP skip",
+        "From which layer of the text encoder the words are taken, counted from the last; v1 models only.",
+        2,
+        ge=1,
+        le=12,
     )
     precision: Literal["autocast", "full"] = _field(
         "autocast", "Precision", "full: float32; autocast: float16 on a GPU, float32 on a CPU.", "full"
     )
+
+    @property
+    def seeded_by(self) -> Literal["job", "picture"]:
+        """What `seeding` means."""
+        if self.seeding != "auto":
+            return self.seeding
+        return "job" if getattr(self, "sampler", "ddim") in ("ddim", "plms") else "picture"
+
+    @model_validator(mode="after")
+    def _pictures_vary_by_their_own_seeds(self) -> Self:
+        for name in ("variation_strength", "eta_noise_seed_delta"):
+            if getattr(self, name) and self.seeded_by == "job":
+                raise FieldError(name, "needs seeding: picture")
+        return self
 
     @model_validator(mode="after")
     def _has_something_to_draw(self) -> Self:
@@ -228,16 +302,16 @@ class Job(BaseModel):
 class Txt2Img(Job):
     """From a prompt to images: `scripts/txt2img.py`."""
 
-    plms: bool = _field(False, "PLMS sampler", "Draw with PLMS instead of DDIM.", True)
-    laion400m: bool = _field(False, "LAION-400M model", "Stands for that model's config, ckpt and outdir.", True)
-    n_iter: int = _field(2, "Iterations", "How often to go through the prompts.", 2, ge=1, le=10_000)
+    plms: bool = _field(False, "PLMS sampler", "Use PLMS instead of DDIM.", True)
+    laion400m: bool = _field(False, "LAION-400M model", "Use the config, ckpt and outdir of this model.", True)
+    n_iter: int = _field(2, "Iterations", "How many times to use all prompts.", 2, ge=1, le=10_000)
     H: int = _field(512, "Height", "In pixels.", 512, ge=64, le=8192, multiple_of=8)
     W: int = _field(512, "Width", "In pixels.", 512, ge=64, le=8192, multiple_of=8)
-    n_samples: int = _field(3, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
+    n_samples: int = _field(3, "Batch size", "Images generated together.", 3, ge=1, le=1000)
     scale: float = _field(
         7.5,
         "Guidance scale",
-        "How hard to follow the prompt; 1 leaves guidance out.",
+        "How closely to follow the prompt; 1 means no guidance.",
         7.5,
         ge=0,
         le=100,
@@ -245,7 +319,7 @@ class Txt2Img(Job):
     outdir: Path_ = _field(
         "outputs/txt2img-samples",
         "Output folder",
-        "A folder in the root; numbers go on after the pictures already there.",
+        "A folder in the root. The numbers continue after the images already there.",
         "outputs/trucks",
     )
 
@@ -272,29 +346,29 @@ class Img2Img(Job):
     init_img: Path_ = Field(
         min_length=1,
         title="Init image",
-        description="The picture to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
+        description="The image to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
         examples=["outputs/txt2img-samples/samples/00002.png"],
     )
     plms: Annotated[Literal[False], BeforeValidator(_just_false)] = _field(
         False, "PLMS sampler", "Not for img2img.", False
     )
-    n_iter: int = _field(1, "Iterations", "How often to go through the prompts.", 2, ge=1, le=10_000)
-    n_samples: int = _field(2, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
+    n_iter: int = _field(1, "Iterations", "How many times to use all prompts.", 2, ge=1, le=10_000)
+    n_samples: int = _field(2, "Batch size", "Images generated together.", 3, ge=1, le=1000)
     scale: float = _field(
         5.0,
         "Guidance scale",
-        "How hard to follow the prompt; 1 leaves guidance out.",
+        "How closely to follow the prompt; 1 means no guidance.",
         5.0,
         ge=0,
         le=100,
     )
     strength: float = _field(
-        0.75, "Strength", "How far to leave the init image: 0 keeps it, 1 forgets it.", 0.4, 0.75, ge=0, le=1
+        0.75, "Strength", "How much to change the init image: 0 keeps it, 1 replaces it.", 0.4, 0.75, ge=0, le=1
     )
     outdir: Path_ = _field(
         "outputs/img2img-samples",
         "Output folder",
-        "A folder in the root; numbers go on after the pictures already there.",
+        "A folder in the root. The numbers continue after the images already there.",
         "outputs/trucks",
     )
 

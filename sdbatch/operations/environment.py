@@ -76,7 +76,7 @@ def folders(root: Root) -> Iterator[Finding]:
             text = Message("{named}: {why}, which is right if the service runs as {user}", named, why, name_of(owner))
             yield warning("folders", text, _as_the_owner(root, owner))
     if not refused:
-        yield ok("folders", Message("{account} can use all of {root}", root.path, user_name()))
+        yield ok("folders", Message("{account} can use all of {root}", user_name(), root.path))
     if os.geteuid() == 0 != owner:
         yield warning(
             "folders",
@@ -245,7 +245,7 @@ def space(root: Root, settings: Settings) -> Iterator[Finding]:
         if files_left < FEW_FILES:
             said += Message(", and {number} more files fit", files_left)
         remedy = Message("delete old folders in jobs/done/ and outputs/ (images are in both), or use a larger disk")
-        kept = settings.kept_free(disk.f_blocks * disk.f_frsize)
+        kept = settings.bytes_kept_free(disk.f_blocks * disk.f_frsize)
         if free < max(NO_SPACE, kept) or not files_left:
             yield problem("space", said, remedy)
         elif free < LITTLE_SPACE or files_left < FEW_FILES:

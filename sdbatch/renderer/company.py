@@ -85,7 +85,9 @@ class Company:
         """Sample a job, too, from its next step on; `fallback` is what it does when memory runs out for it alone."""
         task, staged = drawing.task, len(drawing.staged)
         member = _Member(drawing, self._finisher, staged)
-        member.samplings = samplings(drawing.model, task.job, task.lines, init, staged, member.on_step, fallback)
+        member.samplings = samplings(
+            drawing.model, task.job, task.lines, init, staged, member.on_step, fallback, drawing.learned
+        )
         self._members.append(member)
         if not self._is_shared:
             self.fallback = fallback

@@ -46,6 +46,7 @@ from sdbatch.renderer.memory.model_cache import ModelCache, identity
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import forbid_tf32
+from sdbatch.renderer.models.prompts import read_embeddings
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.renderer.pictures.safety import Checkers
@@ -110,7 +111,7 @@ class Renderer:
     def _weights_of(self, task: Draw) -> tuple[object, ...]:
         """Jobs with the same can be sampled together."""
         try:
-            loras = [(identity(path), lora.weight) for path, lora in zip(task.loras, task.job.loras, strict=True)]
+            loras = [(identity(path), weight) for path, weight in task.loras]
             return self.model_cache.key_of(task.ckpt, task.config, task.job.precision, task.vae), *loras
         except OSError:
             return task.ckpt, task.config, task.vae, task.loras  # loading will say what is wrong
@@ -130,7 +131,7 @@ class Renderer:
             init = self._read_init(drawing)
             drawing.keep_staged()
             if company.fallback is None:
-                loras = [read_lora(path, lora.weight) for path, lora in zip(task.loras, task.job.loras, strict=True)]
+                loras = [read_lora(path, weight) for path, weight in task.loras]
                 fallback.run(lambda: worn.enter_context(apply_loras(drawing.model, loras)), lambda: "")
         except (JobError, OSError) as error:
             drawing.error = error
@@ -145,7 +146,9 @@ class Renderer:
             files.sweep(folder)  # a renderer before this one may have been killed
         cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
         postprocess = Postprocess(self.checkers.of(task.ckpt, fallback), self.watermark)
-        lora_sha256 = tuple(self.model_cache.fingerprint(path) for path in task.loras)
+        lora_sha256 = tuple(self.model_cache.fingerprint(path) for path, _ in task.loras)
+        learned = read_embeddings(cached.model, task.job, task.lines, task.embeddings)
+        embedding_sha256 = {name: self.model_cache.fingerprint(task.embeddings[name]) for name in learned}
         self.answer(
             protocol.Loaded(
                 job_id=task.job_id,
@@ -153,6 +156,7 @@ class Renderer:
                 checkpoint_sha256=cached.sha256,
                 vae_sha256=cached.vae_sha256,
                 lora_sha256=lora_sha256,
+                embedding_sha256=embedding_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
                 computed_in=str(cached.model.dtype).removeprefix("torch."),
@@ -161,7 +165,7 @@ class Renderer:
             )
         )
         rng = "CPU" if self.device.type == "cpu" else "GPU"
-        made_by = task.ckpt.stem, cached.sha256, rng, cached.vae_sha256, lora_sha256
+        made_by = task.ckpt.stem, cached.sha256, rng, cached.vae_sha256, lora_sha256, embedding_sha256
         return Drawing(
             task,
             self.answer,
@@ -170,6 +174,7 @@ class Renderer:
             pictures.Origin(*made_by, postprocess.origin),
             notes,
             MemoryFallback(self.device, notes.add, fallback.make_room),
+            learned,
             started=started,
         )
 
@@ -226,7 +231,7 @@ def _suspecting(model: Model, task: Draw) -> Model:
     """The model, with whom to blame where it gives what is not a number."""
     if not task.loras:
         return model
-    named = ", ".join(lora.file for lora in task.job.loras)
+    named = ", ".join(path.name for path, _ in task.loras)
     return replace(
         model,
         suspect=Message("loras: {named} may be too strong (try a smaller weight), or {suspect}", named, model.suspect),

@@ -31,7 +31,7 @@ from sdbatch.service.task import Drawing, Task, count_staged, manifest_of
 from sdbatch.spool import handover, retention, status_reader
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
-from sdbatch.spool.latecomers import Latecomers
+from sdbatch.spool.late_writes import LateWrites
 from sdbatch.spool.publish import Names, Publisher
 from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
@@ -76,7 +76,7 @@ class Service:
         self.readiness = Readiness(root, engine, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.index_writer = IndexWriter(root)
-        self.latecomers = Latecomers(root, self.spool, self.inbox)
+        self.late_writes = LateWrites(root, self.spool, self.inbox)
         self.scheduler = Scheduler(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
@@ -142,7 +142,7 @@ class Service:
         self.inbox.scan(now.mono, lambda: clock().mono, is_busy=self._is_busy)
         self._is_busy = False  # until there is a job
         if not unheld:
-            self.latecomers.check(now.mono)
+            self.late_writes.check(now.mono)
         self._check_readiness(now)
         if unheld and not self.readiness.is_held:  # else folders are away, which is told
             raise unheld
@@ -284,6 +284,7 @@ class Service:
             config=task.config,
             vae=task.vae,
             loras=task.loras,
+            embeddings=dict(task.embeddings),
             start_at=start_at,
             halt=folder / HALT,
             cancel=folder / CANCEL,

@@ -5,6 +5,7 @@ import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,14 +39,8 @@ class ModelFiles(NamedTuple):
     vae: Path | None  # where the checkpoint's own autoencoder isn't used
 
 
-class _Place:
-    """A path below each root."""
-
-    def __init__(self, relative: str) -> None:
-        self.relative = relative
-
-    def __get__(self, root: "Root", _: type) -> Path:
-        return root.path / self.relative
+def _below(relative: str) -> cached_property[Path]:
+    return cached_property(lambda root: root.path / relative)
 
 
 @dataclass(frozen=True)
@@ -56,26 +51,29 @@ class Root:
         allowed: folders outside the root that jobs may name.
         named: models with a name in the configuration.
         defaults: values for fields that a job leaves out.
+        lora_folders, embedding_folders: where prompts find more by name, beside those in models/.
     """
 
     path: Path
     allowed: tuple[Path, ...] = ()
     named: "tuple[tuple[str, NamedModel], ...]" = ()
     defaults: tuple[tuple[str, Any], ...] = ()
+    lora_folders: tuple[Path, ...] = ()
+    embedding_folders: tuple[Path, ...] = ()
 
-    inbox = _Place("jobs/inbox")  # files that people drop
-    uploads = _Place("jobs/inbox/uploads")  # pictures that visitors of the page sent, until the jobs have copies
-    running = _Place("jobs/running")  # claimed jobs, a folder each
-    done = _Place("jobs/done")  # finished jobs, a folder each
-    failed = _Place("jobs/failed")  # jobs that can't be drawn, a folder each with error.txt
-    status = _Place("jobs/status.json")  # what the service does now
-    pause = _Place("jobs/PAUSE")  # while it is there, nothing is drawn
-    now = _Place("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
-    outputs = _Place("outputs")  # the pictures where the original scripts put them
-    models = _Place("models")  # checkpoints, often behind links
-    configs = _Place("configs")  # the checkpoints' yaml files and the service's own configuration
-    configuration = _Place("configs/sdbatch.yaml")
-    state = _Place("state")  # the lock and what can be rebuilt
+    inbox = _below("jobs/inbox")  # files that people drop
+    uploads = _below("jobs/inbox/uploads")  # pictures that visitors of the page sent, until the jobs have copies
+    running = _below("jobs/running")  # claimed jobs, a folder each
+    done = _below("jobs/done")  # finished jobs, a folder each
+    failed = _below("jobs/failed")  # jobs that can't be drawn, a folder each with error.txt
+    status = _below("jobs/status.json")  # what the service does now
+    pause = _below("jobs/PAUSE")  # while it is there, nothing is drawn
+    now = _below("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
+    outputs = _below("outputs")  # the pictures where the original scripts put them
+    models = _below("models")  # checkpoints, often behind links
+    configs = _below("configs")  # the checkpoints' yaml files and the service's own configuration
+    configuration = _below("configs/sdbatch.yaml")
+    state = _below("state")  # the lock and what can be rebuilt
 
     def folders(self) -> tuple[Path, ...]:
         """All folders that must exist before the service can run."""
@@ -251,7 +249,8 @@ class Root:
             JobError: it leads out of the root, or into the service's own folders.
         """
         path = self._inside("outdir", named, self.path)
-        self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
+        if os.path.islink(path / SAMPLES):  # noqa: PTH114 - as in find_model
+            self._inside("outdir", f"{named}/{SAMPLES}", self.path)
         if path == self.path.resolve() or self._leads_into(path, OURS):
             raise JobError(
                 'outdir: "{named}" can\'t be an output folder; use one in outputs/, such as outputs/mine', named

@@ -117,7 +117,7 @@ def read_lora(path: Path, weight: float) -> LoraWeights:
         strengths = _strengths(file, found, has_alphas=bool(alphas))
         for layer, own in parts.items():
             before = f"{network}.{layer}" if network else layer
-            layers[before] = _settled(layer, own, strengths)
+            layers[before] = _normalized(layer, own, strengths)
             scales[before] = _scale(layer, layers[before], alphas, strengths)
     return LoraWeights(path.name, weight, layers, scales)
 
@@ -222,7 +222,7 @@ def _scale(layer: str, parts: Parts, alphas: Mapping[str, float], strengths: Seq
     return 1.0
 
 
-def _settled(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
+def _normalized(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
     """(IA)^3 in one form: the growth of each row or column."""
     if "on_input" in parts:
         side = {} if bool(parts["on_input"]) else {"on_output": torch.ones(1)}
@@ -354,13 +354,9 @@ def _layers(model: Model) -> dict[str, nn.Module]:
 
 def flat_name(name: str) -> str:
     """The name of a layer without parts that libraries added at one time or another."""
-    flat = _flat(name[_before(name) :])
+    before = _BEFORE.match(name)
+    flat = _flat(name[before.end() :] if before else name)
     return re.sub(r"self_attn_to_([qkv])$", r"self_attn_\1_proj", re.sub(r"self_attn_to_out(_0)?$", _OUT, flat))
-
-
-def _before(name: str) -> int:
-    match = _BEFORE.match(name)
-    return match.end() if match else 0
 
 
 def _flat(path: str) -> str:

@@ -59,7 +59,7 @@ class ModelCache:
         key = self.key_of(ckpt, config, precision, vae)
         dtype = dtype_of(precision, self.device)
         started, self._in_use = time.monotonic(), None
-        fallback.make_room = self.let_go_of_others
+        fallback.make_room = self.unload_others
         found = self.models.pop(key, None)
         if found is None:
             self.settle()
@@ -89,7 +89,7 @@ class ModelCache:
         """The sha256 of a file of weights."""
         return fingerprint(path, self.conversions.checksums)
 
-    def let_go_of_others(self) -> str:
+    def unload_others(self) -> str:
         """Remove all models except the current one; returns what was removed, or nothing."""
         others = [self.models.pop(key, None) for key in [*self.models] if key != self._in_use]
         names = ", ".join(cached.name for cached in others if cached)

@@ -37,7 +37,7 @@ def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Mo
         JobError: the config can't be read, or the checkpoint has another text encoder.
     """
     numbers = LdmConfig(config)
-    with told(
+    with as_file_errors(
         Message("the config {name} does not describe a network; is it complete, and of a v1 or v2 model?", config.name)
     ):
         unet, vae = build_unet(numbers), build_vae(numbers)
@@ -87,7 +87,7 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
         numbers.text_encoder, names.TEXT
     )
     try:
-        with told(
+        with as_file_errors(
             Message(
                 "the text encoder in the checkpoint {name} is not the {encoder} of its config",
                 ckpt.name,
@@ -114,7 +114,7 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
 
 
 @contextmanager
-def told(text: str) -> Iterator[None]:
+def as_file_errors(text: str) -> Iterator[None]:
     """Any exception inside becomes an error about the files, because libraries raise anything."""
     try:
         yield
