@@ -25,7 +25,7 @@ from sdbatch.renderer.device import memory
 from sdbatch.renderer.draw import samplings
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.renderer import Renderer, find_device
-from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.noise import JobNoise
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 
@@ -132,7 +132,7 @@ def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
 
     decoded: list[torch.Tensor] = []
     source: SimpleNamespace = SimpleNamespace(of_batch=lambda *_: noise, fork=lambda: source)
-    monkeypatch.setattr(NoiseSource, "seeded", lambda *_: source)
+    monkeypatch.setattr(JobNoise, "seeded", lambda *_: source)
     monkeypatch.setattr(draw_module, "computing", lambda *_: nullcontext())  # there is no autocast for it
     monkeypatch.setattr(draw_module, "decode", lambda model, latents, _: decoded.append(model.decode(latents)))
     # PLMS comes to its last formula at the fourth step.

@@ -180,9 +180,8 @@ class History:
         if which:
             pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
             if not pictures:
-                raise JobError(
-                    '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has', job_id, which
-                )
+                template = '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has'
+                raise JobError(template, job_id, which)
         found = pictures[0] if pictures else self.job(job_id)
         assert found is not None, "its id was just read"
         return found
