@@ -5,7 +5,7 @@ import json
 import pytest
 from test_job_reader import read_error
 
-from sdbatch.job import foreign
+from sdbatch.job import foreign_fields
 from sdbatch.job.parameters import Img2Img, Txt2Img
 
 
@@ -55,6 +55,9 @@ from sdbatch.job.parameters import Img2Img, Txt2Img
         ("sampling_setps", "ddim_steps"),
         ("output_file", "outdir"),
         ("picture", "init_img"),
+        ("subseed_strength", "variation_strength"),
+        ("CLIP_stop_at_last_layers", "clip_skip"),
+        ("ENSD", "eta_noise_seed_delta"),
     ],
 )
 def test_the_hint_is_the_field_of_that_meaning(given: str, field: str) -> None:
@@ -68,10 +71,10 @@ def test_the_hint_is_the_field_of_that_meaning(given: str, field: str) -> None:
         ("sampler_name", "the sampler is DDIM, or PLMS with plms: true"),
         ("sampler", "the sampler is DDIM, or PLMS with plms: true"),
         ("scheduler", "the sampler is DDIM, or PLMS with plms: true"),
-        ("subseed", "there are no seed variations here"),
+        ("seed_resize_from_h", "a seed is not resized here"),
         ("style", "there are no styles here; write their text into prompt and negative_prompt"),
         ("styles", "there are no styles here"),
-        ("clip_skip", "the text encoder is always used to its last layer"),
+        ("embeddings", "embeddings are named in the prompt, with prompt_syntax: webui"),
         ("enable_hr", "images are not upscaled here"),
         ("hr_scale", "images are not upscaled here"),
         ("restore_faces", "faces are not restored here"),
@@ -103,9 +106,9 @@ def test_img2img_has_no_size_by_whatever_name() -> None:
 def test_every_hint_is_a_field_and_no_field_is_foreign() -> None:
     fields = {*Txt2Img.model_fields, *Img2Img.model_fields}
     for field in fields:
-        assert not foreign.same_field(field) or field in {"H", "W"}
-        assert not foreign.why_not(field)
-    assert {field for given in ("width", "cfg", "eta") for field in [foreign.same_field(given)]} <= fields
+        assert not foreign_fields.same_field(field) or field in {"H", "W"}
+        assert not foreign_fields.why_not(field)
+    assert {field for given in ("width", "cfg", "eta") for field in [foreign_fields.same_field(given)]} <= fields
 
 
 def test_a_job_of_the_web_uis_is_known_as_one() -> None:

@@ -298,7 +298,7 @@ def test_a_file_that_can_not_be_looked_at_keeps_its_turn(
     inbox.scan(0)
     (folder / "a.yaml").write_text("prompt: a")
     with monkeypatch.context() as patch:
-        patch.setattr("sdbatch.spool.inbox.tread", lambda *_: [Sick()])
+        patch.setattr("sdbatch.spool.inbox.walk_with_pauses", lambda *_: [Sick()])
         inbox.scan(5)
     assert "Input/output error" in inbox.condition
     inbox.scan(10)

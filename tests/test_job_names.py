@@ -13,7 +13,7 @@ from sdbatch.client import control
 from sdbatch.errors import JobError
 from sdbatch.history.history import History
 from sdbatch.service.service import Service
-from sdbatch.spool.job_names import find_job, matching, meant, next_name
+from sdbatch.spool.job_names import find_job, folders_matching, ids_matching, next_name
 from sdbatch.spool.spool import CANCEL
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
@@ -56,12 +56,12 @@ IDS = [
 def test_the_most_exact_name_wins(named: str, found: list[int], tmp_path: Path) -> None:
     for name in IDS:
         (tmp_path / name).mkdir()
-    assert [path.name for path in matching(named, [tmp_path])] == sorted(IDS[number] for number in found)
+    assert [path.name for path in folders_matching(named, [tmp_path])] == sorted(IDS[number] for number in found)
 
 
 def test_a_whole_id_is_one_job_though_it_is_a_part_of_others() -> None:
     ids = [f"{STAMP}-000001-a", f"{STAMP}-000001-a-b", f"x{STAMP}-000001-a"]
-    assert meant(ids[0], ids) == [ids[0]]
+    assert ids_matching(ids[0], ids) == [ids[0]]
 
 
 def many(root: Root, place: Path, parts: int = 3) -> list[Path]:

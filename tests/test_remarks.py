@@ -14,7 +14,7 @@ from tests_support import HERE, REFERENCE, drain, only
 
 from sdbatch.client.validate import check_data, check_file
 from sdbatch.config.settings import Limits
-from sdbatch.imaging.pictures import is_see_through, load_init
+from sdbatch.imaging.pictures import is_transparent, load_init
 from sdbatch.job import tokens
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.remarks import of_size, remarks
@@ -319,7 +319,7 @@ def test_a_transparent_init_image_is_told(root: Root, tmp_path: Path) -> None:
     }
     for path, is_clear in others.items():
         with Image.open(path) as picture:
-            assert is_see_through(picture) == is_clear, path
+            assert is_transparent(picture) == is_clear, path
         assert (load_init(path, 10**6, 10**6)[1] == [said]) == is_clear
 
 
@@ -330,7 +330,7 @@ SAID = [
     'line 1: prompt: "#ff0000 red" is a comment and was ignored; put the whole value in quotes if it is part of it',
     "H, W: the model was trained on 512x512; at 64x64 images may be noise or repeat themselves",
     "n_rows: has no effect with skip_grid",
-    'prompt: "(red:1.2)" is read as plain words: there are no weights here',
+    'prompt: "(red:1.2)" is read as plain words: only prompt_syntax: webui reads it',
 ]
 
 

@@ -17,7 +17,7 @@ from crash import KILLED, in_child
 from harness import StepCounter, kill_self
 from reference_model import CKPT, CONFIG
 from safetensors.torch import save_file
-from tests_support import REFERENCE, small_draw
+from tests_support import REFERENCE, event_of, small_draw
 
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw, RendererConfig
@@ -55,7 +55,7 @@ def events(resident: Renderer) -> Events:
         nonlocal answers
         said, answers = answers.getvalue(), io.StringIO()
         resident.answer = Answers(answers)
-        return [json.loads(line) for line in said.splitlines()]
+        return [event_of(line) for line in said.splitlines()]
 
     heard()
     return heard
@@ -182,8 +182,8 @@ def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
     huge = {f"{name}.lora_{side}.weight": torch.full((64, 64), 3e18) for side in ("down", "up")}
     save_file(huge, tmp_path / "l.safetensors")
-    job = small_draw(tmp_path / "job", loras=[{"file": "l.safetensors"}])
-    request = job.model_copy(update={"loras": (tmp_path / "l.safetensors",)}).model_dump_json()
+    job = small_draw(tmp_path / "job")
+    request = job.model_copy(update={"loras": ((tmp_path / "l.safetensors", 1.0),)}).model_dump_json()
     resident.serve(io.StringIO(request))
     told = events()[-1]["text"]
     assert "not finite, so there is no image; loras: l.safetensors may be too strong" in told

@@ -15,7 +15,7 @@ from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.parameters import AnyJob, Batch, Img2Img
 from sdbatch.renderer.draw import draw
-from sdbatch.renderer.sampling.guidance import Rows, guided
+from sdbatch.renderer.sampling.guidance import Led, Part, Rows, guided
 from sdbatch.renderer.sampling.registry import SAMPLERS
 from sdbatch.renderer.sampling.sampler import Course, Sampling, Wish, run
 from sdbatch.renderer.sampling.schedule import advance, alphas_cumprod, make_schedule
@@ -145,7 +145,8 @@ def test_a_negative_prompt_of_another_length_is_asked_apart(tokens: int) -> None
         asked.append((*rows.timesteps.shape, rows.context.shape[1]))
         return rows.x * rows.context.mean(dim=(1, 2))[:, None, None, None]
 
-    e = run(guided(sampling(), prompts, unconditional, 3.0, lambda: told.append(None)), network)
+    led = Led([[Part(prompt)] for prompt in prompts], [*unconditional])
+    e = run(guided(sampling(), lambda _: led, 3.0, lambda: told.append(None)), network)
     assert (e == 0.25 + 3 * 0.75).all()
     assert asked == ([(4, 77)] if tokens == 77 else [(2, 154), (2, 77)])
     assert len(told) == 1

@@ -489,15 +489,15 @@ def test_a_file_that_vanishes_while_the_inbox_is_read_disturbs_nothing(
 ) -> None:
     drop_job(root, "1.yaml", "prompt: b\n" + SMALL)
     drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
-    tread = inbox.tread
+    walk_with_pauses = inbox.walk_with_pauses
 
     def vanishing(*arguments: Any) -> Any:
-        for entry in list(tread(*arguments)):
+        for entry in list(walk_with_pauses(*arguments)):
             if entry and entry.name == "1.yaml":
                 Path(entry.path).unlink()
             yield entry
 
-    monkeypatch.setattr(inbox, "tread", vanishing)
+    monkeypatch.setattr(inbox, "walk_with_pauses", vanishing)
     service = start()
     drain(service, clock)
     assert service.done == 1

@@ -110,7 +110,7 @@ def open_to_write_jobs(path: Path) -> "tuple[Root, Settings]":
         settings, by = Settings(), Message("are the defaults")
     said = "note: you may not read {path}; jobs are checked against the settings that {source}"
     echo(Message(said, place.configuration, by), err=True)
-    return settings.told_to(place), settings
+    return settings.apply_to(place), settings
 
 
 def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Settings]":
@@ -118,7 +118,7 @@ def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Setting
     from sdbatch.config import sources  # noqa: PLC0415 - most commands need no settings, and answer sooner
 
     settings = sources.load(root.configuration, content).settings
-    return settings.told_to(root), settings
+    return settings.apply_to(root), settings
 
 
 def echo(text: str, *, err: bool = False) -> None:

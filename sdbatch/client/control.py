@@ -7,7 +7,7 @@ from sdbatch.errors import Cancelled, JobError
 from sdbatch.messages import Message
 from sdbatch.spool import status_reader
 from sdbatch.spool.inbox import make_folder, walk
-from sdbatch.spool.job_names import file_of, folders, matching, number_of
+from sdbatch.spool.job_names import file_id, folders, folders_matching, number_of
 from sdbatch.spool.order import BUMPED, URGENT, bumped_files
 from sdbatch.spool.reason import ERROR
 from sdbatch.spool.spool import CANCEL, Spool
@@ -47,12 +47,12 @@ def cancel(root: Root, name: str) -> str:
 
     A waiting file is deleted. A claimed job goes to failed/ with its finished images.
     """
-    claimed = matching(name, [root.running])
+    claimed = folders_matching(name, [root.running])
     is_id = any(folder.name == normal(name) for folder in claimed)
     waiting = _waiting(root, name) if not is_id else []
     if waiting and is_job_name(name):
         claimed = []  # given by its full name
-    if len(waiting) + len({file_of(folder.name) for folder in claimed}) > 1:
+    if len(waiting) + len({file_id(folder.name) for folder in claimed}) > 1:
         raise _ambiguous(name, [*waiting, *claimed])
     if waiting:
         return _delete(root, waiting[0])
@@ -61,11 +61,8 @@ def cancel(root: Root, name: str) -> str:
     cancelled = _mark(root, claimed)
     if len(cancelled) == 1:
         return Message("{name} is cancelled; it goes to jobs/failed/ with its finished images", cancelled[0].name)
-    return Message(
-        "{count} jobs of {file} are cancelled; they go to jobs/failed/ with their finished images",
-        len(cancelled),
-        number_of(claimed[0].name),
-    )
+    template = "{count} jobs of {file} are cancelled; they go to jobs/failed/ with their finished images"
+    return Message(template, len(cancelled), number_of(claimed[0].name))
 
 
 def cancel_all(root: Root) -> list[str]:
@@ -79,8 +76,8 @@ def cancel_all(root: Root) -> list[str]:
 def retry(root: Root, name: str) -> str:
     """Run a failed job again, or all failed jobs of a file. Images stay if nothing they were made from has changed."""
     root.require(root.inbox)
-    found = matching(name, [root.failed])
-    if len({file_of(folder.name) for folder in found}) != 1:
+    found = folders_matching(name, [root.failed])
+    if len({file_id(folder.name) for folder in found}) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, Message("lies in jobs/failed/"))
     for folder in found:
         Spool(root).requeue(folder)
@@ -110,7 +107,7 @@ def _retried(root: Root, folder: Path) -> str:
 def prioritize(root: Root, name: str) -> str:
     """Move a waiting file to urgent/. The files that it names are still found at its old place."""
     found = _waiting(root, name)
-    if not found and (claimed := matching(name, [root.running])):
+    if not found and (claimed := folders_matching(name, [root.running])):
         return _prioritize_claimed(root, name, claimed)
     if len(found) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, Message("waits in jobs/inbox/"))
@@ -129,10 +126,10 @@ def prioritize(root: Root, name: str) -> str:
 
 def _prioritize_claimed(root: Root, name: str, claimed: list[Path]) -> str:
     """All jobs of a file go first, like those in urgent/."""
-    wanted = {file_of(folder.name) for folder in claimed}
+    wanted = {file_id(folder.name) for folder in claimed}
     if len(wanted) != 1:
         raise _ambiguous(name, claimed)
-    there = {file_of(folder.name) for folder in folders(root.running)}
+    there = {file_id(folder.name) for folder in folders(root.running)}
     lines = sorted((bumped_files(root.running) | wanted) & there)
     files.write_atomically(root.running / BUMPED, "\n".join(lines).encode(), mode=0o664)
     return Message("all jobs of {file} go first, after earlier urgent ones", number_of(claimed[0].name))
@@ -157,8 +154,8 @@ def _mark(root: Root, claimed: list[Path]) -> list[Path]:
     while True:
         for folder in wanted:
             files.mark(folder / CANCEL)
-        files_of = {file_of(folder.name) for folder in claimed if len(claimed) > 1}
-        there = [folder for folder in folders(root.running) if file_of(folder.name) in files_of]
+        files_of = {file_id(folder.name) for folder in claimed if len(claimed) > 1}
+        there = [folder for folder in folders(root.running) if file_id(folder.name) in files_of]
         wanted = [folder for folder in there if folder not in claimed]
         if not wanted:
             return claimed

@@ -73,9 +73,8 @@ def _is_found_from_inbox(field: str, named: str, found: Path, root: Root) -> boo
 
 def _refuse_job_names(field: str, named: str) -> None:
     if is_job_name(Path(named).name):
-        raise JobError(
-            '{field}: "{named}" would be taken for a job in the inbox; give it a name that ends in .txt', field, named
-        )
+        template = '{field}: "{named}" would be taken for a job in the inbox; give it a name that ends in .txt'
+        raise JobError(template, field, named)
 
 
 def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
@@ -86,7 +85,7 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
     try:
         for named, source in along.items():
             parts = (place / named).parts
-            _copy(source, draft / _walked(parts), root)
+            _copy(source, draft / _without_dots(parts), root)
         _copy(path, draft / place / path.name, root)
         target = _free_name(root, slug_of(path.name))
         files.move(draft, target)
@@ -96,7 +95,7 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
     return target / place / path.name
 
 
-def _walked(parts: tuple[str, ...]) -> Path:
+def _without_dots(parts: tuple[str, ...]) -> Path:
     """A path with `..` resolved."""
     walked: list[str] = []
     for part in parts:

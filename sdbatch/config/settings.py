@@ -35,10 +35,14 @@ NEEDS_RESTART = (
     "devices",
     "default_model",
     "models",
+    "lora_folders",
+    "embedding_folders",
     "converted_bytes",
     "model_cache_bytes",
     "safety_checker",
     "watermark",
+    "batching",
+    "batch_rows",
     "use_inotify",
     "allow_paths",
     "defaults",
@@ -189,7 +193,8 @@ class Environment(EnvSettingsSource):
         return by_new_names(super().__call__(), lambda *_: None)
 
 
-ABOUT_JOBS = ("default_model", "models", "allow_paths", "limits", "defaults")  # what a job is checked by
+# What a job is checked by.
+ABOUT_JOBS = ("default_model", "models", "lora_folders", "embedding_folders", "allow_paths", "limits", "defaults")
 
 
 class Settings(BaseSettings):
@@ -205,10 +210,14 @@ class Settings(BaseSettings):
     )
     default_model: DefaultModel = DefaultModel()
     models: dict[str, NamedModel] = {}
+    lora_folders: tuple[Path, ...] = ()
+    embedding_folders: tuple[Path, ...] = ()
     converted_bytes: int = Field(20_000_000_000, ge=0)
     model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
     watermark: str = Field("", max_length=64)
+    batching: Literal["job", "shared", "fixed"] = "job"
+    batch_rows: int = Field(32, ge=1, le=1024)
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     use_inotify: bool = True
@@ -247,17 +256,19 @@ class Settings(BaseSettings):
             raise ValueError(Message("the hours must not end when they begin"))
         return hours
 
-    def kept_free(self, total: int) -> int:
+    def bytes_kept_free(self, total: int) -> int:
         """How many bytes of a disk of this size stay free."""
         return min(self.min_free_bytes, total // 100)
 
-    def told_to(self, place: root.Root) -> root.Root:
+    def apply_to(self, place: root.Root) -> root.Root:
         """The root with the settings that concern its jobs."""
         return replace(
             place,
             allowed=tuple(map(as_stored, self.allow_paths)),
             named=tuple(self.models.items()),
             defaults=tuple(self.defaults.model_dump().items()),
+            lora_folders=tuple(as_stored(place.path / folder) for folder in self.lora_folders),
+            embedding_folders=tuple(as_stored(place.path / folder) for folder in self.embedding_folders),
         )
 
     @classmethod

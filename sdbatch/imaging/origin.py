@@ -78,7 +78,7 @@ def own_text(written: png_text.Written) -> dict[str, Any]:
     return exact if isinstance(exact, dict) else {}
 
 
-def silence(said: PictureInfo) -> str:
+def why_unknown(said: PictureInfo) -> str:
     """Why the texts of an image say nothing, in words."""
     if not said.unread:
         return Message("no text in the image")

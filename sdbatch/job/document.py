@@ -28,7 +28,7 @@ from yaml.events import (
 )
 
 from sdbatch.errors import JobError, printable
-from sdbatch.job import slips
+from sdbatch.job import syntax_hints
 from sdbatch.messages import Message
 
 MAX_DEPTH = 8  # a manifest has 4
@@ -73,7 +73,7 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | Job
 
     `texts` names the fields that contain text, for hints: a bracket in one of them needs quotes.
     """
-    source = slips.lines_of(text)
+    source = syntax_hints.lines_of(text)
     try:
         events = _events(text)
         event = next(events, None)
@@ -114,13 +114,12 @@ def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[
         return Message("line {line}: {problem}; {unread}", mark.line + 1, _NESTED, _UNREAD)
     # If a value or name is not closed, this is the line where it starts.
     began = [context.line] if context and "while parsing a block" not in (error.context or "") else []
-    if slip := slips.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
+    if slip := syntax_hints.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
         return Message("line {line}: {problem}", slip[0] + 1, slip[1])
-    if slip := slips.beside_the_others(source, context.line if context else mark.line, mark.line, problem):
+    if slip := syntax_hints.beside_the_others(source, context.line if context else mark.line, mark.line, problem):
         return Message("line {line}: {problem}", slip[0] + 1, slip[1])
-    return Message(
-        "line {line}, column {column}: this is not valid YAML: {problem}", mark.line + 1, mark.column + 1, problem
-    )
+    template = "line {line}, column {column}: this is not valid YAML: {problem}"
+    return Message(template, mark.line + 1, mark.column + 1, problem)
 
 
 def _events(text: str) -> Iterator[Event]:
@@ -236,7 +235,7 @@ class _Builder:
 
     def _forbid(self, line: int, text: str) -> None:
         if self.item not in self.problems:
-            quotes = slips.asks_for_quotes(self._source_line(line), self.texts)
+            quotes = syntax_hints.asks_for_quotes(self._source_line(line), self.texts)
             what = Message("{problem}; or {instead}", text, quotes) if quotes else text
             self.problems[self.item] = JobError("line {line}: {problem}", line, what)
 
@@ -348,15 +347,14 @@ def read_json(text: str) -> Iterator[Document | JobError]:
     except json.JSONDecodeError as error:
         yield JobError(_not_json(text, error))
     except RecursionError:
-        yield JobError(
-            "line {line}: nested too deeply; a job is flat: fields and values; {unread}", reader.line(), _UNREAD
-        )
+        template = "line {line}: nested too deeply; a job is flat: fields and values; {unread}"
+        yield JobError(template, reader.line(), _UNREAD)
 
 
 def _not_json(text: str, error: json.JSONDecodeError) -> str:
     """A syntax error: the likely mistake, or else the parser's message."""
     problem = error.msg.removesuffix(" at").removesuffix(" starting")
-    at, slip = slips.in_json(text, error.pos, problem) or (error.pos, problem)
+    at, slip = syntax_hints.in_json(text, error.pos, problem) or (error.pos, problem)
     line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
     return Message("line {line}, column {column}: this is not valid JSON: {problem}", line, column, slip)
 

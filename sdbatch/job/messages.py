@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sdbatch.job import slips
+from sdbatch.job import syntax_hints
 from sdbatch.job.document import NUMBER, plain
 from sdbatch.messages import Message
 
@@ -139,13 +139,17 @@ def _meant(text: str, info: FieldInfo) -> str:
         return ""
     if text in _NOTHING:
         return Message("delete the line to use the default")
-    bare = unicodedata.normalize("NFKC", slips.plain_spaces(text)).rstrip(",;").strip("\u201c\u201d\u2018\u2019'\" ")
+    bare = (
+        unicodedata.normalize("NFKC", syntax_hints.plain_spaces(text))
+        .rstrip(",;")
+        .strip("\u201c\u201d\u2018\u2019'\" ")
+    )
     if info.annotation is bool:
         return Message("remove the quotes: {value}", bare.lower()) if bare.lower() in {"true", "false"} else ""
     number = bare.replace(",", ".") if bare.count(",") == 1 and "." not in bare else bare
     if not NUMBER.fullmatch(number):
         return ""
-    if what := slips.invisible(text):
+    if what := syntax_hints.invisible(text):
         return Message("it contains {character}: write {value}", what, number)
     return Message("remove the quotes: {value}", number) if number == text.strip() else Message("write {value}", number)
 

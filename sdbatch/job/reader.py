@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sdbatch.errors import JobError
-from sdbatch.job import foreign, slips
+from sdbatch.job import foreign_fields, syntax_hints
 from sdbatch.job.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.job.manifest import Asked, Kept, Parent, read_asked
 from sdbatch.job.messages import likely, no_such, raised, refused, shown, unknown
@@ -85,9 +85,8 @@ def _decode(data: bytes) -> str:
     if found := _UNPRINTABLE.search(text):
         line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
         code = f"{ord(found[0]):04X}"
-        raise JobError(
-            "line {line}, column {column}: control character U+{code}; is the file damaged?", line, column, code
-        )
+        template = "line {line}, column {column}: control character U+{code}; is the file damaged?"
+        raise JobError(template, line, column, code)
     return text
 
 
@@ -106,8 +105,8 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
     if not isinstance(values, dict):
         text = Message("line {line}: a job is fields and values, such as `prompt: a blue truck`", document.line)
         source = document.sources.get((), "")
-        slip = slips.in_yaml([source], [0], _TEXTS)
-        said = slip[1] if slip else slips.without_colon(source, _KNOWN)
+        slip = syntax_hints.in_yaml([source], [0], _TEXTS)
+        said = slip[1] if slip else syntax_hints.without_colon(source, _KNOWN)
         return Parsed(error=JobError("{file_name}: {problem}", file_name, text + ("; " if said else "") + said))
     try:
         if "sdbatch_manifest" not in values:
@@ -140,27 +139,24 @@ class _Written:
         self.start = document.lines.get(within) or document.lines[()]
         self.paths: dict[str, tuple[Line, ...]] = {}
         self.given: dict[str, Any] = {}
-        if foreign.is_workflow(values):
+        if foreign_fields.is_workflow(values):
             raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)
             self.paths[name] = path
             if name in self.given:
-                raise JobError(
-                    "{where}{name}: is given twice, as {name} and with hyphens; remove one", self._where(name), name
-                )
+                template = "{where}{name}: is given twice, as {name} and with hyphens; remove one"
+                raise JobError(template, self._where(name), name)
             self.given[name] = value
-            if what := slips.invisible(key) if name not in _KNOWN else "":
-                text = Message("the name contains {character}; write {instead}", what, plain(slips.plain_spaces(key)))
+            if what := syntax_hints.invisible(key) if name not in _KNOWN else "":
+                text = Message(
+                    "the name contains {character}; write {instead}", what, plain(syntax_hints.plain_spaces(key))
+                )
                 raise JobError("{where}{name}: {text}", self._where(name), name, text)
         if len(self.given) > MAX_FIELDS:
-            raise JobError(
-                "{where}{count:,} fields; the limit is {most} per job",
-                self._where(name),
-                len(self.given),
-                MAX_FIELDS,
-            )
+            template = "{where}{count:,} fields; the limit is {most} per job"
+            raise JobError(template, self._where(name), len(self.given), MAX_FIELDS)
         self.given.pop("$schema", None)  # editors' own
         self.fields = {name: value for name, value in self.given.items() if not _is_unsaid(name, value)}
         self.is_idle_strength = (
@@ -193,7 +189,7 @@ class _Written:
             order = [*self.given]
             in_file_order = sorted(found, key=lambda name: order.index(name) if name in order else -1)
             told = [self._told(name, found[name]) for name in in_file_order[:MAX_PROBLEMS]]
-            if foreign.is_of_the_web_uis(self.given):
+            if foreign_fields.is_of_the_web_uis(self.given):
                 told.insert(0, Message("line {line}: {problem}", self.start, _HTTP_JOB))
             more = [Message("and {count} more", len(found) - MAX_PROBLEMS)] if len(found) > MAX_PROBLEMS else []
             raise JobError(joined("\n", [*told, *more])) from error
@@ -204,23 +200,18 @@ class _Written:
             for at, comment in self.document.cut.items():
                 is_its_own = at == path and name in _TEXTS and name in self.fields
                 if is_its_own or (name == "loras" and len(at) > len(path) > 0 and at[: len(path)] == path):
-                    yield Message(
-                        "line {line}: {field}: {problem}", self.document.lines.get(at, self.start), name, _cut(comment)
-                    )
+                    template = "line {line}: {field}: {problem}"
+                    yield Message(template, self.document.lines.get(at, self.start), name, _cut(comment))
         for name in filter(_TEXTS.__contains__, self.fields):
-            if said := slips.in_curly_quotes(self.fields[name]):
+            if said := syntax_hints.in_curly_quotes(self.fields[name]):
                 yield Message("{where}{field}: {problem}", self._where(name), name, said)
         if self.is_idle_strength:
             yield Message("{where}strength: has no effect without init_img", self._where("strength"))
         if self.fields.get("laion400m") is True:
             for name, value in LAION400M.items():
                 if self.fields.get(name, value) != value:
-                    yield Message(
-                        "{where}{name}: has no effect: laion400m sets it to {value}",
-                        self._where(name),
-                        name,
-                        value,
-                    )
+                    template = "{where}{name}: has no effect: laion400m sets it to {value}"
+                    yield Message(template, self._where(name), name, value)
 
     def _where(self, name: str) -> str:
         return Message("line {line}: ", self.document.lines.get(self.paths.get(name, ()), self.start))
@@ -233,7 +224,7 @@ class _Written:
             where = Message("line {line}: ", line) if line else self._where(name)
             return Message("{where}{field}: {problem}", where, name, _in_an_entry(details))
         if path and details["type"] == "string_type":
-            slip = slips.asks_for_quotes(self.document.sources.get(path, ""), _TEXTS)
+            slip = syntax_hints.asks_for_quotes(self.document.sources.get(path, ""), _TEXTS)
         elif path and name == "prompt" and path in self.document.cut:
             slip = _cut(self.document.cut[path])
         said = _in_words(self.kind, name, details, self.fields)
@@ -305,14 +296,14 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
 
 def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
     """There is no such field; the right one, or the reason why there is none."""
-    meant = foreign.same_field(name)
-    if not meant and not foreign.why_not(name):
-        meant = likely(slips.plain_spaces(name), _KNOWN) or foreign.misspelt(name)
+    meant = foreign_fields.same_field(name)
+    if not meant and not foreign_fields.why_not(name):
+        meant = likely(syntax_hints.plain_spaces(name), _KNOWN) or foreign_fields.misspelt(name)
     if kind is Img2Img and meant in NOT_FOR_IMG2IMG:
         return no_such(NOT_FOR_IMG2IMG[meant])
     if meant:
         return no_such(Message("did you mean {name}?", meant))
-    return no_such(why_not) if (why_not := foreign.why_not(name)) else unknown(kind, name)
+    return no_such(why_not) if (why_not := foreign_fields.why_not(name)) else unknown(kind, name)
 
 
 def _in_an_entry(details: ErrorDetails) -> str:

@@ -108,7 +108,9 @@ class _Copy:
     def _inbox(self) -> dict[Path, Signature]:
         """Copy the waiting files with those they name; returns the job files, and their state when copied."""
         waiting: dict[Path, Signature] = {}
-        for path in self._files_in(self.root.inbox):
+        for path in (
+            Path(place, name) for place, _, names in os.walk(self.root.inbox, onerror=_unless_gone) for name in names
+        ):
             if any(part.startswith(NOBODYS_PREFIXES) for part in path.relative_to(self.root.inbox).parts):
                 continue
             for _ in range(TRIES):
@@ -177,10 +179,6 @@ class _Copy:
                 if picture.is_file() and not os.path.lexists(published):
                     files.make_dir(published.parent)
                     files.duplicate(picture, published, as_link=True)
-
-    def _files_in(self, folder: Path) -> Iterator[Path]:
-        for place, _, names in os.walk(folder, onerror=_unless_gone):
-            yield from (Path(place, name) for name in names)
 
     def _tree(self, source: Path, target: Path, *, forgiving: bool = False) -> None:
         """Copy a folder; `forgiving` ignores files that vanish meanwhile."""

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sdbatch import __version__
 from sdbatch.config import sources
@@ -26,7 +27,7 @@ from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, Level, ok, problem, w
 from sdbatch.engine.local import PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.job.parameters import Txt2Img
-from sdbatch.messages import Message, here, joined
+from sdbatch.messages import Message, here, joined, unpack
 from sdbatch.operations import environment
 from sdbatch.spool import status_reader
 from sdbatch.storage.files import read_regular
@@ -46,7 +47,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield ok("version", f"sdbatch {__version__}, Python {platform.python_version()}, {sys.executable}")
     settings, finding = _settings(root)
     yield finding
-    root = settings.told_to(root)
+    root = settings.apply_to(root)
     yield from environment.check_all(root, settings)
     yield from _driver(settings.devices)
     if settings.engine != "local":
@@ -198,7 +199,8 @@ def _child(settings: Settings, model: tuple[Path, Path] | None, device: str = ""
         timer.start()
         try:
             for line in answers:
-                finding = Finding(**json.loads(line))
+                told: dict[str, Any] = {name: unpack(text) for name, text in json.loads(line).items()}
+                finding = Finding(**told)
                 open_checks.remove(finding.about)
                 yield finding
             child.wait()
@@ -241,7 +243,7 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
     if root.status.exists() and not os.access(root.status, os.R_OK):
         yield warning(
             "service",
-            Message("{account} can't read {path}", root.status, environment.user_name()),
+            Message("{account} can't read {path}", environment.user_name(), root.status),
             _ask_the_group(root),
         )
         return

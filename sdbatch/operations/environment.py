@@ -76,7 +76,7 @@ def folders(root: Root) -> Iterator[Finding]:
             text = Message("{named}: {why}, which is right if the service runs as {user}", named, why, name_of(owner))
             yield warning("folders", text, _as_the_owner(root, owner))
     if not refused:
-        yield ok("folders", Message("{account} can use all of {root}", root.path, user_name()))
+        yield ok("folders", Message("{account} can use all of {root}", user_name(), root.path))
     if os.geteuid() == 0 != owner:
         yield warning(
             "folders",
@@ -89,9 +89,8 @@ def folders(root: Root) -> Iterator[Finding]:
 
 
 def _as_the_owner(root: Root, owner: int) -> str:
-    return Message(
-        "check again as the service's user: sudo -u {user} sdbatch doctor --root {root}", name_of(owner), root.path
-    )
+    template = "check again as the service's user: sudo -u {user} sdbatch doctor --root {root}"
+    return Message(template, name_of(owner), root.path)
 
 
 def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
@@ -146,11 +145,8 @@ def what_lies_apart(root: Root) -> str:
     if not apart or apart == [way[:2]]:
         return ""
     here, there = apart[0]
-    return Message(
-        "files can't be moved from {here} to {there}, which is another filesystem or mount",
-        root.show(here),
-        root.show(there),
-    )
+    template = "files can't be moved from {here} to {there}, which is another filesystem or mount"
+    return Message(template, root.show(here), root.show(there))
 
 
 def _moves(here: Path, there: Path) -> bool:
@@ -245,7 +241,7 @@ def space(root: Root, settings: Settings) -> Iterator[Finding]:
         if files_left < FEW_FILES:
             said += Message(", and {number} more files fit", files_left)
         remedy = Message("delete old folders in jobs/done/ and outputs/ (images are in both), or use a larger disk")
-        kept = settings.kept_free(disk.f_blocks * disk.f_frsize)
+        kept = settings.bytes_kept_free(disk.f_blocks * disk.f_frsize)
         if free < max(NO_SPACE, kept) or not files_left:
             yield problem("space", said, remedy)
         elif free < LITTLE_SPACE or files_left < FEW_FILES:

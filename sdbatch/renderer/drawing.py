@@ -2,10 +2,13 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from sdbatch.engine import protocol
@@ -25,6 +28,7 @@ from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.storage.files import is_disk_trouble
 from sdbatch.storage.root import SAMPLES
 
+Init = npt.NDArray[np.float32] | None  # an img2img job's: [3, H, W] in [-1, 1]
 VARYING = ("sdbatch", "iteration")  # in a sample's text: its writer's version, and what follows from the index
 
 
@@ -34,6 +38,7 @@ class Drawing:
 
     Attributes:
         fallback: what the finishing of its pictures does when memory runs out.
+        learned: the embeddings that its prompts name.
         said: what its notes begin with.
         staged: the samples that lie in its folder.
         error: why it goes no further, whoever met it.
@@ -48,6 +53,7 @@ class Drawing:
     origin: pictures.Origin
     notes: Notes
     fallback: MemoryFallback
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     staged: list[Path] = field(default_factory=list)
     error: JobError | OSError | None = None

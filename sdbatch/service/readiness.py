@@ -121,7 +121,7 @@ class Readiness:
     def _room(self, folder: Path) -> int:
         """Bytes that jobs may use on the disk of a folder; negative if too little is free."""
         usage = shutil.disk_usage(folder)
-        return usage.free - self.settings.kept_free(usage.total)
+        return usage.free - self.settings.bytes_kept_free(usage.total)
 
     def _without_room(self) -> str:
         """No job starts on a full disk."""

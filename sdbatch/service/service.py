@@ -32,7 +32,7 @@ from sdbatch.service.task import Drawing, Task, manifest_of
 from sdbatch.spool import attempts, handover, retention, status_reader
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
-from sdbatch.spool.latecomers import Latecomers
+from sdbatch.spool.late_writes import LateWrites
 from sdbatch.spool.publish import Names, Publisher
 from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
@@ -80,7 +80,7 @@ class Service:
         self.readiness = Readiness(root, self.seats, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.index_writer = IndexWriter(root)
-        self.latecomers = Latecomers(root, self.spool, self.inbox)
+        self.late_writes = LateWrites(root, self.spool, self.inbox)
         self.runs: dict[str, Run] = {}  # jobs in flight by their ids, the oldest first
         self.at_hand: Run | None = None  # the next, parsed; a convenience: to the folders it is claimed, no more
         self.scheduler = Scheduler(self.spool, self.inbox, self.readiness, begun=self.runs)
@@ -199,7 +199,7 @@ class Service:
         self.inbox.scan(now.mono, lambda: self.clock().mono, is_busy=self._is_busy or bool(self.runs))
         self._is_busy = False  # until there is a job
         if not unheld:
-            self.latecomers.check(now.mono)
+            self.late_writes.check(now.mono)
         self._check_readiness(now)
         if unheld and not self.readiness.is_held:  # else folders are away, which is told
             raise unheld
@@ -374,7 +374,7 @@ class Service:
         if self.problem and self.problem != before and self.readiness.is_resting:
             self.log.info("outside its hours", problem=self.problem)
         elif self.problem and self.problem != before:
-            self.log.error("nothing is generated for now", problem=self.problem)
+            self.log.error("nothing is drawn for now", problem=self.problem)
         elif before and not self.problem:
             self.log.info("the problem is gone", problem=before)
 
@@ -435,6 +435,7 @@ class Service:
             config=task.config,
             vae=task.vae,
             loras=task.loras,
+            embeddings=dict(task.embeddings),
             start_at=start_at,
             halt=folder / HALT,
             cancel=folder / CANCEL,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -41,7 +41,8 @@ class Task:
     config: Path
     outdir: Path
     vae: Path | None = None
-    loras: tuple[Path, ...] = ()
+    loras: tuple[tuple[Path, float], ...] = ()
+    embeddings: Mapping[str, Path] = field(default_factory=dict)  # that prompts may name
     notes: tuple[str, ...] = ()  # what of it has no effect
     filled: dict[str, Any] = field(default_factory=dict)  # what the root's defaults said for it
 
@@ -54,10 +55,11 @@ class Task:
     def origin(self) -> str:
         """A digest of everything that determines the images: a started job continues only with the same."""
         fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
-        strengths = (path.with_name(LORA_CONFIG) for path in self.loras)
-        weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
+        loras = [path for path, _ in self.loras]
+        strengths = (path.with_name(LORA_CONFIG) for path in loras)
+        weights = [path for path in (self.ckpt, self.config, self.vae, *loras, *self.embeddings.values()) if path]
         weights += [path for path in strengths if path.is_file()]
-        looks = [_glance(path) for path in weights]
+        looks = [_quick_fingerprint(path) for path in weights]
         told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -143,7 +145,7 @@ def manifest_of(
             Picture(
                 file=s.file,
                 sha256=s.sha256,
-                seed=task.job.seed,
+                seed=task.job.seeds_of(s.index)["seed"],
                 iteration=s.iteration,
                 index=s.index,
                 prompt=None if task.lines is None else _short(s.prompt),
@@ -189,20 +191,25 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
         told |= {"vae": root.show(task.vae), "vae_sha256": loaded.vae_sha256}
     if task.loras:
         told["loras"] = [
-            {"file": root.show(path), "weight": lora.weight, "sha256": sha256}
-            for path, lora, sha256 in zip(task.loras, task.job.loras, loaded.lora_sha256, strict=True)
+            {"file": root.show(path), "weight": weight, "sha256": sha256}
+            for (path, weight), sha256 in zip(task.loras, loaded.lora_sha256, strict=True)
+        ]
+    if loaded.embedding_sha256:
+        told["embeddings"] = [
+            {"name": name, "file": root.show(task.embeddings[name]), "sha256": sha256}
+            for name, sha256 in loaded.embedding_sha256.items()
         ]
     return told
 
 
-def _glance(path: Path) -> str:
+def _quick_fingerprint(path: Path) -> str:
     """A quick way to distinguish weight files: size, beginning and end; for a folder those of all files.
 
     Place and time do not count: a root may be moved or restored from a backup.
     """
     if path.is_dir():
         parts = [part for part in islice(files.below(path), MOST_FOLDERS) if part.is_file()]
-        looks = [f"{part.relative_to(path)} {_glance(part)}" for part in parts]
+        looks = [f"{part.relative_to(path)} {_quick_fingerprint(part)}" for part in parts]
         return hashlib.sha256("\n".join(looks).encode("utf-8", "surrogateescape")).hexdigest()
     if not path.is_file():
         return path.name

@@ -8,6 +8,8 @@ back, because a writer had to wait for the share too.
 
 On a slow share it takes long to look through thousands of files. The scan is then made in parts, with pauses while jobs
 run. Until it ends, the queue of the last scan is used.
+
+The file is long because a scan is one pass: it settles, sorts and judges what it meets, with one look at each file.
 """
 
 import os
@@ -85,7 +87,7 @@ class StabilityTracker:
         known = self.seen.get(path)
         return known is not None and known.signature[0] > 0 and now - known.still_since >= self.settle_seconds
 
-    def lose_sight(self, path: str) -> None:
+    def mark_unreadable(self, path: str) -> None:
         """Note that the file can't be read now: it keeps its place, but must settle again."""
         if known := self.seen.get(path):
             known.signature = _OUT_OF_SIGHT
@@ -183,7 +185,7 @@ class Inbox:
         strange: list[no_jobs.NoJob] = []
         unreadable: dict[str, OSError] = {}
         taken: list[str] = []
-        for entry in tread(self.folder, unreadable, taken, self.ignored):
+        for entry in walk_with_pauses(self.folder, unreadable, taken, self.ignored):
             yield
             if entry is None or (status := _status_of(entry, unreadable)) is None:
                 continue
@@ -209,7 +211,7 @@ class Inbox:
                 seen.priority = priority_of(path, relative)
             arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority)
             ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
-        self._mind(unreadable, found)
+        self._keep_unreadable(unreadable, found)
         self.stability.keep_only(found)
         ready.sort(key=lambda item: item[:3])
         self.queue = deque(arrival for *_, arrival in ready if arrival.name not in self._claimed)
@@ -295,12 +297,12 @@ class Inbox:
             if name not in before:
                 self.log.warning("lies in the inbox and is no job", source=name, reason=why)
 
-    def _mind(self, unreadable: dict[str, OSError], found: set[str]) -> None:
+    def _keep_unreadable(self, unreadable: dict[str, OSError], found: set[str]) -> None:
         """Keep the queued files of folders that can't be read now; report once when this starts and when it ends."""
         if unreadable:
             hidden = [p for p in self.stability.seen if not unreadable.keys().isdisjoint(map(str, Path(p).parents))]
             for path in set(hidden) - found:  # listing a folder can fail in the middle
-                self.stability.lose_sight(path)
+                self.stability.mark_unreadable(path)
                 found.add(path)
         was_readable, self.unreadable = not self.unreadable, unreadable
         if unreadable and was_readable:
@@ -330,10 +332,10 @@ def walk(folder: Path, unreadable: dict[str, OSError], ignored: Iterable[str] = 
 
     Folders that can't be read completely are noted in `unreadable`.
     """
-    return (entry for entry in tread(folder, unreadable, [], ignored) if entry is not None)
+    return (entry for entry in walk_with_pauses(folder, unreadable, [], ignored) if entry is not None)
 
 
-def tread(
+def walk_with_pauses(
     folder: Path, unreadable: dict[str, OSError], taken: list[str], ignored: Iterable[str] = ()
 ) -> Iterator[os.DirEntry[str] | None]:
     """Like `walk`, with a None for each folder: on a slow share even empty folders take time.

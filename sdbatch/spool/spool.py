@@ -16,6 +16,8 @@ The protocol on disk, by which every crash is recovered:
 An attempt is counted in claim.json, and synced, before the renderer gets the job. So a job that crashes the machine
 can't do so forever. If the service ended with several jobs in flight, no attempt counts, and each runs alone next.
 `<id>` is time, number and name. Ids sort by arrival even if the clock goes back.
+
+The file is long because recovery must know every step, and what claim.json may hold.
 """
 
 import errno
@@ -97,6 +99,7 @@ class Claim:
         staged: how many pictures were finished when it was last given to the renderer.
         held: where the dropped file lies from the inbox on, if that is on another filesystem.
         inputs: for each field that names a file, what it named and the digest of the copy that is drawn from.
+        seed: the one that was drawn by lot for a job that wants that.
         drawn_from: a digest of all that the pictures come from, if any were begun.
         attempt: the folder of the attempt under way.
         alone: what it is to have for itself next, as it ended in company: its renderer, or all of the machine.
@@ -115,6 +118,7 @@ class Claim:
     staged: int = 0
     held: Annotated[str, AfterValidator(_as_held)] = ""
     inputs: dict[str, tuple[str, str]] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     drawn_from: str = ""
     attempt: str = ""
     alone: Literal["", "renderer", "machine"] = ""
@@ -317,7 +321,7 @@ class Spool:
                 return None
             raise
         with suppress(OSError):
-            handover.take_along(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
+            handover.move_companion(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
         return claim
 
     def _fetch(self, claim: Claim, dropped: Path) -> None:
@@ -328,7 +332,9 @@ class Spool:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            self.note(claim, held=f"{handover.holder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}")
+            self.note(
+                claim, held=f"{handover.hidden_folder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}"
+            )
             handover.fetch(dropped, target, claim.id)
 
     def make_own(self, claim: Claim) -> None:
@@ -346,8 +352,8 @@ class Spool:
                 return ""
         if (arrived := handover.arrived_in(folder)) is None:
             return ""
-        if handover.is_as_it_came(arrived):
-            handover.retire(arrived, self.root.state / handover.RETIRED / claim.id)
+        if handover.is_unchanged(arrived):
+            handover.keep_for_late_writes(arrived, self.root.state / handover.RETIRED / claim.id)
             return ""
         return self._show(handover.put_back(arrived, place))
 

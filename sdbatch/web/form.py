@@ -60,7 +60,8 @@ def drop() -> tuple[str, int] | Response:
             retention.sweep_uploads(site().root, datetime.now(UTC))
             filled["init_img"] = uploads.take(upload, site().root, site().settings)
             del filled[UPLOAD]
-        path = submit_text(_job_file(filled), _file_name(filled), site().root)
+        called = (filled.get("name") or filled.get("prompt", ""))[:60]
+        path = submit_text(_job_file(filled), f"{slug_of(f'{called}.yaml')}.yaml", site().root)
     except (JobError, OSError) as error:
         say(disk_trouble(error) if isinstance(error, OSError) else error.message, "danger")
         return _refuse(filled)
@@ -140,8 +141,3 @@ def _check(text: str) -> Iterator[tuple[str, bool]]:
         yield error.message, False
     except OSError as error:
         yield disk_trouble(error), False
-
-
-def _file_name(filled: Mapping[str, str]) -> str:
-    """A file name from the job's name, or else from its prompt."""
-    return f"{slug_of((filled.get('name') or filled.get('prompt', ''))[:60] + '.yaml')}.yaml"

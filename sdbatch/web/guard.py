@@ -206,11 +206,11 @@ def _is_own_name() -> bool:
 
 
 def _refuse_strangers() -> None:
-    if (why := _strange()) and request.endpoint != "static":
+    if (why := _why_refused()) and request.endpoint != "static":
         abort(403, why)
 
 
-def _strange() -> str:
+def _why_refused() -> str:
     """Why this account may not use the page; empty if it may, or if a password will be asked."""
     if site().settings.web.password:
         return ""
@@ -242,7 +242,7 @@ def _bound_body() -> None:
 
 def body_limit() -> int:
     """How many bytes the body of a request may have; few before the visitor is known."""
-    if not (_is_own_name() and _is_logged_in() and not _strange()):
+    if not (_is_own_name() and _is_logged_in() and not _why_refused()):
         return SMALL_BYTES
     return FORM_BYTES + (site().settings.limits.input_bytes if request.endpoint == "form.drop" else 0)
 

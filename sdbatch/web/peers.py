@@ -52,13 +52,9 @@ def _find_socket(ends: Ends) -> tuple[int, int] | None:
         with suppress(OSError):
             for line in table.read_text().splitlines()[1:]:
                 words = line.split()
-                if _ends(words[1], words[2]) == ends and (inode := int(words[9])):
+                if (*_address(words[1]), *_address(words[2])) == ends and (inode := int(words[9])):
                     return int(words[7]), inode
     return None
-
-
-def _ends(here: str, there: str) -> Ends:
-    return (*_address(here), *_address(there))
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -91,12 +87,11 @@ def refusal(account: int | None, root: Root) -> str:
             "The account {name} may not drop jobs here: ask an admin to set web.password in configs/sdbatch.yaml.", name
         )
     group = _group_name(min(groups))
-    return Message(
-        "The account {name} may not drop jobs here: ask an admin to add it to the group {group} "
-        "(sudo usermod -aG {group} {name}), or to set web.password in configs/sdbatch.yaml.",
-        name,
-        group,
+    template = (
+        "The account {name} may not drop jobs here: ask an admin to add it to the group {group} (sudo usermod -aG "
+        "{group} {name}), or to set web.password in configs/sdbatch.yaml."
     )
+    return Message(template, name, group)
 
 
 def _rights(root: Root) -> tuple[set[int], set[int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from sdbatch.errors import JobError
-from sdbatch.imaging.stripped import bare
+from sdbatch.imaging.strip_metadata import strip_metadata
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.storage.safe_open import open_beneath
@@ -100,7 +100,7 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded below
-            with Image.open(bare(file), formats=("PNG", "JPEG", "WEBP")) as picture:
+            with Image.open(strip_metadata(file), formats=("PNG", "JPEG", "WEBP")) as picture:
                 if picture.width * picture.height <= most_pixels:
                     picture.draft("RGB", (SIDE, SIDE))
                     small = picture.convert("RGB")

@@ -58,7 +58,7 @@ def _check_room(root: Root, settings: Settings, size: int) -> None:
     if waiting + size > (most := MOST_WAITING * settings.limits.input_bytes):
         raise JobError("init_img: all waiting images in jobs/inbox/uploads/ together may have {most:,} bytes", most)
     usage = shutil.disk_usage(root.uploads)
-    if usage.free - size < settings.kept_free(usage.total):
+    if usage.free - size < settings.bytes_kept_free(usage.total):
         raise JobError("init_img: the disk is nearly full ({free:,} bytes are left)", usage.free)
 
 

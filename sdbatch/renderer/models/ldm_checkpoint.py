@@ -37,7 +37,7 @@ def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Mo
         JobError: the config can't be read, or the checkpoint has another text encoder.
     """
     numbers = LdmConfig(config)
-    with told(
+    with as_file_errors(
         Message("the config {name} does not describe a network; is it complete, and of a v1 or v2 model?", config.name)
     ):
         unet, vae = build_unet(numbers), build_vae(numbers)
@@ -87,7 +87,7 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
         numbers.text_encoder, names.TEXT
     )
     try:
-        with told(
+        with as_file_errors(
             Message(
                 "the text encoder in the checkpoint {name} is not the {encoder} of its config",
                 ckpt.name,
@@ -104,17 +104,14 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
         if not isinstance(error.__cause__, LookupError | ValueError) or isinstance(error.__cause__, LimitExceeded):
             raise
         kind = what_it_is(weights) or Message("it is not a complete Stable Diffusion checkpoint")
-        raise JobError(
-            "the checkpoint {name} has no text encoder at {prefix}*, where the config {config} expects it: {kind}",
-            ckpt.name,
-            prefix,
-            numbers.name,
-            kind,
-        ) from error
+        template = (
+            "the checkpoint {name} has no text encoder at {prefix}*, where the config {config} expects it: {kind}"
+        )
+        raise JobError(template, ckpt.name, prefix, numbers.name, kind) from error
 
 
 @contextmanager
-def told(text: str) -> Iterator[None]:
+def as_file_errors(text: str) -> Iterator[None]:
     """Any exception inside becomes an error about the files, because libraries raise anything."""
     try:
         yield

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.messages import Message
 from sdbatch.renderer.memory.fallback import MemoryFallback
-from sdbatch.renderer.pictures.safety import SafetyChecker, card
+from sdbatch.renderer.pictures.safety import SafetyChecker, grey_card
 from sdbatch.renderer.pictures.watermark import Watermark, has_room
 
 
@@ -27,7 +27,7 @@ class Postprocess:
         finished = list(pixels)
         withheld = self.checker.withheld(pixels, fallback) if self.checker else []
         for i in withheld:
-            finished[i] = card(*finished[i].shape[:2])
+            finished[i] = grey_card(*finished[i].shape[:2])
         if withheld:
             numbers = ", ".join(str(fallback.first + i) for i in withheld)
             fallback.tell(Message("withheld by the safety checker, replaced by a grey card: image {numbers}", numbers))

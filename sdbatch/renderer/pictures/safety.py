@@ -56,7 +56,7 @@ class SafetyChecker:
 
     def withheld(self, pixels: Pixels, fallback: MemoryFallback) -> list[int]:
         """The numbers of the images [batch, H, W, 3] to replace."""
-        seen = torch.from_numpy(np.stack([as_clip_sees(picture, self._side) for picture in pixels]))
+        seen = torch.from_numpy(np.stack([clip_input(picture, self._side) for picture in pixels]))
         flags = fallback.in_rows(self._flag, seen.to(self.device))
         return [i for i, flag in enumerate(flags.tolist()) if flag]
 
@@ -103,7 +103,7 @@ class Checkers:
         return self._loaded
 
 
-def card(height: int, width: int) -> Pixels:
+def grey_card(height: int, width: int) -> Pixels:
     """The card that replaces an image, [H, W, 3]."""
     picture = Image.new("RGB", (width, height), GREY)
     font = ImageFont.load_default(size=max(6, width // 14))
@@ -112,7 +112,7 @@ def card(height: int, width: int) -> Pixels:
     return np.asarray(picture)
 
 
-def as_clip_sees(pixels: Pixels, side: int) -> npt.NDArray[np.float32]:
+def clip_input(pixels: Pixels, side: int) -> npt.NDArray[np.float32]:
     """An image as [3, side, side]: short side scaled, centre cropped, colours normalized (as in CLIP)."""
     picture = Image.fromarray(pixels)
     width, height = (side * length // min(picture.size) for length in picture.size)
@@ -143,15 +143,13 @@ def _fill(network: Any, folder: Path) -> Any:
     names = [folder / f"{stem}{ending}" for ending in ENDINGS for stem in STEMS["text_encoder"]]
     path = next((path for path in names if path.is_file()), None)
     if path is None:
-        raise JobError(
-            "the safety checker in {name} has no weights, such as {example}; copy it again", folder.name, names[0].name
-        )
+        template = "the safety checker in {name} has no weights, such as {example}; copy it again"
+        raise JobError(template, folder.name, names[0].name)
     found = {_plain(key): weight for key, weight in read_weights(path, f"safety_checker/{path.name}").items()}
     part = ModelPart(network, _plain, computes_in_half=False)
     if lacking := next(part.lacking(found), ""):
-        raise JobError(
-            "the safety checker in {name} does not fit its config.json: {key}; copy it again", folder.name, lacking
-        )
+        template = "the safety checker in {name} does not fit its config.json: {key}; copy it again"
+        raise JobError(template, folder.name, lacking)
     part.fill(found, torch.float32, {})
     for module in network.modules():
         if hasattr(module, "position_ids"):  # a buffer that no file needs to hold

@@ -55,10 +55,11 @@ def is_safetensors(path: Path) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
-def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
+def read_weights(path: Path, called: str = "", inside: str = "state_dict") -> dict[str, Tensor]:
     """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped.
 
-    Errors call the file `called`, with its field; by default it is the job's checkpoint.
+    Errors call the file `called`, with its field; by default it is the job's checkpoint. In a .ckpt the tensors may
+    lie one level down, under the name `inside`.
 
     Raises:
         JobError: no such file, a truncated one, or it contains more than weights.
@@ -73,7 +74,7 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     if is_safe:
         return _read_safetensors(path, head, called)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        return _read_pickle(path, called, is_zip=head[:2] == b"PK")
+        return _read_pickle(path, called, inside, is_zip=head[:2] == b"PK")
     if told := next((told for pattern, told in _OTHERS.items() if re.match(pattern, head, re.DOTALL)), ""):
         raise JobError("{called} {told}", called, told)
     raise JobError(
@@ -88,14 +89,13 @@ def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise JobError(
-            "{called} is a damaged safetensors file: {problem}", called, str(error)[:SHOWN_LETTERS]
-        ) from error
+        template = "{called} is a damaged safetensors file: {problem}"
+        raise JobError(template, called, str(error)[:SHOWN_LETTERS]) from error
 
 
-def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
+def _read_pickle(path: Path, called: str, inside: str, *, is_zip: bool) -> dict[str, Tensor]:
     try:
-        content = read_torch_file(path, is_zip=is_zip)
+        content = read_torch_file(path, is_zip=is_zip, inside=inside)
     except MoreThanWeights as error:
         raise JobError(
             "{called} holds more than weights (Python objects or code), so it was not loaded; "
@@ -109,11 +109,8 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
     except Exception as error:  # with damaged files readers may raise anything: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
-        raise JobError(
-            "{called} is damaged or was copied incompletely (it has {size:,} bytes); copy it again",
-            called,
-            path.stat().st_size,
-        ) from error
+        template = "{called} is damaged or was copied incompletely (it has {size:,} bytes); copy it again"
+        raise JobError(template, called, path.stat().st_size) from error
     if not isinstance(content, dict):
         raise JobError("{called} contains no named weights", called)
     if "string_to_param" in content:
@@ -162,7 +159,7 @@ def write_weights(
     with files.drafted(path, durable=True) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in names:
-            file.write(_bytes_of(weights[name].to(dtypes[name])))
+            file.write(_bits(weights[name].to(dtypes[name])).numpy().data)
             on_written(header[name]["data_offsets"][1], end)
         files.to_disk(file)
         try:
@@ -180,7 +177,3 @@ def write_weights(
 
 def _bits(weight: Tensor) -> Tensor:
     return weight.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _bytes_of(weight: Tensor) -> memoryview:
-    return _bits(weight).numpy().data

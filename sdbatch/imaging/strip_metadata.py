@@ -23,7 +23,7 @@ class Damaged(ValueError):
     """The pixel data are damaged."""
 
 
-def bare(file: BinaryIO) -> BinaryIO:
+def strip_metadata(file: BinaryIO) -> BinaryIO:
     """A PNG or JPEG with only its pixels; any other file unchanged.
 
     Raises:
