@@ -28,8 +28,11 @@ SYSTEM |= {"Arguments", "Options", "Commands", "Error", "[env var: {}]", "[defau
 SYSTEM |= {"Show this message and exit.", "Try [blue]'{command_path} {help_option}'[/] for help."}
 
 
-def texts(node: ast.expr, constants: dict[str, set[str]]) -> set[str] | None:
-    """What an expression may be, where the code itself tells it."""
+Constants = list[tuple[str, int, set[str]]]  # names, the lines where they get a text, and which
+
+
+def texts(node: ast.expr, constants: Constants) -> set[str] | None:
+    """What an expression may be, where the code itself tells it: of a name, what it was given last."""
     match node:
         case ast.Constant(value=str(text)):
             return {text}
@@ -37,19 +40,20 @@ def texts(node: ast.expr, constants: dict[str, set[str]]) -> set[str] | None:
             both = texts(one, constants), texts(other, constants)
             return both[0] | both[1] if both[0] is not None and both[1] is not None else None
         case ast.Name(id=name):
-            return constants.get(name)
+            found = [(line, text) for known, line, text in constants if known == name and line <= node.lineno]
+            return max(found)[1] if found else None
     return None
 
 
 def calls(path: Path) -> Iterator[tuple[ast.Call, set[str] | None]]:
     """Where a file says something, and which templates; None where they come from elsewhere."""
     tree = ast.parse(path.read_text())
-    constants: dict[str, set[str]] = {}
+    constants: Constants = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            found = texts(node.value, {})
+            found = texts(node.value, [])
             if found:
-                constants.setdefault(node.targets[0].id, set()).update(found)
+                constants.append((node.targets[0].id, node.lineno, found))
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (node.args or node.keywords):
             name = ast.unparse(node.func).rpartition(".")[2]

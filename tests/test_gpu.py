@@ -4,7 +4,6 @@ The rest of the suite draws on the CPU, on a machine with a GPU too.
 """
 
 import io
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from small_models import TINY_TEXT, changed, small_v2
 from test_lora import kohya, random_matrices, weights_of
 from test_memory_fallback import INIT, apart
 from test_precision import model_in, overflowing, pixels_of_float32
-from tests_support import drain_for_real, only, run_sdbatch, small_draw
+from tests_support import drain_for_real, event_of, only, run_sdbatch, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
@@ -75,7 +74,7 @@ def render(renderer: Renderer, *jobs: Draw) -> list[dict[str, Any]]:
     answers = io.StringIO()
     renderer.answer = Answers(answers)
     renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in jobs)))
-    return [json.loads(line) for line in answers.getvalue().splitlines()]
+    return [event_of(line) for line in answers.getvalue().splitlines()]
 
 
 def digests(events: list[dict[str, Any]]) -> list[str]:

@@ -210,7 +210,7 @@ def test_a_root_on_sshfs_whose_connection_is_cut_is_served_on_and_by_one_service
         wait_for(lambda: len(done(near)) == 1, "a job before")
         cut(point)
         wait_for(
-            lambda: "nothing is generated for now" in log.read_text() or "the disk fails" in log.read_text(),
+            lambda: "nothing is drawn for now" in log.read_text() or "the disk fails" in log.read_text(),
             "the log to tell",
         )
         subprocess.run(["fusermount3", "-u", "-z", point], check=True)

@@ -289,7 +289,7 @@ def test_a_problem_is_logged_once_and_its_end_too(start: Start, root: Root, cloc
     root.pause.unlink()
     let_pass(service, clock, 20)
     problem = "paused until jobs/PAUSE is removed"
-    assert logged == [f"nothing is generated for now: {problem}", f"the problem is gone: {problem}"]
+    assert logged == [f"nothing is drawn for now: {problem}", f"the problem is gone: {problem}"]
 
 
 def test_systemd_hears_of_it(

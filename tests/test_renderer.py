@@ -17,7 +17,7 @@ from crash import KILLED, in_child
 from harness import StepCounter, kill_self
 from reference_model import CKPT, CONFIG
 from safetensors.torch import save_file
-from tests_support import REFERENCE, small_draw
+from tests_support import REFERENCE, event_of, small_draw
 
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw, RendererConfig
@@ -55,7 +55,7 @@ def events(resident: Renderer) -> Events:
         nonlocal answers
         said, answers = answers.getvalue(), io.StringIO()
         resident.answer = Answers(answers)
-        return [json.loads(line) for line in said.splitlines()]
+        return [event_of(line) for line in said.splitlines()]
 
     heard()
     return heard

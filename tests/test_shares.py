@@ -314,7 +314,7 @@ def test_a_queue_of_events_that_runs_over_costs_no_file(tmp_path: Path) -> None:
 # Inboxes that go away
 
 AWAY = "trouble with the inbox; looking again every few seconds"
-PAUSED = "nothing is generated for now"
+PAUSED = "nothing is drawn for now"
 
 
 def told(log: Path) -> list[str]:

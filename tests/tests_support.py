@@ -1,5 +1,6 @@
 """Helpers that tests call by name."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from harness import FakeClock
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.job.parameters import Txt2Img
+from sdbatch.messages import unpack
 from sdbatch.service.service import Service, system_clock
 from sdbatch.storage.root import Root
 
@@ -104,3 +106,13 @@ def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_
         halt=folder / "halt",
         cancel=folder / "cancel",
     )
+
+
+def event_of(line: str | bytes) -> dict[str, Any]:
+    """A renderer's line, with its texts as people read them."""
+    event: dict[str, Any] = json.loads(line)
+    if "text" in event:
+        event["text"] = unpack(event["text"])
+    if "notes" in event:
+        event["notes"] = [unpack(note) for note in event["notes"]]
+    return event

@@ -82,11 +82,8 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
     told = tuple(Message("{path}: line {line}: {problem}", path, lines.get(old, 1), now_called(old)) for old in renamed)
     lines = {new_key(key): line for key, line in lines.items()}
     if twice := next((name for name, new in _old_variables().items() if new in os.environ), ""):
-        raise ConfigError(
-            "{old} in the environment is now called {new}, and both are given; delete the old one",
-            twice,
-            _old_variables()[twice],
-        )
+        template = "{old} in the environment is now called {new}, and both are given; delete the old one"
+        raise ConfigError(template, twice, _old_variables()[twice])
     try:
         overriding = Environment(Settings)()
     except SettingsError as error:  # a list or group must be JSON

@@ -81,12 +81,8 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
         raise JobError("init_img: the image is damaged, or was copied incompletely") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
-        raise JobError(
-            "init_img: would become {width}x{height}; scale it down to {most:,} pixels",
-            width,
-            height,
-            max_drawn,
-        )
+        template = "init_img: would become {width}x{height}; scale it down to {most:,} pixels"
+        raise JobError(template, width, height, max_drawn)
     picture = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, dtype=np.float32) / 255.0
     return (2.0 * pixels - 1.0).transpose(2, 0, 1), notes
@@ -95,12 +91,8 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
 def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]]:
     """The first frame as RGB, upright, and what was changed."""
     if opened.width * opened.height > max_read:
-        raise JobError(
-            "init_img: {width}x{height} is too large; the limit is {most:,} pixels",
-            opened.width,
-            opened.height,
-            max_read,
-        )
+        template = "init_img: {width}x{height} is too large; the limit is {most:,} pixels"
+        raise JobError(template, opened.width, opened.height, max_read)
     notes: list[str] = []
     if getattr(opened, "n_frames", 1) > 1:
         notes.append(Message("init_img has several frames; the first was used"))

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sdbatch import __version__
 from sdbatch.config import sources
@@ -26,7 +27,7 @@ from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, Level, ok, problem, w
 from sdbatch.engine.local import PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.job.parameters import Txt2Img
-from sdbatch.messages import Message, here, joined
+from sdbatch.messages import Message, here, joined, unpack
 from sdbatch.operations import environment
 from sdbatch.spool import status_reader
 from sdbatch.storage.files import read_regular
@@ -188,7 +189,8 @@ def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Find
         timer.start()
         try:
             for line in answers:
-                finding = Finding(**json.loads(line))
+                told: dict[str, Any] = {name: unpack(text) for name, text in json.loads(line).items()}
+                finding = Finding(**told)
                 open_checks.remove(finding.about)
                 yield finding
             child.wait()
@@ -230,7 +232,7 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
             )
     if root.status.exists() and not os.access(root.status, os.R_OK):
         yield warning(
-            "service", "{account} can't read {path}", _ask_the_group(root), root.status, environment.user_name()
+            "service", "{account} can't read {path}", _ask_the_group(root), environment.user_name(), root.status
         )
         return
     facts = status_reader.read_status(root)

@@ -87,9 +87,8 @@ def folders(root: Root) -> Iterator[Finding]:
 
 
 def _as_the_owner(root: Root, owner: int) -> str:
-    return Message(
-        "check again as the service's user: sudo -u {user} sdbatch doctor --root {root}", name_of(owner), root.path
-    )
+    template = "check again as the service's user: sudo -u {user} sdbatch doctor --root {root}"
+    return Message(template, name_of(owner), root.path)
 
 
 def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
@@ -142,11 +141,8 @@ def what_lies_apart(root: Root) -> str:
     if not apart or apart == [way[:2]]:
         return ""
     here, there = apart[0]
-    return Message(
-        "files can't be moved from {here} to {there}, which is another filesystem or mount",
-        root.show(here),
-        root.show(there),
-    )
+    template = "files can't be moved from {here} to {there}, which is another filesystem or mount"
+    return Message(template, root.show(here), root.show(there))
 
 
 def _moves(here: Path, there: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, ok, problem, warning
 from sdbatch.errors import SdbatchError
-from sdbatch.messages import Message
+from sdbatch.messages import Message, pack
 
 ASKING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"}
 CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in OpenAI's vocabulary
@@ -172,7 +172,7 @@ def main() -> None:
     guard(asked)
     with os.fdopen(int(answers), "w", encoding="utf-8") as pipe:
         for finding in examine(device, (Path(model[0]), Path(model[1])) if model else None, asked):
-            print(json.dumps(asdict(finding)), file=pipe, flush=True)
+            print(json.dumps({name: pack(text) for name, text in asdict(finding).items()}), file=pipe, flush=True)
 
 
 if __name__ == "__main__":

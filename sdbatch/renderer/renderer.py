@@ -220,9 +220,8 @@ def find_device(asked: str) -> torch.device:
         device = torch.zeros(1, device=name).device  # with its number: set_device takes no bare cuda
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
-        raise EngineDown(
-            "device: {asked} can't be used ({reason}); it is set in configs/sdbatch.yaml", asked, reason
-        ) from error
+        template = "device: {asked} can't be used ({reason}); it is set in configs/sdbatch.yaml"
+        raise EngineDown(template, asked, reason) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # otherwise cuda:1 would still use some hundred megabytes of cuda:0
     return device

@@ -81,9 +81,8 @@ def prepare(root: Root) -> None:
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise ConfigError(
-            "{root}: can't create the folders of a root here: {problem}", root.path, error.strerror
-        ) from error
+        template = "{root}: can't create the folders of a root here: {problem}"
+        raise ConfigError(template, root.path, error.strerror) from error
 
 
 def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engine:

@@ -14,6 +14,8 @@ The protocol on disk, by which every crash is recovered:
 
 An attempt is counted in claim.json, and synced, before the renderer gets the job. So a job that crashes the machine
 can't do so forever. `<id>` is time, number and name. Ids sort by arrival even if the clock goes back.
+
+The file is long because recovery must know every step, and what claim.json may hold.
 """
 
 import errno

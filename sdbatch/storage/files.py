@@ -6,6 +6,8 @@ kernel may have dropped its pages, and would report success the second time.
 
 Other users may write in the same folders. So names are created, changed and deleted through a handle of their folder
 (safe_open.py), links are not followed, and drafts have names that nobody can guess.
+
+The file is long so that no other file opens one for writing.
 """
 
 import errno
