@@ -150,7 +150,7 @@ def write_sample(
     """
     text = PngImagePlugin.PngInfo()
     height, width = pixels.shape[:2]
-    text.add_text("parameters", parameters(job, origin, prompt, width, height))
+    text.add_text("parameters", parameters(job, origin, prompt, width, height, index))
     told = {"sdbatch": __version__, "iteration": iteration, **exact(job, origin, index)}
     # ASCII, since a tEXt chunk is Latin-1: any reader gets the JSON as it was.
     text.add_text("sdbatch", json.dumps(told))
@@ -169,13 +169,13 @@ def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
     return told | dict(origin.finish)
 
 
-def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int) -> str:
+def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int, index: int = 0) -> str:
     """The `parameters` text in the form of stable-diffusion-webui, which every viewer reads."""
     settings: dict[str, object] = {
         "Steps": job.ddim_steps,
         "Sampler": "PLMS" if job.plms else "DDIM",
         "CFG scale": job.scale,
-        "Seed": job.seed,
+        "Seed": job.seeds_of(index)["seed"],
         "Size": f"{width}x{height}",
         "Model hash": origin.model_sha256[:10],
         "Model": origin.model,
@@ -184,7 +184,7 @@ def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int
         settings["Denoising strength"] = job.strength
     if job.ddim_eta:
         settings["Eta"] = job.ddim_eta
-    settings |= {"RNG": origin.rng, "Version": f"sdbatch {__version__}"}
+    settings |= {"RNG": {"cpu": "CPU", "nv": "NV"}.get(job.rng, origin.rng), "Version": f"sdbatch {__version__}"}
     lines = [prompt]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
