@@ -65,7 +65,7 @@ def findings(path: Path) -> Iterator[tuple[ast.Call, set[str]]]:
     """What a file finds, each with the templates of its text; a remedy in words has no parameters."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"ok", "warning", "problem"}:
-            yield node, texts(node.args[1], {}) or set()
+            yield node, texts(node.args[1], []) or set()
 
 
 def templates_of_findings() -> Iterator[str]:
@@ -73,7 +73,7 @@ def templates_of_findings() -> Iterator[str]:
         for call, found in findings(path):
             yield from found
             if ast.unparse(call.func) != "ok":
-                remedies = texts(call.args[2], {}) or set()
+                remedies = texts(call.args[2], []) or set()
                 yield from (text for text in remedies if not text.startswith("systemctl "))  # a command in any language
 
 
