@@ -2,6 +2,7 @@
 
 The checks that need torch run in a child process, `renderer/examine.py`, with a time limit: a crash or a hang of torch
 is a finding too. Nothing is changed, except hidden files that are created and deleted again.
+Long, as each check has its words and its remedy.
 """
 
 import json
