@@ -138,7 +138,7 @@ def test_a_model_that_is_not_there_is_told(root: Root) -> None:
 
 
 def test_values_that_no_job_may_have_are_left_out_and_told(root: Root) -> None:
-    text = "a\nSteps: 5000, Sampler: DDIM, CFG scale: 7, Seed: -1, Size: 65x64, Version: sdbatch 0.1"
+    text = "a\nSteps: 5000, Sampler: DDIM, CFG scale: 7, Seed: -2, Size: 65x64, Version: sdbatch 0.1"
     restored = restore(root, lay(root.path / "a.png", text))
     assert parse(restored.text) == Txt2Img(prompt="a", scale=7.0, H=64, n_iter=1, n_samples=1)
     assert {note.partition(":")[0] for note in restored.notes} == {"ddim_steps", "seed", "W"}

@@ -74,9 +74,8 @@ def _is_found_from_inbox(field: str, named: str, found: Path, root: Root) -> boo
 
 def _refuse_job_names(field: str, named: str) -> None:
     if is_job_name(Path(named).name):
-        raise JobError(
-            '{field}: "{named}" would be taken for a job in the inbox; give it a name that ends in .txt', field, named
-        )
+        template = '{field}: "{named}" would be taken for a job in the inbox; give it a name that ends in .txt'
+        raise JobError(template, field, named)
 
 
 def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:

@@ -71,7 +71,7 @@ class History:
         self.database.close()
 
     def verify(self, *, all_of_it: bool = False) -> None:
-        """See to it that the file is no damaged one; a large one is read through only if `all_of_it` is asked for."""
+        """Make sure that the file is not damaged; a large one is checked completely only with `all_of_it`."""
         self.database.verify(LAST if all_of_it else SMALL)
 
     def refresh(self) -> int:
@@ -180,15 +180,14 @@ class History:
         if which:
             pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
             if not pictures:
-                raise JobError(
-                    '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has', job_id, which
-                )
+                template = '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has'
+                raise JobError(template, job_id, which)
         found = pictures[0] if pictures else self.job(job_id)
         assert found is not None, "its id was just read"
         return found
 
     def _one_job(self, part: str) -> str:
-        """As `naming.matching` has it, for one job: a file's number means its first."""
+        """As `folders_matching`, for one job: the number of a file means its first job."""
         part = normal(part)
         ending, number = f"-{part}", f"Z-{with_leading_zeros(part)}"
         question = (
@@ -265,11 +264,11 @@ class History:
 
 
 def _plain_name(word: str) -> str:
-    """A word; of a picture's path or file name what its pictures are found by."""
+    """A word; for a path or file name, the word by which its images are found."""
     return index.name_of(word) if "/" in word or word.lower().endswith(index.SUFFIXES) else word
 
 
 def _names_of(picture: PictureRecord) -> tuple[str, str, str]:
-    """What a person may call a job's picture: samples/00002.png, 00002.png, 00002."""
+    """The names of a job's image: samples/00002.png, 00002.png, 00002."""
     name = posixpath.basename(picture.file)
     return picture.file, name, name.rpartition(".")[0]

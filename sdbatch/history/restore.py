@@ -18,7 +18,7 @@ from sdbatch.imaging.origin import PictureInfo, why_unknown
 from sdbatch.imaging.reader_process import Reader
 from sdbatch.job import reader
 from sdbatch.job.manifest import VERSION, dump
-from sdbatch.job.parameters import Img2Img, Txt2Img, job_kind
+from sdbatch.job.parameters import Img2Img, Txt2Img, auto_seeding, job_kind
 from sdbatch.messages import Message, joined, lines
 from sdbatch.spool.spool import INPUTS, MANIFEST
 from sdbatch.storage import files
@@ -111,18 +111,35 @@ def follow_up(
     return _checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
 
 
-def rerun(root: Root, job: JobRecord, seed: int | None = None) -> str:
+def rerun(root: Root, what: JobRecord | PictureRecord, seed: int | None = None) -> str:
     """The text of a job file that runs a job again, with another seed if one is given.
+
+    Of a picture it draws that one alone where it has a seed of its own, else all of its job.
 
     Raises:
         JobError: nothing tells how it was drawn.
     """
-    changed = {} if seed is None else {"seed": seed}
-    record = record_of(root, job)
+    record = record_of(root, what)
+    job = record["job"] if record else fields_of(root, what)
+    if isinstance(what, PictureRecord) and what.file and job.get("seeding") == "picture":
+        job = _alone(root, what, job)
+    job = job | ({} if seed is None else {"seed": seed})
     if record:
-        head = {"sdbatch_manifest": VERSION, "id": job.id}
-        return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
-    return _checked(job_text(root, fields_of(root, job) | changed))
+        head = {"sdbatch_manifest": VERSION, "id": what.job}
+        return _checked(dump({**head, "job": job, "inputs": record.get("inputs", [])}))
+    return _checked(job_text(root, job))
+
+
+def _alone(root: Root, picture: PictureRecord, job: Fields) -> Fields:
+    """The job of one picture: with its own seed, and its own line of a prompt file."""
+    checked = job_kind(job).model_validate(job)
+    alone = (
+        job | checked.seeds_of(picture.number) | {"n_iter": 1, "n_samples": 1, "skip_grid": True, "skip_save": False}
+    )
+    if job.get("from_file"):
+        said = said_by(root.path / picture.path)
+        alone |= {"from_file": "", "prompt": said.fields["prompt"]}
+    return alone
 
 
 def job_text(root: Root, fields: Fields) -> str:
@@ -234,11 +251,8 @@ def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
         base = path.parent.parent if path.parent.name == SAMPLES else path.parent
         fields = foreign_pictures.read_setup(base / foreign_pictures.SETUP)
         if not fields:
-            raise JobError(
-                "{path}: does not say how it was made: {silence}, no setup.json beside it",
-                path,
-                why_unknown(said),
-            )
+            template = "{path}: does not say how it was made: {silence}, no setup.json beside it"
+            raise JobError(template, path, why_unknown(said))
     if not fields:
         raise JobError("{path}: nothing there says how it was drawn: no setup.json that can be read", path)
     return fields, []
@@ -296,6 +310,8 @@ def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
         fitting = {name: value for name, value in fitting.items() if name not in ("init_img", "strength")}
     if "init_img" in fitting:
         fitting = {name: value for name, value in fitting.items() if name in Img2Img.model_fields}
+    if fitting.get("seeding") == auto_seeding(fitting.get("sampler", "ddim")):
+        del fitting["seeding"]
     try:
         job_kind(fitting).model_validate(fitting)
     except ValidationError as error:

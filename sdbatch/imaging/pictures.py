@@ -81,12 +81,8 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
         raise JobError("init_img: the image is damaged, or was copied incompletely") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
-        raise JobError(
-            "init_img: would become {width}x{height}; scale it down to {most:,} pixels",
-            width,
-            height,
-            max_drawn,
-        )
+        template = "init_img: would become {width}x{height}; scale it down to {most:,} pixels"
+        raise JobError(template, width, height, max_drawn)
     picture = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, dtype=np.float32) / 255.0
     return (2.0 * pixels - 1.0).transpose(2, 0, 1), notes
@@ -95,12 +91,8 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
 def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]]:
     """The first frame as RGB, upright, and what was changed."""
     if opened.width * opened.height > max_read:
-        raise JobError(
-            "init_img: {width}x{height} is too large; the limit is {most:,} pixels",
-            opened.width,
-            opened.height,
-            max_read,
-        )
+        template = "init_img: {width}x{height} is too large; the limit is {most:,} pixels"
+        raise JobError(template, opened.width, opened.height, max_read)
     notes: list[str] = []
     if getattr(opened, "n_frames", 1) > 1:
         notes.append(Message("init_img has several frames; the first was used"))
@@ -158,7 +150,7 @@ def write_sample(
     """
     text = PngImagePlugin.PngInfo()
     height, width = pixels.shape[:2]
-    text.add_text("parameters", parameters(job, origin, prompt, width, height))
+    text.add_text("parameters", parameters(job, origin, prompt, width, height, index))
     told = {"sdbatch": __version__, "iteration": iteration, **exact(job, origin, index)}
     # ASCII, since a tEXt chunk is Latin-1: any reader gets the JSON as it was.
     text.add_text("sdbatch", json.dumps(told))
@@ -177,13 +169,13 @@ def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
     return told | dict(origin.finish)
 
 
-def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int) -> str:
+def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int, index: int = 0) -> str:
     """The `parameters` text in the form of stable-diffusion-webui, which every viewer reads."""
     settings: dict[str, object] = {
         "Steps": job.ddim_steps,
         "Sampler": "PLMS" if job.plms else "DDIM",
         "CFG scale": job.scale,
-        "Seed": job.seed,
+        "Seed": job.seeds_of(index)["seed"],
         "Size": f"{width}x{height}",
         "Model hash": origin.model_sha256[:10],
         "Model": origin.model,
@@ -192,7 +184,7 @@ def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int
         settings["Denoising strength"] = job.strength
     if job.ddim_eta:
         settings["Eta"] = job.ddim_eta
-    settings |= {"RNG": origin.rng, "Version": f"sdbatch {__version__}"}
+    settings |= {"RNG": {"cpu": "CPU", "nv": "NV"}.get(job.rng, origin.rng), "Version": f"sdbatch {__version__}"}
     lines = [prompt]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")

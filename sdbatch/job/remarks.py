@@ -128,9 +128,8 @@ def _lines(numbers: list[int]) -> str:
 
 def _too_long(count: int, rest: str) -> str:
     number = Message("1 token") if count == 1 else Message("{count} tokens", count)
-    return Message(
-        "{number} from {text} on have no effect: the text encoder reads {most}", number, _quoted(rest), tokens.READ
-    )
+    template = "{number} from {text} on have no effect: the text encoder reads {most}"
+    return Message(template, number, _quoted(rest), tokens.READ)
 
 
 def _quoted(text: str) -> str:

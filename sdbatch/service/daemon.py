@@ -81,9 +81,8 @@ def prepare(root: Root) -> None:
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise ConfigError(
-            "{root}: can't create the folders of a root here: {problem}", root.path, error.strerror
-        ) from error
+        template = "{root}: can't create the folders of a root here: {problem}"
+        raise ConfigError(template, root.path, error.strerror) from error
 
 
 def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engine:
@@ -101,6 +100,8 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         model_cache_bytes=settings.model_cache_bytes,
         safety_checker=checker if checker in {"auto", "off"} else str(as_stored(root.path / checker)),
         watermark=settings.watermark,
+        batching=settings.batching,
+        batch_rows=settings.batch_rows,
     )
     program = FAKE_RENDERER if settings.engine == "fake-process" else RENDERER
     return LocalEngine(config, lambda: _to_preload(root, chosen), program)

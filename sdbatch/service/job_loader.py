@@ -108,14 +108,11 @@ class JobLoader:
         if len(parts) > 1 and not claim.parts:
             self.spool.split(claim, len(parts))
         if claim.part > len(parts):
-            raise JobError(
-                "{file}: contains only {count} of {parts} jobs now, and not number {part}: there is nothing "
-                "left to run, and this folder may be deleted",
-                claim.file,
-                len(parts),
-                claim.parts,
-                claim.part,
+            template = (
+                "{file}: contains only {count} of {parts} jobs now, and not number {part}: there is nothing left to "
+                "run, and this folder may be deleted"
             )
+            raise JobError(template, claim.file, len(parts), claim.parts, claim.part)
         part = parts[claim.part - 1]
         if 0 < claim.parts < len(parts):
             more = Message(

@@ -51,12 +51,10 @@ class Scheduler:
         if not self.spool.unreadable:
             return self._absent if self.deferred else ""
         job, error = min(self.spool.unreadable.items())
-        return Message(
-            "{job} waits, since it can't be read: {problem}: {path}; let the service's user read it, or check the disk",
-            job,
-            error.strerror,
-            error.filename,
+        template = (
+            "{job} waits, since it can't be read: {problem}: {path}; let the service's user read it, or check the disk"
         )
+        return Message(template, job, error.strerror, error.filename)
 
     @property
     def lacks_room(self) -> bool:

@@ -145,7 +145,7 @@ def manifest_of(
             Picture(
                 file=s.file,
                 sha256=s.sha256,
-                seed=task.job.seed,
+                seed=task.job.seeds_of(s.index)["seed"],
                 iteration=s.iteration,
                 index=s.index,
                 prompt=None if task.lines is None else _short(s.prompt),

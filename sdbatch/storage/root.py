@@ -91,12 +91,11 @@ class Root:
         try:
             folder.lstat()
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise NoRoot(
-                "{path} is not a root (there is no {folder}): mount its disk, give another with --root, or "
-                "create one: sdbatch init {path}",
-                self.path,
-                self.show(folder),
-            ) from error
+            template = (
+                "{path} is not a root (there is no {folder}): mount its disk, give another with --root, or create one: "
+                "sdbatch init {path}"
+            )
+            raise NoRoot(template, self.path, self.show(folder)) from error
 
     def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
         """The file that a job names, searched in each of `bases` in order; it is inside the root, with links resolved.
@@ -108,18 +107,14 @@ class Root:
         for base in bases:
             path = self._inside(field, named, base)
             if self._leads_into(path, SECRET):
-                raise JobError(
-                    '{field}: "{named}" is a file of the service; name one beside the job or in outputs/', field, named
-                )
+                template = '{field}: "{named}" is a file of the service; name one beside the job or in outputs/'
+                raise JobError(template, field, named)
             if _exists(path):
                 return path
         _refuse_pattern(field, named)
         if any(_is_link(self._normal(field, named, base)) for base in bases):
-            raise Missing(
-                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
-                field,
-                named,
-            )
+            template = '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link'
+            raise Missing(template, field, named)
         hint = self._hint(field, named, bases)
         said = Message(
             '{field}: there is no "{named}" (searched in {places}){hint}', field, named, self._places(bases), hint
@@ -179,29 +174,23 @@ class Root:
                     path = self._inside(field, named, base)
                     self._refuse_links_out(field, named, path)
                 if not _exists(path):
-                    raise TemporarilyUnavailable(
+                    template = (
                         '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the '
-                        "link",
-                        field,
-                        named,
+                        "link"
                     )
+                    raise TemporarilyUnavailable(template, field, named)
                 if not path.is_file() and not path.is_dir():
                     raise JobError('{field}: "{named}" is not a file', field, named)
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
-                raise TemporarilyUnavailable(
-                    '{field}: "{named}" is behind a link to a disk that is not mounted', field, named
-                )
+                template = '{field}: "{named}" is behind a link to a disk that is not mounted'
+                raise TemporarilyUnavailable(template, field, named)
         _refuse_pattern(field, named)
         looked = self._places(bases)
         if hint := self._hint(field, named, bases):
             raise JobError('{field}: there is no "{named}" (searched in {places}){hint}', field, named, looked, hint)
-        raise JobError(
-            '{field}: there is no "{named}" (searched in {places}); copy the file there, or link it',
-            field,
-            named,
-            looked,
-        )
+        template = '{field}: there is no "{named}" (searched in {places}); copy the file there, or link it'
+        raise JobError(template, field, named, looked)
 
     def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
         """Check that all files of a folder are inside the root, because any user may have made it."""
@@ -238,9 +227,8 @@ class Root:
             return self.find_model(field, named)
         path = as_stored(Path(named))
         if not _exists(path):
-            raise TemporarilyUnavailable(
-                "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or correct it", field, named
-            )
+            template = "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or correct it"
+            raise TemporarilyUnavailable(template, field, named)
         return path
 
     def output_folder(self, named: str) -> Path:
@@ -300,12 +288,8 @@ class Root:
             raise JobError("{field}: a path can't contain a NUL character", field)
         path = Path(os.path.normpath(base / named))
         if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
-            raise JobError(
-                '{field}: "{named}" leads out of the root {path}; only files inside it may be named',
-                field,
-                named,
-                self.path,
-            )
+            template = '{field}: "{named}" leads out of the root {path}; only files inside it may be named'
+            raise JobError(template, field, named, self.path)
         return as_stored(path)
 
     def _inside(self, field: str, named: str, base: Path) -> Path:
@@ -315,12 +299,8 @@ class Root:
         except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
             raise JobError('{field}: "{named}" can\'t be followed to a file', field, named) from error
         if not any(_is_below(path, place.resolve()) for place in (self.path, *self.allowed)):
-            raise JobError(
-                '{field}: "{named}" is a link out of the root {path}; only files inside it may be named',
-                field,
-                named,
-                self.path,
-            )
+            template = '{field}: "{named}" is a link out of the root {path}; only files inside it may be named'
+            raise JobError(template, field, named, self.path)
         return path
 
 
