@@ -61,7 +61,7 @@ class FakeEngine:
         self.drawn: list[Draw] = []  # the last jobs that were begun
         self.down = ""  # why no renderer can be had
         self.dice = None if seed is None else Random(seed)  # noqa: S311 - no secret
-        self.ahead = 0 if seed is None else 1
+        self.ahead, self.capacity = (0, 1) if seed is None else (1, 1)
         self.renderers: list[FakeRenderer] = []
 
     @property
