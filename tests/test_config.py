@@ -122,6 +122,7 @@ def test_a_wrong_variable_is_told_by_its_name(
 
 def test_a_misspelt_variable_is_told_but_no_reason_not_to_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDBATCH_DEVISE", "cpu")
+    monkeypatch.setenv("SDBATCH_LANG", "zh")
     assert sources.load(path).settings == Settings()
     assert sources.unknown_variables() == ["SDBATCH_DEVISE is no setting; did you mean SDBATCH_DEVICE?"]
 

@@ -133,11 +133,11 @@ def test_a_kernel_without_watches_is_a_warning(root: Root, monkeypatch: pytest.M
 def test_a_share_is_known_by_what_it_is_mounted_as(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     here = str(root.inbox.resolve()).replace(" ", "\\040")
     mounts = f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:5 / {here} rw,relatime shared:3 - fuse.sshfs host: rw\n"
-    assert filesystem.filesystem_type(root.inbox, mounts) == "fuse.sshfs"
-    assert filesystem.filesystem_type(root.done, mounts) == "ext4"
     listed = root.path / "mountinfo"
     listed.write_text(mounts)
     monkeypatch.setattr(filesystem, "MOUNTS", listed)
+    assert filesystem.mount_of(root.inbox) == (str(root.inbox.resolve()), "fuse.sshfs")
+    assert filesystem.mount_of(root.done) == ("/", "ext4")
     assert "use_inotify: off" in environment.events(root, Settings()).remedy
     assert environment.events(root, Settings(use_inotify=False)).level == "ok"
 

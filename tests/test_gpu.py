@@ -287,14 +287,14 @@ def breaking_once(mark: Path) -> str:
     return f"""
 import torch
 from pathlib import Path
-from sdbatch.renderer import renderer
-samplings, mark = renderer.samplings, Path({str(mark)!r})
+from sdbatch.renderer import company, renderer
+samplings, mark = company.samplings, Path({str(mark)!r})
 def breaking(model, *arguments):
     if not mark.exists():
         mark.touch()
         torch.ones(4, device=model.device)[torch.tensor([1 << 20], device=model.device)].tolist()
     yield from samplings(model, *arguments)
-renderer.samplings = breaking
+company.samplings = breaking
 renderer.main()
 """
 

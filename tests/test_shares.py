@@ -389,7 +389,7 @@ def test_a_folder_of_jobs_in_work_that_goes_away_and_comes_back(tmp_path: Path) 
         root.running.rename(root.path / "away")
         drop_job(root, "a.yaml", "prompt: a")
         drop_job(root, "typo.yaml", "promt: a")
-        wait_for(lambda: "jobs/running is not there" in (status(root)["problem"] or ""), "the problem to be told")
+        wait_for(lambda: "jobs/running does not exist" in (status(root)["problem"] or ""), "the problem to be told")
         before = status(root)["updated_at"]
         wait_for(lambda: status(root)["updated_at"] > before, "the service to go on telling")
         assert not root.running.exists(), "nothing takes its place"

@@ -398,7 +398,7 @@ def test_what_the_unit_opens_is_said_with_its_reason(at_opt: None) -> None:
     assert "# the service may write in /srv/x, but not in its configs/ and models/\n" in told
     assert "# the service may write in /mnt/a: allow_paths in configs/sdbatch.yaml\n" in told
     assert "home folders (not write there): configs/sdbatch.yaml names /home/alice/v.ckpt\n" in told
-    assert "after 660 seconds of silence: hang_seconds" in told
+    assert "after 660 seconds without a sign of life: hang_seconds" in told
 
 
 def as_user(folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from sdbatch.cli.common import JsonOption, RootOption, app, echo, named_root
 from sdbatch.errors import JobError, printable
 from sdbatch.history import times
 from sdbatch.history.records import JobRecord, PictureRecord
-from sdbatch.messages import Message
+from sdbatch.messages import Message, here
 from sdbatch.spool import status_reader
 from sdbatch.storage import files
 from sdbatch.storage.spelling import as_stored
@@ -76,7 +76,7 @@ def history(  # noqa: PLR0913 - each is an option
     from sdbatch.cli import tables  # noqa: PLC0415 - rich
 
     if kind not in (None, "txt2img", "img2img"):
-        raise typer.BadParameter(Message("--kind must be txt2img or img2img"))
+        raise typer.BadParameter(here(Message("--kind must be txt2img or img2img")))
     place = named_root(root)
     drawn = times.since(since, datetime.now(UTC)) if since else None
     opened = _open(place, anew=rebuild)

@@ -41,6 +41,8 @@ NEEDS_RESTART = (
     "model_cache_bytes",
     "safety_checker",
     "watermark",
+    "batching",
+    "batch_rows",
     "use_inotify",
     "allow_paths",
     "defaults",
@@ -210,6 +212,8 @@ class Settings(BaseSettings):
     model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
     watermark: str = Field("", max_length=64)
+    batching: Literal["job", "shared", "fixed"] = "job"
+    batch_rows: int = Field(32, ge=1, le=1024)
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     use_inotify: bool = True

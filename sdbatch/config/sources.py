@@ -137,7 +137,7 @@ def warn_of_a_short_watchdog(settings: Settings, logger: Log) -> None:
 def unknown_variables() -> list[str]:
     """SDBATCH_* variables with an old or unknown name; these do not stop the start."""
     known = {"__".join(key).upper() for key, _ in leaves(Settings.model_construct())}
-    known |= {name.upper() for name in Settings.model_fields} | {"ROOT"}  # which the commands read
+    known |= {name.upper() for name in Settings.model_fields} | {"ROOT", "LANG"}  # which the commands read
     given = sorted(name.removeprefix(PREFIX) for name in map(str.upper, os.environ) if name.startswith(PREFIX))
     renamed = _old_variables()
     hints = {name: likely(name, known) for name in given if name not in known and PREFIX + name not in renamed}

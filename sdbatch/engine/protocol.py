@@ -33,6 +33,8 @@ class RendererConfig(Message):
     model_cache_bytes: int = 0  # what loaded models may take
     safety_checker: str = "auto"  # auto, off, or the folder of one
     watermark: str = ""
+    batching: Literal["job", "shared", "fixed"] = "job"
+    batch_rows: int = 32  # at most, in one pass of the network
 
 
 class Draw(Message):

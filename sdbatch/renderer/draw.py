@@ -71,7 +71,7 @@ def samplings(
 ) -> Iterator[tuple[Batch, Asking]]:
     """A job's batches, from the one that holds picture `start_at` on, each with what asks for its latents.
 
-    Each must have got its latents before the next is asked for: they share their noise.
+    They may be sampled side by side: each has the noise that it would have if it were sampled after the ones before.
 
     Args:
         model: the resident model.
@@ -103,15 +103,15 @@ def samplings(
     )
     evaluations = course.evaluations
     for batch in batches(job, lines):
-        noise = source.of_batch(batch.first, (len(batch.prompts), *start.shape))
-        if batch.first + len(batch.prompts) <= start_at:
-            start.skip(noise)
-            continue
-        fallback.first = batch.first
-        x = start.latents(len(batch.prompts), noise)
-        told = partial(_tell, on_step, batch, count(1), evaluations)
-        led = _led(model, job, batch, fallback, learned or {})
-        yield batch, guided(course.sample(x, noise), led, job.scale, told)
+        shape = (len(batch.prompts), *start.shape)
+        if batch.first + len(batch.prompts) > start_at:
+            fallback.first = batch.first
+            noise = source.fork().of_batch(batch.first, shape)
+            x = start.latents(len(batch.prompts), noise)
+            told = partial(_tell, on_step, batch, count(1), evaluations)
+            led = _led(model, job, batch, fallback, learned or {})
+            yield batch, guided(course.sample(x, noise), led, job.scale, told)
+        start.skip(source.of_batch(batch.first, shape))
 
 
 def _noise_of(job: AnyJob, device: torch.device) -> NoiseSource:
@@ -135,7 +135,7 @@ class _Start:
         return self.course.start.mix(z, None if self.x0 is None else self.x0[:batch])
 
     def skip(self, noise: Noise) -> None:
-        """Draw and drop the random numbers of a batch that exists already."""
+        """Draw and drop the random numbers of a batch, for the next one."""
         if self.fixed is None:
             noise()
         self.course.rehearse(noise)

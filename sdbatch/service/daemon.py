@@ -100,6 +100,8 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         model_cache_bytes=settings.model_cache_bytes,
         safety_checker=checker if checker in {"auto", "off"} else str(as_stored(root.path / checker)),
         watermark=settings.watermark,
+        batching=settings.batching,
+        batch_rows=settings.batch_rows,
     )
     program = FAKE_RENDERER if settings.engine == "fake-process" else RENDERER
     return LocalEngine(config, lambda: _to_preload(root, chosen), program)
