@@ -178,7 +178,7 @@ def _as_there(told: Infotext) -> dict[str, str]:
     if told.program and not is_ours:
         found = {"seeding": "picture", "rng": "cpu"} if told.program in _ON_THE_CPU else {}
         return found | ({"prompt_syntax": "webui"} if found and _weighted(told) else {})
-    has_letters = settings.get("Emphasis", "" if is_ours else EMPHASIS) != EMPHASIS
+    has_letters = settings.get("Emphasis", NO_EMPHASIS if is_ours else EMPHASIS) == NO_EMPHASIS
     has_lora = "<lora:" in told.prompt
     found = {"rng": _RNGS.get(settings.get("RNG", "GPU"), "nv")} if "RNG" in settings or not is_ours else {}
     if not is_ours or {"Variation seed", "ENSD"} & settings.keys():
@@ -209,7 +209,7 @@ def _of_the_prompt(told: Infotext, fields: dict[str, Any]) -> list[str]:
     emphasis = told.settings.get("Emphasis", EMPHASIS)
     if emphasis not in (EMPHASIS, NO_EMPHASIS):
         return [Message("Emphasis: {value} is not available; it is Original here", printable(emphasis[:80]))]
-    if not _weighted(told) or (not told.program and fields.get("prompt_syntax") == "webui"):
+    if not told.program or not _weighted(told):
         return []
     if fields.get("prompt_syntax") == "webui":
         return [Message("prompt: {program} weights words a little differently", told.program)]
