@@ -61,9 +61,9 @@ def test_what_is_no_root_is_told_how_to_become_one(tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_a_finding_among_others(root: Root) -> None:
-    (root.configs / "sdbatch.yaml").write_text("devise: cpu\n")
+    (root.configs / "sdbatch.yaml").write_text("devises: cpu\n")
     settings, found = doctor._settings(root)
-    assert (found.level, "devise" in found.text) == ("problem", True)
+    assert (found.level, "devises" in found.text) == ("problem", True)
     assert all(finding.level != "problem" for finding in environment.check_all(root, settings)), (
         "the rest goes by defaults"
     )

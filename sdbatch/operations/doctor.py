@@ -50,7 +50,7 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield finding
     root = settings.apply_to(root)
     yield from environment.check_all(root, settings)
-    yield from _driver(settings.device)
+    yield from _driver(settings.devices)
     if settings.engine != "local":
         yield warning(
             "engine", "it is the fake engine, which makes grey cards", "set `engine: local` in configs/sdbatch.yaml"
@@ -101,18 +101,18 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
             "{path} contains the hash of the page's password, and every account on this machine may read it", path
         )
         return settings, warning("settings", text, Message("chmod o= {path}", path))
-    return settings, ok("settings", "{versions}; device {device}", said, settings.device)
+    return settings, ok("settings", "{versions}; devices {devices}", said, settings.devices)
 
 
-def _driver(device: str) -> Iterator[Finding]:
+def _driver(devices: str) -> Iterator[Finding]:
     """A GPU without a driver can't be used, and nothing else would report it."""
     gpus = [card for card in PCI.glob("*") if _is_nvidia_gpu(card)]
-    if gpus and not NVIDIA_DRIVER.exists() and device != "cpu":
+    if gpus and not NVIDIA_DRIVER.exists() and not set(devices.split(",")) <= {"cpu"}:
         yield warning(
             "driver",
             "there is an NVIDIA GPU ({name}), but its driver isn't loaded",
             "install NVIDIA's driver and restart the machine (`modprobe nvidia` shows the error), or "
-            "pass the GPU into the container; to use the CPU, set `device: cpu` in configs/sdbatch.yaml",
+            "pass the GPU into the container; to use the CPU, set `devices: cpu` in configs/sdbatch.yaml",
             gpus[0].name,
         )
 
@@ -146,6 +146,8 @@ def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bo
             "checkpoint", "{model} exists; it was not loaded, so it is not known whether it fits its config", model[0]
         )
     yield from _child(settings, None if quick else model)
+    for device in dict.fromkeys(settings.devices.split(",")[1:]):
+        yield from (finding for finding in _child(settings, None, device) if finding.about == "device")
 
 
 def _no_model(root: Root, ckpt: str, why: str) -> Finding:
@@ -161,10 +163,11 @@ def _no_model(root: Root, ckpt: str, why: str) -> Finding:
     return problem("checkpoint", why, remedy)
 
 
-def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Finding]:
-    """The findings of renderer/examine.py, line by line; if it ends early, that is a finding too."""
+def _child(settings: Settings, model: tuple[Path, Path] | None, device: str = "") -> Iterator[Finding]:
+    """The findings of renderer/examine.py about a device, line by line; if it ends early, that is a finding too."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), settings.device, *map(str, model or ())]
+    device = device or settings.devices.partition(",")[0]
+    command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), device, *map(str, model or ())]
     open_checks = ["torch", "device", "tokenizer", *(["checkpoint"] if model else []), "network"]
     with os.fdopen(reading, encoding="utf-8") as answers, tempfile.TemporaryFile() as words:
         try:
@@ -246,6 +249,21 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield ok("service", "it runs (process {pid}): {state}", pid, trouble or facts.get("state"))
+        yield from _seats(facts)
+
+
+def _seats(facts: status_reader.Facts) -> Iterator[Finding]:
+    """The devices that the service can't use now, while others work."""
+    for seat in facts.get("seats") or ():
+        if seat.get("state") in {"benched", "down"} and seat.get("problem"):
+            yield problem(
+                "seat",
+                "{device} is {state}: {problem}",
+                "see nvidia-smi and dmesg; the service tries this device again later",
+                seat.get("name"),
+                seat["state"],
+                seat["problem"],
+            )
 
 
 def _inbox(root: Root) -> Iterator[Finding]:

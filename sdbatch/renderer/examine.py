@@ -23,7 +23,7 @@ CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in Open
 REINSTALL = Message("reinstall sdbatch with all its dependencies (make, or the bundle's install.sh)")
 NO_GPU = Message(
     "see nvidia-smi; a torch built for a newer CUDA than the driver supports needs a newer "
-    "driver, or a torch for an older CUDA. To use the CPU, set `device: cpu` in "
+    "driver, or a torch for an older CUDA. To use the CPU, set `devices: cpu` in "
     "configs/sdbatch.yaml"
 )
 MISFIT = Message("copy a complete Stable Diffusion v1 checkpoint there (compare its sha256), and its config")
