@@ -61,6 +61,22 @@ def calls(path: Path) -> Iterator[tuple[ast.Call, set[str] | None]]:
                 yield node, texts(node.args[1 if name == "FieldError" else 0], constants)
 
 
+def findings(path: Path) -> Iterator[tuple[ast.Call, set[str]]]:
+    """What a file finds, each with the templates of its text; a remedy in words has no parameters."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"ok", "warning", "problem"}:
+            yield node, texts(node.args[1], []) or set()
+
+
+def templates_of_findings() -> Iterator[str]:
+    for path in PACKAGE.rglob("*.py"):
+        for call, found in findings(path):
+            yield from found
+            if ast.unparse(call.func) != "ok":
+                remedies = texts(call.args[2], []) or set()
+                yield from (text for text in remedies if not text.startswith("systemctl "))  # a command in any language
+
+
 def templates_of_code() -> Iterator[str]:
     for path in PACKAGE.rglob("*.py"):
         for _, found in calls(path):
@@ -93,7 +109,14 @@ def templates_of_help(command: Any = None) -> Iterator[str]:
 
 
 def said() -> set[str]:
-    return {*templates_of_code(), *templates_of_the_page(), *templates_of_fields(), *templates_of_help(), *SYSTEM}
+    return {
+        *templates_of_code(),
+        *templates_of_findings(),
+        *templates_of_the_page(),
+        *templates_of_fields(),
+        *templates_of_help(),
+        *SYSTEM,
+    }
 
 
 def words(template: str) -> str:
@@ -121,3 +144,6 @@ def test_a_message_is_a_template_with_its_values(path: Path) -> None:
         for template in found or ():
             if is_whole and "FieldError" not in ast.unparse(call.func):
                 assert len(messages.slots(template)) == len(call.args) - 1, ast.unparse(call)
+    for call, found in findings(path):
+        before = 2 if ast.unparse(call.func) == "ok" else 3
+        assert {len(messages.slots(template)) for template in found} <= {len(call.args) - before}, ast.unparse(call)

@@ -98,8 +98,8 @@ def test_the_manifest_records_a_gpus_peak_and_is_silent_of_a_cpus(
     peak: int | None, recorded: dict[str, int], start: Callable[..., Service], root: Root, clock: FakeClock
 ) -> None:
     service = start()
-    render = service.engine.render
-    service.engine.render = lambda draw: (  # type: ignore[method-assign]
+    render = service.engine.render  # type: ignore[attr-defined]
+    service.engine.render = lambda draw: (  # type: ignore[attr-defined]
         event.model_copy(update={"peak_bytes": peak}) if event.type == "finished" else event for event in render(draw)
     )
     drop_job(root, "a.yaml", "prompt: a\n")

@@ -305,7 +305,7 @@ def test_an_error_that_sticks_costs_one_renderer_and_one_attempt(model_root: Roo
     service = Service(model_root, Settings(settle_seconds=0), engine)
     for name in ("1.yaml", "2.yaml"):
         drop_job(model_root, name, SMALL)
-    drain_for_real(service, engine, jobs=2)
+    drain_for_real(service, jobs=2)
     records = [yaml.safe_load((folder / "manifest.yaml").read_text()) for folder in sorted(model_root.done.iterdir())]
     assert [record["attempts"] for record in records] == [2, 1]
 
@@ -313,7 +313,7 @@ def test_an_error_that_sticks_costs_one_renderer_and_one_attempt(model_root: Roo
 def test_the_whole_service_draws_on_the_gpu_and_says_so(model_root: Root) -> None:
     drop_job(model_root, "a.yaml", SMALL)
     ended = run_sdbatch(
-        "serve", "--root", model_root.path, "--drain", env=os.environ | {"SDBATCH_DEVICE": "cuda"}, timeout=240
+        "serve", "--root", model_root.path, "--drain", env=os.environ | {"SDBATCH_DEVICES": "cuda"}, timeout=240
     )
     assert ended.returncode == 0, ended.stderr
     folder = only(model_root.done)

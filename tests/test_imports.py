@@ -147,7 +147,7 @@ def test_spool_and_service_do_not_know_which_engine_runs() -> None:
         name
         for name, found in MODULES.items()
         for other in ours(found)
-        if package_of(name) in {"spool", "service"} and package_of(other) == "engine" and other != "engine.protocol"
+        if package_of(name) in {"spool", "service"} and other in {"engine.local", "engine.fake"}
     }
     assert knowing == {"service.daemon"}, "which makes the engine that the configuration names"
 

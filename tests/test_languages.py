@@ -84,7 +84,7 @@ def test_notes_of_a_done_job_keep_their_messages(root: Root, start: Start, clock
 
 def test_status_json_keeps_the_problem_as_a_message(root: Root, start: Start, clock: FakeClock) -> None:
     root.pause.write_text("cleaning")
-    start().run_once(clock)
+    start().turn(clock)
     assert json.loads(root.status.read_text())["problem"] == "paused until jobs/PAUSE is removed: cleaning"
     problem = status_reader.read_status(root)["problem"]
     assert CHINESE.search(shown(problem, "zh"))

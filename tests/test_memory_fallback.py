@@ -275,7 +275,7 @@ def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_ne
     model = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nddim_steps: 1\nn_iter: 1\nn_samples: 1\n"
     drop_job(model_root, "1-large.yaml", model + "H: 256\nW: 256\n")
     drop_job(model_root, "2-small.yaml", model + "H: 64\nW: 64\n")
-    drain_for_real(service, engine, jobs=2)
+    drain_for_real(service, jobs=2)
     failed, done = only(model_root.failed), only(model_root.done)
     told = (failed / "error.txt").read_text()
     assert told.startswith("the renderer crashed in each of 2 attempts at this job.")

@@ -204,11 +204,11 @@ def test_what_a_start_hung_on_is_not_loaded_ahead_again(tmp_path: Path) -> None:
         asked.append(1)
         return []
 
-    engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), preload)
+    engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), preload=preload)
     engine.command = [sys.executable, "-c", "import time; time.sleep(60)"]
     for _ in range(3):
-        engine.start()
-        engine.stop()
+        engine.start("cpu").stop()
+        engine.events.get()
     assert asked == [1]
 
 

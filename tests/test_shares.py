@@ -452,7 +452,7 @@ def test_a_job_waits_for_its_picture_while_the_inbox_is_away(
     assert service.spool.claim(job, clock.wall)
     root.inbox.rename(root.path / "away")
     for _ in range(60):
-        assert not service.run_once(clock)
+        assert not service.turn(clock)
         clock.sleep(1)
     assert (service.failed, len(service.scheduler.waiting)) == (0, 1)
     (root.path / "away").rename(root.inbox)

@@ -58,7 +58,7 @@ def draw_with(machine: Machine, engine: str, start_seconds: int = 120) -> None:
 
 def first_picture(root: Root) -> Path:
     """Of the job that is drawn now, once it is there."""
-    return wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")[0]
+    return wait_for(lambda: list(root.running.glob("*/**/samples/00000.png")), "the first picture")[0]
 
 
 def record(root: Root, name: str) -> dict[str, object]:
@@ -123,7 +123,7 @@ def test_the_installed_service_lives_through_all_of_it(machine: Machine, root: R
     assert next(root.done.glob("*-hung/samples/00000.png")).stat().st_ino == inode, "drawn once"
 
     # A wrong configuration is no reason to try again.
-    (root.configs / "sdbatch.yaml").write_text("device: tpu\n")
+    (root.configs / "sdbatch.yaml").write_text("devices: tpu\n")
     machine.run("systemctl", "restart", "sdbatch", code=1)
     assert (machine.show("ActiveState"), machine.show("ExecMainStatus")) == ("failed", "78")
     assert machine.show("NRestarts") == "0", "since the restart by hand"

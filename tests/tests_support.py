@@ -13,7 +13,6 @@ from typing import Any
 
 from harness import FakeClock
 
-from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.messages import unpack
@@ -23,7 +22,7 @@ from sdbatch.storage.root import Root
 # The small model gains nothing from threads, and those of several renderers would wait for each other, spinning.
 os.environ["OMP_NUM_THREADS"] = "1"
 # The reference pictures are a CPU's: a GPU draws other noise. test_gpu.py asks for one by name.
-os.environ["SDBATCH_DEVICE"] = "cpu"
+os.environ["SDBATCH_DEVICES"] = "cpu"
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference"
@@ -48,23 +47,23 @@ def drain(service: Service, clock: FakeClock, seconds: float = 600) -> None:
     """Run passes until nothing is left; time goes by between those that find nothing."""
     until = clock.mono + seconds
     while clock.mono < until:
-        if not service.run_once(clock):
+        if not service.turn(clock):
             if service.is_drained():
                 return
             clock.sleep(0.5)
     raise AssertionError(f"not drained: {list(service.root.inbox.iterdir())}, {list(service.root.running.iterdir())}")
 
 
-def drain_for_real(service: Service, engine: LocalEngine, jobs: int, seconds: float = 200) -> None:
+def drain_for_real(service: Service, jobs: int, seconds: float = 200) -> None:
     """Run passes of a service with a real renderer until so many jobs ended; then that ends too."""
     until = time.monotonic() + seconds
     try:
         while service.done + service.failed < jobs:
             assert time.monotonic() < until
-            if not service.run_once(system_clock):
+            if not service.turn(system_clock):
                 time.sleep(0.05)  # a real renderer has no clock to inject
     finally:
-        engine.stop()
+        service.seats.stop()
 
 
 def notes_of(record: dict[str, Any]) -> list[str]:

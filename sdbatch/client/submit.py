@@ -4,6 +4,7 @@ A job names its image and prompt file by their path from the job file. To keep t
 the inbox, which appears complete.
 """
 
+import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -84,8 +85,7 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
     draft = files.draft_of(root.inbox / secrets.token_hex(8))
     try:
         for named, source in along.items():
-            parts = (place / named).parts
-            _copy(source, draft / _without_dots(parts), root)
+            _copy(source, Path(os.path.normpath(draft / place / named)), root)
         _copy(path, draft / place / path.name, root)
         target = _free_name(root, slug_of(path.name))
         files.move(draft, target)
@@ -93,17 +93,6 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
         files.remove_tree(draft)
         raise
     return target / place / path.name
-
-
-def _without_dots(parts: tuple[str, ...]) -> Path:
-    """A path with `..` resolved."""
-    walked: list[str] = []
-    for part in parts:
-        if part == "..":
-            walked.pop()
-        else:
-            walked.append(part)
-    return Path(*walked)
 
 
 def _copy(source: Path, target: Path, root: Root) -> None:

@@ -192,7 +192,7 @@ def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, 
             return {}, {}
         case [Document(value=dict(values), lines=lines)]:
             return _resolved(values), {tuple(map(str, key)): line for key, line in lines.items()}
-    raise ConfigError("{path}: must be names and values, such as `device: auto`", path)
+    raise ConfigError("{path}: must be names and values, such as `devices: auto`", path)
 
 
 def _resolved(value: Any) -> Any:

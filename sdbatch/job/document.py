@@ -4,6 +4,7 @@ A job file may come from anybody. So nothing here recurses with the input, follo
 key win. YAML is read from libyaml's events, because its tree builder overflows the C stack on nested brackets. JSON is
 read object by object, because the json module gives no lines. Valid but forbidden input is read to its end, so that
 only this job fails, and not those after it.
+Long, as no parser for YAML or JSON gives lines and bounds its work.
 """
 
 import json

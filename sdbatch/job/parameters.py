@@ -2,6 +2,7 @@
 
 A job with `init_img` does what `scripts/img2img.py` does, any other what `scripts/txt2img.py` does. Jobs know no files
 and no queue: paths are text until the service has resolved them inside its root.
+Long, as it lists every parameter with its limits and words.
 """
 
 import re

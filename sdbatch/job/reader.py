@@ -2,6 +2,7 @@
 
 One file may hold several jobs: YAML documents, a JSON array, or JSON objects one after another. Each is valid or
 invalid alone. After a syntax error nothing can be recognized, so the rest of the file is one invalid job.
+Long, as most of it says what is wrong.
 """
 
 import re

@@ -3,6 +3,7 @@
 The files in data/systemd/ are complete and valid; only paths and two values from the configuration are replaced.
 --dry-run shows the plan before anything is changed. A configuration that others than root could have written is not
 read, and what it may allow the service is limited.
+Long, as most of it refuses or explains what the unit would open.
 """
 
 import math

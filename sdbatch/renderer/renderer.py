@@ -212,14 +212,16 @@ def find_device(asked: str) -> torch.device:
         # On the CPU a night would be lost; whoever wants the CPU can set it.
         raise EngineDown(
             "there is an NVIDIA driver, but torch finds no GPU; see nvidia-smi. To use the CPU, set "
-            "`device: cpu` in configs/sdbatch.yaml"
+            "`devices: cpu` in configs/sdbatch.yaml"
         )
     name = ("cuda" if is_gpu else "cpu") if asked == "auto" else asked
+    if asked.startswith("cuda:") and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ","):
+        name = "cuda"  # the only one that it sees
     try:
         device = torch.zeros(1, device=name).device  # with its number: set_device takes no bare cuda
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
-        template = "device: {asked} can't be used ({reason}); it is set in configs/sdbatch.yaml"
+        template = "devices: {asked} can't be used ({reason}); it is set in configs/sdbatch.yaml"
         raise EngineDown(template, asked, reason) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # otherwise cuda:1 would still use some hundred megabytes of cuda:0

@@ -101,8 +101,8 @@ def sync_dir(folder: Path) -> None:
         os.close(handle)
 
 
-def make_dir(folder: Path) -> None:
-    """Create a folder and what is missing above it; no error where it exists."""
+def make_dir(folder: Path, *, durable: bool = True) -> None:
+    """Create a folder and what is missing above it; no error where it exists. `durable=False`: the caller syncs."""
     missing = [folder, *folder.parents]
     for path in reversed(missing[: next(i for i, p in enumerate(missing) if p.is_dir())]):
         _step("mkdir", path)
@@ -112,7 +112,8 @@ def make_dir(folder: Path) -> None:
             except FileExistsError:
                 if not path.is_dir():
                     raise
-        sync_dir(path.parent)
+        if durable:
+            sync_dir(path.parent)
 
 
 def make_shared_dir(folder: Path, mode: int) -> None:

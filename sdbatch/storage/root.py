@@ -29,6 +29,7 @@ PUBLISHED = re.compile(r"(?:grid-)?\d{1,20}\.png")  # names that jobs' pictures 
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
+_exists, _is_link = os.path.exists, os.path.islink  # a Path raises on names that no file can have
 
 
 class ModelFiles(NamedTuple):
@@ -111,7 +112,7 @@ class Root:
             if _exists(path):
                 return path
         _refuse_pattern(field, named)
-        if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
+        if any(_is_link(self._normal(field, named, base)) for base in bases):
             template = '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link'
             raise Missing(template, field, named)
         hint = self._hint(field, named, bases)
@@ -168,7 +169,7 @@ class Root:
         bases = (self.path, self.configs if field.endswith("config") else self.models)
         for base in bases:
             path = self._normal(field, named, base)
-            if _exists(path) or os.path.islink(path):  # noqa: PTH114 - Path.is_symlink raises on overlong names
+            if _exists(path) or _is_link(path):
                 if not any(_is_below(path, folder) for folder in (self.models, self.configs)):
                     path = self._inside(field, named, base)
                     self._refuse_links_out(field, named, path)
@@ -237,7 +238,7 @@ class Root:
             JobError: it leads out of the root, or into the service's own folders.
         """
         path = self._inside("outdir", named, self.path)
-        if os.path.islink(path / SAMPLES):  # noqa: PTH114 - as in find_model
+        if _is_link(path / SAMPLES):
             self._inside("outdir", f"{named}/{SAMPLES}", self.path)
         if path == self.path.resolve() or self._leads_into(path, OURS):
             raise JobError(
@@ -336,14 +337,6 @@ def _place(folder: Path) -> tuple[int, int]:
 def _is_weights(path: Path, *, any_name: bool) -> bool:
     try:
         return (any_name or path.suffix.lower() in WEIGHTS) and path.stat().st_size > 0 and path.is_file()
-    except OSError:
-        return False
-
-
-def _exists(path: Path) -> bool:
-    """Whether the file exists; false for an impossible name."""
-    try:
-        return path.exists()
     except OSError:
         return False
 

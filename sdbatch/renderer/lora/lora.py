@@ -3,6 +3,7 @@
 W' = W + weight * change, summed in float32. It reads the names of kohya's scripts and LyCORIS, which the model sites
 use, those of the diffusers library and PEFT over time, and mixtures. Afterwards the original weights are put back, not
 subtracted.
+Long, as many programs spell the names differently.
 """
 
 import re
