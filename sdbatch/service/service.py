@@ -240,7 +240,7 @@ class Service:
         return min(free, key=lambda s: (run.id in s.victims, s.model != run.model, bool(s.model)), default=None)
 
     def _suits(self, seat: Seat, run: Run) -> bool:
-        """Whether nobody there wants to be alone or has other weights now, and the job does not spend its last attempt."""
+        """Whether nobody there wants to be alone or has other weights, and the job does not spend its last attempt."""
         there = [(self.runs[job_id], is_sampled) for job_id, is_sampled in seat.jobs.items()]
         if there and (run.claim.alone or any(other.claim.alone for other, _ in there)):
             return False
