@@ -129,7 +129,8 @@ class Seats:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.ahead = engine, engine.ahead
-        self.seats = [Seat(name, device) for name, device in zip(_names(engine.devices), engine.devices, strict=True)]
+        names = zip(_names(engine.devices), engine.devices, strict=True)
+        self.seats = [Seat(name, device, engine.capacity) for name, device in names]
         self.log = log.get()
         self._now = 0.0
         self._heard: deque[Heard] = deque()

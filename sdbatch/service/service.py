@@ -240,7 +240,9 @@ class Service:
         return min(free, key=lambda s: (run.id in s.victims, s.model != run.model, bool(s.model)), default=None)
 
     def _suits(self, seat: Seat, run: Run) -> bool:
-        """Whether nobody there wants to be alone, and a job is not to die there for the last time."""
+        """Whether nobody there wants to be alone or other weights, and a job is not to die there for the last time."""
+        if any(self.runs[job_id].weights != run.weights for job_id, is_sampled in seat.jobs.items() if is_sampled):
+            return False
         if seat.jobs and any(other.claim.alone for other in (run, *(self.runs[job_id] for job_id in seat.jobs))):
             return False
         is_last = run.claim.attempts >= self.settings.max_attempts - 1
