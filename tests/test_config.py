@@ -76,7 +76,7 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
             "devices: tpu\n",
             'line 1: devices: "tpu" is not auto, cpu, cuda, cuda:1 and so on, or a list of these such as [cuda:0',
         ),
-        ("engine: ray\n", 'line 1: engine: "ray" is not local or fake'),
+        ("engine: ray\n", 'line 1: engine: "ray" is not local, fake or fake-process'),
         ("allow_paths: [3]\n", "line 1: allow_paths: 3 is not a list of paths (default [])"),
         ("max_attempts: 1\nmax_attempts: 2\n", "line 2: max_attempts: is given twice (first on line 1); remove one"),
         ("a: [\n", "line 2, column 1: this is not valid YAML"),

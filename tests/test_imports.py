@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "engine": {"job", "storage", "telemetry"},
     "spool": {"config", "job", "storage", "telemetry"},
     "client": {"config", "imaging", "job", "prompts", "spool", "storage"},
-    "history": {"imaging", "job", "spool", "storage"},
+    "history": {"imaging", "job", "prompts", "spool", "storage"},
     "operations": {"config", "engine", "job", "spool", "storage"},
     "service": {"config", "engine", "history", "job", "operations", "prompts", "spool", "storage", "telemetry"},
     "web": {"client", "config", "history", "imaging", "job", "spool", "storage", "telemetry"},

@@ -20,6 +20,7 @@ from sdbatch.job import reader
 from sdbatch.job.manifest import VERSION, dump
 from sdbatch.job.parameters import Img2Img, Txt2Img, auto_seeding, job_kind
 from sdbatch.messages import Message, joined, lines
+from sdbatch.prompts.weights import find_prompt_weights
 from sdbatch.spool.spool import INPUTS, MANIFEST
 from sdbatch.storage import files
 from sdbatch.storage.root import FILES, SAMPLES, WEIGHTS, Root
@@ -67,7 +68,19 @@ def restore(root: Root, what: PictureRecord | JobRecord | Path) -> Restored:
         for name in (*FILES, "ckpt")
         if fields.get(name) and not _is_there(root, name, str(fields[name]))
     ]
-    return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", [*dict.fromkeys(notes + misfits + missing)])
+    told = [*dict.fromkeys(notes + misfits + missing + _lacking(root, fields))]
+    return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", told)
+
+
+def _lacking(root: Root, fields: Fields) -> list[str]:
+    """LoRAs that the prompt names, and that are not there."""
+    try:
+        find_prompt_weights(job_kind(fields).model_validate(fields), None, root)
+    except JobError as error:
+        return [error.message]
+    except ValidationError:
+        pass  # said when it is dropped
+    return []
 
 
 def fields_of(root: Root, what: PictureRecord | JobRecord) -> Fields:
@@ -274,18 +287,23 @@ def said_by(path: Path) -> PictureInfo:
 
 
 def _with_model(root: Root, said: PictureInfo) -> tuple[Fields, list[str]]:
-    """The fields with the checkpoint that another program names, if it exists here."""
-    if not said.model or said.is_own:
+    """The fields with the checkpoint and the autoencoder that another program names, if they exist here."""
+    if said.is_own:
         return said.fields, said.notes
-    if path := _find_weights(root, said.model):
-        return said.fields | {"ckpt": path}, said.notes
-    note = Message("Model: there is no {model} in models/; the job uses the default ckpt", printable(said.model))
-    return said.fields, [*said.notes, note]
+    found = {"ckpt": _find_weights(root, said.model), "vae": _find_weights(root, said.vae)}
+    notes = [*said.notes]
+    if said.model and not found["ckpt"]:
+        text = "Model: there is no {model} in models/; the job uses the default ckpt"
+        notes.append(Message(text, printable(said.model)))
+    if said.vae and not found["vae"]:
+        lacking = "VAE: there is no {vae} in models/; the job uses the checkpoint's own"
+        notes.append(Message(lacking, printable(said.vae)))
+    return said.fields | {name: path for name, path in found.items() if path}, notes
 
 
 def _find_weights(root: Root, stem: str) -> str:
     """A checkpoint in models/ with this name, with or without suffix, as a path from the root; or empty."""
-    for number, path in enumerate(files.below(root.models) if root.models.is_dir() else ()):
+    for number, path in enumerate(files.below(root.models) if stem and root.models.is_dir() else ()):
         if number > MOST_WEIGHTS:
             break
         if stem in (path.stem, path.name) and path.suffix.lower() in WEIGHTS:

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from sdbatch import __version__
 from sdbatch.errors import JobError
+from sdbatch.imaging.infotext import EMPHASIS, NO_EMPHASIS, lora_words
 from sdbatch.imaging.strip_metadata import strip_metadata
 from sdbatch.job.parameters import AnyJob, Img2Img, img2img_size
 from sdbatch.messages import Message
@@ -171,25 +172,40 @@ def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
 
 def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int, index: int = 0) -> str:
     """The `parameters` text in the form of stable-diffusion-webui, which every viewer reads."""
+    seeds, is_varied = job.seeds_of(index), job.variation_strength > 0
+    embeddings = (f"{name}: {sha256[:10]}" for name, sha256 in origin.embedding_sha256.items())
     settings: dict[str, object] = {
         "Steps": job.ddim_steps,
         "Sampler": "PLMS" if job.plms else "DDIM",
         "CFG scale": job.scale,
-        "Seed": job.seeds_of(index)["seed"],
+        "Seed": seeds["seed"],
         "Size": f"{width}x{height}",
         "Model hash": origin.model_sha256[:10],
         "Model": origin.model,
+        "VAE hash": origin.vae_sha256[:10] or None,
+        "Denoising strength": job.strength if isinstance(job, Img2Img) else None,
+        "Clip skip": job.clip_skip if job.clip_skip > 1 else None,
+        "Variation seed": seeds["variation_seed"] if is_varied else None,
+        "Variation seed strength": job.variation_strength if is_varied else None,
+        "Eta DDIM": job.ddim_eta or None,
+        "ENSD": job.eta_noise_seed_delta or None,
+        "Emphasis": _emphasis(job, prompt),
+        "TI hashes": ", ".join(embeddings) or None,
+        "RNG": {"cpu": "CPU", "nv": "NV"}.get(job.rng, origin.rng),
+        "Version": f"sdbatch {__version__}",
     }
-    if isinstance(job, Img2Img):
-        settings["Denoising strength"] = job.strength
-    if job.ddim_eta:
-        settings["Eta"] = job.ddim_eta
-    settings |= {"RNG": {"cpu": "CPU", "nv": "NV"}.get(job.rng, origin.rng), "Version": f"sdbatch {__version__}"}
-    lines = [prompt]
+    lines = [prompt + lora_words((lora.file, lora.weight) for lora in job.loras)]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
-    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items()))
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None))
     return "\n".join(lines)
+
+
+def _emphasis(job: AnyJob, prompt: str) -> str | None:
+    """What the web UIs are to read in brackets; nothing where there are none."""
+    if job.prompt_syntax == "webui":
+        return EMPHASIS
+    return NO_EMPHASIS if any(sign in prompt + job.negative_prompt for sign in "()[]\\") else None
 
 
 def _quoted(value: object) -> str:
