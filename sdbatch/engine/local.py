@@ -21,7 +21,6 @@ from sdbatch.telemetry import log
 
 LAST_BREATH_SECONDS = 5
 RENDERER, FAKE_RENDERER = "sdbatch.renderer.renderer", "sdbatch.engine.fake"  # modules that are run as programs
-SHARED = 8  # jobs that are sampled together
 LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
 
 # On a CPU that others use too, OpenMP's threads wait for each other spinning, and a drawing takes 30 times as long.
@@ -43,7 +42,8 @@ class LocalEngine:
         program: str = RENDERER,
     ) -> None:
         self.config, self.devices = config, devices or [config.device]
-        self.capacity = 1 if config.batching == "job" else SHARED
+        # Enough to fill a pass of the network with jobs of one image, each of two rows.
+        self.capacity = 1 if config.batching == "job" else max(2, config.batch_rows // 2)
         self.command = [sys.executable, "-m", program]
         self.events: queue.SimpleQueue[tuple[Renderer, Event]] = queue.SimpleQueue()
         self.preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing

@@ -196,7 +196,7 @@ class Engine(Protocol):
 
     Attributes:
         ahead: how many jobs are put at hand for seats that are busy.
-        capacity: how many jobs a renderer can sample at a time.
+        capacity: how many jobs a renderer samples at a time.
     """
 
     ahead: int

@@ -129,8 +129,8 @@ class Seats:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.ahead = engine, engine.ahead
-        names = _names(engine.devices)
-        self.seats = [Seat(*of, engine.capacity) for of in zip(names, engine.devices, strict=True)]
+        names = zip(_names(engine.devices), engine.devices, strict=True)
+        self.seats = [Seat(name, device, engine.capacity) for name, device in names]
         self.log = log.get()
         self._now = 0.0
         self._heard: deque[Heard] = deque()

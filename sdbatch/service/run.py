@@ -48,7 +48,7 @@ class Run:
 
     @property
     def weights(self) -> tuple[object, ...]:
-        """Jobs with the same can be sampled together."""
+        """All that its network's weights come from: only with the same can jobs be sampled together."""
         assert self.task is not None, "it is parsed"
         return *self.model, self.task.loras, self.task.job.precision
 

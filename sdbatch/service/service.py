@@ -240,11 +240,10 @@ class Service:
         return min(free, key=lambda s: (run.id in s.victims, s.model != run.model, bool(s.model)), default=None)
 
     def _suits(self, seat: Seat, run: Run) -> bool:
-        """Whether nobody there wants to be alone or has other weights, and the job does not spend its last attempt."""
-        there = [(self.runs[job_id], is_sampled) for job_id, is_sampled in seat.jobs.items()]
-        if there and (run.claim.alone or any(other.claim.alone for other, _ in there)):
+        """Whether nobody there wants to be alone or other weights, and a job is not to die there for the last time."""
+        if any(self.runs[job_id].weights != run.weights for job_id, is_sampled in seat.jobs.items() if is_sampled):
             return False
-        if any(is_sampled and other.weights != run.weights for other, is_sampled in there):
+        if seat.jobs and any(other.claim.alone for other in (run, *(self.runs[job_id] for job_id in seat.jobs))):
             return False
         is_last = run.claim.attempts >= self.settings.max_attempts - 1
         others = (other for other in self.seats if other.is_ready and run.id not in other.victims)
