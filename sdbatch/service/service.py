@@ -172,7 +172,7 @@ class Service:
                 self._fail(claim, told, self.clock())
 
     def _let_go(self, run: Run) -> None:
-        """Remove a job from those in flight. A renderer that still works on it is stopped; its others continue later."""
+        """Take a job out of flight. A renderer that still works on it is stopped; its other jobs continue later."""
         self.runs.pop(run.id, None)
         self.at_hand = None if self.at_hand is run else self.at_hand
         if run.seat is not None and run.id in run.seat.jobs:
