@@ -55,8 +55,9 @@ class FakeEngine:
         devices: Sequence[str] = ("fake",),
         seed: int | None = None,
         hold: Path | None = None,
+        capacity: int = 1,
     ) -> None:
-        self.before, self.devices, self.hold = before, devices, hold
+        self.before, self.devices, self.hold, self.capacity = before, devices, hold, capacity
         self.given: list[str] = []  # the ids of the last jobs that were handed over
         self.drawn: list[Draw] = []  # the last jobs that were begun
         self.down = ""  # why no renderer can be had

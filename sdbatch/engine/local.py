@@ -42,6 +42,8 @@ class LocalEngine:
         program: str = RENDERER,
     ) -> None:
         self.config, self.devices = config, devices or [config.device]
+        # Enough to fill a pass of the network with jobs of one image, each of two rows.
+        self.capacity = 1 if config.batching == "job" else max(2, config.batch_rows // 2)
         self.command = [sys.executable, "-m", program]
         self.events: queue.SimpleQueue[tuple[Renderer, Event]] = queue.SimpleQueue()
         self.preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing

@@ -196,9 +196,11 @@ class Engine(Protocol):
 
     Attributes:
         ahead: how many jobs are put at hand for seats that are busy.
+        capacity: how many jobs a renderer samples at a time.
     """
 
     ahead: int
+    capacity: int
 
     @property
     def devices(self) -> Sequence[str]:

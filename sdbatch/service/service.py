@@ -240,7 +240,9 @@ class Service:
         return min(free, key=lambda s: (run.id in s.victims, s.model != run.model, bool(s.model)), default=None)
 
     def _suits(self, seat: Seat, run: Run) -> bool:
-        """Whether nobody there wants to be alone, and a job is not to die there for the last time."""
+        """Whether nobody there wants to be alone or other weights, and a job is not to die there for the last time."""
+        if any(self.runs[job_id].weights != run.weights for job_id, is_sampled in seat.jobs.items() if is_sampled):
+            return False
         if seat.jobs and any(other.claim.alone for other in (run, *(self.runs[job_id] for job_id in seat.jobs))):
             return False
         is_last = run.claim.attempts >= self.settings.max_attempts - 1
@@ -445,6 +447,7 @@ class Service:
         """Take away pictures that came from another job file, input or model than there is now, as after a `retry`."""
         claim, folder = task.claim, self.spool.folder(task.claim)
         self._log(claim).info("drawn from the beginning: what it is drawn from was changed")
+        attempts.settle(folder)
         for staged, name in (claim.outputs or {}).items():
             if files.same_content(folder / staged, task.outdir / name):
                 files.delete(task.outdir / name)
@@ -555,7 +558,7 @@ class Service:
     def _retry(self, run: Run, text: str, now: Now) -> None:
         """Its renderer died: the job stays claimed for another attempt, up to the limit; deaths in company are none."""
         claim = run.claim
-        if run.seat is not None and run.drawing is not None:
+        if run.seat is not None and run.drawing is not None and not run.died_in_company:
             self.seats.count_death(run.seat, run.id)
         if run.died_in_company:
             self._log(claim).warning("renderer died, with several jobs: each is drawn alone next", reason=text)
