@@ -24,7 +24,7 @@ from sdbatch.renderer.models.precision import computing
 from sdbatch.renderer.pictures.decoding import decode
 from sdbatch.renderer.sampling.guidance import Rows, guided
 from sdbatch.renderer.sampling.noise import NoiseSource
-from sdbatch.renderer.sampling.registry import SAMPLERS
+from sdbatch.renderer.samplers import SAMPLERS
 from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
 
 OnStep = Callable[[Batch, int, int], None]  # batch, steps done, steps in all
