@@ -6,8 +6,8 @@ from sdbatch.messages import Message
 class SdbatchError(Exception):
     """Something a person can act on; its message is written for that person."""
 
-    def __init__(self, template: str = "", /, **values: object) -> None:
-        super().__init__(template if isinstance(template, Message) else Message(template, **values))
+    def __init__(self, template: str = "", /, *values: object) -> None:
+        super().__init__(template if isinstance(template, Message) else Message(template, *values))
 
     @property
     def message(self) -> Message:
@@ -26,8 +26,8 @@ class Missing(JobError):
     `may_be_drawn` tells whether an earlier job may still have to draw it.
     """
 
-    def __init__(self, template: str, /, *, may_be_drawn: bool = False, **values: object) -> None:
-        super().__init__(template, **values)
+    def __init__(self, template: str, /, *values: object, may_be_drawn: bool = False) -> None:
+        super().__init__(template, *values)
         self.may_be_drawn = may_be_drawn
 
 
@@ -38,7 +38,7 @@ class NoRoot(JobError):
 class Cancelled(JobError):
     """A person took the job back."""
 
-    TEXT = "this job was cancelled (`sdbatch retry` takes it up again)"
+    TEXT = Message("this job was cancelled (`sdbatch retry` takes it up again)")
 
 
 class ConfigError(SdbatchError):
@@ -70,9 +70,11 @@ class OutOfMemory(SdbatchError):
 
     def __init__(self, said: str) -> None:
         super().__init__(
-            "out of memory, even with the smallest batch; use a smaller H and W, or see what else uses the device's "
-            "memory ({details})",
-            details=said,
+            Message(
+                "out of memory, even with the smallest batch; use a smaller H and W, or see what else "
+                "uses the device's memory ({details})"
+            ),
+            said,
         )
 
 

@@ -7,7 +7,7 @@ data/zh.json. A parameter that is itself a message is translated too, any other 
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, Self
@@ -17,23 +17,41 @@ MOST_NESTED = 20  # messages within one that was stored: anybody may have writte
 
 
 class Message(str):
-    """English text that remembers how it was made: the parameters take the places `{name}` of the template."""
+    """English text that remembers how it was made: values take the places `{name}` of the template, in this order."""
 
     __slots__ = ("template", "values")
     template: str
     values: dict[str, Any]
 
-    def __new__(cls, template: str, /, **values: object) -> Self:  # noqa: D102
+    def __new__(cls, template: str, /, *values: object) -> Self:  # noqa: D102
+        return cls.of(template, dict(zip(slots(template), values, strict=False)))
+
+    @classmethod
+    def of(cls, template: str, values: Mapping[str, object]) -> Self:
+        """The same with the parameters by their names."""
         kept = {name: _kept(value) for name, value in values.items()}
         message = super().__new__(cls, _filled(template, kept))
         message.template, message.values = template, kept
         return message
 
+    def __add__(self, other: str) -> "Message":
+        return joined("", [self, other])
+
+    def __radd__(self, other: str) -> "Message":
+        return joined("", [other, self])
+
 
 def joined(separator: str, texts: Iterable[str]) -> Message:
     """Several messages or texts as one message."""
     parts = {str(number): text for number, text in enumerate(texts)}
-    return Message(separator.join(f"{{{name}}}" for name in parts), **parts)
+    return Message.of(separator.join(f"{{{name}}}" for name in parts), parts)
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a message that was joined of them, each a message still."""
+    if isinstance(text, Message) and set(_SLOT.sub("", text.template)) == {"\n"}:
+        return [line for part in text.values.values() for line in lines(str(part) if _is_number(part) else part)]
+    return text.splitlines() if "\n" in text else [text]
 
 
 def shown(text: str, language: str) -> str:
@@ -58,8 +76,8 @@ def unpack(packed: Any, depth: int = 0) -> str:
     match packed:
         case {"template": str(template), "values": dict(values)} if depth < MOST_NESTED:
             fields = {str(name): value for name, value in values.items()}
-            return Message(template, **{n: v if _is_number(v) else unpack(v, depth + 1) for n, v in fields.items()})
-    return str(packed)
+            return Message.of(template, {n: v if _is_number(v) else unpack(v, depth + 1) for n, v in fields.items()})
+    return packed if isinstance(packed, str) else str(packed)
 
 
 def readers_language() -> str:
@@ -76,9 +94,9 @@ def catalog(language: str) -> dict[str, str]:
     return found
 
 
-def slots(template: str) -> set[str]:
-    """The names of a template's parameters."""
-    return {name for name, _ in _SLOT.findall(template)}
+def slots(template: str) -> list[str]:
+    """The names of a template's parameters, in the order in which they first stand there."""
+    return list(dict.fromkeys(name for name, _ in _SLOT.findall(template)))
 
 
 def _kept(value: object) -> object:

@@ -98,7 +98,9 @@ class Machine:
 
     def renderers(self) -> list[str]:
         """Process ids, as that machine has them; the brackets keep grep from finding itself."""
-        found = self.run("sh", "-c", "grep -ls '[s]dbatch.renderer.renderer' /proc/[0-9]*/cmdline || true")
+        found = self.run(
+            "sh", "-c", "grep -lEs '[s]dbatch.(renderer.renderer|engine.fake)' /proc/[0-9]*/cmdline || true"
+        )
         return [path.split("/")[2] for path in found.split() if path.endswith("/cmdline")]
 
     def journal(self) -> str:

@@ -22,7 +22,7 @@ LONGEST_ERROR = 4_000  # characters, of one job
 _PLACE = re.compile(
     r"line (?P<line>\d+)(, column \d+)?: ."
     r"|(follow_up|follow_up\.init_img|id, job|sdbatch_manifest): ."  # a field that is missing has no line
-    r"|the file (is|has|holds) .|and \d+ more$"
+    r"|the file (is|contains) .|there is no job in this file|and \d+ more$"
 )
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 

@@ -48,7 +48,7 @@ def test_validate_counts_the_lines_of_a_prompt_file(tmp_path: Path) -> None:
     ("job", "told"),
     [
         ("prompt: a\nddim_step: 3", "line 2: ddim_step: there is no such field; did you mean ddim_steps?"),
-        ("prompt: a\nn_iter: 5000", "pictures are over the limit"),
+        ("prompt: a\nn_iter: 5000", "images; the limit is"),
         ("prompt: a\noutdir: ../x", "leads out of the root"),
         ("from_file: none.txt", 'there is no "none.txt"'),
         (f"from_file: {'x' * 300}", 'there is no "xxx'),

@@ -60,11 +60,11 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("\ndevise: cpu\n", "line 2: devise: there is no such key; did you mean device?"),
-        ("zzz: 1\n", "line 1: zzz: there is no such key; keys are engine, device, "),
-        ("_env_file: x\n", "line 1: _env_file: there is no such key"),
-        ("1: x\n", "line 1: 1: there is no such key"),
-        ("limits:\n  pictres: 5\n", "line 2: limits.pictres: there is no such key; did you mean pictures?"),
+        ("\ndevise: cpu\n", "line 2: devise: there is no such field; did you mean device?"),
+        ("zzz: 1\n", "line 1: zzz: there is no such field; fields are engine, device, "),
+        ("_env_file: x\n", "line 1: _env_file: there is no such field"),
+        ("1: x\n", "line 1: 1: there is no such field"),
+        ("limits:\n  pictres: 5\n", "line 2: limits.pictres: there is no such field; did you mean pictures?"),
         (
             "limits:\n  pictures: many\n",
             'line 2: limits.pictures: "many" is not a whole number from 1 (default 1000)',
@@ -75,7 +75,7 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
         ("device: tpu\n", 'line 1: device: "tpu" is not auto, cpu, cuda, or cuda:1 and so on (default "auto")'),
         ("engine: ray\n", 'line 1: engine: "ray" is not local or fake'),
         ("allow_paths: [3]\n", "line 1: allow_paths: 3 is not a list of paths (default [])"),
-        ("max_attempts: 1\nmax_attempts: 2\n", "line 2: max_attempts: is given twice (first on line 1); take one out"),
+        ("max_attempts: 1\nmax_attempts: 2\n", "line 2: max_attempts: is given twice (first on line 1); remove one"),
         ("a: [\n", "line 2, column 1: this is not valid YAML"),
         ("engine: @local\n", 'line 1: engine: put the engine in quotes: engine: "@local"'),
         ("max_attempts:5\n", "must be keys and values, such as `device: auto`"),
@@ -123,7 +123,7 @@ def test_a_wrong_variable_is_told_by_its_name(
 def test_a_misspelt_variable_is_told_but_no_reason_not_to_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDBATCH_DEVISE", "cpu")
     assert sources.load(path).settings == Settings()
-    assert sources.unknown_variables() == ["SDBATCH_DEVISE is no key's; did you mean SDBATCH_DEVICE?"]
+    assert sources.unknown_variables() == ["SDBATCH_DEVISE is no setting; did you mean SDBATCH_DEVICE?"]
 
 
 def test_reload_takes_what_it_can_and_says_what_needs_a_restart(path: Path) -> None:
@@ -178,7 +178,7 @@ def test_config_prints_what_is_in_force_and_where_from(root: Root) -> None:
     assert found["limits.steps"] == "line 3"
     assert found["device"] == "SDBATCH_DEVICE in the environment"
     assert found["rescan_seconds"] == "default"
-    assert said.stdout.splitlines()[-1] == "note: SDBATCH_MAX_ATEMPTS is no key's; did you mean SDBATCH_MAX_ATTEMPTS?"
+    assert said.stdout.splitlines()[-1] == "note: SDBATCH_MAX_ATEMPTS is no setting; did you mean SDBATCH_MAX_ATTEMPTS?"
     (attempts,) = [v for v in json.loads(config(root, "--json").stdout) if v["key"] == "max_attempts"]
     assert attempts == {"key": "max_attempts", "value": 5, "origin": f"{root.configuration}, line 1"}
 
@@ -187,7 +187,9 @@ def test_config_of_a_wrong_one_exits_with_78(root: Root) -> None:
     root.configuration.write_text("max_attempt: 5\n")
     said = config(root)
     assert (said.returncode, said.stdout) == (78, "")
-    assert f"{root.configuration}: line 1: max_attempt: there is no such key; did you mean max_attempts?" in said.stderr
+    assert (
+        f"{root.configuration}: line 1: max_attempt: there is no such field; did you mean max_attempts?" in said.stderr
+    )
 
 
 def test_config_says_where_a_running_service_still_differs(root: Root) -> None:

@@ -89,10 +89,10 @@ def test_validate_counts_with_them(root: Root) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("defaults:\n  H: 100\n", "line 2: defaults.H: 100 is not in steps of 8; the nearest are 96 and 104"),
-        ("defaults:\n  h: 64\n", "line 2: defaults.h: there is no such key; did you mean H?"),
-        ("defaults:\n  steps_: 64\n", "line 2: defaults.steps_: there is no such key"),
-        ("defaults:\n  prompt: a\n", "line 2: defaults.prompt: there is no such key"),
+        ("defaults:\n  H: 100\n", "line 2: defaults.H: 100 is not in steps of 8; nearest: 96, 104"),
+        ("defaults:\n  h: 64\n", "line 2: defaults.h: there is no such field; did you mean H?"),
+        ("defaults:\n  steps_: 64\n", "line 2: defaults.steps_: there is no such field"),
+        ("defaults:\n  prompt: a\n", "line 2: defaults.prompt: there is no such field"),
         ("defaults:\n  scale: many\n", 'line 2: defaults.scale: "many" is not a number from 0 to 100'),
         ("defaults:\n  outdir: C:\\out\n", "line 2: defaults.outdir: "),
         ("defaults: 5\n", "line 1: defaults: 5 is not a group of "),
@@ -128,7 +128,7 @@ def test_the_whole_job_of_the_readme_is_small_in_a_demo_root(tmp_path: Path) -> 
     assert told.stdout == f'{tmp_path}/a.yaml: {drawn}: "a nice blue car is transforming into a truck"\n'
     (tmp_path / "a.yaml").write_text("prompt: a\nH: 512\nW: 512\n")
     told = run_sdbatch("validate", tmp_path / "a.yaml", "--root", tmp_path / "demo")
-    assert "the model was trained on 64x64; at 512x512 pictures may be noise" in told.stdout
+    assert "the model was trained on 64x64; at 512x512 images may be noise" in told.stdout
 
 
 # The page

@@ -68,20 +68,20 @@ def test_the_hint_is_the_field_of_that_meaning(given: str, field: str) -> None:
         ("sampler_name", "the sampler is DDIM, or PLMS with plms: true"),
         ("sampler", "the sampler is DDIM, or PLMS with plms: true"),
         ("scheduler", "the sampler is DDIM, or PLMS with plms: true"),
-        ("subseed", "a seed has no variations here"),
-        ("style", "there are no styles here; write their words into prompt and negative_prompt"),
+        ("subseed", "there are no seed variations here"),
+        ("style", "there are no styles here; write their text into prompt and negative_prompt"),
         ("styles", "there are no styles here"),
-        ("clip_skip", "the text encoder is used up to its last layer"),
-        ("enable_hr", "pictures are not enlarged here"),
-        ("hr_scale", "pictures are not enlarged here"),
-        ("restore_faces", "faces are not mended here"),
-        ("tiling", "pictures are not made to tile here"),
+        ("clip_skip", "the text encoder is always used to its last layer"),
+        ("enable_hr", "images are not upscaled here"),
+        ("hr_scale", "images are not upscaled here"),
+        ("restore_faces", "faces are not restored here"),
+        ("tiling", "there is no tiling here"),
         ("mask", "there is no inpainting here"),
         ("inpainting_fill", "there is no inpainting here"),
         ("controlnet_units", "there are no extensions here"),
-        ("refiner_switch_at", "there is one model a job"),
-        ("device", "the settings of the whole service say that, not a job"),
-        ("output_format", "pictures are PNG files"),
+        ("refiner_switch_at", "a job has one model"),
+        ("device", "this is a setting of the service, not of a job"),
+        ("output_format", "images are PNG files"),
     ],
 )
 def test_what_a_job_has_not_is_said_and_no_other_word_that_looks_alike(given: str, why: str) -> None:
@@ -97,7 +97,7 @@ def test_a_word_that_only_looks_alike_gets_no_hint(given: str) -> None:
 
 def test_img2img_has_no_size_by_whatever_name() -> None:
     said = read_error('{"prompt": "a", "init_img": "x.png", "width": 512}', "job.json")
-    assert "width: there is no such field; the picture gets the size of init_img" in said
+    assert "width: there is no such field; img2img takes the size of init_img" in said
 
 
 def test_every_hint_is_a_field_and_no_field_is_foreign() -> None:
@@ -126,11 +126,11 @@ def test_a_job_of_the_web_uis_is_known_as_one() -> None:
         "alwayson_scripts": {},
     }
     said = read_error(json.dumps(job, indent=1), "job.json").split("\n")
-    assert said[0] == "line 1: this is a job of the web UIs' HTTP interface; its fields have other names here"
+    assert said[0] == "line 1: this is a request of the web UIs' HTTP API; its fields have other names here"
     assert any("steps: there is no such field; did you mean ddim_steps?" in line for line in said)
     job = {"init_images": ["iVBORw0KGgo"], "denoising_strength": 0.5, "prompt": "a"}
-    assert "HTTP interface" in read_error(json.dumps(job), "job.json")
-    assert "HTTP interface" not in read_error('{"prompt": "a", "steps": 5, "width": 512}', "job.json")
+    assert "HTTP API" in read_error(json.dumps(job), "job.json")
+    assert "HTTP API" not in read_error('{"prompt": "a", "steps": 5, "width": 512}', "job.json")
 
 
 @pytest.mark.parametrize(
@@ -144,4 +144,4 @@ def test_a_job_of_the_web_uis_is_known_as_one() -> None:
 )
 def test_a_workflow_of_comfyui_is_known_as_one(workflow: dict[str, object]) -> None:
     said = read_error(json.dumps(workflow), "job.json")
-    assert said.startswith("line 1: this is a ComfyUI workflow, not a job; write what its nodes say as fields: prompt")
+    assert said.startswith("line 1: this is a ComfyUI workflow, not a job; write its values as fields: prompt")

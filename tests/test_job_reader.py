@@ -175,7 +175,7 @@ def test_names_may_have_hyphens_as_on_the_command_line_of_the_scripts(name: str)
 @pytest.mark.parametrize("field", ["ddim_steps", "from_file"])
 def test_a_field_in_both_spellings_is_an_error(field: str) -> None:
     text = f"prompt: a\n{field}: 5\n{field.replace('_', '-')}: 5\n"
-    assert read_error(text) == f"line 3: {field}: is given twice, as {field} and with hyphens; take one out"
+    assert read_error(text) == f"line 3: {field}: is given twice, as {field} and with hyphens; remove one"
 
 
 def test_laion400m_stands_for_its_model_and_output_folder_over_what_else_is_said() -> None:
@@ -284,9 +284,9 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
         ("seed", -1, f"-1 is not {SEED}"),
         ("seed", 2**32, f"4294967296 is not {SEED}"),
         ("seed", True, f"true is not {SEED}"),
-        ("seed", "42", f'"42" is not {SEED}; take the quotes off: 42'),
+        ("seed", "42", f'"42" is not {SEED}; remove the quotes: 42'),
         ("seed", "7,5", f'"7,5" is not {SEED}; write 7.5'),
-        ("seed", "None", f'"None" is not {SEED}; to leave it at its default take the line out'),
+        ("seed", "None", f'"None" is not {SEED}; delete the line to use the default'),
         ("seed", 4.5, f"4.5 is not {SEED}"),
         ("seed", 42.0, f"42.0 is not {SEED}; write 42"),
         ("seed", [42], f"a list is not {SEED}"),
@@ -305,20 +305,20 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
         ("scale", -0.5, f"-0.5 is not {SCALE}"),
         ("scale", 100.5, f"100.5 is not {SCALE}"),
         ("scale", True, f"true is not {SCALE}"),
-        ("scale", "7.5", f'"7.5" is not {SCALE}; take the quotes off: 7.5'),
+        ("scale", "7.5", f'"7.5" is not {SCALE}; remove the quotes: 7.5'),
         ("scale", float("nan"), f"NaN is not {SCALE}"),
         ("scale", float("inf"), f"Infinity is not {SCALE}"),
         ("scale", float("-inf"), f"-Infinity is not {SCALE}"),
         ("scale", 10**400, f"1{'0' * 56}... is not {SCALE}"),
         ("ddim_eta", 1.1, "1.1 is not a number from 0 to 1 (default 0.0)"),
         ("skip_grid", 1, "1 is not true or false (default false)"),
-        ("skip_grid", "true", '"true" is not true or false (default false); take the quotes off: true'),
+        ("skip_grid", "true", '"true" is not true or false (default false); remove the quotes: true'),
         ("precision", "half", '"half" is not autocast or full'),
-        ("H", 510, "510 is not in steps of 8; the nearest are 504 and 512"),
-        ("W", 513, "513 is not in steps of 8; the nearest are 512 and 520"),
-        ("H", 8191, "8191 is not in steps of 8; the nearest are 8184 and 8192"),
-        ("H", 63, "63 is not in steps of 8; the nearest is 64"),
-        ("H", 8193, "8193 is not in steps of 8; the nearest is 8192"),
+        ("H", 510, "510 is not in steps of 8; nearest: 504, 512"),
+        ("W", 513, "513 is not in steps of 8; nearest: 512, 520"),
+        ("H", 8191, "8191 is not in steps of 8; nearest: 8184, 8192"),
+        ("H", 63, "63 is not in steps of 8; nearest: 64"),
+        ("H", 8193, "8193 is not in steps of 8; nearest: 8192"),
         ("H", 7, f"7 is not {SIDE}"),
         ("W", -5, f"-5 is not {SIDE}"),
         ("W", 0, f"0 is not {SIDE}"),
@@ -328,7 +328,7 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
         ("prompt", 10**40, f"1{'0' * 40} is not {TEXT} of at most 10,000 characters"),
         ("prompt", 7.5, f"7.5 is not {TEXT} of at most 10,000 characters"),
         ("prompt", False, f"false is not {TEXT} of at most 10,000 characters"),
-        ("prompt", None, "is missing: say what to draw, or name a from_file with one prompt a line"),
+        ("prompt", None, "is missing: say what to draw, or name a from_file with one prompt per line"),
         ("prompt", "x" * 10_001, f'"{"x" * 56}... is not {TEXT} of at most 10,000 characters'),
         ("name", "x" * 201, f'"{"x" * 56}... is not {TEXT} of at most 200 characters'),
         (
@@ -336,10 +336,10 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
             5,
             f'5 is not {TEXT} of at most 1,000 characters (default "models/ldm/stable-diffusion-v1/model.ckpt")',
         ),
-        ("prompt", "a\x00b", "holds a control character; take it out"),
-        ("prompt", "a\x1b[31m", "holds a control character; take it out"),
-        ("name", "a\x7f", "holds a control character; take it out"),
-        ("outdir", "a\x9b31m", "holds a control character; take it out"),
+        ("prompt", "a\x00b", "contains a control character; remove it"),
+        ("prompt", "a\x1b[31m", "contains a control character; remove it"),
+        ("name", "a\x7f", "contains a control character; remove it"),
+        ("outdir", "a\x9b31m", "contains a control character; remove it"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_allowed(name: str, field: str, value: object, told: str) -> None:
@@ -399,7 +399,7 @@ def test_of_very_many_wrong_fields_the_first_are_told() -> None:
 
 
 def test_a_job_has_something_to_draw() -> None:
-    missing = "prompt: is missing: say what to draw, or name a from_file with one prompt a line"
+    missing = "prompt: is missing: say what to draw, or name a from_file with one prompt per line"
     assert read_error("{}") == f"line 1: {missing}"
     assert read_error('\n{"seed": 1}', "a.json") == f"line 2: {missing}"
     assert read_error('from_file: ""') == f"line 1: {missing}"
@@ -411,11 +411,11 @@ def test_a_job_has_something_to_draw() -> None:
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        ("H: 512", "H: the picture gets the size of init_img"),
-        ("W: foo", "W: the picture gets the size of init_img"),
-        ("laion400m: true", "laion400m: img2img has no laion400m; name that model with ckpt and config"),
+        ("H: 512", "H: img2img takes the size of init_img"),
+        ("W: foo", "W: img2img takes the size of init_img"),
+        ("laion400m: true", "laion400m: img2img has no laion400m; give that model with ckpt and config"),
         ("laion400m: 0", "laion400m: img2img has no laion400m"),
-        ("plms: true", "plms: img2img has no PLMS sampler; take plms out to draw with DDIM"),
+        ("plms: true", "plms: img2img has no PLMS sampler; remove plms to use DDIM"),
         ("plms: 0", "plms: img2img has no PLMS sampler"),
         ("strength: 1.01", "strength: 1.01 is not a number from 0 to 1 (default 0.75)"),
         ("strength: -0.1", "strength: -0.1 is not a number from 0 to 1 (default 0.75)"),
@@ -427,7 +427,7 @@ def test_what_img2img_cannot_do_is_told_with_the_reason(written: str, told: str)
 
 
 def test_strength_without_a_picture_to_start_from_is_an_error() -> None:
-    told = "init_img: is missing: strength makes this an img2img job, which starts from a picture"
+    told = "init_img: is missing: a job with strength is img2img and needs an init image"
     assert read_error("prompt: a\nstrength: 0.5\n") == f"line 1: {told}"
     told = told.removeprefix("init_img: ")
     assert read_error("prompt: a\nstrength: 0.5\ninit_img: ''\n") == f"line 3: init_img: {told}"
@@ -455,7 +455,7 @@ def test_a_name_that_would_not_print_is_told_escaped_and_short(key: str, told: s
 
 
 def test_half_a_character_is_an_error() -> None:
-    told = r'line 1: prompt: "a\ud800" holds half a character (a lone surrogate); write the whole one'
+    told = r'line 1: prompt: "a\ud800" contains half a character (a lone surrogate); write the whole character'
     assert read_error('{"prompt": "a\\ud800"}', "job.json") == told
     assert "not valid YAML" in read_error('prompt: "a\\ud800"')
     assert read_error(b"prompt: a\xed\xa0\x80").endswith("the file is not UTF-8 text; save it as UTF-8")
@@ -467,12 +467,12 @@ def test_half_a_character_is_an_error() -> None:
 @YAML_AND_JSON
 @pytest.mark.parametrize("text", ["", " \n", "[]"])
 def test_a_file_without_a_job_is_an_error(name: str, text: str) -> None:
-    assert read_error(text, name) == "the file holds no job; it wants at least a prompt"
+    assert read_error(text, name) == "there is no job in this file; it needs at least a prompt"
 
 
 @pytest.mark.parametrize("text", ["# only\n# comments\n", "---\n# nothing\n---\n---\n", "---\n...\n"])
 def test_a_yaml_file_of_comments_is_an_error(text: str) -> None:
-    assert read_error(text) == "the file holds no job; it wants at least a prompt"
+    assert read_error(text) == "there is no job in this file; it needs at least a prompt"
 
 
 @YAML_AND_JSON
@@ -505,13 +505,13 @@ def test_an_item_of_a_list_is_told_with_its_own_line(text: str, name: str) -> No
         ("prompt: a".encode("utf-16-le"), "the file is UTF-16 text; save it as UTF-8"),
         ("prompt: a".encode("utf-16-be"), "the file is UTF-16 text; save it as UTF-8"),
         ("name: a\nprompt: é".encode("latin-1"), "line 2: the file is not UTF-8 text; save it as UTF-8"),
-        (b"prompt: a\nname: b\0c", "line 2, column 8: the file holds a control character (U+0000); is it damaged?"),
-        (b"prompt: a\n\0\0\0\0", "line 2, column 1: the file holds a control character (U+0000); is it damaged?"),
-        (b"\0" * 4096, "line 1, column 1: the file holds a control character (U+0000); is it damaged?"),
-        (b"\0", "line 1, column 1: the file holds a control character (U+0000); is it damaged?"),
-        (b"prompt: a\x07", "line 1, column 10: the file holds a control character (U+0007); is it damaged?"),
-        ("prompt: a\x9b".encode(), "line 1, column 10: the file holds a control character (U+009B); is it damaged?"),
-        (b"prompt: a\n" * 40_000, "the file has more than 262,144 bytes, the most that a job file may have"),
+        (b"prompt: a\nname: b\0c", "line 2, column 8: control character U+0000; is the file damaged?"),
+        (b"prompt: a\n\0\0\0\0", "line 2, column 1: control character U+0000; is the file damaged?"),
+        (b"\0" * 4096, "line 1, column 1: control character U+0000; is the file damaged?"),
+        (b"\0", "line 1, column 1: control character U+0000; is the file damaged?"),
+        (b"prompt: a\x07", "line 1, column 10: control character U+0007; is the file damaged?"),
+        ("prompt: a\x9b".encode(), "line 1, column 10: control character U+009B; is the file damaged?"),
+        (b"prompt: a\n" * 40_000, "the file is larger than 262,144 bytes, the limit for a job file"),
     ],
 )
 @YAML_AND_JSON
@@ -522,19 +522,19 @@ def test_bytes_that_are_no_text_are_told(name: str, data: bytes, told: str) -> N
 def test_a_file_just_within_the_limit_is_read() -> None:
     job = b"prompt: a\n#"
     assert read_job(job + b"#" * (MAX_BYTES - len(job))).prompt == "a"
-    assert "more than 262,144 bytes" in read_error(job + b"#" * (MAX_BYTES + 1 - len(job)))
+    assert "larger than 262,144 bytes" in read_error(job + b"#" * (MAX_BYTES + 1 - len(job)))
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("prompt: a\nprompt: b\n", "line 2: prompt: is given twice (first on line 1); take one out"),
-        ("prompt: a\nx: {q: 1,\n  q: 2}\n", "line 3: q: is given twice (first on line 2); take one out"),
+        ("prompt: a\nprompt: b\n", "line 2: prompt: is given twice (first on line 1); remove one"),
+        ("prompt: a\nx: {q: 1,\n  q: 2}\n", "line 3: q: is given twice (first on line 2); remove one"),
         ("? [a, b]\n: c\nprompt: a\n", "line 1: a field's name must be a plain word"),
         ("? {a: b, c: [d]}\n: c\nprompt: a\n", "line 1: a field's name must be a plain word"),
         ("&p prompt: a\n*p : b\n", "line 2: a field's name must be a plain word"),
         ("prompt: x\nname: *a\n", "line 2: aliases (*name) are not allowed here; write the value out"),
-        ("prompt: &a x\nname: *a\n", "line 1: anchors (&name) are not allowed here; take it out"),
+        ("prompt: &a x\nname: *a\n", "line 1: anchors (&name) are not allowed here; remove it"),
         ("*a", "line 1: aliases (*name) are not allowed here; write the value out"),
         ("<<: {prompt: a}\n", "line 1: merge keys (<<) are not allowed here; write the fields out"),
         ("prompt: a\n<<: *b\n", "line 2: merge keys (<<) are not allowed here; write the fields out"),
@@ -542,7 +542,7 @@ def test_a_file_just_within_the_limit_is_read() -> None:
         ("!job\nprompt: a\n", "line 1: tags (!...) are not allowed here; write a plain value"),
         ("!!str prompt: a\n", "line 1: tags (!...) are not allowed here; write a plain value"),
         ("prompt: a\nx: !!python/object/apply:os.system [id]\n", "line 2: tags (!...) are not allowed here"),
-        ("prompt: [[[[[[[[[a]]]]]]]]]\n", "line 1: nested more than 8 deep; a job is flat: fields and values"),
+        ("prompt: [[[[[[[[[a]]]]]]]]]\n", "line 1: nested more than 8 levels deep; a job is flat: fields and values"),
     ],
 )
 def test_what_yaml_allows_and_a_job_does_not_is_told_and_costs_only_its_own_job(text: str, told: str) -> None:
@@ -556,8 +556,8 @@ def test_what_yaml_allows_and_a_job_does_not_is_told_and_costs_only_its_own_job(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"prompt": "a",\n "prompt": "b"}', "line 2: prompt: is given twice (first on line 1); take one out"),
-        ('{"prompt": "a",\n "x": [{"q": 1, "q": 2}]}', "line 2: x: q is given twice in it; take one out"),
+        ('{"prompt": "a",\n "prompt": "b"}', "line 2: prompt: is given twice (first on line 1); remove one"),
+        ('{"prompt": "a",\n "x": [{"q": 1, "q": 2}]}', "line 2: x: q is given twice in it; remove one"),
         ('{"prompt": "a",\n "banana": 1}', "line 2: banana: there is no such field"),
         ("\n5", "line 2: a job is fields and values"),
     ],
@@ -625,7 +625,7 @@ def test_jobs_before_a_syntax_error_are_drawn_and_what_is_behind_it_is_one_error
 )
 def test_nested_brackets_are_refused_at_once(text: str, name: str) -> None:
     assert "line 1: nested " in read_error(text, name)
-    assert read_error(text, name).endswith("; what comes behind it was not read")
+    assert read_error(text, name).endswith("; the rest of the file was not read")
 
 
 @pytest.mark.timeout(30)
@@ -667,14 +667,14 @@ IN_A_MANIFEST = "sdbatch_manifest: 1\n"  # which may have a megabyte
 @pytest.mark.parametrize(
     ("text", "name", "told"),
     [
-        (f'{{"x": {{{MANY_KEYS}, "4e1f": 1}}}}', "job.json", "x: 4e1f is given twice in it; take one out"),
-        ("{" + "a," * 130_000, "job.yaml", "more names and values than a file may have"),
-        ("prompt: a\nx: [" + "[[[]]]," * 37_000, "job.yaml", "more names and values than a file may have"),
-        ("---\n" * 65_000, "job.yaml", "more names and values than a file may have"),
+        (f'{{"x": {{{MANY_KEYS}, "4e1f": 1}}}}', "job.json", "x: 4e1f is given twice in it; remove one"),
+        ("{" + "a," * 130_000, "job.yaml", "too many names and values for a job file"),
+        ("prompt: a\nx: [" + "[[[]]]," * 37_000, "job.yaml", "too many names and values for a job file"),
+        ("---\n" * 65_000, "job.yaml", "too many names and values for a job file"),
         (IN_A_MANIFEST + "{" + "1," * 500_000, "job.yaml", "not valid YAML"),
-        (IN_A_MANIFEST + "x: [" + "1," * 500_000, "job.yaml", "more names and values than a file may have"),
+        (IN_A_MANIFEST + "x: [" + "1," * 500_000, "job.yaml", "too many names and values for a job file"),
         (IN_A_MANIFEST + "...\n" + "".join(f"%TAG !{i:x}! x\n" for i in range(65_000)), "job.yaml", "tags (!...) are"),
-        ('{"a": "sdbatch_manifest:"}' + '{"a": 1}' * 50_000, "job.json", "the file has more than 262,144 bytes"),
+        ('{"a": "sdbatch_manifest:"}' + '{"a": 1}' * 50_000, "job.json", "the file is larger than 262,144 bytes"),
     ],
     ids=["keys", "flow", "lists", "documents", "flow in a manifest", "list in a manifest", "directives", "size"],
 )
@@ -700,13 +700,13 @@ def test_a_file_has_at_most_a_thousand_jobs(name: str, count: int) -> None:
         entries = read(way, name)
         assert [entry.job is not None for entry in entries[:MAX_JOBS]] == [True] * MAX_JOBS
         told = [str(entry.error) for entry in entries[MAX_JOBS:]]
-        too_many = f"{name}: the file holds more than 1,000 jobs; only the first 1,000 were taken"
+        too_many = f"{name}: the file contains more than 1,000 jobs; only the first 1,000 were taken"
         assert told == ([too_many] if count > MAX_JOBS else [])
 
 
 def test_a_job_has_at_most_a_hundred_fields() -> None:
     lines = "prompt: a\n" + "".join(f"x{i}: 1\n" for i in range(MAX_FIELDS))
-    assert read_error(lines) == "line 101: 101 fields; a job has at most 100"
+    assert read_error(lines) == "line 101: 101 fields; the limit is 100 per job"
     assert "there is no such field" in read_error(lines.removesuffix("x99: 1\n"))
 
 

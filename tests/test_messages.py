@@ -8,7 +8,7 @@ from sdbatch import messages
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
 
-INNER = Message("{count:,} bytes are left", count=1234)
+INNER = Message("{count:,} bytes are left", 1234)
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def _catalog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_message_is_its_english_text_and_is_shown_in_another_language() -> None:
-    message = Message("{field}: {problem}", field="init_img", problem=INNER)
+    message = Message("{field}: {problem}", "init_img", INNER)
     assert message == "init_img: 1,234 bytes are left"
     assert messages.shown(message, "en") == message
     assert messages.shown(message, "zh") == "init_img 有错: 还剩 1,234 字节"
@@ -29,13 +29,13 @@ def test_what_the_catalog_lacks_stays_english() -> None:
 
 
 def test_an_error_carries_its_message_into_another() -> None:
-    error = JobError("{field}: {problem}", field="H", problem=JobError(INNER))
+    error = JobError("{field}: {problem}", "H", JobError(INNER))
     assert str(error) == "H: 1,234 bytes are left"
     assert messages.shown(error.message, "zh") == "H 有错: 还剩 1,234 字节"
 
 
 def test_a_message_outlives_json() -> None:
-    message = Message("{field}: {problem}", field="{problem}", problem=INNER)
+    message = Message("{field}: {problem}", "{problem}", INNER)
     kept = messages.unpack(json.loads(json.dumps(messages.pack(message))))
     assert kept == message
     assert messages.shown(kept, "zh") == messages.shown(message, "zh")

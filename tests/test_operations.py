@@ -27,7 +27,7 @@ from sdbatch.testing import drop_job
 PAGE = (HERE.parent / "docs/operations.md").read_text()
 DEMO = HERE.parent / "sdbatch/data/demo"
 JOB = "prompt: a red apple\nH: 64\nW: 64\nddim_steps: 2\nn_iter: 1\nn_samples: 1\n"
-LONG = JOB.replace("ddim_steps: 2", "ddim_steps: 900")
+LONG = JOB.replace("n_iter: 1", "n_iter: 2")  # as long as there is `state/hold`
 STEERING = ("sdbatch pause", "sdbatch retry")  # blocks for whoever belongs to the group
 
 # The checkout is its own installation there; nobody asks for a password.
@@ -114,6 +114,7 @@ class Admin:
             "usermod": self._alice_comes,
             "threads.conf": lambda: find_checkout(machine, "sdbatch", "local"),
             '"state"': self._nothing_is_left_to_do,
+            "pause": self._draw_without_a_model,
             "retry --all-failed": self._a_job_fails_and_is_mended,
             "systemctl reload": lambda: self._configure(rescan_seconds=1),
             "hooks.conf": self._hooks,
@@ -165,7 +166,7 @@ class Admin:
         # Who is not of the group is told so.
         self.machine.run("useradd", "--create-home", "eve")
         assert "must be in its group" in self._eve("status", code=1)
-        found = self._eve("doctor", "--quick")
+        found = self._eve("doctor", "--quick", engine="fake")  # what it says of torch is looked at further on
         assert "sudo usermod -aG " in found
         assert "as it should be if the service runs as sdbatch" in found
 
@@ -179,10 +180,9 @@ class Admin:
         self.machine.run("runuser", "-u", "alice", "--", "mv", "/srv/sdbatch/state", "/srv/sdbatch/mine", code=1)
         assert self.root.configuration.stat().st_mode & 0o777 == 0o640
 
-    def _eve(self, *arguments: str, code: int = 0) -> str:
-        return self.machine.run(
-            "runuser", "-u", "eve", "--", "sdbatch", *arguments, "--root", "/srv/sdbatch", code=code
-        )
+    def _eve(self, *arguments: str, code: int = 0, engine: str = "local") -> str:
+        her = ("runuser", "-u", "eve", "--", "env", f"SDBATCH_ENGINE={engine}", "sdbatch")
+        return self.machine.run(*her, *arguments, "--root", "/srv/sdbatch", code=code)
 
     def _nothing_is_left_to_do(self) -> None:
         """A job is in done/ before the status file says so: that is rewritten once a second at most."""
@@ -193,17 +193,24 @@ class Admin:
         assert '"state": "idle"' in said
         assert "done" in self.machine.run("journalctl", "--no-pager", f"JOB_ID={job}")
 
+    def _draw_without_a_model(self) -> None:
+        find_checkout(self.machine, "sdbatch", "fake-process")  # a picture was drawn; a model shows nothing more
+        self.machine.run("sh", "-c", "systemctl daemon-reload && systemctl restart sdbatch")
+
     def _bumped_and_cancelled(self) -> None:
         self._is_done("urgent")
         assert not [*self.root.path.glob("jobs/*/*-bulk")]
         assert not [*self.root.inbox.glob("*.yaml")]
 
         # What is drawn already, too; who is not of the group is told who may.
+        hold = self.root.state / "hold"
+        hold.touch()
         drop_job(self.root, "long.yaml", LONG)
         wait_for(lambda: [*self.root.running.glob("*-long/samples")], "the job to be drawn")
         assert "the group of /srv/sdbatch/jobs/running" in self._eve("cancel", "long", code=1)
         self._alice("sdbatch cancel long --root /srv/sdbatch")
         wait_for(lambda: [*self.root.failed.glob("*-long/error.txt")], "the job to be cancelled")
+        hold.unlink()
 
     def _a_job_fails_and_is_mended(self) -> None:
         drop_job(self.root, "mended.yaml", JOB + "ddim_step: 3\n")
@@ -218,7 +225,6 @@ class Admin:
         wait_for(has_taken, "the service to read its configuration again")
 
     def _hooks(self) -> None:
-        find_checkout(self.machine, "sdbatch", "fake")  # the seconds that a renderer takes to start show nothing more
         (example,) = blocks("yaml")
         self._configure(**yaml.safe_load(example.replace("http://127.0.0.1:8080/failed", self.listener.url)))
 

@@ -21,11 +21,33 @@ from sdbatch.testing import drop_job, make_root
 
 PROJECT = HERE.parent
 README = (PROJECT / "README.md").read_text()
+READMES = [README, (PROJECT / "README.zh-CN.md").read_text()]
 FAKE = os.environ | {"SDBATCH_ENGINE": "fake"}
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def table_from(page: str, start: str) -> str:
+    """The rows of a table from the one that begins so."""
+    return page[page.index(f"\n| {start}") :].split("\n\n", maxsplit=1)[0]
+
+
+def test_the_chinese_readme_has_the_same_blocks_links_and_pictures_as_the_english_one() -> None:
+    def parts(page: str) -> list[str]:
+        code = re.findall(r"^```.*?^```", page, re.MULTILINE | re.DOTALL)
+        uncommented = [re.sub(r" +# .*", "", block) for block in code]
+        links = re.findall(r'src="([^"]+)"', page) + re.findall(r"\]\(([^)#]+)\)", page)
+        return [*uncommented, *sorted({*links} - {"README.md", "README.zh-CN.md"})]
+
+    english, chinese = READMES
+    assert parts(chinese) == parts(english)
+    assert "(README.zh-CN.md)" in english
+    assert "(README.md)" in chinese
+    assert {*re.findall("`([^`\n]+)`", chinese)} == {*re.findall("`([^`\n]+)`", english)}, (
+        "names of fields, files, commands"
+    )
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
@@ -70,7 +92,15 @@ def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
     assert (root.inbox / "truck.yaml").exists()
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/operations.md", "docs/reliability.md"]
+PAGES = [
+    "README.md",
+    "README.zh-CN.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/operations.md",
+    "docs/reliability.md",
+    "docs/security.md",
+]
 
 
 @pytest.mark.parametrize("page", [*PAGES, "benchmarks/README.md"])
@@ -87,9 +117,9 @@ def test_the_make_targets_exist() -> None:
 
 
 def test_the_error_in_the_readme_is_the_real_one(tmp_path: Path) -> None:
-    (said,) = re.findall(r"^truck\.yaml: line .*$", README, re.MULTILINE)
+    said = re.findall(r"^truck\.yaml: line .*$", "".join(READMES), re.MULTILINE)
     (parsed,) = reader.parse(b"prompt: a\nddim_step: 5\n", "truck.yaml")
-    assert str(parsed.error) == said
+    assert said == [str(parsed.error)] * 2
 
 
 def test_what_lands_in_done_is_what_the_readme_lists(tmp_path: Path) -> None:
@@ -97,23 +127,33 @@ def test_what_lands_in_done_is_what_the_readme_lists(tmp_path: Path) -> None:
     drop_job(root, "truck.yaml", "from_file: p.txt\nH: 64\nW: 64\n")
     drop_job(root, "p.txt", "a\n")
     run_sdbatch("serve", "--root", root.path, "--drain", env=FAKE)
-    table = README.split("A finished job lies in")[1].split("The same pictures are")[0]
-    listed = set(re.findall(r"^\| `([^`/]+)", table, re.MULTILINE))
-    assert {path.name for path in only(root.done).iterdir()} == listed
+    for page in READMES:
+        listed = set(re.findall(r"^\| `([^`/]+)", table_from(page, "`truck.yaml`"), re.MULTILINE))
+        assert {path.name for path in only(root.done).iterdir()} == listed
 
 
-def test_the_readme_names_every_field_and_its_default() -> None:
-    table = README.split("| field | default |")[1].split("Hyphens")[0]
+@pytest.mark.parametrize("page", READMES)
+def test_the_readmes_fields_exist_and_have_the_defaults_it_says(page: str) -> None:
+    """It need not name all: `sdbatch schema` does."""
+    rows = [row.split("|") for row in table_from(page, "`prompt`").strip().splitlines()]
+    named = {field: row[2] for row in rows for field in re.findall(r"`(\w+)`", row[1])}
+    known = Txt2Img.model_fields | Img2Img.model_fields
+    assert {"prompt", "seed", "ckpt", "loras"} <= set(named) <= set(known)
     for kind in (Txt2Img, Img2Img):
-        for name, info in kind.model_fields.items():
-            assert f"`{name}`" in table
-            is_told = not info.is_required() and info.default and not isinstance(info.default, bool)
-            if is_told and name not in {"C", "f", "precision"}:
-                assert str(info.default).removeprefix("outputs/") in table, name
+        for name in set(named) & set(kind.model_fields):
+            default = kind.model_fields[name].default
+            if (
+                isinstance(default, str | int | float)
+                and not isinstance(default, bool)
+                and default
+                and named[name].strip()
+            ):
+                assert str(default).removeprefix("outputs/") in named[name], name
 
 
-def test_the_readme_names_every_exit_code() -> None:
-    said = README.split("Exit codes of")[1].split("\n\n")[0]
+@pytest.mark.parametrize("page", READMES)
+def test_the_readme_names_every_exit_code(page: str) -> None:
+    (said,) = [text for text in page.split("\n\n") if " 69 " in text.replace("\n", " ")]
     assert re.findall(r"\b(\d+)\b", said) == ["0", "1", "69", "74", "75", "78"]
 
 

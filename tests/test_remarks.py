@@ -88,10 +88,10 @@ def test_tokens_of_any_text_are_counted_as_by_the_engine(
 def test_the_end_of_a_long_prompt_has_no_effect() -> None:
     long = "cat " * 75 + "on the mat"
     (said,) = said_of(f"prompt: {long}")
-    assert said == 'prompt: its end has no effect, 3 tokens from "on the mat" on: the text encoder reads 75'
+    assert said == 'prompt: 3 tokens from "on the mat" on have no effect: the text encoder reads 75'
     (said,) = said_of(f"prompt: a\nnegative_prompt: {long}")
-    assert said.startswith("negative_prompt: its end has no effect, 3 tokens")
-    said = "from_file: line 2 and 2 more: its end has no effect, 3 tokens from"
+    assert said.startswith("negative_prompt: 3 tokens")
+    said = "from_file: line 2 and 2 more: 3 tokens from"
     assert remarks(read_job("from_file: p.txt"), ["a", long, "b", long, long], ModelConfig())[0].startswith(said)
     assert said_of(f"prompt: {'cat ' * 75}") == []
 
@@ -156,8 +156,8 @@ def test_plain_words_are_told_of_nothing(prompt: str) -> None:
 def test_a_prompt_file_s_comments_and_empty_lines_are_told_to_be_drawn() -> None:
     lines = ["# my prompts", "a cat", "", "// b", "a dog", "", "  "]
     assert remarks(read_job("from_file: p.txt"), lines, ModelConfig()) == [
-        'from_file: line 1 and 1 more: "# my prompts" is drawn as a prompt: there are no comments here',
-        "from_file: line 3 and 2 more: empty, and drawn as a prompt like the others",
+        'from_file: line 1 and 1 more: "# my prompts" is used as a prompt: there are no comments here',
+        "from_file: line 3 and 2 more: empty, and used as a prompt like the others",
     ]
 
 
@@ -167,14 +167,14 @@ def test_a_prompt_file_s_comments_and_empty_lines_are_told_to_be_drawn() -> None
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("skip_grid: true\nskip_save: true", "skip_grid, skip_save: together they leave nothing: no pictures and no g"),
+        ("skip_grid: true\nskip_save: true", "skip_grid, skip_save: together they write nothing: no images and no g"),
         ("skip_grid: true\nn_rows: 3", "n_rows: has no effect with skip_grid"),
-        ("scale: 1\nnegative_prompt: b", "negative_prompt: has no effect with scale: 1, which leaves guidance out"),
-        ("scale: 0", "prompt: has no effect with scale: 0, which follows the negative prompt alone"),
+        ("scale: 1\nnegative_prompt: b", "negative_prompt: has no effect with scale: 1, which turns guidance off"),
+        ("scale: 0", "prompt: has no effect with scale: 0, which follows only the negative prompt"),
         ("init_img: x.png\nfixed_code: true", "fixed_code: has no effect in img2img"),
         ("init_img: x.png\nf: 4", "f: has no effect in img2img"),
-        ("init_img: x.png\nstrength: 0", "strength: 0 of 50 steps is none: the prompt has no effect"),
-        ("init_img: x.png\nstrength: 0.01", "strength: 0.01 of 50 steps is none"),
+        ("init_img: x.png\nstrength: 0", "strength: 0 of 50 steps is no step: the prompt has no effect"),
+        ("init_img: x.png\nstrength: 0.01", "strength: 0.01 of 50 steps is no step"),
     ],
 )
 def test_a_field_that_another_leaves_without_effect_is_told(text: str, said: str) -> None:
@@ -184,7 +184,7 @@ def test_a_field_that_another_leaves_without_effect_is_told(text: str, said: str
 
 def test_a_prompt_beside_a_prompt_file_is_told() -> None:
     assert remarks(read_job("prompt: a\nfrom_file: p.txt"), ["b"], ModelConfig()) == [
-        "prompt: has no effect beside from_file"
+        "prompt: has no effect together with from_file"
     ]
 
 
@@ -192,9 +192,7 @@ def test_what_only_the_file_shows_is_told_with_its_line() -> None:
     (entry,) = read("prompt: a\ninit_img: ''\nstrength: 0.75\n")
     assert entry.notes == ("line 3: strength: has no effect without init_img",)
     (entry,) = read("prompt: a\nlaion400m: true\n\nckpt: mine.ckpt\n")
-    assert entry.notes == (
-        "line 4: ckpt: has no effect beside laion400m, which stands for models/ldm/text2img-large/model.ckpt",
-    )
+    assert entry.notes == ("line 4: ckpt: has no effect: laion400m sets it to models/ldm/text2img-large/model.ckpt",)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +214,7 @@ def test_what_only_the_file_shows_is_told_with_its_line() -> None:
 def test_a_value_that_a_comment_cuts_is_told(text: str, line: int, field: str, comment: str) -> None:
     (entry,) = read(text)
     (note,) = entry.notes
-    assert f'{field}: "{comment}" is a comment and was not read' in note
+    assert f'{field}: "{comment}" is a comment and was ignored' in note
     assert note.startswith("line ")
 
 
@@ -229,12 +227,12 @@ def test_what_is_not_found_for_a_comment_is_told_with_that(
     drain(start(), clock)
     for lines in (said, (only(root.failed) / "error.txt").read_text().splitlines()):
         assert "there is no" in lines[0]
-        assert "is a comment and was not read" in lines[1]
+        assert "is a comment and was ignored" in lines[1]
 
 
 def test_a_value_that_is_nothing_but_a_comment_is_told() -> None:
     (entry,) = read("prompt: #1 cat\n")
-    assert '"#1 cat" is a comment and was not read' in str(entry.error)
+    assert '"#1 cat" is a comment and was ignored' in str(entry.error)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +289,7 @@ def test_a_config_that_says_nothing_is_no_error(tmp_path: Path, text: str) -> No
     ],
 )
 def test_sizes_far_from_it_are_told(size: tuple[int, int], is_far: bool) -> None:
-    said = f"H, W: the model was trained on 512x512; at {size[0]}x{size[1]} pictures may be noise or repeat themselves"
+    said = f"H, W: the model was trained on 512x512; at {size[0]}x{size[1]} images may be noise or repeat themselves"
     assert of_size("H, W", size, ModelConfig(512)) == ([said] if is_far else [])
     assert of_size("H, W", size, ModelConfig()) == []
 
@@ -329,8 +327,8 @@ def test_a_transparent_init_image_is_told(root: Root, tmp_path: Path) -> None:
 
 JOB = "prompt: a (red:1.2) cat in #ff0000 red\nn_samples: 1\nskip_grid: true\nn_rows: 3\nH: 64\nW: 64\n"
 SAID = [
-    'line 1: prompt: "#ff0000 red" is a comment and was not read; put the whole value in quotes if it belongs to it',
-    "H, W: the model was trained on 512x512; at 64x64 pictures may be noise or repeat themselves",
+    'line 1: prompt: "#ff0000 red" is a comment and was ignored; put the whole value in quotes if it is part of it',
+    "H, W: the model was trained on 512x512; at 64x64 images may be noise or repeat themselves",
     "n_rows: has no effect with skip_grid",
     'prompt: "(red:1.2)" is read as plain words: there are no weights here',
 ]
@@ -352,12 +350,12 @@ def test_validate_shows_the_prompts_of_a_file(root: Root) -> None:
     drop_job(root, "a.yaml", "from_file: p.txt\nn_iter: 1\n")
     said = validated(root)
     assert said[0].endswith('3 pictures of 512x512, DDIM, 50 steps, to outputs/txt2img-samples: 3 prompts, "a cat"')
-    assert said[1].endswith('note: from_file: line 3: "# b" is drawn as a prompt: there are no comments here')
+    assert said[1].endswith('note: from_file: line 3: "# b" is used as a prompt: there are no comments here')
 
 
 def test_img2img_is_told_of_its_picture_s_size(root: Root) -> None:
     (root.configs / "stable-diffusion/v1-inference.yaml").write_bytes((DATA / "configs/v1-inference.yaml").read_bytes())
     save(root.inbox / "a.png", "RGB", (255, 0, 0))
     drop_job(root, "a.yaml", "prompt: a\ninit_img: a.png\n")
-    assert "note: init_img: the model was trained on 512x512; at 64x64 pictures" in validated(root)[1]
+    assert "note: init_img: the model was trained on 512x512; at 64x64 images" in validated(root)[1]
     assert REFERENCE.is_dir()

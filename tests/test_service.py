@@ -115,9 +115,9 @@ def test_a_bad_job_is_told_and_the_next_one_runs(start: Start, root: Root, clock
         ("from_file: empty.txt", "from_file: the file is empty"),
         ("from_file: binary.txt", "from_file: the file is not UTF-8 text"),
         ("init_img: no.png", 'init_img: there is no "no.png"'),
-        ("n_iter: 1000", "n_iter, n_samples: 3,000 pictures are over the limit of 1,000 a job"),
+        ("n_iter: 1000", "n_iter, n_samples: 3,000 images; the limit is 1,000 a job"),
         ("ddim_steps: 300", "ddim_steps: 300 is over the limit of 200"),
-        ("H: 4096\nW: 4096", "H, W: 4096x4096 is over the limit of 4,194,304 pixels a picture"),
+        ("H: 4096\nW: 4096", "H, W: 4096x4096 has more than 4,194,304 pixels, the limit of an image"),
     ],
 )
 def test_what_a_job_names_is_checked_before_anything_is_drawn(
@@ -383,8 +383,8 @@ def test_status_is_written_at_most_once_a_second(root: Root, clock: FakeClock) -
 @pytest.mark.parametrize(
     ("job", "told"),
     [
-        ("outdir: outputs/file", "outdir: no pictures can be put into"),
-        (f"outdir: outputs/{'x' * 300}", "outdir: no pictures can be put into"),
+        ("outdir: outputs/file", "outdir: can't write to"),
+        (f"outdir: outputs/{'x' * 300}", "outdir: can't write to"),
         (f"ckpt: models/{'x' * 300}", "ckpt: there is no"),
         (f"init_img: {'x' * 300}.png", "init_img: there is no"),
         ("init_img: loop.png", "can't be followed"),

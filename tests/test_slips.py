@@ -83,21 +83,21 @@ def test_a_very_long_prompt_is_shown_in_part() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("seed:5", "line 1: a job is fields and values, such as `prompt: a blue truck`; seed: a blank is missing"),
-        ("prompt: a\nseed:5\n", "line 2: seed: a blank is missing behind the colon; write seed: 5"),
-        ("prompt: a\nseed:5\nH: 64\nW: 64\n", "line 2: seed: a blank is missing behind the colon; write seed: 5"),
-        ("prompt:a cat\nseed: 5\n", "line 1: prompt: a blank is missing behind the colon; write prompt: a cat"),
+        ("seed:5", "line 1: a job is fields and values, such as `prompt: a blue truck`; seed: a space is missing"),
+        ("prompt: a\nseed:5\n", "line 2: seed: a space is missing after the colon; write seed: 5"),
+        ("prompt: a\nseed:5\nH: 64\nW: 64\n", "line 2: seed: a space is missing after the colon; write seed: 5"),
+        ("prompt:a cat\nseed: 5\n", "line 1: prompt: a space is missing after the colon; write prompt: a cat"),
         ("prompt: a\nseed\uff1a5\nH: 64\n", "line 2: seed: a full-width colon; write seed: 5"),
         ("prompt\uff1aa cat\nseed: 5\n", "line 1: prompt: a full-width colon; write prompt: a cat"),
         ("prompt = a cat\nseed = 5\n", "line 1: a job is fields and values"),
-        ("prompt: a\nseed = 5\n", "line 2: seed: a colon and a blank, not =; write seed: 5"),
-        ("prompt:\xa0a cat\nseed: 5\n", "line 1: a non-breaking space (U+00A0) stands where a blank should be"),
-        ("prompt: a\nseed:\xa05\nH: 64\n", "line 2: a non-breaking space (U+00A0) stands where a blank should be"),
-        ("prompt: a\n\xa0seed: 5\n", r"line 2: \xa0seed: its name holds a non-breaking space (U+00A0); write seed"),
-        ("prompt: a\n\u200bseed: 5\n", r"line 2: \u200bseed: its name holds a zero-width space (U+200B); write seed"),
+        ("prompt: a\nseed = 5\n", "line 2: seed: use a colon and a space, not =; write seed: 5"),
+        ("prompt:\xa0a cat\nseed: 5\n", "line 1: a non-breaking space (U+00A0) in place of a space"),
+        ("prompt: a\nseed:\xa05\nH: 64\n", "line 2: a non-breaking space (U+00A0) in place of a space"),
+        ("prompt: a\n\xa0seed: 5\n", r"line 2: \xa0seed: the name contains a non-breaking space (U+00A0); write seed"),
+        ("prompt: a\n\u200bseed: 5\n", r"line 2: \u200bseed: the name contains a zero-width space (U+200B); write"),
         ("prompt: a\nseed: 5\xa0\n", r'line 2: seed: "5\xa0" is not a whole number'),
-        ("prompt: a\n\tseed: 5\n", "line 2: a tab stands at the start of the line; YAML wants blanks there"),
-        ("\tprompt: a\n", "line 1: a tab stands at the start of the line; YAML wants blanks there"),
+        ("prompt: a\n\tseed: 5\n", "line 2: a tab at the start of the line; YAML needs spaces there"),
+        ("\tprompt: a\n", "line 1: a tab at the start of the line; YAML needs spaces there"),
         ("prompt: a\nseed: \u201c5\u201d\n", 'line 2: seed: "\u201c5\u201d" is not a whole number'),
     ],
 )  # fmt: skip
@@ -106,7 +106,7 @@ def test_a_slip_in_yaml_is_told_on_its_line(text: str, told: str) -> None:
 
 
 def test_a_number_among_what_nobody_sees_is_shown() -> None:
-    assert read_error("prompt: a\nseed: 5\xa0\n").endswith("it holds a non-breaking space (U+00A0): write 5")
+    assert read_error("prompt: a\nseed: 5\xa0\n").endswith("it contains a non-breaking space (U+00A0): write 5")
     assert read_error("prompt: a\nscale: 7,5\n").endswith("; write 7.5")
 
 
@@ -118,7 +118,7 @@ def test_what_is_good_yaml_is_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"prompt": "a",\n}', "line 1, column 15: this is not valid JSON: a comma with nothing behind it"),
+        ('{"prompt": "a",\n}', "line 1, column 15: this is not valid JSON: a comma with nothing after it"),
         ('{"prompt": "a",\n\n "seed": 5,\n}', "line 3, column 11: this is not valid JSON: a comma with nothing"),
         ('{"prompt": "a", "loras": [{"file": "x",}]}', "line 1, column 39: this is not valid JSON: a comma with nothi"),
         ('{"prompt": "a", "loras": [{"file": "x"},]}', "line 1, column 40: this is not valid JSON: a comma with nothi"),
@@ -126,19 +126,19 @@ def test_what_is_good_yaml_is_none(text: str) -> None:
         ('{"prompt": "a" /* why */}', "line 1, column 16: this is not valid JSON: JSON has no comments"),
         ('# a job\n{"prompt": "a"}', "line 1, column 1: this is not valid JSON: JSON has no comments"),
         ("// a job\n", "line 1, column 1: this is not valid JSON: JSON has no comments"),
-        ("{'prompt': 'a'}", "line 1, column 2: this is not valid JSON: JSON wants double quotes"),
-        ('{"prompt":\n\'a\'}', "line 2, column 1: this is not valid JSON: JSON wants double quotes"),
+        ("{'prompt': 'a'}", "line 1, column 2: this is not valid JSON: JSON needs double quotes"),
+        ('{"prompt":\n\'a\'}', "line 2, column 1: this is not valid JSON: JSON needs double quotes"),
         ('{"prompt": "a",\n"plms": True}', "line 2, column 9: this is not valid JSON: write true, not True"),
         ('{"prompt": "a", "from_file": None}', "line 1, column 30: this is not valid JSON: write null, not None"),
-        ("{\u201cprompt\u201d: 1}", "line 1, column 2: this is not valid JSON: a curly quote \u201c; JSON wants"),
-        ('{"prompt": \u2018a\u2019}', "line 1, column 12: this is not valid JSON: a curly quote \u2018; JSON wants"),
+        ("{\u201cprompt\u201d: 1}", "line 1, column 2: this is not valid JSON: a curly quote \u201c; JSON needs"),
+        ('{"prompt": \u2018a\u2019}', "line 1, column 12: this is not valid JSON: a curly quote \u2018; JSON needs"),
         ('{prompt: "a"}', 'line 1, column 2: this is not valid JSON: put the name in double quotes: "prompt"'),
         ('{"prompt": a cat}', "line 1, column 12: this is not valid JSON: text goes in double quotes"),
-        ('{"prompt": "a"\n"seed": 5}', "line 1, column 14: this is not valid JSON: a comma is missing behind it"),
-        ('{"seed": 5\n"prompt": "a"}', "line 1, column 10: this is not valid JSON: a comma is missing behind it"),
+        ('{"prompt": "a"\n"seed": 5}', "line 1, column 14: this is not valid JSON: a comma is missing after it"),
+        ('{"seed": 5\n"prompt": "a"}', "line 1, column 10: this is not valid JSON: a comma is missing after it"),
         ('{"prompt"\uff1a"a"}', "line 1, column 10: this is not valid JSON: a full-width \uff1a; write :"),
         ('{"prompt":\xa0"a"}', "line 1, column 11: this is not valid JSON: a non-breaking space (U+00A0)"),
-        ('{"prompt": "a\nb"}', "line 1, column 14: this is not valid JSON: text in JSON stands on one line; write"),
+        ('{"prompt": "a\nb"}', "line 1, column 14: this is not valid JSON: text in JSON is on one line; write"),
         ('{"outdir": "C:\\out"}', "line 1, column 15: this is not valid JSON: a backslash starts an escape in JSON"),
         ('{"prompt": "a', "line 1, column 12: this is not valid JSON: the quote that ends this text is missing"),
         ("prompt: a\n", "line 1, column 1: this is not valid JSON: it looks like YAML; name the file .yaml"),
@@ -227,32 +227,32 @@ def test_of_a_lora_the_weight_may_be_null() -> None:
     [
         (r"outputs\batch1", r'"outputs\\batch1" has backslashes; write outputs/batch1'),
         (r"..\x", r'"..\\x" has backslashes; write ../x'),
-        (r"C:\out", "is a path of a Windows machine; name it from the root, such as "),
-        ("D:/out/x.png", "is a path of a Windows machine; name it from the root, such as "),
-        ("c:x.png", "is a path of a Windows machine"),
-        ("~/out", "is a home folder, and a job belongs to nobody; name it from the root, such as "),
+        (r"C:\out", "is a Windows path; give the path from the root, such as "),
+        ("D:/out/x.png", "is a Windows path; give the path from the root, such as "),
+        ("c:x.png", "is a Windows path"),
+        ("~/out", "is a home folder, which a job has not; give the path from the root, such as "),
         ("~alice/out", "is a home folder"),
         ("~", "is a home folder"),
-        ("$HOME/out", "has a variable in it, and none is filled in; name it from the root, such as "),
-        ("%USERPROFILE%\\out", "has a variable in it"),
-        ("https://example.org/x.png", "is an address, and nothing is fetched; copy the file, and name it"),
-        ("s3://bucket/x.png", "is an address, and nothing is fetched"),
-        ("file:///srv/x.png", "is an address; name the file alone, from the root or beside the job"),
-        ("data:image/png;base64," + "iVBORw0KGgo" * 500, "is a picture's own bytes; save it as a file beside the job"),
-        ("iVBORw0KGgo" * 500, "is a picture's own bytes"),
-        (r"\\server\share\x.png", "is a share of another machine; name it from the root, such as "),
-        ("//server/share/x.png", "is a share of another machine"),
-        ("user@host:/data/x.png", "is a share of another machine"),
-        ("http:/example.org/x.png", "is an address, and nothing is fetched"),
-        ("blob:https://example.org/1", "is an address, and nothing is fetched"),
-        ("www.example.org/x.png", "is an address, and nothing is fetched"),
-        ("nas:/export/x.png", "is an address, and nothing is fetched"),
-        ("$(pwd)/x.png", "has a variable in it, and none is filled in"),
-        ("a/$HOME/x.png", "has a variable in it, and none is filled in"),
-        ('"x.png"', "has quotes, a line break or invisible signs around it; write x.png"),
-        ("'out/x.png'", "has quotes, a line break or invisible signs around it; write out/x.png"),
-        ("x.png\n", "has quotes, a line break or invisible signs around it; write x.png"),
-        ("\u202aC:/x.png", "has quotes, a line break or invisible signs around it; write C:/x.png"),
+        ("$HOME/out", "contains a variable, and none is filled in; give the path from the root, such as "),
+        ("%USERPROFILE%\\out", "contains a variable"),
+        ("https://example.org/x.png", "is a URL, and nothing is downloaded; copy the file and give its path"),
+        ("s3://bucket/x.png", "is a URL, and nothing is downloaded"),
+        ("file:///srv/x.png", "is a URL; give the path of the file in the root or beside the job"),
+        ("data:image/png;base64," + "iVBORw0KGgo" * 500, "is the content of an image; save it as a file beside"),
+        ("iVBORw0KGgo" * 500, "is the content of an image"),
+        (r"\\server\share\x.png", "is a network share; give the path from the root, such as "),
+        ("//server/share/x.png", "is a network share"),
+        ("user@host:/data/x.png", "is a network share"),
+        ("http:/example.org/x.png", "is a URL, and nothing is downloaded"),
+        ("blob:https://example.org/1", "is a URL, and nothing is downloaded"),
+        ("www.example.org/x.png", "is a URL, and nothing is downloaded"),
+        ("nas:/export/x.png", "is a URL, and nothing is downloaded"),
+        ("$(pwd)/x.png", "contains a variable, and none is filled in"),
+        ("a/$HOME/x.png", "contains a variable, and none is filled in"),
+        ('"x.png"', "has quotes, a line break or invisible characters around it; write x.png"),
+        ("'out/x.png'", "has quotes, a line break or invisible characters around it; write out/x.png"),
+        ("x.png\n", "has quotes, a line break or invisible characters around it; write x.png"),
+        ("\u202aC:/x.png", "has quotes, a line break or invisible characters around it; write C:/x.png"),
     ],
 )  # fmt: skip
 def test_a_path_of_elsewhere_is_refused_with_the_right_form(field: str, path: str, told: str) -> None:
@@ -266,8 +266,8 @@ def test_a_path_of_elsewhere_is_refused_with_the_right_form(field: str, path: st
 
 
 def test_the_right_form_of_an_output_folder_lies_in_outputs() -> None:
-    assert read_error("prompt: a\noutdir: C:\\out").endswith("name it from the root, such as outputs/out")
-    assert read_error("prompt: a\ninit_img: C:\\x.png").endswith("name it from the root, such as x.png")
+    assert read_error("prompt: a\noutdir: C:\\out").endswith("give the path from the root, such as outputs/out")
+    assert read_error("prompt: a\ninit_img: C:\\x.png").endswith("give the path from the root, such as x.png")
     assert read_error("prompt: a\nloras: [{file: '~/x'}]").startswith('line 2: loras: entry 1: file: "~/x" is a home')
 
 
@@ -299,7 +299,7 @@ def test_names_that_only_look_odd_are_taken(path: str) -> None:
 
 def test_fields_that_stand_apart_are_no_job_without_them() -> None:
     """The first line alone was drawn once, with another seed than the one below it."""
-    told = "line 2: this is no part of the job above; begin all its fields in the same column"
+    told = "line 2: this does not belong to the job above; start its fields in the same column"
     assert read_error("  prompt: a\nseed: 5\n").startswith(told)
     assert read_error("{prompt: a}\nseed: 5\n").startswith(told)
     assert outcome("prompt: a\n---\n  prompt: b\nseed: 5\n") == ["a", "error"]
@@ -309,17 +309,17 @@ def test_fields_that_stand_apart_are_no_job_without_them() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("prompt: a\n  seed: 5\n", "line 2: seed: stands further right than the field above"),
-        ("H: 64\nprompt: a cat\n    seed: 5\nW: 64\n", "line 3: seed: stands further right than the field above"),
+        ("prompt: a\n  seed: 5\n", "line 2: seed: is indented more than the field above"),
+        ("H: 64\nprompt: a cat\n    seed: 5\nW: 64\n", "line 3: seed: is indented more than the field above"),
         ("prompt: a cat\nand a dog\nseed: 5\n", 'line 2: "and a dog" has no colon'),
         ("prompt: |\na cat\nseed: 5\n", 'line 2: "a cat" has no colon'),
         ("prompt: a\nseed 5\n", 'line 2: "seed 5" has no colon'),
         ("seed 5\nprompt: a\n", 'line 1: "seed 5" has no colon'),
         ("prompt a cat\n", "line 1: a job is fields and values, such as `prompt: a blue truck`; a colon is"),
-        ('"prompt": "a cat",\n"seed": 5\n', 'line 1: prompt: a comma stands behind it; write "prompt": "a cat"'),
-        ("H: 64\nprompt: 'a cat',\nseed: 5\n", "line 2: prompt: a comma stands behind it; write prompt: 'a cat'"),
-        ("```yaml\nprompt: a\n```\n", "line 1: ``` is none of YAML"),
-        ("prompt: a\n```\n", "line 2: ``` is none of YAML"),
+        ('"prompt": "a cat",\n"seed": 5\n', 'line 1: prompt: a comma follows; write "prompt": "a cat"'),
+        ("H: 64\nprompt: 'a cat',\nseed: 5\n", "line 2: prompt: a comma follows; write prompt: 'a cat'"),
+        ("```yaml\nprompt: a\n```\n", "line 1: ``` is not YAML"),
+        ("prompt: a\n```\n", "line 2: ``` is not YAML"),
         ("prompt: 'a cat's hat'\n", 'line 1: prompt: put the prompt in quotes: prompt: "a cat\'s hat"'),
         ("prompt: 'a', 'b'\n", "line 1: prompt: put the prompt in quotes: prompt: \"'a', 'b'\""),
     ],
@@ -336,9 +336,9 @@ def test_the_number_that_was_meant_is_shown(value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('```json\n{"prompt": "a"}\n```', "line 1, column 1: this is not valid JSON: ``` is none of JSON"),
+        ('```json\n{"prompt": "a"}\n```', "line 1, column 1: this is not valid JSON: ``` is not JSON"),
         ('{"prompt": "say "hi" cat"}', "line 1, column 18: this is not valid JSON: a quote inside a text"),
-        ('{"prompt": "a",, "seed": 5}', "line 1, column 16: this is not valid JSON: a comma too many; take it out"),
+        ('{"prompt": "a",, "seed": 5}', "line 1, column 16: this is not valid JSON: one comma too many; remove it"),
         ('{"prompt": "a"; "seed": 5}', "line 1, column 15: this is not valid JSON: write a comma, not ;"),
         ('{"prompt" = "a"}', "line 1, column 11: this is not valid JSON: write a colon, not ="),
         ('{"prompt": "a", "scale": .5}', "line 1, column 26: this is not valid JSON: a number begins with a digit"),
@@ -354,5 +354,5 @@ def test_curly_quotes_around_a_text_are_told_to_be_part_of_it() -> None:
     assert entry.job is not None
     assert entry.job.prompt == "\u201ca cat\u201d"
     assert entry.notes == (
-        "line 2: prompt: the curly quotes \u201c \u201d are drawn as part of it; straight ones are not",
+        "line 2: prompt: the curly quotes \u201c \u201d are part of the text; straight quotes are not",
     )

@@ -220,7 +220,7 @@ def test_a_file_that_holds_nothing_is_told_until_it_does(start: Start, root: Roo
 
 def test_a_refused_configuration_is_told_until_it_is_mended(start: Start, root: Root, clock: FakeClock) -> None:
     service = start()
-    for text, told in (("attempt: 3\n", "line 1: attempt: there is no such key"), ("attempts: 3\n", "")):
+    for text, told in (("attempt: 3\n", "line 1: attempt: there is no such field"), ("attempts: 3\n", "")):
         root.configuration.parent.mkdir(exist_ok=True)
         root.configuration.write_text(text)
         service.reload_requested = True

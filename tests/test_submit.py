@@ -165,7 +165,7 @@ def named_like_a_job(desk: Path) -> str:
         (lambda _: "init_img: '*.png'", "is a pattern"),
         (lambda _: "init_img: outputs/*.png", "is a pattern"),
         (lambda _: "init_img: https://example.org/a.png", "is an address"),
-        (lambda _: "from_file: C:\\prompts.txt", "is a path of a Windows machine"),
+        (lambda _: "from_file: C:\\prompts.txt", "is a Windows path"),
         (lambda _: "ckpt: away.ckpt", "is a link to a file that is not there"),
         (lambda _: "outdir: ../x", "leads out of the root"),
         (lambda _: "ddim_step: 3", "did you mean ddim_steps?"),

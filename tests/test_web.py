@@ -175,7 +175,7 @@ def test_a_job_of_the_form_is_a_short_file_that_validates(root: Root, visitor: V
 def test_a_job_that_could_not_be_drawn_is_told_and_not_dropped(root: Root, visitor: Visitor) -> None:
     answer = visitor.post("/new", 422, prompt="a", ddim_steps="0", H="100")
     assert "ddim_steps: 0 is not a whole number from 1 to 1000" in answer.text
-    assert "the nearest are 96 and 104" in answer.text
+    assert "nearest: 96, 104" in answer.text
     assert 'name="ddim_steps" value="0"' in answer.text, "what was filled in stays"
     assert not list(root.inbox.iterdir())
     assert "prompt: is missing" in visitor.post("/new", 422, seed="3").text

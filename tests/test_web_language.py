@@ -178,11 +178,11 @@ def test_the_table_has_sentences_that_are_said() -> None:
         "; the nearest are",
         "; the nearest is",
         "autocast or full",
-        "; take the quotes off",
+        "; remove the quotes",
         "; write",
         ", such as",
     }
-    composed |= {"; to leave it at its default take the line out"}
+    composed |= {"; delete the line to use the default"}
     composed |= {"); did you mean", "and the root", "the root and"}
     for sentence in translation.sentences():
         for literal in (part.strip(': "') for part in re.split(r"\{\w+\}", sentence)):

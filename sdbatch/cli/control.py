@@ -7,6 +7,7 @@ import typer
 
 from sdbatch.cli.common import RootOption, app, named_root
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="The name of a file in the inbox, or a job's id or a part of it.")
@@ -84,7 +85,7 @@ def cancel(
         raise JobError("name a job, or say --all")
     place = named_root(root)
     lines = control.cancel_all(place) if everything else [control.cancel(place, job)]
-    for line in lines or ["nothing waits or is drawn"]:
+    for line in lines or [Message("nothing waits or is drawn")]:
         typer.echo(line)
 
 
@@ -115,7 +116,7 @@ def retry(
         raise JobError("name a job, or say --all-failed")
     place = named_root(root)
     lines = control.retry_all(place) if all_failed else [control.retry(place, job)]
-    for line in lines or ["nothing in jobs/failed/ is to be tried again"]:
+    for line in lines or [Message("nothing in jobs/failed/ is to be tried again")]:
         typer.echo(line)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.messages import Message
 from sdbatch.storage.spelling import as_stored
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def history(  # noqa: PLR0913 - each is an option
     from sdbatch.history import times  # noqa: PLC0415
 
     if kind not in (None, "txt2img", "img2img"):
-        raise typer.BadParameter("--kind is txt2img or img2img")
+        raise typer.BadParameter(Message("--kind is txt2img or img2img"))
     place = named_root(root)
     drawn = times.since(since, datetime.now(UTC)) if since else None
     opened = _open(place, anew=rebuild)
@@ -83,10 +84,15 @@ def history(  # noqa: PLR0913 - each is an option
     else:
         tables.show_pictures(found, place)
     if not found and not as_json:
-        typer.echo("nothing was found", err=True)
+        typer.echo(Message("nothing was found"), err=True)
     if found.rest is not None and search(before=found.rest, limit=1):
         typer.echo(
-            f"these are the newest {len(found)}; there are more: --limit {10 * limit} shows up to so many", err=True
+            Message(
+                "these are the newest {count}; there are more: --limit {limit} shows up to so many",
+                len(found),
+                10 * limit,
+            ),
+            err=True,
         )
     raise typer.Exit(0 if found or (rebuild and not words) else 1)
 
@@ -159,12 +165,12 @@ def restore(
     place = named_root(root)
     restored = restore.restore(place, _find_or_file(place, what))
     for note in restored.notes:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(Message("note: {note}", note), err=True)
     if output is None:
         typer.echo(restored.text, nl=False)
         return
     if output.exists():
-        raise JobError("{output} is there already", output=output)
+        raise JobError("{output} is there already", output)
     files.write_atomically(output, restored.text.encode())
     typer.echo(output)
 
@@ -199,7 +205,7 @@ def follow_up(
     if isinstance(found, JobRecord):
         pictures = [each for each in opened.pictures_of(found.id) if each.file]
         if len(pictures) != 1:
-            raise JobError("{id} has {count} pictures; say which: {id}/0", id=found.id, count=len(pictures))
+            raise JobError("{id} has {count} pictures; say which: {id}/0", found.id, len(pictures))
         found = pictures[0]
     fields = {} if seed is None else {"seed": seed}
     text = restore.follow_up(place, opened, found, prompt, strength, **fields)
@@ -242,11 +248,11 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
     status_reader.check_root(place)
     opened = History(place) if anew else History.open(place)
     if anew:
-        typer.echo(f"read again: {opened.rebuild()} jobs", err=True)
+        typer.echo(Message("read again: {rebuild} jobs", opened.rebuild()), err=True)
     if opened.stale:
-        typer.echo(f"note: {opened.stale}: what is newest may be missing", err=True)
+        typer.echo(Message("note: {stale}: what is newest may be missing", opened.stale), err=True)
     for why in opened.passed_over:
-        typer.echo(f"note: {printable(why)}", err=True)
+        typer.echo(Message("note: {why}", printable(why)), err=True)
     return opened
 
 

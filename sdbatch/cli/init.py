@@ -8,9 +8,10 @@ import typer
 
 from sdbatch.cli.common import admins_root, app, stored
 from sdbatch.errors import ConfigError
+from sdbatch.messages import Message
 from sdbatch.storage.files import copy_atomically, make_dir, same_content, write_atomically
 
-DEMO_DEFAULTS = "\ndefaults: {H: 64, W: 64}  # what the demo model was trained on\n"
+DEMO_DEFAULTS = Message("\ndefaults: {H: 64, W: 64}  # what the demo model was trained on\n")
 
 
 @app.command()
@@ -59,9 +60,9 @@ def init(
         text = (data / "configs" / "sdbatch.yaml").read_text(encoding="utf-8")
         text = text.replace("\ndefaults: {}\n", DEMO_DEFAULTS) if demo else text
         write_atomically(place.configuration, text.encode(), mode=0o640)  # it will hold the hash of a password
-    typer.echo(f"{place.path} is ready: drop job files into {place.inbox}")
+    typer.echo(Message("{path} is ready: drop job files into {inbox}", place.path, place.inbox))
     if not checkpoint.exists():
-        typer.echo(f"no checkpoint yet: copy or link one to {checkpoint}")
+        typer.echo(Message("no checkpoint yet: copy or link one to {checkpoint}", checkpoint))
 
 
 def _lay(source: Path | None, target: Path) -> None:
@@ -69,9 +70,7 @@ def _lay(source: Path | None, target: Path) -> None:
     if source is None:
         return
     if target.exists() and not same_content(source, target):
-        raise ConfigError(
-            "{target} is there already, and is not {source}; move it away first", target=target, source=source
-        )
+        raise ConfigError("{target} is there already, and is not {source}; move it away first", target, source)
     if not target.exists():
         make_dir(target.parent)
         with source.open("rb") as file:

@@ -8,6 +8,7 @@ import typer
 
 from sdbatch.cli.common import DryRunOption, UserOption, app, configured, root_at
 from sdbatch.errors import InstallError
+from sdbatch.messages import Message
 
 if TYPE_CHECKING:
     from sdbatch.operations.install import InstallPlan
@@ -48,11 +49,15 @@ def install(
         for line in (*plan.opened, *(plan.ownership.told if plan.ownership else ())):
             typer.echo(line)
         systemctl = "systemctl --user" if user else "systemctl"
-        lacks = "" if place.has_checkpoint() else f"; it needs a model: sdbatch init {place.path} --model FILE"
-        typer.echo(f"sdbatch is installed{lacks}")
-        typer.echo(f"start it, now and at every boot: {systemctl} enable --now sdbatch")
+        lacks = (
+            ""
+            if place.has_checkpoint()
+            else Message("; it needs a model: sdbatch init {path} --model FILE", place.path)
+        )
+        typer.echo(Message("sdbatch is installed{lacks}", lacks))
+        typer.echo(Message("start it, now and at every boot: {systemctl} enable --now sdbatch", systemctl))
         if user:
-            typer.echo("let it run while you are not logged in: loginctl enable-linger")
+            typer.echo(Message("let it run while you are not logged in: loginctl enable-linger"))
 
 
 @app.command()
@@ -74,7 +79,7 @@ def uninstall(*, user: UserOption = False, dry_run: DryRunOption = False) -> Non
     plan = plan_uninstall(user=user)
     _carry_out(plan, user=user, dry_run=dry_run)
     if not dry_run or not plan.remove:
-        typer.echo("sdbatch is uninstalled" if plan.remove else "there is nothing to uninstall")
+        typer.echo(Message("sdbatch is uninstalled") if plan.remove else Message("there is nothing to uninstall"))
 
 
 def _carry_out(plan: "InstallPlan", *, user: bool, dry_run: bool) -> None:
@@ -86,4 +91,4 @@ def _carry_out(plan: "InstallPlan", *, user: bool, dry_run: bool) -> None:
         raise InstallError("only root can do this for the whole machine: run it with sudo, or as yourself with --user")
     plan.carry_out()
     if not plan.running:
-        typer.echo("no systemd runs here now; one that is started will find what was changed", err=True)
+        typer.echo(Message("no systemd runs here now; one that is started will find what was changed"), err=True)

@@ -30,6 +30,7 @@ from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
 )
 from sdbatch.cli.common import HELP_NAMES, app, say
 from sdbatch.errors import ConfigError, NoRoot, RootBusy, SdbatchError
+from sdbatch.messages import Message
 from sdbatch.operations import account
 from sdbatch.storage.files import is_disk_trouble
 
@@ -89,6 +90,6 @@ def _who_may(refused: str | None) -> str:
             continue  # what it lies in is closed, too
         if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
             joins = f"sudo usermod -aG {status.st_gid} {account.name_of(os.geteuid())}"
-            return f"; the group of {folder} may do this ({joins}, and log in anew)"
+            return Message("; the group of {folder} may do this ({joins}, and log in anew)", folder, joins)
         break
     return ""

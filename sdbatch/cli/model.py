@@ -13,6 +13,7 @@ import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, open_root, stored
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.storage.root import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def list_models(root: RootOption = Path(), *, as_json: JsonOption = False) -> No
 
         tables.show_models(found)
     if not found and not as_json:
-        typer.echo(f"there is no checkpoint in {place.models}", err=True)
+        typer.echo(Message("there is no checkpoint in {models}", place.models), err=True)
     raise typer.Exit(0 if found else 1)
 
 
@@ -87,11 +88,11 @@ def import_model(
 
     place, _ = configured(admins_root(root, "models"))
     if "/" in name or name.startswith("."):
-        raise typer.BadParameter("--as takes a name without folders")
+        raise typer.BadParameter(Message("--as takes a name without folders"))
     with _bar("copying") as told:
         target = catalog.import_model(file, place, name, told, link=link)
-    typer.echo(f"{place.show(target)} is there: jobs name it with `ckpt: {target.name}`")
-    typer.echo(f"whether it is whole says `sdbatch model verify {target.name}`", err=True)
+    typer.echo(Message("{target} is there: jobs name it with `ckpt: {name}`", place.show(target), target.name))
+    typer.echo(Message("whether it is whole says `sdbatch model verify {name}`", target.name), err=True)
 
 
 @model.command()
@@ -124,16 +125,24 @@ def verify(
         typer.echo(json.dumps(asdict(verified) | {"is_whole": verified.is_whole}, indent=1))
         raise typer.Exit(0 if verified.is_whole else 1)
     fits = (
-        f"is whole and fits {_config(place, found)}" if verified.is_whole else f"does not fit {_config(place, found)}"
+        Message("is whole and fits {config}", _config(place, found))
+        if verified.is_whole
+        else Message("does not fit {config}", _config(place, found))
     )
     typer.echo(f"{place.show(found.ckpt)} {fits}")
-    typer.echo(f"  {verified.weights / 1e6:,.0f} million weights are used, in {', '.join(verified.precisions)}")
+    typer.echo(
+        Message(
+            "  {weights} million weights are used, in {names}",
+            f"{verified.weights / 1e6:,.0f}",
+            ", ".join(verified.precisions),
+        )
+    )
     for kind, count in verified.beside.items():
-        typer.echo(f"  not used: {kind} ({count} names)")
+        typer.echo(Message("  not used: {kind} ({count} names)", kind, count))
     for title, names in (
-        ("missing or misfit", verified.lacking),
-        ("not numbers (nan or infinite)", verified.broken),
-        ("unexpected, not used", verified.unexpected),
+        (Message("missing or misfit"), verified.lacking),
+        (Message("not numbers (nan or infinite)"), verified.broken),
+        (Message("unexpected, not used"), verified.unexpected),
     ):
         _list(title, names)
     raise typer.Exit(0 if verified.is_whole else 1)
@@ -170,7 +179,7 @@ def convert(
     place.require(place.inbox)
     found = place.find_weights(ckpt, config)
     if output is not None and output.exists():
-        raise JobError("{output} is there already; choose another name", output=output)
+        raise JobError("{output} is there already; choose another name", output)
     _be_offline()
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
     from sdbatch.renderer.models.conversion import Conversions  # noqa: PLC0415 - torch
@@ -184,13 +193,13 @@ def convert(
             kept = Conversions(place.state / "models", place.state / "checksums.json", settings.converted_bytes)
             target = model_tools.convert_ahead(found.ckpt, found.config, dtype, kept, told)
     if target is None:
-        typer.echo(f"{place.show(found.ckpt)} can be mapped as it is: nothing is to be converted")
+        typer.echo(Message("{ckpt} can be mapped as it is: nothing is to be converted", place.show(found.ckpt)))
     else:
         typer.echo(place.show(target))
 
 
 def _config(place: "Root", found: "ModelFiles") -> str:
-    return "its own json files" if found.ckpt.is_dir() else place.show(found.config)
+    return Message("its own json files") if found.ckpt.is_dir() else place.show(found.config)
 
 
 def _list(title: str, names: list[str]) -> None:
@@ -199,7 +208,7 @@ def _list(title: str, names: list[str]) -> None:
         for name in names[:SHOWN]:
             typer.echo(f"    {name}")
         if len(names) > SHOWN:
-            typer.echo(f"    and {len(names) - SHOWN} more")
+            typer.echo(Message("    and {count} more", len(names) - SHOWN))
 
 
 def _be_offline() -> None:

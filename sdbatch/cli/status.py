@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.messages import Message
 
 
 @app.command()
@@ -43,7 +44,7 @@ def status(
         typer.echo(json.dumps(status_reader.read_overview(place, datetime.now(UTC)), indent=1))
         return
     if watch and not sys.stdout.isatty():
-        raise typer.BadParameter("--watch needs a terminal; elsewhere ask again and again with --json")
+        raise typer.BadParameter(Message("--watch needs a terminal; elsewhere ask again and again with --json"))
     from sdbatch.service import screen  # noqa: PLC0415 - rich, which --json has no need of
 
     if not watch:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sdbatch.errors import printable
 from sdbatch.history.records import JobRecord, Lineage, PictureRecord
+from sdbatch.messages import Message
 from sdbatch.operations.catalog import CatalogEntry
 from sdbatch.storage.root import Root
 
@@ -86,7 +87,7 @@ def _facts(found: PictureRecord | JobRecord, root: Root) -> Iterator[tuple[str, 
         yield "folder", str(root.path / found.folder)
     else:
         yield "picture", str(root.path / found.path)
-        yield "job", f"{found.job}, picture {found.number}"
+        yield "job", Message("{job}, picture {number}", found.job, found.number)
         yield "published", found.published or ""
     yield "state", found.state
     if found.reason:
@@ -94,13 +95,13 @@ def _facts(found: PictureRecord | JobRecord, root: Root) -> Iterator[tuple[str, 
     yield "drawn", _local(found.drawn_at)
     told = [
         ("prompt", found.prompt),
-        ("negative prompt", found.negative),
+        (Message("negative prompt"), found.negative),
         ("name", found.name),
         ("kind", found.kind),
         ("checkpoint", found.ckpt),
         ("seed", _said(found.seed)),
         ("size", f"{found.width}x{found.height}" if found.width else ""),
-        ("came from", " ".join(filter(None, (found.parent_job, found.parent_picture)))),
+        (Message("came from"), " ".join(filter(None, (found.parent_job, found.parent_picture)))),
     ]
     yield from ((name, value) for name, value in told if value)
 
@@ -108,7 +109,7 @@ def _facts(found: PictureRecord | JobRecord, root: Root) -> Iterator[tuple[str, 
 def _lines(job: Lineage, depth: int = 0) -> Iterator[Text]:
     """A line each, set in by how deep it stands; no frame, which would be cut at the terminal's edge."""
     if job.above:
-        yield Text(f"... {job.above} more above")
+        yield Text(Message("... {above} more above", job.above))
     yield Text("  " * depth).append_text(_node(job))
     for child in job.children:
         yield from _lines(child, depth + 1)
@@ -117,7 +118,7 @@ def _lines(job: Lineage, depth: int = 0) -> Iterator[Text]:
 
 
 def _node(job: Lineage) -> Text:
-    start = f"from {job.picture}: " if job.picture else ""
+    start = Message("from {picture}: ", job.picture) if job.picture else ""
     gone = f" ({job.state})" if job.state in ("gone", "failed") else ""
     said = _line(job.prompt)
     said = f"  {said[:60]}..." if len(said) > 63 else f"  {said}"

@@ -10,6 +10,7 @@ import typer
 
 from sdbatch.cli.common import RootOption, app, open_root
 from sdbatch.errors import ConfigError, InstallError
+from sdbatch.messages import Message
 from sdbatch.spool.status_reader import check_root
 
 AT_ONCE = 4  # of the largest pictures that can be sent; smaller ones are more
@@ -68,7 +69,7 @@ def web(
         with page.request_context(environ):
             return guard.body_limit()
 
-    typer.echo(f"the page is at {server.shown(listener)}")
+    typer.echo(Message("the page is at {listener}", server.shown(listener)))
     server.serve(page, listener, body_limit, AT_ONCE * (settings.limits.input_bytes + guard.FORM_BYTES))
 
 

@@ -4,6 +4,7 @@ import stat
 from pathlib import Path
 
 from sdbatch.errors import Cancelled, JobError
+from sdbatch.messages import Message
 from sdbatch.spool import status_reader
 from sdbatch.spool.inbox import make_folder, walk
 from sdbatch.spool.job_names import file_of, folders, matching, number_of
@@ -20,7 +21,7 @@ def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
     root.require(root.inbox)
     # The service is to read it, whatever the umask of who asks.
     files.write_atomically(root.pause, ("unload\n" * unload + reason).encode(), mode=0o664)
-    return "paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)"
+    return Message("paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)")
 
 
 def resume(root: Root, *, now: bool = False) -> str:
@@ -33,11 +34,11 @@ def resume(root: Root, *, now: bool = False) -> str:
         was_paused = False
     if now:
         files.write_atomically(root.now, b"", mode=0o664)
-        return "it draws now, and by its hours again from when they begin"
+        return Message("it draws now, and by its hours again from when they begin")
     facts = status_reader.read_status(root)
     if facts.get("state") == status_reader.RESTING:
-        return f"it was not paused; it {facts.get('problem')}, and `sdbatch resume --now` has it draw now"
-    return "resumed" if was_paused else "it was not paused"
+        return Message("it was not paused; it {get}, and `sdbatch resume --now` has it draw now", facts.get("problem"))
+    return "resumed" if was_paused else Message("it was not paused")
 
 
 def cancel(root: Root, name: str) -> str:
@@ -55,13 +56,16 @@ def cancel(root: Root, name: str) -> str:
     if waiting:
         return _delete(root, waiting[0])
     if not claimed:
-        raise _unknown(root, name, "waits or is drawn")
+        raise _unknown(root, name, Message("waits or is drawn"))
     cancelled = _mark(root, claimed)
     if len(cancelled) == 1:
-        return f"{cancelled[0].name} is cancelled; it goes to jobs/failed/ with the pictures that are finished"
-    return (
-        f"{len(cancelled)} jobs of {number_of(claimed[0].name)} are cancelled; "
-        "they go to jobs/failed/ with the pictures that are finished"
+        return Message(
+            "{name} is cancelled; it goes to jobs/failed/ with the pictures that are finished", cancelled[0].name
+        )
+    return Message(
+        "{count} jobs of {number_of} are cancelled; they go to jobs/failed/ with the pictures that are finished",
+        len(cancelled),
+        number_of(claimed[0].name),
     )
 
 
@@ -69,7 +73,7 @@ def cancel_all(root: Root) -> list[str]:
     """The same with all that waits or is drawn."""
     root.require(root.inbox)
     return [_delete(root, path) for path in _jobs_in(root.inbox)] + [
-        f"{folder.name} is cancelled" for folder in _mark(root, folders(root.running))
+        Message("{name} is cancelled", folder.name) for folder in _mark(root, folders(root.running))
     ]
 
 
@@ -78,12 +82,12 @@ def retry(root: Root, name: str) -> str:
     root.require(root.inbox)
     found = matching(name, [root.failed])
     if len({file_of(folder.name) for folder in found}) != 1:
-        raise _ambiguous(name, found) if found else _unknown(root, name, "lies in jobs/failed/")
+        raise _ambiguous(name, found) if found else _unknown(root, name, Message("lies in jobs/failed/"))
     for folder in found:
         Spool(root).requeue(folder)
     if len(found) == 1:
-        return f"{found[0].name} is tried again"
-    return f"{len(found)} jobs of {number_of(found[0].name)} are tried again"
+        return Message("{name} is tried again", found[0].name)
+    return Message("{count} jobs of {number_of} are tried again", len(found), number_of(found[0].name))
 
 
 def retry_all(root: Root) -> list[str]:
@@ -97,11 +101,11 @@ def _retried(root: Root, folder: Path) -> str:
     try:
         return retry(root, folder.name)
     except JobError as error:
-        return f"{folder.name} stays: {error}"
+        return Message("{name} stays: {problem}", folder.name, error)
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        return f"{folder.name} stays: {files.in_words(error)}"
+        return Message("{name} stays: {problem}", folder.name, files.in_words(error))
 
 
 def prioritize(root: Root, name: str) -> str:
@@ -110,10 +114,12 @@ def prioritize(root: Root, name: str) -> str:
     if not found and (claimed := matching(name, [root.running])):
         return _prioritize_claimed(root, name, claimed)
     if len(found) != 1:
-        raise _ambiguous(name, found) if found else _unknown(root, name, "waits in jobs/inbox/")
+        raise _ambiguous(name, found) if found else _unknown(root, name, Message("waits in jobs/inbox/"))
     (file,), urgent = found, root.inbox / URGENT
     if file.is_relative_to(urgent):
-        return f"{root.show(file)} goes first already, in its turn among those in jobs/inbox/{URGENT}/"
+        return Message(
+            "{file} goes first already, in its turn among those in jobs/inbox/{urgent}/", root.show(file), URGENT
+        )
     place = urgent / file.parent.relative_to(root.inbox)
     make_folder(root.inbox, place)
     target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
@@ -121,7 +127,7 @@ def prioritize(root: Root, name: str) -> str:
         files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False, mode=0o664)
     files.move(file, target)
     files.clear(Path(f"{file}.sha256"))
-    return f"{root.show(target)} goes first, behind what lay in jobs/inbox/{URGENT}/ before"
+    return Message("{target} goes first, behind what lay in jobs/inbox/{urgent}/ before", root.show(target), URGENT)
 
 
 def _prioritize_claimed(root: Root, name: str, claimed: list[Path]) -> str:
@@ -132,7 +138,7 @@ def _prioritize_claimed(root: Root, name: str, claimed: list[Path]) -> str:
     there = {file_of(folder.name) for folder in folders(root.running)}
     lines = sorted((bumped_files(root.running) | wanted) & there)
     files.write_atomically(root.running / BUMPED, "\n".join(lines).encode(), mode=0o664)
-    return f"all jobs of {number_of(claimed[0].name)} go first, behind what was urgent before"
+    return Message("all jobs of {number_of} go first, behind what was urgent before", number_of(claimed[0].name))
 
 
 def _has_failed(folder: Path) -> bool:
@@ -145,7 +151,7 @@ def _has_failed(folder: Path) -> bool:
 
 def _delete(root: Root, waiting: Path) -> str:
     files.delete(waiting)
-    return f"deleted {root.show(waiting)}"
+    return Message("deleted {waiting}", root.show(waiting))
 
 
 def _mark(root: Root, claimed: list[Path]) -> list[Path]:
@@ -180,6 +186,4 @@ def _ambiguous(name: str, found: list[Path]) -> JobError:
 
 
 def _unknown(root: Root, name: str, what: str) -> JobError:
-    return JobError(
-        "no job of the name {name} {what} (see `sdbatch status --root {root}`)", name=name, what=what, root=root.path
-    )
+    return JobError("no job of the name {name} {what} (see `sdbatch status --root {root}`)", name, what, root.path)

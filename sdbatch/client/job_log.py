@@ -28,8 +28,8 @@ def log_lines(root: Root, named: str, *, as_json: bool) -> Iterator[str]:
     if not data:
         raise JobError(
             "no lines were kept in {folder}; systemd's journal may have them: journalctl JOB_ID={name}",
-            folder=folder,
-            name=folder.name,
+            folder,
+            folder.name,
         )
     for line in data.decode("utf-8", "replace").splitlines():
         yield printable(line) if as_json else _for_people(line)

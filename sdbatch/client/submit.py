@@ -73,9 +73,7 @@ def _is_found_from_inbox(field: str, named: str, found: Path, root: Root) -> boo
 def _refuse_job_names(field: str, named: str) -> None:
     if is_job_name(Path(named).name):
         raise JobError(
-            '{field}: "{named}" would be taken for a job in the inbox; give it a name that ends in .txt',
-            field=field,
-            named=named,
+            '{field}: "{named}" would be taken for a job in the inbox; give it a name that ends in .txt', field, named
         )
 
 

@@ -14,6 +14,7 @@ from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
+from sdbatch.messages import Message
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
@@ -26,10 +27,13 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         likely = in_other_case(path)
-        yield f"{path}: {error.strerror}" + (f"; did you mean {likely}?" if likely else ""), False
+        yield (
+            f"{path}: {error.strerror}" + (Message("; did you mean {likely}?", likely) if likely else ""),
+            False,
+        )
         return
     if data is None:
-        yield f"{path}: is a link, a pipe or a device; a job must be a plain file", False
+        yield Message("{path}: is a link, a pipe or a device; a job must be a plain file", path), False
         return
     for line, is_good in check_data(data, path.name, path.parent, root, limits):
         yield f"{path}: {line}", is_good
@@ -39,7 +43,7 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
     """As `check_file`, of what a job file of that name in the folder `beside` holds; None for one yet to be dropped."""
     parts = reader.parse(data, name, root.defaults)
     for number, parsed in enumerate(parts, 1):
-        label = f"job {number} of {len(parts)}: " if len(parts) > 1 else ""
+        label = Message("job {number} of {count}: ", number, len(parts)) if len(parts) > 1 else ""
         try:
             if parsed.error is not None:
                 raise parsed.error
@@ -47,9 +51,9 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             said, notes = _describe(parsed.job, beside, root, limits)
             yield label + said, True
             for note in [*parsed.notes, *notes]:
-                yield f"{label}note: {note}", True
+                yield Message("{label}note: {note}", label, note), True
         except (JobError, TemporarilyUnavailable) as error:  # TemporarilyUnavailable: the service would let it wait
-            for line in [*str(error).splitlines(), *(f"note: {note}" for note in parsed.notes)]:
+            for line in [*str(error).splitlines(), *(Message("note: {note}", note) for note in parsed.notes)]:
                 yield label + line.removeprefix(f"{name}: "), False
 
 
@@ -78,16 +82,28 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
         made = read_model_config(model.ckpt, model.config)
     if size:
         notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
-    shape = f"{size[0]}x{size[1]}" if size else "the size of init_img, which is not there yet"
-    pictures = "1 picture" if count == 1 else f"{count} pictures"
+    shape = f"{size[0]}x{size[1]}" if size else Message("the size of init_img, which is not there yet")
+    pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
     sampler = "PLMS" if job.plms else "DDIM"
-    said = f"{pictures} of {shape}, {sampler}, {job.ddim_steps} steps, to {job.outdir}: {_drawn(job, lines)}"
+    said = Message(
+        "{pictures} of {shape}, {sampler}, {ddim_steps} steps, to {outdir}: {drawn}",
+        pictures,
+        shape,
+        sampler,
+        job.ddim_steps,
+        job.outdir,
+        _drawn(job, lines),
+    )
     return said, [*notes, *remarks(job, lines, made)]
 
 
 def _drawn(job: AnyJob, lines: list[str] | None) -> str:
     """The prompt as it is read, as far as fits a line."""
-    prompts = f"1 prompt of {job.from_file}" if lines and len(lines) == 1 else f"{len(lines or ())} prompts"
+    prompts = (
+        Message("1 prompt of {from_file}", job.from_file)
+        if lines and len(lines) == 1
+        else Message("{count} prompts", len(lines or ()))
+    )
     return f'"{plain(job.prompt) if job.prompt else ""}"' if lines is None else f'{prompts}, "{plain(lines[0])}"'
 
 
@@ -106,25 +122,23 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
     elif (outside := lies_beside(named, beside, root)) is not None:
         if not outside.exists():
             raise Missing(
-                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it',
-                field=field,
-                named=named,
+                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it', field, named
             )
         if not outside.is_file():
-            raise JobError('{field}: "{named}" is not a file', field=field, named=named)
+            raise JobError('{field}: "{named}" is not a file', field, named)
         found = outside
     else:
         is_in_root = beside.resolve().is_relative_to(root.path.resolve())
         found = root.find(field, named, [beside.resolve(), root.path] if is_in_root else [root.path])
     if not found.is_file():
-        raise JobError('{field}: "{named}" is not a file', field=field, named=named)
+        raise JobError('{field}: "{named}" is not a file', field, named)
     if (size := found.stat().st_size) > limits.input_bytes:
         raise JobError(
             '{field}: "{named}" has {size:,} bytes; the limit is {input_bytes:,}',
-            field=field,
-            named=named,
-            size=size,
-            input_bytes=limits.input_bytes,
+            field,
+            named,
+            size,
+            limits.input_bytes,
         )
     return found
 
@@ -157,9 +171,7 @@ def _check_init(
     from sdbatch.imaging.pictures import load_init  # noqa: PLC0415 - only here, and the answer shall be quick
 
     if not os.access(path, os.R_OK):
-        raise JobError(
-            'init_img: "{init_img}" can\'t be read: {problem}', init_img=job.init_img, problem=os.strerror(errno.EACCES)
-        )
+        raise JobError('init_img: "{init_img}" can\'t be read: {problem}', job.init_img, os.strerror(errno.EACCES))
     pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as it will be read to be drawn from
     return (pixels.shape[2], pixels.shape[1]), notes
 
@@ -171,9 +183,7 @@ def submit_file(path: Path, root: Root) -> Path:
         JobError: its name is no job's, or there is no root.
     """
     if not is_job_name(path.name):
-        raise JobError(
-            "{name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~", name=path.name
-        )
+        raise JobError("{name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~", path.name)
     root.require(root.inbox)
     return files.drop(path, root.inbox)
 

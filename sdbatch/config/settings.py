@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from sdbatch.config.renamed import by_new_names, new_key
 from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.messages import Message
 from sdbatch.storage import root
 from sdbatch.storage.spelling import as_stored
 
@@ -82,13 +83,26 @@ class Limits(BaseModel):
 
     def problems(self, pictures: int, steps: int, size: tuple[int, int] | None) -> list[str]:
         """What a job asks too much of, in words; `size` is width and height where they are known yet."""
-        found = []
+        found: list[str] = []
         if size and size[0] * size[1] > self.pixels:
-            found.append(f"H, W: {size[0]}x{size[1]} is over the limit of {self.pixels:,} pixels a picture")
+            found.append(
+                Message(
+                    "H, W: {width}x{height} has more than {most:,} pixels, the limit of an image",
+                    size[0],
+                    size[1],
+                    self.pixels,
+                )
+            )
         if pictures > self.pictures:
-            found.append(f"n_iter, n_samples: {pictures:,} pictures are over the limit of {self.pictures:,} a job")
+            found.append(
+                Message(
+                    "n_iter, n_samples: {count:,} images; the limit is {most:,} a job",
+                    pictures,
+                    self.pictures,
+                )
+            )
         if steps > self.steps:
-            found.append(f"ddim_steps: {steps:,} is over the limit of {self.steps:,}")
+            found.append(Message("ddim_steps: {count:,} is over the limit of {most:,}", steps, self.steps))
         return found
 
 
@@ -147,7 +161,9 @@ class Web(BaseModel):
                 try:
                     ip_network(proxy)
                 except ValueError as error:
-                    raise ValueError(f"{proxy} is no address, no network such as 10.0.0.0/8, and not unix") from error
+                    raise ValueError(
+                        Message("{proxy} is no address, no network such as 10.0.0.0/8, and not unix", proxy)
+                    ) from error
         return proxies
 
 
@@ -185,7 +201,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SDBATCH_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    engine: Literal["local", "fake"] = "local"
+    engine: Literal["local", "fake", "fake-process"] = "local"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     default_model: DefaultModel = DefaultModel()
     models: dict[str, root.NamedModel] = {}
@@ -220,7 +236,7 @@ class Settings(BaseSettings):
     def _last_for_a_while(cls, hours: str) -> str:
         start, _, end = hours.partition("-")
         if hours and start == end:
-            raise ValueError("the hours end when they begin")
+            raise ValueError(Message("the hours end when they begin"))
         return hours
 
     def kept_free(self, total: int) -> int:

@@ -19,6 +19,7 @@ from sdbatch.config.settings import NEEDS_RESTART, Environment, Settings
 from sdbatch.errors import ConfigError, JobError
 from sdbatch.job.document import Document, Unsure, plain, read_yaml
 from sdbatch.job.messages import likely, refused, unknown
+from sdbatch.messages import Message
 from sdbatch.telemetry import systemd
 from sdbatch.telemetry.log import Log
 
@@ -58,11 +59,11 @@ class Configuration:
     def _origin(self, key: Key) -> str:
         for start in (key, key[:1]):  # a whole group can stand in one variable
             if start in self.variables:
-                return f"{self.variables[start]} in the environment"
+                return Message("{variables} in the environment", self.variables[start])
         if key not in self.lines:
             return "default"
         is_default = dict(leaves(self.settings)).get(key) == dict(leaves(Settings.model_construct())).get(key)
-        return f"{self.path}, line {self.lines[key]}{': the default' if is_default else ''}"
+        return Message("{path}, line {lines}{part}", self.path, self.lines[key], ": the default" if is_default else "")
 
 
 def load(path: Path, content: bytes | None = None) -> Configuration:
@@ -76,14 +77,14 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
     try:
         values = by_new_names(values, lambda old, _: renamed.append(old))
     except ValueError as error:
-        raise ConfigError("{path}: {problem}", path=path, problem=error) from error
+        raise ConfigError("{path}: {problem}", path, error) from error
     told = tuple(f"{path}: line {lines.get(old, 1)}: {now_called(old)}" for old in renamed)
     lines = {new_key(key): line for key, line in lines.items()}
     if twice := next((name for name, new in _old_variables().items() if new in os.environ), ""):
         raise ConfigError(
             "{twice} in the environment is now called {old_variables}, and both are given",
-            twice=twice,
-            old_variables=_old_variables()[twice],
+            twice,
+            _old_variables()[twice],
         )
     try:
         overriding = Environment(Settings)()
@@ -91,17 +92,9 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
         named = re.search(r'field "(\w+)"', str(error))
         name = PREFIX + named[1].upper() if named else f"{PREFIX}*"
         given, example = plain(os.environ.get(name, "")), 'a list is ["/data"], a group {"steps": 50}'
-        raise ConfigError(
-            "{name} in the environment: {given} is not JSON; {example}", name=name, given=given, example=example
-        ) from error
+        raise ConfigError("{name} in the environment: {given} is not JSON; {example}", name, given, example) from error
     if name := next((name for name in values if name.startswith("_")), ""):  # pydantic would take it for its own
-        raise ConfigError(
-            "{path}: line {lines}: {name}: {unknown}",
-            path=path,
-            lines=lines[name,],
-            name=name,
-            unknown=unknown(Settings, name, "key"),
-        )
+        raise ConfigError("{path}: line {lines}: {name}: {unknown}", path, lines[name,], name, unknown(Settings, name))
     variables = {key: PREFIX + "__".join(key).upper() for key, _ in _leaves(overriding)}
     try:
         settings = Settings(**values)
@@ -150,10 +143,11 @@ def unknown_variables() -> list[str]:
     given = sorted(name.removeprefix(PREFIX) for name in map(str.upper, os.environ) if name.startswith(PREFIX))
     renamed = _old_variables()
     hints = {name: likely(name, known) for name in given if name not in known and PREFIX + name not in renamed}
-    return [f"{old} is now called {new}" for old, new in renamed.items()] + [
-        f"{PREFIX}{name} is no key's" + (f"; did you mean {PREFIX}{hint}?" if hint else "")
-        for name, hint in hints.items()
-    ]
+    known_as: list[str] = [Message("{old} is now called {new}", old, new) for old, new in renamed.items()]
+    for name, hint in hints.items():
+        what = Message("{prefix}{name} is no setting", PREFIX, name)
+        known_as.append(what + Message("; did you mean {prefix}{name}?", PREFIX, hint) if hint else what)
+    return known_as
 
 
 def _old_variables() -> dict[str, str]:
@@ -188,19 +182,19 @@ def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, 
             content = path.read_bytes() if path.exists() else b""
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError("{path}: the file is not UTF-8 text; save it as UTF-8", path=path) from error
+        raise ConfigError("{path}: the file is not UTF-8 text; save it as UTF-8", path) from error
     except OSError as error:
-        raise ConfigError("{path}: {problem}", path=path, problem=error.strerror) from error
+        raise ConfigError("{path}: {problem}", path, error.strerror) from error
     documents = list(read_yaml(text))
     for document in documents:
         if isinstance(document, JobError):
-            raise ConfigError("{path}: {document}", path=path, document=document) from document
+            raise ConfigError("{path}: {document}", path, document) from document
     match documents:
         case []:
             return {}, {}
         case [Document(value=dict(values), lines=lines)]:
             return _resolved(values), {tuple(map(str, key)): line for key, line in lines.items()}
-    raise ConfigError("{path}: must be keys and values, such as `device: auto`", path=path)
+    raise ConfigError("{path}: must be keys and values, such as `device: auto`", path)
 
 
 def _resolved(value: Any) -> Any:
@@ -220,16 +214,16 @@ def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variable
     kind, key = _home(tuple(map(str, details["loc"])))
     name = key[-1] if key else ""
     if details["type"] == "extra_forbidden":
-        what = unknown(kind, name, "key")
+        what = unknown(kind, name)
     elif name in kind.model_fields:
         what = refused(kind.model_fields[name], details)
     else:
         what = details["msg"]
     starts = [key[:length] for length in range(len(key), 0, -1)]
     if variable := next((variables[start] for start in starts if start in variables), ""):
-        return f"{variable} in the environment: {what}"
+        return Message("{variable} in the environment: {what}", variable, what)
     line = next((lines[start] for start in starts if start in lines), 1)
-    return f"{path}: line {line}: {'.'.join(key)}: {what}"
+    return Message("{path}: line {line}: {names}: {what}", path, line, ".".join(key), what)
 
 
 def _home(loc: Key) -> tuple[type[BaseModel], Key]:

@@ -1,11 +1,17 @@
-"""An engine without a model: grey cards of the right size, through the same durable steps as the renderer."""
+"""An engine without a model: grey cards of the right size, through the same durable steps as the renderer.
+
+`python -m sdbatch.engine.fake` is the same as a renderer process, for tests of how the service treats one.
+"""
 
 import hashlib
 import struct
+import sys
+import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+from sdbatch import messages
 from sdbatch.engine.protocol import (
     Draw,
     Event,
@@ -13,6 +19,9 @@ from sdbatch.engine.protocol import (
     Finished,
     Halted,
     Loaded,
+    Message,
+    Ready,
+    RendererConfig,
     StagedGrid,
     StagedSample,
     Stepped,
@@ -28,11 +37,12 @@ REMEMBERED = 100  # jobs: a service that tries its folders out with this engine 
 class FakeEngine:
     """Draws grey cards of the right size, at the right names, through the same durable steps as the renderer.
 
-    `before` is called with each job before it is drawn and may raise what an engine raises.
+    `before` is called with each job before it is drawn and may raise what an engine raises. While the file `hold`
+    exists a job makes steps, but its second batch is not drawn.
     """
 
-    def __init__(self, before: Callable[[Draw], None] | None = None) -> None:
-        self.before = before
+    def __init__(self, before: Callable[[Draw], None] | None = None, hold: Path | None = None) -> None:
+        self.before, self.hold = before, hold
         self.drawn: list[Draw] = []  # the last of them
         self.down = ""  # why no renderer can be had
 
@@ -67,7 +77,7 @@ class FakeEngine:
         try:
             yield from self._samples(task)
         except Cancelled as error:
-            yield Failed(job_id=task.job_id, fault="job", text=str(error))
+            yield Failed(job_id=task.job_id, fault="job", text=error.message)
             return
         if task.halt.exists():
             yield Halted(job_id=task.job_id)
@@ -75,14 +85,18 @@ class FakeEngine:
         if not task.job.skip_grid:
             sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
             yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
-        yield Finished(job_id=task.job_id, seconds=0, notes=["drawn by the fake engine: grey cards"])
+        yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("drawn by the fake engine: grey cards")])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
         size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
         for batch in batches(task.job, task.lines):
-            yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
-            if task.cancel.exists():
-                raise Cancelled(Cancelled.TEXT)
+            while True:
+                yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
+                if task.cancel.exists():
+                    raise Cancelled(Cancelled.TEXT)
+                if not (batch.first and self.hold and self.hold.exists()):
+                    break
+                time.sleep(0.05)
             for i, prompt in enumerate(batch.prompts):
                 index = batch.first + i
                 path = task.folder / SAMPLES / f"{index:05}.png"
@@ -111,3 +125,23 @@ def _write_card(path: Path, width: int, height: int, grey: int) -> str:
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     files.write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def main() -> None:
+    """As the renderer's `main`: the configuration as JSON, and the pipe that takes the answers."""
+    config = RendererConfig.model_validate_json(sys.argv[1])
+    engine = FakeEngine(hold=config.checksums.with_name("hold"))
+    with open(0, encoding="utf-8") as requests, open(int(sys.argv[2]), "w", encoding="utf-8") as answers:  # noqa: PTH123
+
+        def answer(message: Message) -> None:
+            answers.write(message.model_dump_json() + "\n")
+            answers.flush()
+
+        answer(Ready())
+        for line in requests:
+            for event in engine.render(Draw.model_validate_json(line)):
+                answer(event)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,10 +16,12 @@ from pydantic import ValidationError
 
 from sdbatch.engine.protocol import EVENT, Draw, Event, Failed, Finished, Halted, Ready, RendererConfig, Tick, Unfit
 from sdbatch.errors import EngineDown, RendererDied
+from sdbatch.messages import Message
 from sdbatch.telemetry import log
 
 TICK_SECONDS = 0.5
 LAST_BREATH_SECONDS = 5
+RENDERER, FAKE_RENDERER = "sdbatch.renderer.renderer", "sdbatch.engine.fake"  # modules that are run as programs
 LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
 
 # A library that finds a file missing must fail, not ask the network.
@@ -35,10 +37,12 @@ PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class LocalEngine:
-    """Talks to `sdbatch.renderer.renderer`: requests on its standard input, answers from a pipe of their own."""
+    """Talks to the renderer: requests on its standard input, answers from a pipe of their own."""
 
-    def __init__(self, config: RendererConfig, preload: Callable[[], Sequence[Path]] = tuple) -> None:
-        self.command = [sys.executable, "-m", "sdbatch.renderer.renderer", config.model_dump_json()]
+    def __init__(
+        self, config: RendererConfig, preload: Callable[[], Sequence[Path]] = tuple, program: str = RENDERER
+    ) -> None:
+        self.command = [sys.executable, "-m", program, config.model_dump_json()]
         self._preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False  # its first word came
@@ -59,7 +63,7 @@ class LocalEngine:
                 self._process = self._begin(theirs)
             except OSError as error:
                 os.close(self._answers)
-                raise EngineDown("no renderer can be started: {problem}", problem=error.strerror) from error
+                raise EngineDown("no renderer can be started: {problem}", error.strerror) from error
             finally:
                 os.close(theirs)
             self._last_words.clear()
@@ -183,8 +187,8 @@ class LocalEngine:
         self.stop()
         if self._listener is not None:
             self._listener.join(LAST_BREATH_SECONDS)  # its very last words may still be on their way
-        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        words = ["; its last words:", *self._last_words] if self._last_words else []
+        cause = Message("signal {value}", -code) if code < 0 else Message("exit code {code}", code)
+        words = [Message("; its last words:"), *self._last_words] if self._last_words else []
         return RendererDied(f"the renderer ended with {cause}" + "\n".join(words))
 
     def _listen(self, pipe: IO[bytes]) -> None:

@@ -9,9 +9,13 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
 
 from sdbatch.job.parameters import AnyJob
+from sdbatch.messages import pack, unpack
+
+# What people are told; it keeps its template and parameters on the way.
+Text = Annotated[str, PlainValidator(unpack), PlainSerializer(pack)]
 
 
 class Message(BaseModel):
@@ -60,7 +64,7 @@ class Unfit(Message):
     """Its other possible first word, and its last: why nothing can be drawn here."""
 
     type: Literal["unfit"] = "unfit"
-    text: str
+    text: Text
 
 
 class Loaded(Message):
@@ -123,7 +127,7 @@ class Finished(Message):
     type: Literal["finished"] = "finished"
     job_id: str
     seconds: float
-    notes: list[str]
+    notes: list[Text]
     peak_bytes: int | None = None  # allocated on the GPU at most, models and all; a CPU's are not counted
 
 
@@ -140,7 +144,7 @@ class Failed(Message):
     type: Literal["failed"] = "failed"
     job_id: str
     fault: Literal["job", "disk"]
-    text: str
+    text: Text
 
 
 class Tick(Message):

@@ -8,6 +8,7 @@ from sdbatch.errors import JobError
 from sdbatch.history import restore
 from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.job.parameters import job_kind
+from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
 MAIN = ("ddim_steps", "scale", "strength", "init_img")  # told even where they are the defaults
@@ -30,7 +31,7 @@ def of_file(root: Root, path: Path) -> tuple[list[tuple[str, str]], list[str]]:
         JobError: there is no such picture.
     """
     said = restore.said_by(path)
-    facts = [("picture", str(path)), ("size", f"{said.width}x{said.height}"), ("drawn by", said.program)]
+    facts = [("picture", str(path)), ("size", f"{said.width}x{said.height}"), (Message("drawn by"), said.program)]
     try:
         fields, notes = restore.told_by_file(root, path)
     except JobError as error:
@@ -58,17 +59,17 @@ def circumstances(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str
     told = {
         "started": timings.get("started"),
         "finished": timings.get("finished"),
-        "drawing took": _seconds(timings.get("draw_seconds")),
-        "loading took": _seconds(timings.get("load_seconds")),
+        Message("drawing took"): _seconds(timings.get("draw_seconds")),
+        Message("loading took"): _seconds(timings.get("load_seconds")),
         "attempts": record.get("attempts"),
         "device": record.get("device"),
-        "computed in": record.get("computed_in"),
+        Message("computed in"): record.get("computed_in"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "checkpoint sha256": checkpoint.get("sha256"),
-        "safety checker": record.get("safety_checker"),
+        Message("checkpoint sha256"): checkpoint.get("sha256"),
+        Message("safety checker"): record.get("safety_checker"),
         "watermark": record.get("watermark"),
         "notes": record.get("notes"),
-        "dropped as": record.get("source"),
+        Message("dropped as"): record.get("source"),
     }
     return [(name, _said(value)) for name, value in told.items() if value]
 

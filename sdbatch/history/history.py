@@ -20,6 +20,7 @@ from sdbatch.history.lineage import Relative
 from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, Lineage, PictureRecord
 from sdbatch.history.search import LAST, Found, Wanted
 from sdbatch.history.tokens import pieces_of_words
+from sdbatch.messages import Message
 from sdbatch.spool.job_names import meant, padded, the_one
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.storage.spelling import normal
@@ -97,7 +98,7 @@ class History:
         """The same, as far as it can be done: what can't is told in `stale`."""
         try:
             self.refresh()
-            self.stale = "" if self.writable else f"state/{DATABASE} can only be read"
+            self.stale = "" if self.writable else Message("state/{database} can only be read", DATABASE)
         except OSError as error:  # locked, full
             self.stale = str(error.strerror)
 
@@ -189,9 +190,7 @@ class History:
             pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
             if not pictures:
                 raise JobError(
-                    '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has',
-                    job_id=job_id,
-                    which=which,
+                    '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has', job_id, which
                 )
         found = pictures[0] if pictures else self.job(job_id)
         assert found is not None, "its id was just read"
@@ -212,14 +211,12 @@ class History:
             raise JobError(
                 'the history has no job or picture "{part}"; give a picture\'s path, JOB/NUMBER, or a '
                 "job's id or a part of it",
-                part=part,
+                part,
             )
         if len(ids) > 1:
             names = "\n".join(f"  {job_id}" for job_id in ids[:10])
             raise JobError(
-                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}',
-                part=part,
-                names=names,
+                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}', part, names
             )
         return ids[0]
 
@@ -251,19 +248,19 @@ class History:
         files = json.dumps(
             [(path, each.file, each.key) for each in pictures for path in {each.path, each.published} if path]
         )
-        question = """
-            SELECT key, id, parent_picture FROM jobs WHERE parent_job = :id UNION
-            SELECT jobs.key, jobs.id, files.file FROM (
-                SELECT path, file, key AS since, EXISTS
-                    (SELECT 1 FROM pictures WHERE published = path AND pictures.key < own.key) AS is_later,
-                    (SELECT min(key) FROM pictures WHERE published = path AND pictures.key > own.key) AS until
-                FROM (
-                    SELECT json_extract(value, '$[0]') AS path, json_extract(value, '$[1]') AS file,
-                        json_extract(value, '$[2]') AS key FROM json_each(:files)
-                ) own
-            ) files CROSS JOIN jobs ON jobs.init = files.path
-                AND jobs.key > CASE WHEN is_later THEN since ELSE -1 END AND jobs.key <= coalesce(until, :last)
-            WHERE parent_job IS NULL ORDER BY 1"""
+        question = Message(
+            "\n            SELECT key, id, parent_picture FROM jobs WHERE parent_job = :id "
+            "UNION\n            SELECT jobs.key, jobs.id, files.file FROM (\n                SELECT "
+            "path, file, key AS since, EXISTS\n                    (SELECT 1 FROM pictures WHERE "
+            "published = path AND pictures.key < own.key) AS is_later,\n                    (SELECT "
+            "min(key) FROM pictures WHERE published = path AND pictures.key > own.key) AS "
+            "until\n                FROM (\n                    SELECT json_extract(value, '$[0]') AS "
+            "path, json_extract(value, '$[1]') AS file,\n                        json_extract(value, "
+            "'$[2]') AS key FROM json_each(:files)\n                ) own\n            ) files CROSS "
+            "JOIN jobs ON jobs.init = files.path\n                AND jobs.key > CASE WHEN is_later "
+            "THEN since ELSE -1 END AND jobs.key <= coalesce(until, :last)\n            WHERE "
+            "parent_job IS NULL ORDER BY 1"
+        )
         values = {"id": job_id, "files": files, "last": LAST}
         rows = self._database.ask(lambda db: db.execute(question, values).fetchall())
         return [Relative(child, picture) for _, child, picture in rows]

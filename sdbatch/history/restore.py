@@ -20,6 +20,7 @@ from sdbatch.imaging.reader_process import Reader
 from sdbatch.job import reader
 from sdbatch.job.manifest import VERSION, dump
 from sdbatch.job.parameters import Img2Img, Txt2Img, job_kind
+from sdbatch.messages import Message
 from sdbatch.spool.spool import INPUTS, MANIFEST
 from sdbatch.storage import files
 from sdbatch.storage.root import FILES, SAMPLES, WEIGHTS, Root
@@ -63,7 +64,9 @@ def restore(root: Root, what: PictureRecord | JobRecord | Path) -> Restored:
         origin, (fields, notes) = _origin(what), _told_by_history(root, what)
     fields, misfits = _fitting(fields)
     missing = [
-        printable(f"{name}: there is no {fields[name]} in the root; without it the job can't be drawn")
+        printable(
+            Message("{name}: there is no {fields} in the root; without it the job can't be drawn", name, fields[name])
+        )
         for name in (*FILES, "ckpt")
         if fields.get(name) and not _is_there(root, name, str(fields[name]))
     ]
@@ -98,7 +101,7 @@ def follow_up(
         JobError: a value is none that the field takes, or the picture is there no more.
     """
     if not picture.file or history.job(picture.job) is None:
-        raise JobError("{path}: there is no such picture (any more)", path=picture.path)
+        raise JobError("{path}: there is no such picture (any more)", picture.path)
     asked: Fields = {"prompt": picture.prompt if prompt is None else prompt}
     asked |= {"strength": 0.75 if strength is None else strength, "outdir": Img2Img.model_fields["outdir"].default}
     record = record_of(root, picture)
@@ -147,7 +150,7 @@ def job_text(root: Root, fields: Fields) -> str:
 def _origin(what: PictureRecord | JobRecord) -> str:
     if isinstance(what, JobRecord):
         return what.id
-    return f"{what.path}, picture {what.number} of {what.job}" if what.file else what.job
+    return Message("{path}, picture {number} of {job}", what.path, what.number, what.job) if what.file else what.job
 
 
 def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Fields, list[str]]:
@@ -165,7 +168,7 @@ def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Field
     parsed = scan.parse_dropped(folder, root)
     if parsed is None or parsed.job is None:
         why = f": {parsed.error}" if parsed and parsed.error else ""
-        raise JobError("{job_id}: no job can be restored from it{why}", job_id=job_id, why=why)
+        raise JobError("{job_id}: no job can be restored from it{why}", job_id, why)
     return _with_copies(root, folder, parsed.job.model_dump()), []
 
 
@@ -181,7 +184,7 @@ def _with_copies(root: Root, folder: Path, job: Fields) -> Fields:
 
 def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[str]]:
     """A manifest's job; where a file that it named is another by now, with the copy that was kept."""
-    job, notes = dict(record["job"]), []
+    job, notes = dict(record["job"]), list[str]()
     kept = {entry.get("field"): entry for entry in record.get("inputs", []) if isinstance(entry, dict)}
     for name in FILES:
         if not job.get(name):
@@ -193,7 +196,9 @@ def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[s
         if copy.is_file():
             job[name] = root.show(copy)
         elif _is_there(root, name, str(job[name])):
-            notes.append(f"{name}: {printable(str(job[name]))} was changed since, and no copy was kept")
+            notes.append(
+                Message("{name}: {job} was changed since, and no copy was kept", name, printable(str(job[name])))
+            )
     return job, notes
 
 
@@ -233,12 +238,10 @@ def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
         fields = foreign_pictures.read_setup(base / foreign_pictures.SETUP)
         if not fields:
             raise JobError(
-                "{path}: nothing there says how it was drawn: {silence}, no setup.json beside it",
-                path=path,
-                silence=silence(said),
+                "{path}: nothing there says how it was drawn: {silence}, no setup.json beside it", path, silence(said)
             )
     if not fields:
-        raise JobError("{path}: nothing there says how it was drawn: no setup.json that can be read", path=path)
+        raise JobError("{path}: nothing there says how it was drawn: no setup.json that can be read", path)
     return fields, []
 
 
@@ -252,7 +255,7 @@ def said_by(path: Path) -> PictureInfo:
         said = pictures.read(path)
     if said is None:
         raise JobError(
-            "{path}: is no PNG, JPEG or WebP picture that can be read; only those hold how they were drawn", path=path
+            "{path}: is no PNG, JPEG or WebP picture that can be read; only those hold how they were drawn", path
         )
     return said
 
@@ -263,7 +266,7 @@ def _with_model(root: Root, said: PictureInfo) -> tuple[Fields, list[str]]:
         return said.fields, said.notes
     if path := _find_weights(root, said.model):
         return said.fields | {"ckpt": path}, said.notes
-    note = f"Model: no {printable(said.model)} lies in models/; the job draws with the default ckpt"
+    note = Message("Model: no {model} lies in models/; the job draws with the default ckpt", printable(said.model))
     return said.fields, [*said.notes, note]
 
 
@@ -280,7 +283,11 @@ def _find_weights(root: Root, stem: str) -> str:
 def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
     """The fields that a job can have, and why the others were left out: another program's values need not be ours."""
     known = Txt2Img.model_fields | Img2Img.model_fields
-    notes = [printable(f"{name}: is no field of a job, and was left out") for name in fields if name not in known]
+    notes = [
+        printable(Message("{name}: is no field of a job, and was left out", name))
+        for name in fields
+        if name not in known
+    ]
     fitting = {
         name: _number(value, known[name].annotation)
         for name, value in fields.items()
@@ -295,7 +302,7 @@ def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
     except ValidationError as error:
         for name in {str(details["loc"][0]) for details in error.errors() if details["loc"]} & set(fitting):
             value = printable(str(fitting.pop(name))[:80])
-            notes.append(f"{name}: {value} is not allowed here, and was left out")
+            notes.append(Message("{name}: {value} is not allowed here, and was left out", name, value))
     return ({} if fitting.get("from_file") else {"prompt": ""}) | fitting, notes
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdbatch.errors import printable
+from sdbatch.messages import Message
 
 FEWEST_PAIRS = 3  # a line with less is the prompt's, as stable-diffusion-webui reads it
 MOST_PAIRS = 500
@@ -62,7 +63,9 @@ def parse(text: str) -> Infotext:
     body, behind = lines[:at], lines[at + 1 :]
     start = next((i for i, line in enumerate(body) if line.strip().startswith(_NEGATIVE)), len(body))
     negative = "\n".join(body[start:]).strip().removeprefix(_NEGATIVE).strip()
-    notes = tuple(f"{printable(line.strip()[:80])}: stands behind the settings, and is left out" for line in behind)
+    notes = tuple(
+        Message("{strip}: stands behind the settings, and is left out", printable(line.strip()[:80])) for line in behind
+    )
     return Infotext("\n".join(body[:start]).strip(), negative, settings, notes)
 
 
@@ -138,19 +141,22 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     if sampler.upper() == "PLMS":
         fields["plms"] = True
     elif sampler.upper() != "DDIM":
-        notes.append(f"Sampler: {printable(sampler[:80])} is not had here; the job draws with DDIM")
+        notes.append(Message("Sampler: {sampler} is not had here; the job draws with DDIM", printable(sampler[:80])))
     if told.is_img2img:
         text = (
             f"Denoising strength: {printable(settings['Denoising strength'][:80])}: it was drawn from another picture"
         )
-        notes.append(f"{text}, which is not told; for img2img give init_img and strength")
+        notes.append(Message("{text}, which is not told; for img2img give init_img and strength", text))
     if _WEIGHTED.search(told.prompt + told.negative):
-        notes.append("prompt: weights in brackets and <lora:...> are plain words here")
+        notes.append(Message("prompt: weights in brackets and <lora:...> are plain words here"))
     notes += [_left_out(key, value) for key, value in settings.items() if key not in _SILENT and key not in _NUMBERS]
     notes += told.notes
     more = len(notes) - MOST_NOTES
-    return fields, notes if more <= 0 else [*notes[:MOST_NOTES], f"{more} more that can't be carried over"]
+    return fields, notes if more <= 0 else [
+        *notes[:MOST_NOTES],
+        Message("{more} more that can't be carried over", more),
+    ]
 
 
 def _left_out(key: str, value: str) -> str:
-    return printable(f"{key}: {value[:80]} can't be carried over")
+    return printable(Message("{key}: {value} can't be carried over", key, value[:80]))

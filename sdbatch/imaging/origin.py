@@ -14,10 +14,11 @@ from typing import Any
 
 from sdbatch.errors import printable
 from sdbatch.imaging import infotext, other_programs, png_text
+from sdbatch.messages import Message
 
 MEMORY = 2 << 30  # bytes: what a picture may cost at most
-UNREADABLE = "drawn by a program whose text in the picture is not understood here"
-ELSEWHERE = "drawn by another program: the same seed need not give the same picture"
+UNREADABLE = Message("drawn by a program whose text in the picture is not understood here")
+ELSEWHERE = Message("drawn by another program: the same seed need not give the same picture")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def read(path: Path) -> PictureInfo | None:
         return PictureInfo(*size, unread=[*written.texts, *written.unread])
     fields, notes = infotext.to_fields(told)
     if not told.is_img2img and not {"W", "H"} <= fields.keys():
-        notes.append(f"Size: is not told; the picture has {size[0]}x{size[1]}")
+        notes.append(Message("Size: is not told; the picture has {size}x{size_2}", size[0], size[1]))
     version = told.settings.get("Version", "")
     if not version.startswith("sdbatch"):
         notes.append(ELSEWHERE)
@@ -81,7 +82,7 @@ def own_text(written: png_text.Written) -> dict[str, Any]:
 def silence(said: PictureInfo) -> str:
     """Why a picture's text tells nothing, in words."""
     if not said.unread:
-        return "no text in the picture"
+        return Message("no text in the picture")
     return f"{UNREADABLE} ({printable(', '.join(each[:80] for each in said.unread))})"
 
 

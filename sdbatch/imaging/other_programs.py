@@ -15,6 +15,7 @@ from typing import Any
 
 from sdbatch.imaging import infotext
 from sdbatch.imaging.infotext import Infotext
+from sdbatch.messages import Message
 
 Texts = Mapping[str, str]
 Facts = dict[str, Any]
@@ -174,9 +175,15 @@ def _comfyui(texts: Texts) -> Infotext | None:
         loras = [name for name in _strings(node.get("lora_name") for node in graph.values()) if name != "None"]
         said |= {"loras": ", ".join(loras)} if loras else {}
         if len(sampling) > 1:
-            said["other samplers"] = f"{len(sampling) - 1}; these are the first's values, and a second pass"
+            said["other samplers"] = Message(
+                "{count}; these are the first's values, and a second pass", len(sampling) - 1
+            )
         joined = tuple(
-            f"{field}: nodes put it together of {len(words[side])} texts; they stand one behind the other here"
+            Message(
+                "{field}: nodes put it together of {count} texts; they stand one behind the other here",
+                field,
+                len(words[side]),
+            )
             for side, field in (("positive", "prompt"), ("negative", "negative_prompt"))
             if len(words[side]) > 1
         )

@@ -16,6 +16,7 @@ from sdbatch import __version__
 from sdbatch.errors import JobError
 from sdbatch.imaging.stripped import bare
 from sdbatch.job.parameters import AnyJob, Img2Img, img2img_size
+from sdbatch.messages import Message
 from sdbatch.storage import files
 
 Pixels = npt.NDArray[np.uint8]
@@ -48,7 +49,7 @@ class Origin:
     finish: Mapping[str, str] = field(default_factory=dict)  # what was done to the picture once it was drawn
 
 
-SEE_THROUGH = "init_img: its transparency has no effect: what colours lie beneath are drawn from"
+SEE_THROUGH = Message("init_img: its transparency has no effect: what colours lie beneath are drawn from")
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -72,7 +73,7 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
         raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         most = min(max_read, Image.MAX_IMAGE_PIXELS or max_read)
-        raise JobError("init_img: the picture is far too large; the limit is {most:,} pixels", most=most) from error
+        raise JobError("init_img: the picture is far too large; the limit is {most:,} pixels", most) from error
     except (JobError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes Pillow stumble anywhere: struct.error, zlib.error, ...
@@ -82,10 +83,10 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
         raise JobError(
-            "init_img: would be drawn at {width}x{height}; scale it down to {max_drawn:,} pixels",
-            width=width,
-            height=height,
-            max_drawn=max_drawn,
+            "init_img: would be drawn at {width}x{height}; scale it down to {most:,} pixels",
+            width,
+            height,
+            max_drawn,
         )
     picture = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, dtype=np.float32) / 255.0
@@ -96,21 +97,21 @@ def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]
     """The first frame as RGB, standing upright, and what was done to it."""
     if opened.width * opened.height > max_read:
         raise JobError(
-            "init_img: {width}x{height} is too large; the limit is {max_read:,} pixels",
-            width=opened.width,
-            height=opened.height,
-            max_read=max_read,
+            "init_img: {width}x{height} is too large; the limit is {most:,} pixels",
+            opened.width,
+            opened.height,
+            max_read,
         )
-    notes = []
+    notes: list[str] = []
     if getattr(opened, "n_frames", 1) > 1:
-        notes.append("init_img has several frames; the first was used")
+        notes.append(Message("init_img has several frames; the first was used"))
     if is_see_through(opened):
         notes.append(SEE_THROUGH)
     picture = _as_rgb(opened)
     turn = UPRIGHT.get(_orientation(opened))
     if turn is not None:
         picture = picture.transpose(turn)
-        notes.append("init_img was turned upright, as its EXIF orientation says")
+        notes.append(Message("init_img was turned upright, as its EXIF orientation says"))
     return picture, notes
 
 

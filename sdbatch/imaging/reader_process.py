@@ -17,6 +17,7 @@ from typing import Self
 
 from sdbatch.errors import JobError
 from sdbatch.imaging.origin import PictureInfo
+from sdbatch.messages import Message
 
 SECONDS = 10.0  # a picture's texts take a hundredth of that
 COMMAND = (
@@ -54,7 +55,9 @@ class Reader:
         answer = self._ask(json.dumps(str(path)))
         if answer is None:
             self.close()
-            raise ReadTimedOut(f"{path}: could not be read in {SECONDS:.0f} seconds, and is passed over")
+            raise ReadTimedOut(
+                Message("{path}: could not be read in {seconds} seconds, and is passed over", path, f"{SECONDS:.0f}")
+            )
         said = json.loads(answer)
         return None if said is None else PictureInfo(**said)
 

@@ -29,6 +29,7 @@ from yaml.events import (
 
 from sdbatch.errors import JobError, printable
 from sdbatch.job import slips
+from sdbatch.messages import Message
 
 MAX_DEPTH = 8  # a manifest has 4
 GIVE_UP_DEPTH = 64  # libyaml's time grows with the square of the depth: 80 kB of brackets take half a minute
@@ -82,7 +83,7 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | Job
                 event = next(events, None)
             except yaml.MarkedYAMLError as error:
                 if documents and (line := _goes_on(source, error)):
-                    yield JobError("line {line}: {problem}", line=line, problem=_APART)
+                    yield JobError("line {line}: {problem}", line, _APART)
                     return
                 yield from documents
                 raise
@@ -92,7 +93,7 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | Job
     except yaml.MarkedYAMLError as error:
         yield JobError(_not_yaml(source, error, texts))
     except yaml.YAMLError as error:
-        yield JobError("this is not valid YAML: {problem}", problem=getattr(error, "reason", "unreadable characters"))
+        yield JobError("this is not valid YAML: {problem}", getattr(error, "reason", "unreadable characters"))
 
 
 def _goes_on(source: list[str], error: yaml.MarkedYAMLError) -> int:
@@ -108,16 +109,18 @@ def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[
     mark, context = error.problem_mark or error.context_mark, error.context_mark
     problem = error.problem or error.context or ""
     if mark is None:
-        return f"this is not valid YAML: {problem}"
+        return Message("this is not valid YAML: {problem}", problem)
     if "nesting depth" in problem:  # libyaml's own limit, since 0.2.6
-        return f"line {mark.line + 1}: {_NESTED}; {_UNREAD}"
+        return Message("line {line}: {problem}; {unread}", mark.line + 1, _NESTED, _UNREAD)
     # Where a value or a name has no end, it is the line where it began.
     began = [context.line] if context and "while parsing a block" not in (error.context or "") else []
     if slip := slips.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
-        return f"line {slip[0] + 1}: {slip[1]}"
+        return Message("line {line}: {problem}", slip[0] + 1, slip[1])
     if slip := slips.beside_the_others(source, context.line if context else mark.line, mark.line, problem):
-        return f"line {slip[0] + 1}: {slip[1]}"
-    return f"line {mark.line + 1}, column {mark.column + 1}: this is not valid YAML: {problem}"
+        return Message("line {line}: {problem}", slip[0] + 1, slip[1])
+    return Message(
+        "line {line}, column {column}: this is not valid YAML: {problem}", mark.line + 1, mark.column + 1, problem
+    )
 
 
 def _events(text: str) -> Iterator[Event]:
@@ -128,12 +131,10 @@ def _events(text: str) -> Iterator[Event]:
     """
     if text.count("%TAG") > MAX_TAG_LINES:
         line = text.count("\n", 0, text.index("%TAG")) + 1
-        raise JobError("line {line}: {problem}; the file was not read", line=line, problem=_TAGS)
+        raise JobError("line {line}: {problem}; the file was not read", line, _TAGS)
     for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         if count == MAX_EVENTS:
-            raise JobError(
-                "line {line}: more names and values than a file may have; {unread}", line=_line(event), unread=_UNREAD
-            )
+            raise JobError("line {line}: too many names and values for a job file; {unread}", _line(event), _UNREAD)
         yield event
 
 
@@ -236,38 +237,40 @@ class _Builder:
     def _forbid(self, line: int, text: str) -> None:
         if self.item not in self.problems:
             quotes = slips.asks_for_quotes(self._source_line(line), self.texts)
-            self.problems[self.item] = JobError(
-                "line {line}: {text}{part}{quotes}", line=line, text=text, part="; or " if quotes else "", quotes=quotes
-            )
+            what = Message("{problem}; or {instead}", text, quotes) if quotes else text
+            self.problems[self.item] = JobError("line {line}: {problem}", line, what)
 
     def _check_depth(self, depth: int, line: int) -> None:
         if depth > MAX_DEPTH:
             self._forbid(line, _NESTED)
         if depth > GIVE_UP_DEPTH:
-            raise JobError("line {line}: {problem}; {unread}", line=line, problem=_NESTED, unread=_UNREAD)
+            raise JobError("line {line}: {problem}; {unread}", line, _NESTED, _UNREAD)
 
     def _key(self, event: Event, container: dict[str, Any], path: tuple[Line, ...], line: int) -> str:
         key: str = event.value if isinstance(event, ScalarEvent) else ""
         if not isinstance(event, ScalarEvent):
-            self._forbid(line, "a field's name must be a plain word")
+            self._forbid(line, Message("a field's name must be a plain word"))
         elif key == "<<":
-            self._forbid(line, "merge keys (<<) are not allowed here; write the fields out")
+            self._forbid(line, Message("merge keys (<<) are not allowed here; write the fields out"))
         elif _is_tagged(event):
             self._forbid(line, _TAGS)
         elif key in container:
             first = self.lines[*path, key]
-            self._forbid(line, f"{plain(key)}: is given twice (first on line {first}); take one out")
+            self._forbid(
+                line,
+                Message("{key}: is given twice (first on line {first}); remove one", plain(key), first),
+            )
         self.lines[*path, key] = line
         return key
 
     def _node(self, event: Event, line: int) -> Any:
         if isinstance(event, AliasEvent):
-            self._forbid(line, "aliases (*name) are not allowed here; write the value out")
+            self._forbid(line, Message("aliases (*name) are not allowed here; write the value out"))
             return None
         if _is_tagged(event):
             self._forbid(line, _TAGS)
         if isinstance(event, ScalarEvent) and event.anchor is not None:
-            self._forbid(line, "anchors (&name) are not allowed here; take it out")
+            self._forbid(line, Message("anchors (&name) are not allowed here; remove it"))
         if isinstance(event, MappingStartEvent):
             return {}
         if isinstance(event, CollectionStartEvent):
@@ -290,10 +293,10 @@ def _margin(line: str) -> int:
     return len(start) - len(start.lstrip(" \t"))
 
 
-_NESTED = f"nested more than {MAX_DEPTH} deep; a job is flat: fields and values"
-_APART = "this is no part of the job above; begin all its fields in the same column, and part jobs by a line with ---"
-_UNREAD = "what comes behind it was not read"
-_TAGS = "tags (!...) are not allowed here; write a plain value"
+_NESTED = Message("nested more than {most} levels deep; a job is flat: fields and values", MAX_DEPTH)
+_APART = Message("this does not belong to the job above; start its fields in the same column, and put --- between jobs")
+_UNREAD = Message("the rest of the file was not read")
+_TAGS = Message("tags (!...) are not allowed here; write a plain value")
 
 
 def _is_tagged(event: Event) -> bool:
@@ -346,9 +349,7 @@ def read_json(text: str) -> Iterator[Document | JobError]:
         yield JobError(_not_json(text, error))
     except RecursionError:
         yield JobError(
-            "line {line}: nested too deeply; a job is flat: fields and values; {unread}",
-            line=reader.line(),
-            unread=_UNREAD,
+            "line {line}: nested too deeply; a job is flat: fields and values; {unread}", reader.line(), _UNREAD
         )
 
 
@@ -357,7 +358,7 @@ def _not_json(text: str, error: json.JSONDecodeError) -> str:
     problem = error.msg.removesuffix(" at").removesuffix(" starting")
     at, slip = slips.in_json(text, error.pos, problem) or (error.pos, problem)
     line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-    return f"line {line}, column {column}: this is not valid JSON: {slip}"
+    return Message("line {line}, column {column}: this is not valid JSON: {problem}", line, column, slip)
 
 
 class _JsonReader:
@@ -427,17 +428,14 @@ class _JsonReader:
             if key in values:
                 first = lines[key,]
                 problem = problem or JobError(
-                    "line {line}: {key}: is given twice (first on line {first}); take one out",
-                    line=line,
-                    key=plain(key),
-                    first=first,
+                    "line {line}: {key}: is given twice (first on line {first}); remove one", line, plain(key), first
                 )
             lines[key,] = line
             self.expect(":")
             values[key] = self.value()
             if self.doubled is not None:
-                text = f"{plain(self.doubled)} is given twice in it; take one out"
-                problem = problem or JobError("line {line}: {key}: {text}", line=line, key=plain(key), text=text)
+                text = Message("{key} is given twice in it; remove one", plain(self.doubled))
+                problem = problem or JobError("line {line}: {key}: {problem}", line, plain(key), text)
             closed = self.expect(",}") == "}"
         return problem or Document(values, start, lines)
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sdbatch.messages import Message
+
 # Our field, and what it is called in the web UIs and their HTTP interface, diffusers, ComfyUI, InvokeAI, Fooocus,
 # SwarmUI, Midjourney and by people.
 _NAMES = {
@@ -89,61 +91,63 @@ _SAMPLERS = (
     "s_tmax s_min_uncond rho eta_noise_seed_delta ensd ddim use_ddim dpm_solver dpm klms algorithm solver"
 )
 # Why there is no such thing here, and what it is called elsewhere.
-_ABSENT = {
-    "the sampler is DDIM, or PLMS with plms: true": _SAMPLERS,
-    "a seed has no variations here": (
+_ABSENT: dict[str, str] = {
+    Message("the sampler is DDIM, or PLMS with plms: true"): _SAMPLERS,
+    Message("there are no seed variations here"): (
         "subseed subseed_strength variation_seed variation variations variation_amount variation_strength "
         "with_variations seed_resize_from_h seed_resize_from_w seed_behavior seed_increment random_variations"
     ),
-    "there are no styles here; write their words into prompt and negative_prompt": (
+    Message("there are no styles here; write their text into prompt and negative_prompt"): (
         "style styles style_preset preset presets negative_style style_selections style_name art_style "
         "prompt_template prompt_magic expansion"
     ),
-    "the text encoder is used up to its last layer": "clip_skip clipskip clip_stop_at_last_layers clip_layer",
-    "pictures are not enlarged here": (
+    Message(
+        "the text encoder is always used to its last layer"
+    ): "clip_skip clipskip clip_stop_at_last_layers clip_layer",
+    Message("images are not upscaled here"): (
         "enable_hr hires highres hires_fix highres_fix upscale upscaler upscale_factor upscaling scale_by hr_scale "
         "upscale_by hires_upscale hires_steps hires_upscaler hires_strength esrgan realesrgan firstphase_width "
         "firstphase_height latent_upscale"
     ),
-    "faces are not mended here": (
+    Message("faces are not restored here"): (
         "restore_faces face_restoration face_fix codeformer codeformer_weight gfpgan gfpgan_strength facetool"
     ),
-    "pictures are not made to tile here": "tiling tile seamless seamless_x seamless_y",
-    "there is no inpainting here": (
+    Message("there is no tiling here"): "tiling tile seamless seamless_x seamless_y",
+    Message("there is no inpainting here"): (
         "mask mask_image mask_img mask_blur mask_path inpaint inpainting inpainting_fill inpaint_full_res "
         "inpaint_full_res_padding inpainting_mask_invert latent_mask initial_noise_multiplier outpaint outpainting "
         "mask_url"
     ),
-    "there are no extensions here": (
+    Message("there are no extensions here"): (
         "controlnet controlnets control_net control_image control control_mode controlnet_units alwayson_scripts "
         "script script_name script_args scripts ip_adapter ip_adapters adetailer plugins extensions t2i_adapters hooks"
     ),
-    "there is one model a job, without a refiner": (
+    Message("a job has one model, and no refiner"): (
         "refiner refiner_checkpoint refiner_switch_at refiner_model refiner_steps refiner_strength"
     ),
-    "there are no embeddings or hypernetworks here": (
+    Message("there are no embeddings or hypernetworks here"): (
         "embedding embeddings textual_inversion hypernetwork hypernetworks hypernet hypernet_strength embeds ti"
     ),
-    "guidance is as in the scripts, by scale alone": (
+    Message("guidance is set by scale alone, as in the scripts"): (
         "cfg_rescale guidance_rescale cfg_rescale_multiplier dynamic_thresholding mimic_scale freeu pag_scale "
         "true_cfg adm_scale clip_guidance_scale sharpness tome_ratio token_merging token_merging_ratio"
     ),
-    "the settings of the whole service say that, not a job": (
+    Message("this is a setting of the service, not of a job"): (
         "safety_checker enable_safety_checker nsfw nsfw_filter nsfw_checker watermark device gpu cuda devices hours "
         "webhook callback callback_url webhook_url num_threads workers attention_slicing xformers lowvram medvram "
         "override_settings override_settings_restore_afterwards safe_mode"
     ),
-    "pictures are PNG files, each with its parameters in it": (
+    Message("images are PNG files that contain their parameters"): (
         "output_format format image_format file_format save_format output_type image_type jpeg_quality quality "
         "save_extension send_images return_base64 base64 metadata"
     ),
-    "init_img is brought to size by itself, each side rounded down to a multiple of 64": (
+    Message("init_img is resized automatically, each side rounded down to a multiple of 64"): (
         "resize_mode resize crop crop_mode fit resize_to include_init_images"
     ),
-    "a job with init_img is img2img, any other txt2img": (
+    Message("a job with init_img is img2img, any other txt2img"): (
         "mode type task pipeline pipeline_type generation_mode operation action kind job_type workflow"
     ),
-    "that is for another kind of model": (
+    Message("this belongs to another kind of model"): (
         "aesthetic_score original_width original_height crops_coords_top_left target_width target_height "
         "prompt_2 negative_prompt_2 prompt_3 frames num_frames fps motion_bucket_id video_length max_sequence_length"
     ),

@@ -150,7 +150,7 @@ def read_asked(record: dict[str, Any]) -> Asked:
     """
     job, block, job_id = record.get("job"), record.get("follow_up"), record.get("id")
     if record.get("sdbatch_manifest") != VERSION:
-        raise JobError("sdbatch_manifest: this version reads manifests of version {version}", version=VERSION)
+        raise JobError("sdbatch_manifest: this version reads manifests of version {version}", VERSION)
     if not isinstance(job, dict) or not _is_ours(job_id) or not job_id or "/" in job_id or job_id[0] == ".":
         raise JobError("id, job: this manifest has no usable id or job; take a fresh copy from jobs/done/")
     folder = f"jobs/done/{job_id}"
@@ -205,7 +205,7 @@ def _picked(pictures: list[Picture], wanted: object, folder: str) -> Picture | N
     raise JobError(
         "follow_up.init_img: the job has pictures 0 to {count}; give one's number, or its name "
         "such as samples/00000.png",
-        count=len(pictures) - 1,
+        len(pictures) - 1,
     )
 
 

@@ -15,16 +15,17 @@ from pydantic_core import ErrorDetails
 
 from sdbatch.job import slips
 from sdbatch.job.document import NUMBER, plain
+from sdbatch.messages import Message, joined
 
 _KINDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text (in quotes, if it looks like a number, yes, no or null)",
-    float | None: "a number",
-    int | None: "a whole number",
-    tuple[Path, ...]: "a list of paths",
-    tuple[str, ...]: "a list of words",
+    bool: Message("true or false"),
+    int: Message("a whole number"),
+    float: Message("a number"),
+    str: Message("text (in quotes, if it looks like a number, yes, no or null)"),
+    float | None: Message("a number"),
+    int | None: Message("a whole number"),
+    tuple[Path, ...]: Message("a list of paths"),
+    tuple[str, ...]: Message("a list of words"),
 }
 
 NEAR = 0.8  # how alike two words are of which one is taken for a slip of the other
@@ -33,18 +34,24 @@ _NOTHING = ("None", "none", "nil", "undefined")
 
 def refused(info: FieldInfo, details: ErrorDetails) -> str:
     """Why a field's value is none: what was given, what is accepted, and what is near where one is likely meant."""
-    return f"{shown(details['input'])} is not {_instead(info, details)}"
+    return Message("{value} is not {allowed}", shown(details["input"]), _instead(info, details))
 
 
-def unknown(kind: type[BaseModel], name: str, noun: str) -> str:
+def raised(details: ErrorDetails) -> str:
+    """What a validator says."""
+    said: str = details["ctx"]["error"].args[0]
+    return said
+
+
+def unknown(kind: type[BaseModel], name: str) -> str:
     """That there is no such field, and which one is likely meant."""
     hint = likely(name, kind.model_fields)
-    return no_such(noun, f"did you mean {hint}?" if hint else f"{noun}s are {_names(kind)}")
+    return no_such(Message("did you mean {name}?", hint) if hint else Message("fields are {names}", _names(kind)))
 
 
-def no_such(noun: str, instead: str) -> str:
+def no_such(instead: str) -> str:
     """That there is no such field, and what to do."""
-    return f"there is no such {noun}; {instead}"
+    return Message("there is no such field; {instead}", instead)
 
 
 def likely(name: str, known: Collection[str]) -> str:
@@ -60,9 +67,9 @@ def shown(value: object) -> str:
     """A value as the person wrote it, as far as fits a line."""
     match value:
         case dict():
-            return "a group of fields"
+            return Message("a group of fields")
         case list():
-            return "a list"
+            return Message("a list")
         case Decimal():
             return plain(str(value))
     return plain(json.dumps(value, ensure_ascii=False))
@@ -74,51 +81,54 @@ def allowed(info: FieldInfo) -> str:
     if text := _groups(info, choices):
         return text
     if choices:
-        return " or ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices)
+        return joined(" or ", [str(each).lower() if isinstance(each, bool) else str(each) for each in choices])
     text = _KINDS.get(info.annotation, str(info.annotation))
     for rule in info.metadata:
         match rule:
             case Ge(ge=low):
-                text += f" from {low}"
+                text += Message(" from {low}", low)
             case Le(le=high):
-                text += f" to {high}"
+                text += Message(" to {high}", high)
             case MultipleOf(multiple_of=step):
-                text += f" in steps of {step}"
+                text += Message(" in steps of {step}", step)
             case MaxLen(max_length=most):
-                text += f" of at most {most:,} characters"
+                text += Message(" of at most {most:,} characters", most)
             case MinLen():
-                text += " that is not empty"
+                text += Message(" that is not empty")
             case Gt() | object(pattern=str()):
-                text = str(info.description)  # a pattern is no answer to a person
-    return text if info.is_required() or info.default in ("", None) else f"{text} (default {shown(info.default)})"
+                text = Message(str(info.description))  # a pattern is no answer to a person
+    is_plain = info.is_required() or info.default in ("", None)
+    return text if is_plain else Message("{allowed} (default {default})", text, shown(info.default))
 
 
 def _groups(info: FieldInfo, inner: tuple[Any, ...]) -> str:
     """What a field accepts that holds fields of its own: one group, a list of them, or groups under names."""
     if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-        return f"a group of {_names(info.annotation)}, each with its value"
+        return Message("a group of {names}, each with its value", _names(info.annotation))
     kinds = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
     if not kinds:
         return ""
     if inner[0] is str:
-        return f"names, and below each a group of {_names(kinds[0])}"
-    most = next((f"at most {rule.max_length} " for rule in info.metadata if isinstance(rule, MaxLen)), "")
-    return f"a list of {most}groups of {_names(kinds[0])}"
+        return Message("names, and below each a group of {names}", _names(kinds[0]))
+    most = next((rule.max_length for rule in info.metadata if isinstance(rule, MaxLen)), None)
+    if most is None:
+        return Message("a list of groups of {names}", _names(kinds[0]))
+    return Message("a list of at most {most} groups of {names}", most, _names(kinds[0]))
 
 
 def _instead(info: FieldInfo, details: ErrorDetails) -> str:
     """What a field accepts, and the value nearest to what was given where one is likely meant."""
     value = details["input"]
     if isinstance(value, str) and (meant := _meant(value, info)):
-        return f"{allowed(info)}; {meant}"
+        return Message("{allowed}; {instead}", allowed(info), meant)
     if details["type"] == "multiple_of":
         step = details["ctx"]["multiple_of"]
         low = value - value % step
         near = [str(number) for number in (low, low + step) if _is_within(number, info)]
         if near:
-            return f"in steps of {step}; the nearest {'is' if len(near) == 1 else 'are'} {' and '.join(near)}"
+            return Message("in steps of {step}; nearest: {numbers}", step, ", ".join(near))
     if details["type"] == "int_type" and isinstance(value, float) and value.is_integer():
-        return allowed(info) + (f"; write {int(value)}" if _is_within(int(value), info) else "")
+        return allowed(info) + (Message("; write {value}", int(value)) if _is_within(int(value), info) else "")
     return allowed(info)
 
 
@@ -127,16 +137,16 @@ def _meant(text: str, info: FieldInfo) -> str:
     if info.annotation not in _KINDS or info.annotation is str:
         return ""
     if text in _NOTHING:
-        return "to leave it at its default take the line out"
+        return Message("delete the line to use the default")
     bare = unicodedata.normalize("NFKC", slips.plain_spaces(text)).rstrip(",;").strip("\u201c\u201d\u2018\u2019'\" ")
     if info.annotation is bool:
-        return f"take the quotes off: {bare.lower()}" if bare.lower() in {"true", "false"} else ""
+        return Message("remove the quotes: {value}", bare.lower()) if bare.lower() in {"true", "false"} else ""
     number = bare.replace(",", ".") if bare.count(",") == 1 and "." not in bare else bare
     if not NUMBER.fullmatch(number):
         return ""
     if what := slips.invisible(text):
-        return f"it holds {what}: write {number}"
-    return f"take the quotes off: {number}" if number == text.strip() else f"write {number}"
+        return Message("it contains {character}: write {value}", what, number)
+    return Message("remove the quotes: {value}", number) if number == text.strip() else Message("write {value}", number)
 
 
 def _is_within(number: int, info: FieldInfo) -> bool:

@@ -13,18 +13,27 @@ from unicodedata import category
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from sdbatch.errors import JobError, printable
+from sdbatch.messages import Message
+
+
+class FieldError(ValueError):
+    """A field does not fit the others."""
+
+    def __init__(self, field: str, template: str) -> None:
+        super().__init__(Message(template))
+        self.field = field
 
 
 def _printable(text: str) -> str:
     """Control characters would break the PNG text and the terminal of whoever reads the manifest."""
     if any(category(c) == "Cc" and c not in "\t\n\r" for c in text):
-        raise ValueError("holds a control character; take it out")
+        raise ValueError(Message("contains a control character; remove it"))
     return text
 
 
 def _just_false(value: object) -> object:
     if value is not False:
-        raise ValueError("must be false")  # 0 is not, though it is equal
+        raise ValueError(Message("must be false"))  # 0 is not, though it is equal
     return value
 
 
@@ -32,18 +41,21 @@ def _just_false(value: object) -> object:
 BACKSLASH = "\\"
 _AROUND = " \t\r\n\xa0\ufeff\u200b\u200e\u200f\u202a\u202c"  # Windows puts U+202A before a path that it shows
 _OTHER_FORMS = (
-    (r"data:|iVBORw0KGgo|/9j/4AAQ", "is a picture's own bytes; save it as a file beside the job, and name that"),
-    (r"file:", "is an address; name the file alone, from the root or beside the job"),
+    (
+        r"data:|iVBORw0KGgo|/9j/4AAQ",
+        Message("is the content of an image; save it as a file beside the job and give its name"),
+    ),
+    (r"file:", Message("is a URL; give the path of the file in the root or beside the job")),
     (
         r"(blob:)?[A-Za-z][A-Za-z0-9+.-]+:/|mailto:|www\.[\w-]+\.\w+/",
-        "is an address, and nothing is fetched; copy the file, and name it from the root",
+        Message("is a URL, and nothing is downloaded; copy the file and give its path from the root"),
     ),
-    (r"[A-Za-z]:", "is a path of a Windows machine; name it from the root"),
-    (r"\\\\|//|\w[\w.-]*@[\w.-]+:", "is a share of another machine; name it from the root"),
-    (r"~([\w.-]*[/\\]|$)", "is a home folder, and a job belongs to nobody; name it from the root"),
+    (r"[A-Za-z]:", Message("is a Windows path; give the path from the root")),
+    (r"\\\\|//|\w[\w.-]*@[\w.-]+:", Message("is a network share; give the path from the root")),
+    (r"~([\w.-]*[/\\]|$)", Message("is a home folder, which a job has not; give the path from the root")),
     (
         r"(.*/)?(\$\{?\w+\}?([/\\]|$)|%\w+%([/\\]|$)|\$\(|`)|%\w+%",
-        "has a variable in it, and none is filled in; name it from the root",
+        Message("contains a variable, and none is filled in; give the path from the root"),
     ),
 )
 
@@ -54,14 +66,20 @@ def _of_this_root(path: object, info: ValidationInfo) -> object:
         return path
     if (bare := _without_wrapping(path)) != path.strip(" "):
         raise ValueError(
-            f'"{_short(path)}" has quotes, a line break or invisible signs around it; write {_short(bare)}'
+            Message(
+                '"{path}" has quotes, a line break or invisible characters around it; write {instead}',
+                _short(path),
+                _short(bare),
+            )
         )
     for form, what in _OTHER_FORMS:
         if re.match(form, path):
             instead = _instead(path, info.field_name) if what.endswith("from the root") else ""
-            raise ValueError(f'"{_short(path)}" {what}{instead}')
+            raise ValueError(Message('"{path}" {problem}{instead}', _short(path), what, instead))
     if BACKSLASH in path:
-        raise ValueError(f'"{_short(path)}" has backslashes; write {_short(path.replace(BACKSLASH, "/"))}')
+        raise ValueError(
+            Message('"{path}" has backslashes; write {instead}', _short(path), _short(path.replace(BACKSLASH, "/")))
+        )
     return path
 
 
@@ -79,7 +97,7 @@ def _instead(path: str, field: str | None) -> str:
     """Its last part as an example, where that is a plain name."""
     name = re.split(r"[/\\:]", path.rstrip("/\\"))[-1]
     example = f"outputs/{name}" if field == "outdir" else name
-    return f", such as {example}" if re.fullmatch(r"\w[\w. -]{0,60}", name) else ""
+    return Message(", such as {example}", example) if re.fullmatch(r"\w[\w. -]{0,60}", name) else ""
 
 
 MAX_PROMPT = 10_000  # characters
@@ -97,10 +115,10 @@ LAION400M = {
 
 # What is true of txt2img alone, with the reason that a person is told when it stands in an img2img job.
 NOT_FOR_IMG2IMG = {
-    "H": "the picture gets the size of init_img (each side rounded down to a multiple of 64); take H out",
-    "W": "the picture gets the size of init_img (each side rounded down to a multiple of 64); take W out",
-    "laion400m": "img2img has no laion400m; name that model with ckpt and config",
-    "plms": "img2img has no PLMS sampler; take plms out to draw with DDIM",
+    "H": Message("img2img takes the size of init_img, rounded down to a multiple of 64; remove H"),
+    "W": Message("img2img takes the size of init_img, rounded down to a multiple of 64; remove W"),
+    "laion400m": Message("img2img has no laion400m; give that model with ckpt and config"),
+    "plms": Message("img2img has no PLMS sampler; remove plms to use DDIM"),
 }
 
 
@@ -152,7 +170,12 @@ class Job(BaseModel):
     ddim_eta: float = _field(0.0, "DDIM eta", "Noise added at each step; 0 is deterministic.", 0.0, 0.3, ge=0, le=1)
     C: int = _field(4, "Latent channels", "4 for every v1 model.", 4, ge=1, le=64)
     f: int = _field(
-        8, "Downsampling factor", "Pixels per latent; 8 for every v1 model, another draws another size.", 8, ge=1, le=64
+        8,
+        "Downsampling factor",
+        "Pixels per latent; 8 for every v1 model, another draws another size.",
+        8,
+        ge=1,
+        le=64,
     )
     n_rows: int = _field(0, "Grid columns", "Pictures in a row of the grid; 0 means n_samples.", 3, ge=0, le=1000)
     from_file: Path_ = _field(
@@ -198,7 +221,7 @@ class Job(BaseModel):
     @model_validator(mode="after")
     def _has_something_to_draw(self) -> Self:
         if not self.from_file and "prompt" not in self.model_fields_set:
-            raise ValueError("prompt|is missing: say what to draw, or name a from_file with one prompt a line")
+            raise FieldError("prompt", "is missing: say what to draw, or name a from_file with one prompt per line")
         return self
 
 
@@ -212,7 +235,12 @@ class Txt2Img(Job):
     W: int = _field(512, "Width", "In pixels.", 512, ge=64, le=8192, multiple_of=8)
     n_samples: int = _field(3, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
     scale: float = _field(
-        7.5, "Guidance scale", "How hard to follow the prompt; 1 leaves guidance out.", 7.5, ge=0, le=100
+        7.5,
+        "Guidance scale",
+        "How hard to follow the prompt; 1 leaves guidance out.",
+        7.5,
+        ge=0,
+        le=100,
     )
     outdir: Path_ = _field(
         "outputs/txt2img-samples",
@@ -234,7 +262,7 @@ class Txt2Img(Job):
     @model_validator(mode="after")
     def _plms_is_deterministic(self) -> Self:
         if self.plms and self.ddim_eta:
-            raise ValueError("ddim_eta|must be 0 with plms: true")
+            raise FieldError("ddim_eta", "must be 0 with plms: true")
         return self
 
 
@@ -253,7 +281,12 @@ class Img2Img(Job):
     n_iter: int = _field(1, "Iterations", "How often to go through the prompts.", 2, ge=1, le=10_000)
     n_samples: int = _field(2, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
     scale: float = _field(
-        5.0, "Guidance scale", "How hard to follow the prompt; 1 leaves guidance out.", 5.0, ge=0, le=100
+        5.0,
+        "Guidance scale",
+        "How hard to follow the prompt; 1 leaves guidance out.",
+        5.0,
+        ge=0,
+        le=100,
     )
     strength: float = _field(
         0.75, "Strength", "How far to leave the init image: 0 keeps it, 1 forgets it.", 0.4, 0.75, ge=0, le=1
@@ -313,8 +346,6 @@ def img2img_size(width: int, height: int) -> tuple[int, int]:
     """
     if min(width, height) < 64:
         raise JobError(
-            "init_img: the picture is {width}x{height}; each side must have at least 64 pixels",
-            width=width,
-            height=height,
+            "init_img: the picture is {width}x{height}; each side must have at least 64 pixels", width, height
         )
     return width - width % 64, height - height % 64

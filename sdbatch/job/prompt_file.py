@@ -21,8 +21,8 @@ def read_lines(path: Path) -> list[str]:
     if len(data) > MAX_BYTES or data.count(b"\n") > MAX_LINES:
         raise JobError(
             "from_file: the file is too long; the limit is {max_lines:,} lines and {max_bytes:,} bytes",
-            max_lines=MAX_LINES,
-            max_bytes=MAX_BYTES,
+            MAX_LINES,
+            MAX_BYTES,
         )
     try:
         lines = data.decode("utf-8-sig").splitlines()
@@ -34,10 +34,10 @@ def read_lines(path: Path) -> list[str]:
         if len(line) > MAX_PROMPT:
             raise JobError(
                 "from_file: line {number} has {count:,} characters; a prompt has at most {max_prompt:,}",
-                number=number,
-                count=len(line),
-                max_prompt=MAX_PROMPT,
+                number,
+                len(line),
+                MAX_PROMPT,
             )
         if any(category(c) == "Cc" and c != "\t" for c in line):
-            raise JobError("from_file: line {number} holds a control character; take it out", number=number)
+            raise JobError("from_file: line {number} contains a control character; remove it", number)
     return lines

@@ -17,8 +17,9 @@ from sdbatch.errors import JobError
 from sdbatch.job import foreign, slips
 from sdbatch.job.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.job.manifest import Asked, Kept, Parent, read_asked
-from sdbatch.job.messages import likely, no_such, refused, shown, unknown
+from sdbatch.job.messages import likely, no_such, raised, refused, shown, unknown
 from sdbatch.job.parameters import LAION400M, NOT_FOR_IMG2IMG, AnyJob, Img2Img, Lora, Txt2Img, job_kind
+from sdbatch.messages import Message, joined, lines
 
 MAX_BYTES = 256 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024  # one lists up to a thousand pictures
@@ -58,30 +59,28 @@ def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
         documents = read_json(text) if PurePath(file_name).suffix.lower() == ".json" else read_yaml(text, _TEXTS)
         parsed = [_parse_document(document, file_name, defaults) for document in _bounded(documents)]
     except JobError as error:
-        return [Parsed(error=JobError("{file_name}: {problem}", file_name=file_name, problem=error))]
+        return [Parsed(error=JobError("{file_name}: {problem}", file_name, error))]
     return parsed or [
-        Parsed(error=JobError("{file_name}: the file holds no job; it wants at least a prompt", file_name=file_name))
+        Parsed(error=JobError("{file_name}: there is no job in this file; it needs at least a prompt", file_name))
     ]
 
 
 def _decode(data: bytes) -> str:
     most = MAX_MANIFEST_BYTES if _MANIFEST.search(data[:1024]) else MAX_BYTES
     if len(data) > most:
-        raise JobError("the file has more than {most:,} bytes, the most that a job file may have", most=most)
+        raise JobError("the file is larger than {most:,} bytes, the limit for a job file", most)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[:2].count(0) == 1 < len(data):
         raise JobError("the file is UTF-16 text; save it as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise JobError("line {line}: the file is not UTF-8 text; save it as UTF-8", line=line) from error
+        raise JobError("line {line}: the file is not UTF-8 text; save it as UTF-8", line) from error
     if found := _UNPRINTABLE.search(text):
         line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
-        where = f"line {line}, column {column}"
+        code = f"{ord(found[0]):04X}"
         raise JobError(
-            "{where}: the file holds a control character (U+{code}); is it damaged?",
-            where=where,
-            code=f"{ord(found[0]):04X}",
+            "line {line}, column {column}: control character U+{code}; is the file damaged?", line, column, code
         )
     return text
 
@@ -89,27 +88,21 @@ def _decode(data: bytes) -> str:
 def _bounded(documents: Iterator[Document | JobError]) -> Iterator[Document | JobError]:
     for count, document in enumerate(documents):
         if count == MAX_JOBS:
-            yield JobError(
-                "the file holds more than {max_jobs:,} jobs; only the first {max_jobs:,} were taken", max_jobs=MAX_JOBS
-            )
+            yield JobError("the file contains more than {most:,} jobs; only the first {most:,} were taken", MAX_JOBS)
             return
         yield document
 
 
 def _parse_document(document: Document | JobError, file_name: str, defaults: Defaults) -> Parsed:
     if isinstance(document, JobError):
-        return Parsed(error=JobError("{file_name}: {problem}", file_name=file_name, problem=document))
+        return Parsed(error=JobError("{file_name}: {problem}", file_name, document))
     values = document.value
     if not isinstance(values, dict):
-        text = f"line {document.line}: a job is fields and values, such as `prompt: a blue truck`"
+        text = Message("line {line}: a job is fields and values, such as `prompt: a blue truck`", document.line)
         source = document.sources.get((), "")
         slip = slips.in_yaml([source], [0], _TEXTS)
         said = slip[1] if slip else slips.without_colon(source, _KNOWN)
-        return Parsed(
-            error=JobError(
-                "{file_name}: {text}{part}{said}", file_name=file_name, text=text, part="; " if said else "", said=said
-            )
-        )
+        return Parsed(error=JobError("{file_name}: {problem}", file_name, text + ("; " if said else "") + said))
     try:
         if "sdbatch_manifest" not in values:
             written = _Written(values, document, (), defaults)
@@ -118,8 +111,8 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
         written = _Written(asked.fields, document, ("follow_up",) if "follow_up" in values else ("job",))
         return Parsed(written.job(), None, asked.parent, asked.kept, tuple(written.notes()))
     except JobError as error:
-        text = "\n".join(f"{file_name}: {line}" for line in str(error).splitlines())
-        return Parsed(error=JobError(text))
+        told = [Message("{file_name}: {problem}", file_name, line) for line in lines(error.message)]
+        return Parsed(error=JobError(joined("\n", told)))
 
 
 def _read_manifest(values: dict[str, Any], line: int) -> Asked:
@@ -127,7 +120,9 @@ def _read_manifest(values: dict[str, Any], line: int) -> Asked:
     try:
         return read_asked(values)
     except (LookupError, TypeError, ValueError) as error:
-        text = f"line {line}: this manifest cannot be understood any more; take a fresh copy from jobs/done/"
+        text = Message(
+            "line {line}: this manifest cannot be understood any more; take a fresh copy from jobs/done/", line
+        )
         raise JobError(text) from error
 
 
@@ -142,27 +137,25 @@ class _Written:
         self.paths: dict[str, tuple[Line, ...]] = {}
         self.given: dict[str, Any] = {}
         if foreign.is_workflow(values):
-            raise JobError("line {start}: {problem}", start=self.start, problem=_WORKFLOW)
+            raise JobError("line {start}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)
             self.paths[name] = path
             if name in self.given:
                 raise JobError(
-                    "{where}{name}: is given twice, as {name} and with hyphens; take one out",
-                    where=self._where(name),
-                    name=name,
+                    "{where}{name}: is given twice, as {name} and with hyphens; remove one", self._where(name), name
                 )
             self.given[name] = value
             if what := slips.invisible(key) if name not in _KNOWN else "":
-                text = f"its name holds {what}; write {plain(slips.plain_spaces(key))}"
-                raise JobError("{where}{name}: {text}", where=self._where(name), name=name, text=text)
+                text = Message("the name contains {character}; write {instead}", what, plain(slips.plain_spaces(key)))
+                raise JobError("{where}{name}: {text}", self._where(name), name, text)
         if len(self.given) > MAX_FIELDS:
             raise JobError(
-                "{where}{count:,} fields; a job has at most {max_fields}",
-                where=self._where(name),
-                count=len(self.given),
-                max_fields=MAX_FIELDS,
+                "{where}{count:,} fields; the limit is {most} per job",
+                self._where(name),
+                len(self.given),
+                MAX_FIELDS,
             )
         self.given.pop("$schema", None)  # editors' own
         self.fields = {name: value for name, value in self.given.items() if not _is_unsaid(name, value)}
@@ -197,9 +190,9 @@ class _Written:
             in_file_order = sorted(found, key=lambda name: order.index(name) if name in order else -1)
             told = [self._told(name, found[name]) for name in in_file_order[:MAX_PROBLEMS]]
             if foreign.is_of_the_web_uis(self.given):
-                told.insert(0, f"line {self.start}: {_HTTP_JOB}")
-            more = [f"and {len(found) - MAX_PROBLEMS} more"] if len(found) > MAX_PROBLEMS else []
-            raise JobError("\n".join(told + more)) from error
+                told.insert(0, Message("line {line}: {problem}", self.start, _HTTP_JOB))
+            more = [Message("and {count} more", len(found) - MAX_PROBLEMS)] if len(found) > MAX_PROBLEMS else []
+            raise JobError(joined("\n", [*told, *more])) from error
 
     def notes(self) -> Iterator[str]:
         """What stands in the file of a good job and has no effect."""
@@ -207,43 +200,52 @@ class _Written:
             for at, comment in self.document.cut.items():
                 is_its_own = at == path and name in _TEXTS and name in self.fields
                 if is_its_own or (name == "loras" and len(at) > len(path) > 0 and at[: len(path)] == path):
-                    yield f"line {self.document.lines.get(at, self.start)}: {name}: {_cut(comment)}"
+                    yield Message(
+                        "line {line}: {field}: {problem}", self.document.lines.get(at, self.start), name, _cut(comment)
+                    )
         for name in filter(_TEXTS.__contains__, self.fields):
             if said := slips.in_curly_quotes(self.fields[name]):
-                yield f"{self._where(name)}{name}: {said}"
+                yield Message("{where}{field}: {problem}", self._where(name), name, said)
         if self.is_idle_strength:
-            yield f"{self._where('strength')}strength: has no effect without init_img"
+            yield Message("{where}strength: has no effect without init_img", self._where("strength"))
         if self.fields.get("laion400m") is True:
             for name, value in LAION400M.items():
                 if self.fields.get(name, value) != value:
-                    yield f"{self._where(name)}{name}: has no effect beside laion400m, which stands for {value}"
+                    yield Message(
+                        "{where}{name}: has no effect: laion400m sets it to {value}",
+                        self._where(name),
+                        name,
+                        value,
+                    )
 
     def _where(self, name: str) -> str:
-        return f"line {self.document.lines.get(self.paths.get(name, ()), self.start)}: "
+        return Message("line {line}: ", self.document.lines.get(self.paths.get(name, ()), self.start))
 
     def _told(self, name: str, details: ErrorDetails) -> str:
         """One field that is wrong, with the line of it or of its part that is."""
         path, slip = self.paths.get(name, ()), ""
         if len(details["loc"]) > 1:
             line = self.document.lines.get((*path, *details["loc"][1:]))
-            return f"{f'line {line}: ' if line else self._where(name)}{name}: {_in_an_entry(details)}"
+            where = Message("line {line}: ", line) if line else self._where(name)
+            return Message("{where}{field}: {problem}", where, name, _in_an_entry(details))
         if path and details["type"] == "string_type":
             slip = slips.asks_for_quotes(self.document.sources.get(path, ""), _TEXTS)
         elif path and name == "prompt" and path in self.document.cut:
             slip = _cut(self.document.cut[path])
         said = _in_words(self.kind, name, details, self.fields)
-        return f"{self._where(name)}{name}: {said}{'; ' if slip else ''}{slip}"
+        said = said + "; " + slip if slip else said
+        return Message("{where}{field}: {problem}", self._where(name), name, said)
 
 
 _STRENGTH = Img2Img.model_fields["strength"].default
 _KNOWN = Txt2Img.model_fields | Img2Img.model_fields
 _WORDS = ("prompt", "negative_prompt", "name")  # empty is a value of theirs
 _TEXTS = {name for name, info in _KNOWN.items() if info.annotation is str}
-_WORKFLOW = (
-    "this is a ComfyUI workflow, not a job; write what its nodes say as fields: prompt, negative_prompt, seed, "
+_WORKFLOW = Message(
+    "this is a ComfyUI workflow, not a job; write its values as fields: prompt, negative_prompt, seed, "
     "ddim_steps, scale, H, W"
 )
-_HTTP_JOB = "this is a job of the web UIs' HTTP interface; its fields have other names here"
+_HTTP_JOB = Message("this is a request of the web UIs' HTTP API; its fields have other names here")
 
 
 def _is_unsaid(name: str, value: object) -> bool:
@@ -253,7 +255,9 @@ def _is_unsaid(name: str, value: object) -> bool:
 
 
 def _cut(comment: str) -> str:
-    return f'"{plain(comment)}" is a comment and was not read; put the whole value in quotes if it belongs to it'
+    return Message(
+        '"{comment}" is a comment and was ignored; put the whole value in quotes if it is part of it', plain(comment)
+    )
 
 
 def _meant(kind: type[BaseModel], name: str, value: Any) -> Any:
@@ -272,12 +276,8 @@ def _meant(kind: type[BaseModel], name: str, value: Any) -> Any:
 
 
 def _field_of(details: ErrorDetails) -> str:
-    """The field that is wrong; what concerns several is raised as "field|text"."""
-    return str(details["loc"][0]) if details["loc"] else _raised(details).partition("|")[0]
-
-
-def _raised(details: ErrorDetails) -> str:
-    return details["msg"].removeprefix("Value error, ")
+    """The field that is wrong; what concerns several says which."""
+    return str(details["loc"][0] if details["loc"] else details["ctx"]["error"].field)
 
 
 def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, fields: dict[str, Any]) -> str:
@@ -286,13 +286,16 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
         return NOT_FOR_IMG2IMG[name]
     match details["type"]:
         case "value_error":
-            return _raised(details) if details["loc"] else _raised(details).partition("|")[2]
+            return raised(details)
         case "extra_forbidden":
             return _no_field(kind, name)
         case "missing" if name == "init_img":
-            return "is missing: strength makes this an img2img job, which starts from a picture"
+            return Message("is missing: a job with strength is img2img and needs an init image")
         case "string_unicode":
-            return f"{shown(details['input'])} holds half a character (a lone surrogate); write the whole one"
+            return Message(
+                "{value} contains half a character (a lone surrogate); write the whole character",
+                shown(details["input"]),
+            )
     return refused(kind.model_fields[name], details)
 
 
@@ -302,25 +305,25 @@ def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
     if not meant and not foreign.why_not(name):
         meant = likely(slips.plain_spaces(name), _KNOWN) or foreign.misspelt(name)
     if kind is Img2Img and meant in NOT_FOR_IMG2IMG:
-        return no_such("field", NOT_FOR_IMG2IMG[meant])
+        return no_such(NOT_FOR_IMG2IMG[meant])
     if meant:
-        return no_such("field", f"did you mean {meant}?")
-    return no_such("field", why_not) if (why_not := foreign.why_not(name)) else unknown(kind, name, "field")
+        return no_such(Message("did you mean {name}?", meant))
+    return no_such(why_not) if (why_not := foreign.why_not(name)) else unknown(kind, name)
 
 
 def _in_an_entry(details: ErrorDetails) -> str:
     """What is wrong with one of `loras`, which are counted from 1."""
     _, number, *names = details["loc"]
     if not names:
-        return f"{shown(details['input'])} is not a group such as {{file: x.safetensors, weight: 1}}"
+        return Message("{value} is not a group such as {file: x.safetensors, weight: 1}", shown(details["input"]))
     name = str(names[0])
     match details["type"]:
         case "extra_forbidden":
-            said = unknown(Lora, name, "field")
+            said = unknown(Lora, name)
         case "missing":
-            said = "is missing: say which LoRA"
+            said = Message("is missing: give the file of the LoRA")
         case "value_error":
-            said = _raised(details)
+            said = raised(details)
         case _:
             said = refused(Lora.model_fields[name], details)
-    return f"entry {int(number) + 1}: {plain(name)}: {said}"
+    return Message("entry {number}: {field}: {problem}", int(number) + 1, plain(name), said)

@@ -10,6 +10,7 @@ from itertools import islice
 import yaml
 
 from sdbatch.errors import printable
+from sdbatch.messages import Message
 
 LONGEST = 240  # characters of a line that is shown as it should be
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as YAML counts lines
@@ -24,29 +25,29 @@ _QUOTED_AND_COMMA = re.compile(
 )
 _APOSTROPHES = re.compile(r"'(?:[^']|(?<=\w)'(?=\w))*'")
 _INVISIBLE = {
-    "\xa0": "a non-breaking space",
-    "\u202f": "a narrow non-breaking space",
-    "\u2007": "a figure space",
-    "\u2009": "a thin space",
-    "\u3000": "a full-width space",
-    "\u200b": "a zero-width space",
-    "\u200e": "an invisible mark",
-    "\u200f": "an invisible mark",
-    "\u2060": "an invisible mark",
-    "\ufeff": "an invisible mark",
+    "\xa0": Message("a non-breaking space"),
+    "\u202f": Message("a narrow non-breaking space"),
+    "\u2007": Message("a figure space"),
+    "\u2009": Message("a thin space"),
+    "\u3000": Message("a full-width space"),
+    "\u200b": Message("a zero-width space"),
+    "\u200e": Message("an invisible character"),
+    "\u200f": Message("an invisible character"),
+    "\u2060": Message("an invisible character"),
+    "\ufeff": Message("an invisible character"),
 }
 _INVISIBLES = re.compile(f"[{''.join(_INVISIBLE)}]")
 _CURLY = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\xab\xbb\uff02\uff07"
 _WIDE_IN_JSON = dict(zip("\uff1a\uff0c\uff5b\uff5d\uff3b\uff3d", ":,{}[]", strict=True))
 _OTHER_SIGNS = {
-    ",": "a comma too many; take it out",
-    "}": "a value is missing before it, or it is one too many",
-    "]": "a value is missing before it, or it is one too many",
-    ";": "write a comma, not ;",
-    "=": "write a colon, not =",
-    ".": "a number begins with a digit: 0.5",
-    "+": "a number begins with a digit; take the + out",
-    "`": 'JSON wants double quotes, "like this"',
+    ",": Message("one comma too many; remove it"),
+    "}": Message("a value is missing before it, or it is one too many"),
+    "]": Message("a value is missing before it, or it is one too many"),
+    ";": Message("write a comma, not ;"),
+    "=": Message("write a colon, not ="),
+    ".": Message("a number begins with a digit: 0.5"),
+    "+": Message("a number begins with a digit; remove the +"),
+    "`": Message('JSON needs double quotes, "like this"'),
 }
 _WORDS = {"True": "true", "False": "false", "None": "null", "TRUE": "true", "FALSE": "false", "NULL": "null"}
 
@@ -59,7 +60,7 @@ def lines_of(text: str) -> list[str]:
 def invisible(text: str) -> str:
     """What is to be said of the first character that nobody sees; empty where there is none."""
     found = _INVISIBLES.search(text)
-    return f"{_INVISIBLE[found[0]]} (U+{ord(found[0]):04X})" if found else ""
+    return Message("{character} (U+{code})", _INVISIBLE[found[0]], f"{ord(found[0]):04X}") if found else ""
 
 
 def plain_spaces(text: str) -> str:
@@ -99,7 +100,7 @@ def asks_for_quotes(line: str, texts: Collection[str]) -> str:
     found, mended = _PAIR.fullmatch(line.rstrip()), in_quotes(line)
     if not found or (found["value"][0] in "[{" and found["name"].replace("-", "_") not in texts):
         return ""
-    return f"put the {found['name']} in quotes: {mended}" if mended else ""
+    return Message("put the {field} in quotes: {instead}", found["name"], mended) if mended else ""
 
 
 def _slip(line: str, texts: Collection[str]) -> str:
@@ -108,29 +109,31 @@ def _slip(line: str, texts: Collection[str]) -> str:
     if said := _foreign_sign(line):
         return said
     for pattern, what in (
-        (_QUOTED_AND_COMMA, "a comma stands behind it"),
-        (_GLUED, "a blank is missing behind the colon"),
-        (_EQUALS, "a colon and a blank, not ="),
+        (_QUOTED_AND_COMMA, Message("a comma follows")),
+        (_GLUED, Message("a space is missing after the colon")),
+        (_EQUALS, Message("use a colon and a space, not =")),
     ):
         if found := pattern.fullmatch(line):
             pair = found["pair"] if pattern is _QUOTED_AND_COMMA else f"{found['name']}: {found['value']}"
-            return f"{found['name']}: {what}; write {_shown(pair)}"
+            return Message("{field}: {problem}; write {instead}", found["name"], what, _shown(pair))
     if said := asks_for_quotes(line, texts):
-        return f"{said.split(' ', 3)[2]}: {said}"
+        return Message("{field}: {problem}", said.split(" ", 3)[2], said)
     return ""
 
 
 def _foreign_sign(line: str) -> str:
     """What is to be said of a sign that YAML takes for something else."""
     if line.lstrip().startswith("```"):
-        return "``` is none of YAML; take the lines with ``` out"
+        return Message("``` is not YAML; remove the lines with ```")
     if "\t" in line[: len(line) - len(line.lstrip())]:
-        return "a tab stands at the start of the line; YAML wants blanks there"
+        return Message("a tab at the start of the line; YAML needs spaces there")
     if found := _WIDE.fullmatch(line):
-        return f"{found['name']}: a full-width colon; write {_shown(found['name'] + ': ' + found['value'])}"
+        return Message(
+            "{field}: a full-width colon; write {instead}", found["name"], _shown(found["name"] + ": " + found["value"])
+        )
     head = re.match(r"[^:]*:?.", line)
     if head and (what := invisible(head[0])):
-        return f"{what} stands where a blank should be; write {_shown(plain_spaces(line))}"
+        return Message("{character} in place of a space; write {instead}", what, _shown(plain_spaces(line)))
     return ""
 
 
@@ -138,26 +141,31 @@ def beside_the_others(lines: Sequence[str], began: int, at: int, problem: str) -
     """A line of YAML that is no field, or that is further right than the fields above, and what to say of it."""
     for number in (began, at - 1) if "':'" in problem else (at - 1,) if "mapping values" in problem else ():
         if 0 <= number < len(lines) and (text := lines[number].strip()) and ":" not in text and text[0] not in "#-.{[":
-            said = "has no colon; write a field as `name: value`, and indent a line that goes on with the text above"
-            return number, f'"{printable(text[:60])}" {said}'
+            said = (
+                '"{text}" has no colon; write a field as `name: value`, and indent a line that continues the text above'
+            )
+            return number, Message(said, printable(text[:60]))
     found = _PAIR.fullmatch(lines[at].rstrip()) if at < len(lines) else None
     if found and found["start"].isspace() and "mapping values" in problem:
-        said = "stands further right than the field above, and so counts as its text; begin it in the same column"
-        return at, f"{found['name']}: {said}, or put the whole text in quotes"
+        return at, Message(
+            "{field}: is indented more than the field above; start both in the same column", found["name"]
+        )
     return None
 
 
 def without_colon(line: str, fields: Collection[str]) -> str:
     """What to say of a line such as `prompt a cat`; empty where it begins with no field's name."""
     name, _, value = line.strip().partition(" ")
-    return f"a colon is missing; write {_shown(f'{name}: {value.strip()}')}" if value and name in fields else ""
+    if not value or name not in fields:
+        return ""
+    return Message("a colon is missing; write {instead}", _shown(f"{name}: {value.strip()}"))
 
 
 def in_curly_quotes(text: object) -> str:
     """What to say of a text that stands in curly quotes: to YAML these are letters of it; empty elsewhere."""
     if not isinstance(text, str) or len(text) < 2 or text[0] not in _CURLY or text[-1] not in _CURLY:
         return ""
-    return f"the curly quotes {text[0]} {text[-1]} are drawn as part of it; straight ones are not"
+    return Message("the curly quotes {left} {right} are part of the text; straight quotes are not", text[0], text[-1])
 
 
 def _is_one_text(value: str) -> bool:
@@ -178,13 +186,13 @@ def in_json(text: str, at: int, problem: str) -> tuple[int, str] | None:
     """What is wrong with a JSON text that can't be read on from `at`, and where it stands."""
     rest, before = text[at : at + 100], text[:at].rstrip()
     if before.endswith(",") and rest[:1] in {"}", "]"}:
-        return len(before) - 1, "a comma with nothing behind it; take it out"
+        return len(before) - 1, Message("a comma with nothing after it; remove it")
     if rest.startswith('"') and "," in problem:
-        return len(before) - 1, "a comma is missing behind it"
+        return len(before) - 1, Message("a comma is missing after it")
     said = _in_a_string(problem) or (_stray(rest) if rest else "")
     if not said and (word := re.match(r"\w+", rest)):
         is_yaml = not before and re.match(r"[\w-]+\s*:\s", rest)
-        said = "it looks like YAML; name the file .yaml" if is_yaml else _bare_word(word[0], before)
+        said = Message("it looks like YAML; name the file .yaml") if is_yaml else _bare_word(word[0], before)
     return (at, said) if said else None
 
 
@@ -192,35 +200,35 @@ def _stray(rest: str) -> str:
     """What is to be said of a sign that JSON has not."""
     here = rest[0]
     if rest.startswith("```"):
-        return "``` is none of JSON; take the lines with ``` out"
+        return Message("``` is not JSON; remove the lines with ```")
     if rest.startswith(("//", "/*", "#")):
-        return "JSON has no comments; take it out, or name the file .yaml and begin it with #"
+        return Message("JSON has no comments; remove it, or name the file .yaml and start comments with #")
     if here == "'":
-        return 'JSON wants double quotes, "like this"'
+        return Message('JSON needs double quotes, "like this"')
     if here in _CURLY:
-        return f'a curly quote {here}; JSON wants straight ones, "like this"'
+        return Message('a curly quote {character}; JSON needs straight ones, "like this"', here)
     if here in _WIDE_IN_JSON:
-        return f"a full-width {here}; write {_WIDE_IN_JSON[here]}"
+        return Message("a full-width {character}; write {instead}", here, _WIDE_IN_JSON[here])
     what = invisible(here)
-    return f"{what}; write a blank" if what else _OTHER_SIGNS.get(here, "")
+    return Message("{character}; write a space", what) if what else _OTHER_SIGNS.get(here, "")
 
 
 def _bare_word(word: str, before: str) -> str:
     if word in _WORDS:
-        return f"write {_WORDS[word]}, not {word}"
+        return Message("write {instead}, not {word}", _WORDS[word], word)
     if before.endswith('"') and not word[0].isdigit():
-        return r"a quote inside a text is written \""
+        return Message('a quote inside a text is written \\"')
     if before.endswith(("{", ",")) and not word[0].isdigit():
-        return f'put the name in double quotes: "{printable(word[:40])}"'
-    return "text goes in double quotes" if before.endswith((":", "[")) and not word[0].isdigit() else ""
+        return Message('put the name in double quotes: "{word}"', printable(word[:40]))
+    return Message("text goes in double quotes") if before.endswith((":", "[")) and not word[0].isdigit() else ""
 
 
 def _in_a_string(problem: str) -> str:
     """What is wrong inside a JSON string, by what the json module says of it."""
     if "Invalid control character" in problem:
-        return r"text in JSON stands on one line; write \n for a line break, \t for a tab"
+        return Message("text in JSON is on one line; write \\n for a line break, \\t for a tab")
     if "escape" in problem:
-        return r"a backslash starts an escape in JSON; in a path write / instead, in a text \\"
+        return Message("a backslash starts an escape in JSON; in a path write / instead, in a text \\\\")
     if "Unterminated" in problem:
-        return "the quote that ends this text is missing"
+        return Message("the quote that ends this text is missing")
     return ""

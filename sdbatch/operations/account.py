@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 
 ADMIN = 0  # root's uid
 PRIVATE = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
@@ -61,7 +62,7 @@ def name_of(uid: int) -> str:
 
 def whose(status: os.stat_result) -> str:
     """Whose something is, and who may do what with it, to be read."""
-    return f"{name_of(status.st_uid)}'s, with mode {stat.S_IMODE(status.st_mode):04o}"
+    return Message("{name_of}'s, with mode {s_imode}", name_of(status.st_uid), f"{stat.S_IMODE(status.st_mode):04o}")
 
 
 def _owner(folder: Path) -> int | None:
@@ -76,8 +77,10 @@ def _owner(folder: Path) -> int | None:
 
 
 def _become(uid: int) -> None:
-    remedy = f"run it as that account: sudo -u {name_of(uid)} sdbatch ..."
-    why = f"this root belongs to the account {name_of(uid)}, and what is done there as root could be led astray"
+    remedy = Message("run it as that account: sudo -u {name_of} sdbatch ...", name_of(uid))
+    why = Message(
+        "this root belongs to the account {name_of}, and what is done there as root could be led astray", name_of(uid)
+    )
     try:
         account = pwd.getpwuid(uid)
         gid, home = account.pw_gid, account.pw_dir
@@ -89,7 +92,7 @@ def _become(uid: int) -> None:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     except OSError as error:
-        raise JobError("{why}; {remedy}", why=why, remedy=remedy) from error
+        raise JobError("{why}; {remedy}", why, remedy) from error
     global stepped_down  # noqa: PLW0603 - as is the account: the process's
     stepped_down = True
     for name in PRIVATE:
@@ -100,9 +103,9 @@ def _become(uid: int) -> None:
         raise JobError(
             "{why}; but that account can't get to {closed}: install sdbatch and its Python where all "
             "may look, as in /opt, then {remedy}",
-            why=why,
-            closed=closed[0],
-            remedy=remedy,
+            why,
+            closed[0],
+            remedy,
         )
 
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.operations.account import ADMIN
 from sdbatch.spool import retention
 from sdbatch.spool.job_names import folders
@@ -46,9 +47,9 @@ def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
     """
     root.require(root.inbox)
     if os.path.lexists(target):
-        raise JobError("{target} is there already; name a folder that is not", target=target)
+        raise JobError("{target} is there already; name a folder that is not", target)
     if target.resolve().is_relative_to(root.path.resolve()):
-        raise JobError("{target} lies in the root itself; name a folder outside it", target=target)
+        raise JobError("{target} lies in the root itself; name a folder outside it", target)
     if os.geteuid() == ADMIN:
         _refuse_others_links(root)
     files.make_dir(target.parent)
@@ -64,7 +65,11 @@ def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
     except BaseException:
         files.remove_tree(draft.path)
         raise
-    return [] if takes_models else ["models/ was left out, which a service on the copy needs (--models takes it along)"]
+    return (
+        []
+        if takes_models
+        else [Message("models/ was left out, which a service on the copy needs (--models takes it along)")]
+    )
 
 
 def _refuse_others_links(root: Root) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.storage import files
 from sdbatch.storage.fingerprint import known_fingerprint
 from sdbatch.storage.root import WEIGHTS, Root
@@ -103,17 +104,19 @@ def import_model(source: Path, root: Root, name: str, told: Told, *, link: bool 
     """
     target = root.models / (name or source.name)
     if not source.exists():
-        raise JobError("there is no {source}", source=source)
+        raise JobError("there is no {source}", source)
     if os.path.lexists(target):
-        raise JobError("{target} is there already; give the new one another name with --as", target=root.show(target))
+        raise JobError("{target} is there already; give the new one another name with --as", root.show(target))
     root.require(root.models)
     if link:
         files.link_to(source.resolve(), target)
         return target
     total, usage = size_of(source), shutil.disk_usage(root.models)
     if total > usage.free:
-        text = (
-            f"{total / 1e9:,.1f} GB are to be copied, and {usage.free / 1e9:,.1f} GB are free (--link copies nothing)"
+        text = Message(
+            "{total} GB are to be copied, and {free} GB are free (--link copies nothing)",
+            f"{total / 1e9:,.1f}",
+            f"{usage.free / 1e9:,.1f}",
         )
         raise OSError(errno.ENOSPC, text, str(root.models))
     draft = files.draft_of(target)
@@ -140,4 +143,4 @@ def _copy(source: Path, draft: Path, told: Callable[[int], None]) -> None:
                 told(done)
             files.to_disk(writing)
         if files.sha256(place) != digest.hexdigest():
-            raise OSError(errno.EIO, "the disk gave back something else than was written", str(place))
+            raise OSError(errno.EIO, Message("the disk gave back something else than was written"), str(place))

@@ -26,6 +26,7 @@ from sdbatch.engine.finding import Finding, Level, ok, problem, warning
 from sdbatch.engine.local import OFFLINE, PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.job.parameters import Txt2Img
+from sdbatch.messages import Message, joined
 from sdbatch.operations import environment
 from sdbatch.spool import status_reader
 from sdbatch.storage.files import read_regular
@@ -49,9 +50,11 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     root = settings.told_to(root)
     yield from environment.check_all(root, settings)
     yield from _driver(settings.device)
-    if settings.engine == "fake":
+    if settings.engine != "local":
         yield warning(
-            "engine", "it is the fake one, which draws grey cards", "set `engine: local` in configs/sdbatch.yaml"
+            "engine",
+            Message("it is the fake one, which draws grey cards"),
+            Message("set `engine: local` in configs/sdbatch.yaml"),
         )
     else:
         yield from _engine(root, settings, ckpt, config, quick=quick)
@@ -85,15 +88,21 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
         settings = sources.load(path).settings
     except ConfigError as error:
         if isinstance(error.__cause__, PermissionError):
-            remedy = "run it as the service's user, or as one of its group"
-            return Settings.model_construct(), warning("settings", f"{error}; looked at with the defaults", remedy)
-        remedy = f"correct it; without that file everything is as {root.path}/configs/sdbatch.yaml of a new root says"
+            remedy = Message("run it as the service's user, or as one of its group")
+            return Settings.model_construct(), warning(
+                "settings", Message("{problem}; looked at with the defaults", error), remedy
+            )
+        remedy = Message(
+            "correct it; without that file everything is as {root}/configs/sdbatch.yaml of a new root says", root.path
+        )
         return Settings.model_construct(), problem("settings", str(error), remedy)
-    said = str(path) if path.exists() else f"the defaults: there is no {path}"
+    said = str(path) if path.exists() else Message("the defaults: there is no {path}", path)
     if settings.web.password and path.exists() and path.stat().st_mode & stat.S_IROTH:
-        text = f"{path} holds the hash of the page's password, and every account on this machine may read it"
-        return settings, warning("settings", text, f"chmod o= {path}")
-    return settings, ok("settings", f"{said}; device {settings.device}")
+        text = Message(
+            "{path} holds the hash of the page's password, and every account on this machine may read it", path
+        )
+        return settings, warning("settings", text, Message("chmod o= {path}", path))
+    return settings, ok("settings", Message("{said}; device {device}", said, settings.device))
 
 
 def _driver(device: str) -> Iterator[Finding]:
@@ -102,9 +111,12 @@ def _driver(device: str) -> Iterator[Finding]:
     if gpus and not NVIDIA_DRIVER.exists() and device != "cpu":
         yield warning(
             "driver",
-            f"there is an NVIDIA GPU ({gpus[0].name}), but its driver isn't loaded",
-            "install NVIDIA's driver and restart the machine (`modprobe nvidia` says what is wrong), or in a container "
-            "hand the GPU in; to draw on the CPU, set `device: cpu` in configs/sdbatch.yaml",
+            Message("there is an NVIDIA GPU ({name}), but its driver isn't loaded", gpus[0].name),
+            Message(
+                "install NVIDIA's driver and restart the machine (`modprobe nvidia` says what is wrong), "
+                "or in a container hand the GPU in; to draw on the CPU, set `device: cpu` in "
+                "configs/sdbatch.yaml"
+            ),
         )
 
 
@@ -125,21 +137,30 @@ def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bo
         return
     for path in model:
         if not os.access(path, os.R_OK):
-            yield problem("checkpoint", f"{path} can't be read", f"let the service's user read it: chmod a+r {path}")
+            yield problem(
+                "checkpoint",
+                Message("{path} can't be read", path),
+                Message("let the service's user read it: chmod a+r {path}", path),
+            )
             quick = True
     if quick:
-        yield ok("checkpoint", f"{model[0]} is there; it was not loaded, so whether it fits its config is not known")
+        yield ok(
+            "checkpoint",
+            Message("{model} is there; it was not loaded, so whether it fits its config is not known", model[0]),
+        )
     yield from _child(settings, None if quick else model)
 
 
 def _no_model(root: Root, ckpt: str, why: str) -> Finding:
     place = root.path / ckpt
     if ckpt == DEFAULT["ckpt"] and root.has_checkpoint():
-        text = f"a job that names no ckpt can't be drawn: {why}"
+        text = Message("a job that names no ckpt can't be drawn: {why}", why)
         return warning(
-            "checkpoint", text, f"link the usual one to {place}, and look again with --ckpt NAME at the others"
+            "checkpoint",
+            text,
+            Message("link the usual one to {place}, and look again with --ckpt NAME at the others", place),
         )
-    remedy = f"copy or link a checkpoint to {place} (its config comes with `sdbatch init`)"
+    remedy = Message("copy or link a checkpoint to {place} (its config comes with `sdbatch init`)", place)
     return problem("checkpoint", why, remedy)
 
 
@@ -159,10 +180,14 @@ def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Find
                 env=PATIENT | os.environ | OFFLINE,  # as the renderer's
             )
         except OSError as error:
-            text = (
-                f"{sys.executable} can't be started: {error.strerror}; the service could not start its renderer either"
+            text = Message(
+                "{executable} can't be started: {problem}; the service could not start its renderer either",
+                sys.executable,
+                error.strerror,
             )
-            yield problem("torch", text, "let this user run that Python, or install sdbatch with one that all may run")
+            yield problem(
+                "torch", text, Message("let this user run that Python, or install sdbatch with one that all may run")
+            )
             return
         finally:
             os.close(writing)
@@ -187,13 +212,15 @@ def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Find
 
 def _broken_off(about: str, code: int, said: list[str], limit: float | None) -> Finding:
     if limit is not None:
-        text = f"no answer within {limit:g} seconds (hang_seconds in configs/sdbatch.yaml)"
-        return problem(about, text, "a slow disk, or a driver that hangs: see what `nvidia-smi` and `dmesg` say")
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    text = "\n".join([f"the process that looked ended with {how}; its last words:", *said])
-    remedy = (
-        "`dmesg` tells whether the memory ran out (a model that is being loaded takes three times its file's size) "
-        "or the driver fell; otherwise install torch anew"
+        text = Message("no answer within {limit} seconds (hang_seconds in configs/sdbatch.yaml)", f"{limit:g}")
+        return problem(
+            about, text, Message("a slow disk, or a driver that hangs: see what `nvidia-smi` and `dmesg` say")
+        )
+    how = Message("signal {number}", -code) if code < 0 else Message("exit code {number}", code)
+    text = joined("\n", [Message("the process that looked ended with {how}; its last words:", how), *said])
+    remedy = Message(
+        "`dmesg` tells whether the memory ran out (a model that is being loaded takes three "
+        "times its file's size) or the driver fell; otherwise install torch anew"
     )
     return problem(about, text, remedy)
 
@@ -202,21 +229,31 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
     """What the service itself says: why it waits, if it does."""
     with suppress(OSError):
         if (said := read_regular(root.pause, 2000)) is not None:
-            reason = said.decode(errors="replace").strip() or "somebody put that file there"
+            reason = said.decode(errors="replace").strip() or Message("somebody put that file there")
             yield warning(
-                "service", f"paused by {root.pause}: {reason}", f"see to it, then: sdbatch resume --root {root.path}"
+                "service",
+                Message("paused by {pause}: {reason}", root.pause, reason),
+                Message("see to it, then: sdbatch resume --root {root}", root.path),
             )
     if root.status.exists() and not os.access(root.status, os.R_OK):
-        yield warning("service", f"{root.status} can't be read by {environment.user_name()}", _ask_the_group(root))
+        yield warning(
+            "service",
+            Message("{status} can't be read by {user_name}", root.status, environment.user_name()),
+            _ask_the_group(root),
+        )
         return
     facts = status_reader.read_status(root)
     pid, trouble = facts.get("pid"), str(facts.get("problem") or "")
     if not status_reader.is_running(facts, datetime.now(UTC)):
-        yield ok("service", f"none runs here now; sdbatch serve --root {root.path} starts one")
+        yield ok("service", Message("none runs here now; sdbatch serve --root {root} starts one", root.path))
     elif trouble and not root.pause.exists() and not (settings.active_hours and settings.active_hours in trouble):
-        yield problem("service", f"it runs (process {pid}) and says: {trouble}", "see to what it says; it then goes on")
+        yield problem(
+            "service",
+            Message("it runs (process {pid}) and says: {trouble}", pid, trouble),
+            Message("see to what it says; it then goes on"),
+        )
     else:
-        yield ok("service", f"it runs (process {pid}): {trouble or facts.get('state')}")
+        yield ok("service", Message("it runs (process {pid}): {part}", pid, trouble or facts.get("state")))
 
 
 def _inbox(root: Root) -> Iterator[Finding]:
@@ -227,19 +264,19 @@ def _inbox(root: Root) -> Iterator[Finding]:
         (
             facts["unmovable"],
             facts["unmovable_count"],
-            "jobs can't be taken out of the inbox",
-            "change the rights of its folder as it says",
+            Message("jobs can't be taken out of the inbox"),
+            Message("change the rights of its folder as it says"),
         ),
         (
             no_jobs["files"],
             no_jobs["count"],
-            "files in the inbox are no jobs, and are passed over",
-            "do as it says, or take them out",
+            Message("files in the inbox are no jobs, and are passed over"),
+            Message("do as it says, or take them out"),
         ),
     ):
         if count:
             shown = [*files.items()][:SHOWN]
-            more = [f"and {count - len(shown)} more"] * (count > len(shown))
+            more = [Message("and {count} more", count - len(shown))] * (count > len(shown))
             lines = [f"{count} {text}:", *(f"{name}: {why}" for name, why in shown), *more]
             yield warning("inbox", "\n".join(lines), remedy)
 
@@ -248,13 +285,13 @@ def _ask_the_group(root: Root) -> str:
     """Whoever shall look and drop belongs to the group of the inbox."""
     with suppress(OSError):
         return f"sudo usermod -aG {root.inbox.stat().st_gid} {environment.user_name()}, and log in anew"
-    return f"only the group of {root.path} may look there"
+    return Message("only the group of {root} may look there", root.path)
 
 
 def _units() -> Iterator[Finding]:
     """What systemd says of units named sdbatch, the system's and the user's."""
     if not (SYSTEMD_RUNS.is_dir() and shutil.which("systemctl")):
-        yield ok("unit", "there is no systemd here, so something else has to start `sdbatch serve`")
+        yield ok("unit", Message("there is no systemd here, so something else has to start `sdbatch serve`"))
         return
     found = False
     for scope in ((), ("--user",)):
@@ -263,7 +300,7 @@ def _units() -> Iterator[Finding]:
             found = True
             yield _judge_unit(" ".join(("systemctl", *scope)), facts, "user's unit" if scope else "unit")
     if not found:
-        yield ok("unit", "none named sdbatch is installed; `sdbatch serve` runs as long as you let it")
+        yield ok("unit", Message("none named sdbatch is installed; `sdbatch serve` runs as long as you let it"))
 
 
 def _unit_facts(scope: tuple[str, ...]) -> dict[str, str]:
@@ -282,18 +319,26 @@ def _judge_unit(systemctl: str, facts: dict[str, str], about: str) -> Finding:
     said = f"{active} ({facts.get('SubState', '')}), {enabled or 'not enabled'}"
     if facts["LoadState"] != "loaded":
         return problem(
-            about, f"systemd can't use it: {facts['LoadState']}", "systemctl cat sdbatch; systemctl unmask sdbatch"
+            about,
+            Message("systemd can't use it: {facts}", facts["LoadState"]),
+            "systemctl cat sdbatch; systemctl unmask sdbatch",
         )
     if active == "failed":
         why = f"{facts.get('Result', '')}, exit code {facts.get('ExecMainStatus', '')}"
         return problem(
-            about, f"{said}: {why}", f"{journal}   says why (78: settings); then {systemctl} restart sdbatch"
+            about,
+            f"{said}: {why}",
+            Message("{journal}   says why (78: settings); then {systemctl} restart sdbatch", journal, systemctl),
         )
     if facts.get("SubState") == "auto-restart":
-        text = f"{said}: it ends again and again ({facts.get('NRestarts', 'some')} restarts)"
-        return problem(about, text, f"{journal}   says why")
+        text = Message("{said}: it ends again and again ({get} restarts)", said, facts.get("NRestarts", "some"))
+        return problem(about, text, Message("{journal}   says why", journal))
     if active == "inactive":
-        return warning(about, said, f"{systemctl} enable --now sdbatch")
+        return warning(about, said, Message("{systemctl} enable --now sdbatch", systemctl))
     if enabled == "disabled":
-        return warning(about, f"{said}: it will not start with the machine", f"{systemctl} enable sdbatch")
+        return warning(
+            about,
+            Message("{said}: it will not start with the machine", said),
+            Message("{systemctl} enable sdbatch", systemctl),
+        )
     return ok(about, said)

@@ -19,6 +19,7 @@ from watchdog.observers import Observer
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.finding import Finding, ok, problem, warning
+from sdbatch.messages import Message
 from sdbatch.operations.account import name_of
 from sdbatch.storage import files
 from sdbatch.storage.filesystem import share_of
@@ -51,8 +52,12 @@ def check_all(root: Root, settings: Settings) -> Iterator[Finding]:
 def folders(root: Root) -> Iterator[Finding]:
     """All are there; a file can be made in those that the service writes, the others can be read."""
     if missing := [root.show(folder) for folder in root.folders() if not folder.is_dir()]:
-        text = f"{root.path} is no root yet: there is no {', '.join(missing)}"
-        yield problem("folders", text, f"sdbatch init {root.path}   (makes what is missing, keeps what is there)")
+        text = Message("{root} is no root yet: there is no {names}", root.path, ", ".join(missing))
+        yield problem(
+            "folders",
+            text,
+            Message("sdbatch init {root}   (makes what is missing, keeps what is there)", root.path),
+        )
         return
     refused: dict[str, list[Path]] = {}
     for folder, why in islice(_refusals(root), MOST_TOLD):
@@ -61,25 +66,34 @@ def folders(root: Root) -> Iterator[Finding]:
     for why, places in refused.items():
         named, user = ", ".join(map(root.show, places)), user_name()
         if owner in (0, os.geteuid()):
-            remedy = (
-                f"chown -R {user} {' '.join(map(str, places))}   (the service's user), or mount the disk for writing"
+            remedy = Message(
+                "chown -R {user} {names}   (the service's user), or mount the disk for writing",
+                user,
+                " ".join(map(str, places)),
             )
             yield problem("folders", f"{named}: {why}", remedy)
         else:
-            text = f"{named}: {why}, which is as it should be if the service runs as {name_of(owner)}"
+            text = Message(
+                "{named}: {why}, which is as it should be if the service runs as {name_of}", named, why, name_of(owner)
+            )
             yield warning("folders", text, _as_the_owner(root, owner))
     if not refused:
-        yield ok("folders", f"all of {root.path} can be used by {user_name()}")
+        yield ok("folders", Message("all of {root} can be used by {user_name}", root.path, user_name()))
     if os.geteuid() == 0 != owner:
         yield warning(
             "folders",
-            f"they belong to {name_of(owner)}; root may do everything, which says nothing of what that user may",
+            Message(
+                "they belong to {name_of}; root may do everything, which says nothing of what that user may",
+                name_of(owner),
+            ),
             _as_the_owner(root, owner),
         )
 
 
 def _as_the_owner(root: Root, owner: int) -> str:
-    return f"look again as the service's user: sudo -u {name_of(owner)} sdbatch doctor --root {root.path}"
+    return Message(
+        "look again as the service's user: sudo -u {name_of} sdbatch doctor --root {root}", name_of(owner), root.path
+    )
 
 
 def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
@@ -88,13 +102,19 @@ def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
             with _probe(folder):
                 pass
         except OSError as error:
-            yield folder, f"no file can be made here by {user_name()}: {error.strerror}"
+            yield (
+                folder,
+                Message("no file can be made here by {user_name}: {problem}", user_name(), error.strerror),
+            )
     for folder in _made_by_jobs(root):
         if not os.access(folder, os.W_OK | os.X_OK):
-            yield folder, f"no file can be made here by {user_name()}: {os.strerror(errno.EACCES)}"
+            yield (
+                folder,
+                Message("no file can be made here by {user_name}: {problem}", user_name(), os.strerror(errno.EACCES)),
+            )
     for folder in (root.models, root.configs):
         if not os.access(folder, os.R_OK | os.X_OK):
-            yield folder, f"can't be read by {user_name()}"
+            yield folder, Message("can't be read by {user_name}", user_name())
 
 
 def _made_by_jobs(root: Root) -> Iterator[Path]:
@@ -110,13 +130,15 @@ def filesystem(root: Root) -> Finding:
         return problem(
             "filesystem",
             apart,
-            "let jobs/running, jobs/failed and jobs/done lie on one filesystem, with no mount in between; jobs/inbox "
-            "may be another",
+            Message(
+                "let jobs/running, jobs/failed and jobs/done lie on one filesystem, with no mount in "
+                "between; jobs/inbox may be another"
+            ),
         )
     if not _moves(root.inbox, root.running):
-        text = "jobs/inbox is another filesystem: jobs are copied from there, and drawn as from any"
+        text = Message("jobs/inbox is another filesystem: jobs are copied from there, and drawn as from any")
         return ok("filesystem", text)
-    return ok("filesystem", "a job can be moved from the inbox to where it ends")
+    return ok("filesystem", Message("a job can be moved from the inbox to where it ends"))
 
 
 def what_lies_apart(root: Root) -> str:
@@ -126,9 +148,10 @@ def what_lies_apart(root: Root) -> str:
     if not apart or apart == [way[:2]]:
         return ""
     here, there = apart[0]
-    return (
-        f"no file can be moved from {root.show(here)} to {root.show(there)}, which is another filesystem, "
-        "or mounted by itself"
+    return Message(
+        "no file can be moved from {here} to {there}, which is another filesystem, or mounted by itself",
+        root.show(here),
+        root.show(there),
     )
 
 
@@ -154,24 +177,33 @@ def hard_links(root: Root) -> Finding:
             second.hardlink_to(probe)
         except OSError as error:
             return warning(
-                "hard links",
-                f"pictures in outputs/ will be copies of those in jobs/done/: {error.strerror}",
-                "nothing is lost but space; to save it, let both lie on one filesystem that has hard links",
+                Message("hard links"),
+                Message("pictures in outputs/ will be copies of those in jobs/done/: {problem}", error.strerror),
+                Message("nothing is lost but space; to save it, let both lie on one filesystem that has hard links"),
             )
         finally:
             second.unlink(missing_ok=True)
-    return ok("hard links", "pictures in outputs/ take no space of their own")
+    return ok(Message("hard links"), Message("pictures in outputs/ take no space of their own"))
 
 
 def events(root: Root, settings: Settings) -> Finding:
     """Whether the kernel tells of dropped files, tried as the service does it."""
     if not settings.use_inotify:
-        return ok("inotify", f"not used (use_inotify: off): the inbox is scanned every {settings.rescan_seconds:g} s")
+        return ok(
+            "inotify",
+            Message(
+                "not used (use_inotify: off): the inbox is scanned every {rescan_seconds} s",
+                f"{settings.rescan_seconds:g}",
+            ),
+        )
     if share := share_of(root.inbox):
         return warning(
             "inotify",
-            f"jobs/inbox lies on a share ({share}), and the kernel doesn't tell what other machines write there",
-            "set `use_inotify: off` and `settle_seconds: 10` in configs/sdbatch.yaml",
+            Message(
+                "jobs/inbox lies on a share ({share}), and the kernel doesn't tell what other machines write there",
+                share,
+            ),
+            Message("set `use_inotify: off` and `settle_seconds: 10` in configs/sdbatch.yaml"),
         )
     observer = Observer()
     try:
@@ -180,22 +212,30 @@ def events(root: Root, settings: Settings) -> Finding:
     except (OSError, RuntimeError) as error:
         # The kernel's words for "no watch left" are "No space left on device".
         is_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EMFILE}
-        why = "no watches left" if is_full else f"no events for the inbox: {error}"
+        why = Message("no watches left") if is_full else Message("no events for the inbox: {problem}", error)
         return warning(
             "inotify",
-            f"{why} ({_limits()}); jobs are found all the same, within {settings.rescan_seconds:g} seconds",
-            "as root: sysctl fs.inotify.max_user_watches=524288 fs.inotify.max_user_instances=512, and the same in "
-            "/etc/sysctl.d/60-sdbatch.conf; or `use_inotify: off` in configs/sdbatch.yaml",
+            Message(
+                "{why} ({limits}); jobs are found all the same, within {rescan_seconds} seconds",
+                why,
+                _limits(),
+                f"{settings.rescan_seconds:g}",
+            ),
+            Message(
+                "as root: sysctl fs.inotify.max_user_watches=524288 fs.inotify.max_user_instances=512, "
+                "and the same in /etc/sysctl.d/60-sdbatch.conf; or `use_inotify: off` in "
+                "configs/sdbatch.yaml"
+            ),
         )
     else:
         observer.stop()
         observer.join()
-    return ok("inotify", f"a dropped file is noticed at once ({_limits()})")
+    return ok("inotify", Message("a dropped file is noticed at once ({limits})", _limits()))
 
 
 def _limits() -> str:
     said = [f"{name} {(INOTIFY / name).read_text().strip()}" for name in LIMITS if (INOTIFY / name).exists()]
-    return ", ".join(said) or "this system tells no limits"
+    return ", ".join(said) or Message("this system tells no limits")
 
 
 def space(root: Root, settings: Settings) -> Iterator[Finding]:
@@ -203,10 +243,12 @@ def space(root: Root, settings: Settings) -> Iterator[Finding]:
     for folder in {place.stat().st_dev: place for place in (root.outputs, root.status.parent)}.values():
         disk = os.statvfs(folder)
         free, files_left = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else FEW_FILES
-        said = f"{free / 1e9:.1f} GB are free for {root.show(folder)}"
+        said = Message("{free} GB are free for {folder}", f"{free / 1e9:.1f}", root.show(folder))
         if files_left < FEW_FILES:
-            said += f", and room for {files_left} more files"
-        remedy = "delete old folders in jobs/done/ and outputs/ (the pictures lie in both), or use a larger disk"
+            said += Message(", and room for {files_left} more files", files_left)
+        remedy = Message(
+            "delete old folders in jobs/done/ and outputs/ (the pictures lie in both), or use a larger disk"
+        )
         kept = settings.kept_free(disk.f_blocks * disk.f_frsize)
         if free < max(NO_SPACE, kept) or not files_left:
             yield problem("space", said, remedy)
@@ -220,14 +262,18 @@ def clock(root: Root) -> Finding:
     """Jobs are named by the time they came; a clock that is wrong costs no job, but nobody finds it again."""
     now = time.time()
     said = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    remedy = "set it (timedatectl set-time, or a time server in your own network)"
+    remedy = Message("set it (timedatectl set-time, or a time server in your own network)")
     ahead = max((folder.stat().st_mtime - now for folder in root.folders() if folder.exists()), default=0.0)
     if now < RELEASED:
-        return warning("clock", f"it says {said}, which is before sdbatch was written", remedy)
+        return warning("clock", Message("it says {said}, which is before sdbatch was written", said), remedy)
     if ahead > CLOCK_SLACK:
-        text = f"it says {said}, but a folder of jobs was changed {ahead:.0f} seconds after that: set back, or a file "
-        return warning("clock", text + "server's clock is another", remedy)
-    return ok("clock", f"it says {said}")
+        text = Message(
+            "it says {said}, but a folder of jobs was changed {ahead} seconds after that: set back, or a file ",
+            said,
+            f"{ahead:.0f}",
+        )
+        return warning("clock", text + Message("server's clock is another"), remedy)
+    return ok("clock", Message("it says {said}", said))
 
 
 @contextmanager

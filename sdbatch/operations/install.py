@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sdbatch.config.settings import Settings
 from sdbatch.errors import InstallError
+from sdbatch.messages import Message
 from sdbatch.operations.account import ADMIN, is_admins, whose
 from sdbatch.operations.ownership import Ownership
 from sdbatch.storage import files
@@ -150,23 +151,31 @@ def _refuse_others(path: Path, place: Path, status: os.stat_result) -> None:
             "{place} is {whose}: what {name} says is put into the service's unit, and others than "
             "root could have written it. Look through it, then make it yours: chown root:root "
             "{parent} {path}; chmod go-w {parent} {path}",
-            place=place,
-            whose=whose(status),
-            name=path.name,
-            parent=path.parent,
-            path=path,
+            place,
+            whose(status),
+            path.name,
+            path.parent,
+            path,
         )
 
 
 def _opened(root: Root, settings: Settings) -> Iterator[str]:
     """What the unit lets the service do beside drawing, and what in the configuration or the root has it so."""
-    yield f"the service may write in {root.path}, but not in its configs/ and models/"
-    yield from (f"the service may write in {path}: a folder of the root is a link to it" for path in _linked(root))
+    yield Message("the service may write in {root}, but not in its configs/ and models/", root.path)
+    yield from (
+        Message("the service may write in {path}: a folder of the root is a link to it", path) for path in _linked(root)
+    )
     for path in settings.allow_paths:
         _refuse_systems(root, path)
-        yield f"the service may write in {path}: allow_paths in configs/sdbatch.yaml"
-    yield from (f"the service may look into home folders (not write there): {why}" for why in _homes(root, settings))
-    yield f"systemd restarts it after {_watchdog(settings)} seconds of silence: hang_seconds in configs/sdbatch.yaml"
+        yield Message("the service may write in {path}: allow_paths in configs/sdbatch.yaml", path)
+    yield from (
+        Message("the service may look into home folders (not write there): {why}", why)
+        for why in _homes(root, settings)
+    )
+    yield Message(
+        "systemd restarts it after {watchdog} seconds of silence: hang_seconds in configs/sdbatch.yaml",
+        _watchdog(settings),
+    )
 
 
 def _refuse_systems(root: Root, path: Path) -> None:
@@ -181,8 +190,8 @@ def _refuse_systems(root: Root, path: Path) -> None:
                 "allow_paths in configs/sdbatch.yaml: the service is not let into {path}{which}, where "
                 "the system's files or its own lie; name a folder of pictures, such as one in /srv, "
                 "/mnt, /media, /data or a home",
-                path=path,
-                which=which,
+                path,
+                which,
             )
 
 
@@ -259,7 +268,7 @@ def _written(path: Path) -> str:
     text = str(path)
     if UNWRITABLE.search(text.replace(" ", "")):
         raise InstallError(
-            "{text}: systemd's files can't name a path with quotes, $, backslashes or line breaks", text=f"{text!r}"
+            "{text}: systemd's files can't name a path with quotes, $, backslashes or line breaks", f"{text!r}"
         )
     return text.replace("%", "%%")
 
@@ -292,11 +301,11 @@ def _homes(root: Root, settings: Settings) -> Iterator[str]:
     entries = files.below(root.models) if root.models.is_dir() else ()
     links = [path.resolve() for path in entries if path.is_symlink() and not _is_planted(path)]
     reasons = {
-        "sdbatch lies in {}": _ours(),
-        "the root lies in {}": [root.path, root.path.resolve(), *_linked(root)],
-        "models/ has a link to {}": links,
-        "allow_paths in configs/sdbatch.yaml names {}": settings.allow_paths,
-        "configs/sdbatch.yaml names {}": _named(settings),
+        Message("sdbatch lies in {}"): _ours(),
+        Message("the root lies in {}"): [root.path, root.path.resolve(), *_linked(root)],
+        Message("models/ has a link to {}"): links,
+        Message("allow_paths in configs/sdbatch.yaml names {}"): settings.allow_paths,
+        Message("configs/sdbatch.yaml names {}"): _named(settings),
     }
     for why, places in reasons.items():
         for place in dict.fromkeys(places):
@@ -309,7 +318,7 @@ def _refuse_unreachable(root: Root) -> None:
     for place in (*_ours(), root.path):
         if any(place.is_relative_to(folder) for folder in ("/tmp", "/var/tmp")):  # noqa: S108 - nothing is put there
             raise InstallError(
-                "{place}: the service has a /tmp of its own and could not see it; put it elsewhere", place=place
+                "{place}: the service has a /tmp of its own and could not see it; put it elsewhere", place
             )
         for folder in place.parents:
             if folder.exists() and not folder.stat().st_mode & 0o001:
@@ -317,18 +326,18 @@ def _refuse_unreachable(root: Root) -> None:
                     "the account sdbatch could not get to {place}: {folder} is closed to others. Put it "
                     "where all may look, such as /opt or /srv, or run the service as yourself: sdbatch "
                     "install --user",
-                    place=place,
-                    folder=folder,
+                    place,
+                    folder,
                 )
 
 
 def _run(command: list[str]) -> None:
     if shutil.which(command[0]) is None:
-        raise InstallError("{command} is not there: is this a machine with systemd?", command=command[0])
+        raise InstallError("{command} is not there: is this a machine with systemd?", command[0])
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
     if ended.returncode:
         raise InstallError(
             "`{names}` failed: {part}",
-            names=" ".join(command),
-            part=ended.stderr.strip() or f"exit code {ended.returncode}",
+            " ".join(command),
+            ended.stderr.strip() or Message("exit code {returncode}", ended.returncode),
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdbatch.errors import InstallError
+from sdbatch.messages import Message
 from sdbatch.operations.account import ADMIN, is_admins, whose
 from sdbatch.storage.root import Root
 from sdbatch.storage.safe_open import open_below, open_folder
@@ -55,11 +56,20 @@ class Ownership:
     def lines(self) -> Iterator[str]:
         """What will be done."""
         root, show = self.root, self.root.show
-        yield f"{root.path}: root's, and nobody else's to change"
-        yield f"{show(root.configs)}, {show(root.models)} and all in them: root's, nobody else's to change"
+        yield Message("{root}: root's, and nobody else's to change", root.path)
+        yield Message(
+            "{configs}, {models} and all in them: root's, nobody else's to change",
+            show(root.configs),
+            show(root.models),
+        )
         yield (
-            f"{', '.join(show(folder) for folder in self._services())} and all in them: the account {ACCOUNT}'s; its "
-            f"group may write in {show(root.running)} and {show(root.failed)}"
+            Message(
+                "{names} and all in them: the account {account}'s; its group may write in {running} and {failed}",
+                ", ".join(show(folder) for folder in self._services()),
+                ACCOUNT,
+                show(root.running),
+                show(root.failed),
+            )
         )
 
     def carry_out(self) -> None:
@@ -75,7 +85,7 @@ class Ownership:
             account = pwd.getpwnam(ACCOUNT)
         except KeyError as error:
             raise InstallError(
-                "there is no account {account}: `systemd-sysusers` should have made it", account=ACCOUNT
+                "there is no account {account}: `systemd-sysusers` should have made it", ACCOUNT
             ) from error
         self._close(root.path)
         for folder in (root.configs, root.models):
@@ -87,7 +97,10 @@ class Ownership:
             self._give(folder, Rule(account.pw_uid, account.pw_gid, group, without))
         if self._elsewhere:
             self.told.append(
-                f"{len(self._elsewhere)} files stay whose they were, as they have names outside of these folders too"
+                Message(
+                    "{count} files stay whose they were, as they have names outside of these folders too",
+                    len(self._elsewhere),
+                )
             )
 
     def _services(self) -> tuple[Path, ...]:
@@ -103,8 +116,12 @@ class Ownership:
                 os.fchown(handle, ADMIN, ADMIN)
                 os.fchmod(handle, 0o755)
                 self.told.append(
-                    f"{folder} was {whose(status)}, and others could exchange the folders in it: it is root's now, "
-                    "with mode 0755. See whether all that lies in its configs/ and models/ is yours"
+                    Message(
+                        "{folder} was {whose}, and others could exchange the folders in it: it is root's now, "
+                        "with mode 0755. See whether all that lies in its configs/ and models/ is yours",
+                        folder,
+                        whose(status),
+                    )
                 )
         finally:
             os.close(handle)
@@ -117,9 +134,7 @@ class Ownership:
             return
         except OSError as error:
             raise InstallError(
-                "{folder}: {problem}; see what it is, take it away, and install again",
-                folder=folder,
-                problem=error.strerror,
+                "{folder}: {problem}; see what it is, take it away, and install again", folder, error.strerror
             ) from error
         try:
             changed = sum(self._set(handle, rule) for handle in _all_in(top))
@@ -127,7 +142,11 @@ class Ownership:
             os.close(top)
         if changed:
             owner = "root" if rule.uid == ADMIN else ACCOUNT
-            self.told.append(f"{self.root.show(folder)}: {changed} files and folders became {owner}'s")
+            self.told.append(
+                Message(
+                    "{folder}: {changed} files and folders became {owner}'s", self.root.show(folder), changed, owner
+                )
+            )
 
     def _set(self, handle: int, rule: Rule) -> bool:
         """Whether anything was to be changed, and was."""

@@ -45,11 +45,9 @@ class Target:
         match = re.fullmatch(r"(?:linux-|manylinux_2_(?P<glibc>\d+)_)(?P<machine>x86_64|aarch64)", name)
         if match is None:
             known = "linux-x86_64, linux-aarch64, or manylinux_2_34_x86_64 and the like"
-            raise BundleError("--platform {name}: sdbatch serves on Linux; say one of {known}", name=name, known=known)
+            raise BundleError("--platform {name}: sdbatch serves on Linux; say one of {known}", name, known)
         if not re.fullmatch(r"3\.\d+", python):
-            raise BundleError(
-                "--python {python}: say it like 3.11, as the server's `python3 --version` begins", python=python
-            )
+            raise BundleError("--python {python}: say it like 3.11, as the server's `python3 --version` begins", python)
         return cls(match["machine"], int(match["glibc"] or 28), python)
 
     @property
@@ -105,12 +103,8 @@ def collect(own: Path, folder: Path, target: Target) -> None:
 
 def _pip(*arguments: str, pip: tuple[str, ...] = ("-m", "pip")) -> None:
     if find_spec("pip") is None:
-        raise BundleError(
-            "{executable} has no pip: run `{executable} -m ensurepip`, or `make bundle`", executable=sys.executable
-        )
+        raise BundleError("{executable} has no pip: run `{executable} -m ensurepip`, or `make bundle`", sys.executable)
     command = [sys.executable, *pip, "--disable-pip-version-check", *arguments]
     # Standard output is the command's own answer.
     if subprocess.run(command, stdout=2, check=False).returncode:
-        raise BundleError(
-            "pip could not {arguments} what is needed; what it says above tells why", arguments=arguments[0]
-        )
+        raise BundleError("pip could not {arguments} what is needed; what it says above tells why", arguments[0])

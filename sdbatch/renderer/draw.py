@@ -65,9 +65,9 @@ def draw(
         JobError: the job asks for what the model has not, or the model gave numbers that are not finite.
     """
     if model.channels != job.C:
-        raise JobError("C: {c} latent channels, but the checkpoint has {channels}", c=job.C, channels=model.channels)
+        raise JobError("C: {c} latent channels, but the checkpoint has {channels}", job.C, model.channels)
     if job.ddim_steps > len(model.alphas):
-        raise JobError("ddim_steps: at most {count}, the steps that the model was trained on", count=len(model.alphas))
+        raise JobError("ddim_steps: at most {count}, the steps that the model was trained on", len(model.alphas))
     fallback = fallback or MemoryFallback(model.device)
     strength = job.strength if isinstance(job, Img2Img) else None
     wish = Wish(job.ddim_steps, job.ddim_eta, strength)

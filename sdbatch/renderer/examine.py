@@ -16,19 +16,21 @@ from pathlib import Path
 
 from sdbatch.engine.finding import Finding, ok, problem, warning
 from sdbatch.errors import SdbatchError
+from sdbatch.messages import Message
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 ASKING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"}
 CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in OpenAI's vocabulary
 
-REINSTALL = "install sdbatch anew, with all it needs (make, or the bundle's install.sh)"
-NO_GPU = (
-    "see what nvidia-smi says; a torch built for a newer CUDA than the driver knows needs a newer driver, or a torch "
-    "built for an older CUDA. To draw on the CPU all the same, set `device: cpu` in configs/sdbatch.yaml"
+REINSTALL = Message("install sdbatch anew, with all it needs (make, or the bundle's install.sh)")
+NO_GPU = Message(
+    "see what nvidia-smi says; a torch built for a newer CUDA than the driver knows needs a "
+    "newer driver, or a torch built for an older CUDA. To draw on the CPU all the same, set "
+    "`device: cpu` in configs/sdbatch.yaml"
 )
-MISFIT = (
-    "lay a whole Stable Diffusion v1 checkpoint there (its sha256 tells whether it was copied whole), and the config "
-    "that belongs to it"
+MISFIT = Message(
+    "lay a whole Stable Diffusion v1 checkpoint there (its sha256 tells whether it was "
+    "copied whole), and the config that belongs to it"
 )
 
 
@@ -58,10 +60,16 @@ def libraries() -> Finding:
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    cuda = Message("built for CUDA {cuda}", torch.version.cuda) if torch.version.cuda else Message("built without CUDA")
     return ok(
         "torch",
-        f"{torch.__version__}, {cuda}; diffusers {diffusers.__version__}, transformers {transformers.__version__}",
+        Message(
+            "{version__}, {cuda}; diffusers {version___2}, transformers {version___3}",
+            torch.__version__,
+            cuda,
+            diffusers.__version__,
+            transformers.__version__,
+        ),
     )
 
 
@@ -79,29 +87,43 @@ def drawing_device(asked: str) -> Finding:
                 torch.ones(1, 1, 8, 8, device=device), torch.ones(1, 1, 3, 3, device=device)
             )
             if float(drawn.sum()) != 36 * 9:
-                return problem("device", f"{asked} computes wrongly: {float(drawn.sum())} for 324", NO_GPU)
+                return problem(
+                    "device",
+                    Message("{asked} computes wrongly: {float} for 324", asked, float(drawn.sum())),
+                    NO_GPU,
+                )
         except Exception as error:
             # Torch only warns why it finds no GPU, such as "The NVIDIA driver on your system is too old".
             for said in heard:
-                error.args = (f"{error}; torch says: {said.message}",)
+                error.args = (Message("{problem}; torch says: {message}", error, said.message),)
             raise
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
-        text = f"{torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {whole / 2**30:.1f} GiB free, {_driver()}"
+        text = Message(
+            "{get_device_name}, {free} of {whole} GiB free, {driver}",
+            torch.cuda.get_device_name(device),
+            f"{free / 2**30:.1f}",
+            f"{whole / 2**30:.1f}",
+            _driver(),
+        )
         return ok("device", text)
     if asked == "auto" and NVIDIA_DRIVER.exists():
-        text = (
-            f"jobs will be drawn on the CPU: there is an NVIDIA GPU, but this torch ({torch.__version__}) can't use it"
+        text = Message(
+            "jobs will be drawn on the CPU: there is an NVIDIA GPU, but this torch ({version__}) can't use it",
+            torch.__version__,
         )
-        return warning("device", text, f"install a torch that is built for CUDA; {NO_GPU}")
-    return ok("device", f"the CPU, {torch.get_num_threads()} threads (a 512x512 picture takes it minutes)")
+        return warning("device", text, Message("install a torch that is built for CUDA; {no_gpu}", NO_GPU))
+    return ok(
+        "device",
+        Message("the CPU, {get_num_threads} threads (a 512x512 picture takes it minutes)", torch.get_num_threads()),
+    )
 
 
 def _driver() -> str:
     try:
         words = NVIDIA_DRIVER.read_text().split()
     except OSError:
-        return "driver unknown"
+        return Message("driver unknown")
     return f"driver {next((word for word in words if word[:1].isdigit() and '.' in word), 'unknown')}"
 
 
@@ -112,8 +134,12 @@ def tokenizer() -> Finding:
     text, tokens = CAT
     found = clip_tokenizer()(text)["input_ids"]
     if found != tokens:
-        return problem("tokenizer", f'"{text}" becomes {found}, not {tokens}', REINSTALL)
-    return ok("tokenizer", "CLIP's vocabulary, from the package")
+        return problem(
+            "tokenizer",
+            Message('"{text}" becomes {found}, not {tokens}', text, found, tokens),
+            REINSTALL,
+        )
+    return ok("tokenizer", Message("CLIP's vocabulary, from the package"))
 
 
 def fitting(ckpt: Path, config: Path) -> Finding:
@@ -122,8 +148,11 @@ def fitting(ckpt: Path, config: Path) -> Finding:
 
     model = load_model(ckpt, config)
     numbers = sum(p.numel() for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters())
-    fits = "is whole" if ckpt.is_dir() else f"fits {config.name}"
-    return ok("checkpoint", f"{ckpt} {fits}: {numbers / 1e6:,.0f} million weights")
+    fits = Message("is whole") if ckpt.is_dir() else Message("fits {name}", config.name)
+    return ok(
+        "checkpoint",
+        Message("{ckpt} {fits}: {numbers} million weights", ckpt, fits, f"{numbers / 1e6:,.0f}"),
+    )
 
 
 def network(asked: list[str]) -> Finding:
@@ -131,10 +160,10 @@ def network(asked: list[str]) -> Finding:
     if asked:
         return problem(
             "network",
-            f"something asked for it, and was refused: {', '.join(dict.fromkeys(asked))}",
-            "drawing needs none; tell the authors of sdbatch, with this line",
+            Message("something asked for it, and was refused: {names}", ", ".join(dict.fromkeys(asked))),
+            Message("drawing needs none; tell the authors of sdbatch, with this line"),
         )
-    return ok("network", "none is needed: nothing so far asked for it")
+    return ok("network", Message("none is needed: nothing so far asked for it"))
 
 
 def guard(asked: list[str]) -> None:
@@ -149,7 +178,7 @@ def guard(asked: list[str]) -> None:
         elif not event.startswith("socket.get"):
             return
         asked.append(f"{address} ({event.removeprefix('socket.')})")
-        raise PermissionError(f"sdbatch doctor lets nothing reach the network, not even {address}")
+        raise PermissionError(Message("sdbatch doctor lets nothing reach the network, not even {address}", address))
 
     sys.addaudithook(refuse)
 

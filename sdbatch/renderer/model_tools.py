@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.ldm_checkpoint import canonical
 from sdbatch.renderer.models.models import fit_problems, is_ready, plan_model, read_model, require_fit
@@ -20,12 +21,14 @@ Told = Callable[[int, int], None]  # bytes done, bytes in all
 
 # What lies in many checkpoints beside the weights that are drawn with.
 _BESIDE = {
-    "moving averages": r"model_ema\.",
-    "the noise schedule": r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",
+    Message("moving averages"): r"model_ema\.",
+    Message("the noise schedule"): r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",
     "positions": r".*position_ids$",
-    "layers that the config leaves out": r"cond_stage_model\.model\.transformer\.resblocks\.",
-    "what training needed": r"(first_stage_model\.loss|cond_stage_model\.model\.(visual|logit_scale|text_projection))",
-    "the text encoder's other half": r"cond_stage_model\.transformer\.to_logits",
+    Message("layers that the config leaves out"): r"cond_stage_model\.model\.transformer\.resblocks\.",
+    Message(
+        "what training needed"
+    ): r"(first_stage_model\.loss|cond_stage_model\.model\.(visual|logit_scale|text_projection))",
+    Message("the text encoder's other half"): r"cond_stage_model\.transformer\.to_logits",
 }
 
 
@@ -113,8 +116,8 @@ def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Con
         raise JobError(
             "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml bounds "
             "it, and a fiftieth of the disk stays free",
-            folder=conversions.folder,
-            name=plan.name,
+            conversions.folder,
+            plan.name,
         )
     return place
 
@@ -127,7 +130,7 @@ def convert_file(ckpt: Path, config: Path, out: Path, dtype: torch.dtype, told: 
         OSError: the disk failed or is full.
     """
     if ckpt.is_dir():
-        raise JobError("{name} is a folder in diffusers format: --output is for single files", name=ckpt.name)
+        raise JobError("{name} is a folder in diffusers format: --output is for single files", ckpt.name)
     weights = read_weights(ckpt)
     tidy: dict[str, Tensor] = canonical(weights)
     plan = plan_model(ckpt, config, tidy)

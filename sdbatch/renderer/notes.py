@@ -6,6 +6,7 @@ A note is on disk before the picture that it is about, so a job that was stopped
 import json
 from pathlib import Path
 
+from sdbatch.messages import pack, unpack
 from sdbatch.storage import files
 
 NOTES = "notes.json"
@@ -17,7 +18,7 @@ class Notes:
     def __init__(self, folder: Path) -> None:
         self._path = folder / NOTES
         try:
-            self.texts = [str(text) for text in json.loads(self._path.read_bytes())]
+            self.texts = [unpack(text) for text in json.loads(self._path.read_bytes())]
         except (FileNotFoundError, ValueError, TypeError):
             self.texts = []
 
@@ -25,4 +26,4 @@ class Notes:
         """Keep it, durably, once."""
         if text not in self.texts:
             self.texts.append(text)
-            files.write_atomically(self._path, json.dumps(self.texts, indent=1).encode())
+            files.write_atomically(self._path, json.dumps([*map(pack, self.texts)], indent=1).encode())

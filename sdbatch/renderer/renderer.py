@@ -30,12 +30,13 @@ import torch
 import transformers
 
 from sdbatch.engine import protocol
-from sdbatch.engine.protocol import Draw, Message, RendererConfig
+from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
 from sdbatch.job.model_config import read_model_config
 from sdbatch.job.parameters import Batch, count_pictures
 from sdbatch.job.remarks import of_size
+from sdbatch.messages import Message
 from sdbatch.renderer.device.memory import in_short, is_out_of_memory, peak_bytes, reset_peak, trim
 from sdbatch.renderer.draw import draw
 from sdbatch.renderer.lora.lora import apply_loras, read_lora
@@ -93,7 +94,7 @@ class Renderer:
         except (JobError, OSError, OutOfMemory) as error:
             print(f"the model to preload can't be loaded: {error}", file=sys.stderr)  # noqa: T201 - goes to the log
 
-    def answer(self, message: Message) -> None:
+    def answer(self, message: protocol.Message) -> None:
         """Send one event."""
         self.answers.write(message.model_dump_json() + "\n")
         self.answers.flush()
@@ -105,7 +106,7 @@ class Renderer:
             try:
                 self.render(task)
             except JobError as error:
-                self.answer(protocol.Failed(job_id=task.job_id, fault="job", text=str(error)))
+                self.answer(protocol.Failed(job_id=task.job_id, fault="job", text=error.message))
             except OSError as error:
                 is_away = not task.folder.is_dir()  # the job's own: a share that went away
                 fault: Literal["disk", "job"] = "disk" if is_away or is_disk_trouble(error) else "job"
@@ -113,7 +114,7 @@ class Renderer:
             except (OutOfMemory, RuntimeError, MemoryError) as error:
                 if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
                     raise
-                Notes(task.folder).add("out of memory, with as little as possible at once: this renderer ends")
+                Notes(task.folder).add(Message("out of memory, with as little as possible at once: this renderer ends"))
                 raise error if isinstance(error, OutOfMemory) else OutOfMemory(in_short(error)) from error
             trim()
 
@@ -197,7 +198,7 @@ class Renderer:
         except OutOfMemory as error:
             if task.job.skip_save:
                 raise  # it is all that would be left: another renderer may find more
-            fallback.tell(f"the grid is not whole: {error}")
+            fallback.tell(Message("the grid is not whole: {problem}", error))
 
     def _keep_staged(self, task: Draw, origin: pictures.Origin) -> list[Path]:
         """Samples of an earlier attempt, as far as they are whole and of this job and model; the rest is drawn anew."""
@@ -252,7 +253,7 @@ def find_device(asked: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
         raise EngineDown(
-            "device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked=asked, reason=reason
+            "device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked, reason
         ) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
@@ -268,7 +269,10 @@ def _suspecting(model: Model, task: Draw) -> Model:
     if not task.loras:
         return model
     named = ", ".join(lora.file for lora in task.job.loras)
-    return replace(model, suspect=f"loras: {named} may be too strong (try a smaller weight), or {model.suspect}")
+    return replace(
+        model,
+        suspect=Message("loras: {named} may be too strong (try a smaller weight), or {suspect}", named, model.suspect),
+    )
 
 
 def _device_name(device: torch.device) -> str:
@@ -293,7 +297,7 @@ def main() -> None:
             if preload:
                 renderer.preload(*map(Path, preload))
         except EngineDown as error:
-            pipe.write(protocol.Unfit(text=str(error)).model_dump_json() + "\n")
+            pipe.write(protocol.Unfit(text=error.message).model_dump_json() + "\n")
         else:
             renderer.answer(protocol.Ready())
             try:

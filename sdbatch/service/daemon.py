@@ -11,7 +11,7 @@ from types import FrameType
 
 from sdbatch.config import sources
 from sdbatch.config.settings import DefaultModel, Settings
-from sdbatch.engine.local import LocalEngine
+from sdbatch.engine.local import FAKE_RENDERER, RENDERER, LocalEngine
 from sdbatch.engine.protocol import Engine, RendererConfig
 from sdbatch.errors import ConfigError, JobError
 from sdbatch.service.service import Clock, Service, system_clock
@@ -82,7 +82,7 @@ def prepare(root: Root) -> None:
         if files.is_disk_trouble(error):
             raise
         raise ConfigError(
-            "{root}: the folders of a root can't be made here: {problem}", root=root.path, problem=error.strerror
+            "{root}: the folders of a root can't be made here: {problem}", root.path, error.strerror
         ) from error
 
 
@@ -102,7 +102,8 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         safety_checker=checker if checker in {"auto", "off"} else str(as_stored(root.path / checker)),
         watermark=settings.watermark,
     )
-    return LocalEngine(config, lambda: _to_preload(root, chosen))
+    program = FAKE_RENDERER if settings.engine == "fake-process" else RENDERER
+    return LocalEngine(config, lambda: _to_preload(root, chosen), program)
 
 
 def _to_preload(root: Root, chosen: DefaultModel) -> Sequence[Path]:

@@ -9,6 +9,7 @@ from sdbatch.job.model_config import read_model_config
 from sdbatch.job.parameters import Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
+from sdbatch.messages import Message
 from sdbatch.service.task import Task
 from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
@@ -84,7 +85,7 @@ class JobLoader:
         path = self.spool.folder(claim) / claim.file
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
         if data is None:
-            raise JobError("{file}: is a link, a pipe or a device; a job must be a plain file", file=claim.file)
+            raise JobError("{file}: is a link, a pipe or a device; a job must be a plain file", claim.file)
         if self._parsed[:2] != (data, claim.file):
             self._parsed = (data, claim.file, reader.parse(data, claim.file, self.root.defaults))
         parts = self._parsed[2]
@@ -94,16 +95,20 @@ class JobLoader:
             raise JobError(
                 "{file}: holds {count} of {parts} jobs since it was mended, and not number {part}: "
                 "nothing is left to draw here, and this folder may be deleted",
-                file=claim.file,
-                count=len(parts),
-                parts=claim.parts,
-                part=claim.part,
+                claim.file,
+                len(parts),
+                claim.parts,
+                claim.part,
             )
         part = parts[claim.part - 1]
         if 0 < claim.parts < len(parts):
-            more = (
-                f"{claim.file}: holds {len(parts)} jobs since it was mended, and held {claim.parts}: only number "
-                f"{claim.part} is drawn here; drop what was added into the inbox, in a file of its own"
+            more = Message(
+                "{file}: holds {count} jobs since it was mended, and held {parts}: only number {part} is "
+                "drawn here; drop what was added into the inbox, in a file of its own",
+                claim.file,
+                len(parts),
+                claim.parts,
+                claim.part,
             )
             return replace(part, notes=(*part.notes, more))
         return part

@@ -15,13 +15,14 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine.protocol import Engine
 from sdbatch.errors import EngineDown, TemporarilyUnavailable
 from sdbatch.job.parameters import Txt2Img
+from sdbatch.messages import Message
 from sdbatch.operations import environment
 from sdbatch.service.task import Task
 from sdbatch.storage import files, filesystem
 from sdbatch.storage.root import Root
 
 READ_BYTES = 2000
-FREE_SOME = (
+FREE_SOME = Message(
     ", but for what min_free_bytes keeps free: make room (`sdbatch prune`, old folders in jobs/done/ and outputs/)"
 )
 FAILURES = "failures-in-a-row"
@@ -66,9 +67,11 @@ class Readiness:
         self._remember()
         if self._failures < self.settings.max_consecutive_crashes:
             return
-        text = (
-            f"{self._failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n{why}\n"
-            "See to the machine, drop what lies in jobs/failed/ again, and remove this file.\n"
+        text = Message(
+            "{failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n"
+            "{why}\nSee to the machine, drop what lies in jobs/failed/ again, and remove this file.\n",
+            self._failures,
+            why,
         )
         with suppress(OSError):  # then the next failure tries again
             files.write_atomically(self.root.pause, text.encode("utf-8", "backslashreplace"))
@@ -111,11 +114,11 @@ class Readiness:
             if (room := self._room(folder)) < need:
                 raise TemporarilyUnavailable(
                     "{id} may need {need} MB, and {free} MB are free for {folder}/{free_some}",
-                    id=task.claim.id,
-                    need=f"{need / 1e6:,.1f}",
-                    free=f"{max(0, room) / 1e6:,.1f}",
-                    folder=self.root.show(folder),
-                    free_some=FREE_SOME,
+                    task.claim.id,
+                    f"{need / 1e6:,.1f}",
+                    f"{max(0, room) / 1e6:,.1f}",
+                    self.root.show(folder),
+                    FREE_SOME,
                 )
 
     def _room(self, folder: Path) -> int:
@@ -127,7 +130,7 @@ class Readiness:
         """Nothing is begun on a full disk, whatever it needs."""
         for folder in (self.root.running, self.root.outputs):
             if self._room(folder) < 0:
-                return f"the disk of {self.root.show(folder)}/ is full{FREE_SOME}"
+                return Message("the disk of {folder}/ is full{free_some}", self.root.show(folder), FREE_SOME)
         return ""
 
     def _outside_hours(self, wall: datetime) -> str:
@@ -141,7 +144,9 @@ class Readiness:
                 files.clear(self.root.now)  # whatever somebody laid there
         if is_within or self.root.now.exists():
             return ""
-        return f"waits until {start:%H:%M} (active_hours: {self.settings.active_hours})"
+        return Message(
+            "waits until {start} (active_hours: {active_hours})", f"{start:%H:%M}", self.settings.active_hours
+        )
 
     def _paused(self) -> str:
         try:
@@ -150,17 +155,19 @@ class Readiness:
             self._is_unloaded = False
             return ""
         except OSError as error:
-            return f"jobs/PAUSE is there, but can't be read: {error.strerror}"
+            return Message("jobs/PAUSE is there, but can't be read: {problem}", error.strerror)
         reason = said.decode("utf-8", "replace").strip()
         self._is_unloaded = "unload" in re.findall(r"\w+", reason.lower())
         reason = re.sub(r"^unload\b\W*", "", reason, flags=re.IGNORECASE)
-        return f"paused until jobs/PAUSE is removed{': ' if reason else ''}{reason}"
+        return Message("paused until jobs/PAUSE is removed{part}{reason}", ": " if reason else "", reason)
 
     def _unwritable(self) -> str:
         """Pictures that can't be put away would be drawn for nothing."""
         for folder in (self.root.running, self.root.done, self.root.failed, self.root.outputs, self.root.state):
             if not os.access(folder, os.W_OK | os.X_OK):
-                return f"{self.root.show(folder)} is not there or can't be written by the service's user"
+                return Message(
+                    "{folder} is not there or can't be written by the service's user", self.root.show(folder)
+                )
         return ""
 
     def _lies_apart(self, now: float) -> str:
@@ -176,7 +183,9 @@ class Readiness:
         """Weights often lie on a disk of their own, which is mounted late or not at all."""
         if self.root.has_checkpoint():
             return ""
-        return f"there is no checkpoint in {self.root.models}: copy one there, or a link to it (or mount its disk)"
+        return Message(
+            "there is no checkpoint in {models}: copy one there, or a link to it (or mount its disk)", self.root.models
+        )
 
     def _without_engine(self, now: float) -> str:
         if self._engine_problem and now < self._again_at:
@@ -187,7 +196,7 @@ class Readiness:
             limit = self.settings.hang_seconds
             if self._starting_since is not None and now - self._starting_since > limit:
                 self.engine.stop()
-                raise EngineDown("the renderer did not start within {limit} seconds", limit=f"{limit:g}")  # noqa: TRY301
+                raise EngineDown("the renderer did not start within {limit} seconds", f"{limit:g}")  # noqa: TRY301
         except EngineDown as error:
             self._engine_problem, self._again_at, self._starting_since = str(error), now + ENGINE_AGAIN_SECONDS, None
         else:

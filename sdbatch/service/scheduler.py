@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import islice
 
 from sdbatch.job import reader
+from sdbatch.messages import Message
 from sdbatch.service.readiness import FREE_SOME, Readiness
 from sdbatch.service.repeats import Repeats
 from sdbatch.service.unmovable import IN_A_ROW, Unmovable
@@ -50,9 +51,12 @@ class Scheduler:
         if not self.spool.unreadable:
             return self._absent if self.deferred else ""
         job, error = min(self.spool.unreadable.items())
-        return (
-            f"{job} waits, as it can't be read: {error.strerror}: {error.filename}; "
-            "let the service's user read it, or see to the disk"
+        return Message(
+            "{job} waits, as it can't be read: {problem}: {filename}; let the service's user read "
+            "it, or see to the disk",
+            job,
+            error.strerror,
+            error.filename,
         )
 
     @property

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdbatch.errors import printable
+from sdbatch.messages import Message
 from sdbatch.spool.status_reader import RESTING, Facts, read_overview, seconds_since
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
@@ -24,7 +25,7 @@ REASON_LINES = 3
 REDRAW_SECONDS = 0.2
 WATCH_SECONDS = 1.0  # as often as the service writes
 LEAST_BAR = 8
-COLOURS = {"drawing": "green", "paused": "red", "ended without a word": "red", "stopped": "yellow"}
+COLOURS = {"drawing": "green", "paused": "red", Message("ended without a word"): "red", "stopped": "yellow"}
 
 
 def show(root: Root, now: datetime) -> None:
@@ -77,37 +78,54 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
     parts: list[RenderableType] = [_service(facts, now)]
     if facts.get("problem"):
         since = facts.get("problem_since")
-        held = f", since {duration(seconds_since(since, now))} ago" if since else ""
-        what, style = ("a job waits", "yellow") if facts["job"] else ("nothing is drawn", "bold red")
+        held = Message(", since {duration} ago", duration(seconds_since(since, now))) if since else ""
+        what, style = (Message("a job waits"), "yellow") if facts["job"] else (Message("nothing is drawn"), "bold red")
         if facts.get("state") == RESTING:
             style = "yellow"
         parts.append(_text(f"{what}{held}: {facts['problem']}", style))
     if facts.get("configuration"):
-        parts.append(_text(f"the configuration is wrong; the old one stays: {facts['configuration']}", "red"))
+        parts.append(
+            _text(Message("the configuration is wrong; the old one stays: {facts}", facts["configuration"]), "red")
+        )
     if facts["is_running"]:
-        parts.append(_text(f"the inbox {facts.get('inbox')}"))
+        parts.append(_text(Message("the inbox {get}", facts.get("inbox"))))
     if job := facts["job"]:
-        parts += [Text(), _text(f"drawing {_name(job)}, attempt {job.get('attempt')}", "bold")]
+        parts += [
+            Text(),
+            _text(Message("drawing {name}, attempt {get}", _name(job), job.get("attempt")), "bold"),
+        ]
         parts.append(_BarLine(job) if with_bar else _text(f"  {_pictures(job)}"))
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
-        parts.append(_text(f"still empty, and taken when something is in it: {', '.join(facts['empty'])}"))
-    parts += _listed(facts["unmovable"], facts["unmovable_count"], "stays in the inbox", "red")
-    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], "no job", "yellow")
+        parts.append(
+            _text(Message("still empty, and taken when something is in it: {names}", ", ".join(facts["empty"])))
+        )
+    parts += _listed(facts["unmovable"], facts["unmovable_count"], Message("stays in the inbox"), "red")
+    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], Message("no job"), "yellow")
     if facts["failures"]:
-        parts += [Text(), _text("failed last", "bold"), *_failures(facts["failures"], now)]
+        parts += [Text(), _text(Message("failed last"), "bold"), *_failures(facts["failures"], now)]
     return Group(*parts)
 
 
 def _service(facts: Facts, now: datetime) -> Text:
     state = str(facts.get("state"))
     heard = seconds_since(facts.get("updated_at"), now)
-    ago = f", last heard of {duration(heard)} ago" if heard < float("inf") else ""
-    who = f"sdbatch {facts['version']} on {facts.get('host')}, pid {facts.get('pid')}" if facts.get("version") else ""
+    ago = Message(", last heard of {duration} ago", duration(heard)) if heard < float("inf") else ""
+    who = (
+        Message("sdbatch {facts} on {get}, pid {get_2}", facts["version"], facts.get("host"), facts.get("pid"))
+        if facts.get("version")
+        else ""
+    )
     if not facts["is_running"]:
-        text, who = f"the service is not running: {state}{ago}", ""
+        text, who = Message("the service is not running: {state}{ago}", state, ago), ""
     else:
-        text = f"{state} ({who}; {facts.get('done')} done and {facts.get('failed')} failed since its start)"
+        text = Message(
+            "{state} ({who}; {get} done and {get_2} failed since its start)",
+            state,
+            who,
+            facts.get("done"),
+            facts.get("failed"),
+        )
     return _text(text, f"bold {COLOURS.get(state, '')}".strip())
 
 
@@ -132,21 +150,21 @@ class _BarLine:
 
 def _pictures(job: Facts) -> str:
     left = job.get("eta_seconds")
-    eta = f", {duration(_number(left))} left" if left is not None else ""
-    step = f", step {job.get('step')} of {job.get('steps')}" if job.get("step") else ""
-    return f"{job.get('pictures_done')} of {job.get('pictures')} pictures{step}{eta}"
+    eta = Message(", {duration} left", duration(_number(left))) if left is not None else ""
+    step = Message(", step {get} of {get_2}", job.get("step"), job.get("steps")) if job.get("step") else ""
+    return Message("{get} of {get_2} pictures{step}{eta}", job.get("pictures_done"), job.get("pictures"), step, eta)
 
 
 def _queue(queue: Facts) -> Iterator[Text]:
     total = queue["claimed"] + queue["ready"] + queue["settling"]
-    more = [f"{queue['settling']} still arriving"] if queue["settling"] else []
-    more += [f"{queue['waiting_for_files']} waiting for files"] if queue["waiting_for_files"] else []
-    yield _text(f"queue: {total or 'empty'}" + (f" ({', '.join(more)})" if more else ""), "bold")
+    more = [Message("{queue} still arriving", queue["settling"])] if queue["settling"] else []
+    more += [Message("{queue} waiting for files", queue["waiting_for_files"])] if queue["waiting_for_files"] else []
+    yield _text(Message("queue: {part}", total or "empty") + (f" ({', '.join(more)})" if more else ""), "bold")
     shown = queue["next"][:QUEUED]
     for number, entry in enumerate(shown, 1):
         yield _text(f"{number:>4}  {entry.get('file') or entry.get('id')}")
     if total > len(shown):
-        yield _text(f"      and {total - len(shown)} more")
+        yield _text(Message("      and {total} more", total - len(shown)))
 
 
 def _listed(files: dict[str, str], count: int, what: str, style: str) -> Iterator[Text]:
@@ -155,12 +173,14 @@ def _listed(files: dict[str, str], count: int, what: str, style: str) -> Iterato
     for name, why in shown:
         yield _text(f"{what}: {name}: {why}", style)
     if count > len(shown):
-        yield _text(f"      and {count - len(shown)} more", style)
+        yield _text(Message("      and {count} more", count - len(shown)), style)
 
 
 def _failures(failures: list[Facts], now: datetime) -> Iterator[Text]:
     for failure in failures:
-        yield _text(f"  {failure['id']}, {duration(seconds_since(failure['failed_at'], now))} ago")
+        yield _text(
+            Message("  {failure}, {duration} ago", failure["id"], duration(seconds_since(failure["failed_at"], now)))
+        )
         lines = failure["reason"].splitlines()
         for line in lines[:REASON_LINES]:
             yield _text(f"      {line}", "red")

@@ -20,6 +20,7 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine
 from sdbatch.errors import Cancelled, EngineDown, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
+from sdbatch.messages import Message
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.service.job_loader import JobLoader
@@ -124,7 +125,11 @@ class Service:
                 self._blame(error, claim, attempts, clock())
             except Exception as error:  # a slip of ours must not cost the jobs behind this one
                 self.log.exception("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts)
-                self._fail(claim, f"an error inside sdbatch ({type(error).__name__}); its log says more", clock())
+                self._fail(
+                    claim,
+                    Message("an error inside sdbatch ({name__}); its log says more", type(error).__name__),
+                    clock(),
+                )
             return True
         self._tell(now, state=self._state(), job=None)
         self._rest(now)
@@ -213,7 +218,7 @@ class Service:
             at_once=True,
             state="paused",
             job=None,
-            problem=f"the disk fails; jobs are kept: {files.in_words(error)}",
+            problem=Message("the disk fails; jobs are kept: {problem}", files.in_words(error)),
         )
 
     def is_drained(self) -> bool:
@@ -247,8 +252,8 @@ class Service:
         if not self.readiness.is_ready:
             return "starting"
         if self.scheduler.waiting:
-            return "waiting for files"
-        return "waiting for the inbox" if self.inbox.is_away else "idle"
+            return Message("waiting for files")
+        return Message("waiting for the inbox") if self.inbox.is_away else "idle"
 
     def _render(self, task: Task, clock: Clock) -> Drawing:
         """Let the engine draw what is missing, and keep the inbox and the status fresh meanwhile."""
@@ -343,11 +348,10 @@ class Service:
         if drawing.loaded is None or silent > CANCEL_SECONDS:
             self.spool.raise_if_cancelled(task.claim)
         if silent > limit and is_starting:
-            raise EngineDown("the renderer did not start within {limit} seconds", limit=f"{limit:g}")
+            raise EngineDown("the renderer did not start within {limit} seconds", f"{limit:g}")
         if silent > limit:
             raise RendererDied(
-                "it showed no sign of life for {limit} seconds, the hang_seconds in configs/sdbatch.yaml",
-                limit=f"{limit:g}",
+                "it showed no sign of life for {limit} seconds, the hang_seconds in configs/sdbatch.yaml", f"{limit:g}"
             )
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
@@ -388,7 +392,7 @@ class Service:
             self.inbox.expect()
             notes.append(WRITTEN_ON.format(printable(later)))
         if handover.restore(self.spool.folder(claim) / claim.file, task.source):
-            notes.append("the job file was changed while it was drawn; that lies beside it, and was not drawn")
+            notes.append(Message("the job file was changed while it was drawn; that lies beside it, and was not drawn"))
         for note in notes:
             self._log(claim).warning(note)
         return notes
@@ -405,7 +409,11 @@ class Service:
             if files.is_disk_trouble(error) or not folder.is_dir():
                 self.scheduler.defer(claim)
                 raise
-            why = f"{claim.id} can't be moved to jobs/failed/: {error.strerror}; let the service's group write in it"
+            why = Message(
+                "{id} can't be moved to jobs/failed/: {problem}; let the service's group write in it",
+                claim.id,
+                error.strerror,
+            )
             self.scheduler.defer(claim, now.mono, why)
             return
         finally:  # a disk that would not sync the move has moved it all the same
@@ -424,7 +432,9 @@ class Service:
     def _retry(self, claim: Claim, text: str, now: Now) -> None:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
         if claim.attempts >= self.settings.max_attempts and self._count_staged(claim) <= claim.staged:
-            told = f"the renderer died at each of {claim.attempts} attempts to draw this job.\n{text}"
+            told = Message(
+                "the renderer died at each of {attempts} attempts to draw this job.\n{text}", claim.attempts, text
+            )
             self._fail(claim, told, now)
             self.readiness.count_failure(told)
         else:
@@ -459,7 +469,9 @@ class Service:
 
 def _of_file(error: OSError) -> str:
     """Why a file that a job needs can't be had, and what to do."""
-    remedy = "\nLet the service's group read it (chmod g+r), then: sdbatch retry" * isinstance(error, PermissionError)
+    remedy = Message("\nLet the service's group read it (chmod g+r), then: sdbatch retry") * isinstance(
+        error, PermissionError
+    )
     return f"{error.strerror}: {error.filename}{remedy}"
 
 

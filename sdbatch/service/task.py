@@ -14,6 +14,7 @@ from sdbatch import __version__
 from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped, Tick
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
+from sdbatch.messages import Message
 from sdbatch.spool.inputs import Staged
 from sdbatch.spool.publish import Names
 from sdbatch.spool.spool import Claim
@@ -133,7 +134,7 @@ def manifest_of(
     return Manifest(
         id=claim.id,
         source=claim.source.encode("utf-8", "backslashreplace").decode(),
-        part=f"{claim.part} of {claim.parts}" if claim.parts > 1 else None,
+        part=Message("{part} of {parts}", claim.part, claim.parts) if claim.parts > 1 else None,
         source_sha256=hashlib.sha256(task.source).hexdigest(),
         parent=task.parent,
         attempts=claim.attempts,

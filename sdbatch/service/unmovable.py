@@ -11,6 +11,7 @@ from collections.abc import Container
 from itertools import islice
 from pathlib import Path
 
+from sdbatch.messages import Message
 from sdbatch.spool.handover import MOST_BYTES
 from sdbatch.spool.inbox import Arrival
 from sdbatch.storage import files
@@ -51,7 +52,7 @@ class Unmovable:
             return False
         self._again.pop(folder, None)
         if _is_anothers(arrival.name, folder):
-            text = f"only who owns it may take it out of {folder}: chmod -t {folder}"
+            text = Message("only who owns it may take it out of {folder}: chmod -t {folder}", folder)
             self._note(arrival, arrival.name, errno.EPERM, text, now)
             return False
         return True
@@ -65,8 +66,9 @@ class Unmovable:
         """It was tried, and failed."""
         text = files.in_words(error)
         if error.errno == errno.EFBIG:
-            text = (
-                f"it has more than {MOST_BYTES:,} bytes, as no job file has, and would have to be copied: take it out"
+            text = Message(
+                "it has more than {most_bytes:,} bytes, as no job file has, and would have to be copied: take it out",
+                MOST_BYTES,
             )
         elif isinstance(error, PermissionError):
             text = _closed(os.path.dirname(arrival.name))  # noqa: PTH120
@@ -100,9 +102,11 @@ class Unmovable:
 
 
 def _closed(folder: str) -> str:
-    return (
-        f"the service may not take files out of {folder}, which belongs to someone else: "
-        f"chgrp {os.getegid()} {folder}; chmod g+w {folder}"
+    return Message(
+        "the service may not take files out of {folder}, which belongs to someone else: chgrp "
+        "{getegid} {folder}; chmod g+w {folder}",
+        folder,
+        os.getegid(),
     )
 
 

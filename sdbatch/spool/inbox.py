@@ -20,6 +20,7 @@ from itertools import takewhile
 from os import scandir
 from pathlib import Path
 
+from sdbatch.messages import Message
 from sdbatch.spool import no_jobs
 from sdbatch.spool.handover import TAKEN
 from sdbatch.spool.order import BULK, URGENT, priority_of
@@ -131,15 +132,19 @@ class Inbox:
     def condition(self) -> str:
         """In plain words, for people: what is wrong with the inbox, or how it is looked after."""
         if not self.unreadable:
-            return "is watched" if self.watcher.is_listening else f"is looked through every {self.rescan_seconds:g} s"
+            return (
+                Message("is watched")
+                if self.watcher.is_listening
+                else Message("is looked through every {rescan_seconds} s", f"{self.rescan_seconds:g}")
+            )
         if self.is_away:
             error = self.unreadable[str(self.folder)]
             if isinstance(error, FileNotFoundError):
-                return f"is not there: make the folder {self.folder} again, or mount its share"
-            return f"can't be read: {error.strerror}: {self.folder}"
+                return Message("is not there: make the folder {folder} again, or mount its share", self.folder)
+            return Message("can't be read: {problem}: {folder}", error.strerror, self.folder)
         folder, error = min(self.unreadable.items())
-        more = f", and {len(self.unreadable) - 1} more folders" if len(self.unreadable) > 1 else ""
-        return f"can't be read in part: {error.strerror}: {folder}{more}"
+        more = Message(", and {count} more folders", len(self.unreadable) - 1) if len(self.unreadable) > 1 else ""
+        return Message("can't be read in part: {problem}: {folder}{more}", error.strerror, folder, more)
 
     def names(self) -> Iterator[str]:
         """What is queued, in its order, by its names from the inbox on."""

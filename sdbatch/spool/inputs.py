@@ -84,10 +84,10 @@ class InputStager:
             if size > self.max_bytes:
                 raise JobError(
                     '{field}: "{named}" has {size:,} bytes; the limit is {max_bytes:,}',
-                    field=field,
-                    named=named,
-                    size=size,
-                    max_bytes=self.max_bytes,
+                    field,
+                    named,
+                    size,
+                    self.max_bytes,
                 )
             files.make_dir(copy.parent)
             files.copy_atomically(file, copy)
@@ -103,9 +103,7 @@ class InputStager:
             with self.root.open(field, place, found) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == digest:
                     return found
-        raise JobError(
-            '{field}: "{places}" is gone or was changed since the manifest was written', field=field, places=places[0]
-        )
+        raise JobError('{field}: "{places}" is gone or was changed since the manifest was written', field, places[0])
 
     def _find(self, field: str, named: str, folder: Path, source: str, now: float) -> Path:
         places = [self.root.inbox / place for place in beside(source)]

@@ -66,7 +66,7 @@ def find_job(root: Root, named: str) -> Path:
     found = matching(named, (root.running, root.done, root.failed))
     if not found:
         raise JobError(
-            'there is no job "{named}" in jobs/running/, done/ or failed/; give its id or a part of it', named=named
+            'there is no job "{named}" in jobs/running/, done/ or failed/; give its id or a part of it', named
         )
     folder_of = {folder.name: folder for folder in found}
     names = the_one(named, list(folder_of))
@@ -74,9 +74,9 @@ def find_job(root: Root, named: str) -> Path:
         last = "\n".join(f"  {name}" for name in names[-10:])
         raise JobError(
             '{count} jobs have "{named}" in their ids; give more of it. The last of them:\n{last}',
-            count=len(names),
-            named=named,
-            last=last,
+            len(names),
+            named,
+            last,
         )
     return folder_of[names[0]]
 

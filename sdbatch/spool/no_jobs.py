@@ -11,24 +11,27 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdbatch.messages import Message
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, PARTIAL_SUFFIXES, SUFFIXES, is_job_name, natural_key
 
 TOLD = 20  # by name; the others are counted
 PARTIAL_SECONDS = 600.0  # after which a copy that does not grow has been given up
 GLANCE_BYTES = 4 << 10
-RENAME = "a job's name ends in .yaml, .yml or .json: rename it to {}"
-READS_LIKE_ONE = "it reads like a job, but its name does not end like one: rename it to {}"
-GIVEN_UP = "a copy that did not come to its end: copy it again"
-OTHER = "its name is no job's, which ends in .yaml, .yml or .json; if a job names it, it is well here"
+RENAME = Message("a job's name ends in .yaml, .yml or .json: rename it to {}")
+READS_LIKE_ONE = Message("it reads like a job, but its name does not end like one: rename it to {}")
+GIVEN_UP = Message("a copy that did not come to its end: copy it again")
+OTHER = Message("its name is no job's, which ends in .yaml, .yml or .json; if a job names it, it is well here")
 
 _KINDS = {
-    "an archive is not looked into: unpack it here": "7z bz2 cab gz lz4 rar tar tbz tgz txz xz zip zst",
-    "jobs are plain text: save what it says in a text file whose name ends in .yaml": (
+    Message("an archive is not looked into: unpack it here"): "7z bz2 cab gz lz4 rar tar tbz tgz txz xz zip zst",
+    Message("jobs are plain text: save what it says in a text file whose name ends in .yaml"): (
         "doc docx htm html key numbers odp ods odt pages pdf ppt pptx rtf xls xlsx"
     ),
-    "weights belong in models/, where jobs find them: move it there": "bin ckpt gguf h5 onnx pkl pt pth safetensors",
-    "only a shortcut: copy the file itself": "desktop lnk url webloc",
+    Message(
+        "weights belong in models/, where jobs find them: move it there"
+    ): "bin ckpt gguf h5 onnx pkl pt pth safetensors",
+    Message("only a shortcut: copy the file itself"): "desktop lnk url webloc",
     "": (  # what jobs name, digests, and what desktops leave
         "avif bmp gif heic jfif jpe jpeg jpg pbm pgm png ppm psd svg tif tiff webp asc md5 sha1 sha256 sha512 sig db"
     ),

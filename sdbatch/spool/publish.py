@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
@@ -119,14 +120,10 @@ def make_outdir(outdir: Path, grid_alone: bool) -> Path:
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        remedy = f"; give it to the service's user (chown -R {os.geteuid()} {outdir}), then: sdbatch retry"
-        remedy *= isinstance(error, PermissionError)
-        raise JobError(
-            "outdir: no pictures can be put into {outdir}: {problem}{remedy}",
-            outdir=outdir,
-            problem=error.strerror,
-            remedy=remedy,
-        ) from error
+        remedy: str = Message("; give it to the service's user: chown -R {user} {folder}", os.geteuid(), outdir)
+        if not isinstance(error, PermissionError):
+            remedy = ""
+        raise JobError("outdir: can't write to {folder}: {problem}{remedy}", outdir, error.strerror, remedy) from error
     return outdir
 
 

@@ -32,6 +32,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from sdbatch.errors import Cancelled, JobError, printable
+from sdbatch.messages import Message
 from sdbatch.spool import handover
 from sdbatch.spool.order import MOST_CLAIM, Priorities
 from sdbatch.storage import files
@@ -43,7 +44,9 @@ CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
 INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 _ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
 MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
-WRITTEN_ON = "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
+WRITTEN_ON = Message(
+    "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
+)
 HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
@@ -177,7 +180,9 @@ class Spool:
         if {path.name for path in folder.iterdir()} <= {CLAIM}:
             files.remove_tree(folder)  # the rename that claims never happened
             return False
-        self.fail(Claim(folder.name, "", "", ""), "There is no job file in this folder, so nothing can be drawn.")
+        self.fail(
+            Claim(folder.name, "", "", ""), Message("There is no job file in this folder, so nothing can be drawn.")
+        )
         return True
 
     def _clear_drafts(self, found: Iterable[Path]) -> None:
@@ -266,7 +271,7 @@ class Spool:
         """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
-            raise JobError("{name} holds no job file any more", name=failed.name)
+            raise JobError("{name} holds no job file any more", failed.name)
         _set_inputs_aside(failed, claim)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
         # The service is to read it, whatever the umask of who asks.

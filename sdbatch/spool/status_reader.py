@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch.errors import Cancelled, JobError, printable
+from sdbatch.messages import Message
 from sdbatch.spool import no_jobs
 from sdbatch.spool.order import Priorities, QueueEntry, in_order, priority_of, priority_of_folder
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name, is_nobodys_folder, natural_key
 from sdbatch.storage.root import Root
 
-RESTING = "outside its hours"  # the state of a service that waits for its active_hours, as it should
+RESTING = Message("outside its hours")  # the state of a service that waits for its active_hours, as it should
 SHOWN = 20  # of the queue
 MOST_GLANCES = 500  # files that are looked into for their priority
 FAILURES = 5
@@ -71,7 +72,7 @@ def check_root(root: Root) -> None:
     if not os.access(root.status.parent, os.R_OK | os.X_OK) or (
         root.status.exists() and not os.access(root.status, os.R_OK)
     ):
-        raise JobError("{parent} can't be read by you: who looks there must be in its group", parent=root.status.parent)
+        raise JobError("{parent} can't be read by you: who looks there must be in its group", root.status.parent)
 
 
 def read_status(root: Root) -> Facts:
@@ -147,7 +148,7 @@ def failures(root: Root) -> list[Facts]:
 
 def paused(root: Root) -> str:
     """Why nothing would be drawn even if the service ran; it says the same of itself while it does."""
-    return "paused until jobs/PAUSE is removed" if root.pause.exists() else ""
+    return Message("paused until jobs/PAUSE is removed") if root.pause.exists() else ""
 
 
 def seconds_since(text: object, now: datetime) -> float:
@@ -169,8 +170,8 @@ def _is_alive(pid: int) -> bool:
 
 def _last_state(facts: Facts) -> str:
     if facts.get("state") is None:
-        return "never started here"
-    return "stopped" if facts.get("state") == "stopped" else "ended without a word"
+        return Message("never started here")
+    return "stopped" if facts.get("state") == "stopped" else Message("ended without a word")
 
 
 def _failure(folder: Path) -> Facts | None:

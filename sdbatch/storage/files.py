@@ -21,6 +21,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
+from sdbatch.messages import Message
 from sdbatch.storage.safe_open import open_folder
 
 BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delete where nothing runs
@@ -46,7 +47,7 @@ def is_disk_trouble(error: OSError) -> bool:
 
 def in_words(error: OSError) -> str:
     """What is wrong with which file, as a person says it: without the number."""
-    return ": ".join(str(part) for part in (error.strerror or "an error of the disk", error.filename) if part)
+    return ": ".join(str(part) for part in (error.strerror or Message("an error of the disk"), error.filename) if part)
 
 
 def _step(name: str, path: Path) -> None:
@@ -64,7 +65,7 @@ def _at(path: Path) -> Iterator[tuple[str, int]]:
         if isinstance(error.filename, str) and "/" not in error.filename:  # it was said by its name in the folder
             error.filename = str(path.parent / error.filename)
         if error.errno == errno.ELOOP:
-            error.strerror = "a link lies there, and is not followed"
+            error.strerror = Message("a link lies there, and is not followed")
         raise
     finally:
         os.close(handle)

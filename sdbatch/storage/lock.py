@@ -72,7 +72,7 @@ class RootLock:
         except BlockingIOError as error:
             holder = os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
             raise RootBusy(
-                "{path}: another sdbatch serves this root already (pid {holder})", path=self.root.path, holder=holder
+                "{path}: another sdbatch serves this root already (pid {holder})", self.root.path, holder
             ) from error
         with suppress(OSError):  # on a full disk the lock holds without a pid in it
             os.truncate(handle, 0)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from sdbatch.errors import JobError, Missing, NoRoot, TemporarilyUnavailable
+from sdbatch.messages import Message
 from sdbatch.storage import files
 from sdbatch.storage.safe_open import open_beneath
 from sdbatch.storage.spelling import as_stored, in_other_case, normal
@@ -103,8 +104,8 @@ class Root:
             raise NoRoot(
                 "{path} is no root (there is no {folder}): mount its disk, name another with --root, or "
                 "make one: sdbatch init {path}",
-                path=self.path,
-                folder=self.show(folder),
+                self.path,
+                self.show(folder),
             ) from error
 
     def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
@@ -118,21 +119,19 @@ class Root:
             path = self._inside(field, named, base)
             if any(_leads_into(path, (self.path / own).resolve()) for own in SECRET):
                 raise JobError(
-                    '{field}: "{named}" is a file of the service; name one beside the job or in outputs/',
-                    field=field,
-                    named=named,
+                    '{field}: "{named}" is a file of the service; name one beside the job or in outputs/', field, named
                 )
             if _exists(path):
                 return path
         _refuse_pattern(field, named)
         if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
             raise Missing(
-                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it',
-                field=field,
-                named=named,
+                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it', field, named
             )
         hint = self._hint(field, named, bases)
-        said = f'{field}: there is no "{named}" (looked in {self._places(bases)}){hint}'
+        said = Message(
+            '{field}: there is no "{named}" (looked in {places}){hint}', field, named, self._places(bases), hint
+        )
         raise Missing(said, may_be_drawn=not hint and self._may_be_drawn(named))
 
     def _may_be_drawn(self, named: str) -> bool:
@@ -158,12 +157,10 @@ class Root:
         except OSError as error:
             if files.is_disk_trouble(error):
                 raise
-            raise JobError(
-                '{field}: "{named}" can\'t be read: {problem}', field=field, named=named, problem=error.strerror
-            ) from error
+            raise JobError('{field}: "{named}" can\'t be read: {problem}', field, named, error.strerror) from error
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
-            raise JobError('{field}: "{named}" is not a file', field=field, named=named)
+            raise JobError('{field}: "{named}" is not a file', field, named)
         return os.fdopen(handle, "rb")
 
     def has_checkpoint(self) -> bool:
@@ -192,31 +189,25 @@ class Root:
                 if not _exists(path):
                     raise TemporarilyUnavailable(
                         '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it',
-                        field=field,
-                        named=named,
+                        field,
+                        named,
                     )
                 if not path.is_file() and not path.is_dir():
-                    raise JobError('{field}: "{named}" is not a file', field=field, named=named)
+                    raise JobError('{field}: "{named}" is not a file', field, named)
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
                 raise TemporarilyUnavailable(
-                    '{field}: "{named}" lies behind a link to a disk that is not there', field=field, named=named
+                    '{field}: "{named}" lies behind a link to a disk that is not there', field, named
                 )
         _refuse_pattern(field, named)
         looked = self._places(bases)
         if hint := self._hint(field, named, bases):
-            raise JobError(
-                '{field}: there is no "{named}" (looked in {looked}){hint}',
-                field=field,
-                named=named,
-                looked=looked,
-                hint=hint,
-            )
+            raise JobError('{field}: there is no "{named}" (looked in {looked}){hint}', field, named, looked, hint)
         raise JobError(
             '{field}: there is no "{named}" (looked in {looked}); copy the file there, or put a link to it',
-            field=field,
-            named=named,
-            looked=looked,
+            field,
+            named,
+            looked,
         )
 
     def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
@@ -224,7 +215,7 @@ class Root:
         if path.is_dir():
             for number, part in enumerate(files.below(path)):
                 if number > MOST_FOLDERS:
-                    raise JobError('{field}: "{named}" holds too many files for a model', field=field, named=named)
+                    raise JobError('{field}: "{named}" holds too many files for a model', field, named)
                 self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())
 
     def find_weights(self, ckpt: str, config: str, vae: str = "") -> ModelFiles:
@@ -237,7 +228,7 @@ class Root:
             found = self.find_model("ckpt", ckpt)
             own = found if found.is_dir() else self.find_model("config", config)
             return ModelFiles(found, own, self.find_model("vae", vae) if vae else None)
-        model, where = known[normal(ckpt)], f"models: {ckpt}: "
+        model, where = known[normal(ckpt)], Message("models: {ckpt}: ", ckpt)
         found = self._find_named(where + "ckpt", model.ckpt)
         if found.is_dir():
             own = found
@@ -255,9 +246,7 @@ class Root:
         path = as_stored(Path(named))
         if not _exists(path):
             raise TemporarilyUnavailable(
-                "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it",
-                field=field,
-                named=named,
+                "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it", field, named
             )
         return path
 
@@ -271,7 +260,7 @@ class Root:
         self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
         if path == self.path.resolve() or any(_leads_into(path, self.path.resolve() / own) for own in OURS):
             raise JobError(
-                'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine', named=named
+                'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine', named
             )
         return path
 
@@ -284,7 +273,7 @@ class Root:
 
     def _places(self, bases: Sequence[Path]) -> str:
         """Folders as an error names them."""
-        names = ["the root" if base == self.path else f"{self.show(base)}/" for base in dict.fromkeys(bases)]
+        names = [Message("the root") if base == self.path else f"{self.show(base)}/" for base in dict.fromkeys(bases)]
         return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
     def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
@@ -292,7 +281,7 @@ class Root:
         for base in bases:
             found = in_other_case(self._normal(field, named, base))
             if found is not None and self._may_be_told(field, found):
-                return f"; did you mean {os.path.relpath(found, base)}?"
+                return Message("; did you mean {relpath}?", os.path.relpath(found, base))
         return ""
 
     def _may_be_told(self, field: str, found: Path) -> bool:
@@ -308,14 +297,14 @@ class Root:
     def _normal(self, field: str, named: str, base: Path) -> Path:
         """`named` below `base` by its letters alone, as they are stored there; `..` may not lead out."""
         if "\0" in named:
-            raise JobError("{field}: a path can't hold a NUL character", field=field)
+            raise JobError("{field}: a path can't hold a NUL character", field)
         path = Path(os.path.normpath(base / named))
         if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
             raise JobError(
                 '{field}: "{named}" leads out of the root {path}; only files inside it may be named',
-                field=field,
-                named=named,
-                path=self.path,
+                field,
+                named,
+                self.path,
             )
         return as_stored(path)
 
@@ -324,13 +313,13 @@ class Root:
         try:
             path = self._normal(field, named, base).resolve()
         except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
-            raise JobError('{field}: "{named}" can\'t be followed to a file', field=field, named=named) from error
+            raise JobError('{field}: "{named}" can\'t be followed to a file', field, named) from error
         if not any(_is_below(path, place.resolve()) for place in (self.path, *self.allowed)):
             raise JobError(
                 '{field}: "{named}" is a link out of the root {path}; only files inside it may be named',
-                field=field,
-                named=named,
-                path=self.path,
+                field,
+                named,
+                self.path,
             )
         return path
 
@@ -338,7 +327,7 @@ class Root:
 def _refuse_pattern(field: str, named: str) -> None:
     """A shell fills in patterns; here one is a name of nothing, which nobody should wait for."""
     if "*" in named or "?" in named:
-        raise JobError('{field}: "{named}" is a pattern; name one file or folder', field=field, named=named)
+        raise JobError('{field}: "{named}" is a pattern; name one file or folder', field, named)
 
 
 def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, int]]) -> bool:

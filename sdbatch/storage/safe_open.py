@@ -10,6 +10,8 @@ import os
 import stat
 from pathlib import Path
 
+from sdbatch.messages import Message
+
 _OPENAT2 = 437  # the system call's number, the same on every architecture but Alpha
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
 _HERE = -100  # AT_FDCWD
@@ -77,7 +79,7 @@ def _follow(path: Path) -> int:
 
 def _refuse_others(path: Path, owner: int, links: int) -> None:
     if owner not in {0, os.geteuid()}:
-        text = f"a link on the way there was made by the account {owner}, and is not followed"
+        text = Message("a link on the way there was made by the account {owner}, and is not followed", owner)
         raise OSError(errno.ELOOP, text, str(path))
     if links > _MOST_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

@@ -12,6 +12,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 from sdbatch.web import form, guard, language, pictures, queue
 from sdbatch.web.site import Site, disk_trouble
@@ -24,11 +25,15 @@ STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen fo
 PROXYS_WORD = {"HTTP_X_FORWARDED_PROTO": r"https?", "HTTP_X_FORWARDED_PREFIX": r"(/[\w.~-]+)*/?"}
 # What a person can do about it; else the server's own words.
 WORDS = {
-    400: "This page is out of date, perhaps since the server was started again: go back, reload it, and try again.",
-    404: "There is nothing here (any more).",
-    413: "That is too large.",
-    503: "Too much is being sent at once; try again in a moment.",
-    421: "The page has another name: add this one to web.hosts in configs/sdbatch.yaml, or set a password there.",
+    400: Message(
+        "This page is out of date, perhaps since the server was started again: go back, reload it, and try again."
+    ),
+    404: Message("There is nothing here (any more)."),
+    413: Message("That is too large."),
+    503: Message("Too much is being sent at once; try again in a moment."),
+    421: Message(
+        "The page has another name: add this one to web.hosts in configs/sdbatch.yaml, or set a password there."
+    ),
 }
 
 

@@ -143,7 +143,7 @@ def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind,
     """
     first = parse(text.encode(), file_name, defaults)[0]
     if first.job is None:
-        raise first.error or JobError("{file_name} holds no job", file_name=file_name)
+        raise first.error or JobError("{file_name} holds no job", file_name)
     return kind_of(first.job), {name: _written(value) for name, value in first.job.model_dump().items()}
 
 

@@ -11,6 +11,7 @@ from sdbatch.errors import JobError, TemporarilyUnavailable
 from sdbatch.history.restore import restore
 from sdbatch.job.model_config import read_model_config
 from sdbatch.job.parameters import Txt2Img
+from sdbatch.messages import Message
 from sdbatch.spool import retention
 from sdbatch.spool.spool import slug_of
 from sdbatch.web import uploads
@@ -63,7 +64,7 @@ def drop() -> tuple[str, int] | Response:
     except (JobError, OSError) as error:
         say(disk_trouble(error) if isinstance(error, OSError) else str(error), "danger")
         return _refuse(filled)
-    say(f"Dropped as {site().root.show(path)}.", "success")
+    say(Message("Dropped as {path}.", site().root.show(path)), "success")
     return redirect(url_for("queue.show"), 303)
 
 
@@ -114,7 +115,7 @@ def _trained_size() -> dict[str, str]:
 
 def _refuse(filled: Mapping[str, str]) -> tuple[str, int]:
     if filled.get(UPLOAD):
-        say("Choose your picture once more: it was not kept.", "warning")
+        say(Message("Choose your picture once more: it was not kept."), "warning")
     return _form(filled), 422
 
 
@@ -133,7 +134,7 @@ def _preview(filled: Mapping[str, str]) -> dict[str, object]:
 def _check(text: str) -> Iterator[tuple[str, bool]]:
     try:
         for line, is_good in check_data(text.encode(), JOB_FILE, None, site().root, site().settings.limits):
-            if f'there is no "{UPLOADED}"' not in line:  # it comes with the form
+            if Message('there is no "{uploaded}"', UPLOADED) not in line:  # it comes with the form
                 yield line, is_good
     except TemporarilyUnavailable as error:
         yield str(error), False

@@ -24,6 +24,7 @@ from werkzeug.wrappers import Response
 
 from sdbatch.config.settings import UNIX_PROXY, Web
 from sdbatch.errors import ConfigError
+from sdbatch.messages import Message
 from sdbatch.web import peers
 from sdbatch.web.server import REFUSAL, SMALL_BYTES
 from sdbatch.web.site import is_fragment, own_path, site
@@ -129,12 +130,12 @@ def split_bind(bind: str) -> tuple[str, int]:
     if bind.startswith("unix:"):
         path = bind.removeprefix("unix:")
         if not path.startswith("/"):
-            raise ConfigError("{bind}: say the whole path, such as unix:/run/sdbatch/web.sock", bind=bind)
+            raise ConfigError("{bind}: say the whole path, such as unix:/run/sdbatch/web.sock", bind)
         return path, 0
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(\d{1,5})", bind)
     if match is None or int(match[2]) > 65535:
         raise ConfigError(
-            "{bind}: say an address and a port, such as 127.0.0.1:8123 or [::1]:8123, or unix: and a path", bind=bind
+            "{bind}: say an address and a port, such as 127.0.0.1:8123 or [::1]:8123, or unix: and a path", bind
         )
     return match[1].strip("[]"), int(match[2])
 
@@ -151,7 +152,7 @@ def require_password(host: str, web: Web) -> None:
         raise ConfigError(
             "{host} can be reached from the network: set web.password in configs/sdbatch.yaml to a "
             "line that `sdbatch web --hash-password` prints, or bind to 127.0.0.1",
-            host=host,
+            host,
         )
 
 
@@ -275,13 +276,16 @@ def login() -> tuple[str, int] | Response:
     wrong, code = "", 200
     if request.method == "POST":
         if not throttle.wait(_address()):
-            wrong, code = "Too many passwords are being tried from your address; try again in some seconds.", 429
+            wrong, code = (
+                Message("Too many passwords are being tried from your address; try again in some seconds."),
+                429,
+            )
         elif _is_password(password, request.form.get("password", "")):
             session["known"] = _logins().open()
             session.permanent = True
             return redirect(own_path(request.args.get("back", "")), 303)
         else:
-            wrong, code = "That is not the password.", 403
+            wrong, code = Message("That is not the password."), 403
     return render_template("login.html", wrong=wrong), code
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from grp import getgrgid
 from pathlib import Path
 
+from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -76,20 +77,25 @@ def _plain(address: str) -> str:
 def refusal(account: int | None, root: Root) -> str:
     """Why an account may not steer, and what to do; empty: it may."""
     if account is None:
-        return (
-            "The page can't tell which account of this machine asks, and without a password it answers those alone who "
-            "may drop jobs: ask an admin to set web.password in configs/sdbatch.yaml."
+        return Message(
+            "The page can't tell which account of this machine asks, and without a password it "
+            "answers those alone who may drop jobs: ask an admin to set web.password in "
+            "configs/sdbatch.yaml."
         )
     owners, groups = _rights(root)
     if account in owners or groups & _groups_of(account):
         return ""
     name = _name_of(account)
     if not groups:
-        return f"The account {name} may not drop jobs here: ask an admin to set web.password in configs/sdbatch.yaml."
+        return Message(
+            "The account {name} may not drop jobs here: ask an admin to set web.password in configs/sdbatch.yaml.", name
+        )
     group = _group_name(min(groups))
-    return (
-        f"The account {name} may not drop jobs here: ask an admin to add it to the group {group} "
-        f"(sudo usermod -aG {group} {name}), or to set web.password in configs/sdbatch.yaml."
+    return Message(
+        "The account {name} may not drop jobs here: ask an admin to add it to the group {group} "
+        "(sudo usermod -aG {group} {name}), or to set web.password in configs/sdbatch.yaml.",
+        name,
+        group,
     )
 
 

@@ -18,6 +18,7 @@ from sdbatch.errors import JobError
 from sdbatch.history import describe, restore, times
 from sdbatch.history.records import Lineage, PictureRecord
 from sdbatch.history.search import Found
+from sdbatch.messages import Message
 from sdbatch.spool.job_names import next_name
 from sdbatch.web import thumbnails
 from sdbatch.web.site import done, is_fragment, site
@@ -170,7 +171,7 @@ def _family(job_id: str) -> list[tuple[int, Lineage, list[PictureRecord]]]:
 def _drop(job_id: str, text: str, ending: Literal["again", "follow-up"]) -> str:
     """Into the inbox, under the name of the job that it comes from."""
     path = submit_text(text, next_name(site().root, job_id, ending), site().root)
-    return f"Dropped as {site().root.show(path)}."
+    return Message("Dropped as {path}.", site().root.show(path))
 
 
 def _known(path: str) -> PictureRecord:
@@ -209,4 +210,4 @@ def _number(text: str) -> float | None:
     try:
         return float(text) if text else None
     except ValueError as error:
-        raise JobError("{text} is not a number", text=text) from error
+        raise JobError("{text} is not a number", text) from error

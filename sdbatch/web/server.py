@@ -295,7 +295,7 @@ def listen(host: str, port: int, group: int) -> socket.socket:
     except OSError as error:
         why = str(error.strerror or error).partition(" (")[0]
         where = host if is_path else f"{host}, port {port}"
-        raise ConfigError("{where}: {why}; choose another with --bind or web.bind", where=where, why=why) from error
+        raise ConfigError("{where}: {why}; choose another with --bind or web.bind", where, why) from error
 
 
 def _listen_at(path: Path, group: int) -> socket.socket:

@@ -14,13 +14,14 @@ from werkzeug.wrappers import Response
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
 from sdbatch.history.history import History
+from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
 PATIENCE = 0.03  # seconds: a search shows by then what it has found, and goes on as one scrolls
 CATCH_UP_SECONDS = 10.0  # a second of work in a root of a million pictures
 MOMENT = 0.3  # seconds that a page waits for what is new
 LONGEST_SAID = 600  # characters
-STILL_READING = "the folders are still being read"
+STILL_READING = Message("the folders are still being read")
 
 
 class Site:

@@ -111,7 +111,7 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
         raise JobError("the picture is damaged") from error
-    raise JobError("the picture has more than {most_pixels:,} pixels", most_pixels=most_pixels)
+    raise JobError("the picture has more than {most_pixels:,} pixels", most_pixels)
 
 
 def make_room(bucket: Path) -> None:

@@ -34,7 +34,7 @@ def take(upload: FileStorage, root: Root, settings: Settings) -> str:
     size = upload.stream.seek(0, os.SEEK_END)
     upload.stream.seek(0)
     if size > (most := settings.limits.input_bytes):
-        raise JobError("init_img: the picture has {size:,} bytes; the limit is {most:,}", size=size, most=most)
+        raise JobError("init_img: the picture has {size:,} bytes; the limit is {most:,}", size, most)
     with _TAKING:
         make_folder(root.inbox, root.uploads)
         _check_room(root, settings, size)
@@ -56,12 +56,10 @@ def _taken(upload: FileStorage, root: Root, limits: Limits) -> str:
 def _check_room(root: Root, settings: Settings, size: int) -> None:
     waiting = sum(_size(path) for path in root.uploads.iterdir())
     if waiting + size > (most := MOST_WAITING * settings.limits.input_bytes):
-        raise JobError(
-            "init_img: the pictures that wait in jobs/inbox/uploads/ may have {most:,} bytes in all", most=most
-        )
+        raise JobError("init_img: the pictures that wait in jobs/inbox/uploads/ may have {most:,} bytes in all", most)
     usage = shutil.disk_usage(root.uploads)
     if usage.free - size < settings.kept_free(usage.total):
-        raise JobError("init_img: the disk is nearly full ({free:,} bytes are left)", free=usage.free)
+        raise JobError("init_img: the disk is nearly full ({free:,} bytes are left)", usage.free)
 
 
 def _size(path: Path) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.weights.checkpoint import is_safetensors
 from sdbatch.storage import files
 from sdbatch.storage.root import LORA_CONFIG
@@ -74,14 +75,11 @@ def beside(path: Path) -> Strength | None:
         if files.is_disk_trouble(error):
             raise
         raise JobError(
-            "loras: {lora_config} beside {name} can't be read: {problem}",
-            lora_config=LORA_CONFIG,
-            name=path.name,
-            problem=error.strerror,
+            "loras: {lora_config} beside {name} can't be read: {problem}", LORA_CONFIG, path.name, error.strerror
         ) from error
     except (ValueError, RecursionError) as error:
         raise JobError(
-            "loras: {lora_config} beside {name} is damaged; copy it again", lora_config=LORA_CONFIG, name=path.name
+            "loras: {lora_config} beside {name} is damaged; copy it again", LORA_CONFIG, path.name
         ) from error
     said = said if isinstance(said, dict) else {}
     strength = _strength(path, "", said, LORA_CONFIG)
@@ -89,8 +87,8 @@ def beside(path: Path) -> Strength | None:
         raise JobError(
             "loras: {lora_config} beside {name} does not say how strong it is: there is no "
             "lora_alpha in it; lay the one there that PEFT saved with it",
-            lora_config=LORA_CONFIG,
-            name=path.name,
+            LORA_CONFIG,
+            path.name,
         )
     return strength
 
@@ -111,8 +109,8 @@ def in_header(path: Path) -> list[Strength]:
             network, _, name = key.rpartition(".")
             networks.setdefault(network, {})[name] = value
     except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise JobError("loras: the header of {name} is damaged; copy it again", name=path.name) from error
-    return [_strength(path, prefix, told, "the header") for prefix, told in networks.items()]
+        raise JobError("loras: the header of {name} is damaged; copy it again", path.name) from error
+    return [_strength(path, prefix, told, Message("the header")) for prefix, told in networks.items()]
 
 
 def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> Strength:
@@ -120,18 +118,18 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
     if kind not in KINDS:
         raise JobError(
             "loras: {name} is of the kind {kind} ({where}); put on can be {names}",
-            name=path.name,
-            kind=kind[:20],
-            where=where,
-            names=", ".join(KINDS),
+            path.name,
+            kind[:20],
+            where,
+            ", ".join(KINDS),
         )
     if start.startswith(_SPLIT):
         raise JobError(
             "loras: {name} was begun with {start} ({where}), which changes the model itself: save it "
             "anew as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
-            name=path.name,
-            start=start[:20],
-            where=where,
+            path.name,
+            start[:20],
+            where,
         )
     try:
         return Strength(
@@ -147,22 +145,19 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
         raise JobError(
             "loras: {where} of {name} has the pattern {problem}, which could take long to match; "
             "name the layers in alpha_pattern and rank_pattern",
-            where=where,
-            name=path.name,
-            problem=error,
+            where,
+            path.name,
+            error,
         ) from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise JobError(
-            "loras: {where} of {name} is damaged ({problem}); copy it again",
-            where=where,
-            name=path.name,
-            problem=str(error)[:80],
+            "loras: {where} of {name} is damaged ({problem}); copy it again", where, path.name, str(error)[:80]
         ) from error
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-        raise ValueError(f"{str(value)[:20]} is no strength or rank")
+        raise ValueError(Message("{value} is no strength or rank", str(value)[:20]))
     return float(value)
 
 

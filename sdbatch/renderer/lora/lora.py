@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.lora import adapter_config
 from sdbatch.renderer.lora.adapter_config import Strength
 from sdbatch.renderer.lora.adapters import Parts, bias_change_of, change_of, is_whole, rank_of, shape_of
@@ -63,10 +64,10 @@ _SLOTS = {
 _OTHERS = {
     r"[._](oft|boft)_": "an OFT",
     r"\.(a1|a2|b1|b2|c1|c2)\.weight$": "a GLoRA",
-    r"lora_(embedding_|E$|E\.)|ranknum|vera_lambda|fourierft_|hra_|\.poly": "of a kind that can't be put on",
-    r"lora_[AB](\.\w+)?\.bias$|lora_(up|down)\.bias$": "a LoRA with biases of its own",
+    r"lora_(embedding_|E$|E\.)|ranknum|vera_lambda|fourierft_|hra_|\.poly": Message("of a kind that can't be put on"),
+    r"lora_[AB](\.\w+)?\.bias$|lora_(up|down)\.bias$": Message("a LoRA with biases of its own"),
     r"^base_model\.model\.(?!.*lora_).*\.bias$|\.(original_module|modules_to_save)\.": (
-        "a LoRA with whole layers of its own (PEFT: bias, modules_to_save)"
+        Message("a LoRA with whole layers of its own (PEFT: bias, modules_to_save)")
     ),
 }
 # What stands before a layer's name, by who wrote it. Not the second text encoder's: only SDXL has one.
@@ -110,7 +111,7 @@ def read_lora(path: Path, weight: float) -> LoraWeights:
     layers: dict[str, Parts] = {}
     scales: dict[str, float] = {}
     for file, network in _files(path):
-        found = read_weights(file, f"loras: {path.name}")
+        found = read_weights(file, Message("loras: {name}", path.name))
         _refuse_others(path.name, found)
         parts, alphas = _sorted(path.name, found)
         strengths = _strengths(file, found, has_alphas=bool(alphas))
@@ -132,12 +133,12 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
     apart = [(path / part / name, part) for part in NETWORKS for name in FILES if (path / part / name).is_file()]
     if not apart:
         inner = next((part for name in FILES for part in sorted(path.glob(f"*/{name}"))), None)
-        hint = f"; did you mean its folder {inner.parent.name}?" if inner else ""
+        hint = Message("; did you mean its folder {name}?", inner.parent.name) if inner else ""
         raise JobError(
             "loras: the folder {name} holds no LoRA: there is no {names} in it{hint}",
-            name=path.name,
-            names=" or ".join(FILES[:3:2]),
-            hint=hint,
+            path.name,
+            " or ".join(FILES[:3:2]),
+            hint,
         )
     yield from apart
 
@@ -145,12 +146,10 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
 def _refuse_others(name: str, found: Mapping[str, Tensor]) -> None:
     for pattern, kind in _OTHERS.items():
         if key := next((key for key in found if re.search(pattern, key)), None):
-            raise JobError(
-                "loras: {name} is {kind}: it has {key}; {put_on}", name=name, kind=kind, key=_short(key), put_on=PUT_ON
-            )
+            raise JobError("loras: {name} is {kind}: it has {key}; {put_on}", name, kind, _short(key), PUT_ON)
 
 
-PUT_ON = "put on can be LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and whole differences"
+PUT_ON = Message("put on can be LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and whole differences")
 
 
 def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
@@ -173,8 +172,8 @@ def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str,
         kind = _what_else(found) if strange or not parts else ""
         raise JobError(
             "loras: {name} is no LoRA that can be read: {part}",
-            name=name,
-            part=kind or _listed(strange or halves or ["it is empty"]),
+            name,
+            kind or _listed(strange or halves or [Message("it is empty")]),
         )
     return parts, alphas
 
@@ -186,7 +185,7 @@ def _layer(name: str) -> str:
 
 def _what_else(found: Mapping[str, Tensor]) -> str:
     if any(key.startswith(names.UNET) and key.endswith("time_embed.0.weight") for key in found):
-        return "it is a model: name it as `ckpt`"
+        return Message("it is a model: name it as `ckpt`")
     told = what_it_is(found)
     return "" if "LoRA" in told else told
 
@@ -205,8 +204,8 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
             raise JobError(
                 "loras: {name} was saved by PEFT, which keeps how strong it is in {lora_config}: lay "
                 "that beside it, or name the folder that holds both",
-                name=file.name,
-                lora_config=LORA_CONFIG,
+                file.name,
+                LORA_CONFIG,
             )
         said += [own] if own else []
     return said
@@ -291,17 +290,13 @@ def _require_layers(lora: LoraWeights, places: Mapping[str, nn.Module]) -> None:
         if any(re.search(pattern, name) for name in strange):
             raise JobError(
                 "loras: {name} is for another model, {whose}: this one has no {listed}",
-                name=lora.name,
-                whose=whose,
-                listed=_listed(strange),
+                lora.name,
+                whose,
+                _listed(strange),
             )
     if len(strange) < len(lora.layers) or all(re.search(r"_?blocks?[._]\d|layers[._]\d", name) for name in strange):
-        raise JobError(
-            "loras: {name} is for another model: this one has no {listed}", name=lora.name, listed=_listed(strange)
-        )
-    raise JobError(
-        "loras: {name} names its layers in a way that is not known: {listed}", name=lora.name, listed=_listed(strange)
-    )
+        raise JobError("loras: {name} is for another model: this one has no {listed}", lora.name, _listed(strange))
+    raise JobError("loras: {name} names its layers in a way that is not known: {listed}", lora.name, _listed(strange))
 
 
 def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
@@ -312,9 +307,7 @@ def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
         shape = shape_of(parts)
     except RuntimeError as error:
         raise JobError(
-            "loras: {name} is damaged: the matrices for {weight} don't fit together",
-            name=lora.name,
-            weight=_short(name),
+            "loras: {name} is damaged: the matrices for {weight} don't fit together", lora.name, _short(name)
         ) from error
     if "ia3" in parts:
         side = weight.shape[0 if "on_output" in parts else 1]
@@ -327,10 +320,10 @@ def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
     if not fits:
         raise JobError(
             "loras: {name} is for another model: {weight} changes a weight of {theirs}, here it is {ours}",
-            name=lora.name,
-            weight=_short(name),
-            theirs=list(shape),
-            ours=list(weight.shape),
+            lora.name,
+            _short(name),
+            list(shape),
+            list(weight.shape),
         )
 
 
@@ -338,9 +331,9 @@ def _require_numbers(lora: LoraWeights, name: str) -> None:
     if spoilt := [slot for slot, part in lora.layers[name].items() if not bool(part.isfinite().all())]:
         raise JobError(
             "loras: {name} is damaged: {weight} ({spoilt}) holds what is not a number; copy it again",
-            name=lora.name,
-            weight=_short(name),
-            spoilt=spoilt[0],
+            lora.name,
+            _short(name),
+            spoilt[0],
         )
 
 
@@ -379,5 +372,5 @@ def _short(name: str) -> str:
 
 
 def _listed(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    more = Message(" and {count} more", len(keys) - SHOWN) if len(keys) > SHOWN else ""
     return ", ".join(map(_short, keys[:SHOWN])) + more

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sdbatch.errors import OutOfMemory
+from sdbatch.messages import Message
 from sdbatch.renderer.device.memory import in_short, is_out_of_memory, release
 from sdbatch.renderer.models.models import Model
 
@@ -108,28 +109,33 @@ class MemoryFallback:
             if not told:
                 raise OutOfMemory(said)
             release(self.device)
-            self.tell(f"out of memory: {since or f'from picture {self.first} on'} {told}")
+            self.tell(Message("out of memory: {part} {told}", since or f"from picture {self.first} on", told))
 
     def _fewer_rows(self, count: int) -> str:
         now = min(self.rows or count, count)
         if now == 1:
             return ""
         self.rows = -(-now // 2)
-        return f"{self.rows} of {count} rows went through the networks at once (guidance makes two of a picture)"
+        return Message(
+            "{rows} of {count} rows went through the networks at once (guidance makes two of a picture)",
+            self.rows,
+            count,
+        )
 
     def _one_picture(self, latents: Tensor) -> str:
         if self.is_sliced or len(latents) == 1:
             return ""
         self.is_sliced = True
-        return "pictures were decoded one at a time"
+        return Message("pictures were decoded one at a time")
 
     def _smaller_tiles(self, model: Model, latents: Tensor) -> str:
         side = min(self.tile or max(TILES) + 1, max(latents.shape[-2:]))
         if side <= min(TILES):
             return ""
         self.tile = next(tile for tile in TILES if tile < side)
-        return (
-            f"the autoencoder worked in tiles of {self.tile * model.factor} pixels: colours may be off, seams may show"
+        return Message(
+            "the autoencoder worked in tiles of {tile} pixels: colours may be off, seams may show",
+            self.tile * model.factor,
         )
 
     @contextmanager

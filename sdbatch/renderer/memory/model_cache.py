@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sdbatch.messages import Message
 from sdbatch.renderer.device.memory import release
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.conversion import Conversions
@@ -62,7 +63,11 @@ class ModelCache:
 
             def load() -> Model:
                 model = load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
-                return replace(model, suspect=f"the checkpoint or the vae {vae.name} is damaged") if vae else model
+                return (
+                    replace(model, suspect=Message("the checkpoint or the vae {name} is damaged", vae.name))
+                    if vae
+                    else model
+                )
 
             model = fallback.run(load, lambda: "")
             sha256, vae_sha256 = self.fingerprint(ckpt), self.fingerprint(vae) if vae else ""
@@ -81,7 +86,7 @@ class ModelCache:
         """Let go of all models but the one in use, and say which; nothing if there is none."""
         others = [key for key in self.models if key != self._in_use]
         names = ", ".join(self.models.pop(key).name for key in others)
-        return f"no other model is kept ({names} was)" if names else ""
+        return Message("no other model is kept ({names} was)", names) if names else ""
 
     def _make_room(self, size: int) -> None:
         """For a model of so many bytes those go that were not used for longest."""

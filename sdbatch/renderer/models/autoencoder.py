@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.detection import what_it_is
 from sdbatch.renderer.models.diffusers_folder import read_part
@@ -37,14 +38,12 @@ def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
     if lacking := [*plan.vae.lacking(own)]:
         kind = what_it_is(found)
         said = kind if kind and not own else lacking[0]
-        raise JobError(
-            "vae: the autoencoder {name} does not fit {model}: {said}", name=vae.name, model=plan.name, said=said
-        )
+        raise JobError("vae: the autoencoder {name} does not fit {model}: {said}", vae.name, plan.name, said)
     if spoilt := next((key for key, weight in own.items() if not bool(weight.isfinite().all())), ""):
         raise JobError(
             "vae: the autoencoder {name} is damaged: {spoilt} holds what is not a number; copy it again",
-            name=vae.name,
-            spoilt=spoilt,
+            vae.name,
+            spoilt,
         )
     return {**weights, **own}
 
@@ -56,8 +55,8 @@ def _bare(key: str) -> str:
 
 def _read(vae: Path) -> Weights:
     if not vae.is_dir():
-        return read_weights(vae, f"vae: the autoencoder {vae.name}")
+        return read_weights(vae, Message("vae: the autoencoder {name}", vae.name))
     try:
         return read_part(vae, "vae") if (vae / "vae").is_dir() else read_part(vae.parent, vae.name, stems_of="vae")
     except JobError as error:
-        raise JobError("vae: {problem}", problem=error) from error
+        raise JobError("vae: {problem}", error) from error

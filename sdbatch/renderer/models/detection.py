@@ -5,33 +5,37 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from sdbatch.messages import Message
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.networks import OTHER_CHANNELS
 
-UNSUPPORTED = "only Stable Diffusion v1 and v2 are drawn"
+UNSUPPORTED = Message("only Stable Diffusion v1 and v2 are drawn")
 
 # A name in the file, and what has such names; the first that is found tells.
 _TELLTALES = (
     (r"(^|\.)(lora_(up|down|A|B)|hada_w1_a|lokr_w1)\b|_lora\.(up|down)\.|\.lora\.(up|down)\.|^lora_",
-     "it is a LoRA: name it in `loras`, beside a whole checkpoint"),
-    (r"^control_model\.|controlnet_|^input_hint_block\.", f"it is a ControlNet; {UNSUPPORTED}"),
-    (r"^conditioner\.embedders\.1\.", f"it is an SDXL model; {UNSUPPORTED}"),
-    (r"^conditioner\.embedders\.0\.model\.", f"it is an SDXL refiner; {UNSUPPORTED}"),
-    (r"\.joint_blocks\.|^joint_blocks\.", f"it is an SD3 model; {UNSUPPORTED}"),
-    (r"(^|\.)double_blocks\.", f"it is a Flux model; {UNSUPPORTED}"),
+     Message("it is a LoRA: name it in `loras`, beside a whole checkpoint")),
+    (r"^control_model\.|controlnet_|^input_hint_block\.", Message("it is a ControlNet; {unsupported}", UNSUPPORTED)),
+    (r"^conditioner\.embedders\.1\.", Message("it is an SDXL model; {unsupported}", UNSUPPORTED)),
+    (r"^conditioner\.embedders\.0\.model\.", Message("it is an SDXL refiner; {unsupported}", UNSUPPORTED)),
+    (r"\.joint_blocks\.|^joint_blocks\.", Message("it is an SD3 model; {unsupported}", UNSUPPORTED)),
+    (r"(^|\.)double_blocks\.", Message("it is a Flux model; {unsupported}", UNSUPPORTED)),
     (r"^cond_stage_model\.transformer\.attn_layers\.",
-     "it has the BERT text encoder of the LAION-400M model; name configs/latent-diffusion/txt2img-1p4B-eval.yaml"),
+     Message("it has the BERT text encoder of the LAION-400M model; name "
+"configs/latent-diffusion/txt2img-1p4B-eval.yaml")),
     (r"^cond_stage_model\.model\.transformer\.",
-     "it has the text encoder of a v2 model; name a v2 config, such as configs/stable-diffusion/v2-inference-v.yaml"),
+     Message("it has the text encoder of a v2 model; name a v2 config, such as "
+"configs/stable-diffusion/v2-inference-v.yaml")),
     (r"^cond_stage_model\.transformer\.text_model\.",
-     "it has the text encoder of a v1 model; name a v1 config, such as configs/stable-diffusion/v1-inference.yaml"),
+     Message("it has the text encoder of a v1 model; name a v1 config, such as "
+"configs/stable-diffusion/v1-inference.yaml")),
     (r"^string_to_(param|token)|^emb_params$|^clip_[lg]$|^<.+>$",
-     "it is a textual inversion (an embedding): those are not drawn with"),
-    (r"^model\.diffusion_model\.", "it holds a UNet without a text encoder; a whole checkpoint has both"),
+     Message("it is a textual inversion (an embedding): those are not drawn with")),
+    (r"^model\.diffusion_model\.", Message("it holds a UNet without a text encoder; a whole checkpoint has both")),
     (r"^(down_blocks|mid_block)\.\d*\.?(resnets|attentions)\.|^text_model\.encoder\.",
-     "it is one part of a folder in diffusers format; name the folder"),
+     Message("it is one part of a folder in diffusers format; name the folder")),
     (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|down\.|mid\.|up\.)",
-     "it is an autoencoder alone: name it as `vae`, beside a whole checkpoint"),
+     Message("it is an autoencoder alone: name it as `vae`, beside a whole checkpoint")),
 )  # fmt: skip
 
 
@@ -47,4 +51,9 @@ def other_unet(weights: Mapping[str, Tensor]) -> str:
     channels = entrance.shape[1] if entrance is not None and entrance.ndim == 4 else 0
     if channels not in OTHER_CHANNELS:
         return ""
-    return f"it is {OTHER_CHANNELS[channels]} (its UNet reads {channels} channels); {UNSUPPORTED}"
+    return Message(
+        "it is {other_channels} (its UNet reads {channels} channels); {unsupported}",
+        OTHER_CHANNELS[channels],
+        channels,
+        UNSUPPORTED,
+    )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdbatch.errors import JobError
 from sdbatch.job.model_config import MAX_CONFIG_BYTES
+from sdbatch.messages import Message
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.detection import UNSUPPORTED
 from sdbatch.renderer.models.ldm_checkpoint import told
@@ -46,10 +47,10 @@ TEXT_NUMBERS = (
 )
 # What only other models' UNets have.
 FOREIGN = {
-    "addition_embed_type": "an SDXL model",
-    "class_embed_type": "a model that is guided by a class or a picture",
-    "encoder_hid_dim": "a model that is guided by a picture",
-    "time_cond_proj_dim": "a model distilled for few steps (LCM)",
+    "addition_embed_type": Message("an SDXL model"),
+    "class_embed_type": Message("a model that is guided by a class or a picture"),
+    "encoder_hid_dim": Message("a model that is guided by a picture"),
+    "time_cond_proj_dim": Message("a model distilled for few steps (LCM)"),
 }
 
 
@@ -74,7 +75,7 @@ def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tenso
             found = read_weights(path, f"{part}/{path.name}")
             weights |= {_today(key): weight for key, weight in found.items()}
         except JobError as error:
-            raise JobError("{no_usable}; {problem}", no_usable=_no_usable(folder, part), problem=error) from error
+            raise JobError("{no_usable}; {problem}", _no_usable(folder, part), error) from error
     return weights
 
 
@@ -95,12 +96,10 @@ def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
                 shards = {str(shard) for shard in _json(folder, part, index)["weight_map"].values()}
             if len(shards) > MOST_SHARDS or any("/" in shard or shard.startswith(".") for shard in shards):
                 raise JobError(
-                    "{no_usable}; {name} lists files that are none of its own",
-                    no_usable=_no_usable(folder, part),
-                    name=index.name,
+                    "{no_usable}; {name} lists files that are none of its own", _no_usable(folder, part), index.name
                 )
             return [folder / part / shard for shard in sorted(shards)]
-    raise JobError("{no_usable}; there is no {known} in it", no_usable=_no_usable(folder, part), known=known[0])
+    raise JobError("{no_usable}; there is no {known} in it", _no_usable(folder, part), known[0])
 
 
 def plan_folder(folder: Path) -> ModelPlan:
@@ -129,8 +128,8 @@ def plan_folder(folder: Path) -> ModelPlan:
     schedule = _config(folder, "scheduler")
     is_open_clip = text_network.config.hidden_act == "gelu"
     return ModelPlan(
-        name=f"the model folder {folder.name}",
-        config="its json files",
+        name=Message("the model folder {name}", folder.name),
+        config=Message("its json files"),
         unet=ModelPart(unet_network, lambda key: f"unet/{key}"),
         vae=ModelPart(vae_network, lambda key: f"vae/{key}", computes_in_half=False),
         text_encoder=ModelPart(text_network, lambda key: f"text_encoder/{key.removeprefix('text_model.')}"),
@@ -156,9 +155,9 @@ def _prediction(folder: Path, schedule: Mapping[str, Any]) -> Prediction:
         if schedule.get(key, usual) != usual
     ]
     if found is None or strange:
-        why = ", ".join(strange) or f"prediction_type {schedule['prediction_type']}"
+        why = ", ".join(strange) or Message("prediction_type {schedule}", schedule["prediction_type"])
         raise JobError(
-            "the model folder {name} is not of a v1 or v2 model (its scheduler says {why})", name=folder.name, why=why
+            "the model folder {name} is not of a v1 or v2 model (its scheduler says {why})", folder.name, why
         )
     return found
 
@@ -168,18 +167,13 @@ def _refuse_what_is_not_drawn(folder: Path, unet: Mapping[str, Any]) -> None:
     channels = unet.get("in_channels", 4)
     foreign = foreign or (OTHER_CHANNELS.get(channels, "") if isinstance(channels, int) else "")
     if foreign:
-        raise JobError(
-            "the model folder {name} is of {foreign}; {unsupported}",
-            name=folder.name,
-            foreign=foreign,
-            unsupported=UNSUPPORTED,
-        )
+        raise JobError("the model folder {name} is of {foreign}; {unsupported}", folder.name, foreign, UNSUPPORTED)
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     found = _json(folder, part, folder / part / name)
-    require_within_limits(f"{part}/{name} of the model folder {folder.name}", found)
+    require_within_limits(Message("{part}/{name} of the model folder {name_2}", part, name, folder.name), found)
     return found
 
 
@@ -193,7 +187,9 @@ def _json(folder: Path, part: str, path: Path) -> dict[str, Any]:
 
 
 def _no_usable(folder: Path, part: str) -> str:
-    return (
-        f"the model folder {folder.name} has no usable {part}/: a folder in diffusers format has unet, vae, "
-        "text_encoder and scheduler"
+    return Message(
+        "the model folder {name} has no usable {part}/: a folder in diffusers format has unet, "
+        "vae, text_encoder and scheduler",
+        folder.name,
+        part,
     )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.models import bert, names
 from sdbatch.renderer.models.detection import what_it_is
 from sdbatch.renderer.models.networks import LdmConfig, build_unet, build_vae
@@ -36,11 +37,13 @@ def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Mo
         JobError: the config can't be read, or the checkpoint has another text encoder.
     """
     numbers = LdmConfig(config)
-    with told(f"no network can be built from the config {config.name}; is it complete, and a v1 or v2 model's?"):
+    with told(
+        Message("no network can be built from the config {name}; is it complete, and a v1 or v2 model's?", config.name)
+    ):
         unet, vae = build_unet(numbers), build_vae(numbers)
     return ModelPlan(
-        name=f"the checkpoint {ckpt.name}",
-        config=f"the config {config.name}",
+        name=Message("the checkpoint {name}", ckpt.name),
+        config=Message("the config {name}", config.name),
         unet=ModelPart(unet, _unet_names(numbers, unet, weights)),
         vae=ModelPart(
             vae, lambda key: names.vae_name(key, len(vae.config["block_out_channels"])), computes_in_half=False
@@ -84,7 +87,13 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
         numbers.text_encoder, names.TEXT
     )
     try:
-        with told(f"the text encoder in the checkpoint {ckpt.name} is not the {numbers.text_encoder} of its config"):
+        with told(
+            Message(
+                "the text encoder in the checkpoint {name} is not the {text_encoder} of its config",
+                ckpt.name,
+                numbers.text_encoder,
+            )
+        ):
             if numbers.text_encoder == "BERTEmbedder":
                 return bert.bert(weights)
             if numbers.text_encoder == "FrozenOpenCLIPEmbedder":
@@ -94,13 +103,13 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
     except JobError as error:
         if not isinstance(error.__cause__, LookupError | ValueError) or isinstance(error.__cause__, LimitExceeded):
             raise
-        kind = what_it_is(weights) or "it is no whole Stable Diffusion checkpoint"
+        kind = what_it_is(weights) or Message("it is no whole Stable Diffusion checkpoint")
         raise JobError(
             "the checkpoint {name} has no text encoder at {prefix}*, where the config {place} looks for it: {kind}",
-            name=ckpt.name,
-            prefix=prefix,
-            place=numbers.name,
-            kind=kind,
+            ckpt.name,
+            prefix,
+            numbers.name,
+            kind,
         ) from error
 
 

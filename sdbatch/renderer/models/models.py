@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.models.autoencoder import with_autoencoder
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.detection import other_unet
@@ -51,7 +52,7 @@ class Model:
     levels: Tensor  # the alphas once more, float32 and on the device
     device: torch.device
     dtype: torch.dtype = torch.float32
-    suspect: str = "the checkpoint is damaged"
+    suspect: str = Message("the checkpoint is damaged")
 
     @property
     def size(self) -> int:
@@ -192,23 +193,21 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
     lacking = plan.lacking(weights)
     if lacking and lacking == [*plan.vae.lacking({})]:
         raise JobError(
-            "{name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)", name=plan.name
+            "{name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)", plan.name
         )
     if lacking:
-        more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-        hint = other_unet(weights) or "Is it a Stable Diffusion v1 or v2 model, whole, and the config its own?"
+        more = Message(" and {count} more", len(lacking) - SHOWN) if len(lacking) > SHOWN else ""
+        hint = other_unet(weights) or Message("Is it a Stable Diffusion v1 or v2 model, whole, and the config its own?")
         raise JobError(
             "{name} does not fit {config}: {names}{more}. {hint}",
-            name=plan.name,
-            config=plan.config,
-            names="; ".join(lacking[:SHOWN]),
-            more=more,
-            hint=hint,
+            plan.name,
+            plan.config,
+            "; ".join(lacking[:SHOWN]),
+            more,
+            hint,
         )
     if misfits := fit_problems(plan):
-        raise JobError(
-            "{name} is not a Stable Diffusion model that fits together: {misfits}", name=plan.name, misfits=misfits[0]
-        )
+        raise JobError("{name} is not a Stable Diffusion model that fits together: {misfits}", plan.name, misfits[0])
 
 
 def fit_problems(plan: ModelPlan) -> list[str]:
@@ -216,16 +215,20 @@ def fit_problems(plan: ModelPlan) -> list[str]:
     text, unet, vae = plan.text_encoder.network.config, plan.unet.network.config, plan.vae.network.config
     vocabulary = len(plan.tokenizer)
     needs = {
-        f"its text encoder reads {text.max_position_embeddings} tokens, not {TEXT_POSITIONS}": (
-            text.max_position_embeddings == TEXT_POSITIONS
-        ),
-        f"its text encoder knows {text.vocab_size} tokens, the vocabulary has {vocabulary}": (
-            text.vocab_size >= vocabulary
-        ),
-        f"its text encoder is {text.hidden_size} wide, its UNet reads {unet['cross_attention_dim']}": (
-            text.hidden_size == unet["cross_attention_dim"]
-        ),
-        f"its UNet has {unet['in_channels']} channels, its autoencoder {vae['latent_channels']}": (
+        Message(
+            "its text encoder reads {max_position_embeddings} tokens, not {text_positions}",
+            text.max_position_embeddings,
+            TEXT_POSITIONS,
+        ): (text.max_position_embeddings == TEXT_POSITIONS),
+        Message(
+            "its text encoder knows {vocab_size} tokens, the vocabulary has {vocabulary}", text.vocab_size, vocabulary
+        ): (text.vocab_size >= vocabulary),
+        Message(
+            "its text encoder is {hidden_size} wide, its UNet reads {unet}",
+            text.hidden_size,
+            unet["cross_attention_dim"],
+        ): (text.hidden_size == unet["cross_attention_dim"]),
+        Message("its UNet has {unet} channels, its autoencoder {vae}", unet["in_channels"], vae["latent_channels"]): (
             unet["in_channels"] == unet["out_channels"] == vae["latent_channels"]
         ),
     }

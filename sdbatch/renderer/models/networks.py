@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from sdbatch.errors import JobError
 from sdbatch.job import model_config
+from sdbatch.messages import Message
 from sdbatch.renderer.models.plan import Prediction
 from sdbatch.renderer.weights.limits import LimitExceeded, blocks, layers, levels, width
 from sdbatch.storage import files
@@ -23,10 +24,10 @@ TEXT_ENCODERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder", "BERTEmbedder")
 PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v_prediction"}
 # What a UNet reads beside the latents says what it was made for.
 OTHER_CHANNELS = {
-    5: "a depth-to-image model",
-    7: "an upscaling model",
-    8: "an InstructPix2Pix model",
-    9: "an inpainting model",
+    5: Message("a depth-to-image model"),
+    7: Message("an upscaling model"),
+    8: Message("an InstructPix2Pix model"),
+    9: Message("an inpainting model"),
 }
 
 
@@ -41,11 +42,9 @@ class LdmConfig:
         except OSError as error:
             if files.is_disk_trouble(error):
                 raise
-            raise JobError(
-                "the config {name} can't be read: {problem}", name=self.name, problem=error.strerror
-            ) from error
+            raise JobError("the config {name} can't be read: {problem}", self.name, error.strerror) from error
         except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise JobError("the config {name} is not a model's yaml with model: params:", name=self.name) from error
+            raise JobError("the config {name} is not a model's yaml with model: params:", self.name) from error
         self._refuse_what_is_not_drawn()
 
     def __call__(self, dotted: str, kind: Callable[[Any], T], default: T | None = None) -> T:
@@ -59,17 +58,14 @@ class LdmConfig:
             if not isinstance(value, dict) or key not in value:
                 if default is not None:
                     return default
-                raise JobError("the config {name} lacks model.params.{dotted}", name=self.name, dotted=dotted)
+                raise JobError("the config {name} lacks model.params.{dotted}", self.name, dotted)
             value = value[key]
         try:
             return kind(value)
         except (TypeError, ValueError, OverflowError) as error:
             told = f": {error}" if isinstance(error, LimitExceeded) else ""
             raise JobError(
-                "the config {name}: model.params.{dotted} is not a usable value{told}",
-                name=self.name,
-                dotted=dotted,
-                told=told,
+                "the config {name}: model.params.{dotted} is not a usable value{told}", self.name, dotted, told
             ) from error
 
     @property
@@ -87,26 +83,24 @@ class LdmConfig:
         other = ""
         channels = self.params.get("network_config") is None and self("unet_config.params.in_channels", int)
         if "network_config" in self.params:
-            other = "an SDXL model"
+            other = Message("an SDXL model")
         elif channels in OTHER_CHANNELS:
-            other = f"{OTHER_CHANNELS[channels]} ({channels} channels)"
+            other = Message("{other_channels} ({channels} channels)", OTHER_CHANNELS[channels], channels)
         elif self("unet_config.params.num_classes", str, ""):
-            other = "a model that is guided by a picture (unCLIP)"
+            other = Message("a model that is guided by a picture (unCLIP)")
         elif self("parameterization", str, "eps") not in PREDICTIONS:
-            other = f'a model with parameterization "{self.params["parameterization"]}"'
+            other = Message('a model with parameterization "{params}"', self.params["parameterization"])
         if other:
             raise JobError(
-                "the config {name} is of {other}; only Stable Diffusion v1 and v2 are drawn",
-                name=self.name,
-                other=other,
+                "the config {name} is of {other}; only Stable Diffusion v1 and v2 are drawn", self.name, other
             )
         if self.text_encoder not in TEXT_ENCODERS:
             known = ", ".join(TEXT_ENCODERS)
             raise JobError(
                 "the config {name} wants the text encoder {text_encoder}; known are {known}",
-                name=self.name,
-                text_encoder=self.text_encoder,
-                known=known,
+                self.name,
+                self.text_encoder,
+                known,
             )
 
 
@@ -146,7 +140,7 @@ def build_vae(numbers: LdmConfig) -> Any:
     """An unfilled autoencoder from `first_stage_config.params.ddconfig` (`AutoencoderKL`)."""
     at = "first_stage_config.params.ddconfig."
     if numbers(at + "attn_resolutions", list):
-        raise JobError("the config {name}: an autoencoder with attn_resolutions is not supported", name=numbers.name)
+        raise JobError("the config {name}: an autoencoder with attn_resolutions is not supported", numbers.name)
     base = numbers(at + "ch", width)
     channels = [base * mult for mult in numbers(at + "ch_mult", levels)]
     each = numbers(at + "num_res_blocks", layers)

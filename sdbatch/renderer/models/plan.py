@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
 MAX_TIMESTEPS = 100_000  # v1 has 1000; a slip of the pen must not fill the memory
@@ -37,12 +38,14 @@ class ModelPart:
             name = self.name_of(key)
             found = weights.get(name)
             if found is None:
-                yield f"{name} is missing"
+                yield Message("{name} is missing", name)
             elif not found.is_floating_point():
-                yield f"{name} holds no floating-point numbers (a quantized checkpoint?)"
+                yield Message("{name} holds no floating-point numbers (a quantized checkpoint?)", name)
             # The original keeps some linear layers as 1x1 convolutions.
             elif found.shape != wanted.shape and found.squeeze().shape != wanted.squeeze().shape:
-                yield f"{name} is {list(found.shape)}, the config asks for {list(wanted.shape)}"
+                yield Message(
+                    "{name} is {list}, the config asks for {list_2}", name, list(found.shape), list(wanted.shape)
+                )
 
     def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
         """In what each weight is kept, by the network's own key, if the network computes in `dtype`."""
@@ -137,9 +140,9 @@ def noise_schedule(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArr
     if alphas is None:
         raise JobError(
             "{name}: linear_start {start}, linear_end {end}, timesteps {timesteps} make no noise schedule",
-            name=name,
-            start=start,
-            end=end,
-            timesteps=timesteps,
+            name,
+            start,
+            end,
+            timesteps,
         )
     return alphas

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels, to_pixels
+from sdbatch.messages import Message
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
@@ -20,7 +21,9 @@ def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
         OutOfMemory: there is not enough, whatever is done.
     """
     if not torch.isfinite(latents).all():
-        raise _no_picture("the sampler", model.suspect if model.dtype == torch.float32 else "try precision: full")
+        raise _no_picture(
+            Message("the sampler"), model.suspect if model.dtype == torch.float32 else Message("try precision: full")
+        )
     with computing(model.dtype, model.device):
         decoded = fallback.decode(model, latents).float()
     spoilt = [i for i, picture in enumerate(decoded) if not torch.isfinite(picture).all()]
@@ -29,12 +32,18 @@ def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
             decoded[i] = fallback.decode(model, latents[i : i + 1])[0]
         numbers = ", ".join(str(fallback.first + i) for i in spoilt)
         half = str(model.dtype).removeprefix("torch.")
-        fallback.tell(f"decoded again in float32, since the decoder's numbers ran over in {half}: picture {numbers}")
+        fallback.tell(
+            Message(
+                "decoded again in float32, since the decoder's numbers ran over in {half}: picture {numbers}",
+                half,
+                numbers,
+            )
+        )
     if not torch.isfinite(decoded).all():
-        raise _no_picture("the decoder", model.suspect)
+        raise _no_picture(Message("the decoder"), model.suspect)
     return to_pixels(decoded.cpu().numpy())
 
 
 def _no_picture(part: str, hint: str) -> JobError:
     """What would become a black picture, saved as a success."""
-    return JobError("{part} gave numbers that are not finite, so there is no picture; {hint}", part=part, hint=hint)
+    return JobError("{part} gave numbers that are not finite, so there is no picture; {hint}", part, hint)

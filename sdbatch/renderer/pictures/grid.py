@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdbatch.imaging.pictures import GRID_PADDING, Pixels, write_grid
+from sdbatch.messages import Message
 from sdbatch.renderer.memory.fallback import MemoryFallback
 
 # Browsers end at 32,767 pixels a side; Pillow takes what has more pixels in all for a bomb.
@@ -60,7 +61,7 @@ def lay(
         if sheet.pictures == 1:
             return ""
         sheet = sheet.halved()
-        return f"{sheet.pictures} pictures a part"
+        return Message("{pictures} pictures a part", sheet.pictures)
 
     def write() -> str:
         return write_grid(path, samples[done : done + sheet.pictures], sheet.columns, mark)
@@ -70,13 +71,19 @@ def lay(
     while done < len(samples):
         path = folder / f"grid-{len(parts):04}.png"
         parts.append(path)
-        sha256 = fallback.run(write, smaller, since="in the grid")
+        sha256 = fallback.run(write, smaller, since=Message("in the grid"))
         done += sheet.pictures
         yield path, sha256
     if len(parts) > 1:
         fallback.tell(
-            f"the grid is in {len(parts)} parts, {parts[0].name} to {parts[-1].name}, with {sheet.columns} pictures in "
-            "a row: few programs open a larger one"
+            Message(
+                "the grid is in {count} parts, {name} to {name_2}, with {columns} pictures in a row: few "
+                "programs open a larger one",
+                len(parts),
+                parts[0].name,
+                parts[-1].name,
+                sheet.columns,
+            )
         )
     for stale in {*folder.glob("grid-*.png")}.difference(parts):
         stale.unlink()  # an earlier attempt made smaller parts

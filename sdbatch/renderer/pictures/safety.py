@@ -21,6 +21,7 @@ from transformers import CLIPConfig
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.model_config import MAX_CONFIG_BYTES
+from sdbatch.messages import Message
 from sdbatch.renderer.device.memory import is_out_of_memory
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.diffusers_folder import ENDINGS, STEMS
@@ -30,7 +31,7 @@ from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
 
 GREY = (128, 128, 128)
-CARD = "withheld by\nthe safety checker"
+CARD = Message("withheld by\nthe safety checker")
 # Of CLIP's training pictures, by colour.
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
@@ -81,7 +82,7 @@ class Checkers:
             raise EngineDown(
                 "safety_checker: {choice} is no folder with a safety checker (a config.json and its "
                 "weights); configs/sdbatch.yaml names it",
-                choice=choice,
+                choice,
             )
 
     def of(self, ckpt: Path, fallback: MemoryFallback) -> SafetyChecker | None:
@@ -124,7 +125,7 @@ def _build(folder: Path) -> Any:
     """The unfilled network that the folder's config.json describes."""
     try:
         content = json.loads(files.read_file(folder / "config.json", MAX_CONFIG_BYTES))
-        require_within_limits(f"config.json of the safety checker in {folder.name}", content)
+        require_within_limits(Message("config.json of the safety checker in {name}", folder.name), content)
         config = CLIPConfig.from_dict(content)
         with torch.device("meta"):
             return StableDiffusionSafetyChecker(config)
@@ -133,9 +134,7 @@ def _build(folder: Path) -> Any:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise JobError(
-            "the safety checker in {name} has no usable config.json; copy it again", name=folder.name
-        ) from error
+        raise JobError("the safety checker in {name} has no usable config.json; copy it again", folder.name) from error
 
 
 def _fill(network: Any, folder: Path) -> Any:
@@ -144,9 +143,7 @@ def _fill(network: Any, folder: Path) -> Any:
     path = next((path for path in names if path.is_file()), None)
     if path is None:
         raise JobError(
-            "the safety checker in {name} has no weights, such as {example}; copy it again",
-            name=folder.name,
-            example=names[0].name,
+            "the safety checker in {name} has no weights, such as {example}; copy it again", folder.name, names[0].name
         )
     found = {_plain(key): weight for key, weight in read_weights(path, f"safety_checker/{path.name}").items()}
     filled = {}
@@ -154,9 +151,7 @@ def _fill(network: Any, folder: Path) -> Any:
         weight = found.get(_plain(key))
         if weight is None or weight.shape != wanted.shape:
             raise JobError(
-                "the safety checker in {name} does not fit its config.json: {key}; copy it again",
-                name=folder.name,
-                key=key,
+                "the safety checker in {name} does not fit its config.json: {key}; copy it again", folder.name, key
             )
         filled[key] = weight.to(torch.float32, copy=True)
     network.load_state_dict(filled, assign=True)

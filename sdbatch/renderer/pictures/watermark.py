@@ -26,7 +26,7 @@ class Watermark:
             raise EngineDown(
                 "watermark: needs the package invisible-watermark ({problem}); install "
                 "sdbatch[watermark], or take `watermark` out of configs/sdbatch.yaml",
-                problem=error,
+                error,
             ) from error
         self.text = text
         self._encoder = WatermarkEncoder()

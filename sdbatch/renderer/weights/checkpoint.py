@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 from sdbatch.renderer.device.memory import is_out_of_memory
 from sdbatch.renderer.weights.pickled import MoreThanWeights, TooMuch
 from sdbatch.renderer.weights.torchfile import UnsupportedArchive, read_torch_file
@@ -25,17 +26,21 @@ SHOWN_LETTERS = 200  # of what a library says: it may quote the file
 
 # What lies in a file's place, by its first bytes.
 _OTHERS = {
-    rb"$": "is empty: copy the file itself, whole",
-    rb"version https://git-lfs": "is a git-lfs pointer, not the file: copy the file that `git lfs pull` brings",
-    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)": (
-        "is a web page, not a file of weights: copy the file itself, whole"
+    rb"$": Message("is empty: copy the file itself, whole"),
+    rb"version https://git-lfs": Message(
+        "is a git-lfs pointer, not the file: copy the file that `git lfs pull` brings"
     ),
-    rb"GGUF": "is a GGUF file, which is not read: only .ckpt, .safetensors and folders in diffusers format are",
-    rb"\x89HDF": "is a file of TensorFlow (HDF5), which is not read: take one for PyTorch",
-    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": "is a picture, not a file of weights",
-    rb"7z\xbc\xaf|Rar!|\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ": "is a packed archive: unpack it first",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)": (
+        Message("is a web page, not a file of weights: copy the file itself, whole")
+    ),
+    rb"GGUF": Message(
+        "is a GGUF file, which is not read: only .ckpt, .safetensors and folders in diffusers format are"
+    ),
+    rb"\x89HDF": Message("is a file of TensorFlow (HDF5), which is not read: take one for PyTorch"),
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": Message("is a picture, not a file of weights"),
+    rb"7z\xbc\xaf|Rar!|\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ": Message("is a packed archive: unpack it first"),
     rb"[\t\r\n\x20-\x7e]{16}": (
-        "is a text, not a file of weights (an error message in its place?): copy the file itself, whole"
+        Message("is a text, not a file of weights (an error message in its place?): copy the file itself, whole")
     ),
 }
 
@@ -58,33 +63,33 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     Raises:
         JobError: not such a file, cut short, or it holds more than weights.
     """
-    called = called or f"ckpt: the checkpoint {path.name}"
+    called = called or Message("ckpt: the checkpoint {name}", path.name)
     try:
         head, is_safe = files.read_file(path, LOOKED_AT), is_safetensors(path)
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise JobError("{called} can't be read: {problem}", called=called, problem=error.strerror) from error
+        raise JobError("{called} can't be read: {problem}", called, error.strerror) from error
     if is_safe:
         return _read_safetensors(path, head, called)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         return _read_pickle(path, called, is_zip=head[:2] == b"PK")
     if told := next((told for pattern, told in _OTHERS.items() if re.match(pattern, head, re.DOTALL)), ""):
-        raise JobError("{called} {told}", called=called, told=told)
+        raise JobError("{called} {told}", called, told)
     raise JobError(
         "{called} is neither a .ckpt nor a .safetensors file, or was copied incompletely: copy the file itself, whole",
-        called=called,
+        called,
     )
 
 
 def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]:
     if int.from_bytes(head[:8], "little") > MOST_HEADER:
-        raise JobError("{called} has a header that is longer than any model's", called=called)
+        raise JobError("{called} has a header that is longer than any model's", called)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise JobError(
-            "{called} is a damaged safetensors file: {problem}", called=called, problem=str(error)[:SHOWN_LETTERS]
+            "{called} is a damaged safetensors file: {problem}", called, str(error)[:SHOWN_LETTERS]
         ) from error
 
 
@@ -95,26 +100,26 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
         raise JobError(
             "{called} holds more than weights (Python objects or code), so it was not loaded; "
             "convert it to .safetensors on a machine where you trust it",
-            called=called,
+            called,
         ) from error
     except TooMuch as error:
-        raise JobError("{called} describes more than any model has, so it was not loaded", called=called) from error
+        raise JobError("{called} describes more than any model has, so it was not loaded", called) from error
     except UnsupportedArchive as error:
-        raise JobError("{called} {problem}", called=called, problem=error) from error
+        raise JobError("{called} {problem}", called, error) from error
     except Exception as error:  # what is damaged makes readers stumble anywhere: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
             "{called} is damaged or was copied incompletely ({st_size:,} bytes lie here); copy it again",
-            called=called,
-            st_size=path.stat().st_size,
+            called,
+            path.stat().st_size,
         ) from error
     if not isinstance(content, dict):
-        raise JobError("{called} holds no named weights", called=called)
+        raise JobError("{called} holds no named weights", called)
     if "string_to_param" in content:
-        raise JobError("{called} is a textual inversion (an embedding): those are not drawn with", called=called)
+        raise JobError("{called} is a textual inversion (an embedding): those are not drawn with", called)
     if any(key in LEFTOVERS or (key.isdigit() and isinstance(content[key], list | tuple)) for key in content):
-        raise JobError("{called} is a hypernetwork: those are not drawn with", called=called)
+        raise JobError("{called} is a hypernetwork: those are not drawn with", called)
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
@@ -163,12 +168,14 @@ def write_weights(
         try:
             written = load_file(file.name)
         except SafetensorError as error:
-            raise OSError(errno.EIO, f"what was written can't be read back: {error}", str(path)) from error
+            raise OSError(
+                errno.EIO, Message("what was written can't be read back: {problem}", error), str(path)
+            ) from error
         # As bytes: a weight that is not a number equals nothing, not even itself.
         if written.keys() != dtypes.keys() or any(
             not torch.equal(_bits(written[name]), _bits(weights[name].to(dtypes[name]))) for name in names
         ):
-            raise OSError(errno.EIO, "the disk gave back something else than was written", str(path))
+            raise OSError(errno.EIO, Message("the disk gave back something else than was written"), str(path))
 
 
 def _bits(weight: Tensor) -> Tensor:

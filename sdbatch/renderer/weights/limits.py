@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from sdbatch.errors import JobError
+from sdbatch.messages import Message
 
 N = TypeVar("N", int, float)
 
@@ -24,7 +25,9 @@ class LimitExceeded(ValueError):
     """A number that no model of these kinds has."""
 
     def __init__(self, value: object, most: int) -> None:
-        super().__init__(f"{str(value)[:20]} is more than {most:,}, the most that any such model has")
+        super().__init__(
+            Message("{value} is more than {most:,}, the most that any such model has", str(value)[:20], most)
+        )
 
 
 def layers(value: Any) -> int:
@@ -62,7 +65,7 @@ def require_within_limits(called: str, numbers: Mapping[str, Any]) -> None:
             for number in _numbers(value):
                 _at_most(number, next((most for part, most in _MOST.items() if part in key), MOST_WIDTH))
         except LimitExceeded as error:
-            raise JobError("{called}: {key}: {problem}", called=called, key=key, problem=error) from error
+            raise JobError("{called}: {key}: {problem}", called, key, error) from error
         if isinstance(value, Mapping):
             require_within_limits(called, value)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdbatch.messages import Message
 from sdbatch.renderer.weights import pickled
 from sdbatch.renderer.weights.pickled import MoreThanWeights, Placed, TooMuch
 
@@ -76,11 +77,13 @@ def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
             raise MoreThanWeights
         pickle = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
         if pickle is None:
-            raise UnsupportedArchive("is an archive of something else: unpack it, and name the file of weights in it")
+            raise UnsupportedArchive(
+                Message("is an archive of something else: unpack it, and name the file of weights in it")
+            )
         prefix = pickle.removesuffix("data.pkl")
         if (order := members.get(f"{prefix}byteorder")) and archive.open(order).read(10) != b"little":
             raise UnsupportedArchive(
-                "was written by a machine with the other order of bytes: save it anew as .safetensors"
+                Message("was written by a machine with the other order of bytes: save it anew as .safetensors")
             )
         with archive.open(pickle) as stream:
             data = stream.read(pickled.MOST_BYTES + 1)
@@ -92,7 +95,7 @@ def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
 def _place(file: io.BufferedReader, member: zipfile.ZipInfo) -> tuple[int, int]:
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
         raise UnsupportedArchive(
-            "was packed anew, its weights compressed or encrypted: unpack it and save it as .safetensors"
+            Message("was packed anew, its weights compressed or encrypted: unpack it and save it as .safetensors")
         )
     file.seek(member.header_offset)
     name, extra = struct.unpack("<26x2H", file.read(LOCAL_HEADER))
@@ -107,7 +110,7 @@ def _read_row(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
     for _ in range(5):
         read.append(pickled.read(data, read[-1].end if read else 0))
         if read[0].content != MAGIC:
-            raise ValueError("no file of torch's")
+            raise ValueError(Message("no file of torch's"))
     content, kinds, at = read[3].content, read[3].kinds, read[4].end
     places = {}
     for key in map(pickled.plain, read[4].content):
