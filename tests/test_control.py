@@ -13,7 +13,7 @@ from tests_support import REFERENCE, drain, lay_model, nested, only, run_sdbatch
 
 from sdbatch.client import control
 from sdbatch.engine.fake import FakeEngine
-from sdbatch.engine.protocol import Draw, Event
+from sdbatch.engine.protocol import Draw, Event, RendererConfig
 from sdbatch.errors import JobError, RendererDied
 from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
@@ -421,5 +421,7 @@ def test_a_real_renderer_stops_a_cancelled_job_within_its_batch(tmp_path: Path) 
 
     cancelled, answers = task(tmp_path / "cancelled"), io.StringIO()
     cancelled.cancel.touch()
-    Renderer("cpu", tmp_path / "checksums.json", answers).serve(io.StringIO(cancelled.model_dump_json() + "\n"))
+    Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers).serve(
+        io.StringIO(cancelled.model_dump_json() + "\n")
+    )
     assert [json.loads(line)["type"] for line in answers.getvalue().splitlines()] == ["loaded", "stepped", "failed"]

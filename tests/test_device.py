@@ -15,6 +15,7 @@ from small_models import small_laion400m, small_v2
 from tests_support import drain, only, small_draw
 from torch.cuda._utils import _get_device_index
 
+from sdbatch.engine.protocol import RendererConfig
 from sdbatch.renderer import draw as draw_module
 from sdbatch.renderer import renderer as renderer_module
 from sdbatch.renderer.device import memory
@@ -82,7 +83,7 @@ def test_each_job_is_told_with_the_memory_that_it_took(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(renderer_module, "draw", greedy)
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
+    renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers)
     for name in ("first", "second"):
         renderer.render(small_draw(tmp_path / name))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]

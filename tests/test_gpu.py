@@ -244,7 +244,7 @@ def test_a_switch_of_models_never_holds_two(tmp_path: Path) -> None:
         job = small_draw(tmp_path / str(number), ckpt, precision="full", n_samples=1)
         jobs.append(job.model_copy(update={"config": config}))
     before = torch.cuda.memory_allocated(GPU)
-    renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
+    renderer = Renderer(RendererConfig(device=str(GPU), checksums=tmp_path / "checksums.json"), io.StringIO())
     finished = [event for event in render(renderer, *jobs) if event["type"] == "finished"]
     (cached,) = renderer.model_cache.models.values()
     assert len(finished) == 3
@@ -254,7 +254,7 @@ def test_a_switch_of_models_never_holds_two(tmp_path: Path) -> None:
 
 def test_a_lora_leaves_the_memory_and_the_bits_of_the_weights_as_they_were(tmp_path: Path) -> None:
     save_file(kohya(random_matrices()), tmp_path / "x.safetensors")
-    renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
+    renderer = Renderer(RendererConfig(device=str(GPU), checksums=tmp_path / "checksums.json"), io.StringIO())
     plain = digests(render(renderer, small_draw(tmp_path / "plain")))
     (cached,) = renderer.model_cache.models.values()
     assert cached.model.dtype == torch.float16
@@ -276,13 +276,13 @@ def test_a_lora_leaves_the_memory_and_the_bits_of_the_weights_as_they_were(tmp_p
 def test_a_job_that_goes_on_halfway_ends_with_the_same_bytes(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"n_iter": 2, "n_samples": 2, "ddim_eta": 0.5}
     folder = tmp_path / "job"
-    renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
+    renderer = Renderer(RendererConfig(device=str(GPU), checksums=tmp_path / "checksums.json"), io.StringIO())
     whole = digests(render(renderer, small_draw(folder, **fields)))
     assert len(set(whole)) == 4
     for start_at in (1, 2, 3):  # in a batch, behind one, in the next
         for sample in sorted(folder.glob("samples/*.png"))[start_at:]:
             sample.unlink()
-        renderer = Renderer(str(GPU), tmp_path / "checksums.json", io.StringIO())
+        renderer = Renderer(RendererConfig(device=str(GPU), checksums=tmp_path / "checksums.json"), io.StringIO())
         assert digests(render(renderer, small_draw(folder, start_at=start_at, **fields))) == whole
 
 

@@ -15,7 +15,7 @@ from tests_support import drain, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
-from sdbatch.engine.protocol import Draw, Event, StagedGrid
+from sdbatch.engine.protocol import Draw, Event, RendererConfig, StagedGrid
 from sdbatch.errors import Cancelled, OutOfMemory
 from sdbatch.history import scan
 from sdbatch.imaging.pictures import write_grid
@@ -131,7 +131,7 @@ def test_an_encoder_without_memory_is_out_of_memory_too(tmp_path: Path, monkeypa
 
 def render(task: Draw) -> list[dict[str, Any]]:
     answers = io.StringIO()
-    Renderer("cpu", task.folder / "checksums.json", answers).render(task)
+    Renderer(RendererConfig(device="cpu", checksums=task.folder / "checksums.json"), answers).render(task)
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 

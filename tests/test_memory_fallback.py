@@ -185,7 +185,7 @@ def task(folder: Path, **fields: Any) -> Draw:
 
 def test_the_next_job_is_not_poorer_and_the_model_stays(tmp_path: Path) -> None:
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
+    renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers)
     renderer.preload(CKPT, CONFIG)
     (cached,) = renderer.model_cache.models.values()
     large, small = task(tmp_path / "large", H=256, W=256), task(tmp_path / "small")
@@ -202,7 +202,9 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, model_cache_bytes=10**9)
+    renderer = Renderer(
+        RendererConfig(device="cpu", checksums=tmp_path / "checksums.json", model_cache_bytes=10**9), answers
+    )
     other = Path(shutil.copy(CKPT, tmp_path / "other.ckpt"))
     renderer.preload(other, CONFIG)
 
@@ -219,7 +221,7 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
 
 
 def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(tmp_path: Path) -> None:
-    renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
+    renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), io.StringIO())
     renderer.preload(CKPT, CONFIG)
     (cached,) = renderer.model_cache.models.values()
     job = task(tmp_path / "job")
@@ -236,7 +238,7 @@ def little_memory() -> None:
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 17)
     libc.mallopt(M_ARENA_MAX, 1)
     request = sys.stdin.read()
-    renderer = Renderer("cpu", Path(sys.argv[1]), sys.stdout)
+    renderer = Renderer(RendererConfig(device="cpu", checksums=Path(sys.argv[1])), sys.stdout)
     renderer.preload(CKPT, CONFIG)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, taken + ROOM))

@@ -16,7 +16,7 @@ from small_memory import SmallMemory
 from test_layouts import save_folder
 from tests_support import small_draw
 
-from sdbatch.engine.protocol import Draw
+from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import JobError, OutOfMemory
 from sdbatch.renderer.memory import model_cache as module
 from sdbatch.renderer.memory.fallback import MemoryFallback
@@ -181,7 +181,9 @@ def test_three_hundred_jobs_are_drawn_in_order_and_load_no_more_than_they_must(
     folders = [tmp_path / f"{n:03}" for n in range(300)]
     jobs = [small(folder, checkpoints[n // 10 % 2]) for n, folder in enumerate(folders)]
     answers = io.StringIO()
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers, model_cache_bytes=budget)
+    renderer = Renderer(
+        RendererConfig(device="cpu", checksums=tmp_path / "checksums.json", model_cache_bytes=budget), answers
+    )
     renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in jobs)))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert [event["job_id"] for event in events if event["type"] == "finished"] == [folder.name for folder in folders]

@@ -24,7 +24,8 @@ from sdbatch.renderer import model_tools
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import load_model
 from sdbatch.storage import files
-from sdbatch.storage.root import NamedModel, Root
+from sdbatch.storage.named_model import NamedModel
+from sdbatch.storage.root import Root
 
 Sdbatch = Callable[..., CompletedProcess[str]]
 CONFIG_NAME = "configs/v1-inference-tiny.yaml"

@@ -22,7 +22,8 @@ from sdbatch.job.parameters import Txt2Img
 from sdbatch.job.reader import parse
 from sdbatch.service.service import Service
 from sdbatch.storage import files
-from sdbatch.storage.root import NamedModel, Root
+from sdbatch.storage.named_model import NamedModel
+from sdbatch.storage.root import Root
 from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web.fields import filled_by, to_yaml
 

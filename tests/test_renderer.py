@@ -32,7 +32,7 @@ def task(folder: Path, start_at: int = 0, ckpt: Path = REFERENCE / "model/model.
 def render(draw: Draw, last: str = "finished") -> list[str]:
     """The digests of the samples, as the renderer tells them; `last` is the end of the stream."""
     answers = io.StringIO()
-    Renderer("cpu", draw.folder / "checksums.json", answers).render(draw)
+    Renderer(RendererConfig(device="cpu", checksums=draw.folder / "checksums.json"), answers).render(draw)
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert events[-1]["type"] == last
     return [event["sha256"] for event in events if event["type"] == "sample"]
@@ -83,7 +83,10 @@ def test_samples_that_were_finished_otherwise_are_drawn_again(tmp_path: Path) ->
     """An earlier attempt's pictures were not marked, or not looked at by the checker that is configured now."""
     render(task(tmp_path))
     before = (tmp_path / "samples/00000.png").stat().st_ino
-    renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO(), watermark="StableDiffusionV1")
+    renderer = Renderer(
+        RendererConfig(device="cpu", checksums=tmp_path / "checksums.json", watermark="StableDiffusionV1"),
+        io.StringIO(),
+    )
     renderer.render(task(tmp_path, start_at=2))
     after = (tmp_path / "samples/00000.png").stat().st_ino
     assert after != before
@@ -128,7 +131,7 @@ def test_what_the_disk_does_to_a_job_is_answered(
     monkeypatch.setattr(files, "on_step", fail)
     answers = io.StringIO()
     request = task(tmp_path).model_dump_json()
-    Renderer("cpu", tmp_path / "checksums.json", answers).serve(io.StringIO(request))
+    Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers).serve(io.StringIO(request))
     last = json.loads(answers.getvalue().splitlines()[-1])
     assert (last["type"], last["fault"]) == ("failed", fault)
     assert os.strerror(number) in last["text"]
@@ -141,14 +144,14 @@ def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(tmp_path:
     job = small_draw(tmp_path / "job", loras=[{"file": "l.safetensors"}])
     answers = io.StringIO()
     request = job.model_copy(update={"loras": (tmp_path / "l.safetensors",)}).model_dump_json()
-    Renderer("cpu", tmp_path / "checksums.json", answers).serve(io.StringIO(request))
+    Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers).serve(io.StringIO(request))
     told = json.loads(answers.getvalue().splitlines()[-1])["text"]
     assert "not finite, so there is no picture; loras: l.safetensors may be too strong" in told
 
 
 def test_a_preloaded_model_is_the_one_that_a_job_finds(tmp_path: Path) -> None:
     answers, job = io.StringIO(), task(tmp_path)
-    renderer = Renderer("cpu", tmp_path / "checksums.json", answers)
+    renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers)
     renderer.preload(job.ckpt, job.config)
     renderer.render(job)
     assert json.loads(answers.getvalue().splitlines()[0])["seconds"] == 0
@@ -173,7 +176,7 @@ def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.ckpt").write_bytes(b"x" * 1000)
-    renderer = Renderer("cpu", tmp_path / "checksums.json", io.StringIO())
+    renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), io.StringIO())
     renderer.preload(tmp_path / "broken.ckpt", task(tmp_path).config)
     assert not renderer.model_cache.models
     assert "the model to preload can't be loaded: ckpt: the checkpoint broken.ckpt" in capfd.readouterr().err
@@ -184,7 +187,7 @@ def test_notes_of_an_earlier_attempt_are_told_with_those_of_the_last(tmp_path: P
     Notes(tmp_path).add("picture 0: decoded again")
     Notes(tmp_path).add("picture 0: decoded again")
     answers = io.StringIO()
-    Renderer("cpu", tmp_path / "checksums.json", answers).render(task(tmp_path))
+    Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers).render(task(tmp_path))
     assert json.loads(answers.getvalue().splitlines()[-1])["notes"] == ["picture 0: decoded again"]
 
 

@@ -12,7 +12,8 @@ from sdbatch.client import control
 from sdbatch.errors import JobError, Missing
 from sdbatch.service.service import Service
 from sdbatch.spool.inputs import InputStager
-from sdbatch.storage.root import NamedModel, Root
+from sdbatch.storage.named_model import NamedModel
+from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import as_stored
 from sdbatch.testing import FakeClock, drop_job
 

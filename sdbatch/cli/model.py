@@ -1,7 +1,6 @@
 """`sdbatch model`: what lies in models/, bringing a checkpoint in, looking it over, converting it."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import typer
 from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, open_root, stored
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
-from sdbatch.storage.root import DEFAULT_CONFIG
+from sdbatch.storage.file_names import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from sdbatch.operations.catalog import Told
@@ -116,7 +115,6 @@ def verify(
     place, _ = open_root(root)
     place.require(place.inbox)
     found = place.find_weights(ckpt, config)
-    _be_offline()
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
 
     with _bar("reading") as told:
@@ -180,7 +178,6 @@ def convert(
     found = place.find_weights(ckpt, config)
     if output is not None and output.exists():
         raise JobError("{output} is there already; choose another name", output)
-    _be_offline()
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
     from sdbatch.renderer.models.conversion import Conversions  # noqa: PLC0415 - torch
 
@@ -209,11 +206,6 @@ def _list(title: str, names: list[str]) -> None:
             typer.echo(f"    {name}")
         if len(names) > SHOWN:
             typer.echo(Message("    and {count} more", len(names) - SHOWN))
-
-
-def _be_offline() -> None:
-    """A library that finds a file missing must fail, not ask the network."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from sdbatch.config.renamed import by_new_names, new_key
 from sdbatch.job.parameters import Img2Img, Txt2Img
 from sdbatch.messages import Message
 from sdbatch.storage import root
+from sdbatch.storage.file_names import DEFAULT_CONFIG
+from sdbatch.storage.named_model import NamedModel
 from sdbatch.storage.spelling import as_stored
 
 # Fields that say what one job is, and that no root can say for all.
@@ -173,7 +175,7 @@ class DefaultModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ckpt: str = "models/ldm/stable-diffusion-v1/model.ckpt"  # empty: none
-    config: str = root.DEFAULT_CONFIG
+    config: str = DEFAULT_CONFIG
 
 
 class Environment(EnvSettingsSource):
@@ -204,7 +206,7 @@ class Settings(BaseSettings):
     engine: Literal["local", "fake", "fake-process"] = "local"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     default_model: DefaultModel = DefaultModel()
-    models: dict[str, root.NamedModel] = {}
+    models: dict[str, NamedModel] = {}
     converted_bytes: int = Field(20_000_000_000, ge=0)
     model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")

@@ -1,8 +1,10 @@
 """What an examination finds: a thing that is well, or one that is not, and then what to do about it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there while the driver is loaded
 Level = Literal["ok", "warning", "problem"]
 
 

@@ -24,14 +24,6 @@ LAST_BREATH_SECONDS = 5
 RENDERER, FAKE_RENDERER = "sdbatch.renderer.renderer", "sdbatch.engine.fake"  # modules that are run as programs
 LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
 
-# A library that finds a file missing must fail, not ask the network.
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-}
-
 # On a CPU that others use too, OpenMP's threads wait for each other spinning, and a drawing takes 30 times as long.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -79,7 +71,7 @@ class LocalEngine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(answers,),
-            env=PATIENT | os.environ | OFFLINE,
+            env=PATIENT | os.environ,
             # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
             start_new_session=True,
         )

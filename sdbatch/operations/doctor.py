@@ -22,8 +22,8 @@ from pathlib import Path
 from sdbatch import __version__
 from sdbatch.config import sources
 from sdbatch.config.settings import Settings
-from sdbatch.engine.finding import Finding, Level, ok, problem, warning
-from sdbatch.engine.local import OFFLINE, PATIENT
+from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, Level, ok, problem, warning
+from sdbatch.engine.local import PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.messages import Message, joined
@@ -34,7 +34,6 @@ from sdbatch.storage.root import Root
 
 SYSTEMD_RUNS = Path("/run/systemd/system")
 PCI = Path("/sys/bus/pci/devices")
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 UNIT_FACTS = ("LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "ExecMainStatus", "NRestarts")
 LAST_WORDS = 8  # lines
 SHOWN = 5  # files in the inbox
@@ -177,7 +176,7 @@ def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Find
                 stdout=words,
                 stderr=words,
                 pass_fds=(writing,),
-                env=PATIENT | os.environ | OFFLINE,  # as the renderer's
+                env=PATIENT | os.environ,  # as the renderer's
             )
         except OSError as error:
             text = Message(

@@ -14,11 +14,10 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from sdbatch.engine.finding import Finding, ok, problem, warning
+from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, ok, problem, warning
 from sdbatch.errors import SdbatchError
 from sdbatch.messages import Message
 
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 ASKING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"}
 CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in OpenAI's vocabulary
 

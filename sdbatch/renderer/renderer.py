@@ -7,12 +7,9 @@ attempt and starts one.
 """
 
 import gc
-import os
 
 # What the libraries set up is no garbage, and looking through it again and again costs half a second.
 gc.disable()
-# Before any import that could ask the network.
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 import ctypes
 import json
@@ -30,6 +27,7 @@ import torch
 import transformers
 
 from sdbatch.engine import protocol
+from sdbatch.engine.finding import NVIDIA_DRIVER
 from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import Cancelled, EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
@@ -64,27 +62,17 @@ VERSIONS = {
 VARYING = ("sdbatch", "iteration")  # in a sample's text: its writer's version, and what follows from the index
 PR_SET_PDEATHSIG = 1
 Sheet = tuple[Batch, list[pictures.Pixels]]
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Renderer:
     """Draws requests one after another on models that stay loaded."""
 
-    def __init__(
-        self,
-        device: str,
-        checksums: Path,
-        answers: IO[str],
-        converted_bytes: int = 0,
-        model_cache_bytes: int = 0,
-        safety_checker: str = "auto",
-        watermark: str = "",
-    ) -> None:
-        self.device = find_device(device)
-        self.watermark = Watermark(watermark) if watermark else None
-        self.checkers = Checkers(safety_checker, self.device, checksums)
-        conversions = Conversions(checksums.parent / "models", checksums, converted_bytes)
-        self.model_cache = ModelCache(self.device, model_cache_bytes, conversions)
+    def __init__(self, config: RendererConfig, answers: IO[str]) -> None:
+        self.device = find_device(config.device)
+        self.watermark = Watermark(config.watermark) if config.watermark else None
+        self.checkers = Checkers(config.safety_checker, self.device, config.checksums)
+        conversions = Conversions(config.checksums.parent / "models", config.checksums, config.converted_bytes)
+        self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions)
         self.answers = answers
 
     def preload(self, ckpt: Path, config: Path, vae: Path | None = None) -> None:
@@ -293,7 +281,7 @@ def main() -> None:
     config, answers, *preload = sys.argv[1:]
     with open(0, encoding="utf-8") as requests, open(int(answers), "w", encoding="utf-8") as pipe:  # noqa: PTH123
         try:
-            renderer = Renderer(answers=pipe, **dict(RendererConfig.model_validate_json(config)))
+            renderer = Renderer(RendererConfig.model_validate_json(config), pipe)
             if preload:
                 renderer.preload(*map(Path, preload))
         except EngineDown as error:

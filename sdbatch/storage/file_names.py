@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 SENT = "from-the-page-"  # how pictures begin that visitors of the page sent, until the jobs that name them have copies
+DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 JOB_LOG = "log.jsonl"  # in a job's folder: what the service said about it
 
 SUFFIXES = (".yaml", ".yml", ".json")

@@ -7,36 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdbatch.errors import JobError, Missing, NoRoot, TemporarilyUnavailable
 from sdbatch.messages import Message
 from sdbatch.storage import files
+from sdbatch.storage.file_names import DEFAULT_CONFIG
 from sdbatch.storage.safe_open import open_beneath
 from sdbatch.storage.spelling import as_stored, in_other_case, normal
+
+if TYPE_CHECKING:
+    from sdbatch.storage.named_model import NamedModel
 
 SECRET = ("state", "models", "configs")  # no job reads there but its model: a manifest would tell what it read
 FILES = ("init_img", "from_file")  # that a job names beside its model
 OURS = ("jobs", *SECRET)  # no job's pictures go there
-DEFAULT_CONFIG = "configs/stable-diffusion/v1-inference.yaml"  # of a job that names none
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 PUBLISHED = re.compile(r"(?:grid-)?\d{1,20}\.png")  # names that jobs' pictures get there
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
-
-
-class NamedModel(BaseModel):
-    """A model with a name in the configuration: a job that says `ckpt: NAME` uses all its files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ckpt: str = Field(min_length=1)
-    config: str = DEFAULT_CONFIG
-    vae: str = ""  # a separate autoencoder; empty: the checkpoint's own
 
 
 class ModelFiles(NamedTuple):
@@ -69,7 +60,7 @@ class Root:
 
     path: Path
     allowed: tuple[Path, ...] = ()
-    named: tuple[tuple[str, NamedModel], ...] = ()
+    named: "tuple[tuple[str, NamedModel], ...]" = ()
     defaults: tuple[tuple[str, Any], ...] = ()
 
     inbox = _Place("jobs/inbox")  # files that people drop

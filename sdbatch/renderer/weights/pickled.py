@@ -6,11 +6,11 @@ something inert: a text, a number, a list, a note of where a tensor's numbers li
 is hashed, and the work is bounded by the number of instructions. What no weights need becomes `OTHER`.
 """
 
-import pickletools
+import io
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pickletools import genops
 from typing import Any
 
 MOST_BYTES = 32 << 20  # of one pickle; v1-5's has 300 kB, with all that its training left
@@ -33,7 +33,6 @@ _TORCH = re.compile(
     r"|torch\.(Size|\w*Tensor|device|nn\.parameter\.Parameter|serialization\._get_layout|per_\w+)"
     r"|torch\.(bool|half|(q?u?int|b?float|complex)\w*)"
 )
-KNOWN = {instruction.code.encode("latin-1") for instruction in pickletools.opcodes}
 _REBUILDERS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 _WRAPPERS = {f"torch._utils._rebuild_parameter{kind}" for kind in ("", "_with_state")}
 
@@ -98,53 +97,40 @@ def read(data: memoryview, start: int = 0) -> Read:
         TooMuch: it is too long.
         Exception: of many kinds, where it is damaged.
     """
-    reader = _Reader(data[start : start + MOST_BYTES])
-    content = reader.read()
-    return Read(content, start + reader.at, reader.kinds)
+    stream, reader = io.BytesIO(data[start : start + MOST_BYTES]), _Reader()
+    try:
+        for instruction, argument, _ in genops(stream):
+            reader.spend(1)
+            reader.take(instruction.name, argument)
+    except ValueError as error:
+        if stream.tell() == MOST_BYTES:
+            raise TooMuch from error
+        raise
+    return Read(reader.stack.pop(), start + stream.tell(), reader.kinds)
 
 
 class _Reader:
     """The stack machine that a pickle is written for."""
 
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.at, self.left = data, 0, MOST_STEPS
+    def __init__(self) -> None:
+        self.left = MOST_STEPS
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
         self.kinds: dict[str, str] = {}
 
-    def read(self) -> Any:
-        while (code := bytes(self.take(1))) != b".":
-            self.spend(1)
-            step = STEPS.get(code)
-            if step is None:
-                if code in KNOWN:
-                    raise MoreThanWeights
-                raise ValueError(code)
-            step(self)
-        return self.stack.pop()
+    def take(self, instruction: str, argument: Any) -> None:
+        if instruction in PUSHES:
+            self.push(argument)
+        elif instruction in STEPS:
+            STEPS[instruction](self, argument)
+        elif instruction not in PASSED_OVER:
+            raise MoreThanWeights
 
     def spend(self, steps: int) -> None:
         self.left -= steps
         if self.left < 0:
             raise TooMuch
-
-    def take(self, count: int) -> memoryview:
-        found = self.data[self.at : self.at + count]
-        if len(found) < count:
-            raise TooMuch if len(self.data) == MOST_BYTES else EOFError
-        self.at += count
-        return found
-
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def text(self, form: str) -> str:
-        return str(self.take(self.number(form)), "utf-8", "surrogatepass")
-
-    def line(self) -> str:
-        length = bytes(self.data[self.at : self.at + 1000]).index(b"\n")
-        return str(self.take(length + 1), "utf-8")[:-1]
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -175,7 +161,8 @@ class _Reader:
 
     def name_above(self) -> None:
         self.pack(2)
-        self.name(*self.stack.pop())
+        names = self.stack.pop()
+        self.name(".".join(names) if all(isinstance(name, str) for name in names) else "")
 
     def put_one(self) -> None:
         self.pack(2)
@@ -185,11 +172,9 @@ class _Reader:
         self.until_mark()
         self.push(OTHER)
 
-    def name(self, module: Any, name: Any) -> None:
-        is_short = isinstance(module, str) and isinstance(name, str) and len(module) + len(name) < MOST_LETTERS
-        path = f"{module}.{name}" if is_short else ""
-        if path not in HARMLESS and not _TORCH.fullmatch(path):
-            raise MoreThanWeights(path)
+    def name(self, path: str) -> None:
+        if len(path) > MOST_LETTERS or (path not in HARMLESS and not _TORCH.fullmatch(path)):
+            raise MoreThanWeights(path[:MOST_LETTERS])
         self.push(Name(path))
 
     def stored(self, told: Any) -> None:
@@ -228,10 +213,10 @@ def _named(pairs: Any) -> dict[str, Any]:
 
 
 def plain(text: Any) -> str:
-    """A short text; Python 2 wrote bytes."""
-    if not isinstance(text, str | bytes) or len(text) > MOST_LETTERS:
+    """A short text."""
+    if not isinstance(text, str) or len(text) > MOST_LETTERS:
         raise ValueError("no short text")
-    return text if isinstance(text, str) else text.decode("ascii")
+    return text
 
 
 def _count(value: Any) -> int:
@@ -251,49 +236,40 @@ def _placed(arguments: Any, *, has_dtype: bool) -> Any:
     return Placed(storage, _count(offset), tuple(map(_count, size)), tuple(map(_count, stride)), dtype)
 
 
-Step = Callable[[_Reader], object]
-# The instructions of protocol 2, which torch.save writes, and those that 4 adds to it. Unknown ones are refused.
-STEPS: dict[bytes, Step] = {
-    b"\x80": lambda r: r.take(1),
-    b"\x95": lambda r: r.take(8),
-    b"c": lambda r: r.name(r.line(), r.line()),
-    b"\x93": lambda r: r.name_above(),
-    b"R": lambda r: r.call(),
-    b"\x81": lambda r: r.call(),
-    b"b": lambda r: r.stack.pop(),  # a state: nothing here has one
-    b"Q": lambda r: r.stored(r.stack.pop()),
-    b"(": lambda r: r.mark(),
-    b"t": lambda r: r.push(tuple(r.until_mark())),
-    b"\x85": lambda r: r.pack(1),
-    b"\x86": lambda r: r.pack(2),
-    b"\x87": lambda r: r.pack(3),
-    b"a": lambda r: r.extend([r.stack.pop()]),
-    b"e": lambda r: r.extend(r.until_mark()),
-    b"s": lambda r: r.put_one(),
-    b"u": lambda r: r.put(r.until_mark()),
-    b"\x90": lambda r: r.until_mark(),
-    b"\x91": lambda r: r.leave_out(),
-    b")": lambda r: r.push(()),
-    b"]": lambda r: r.push([]),
-    b"}": lambda r: r.push({}),
-    b"\x8f": lambda r: r.push(OTHER),
-    b"N": lambda r: r.push(None),
-    b"\x88": lambda r: r.push(True),
-    b"\x89": lambda r: r.push(False),
-    b"J": lambda r: r.push(r.number("<i")),
-    b"K": lambda r: r.push(r.number("<B")),
-    b"M": lambda r: r.push(r.number("<H")),
-    b"\x8a": lambda r: r.push(int.from_bytes(r.take(r.number("<B")), "little", signed=True)),
-    b"G": lambda r: r.push(r.number(">d")),
-    b"X": lambda r: r.push(r.text("<I")),
-    b"\x8c": lambda r: r.push(r.text("<B")),
-    b"\x8d": lambda r: r.push(r.text("<Q")),
-    b"U": lambda r: r.push(bytes(r.take(r.number("<B")))),
-    b"C": lambda r: r.push(bytes(r.take(r.number("<B")))),
-    b"B": lambda r: r.push(bytes(r.take(r.number("<I")))),
-    b"h": lambda r: r.push(r.memo[r.number("<B")]),
-    b"j": lambda r: r.push(r.memo[r.number("<I")]),
-    b"q": lambda r: r.keep(r.number("<B")),
-    b"r": lambda r: r.keep(r.number("<I")),
-    b"\x94": lambda r: r.keep(len(r.memo)),
+Step = Callable[[_Reader, Any], object]
+# The instructions of protocol 2, which torch.save writes, and those that 4 adds to it. Others are refused.
+PASSED_OVER = {"PROTO", "FRAME", "STOP"}
+PUSHES = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINSTRING", "SHORT_BINBYTES", "BINBYTES", "NONE"),
+}
+STEPS: dict[str, Step] = {
+    "GLOBAL": lambda r, names: r.name(names.replace(" ", ".")),
+    "STACK_GLOBAL": lambda r, _: r.name_above(),
+    "REDUCE": lambda r, _: r.call(),
+    "NEWOBJ": lambda r, _: r.call(),
+    "BUILD": lambda r, _: r.stack.pop(),  # a state: nothing here has one
+    "BINPERSID": lambda r, _: r.stored(r.stack.pop()),
+    "MARK": lambda r, _: r.mark(),
+    "TUPLE": lambda r, _: r.push(tuple(r.until_mark())),
+    "TUPLE1": lambda r, _: r.pack(1),
+    "TUPLE2": lambda r, _: r.pack(2),
+    "TUPLE3": lambda r, _: r.pack(3),
+    "APPEND": lambda r, _: r.extend([r.stack.pop()]),
+    "APPENDS": lambda r, _: r.extend(r.until_mark()),
+    "SETITEM": lambda r, _: r.put_one(),
+    "SETITEMS": lambda r, _: r.put(r.until_mark()),
+    "ADDITEMS": lambda r, _: r.until_mark(),
+    "FROZENSET": lambda r, _: r.leave_out(),
+    "EMPTY_TUPLE": lambda r, _: r.push(()),
+    "EMPTY_LIST": lambda r, _: r.push([]),
+    "EMPTY_DICT": lambda r, _: r.push({}),
+    "EMPTY_SET": lambda r, _: r.push(OTHER),
+    "NEWTRUE": lambda r, _: r.push(True),
+    "NEWFALSE": lambda r, _: r.push(False),
+    "BINGET": lambda r, number: r.push(r.memo[number]),
+    "LONG_BINGET": lambda r, number: r.push(r.memo[number]),
+    "BINPUT": lambda r, number: r.keep(number),
+    "LONG_BINPUT": lambda r, number: r.keep(number),
+    "MEMOIZE": lambda r, _: r.keep(len(r.memo)),
 }
