@@ -15,8 +15,8 @@ from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.parameters import AnyJob, Batch, Img2Img
 from sdbatch.renderer.draw import draw
-from sdbatch.renderer.sampling.guidance import Rows, guided
 from sdbatch.renderer.samplers import SAMPLERS
+from sdbatch.renderer.sampling.guidance import Rows, guided
 from sdbatch.renderer.sampling.sampler import Course, Sampling, Wish, run
 from sdbatch.renderer.sampling.schedule import advance, alphas_cumprod, make_schedule
 

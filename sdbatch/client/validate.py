@@ -14,6 +14,7 @@ from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
+from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
@@ -84,7 +85,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
         notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
     shape = f"{size[0]}x{size[1]}" if size else Message("the size of init_img, which is not there yet")
     pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
-    sampler = "PLMS" if job.plms else "DDIM"
+    sampler = SAMPLERS[job.sampler].title + (f" {SCHEDULES[job.schedule]}" if job.schedule != "automatic" else "")
     said = Message(
         "{pictures} of {shape}, {sampler}, {ddim_steps} steps, to {outdir}: {drawn}",
         pictures,

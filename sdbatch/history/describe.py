@@ -8,11 +8,22 @@ from sdbatch.errors import JobError
 from sdbatch.history import restore
 from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.job.parameters import job_kind
+from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
 MAIN = ("ddim_steps", "scale", "strength", "init_img")  # told even where they are the defaults
-APART = ("prompt", "negative_prompt", "name", "seed", "ckpt", "H", "W", "plms")  # in the index, or told otherwise
+APART = (
+    "prompt",
+    "negative_prompt",
+    "name",
+    "seed",
+    "ckpt",
+    "H",
+    "W",
+    "plms",
+    "sampler",
+)  # in the index, or told otherwise
 MOST = 1000  # characters of a value
 
 
@@ -36,13 +47,14 @@ def of_file(root: Root, path: Path) -> tuple[list[tuple[str, str]], list[str]]:
         fields, notes = restore.told_by_file(root, path)
     except JobError as error:
         return facts, [str(error)]
-    told = [(title.lower(), value) for title, value in _parameters(fields, ("plms", "n_iter", "n_samples"))]
+    told = [(title.lower(), value) for title, value in _parameters(fields, ("plms", "sampler", "n_iter", "n_samples"))]
     return [fact for fact in [*facts, ("checkpoint", said.model), *told] if fact[1]], notes
 
 
 def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[str, str]]:
     known = job_kind(fields).model_fields
-    sampler = [("Sampler", "PLMS" if fields["plms"] else "DDIM")] if "plms" in fields else []
+    name = fields.get("sampler", "plms" if fields.get("plms") else "ddim")  # of before there were others
+    sampler = [("Sampler", SAMPLERS[name].title)] if {"sampler", "plms"} & fields.keys() and name in SAMPLERS else []
     return sampler + [
         (str(field.title), _said(fields[name]))
         for name, field in known.items()

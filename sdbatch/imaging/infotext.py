@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdbatch.errors import printable
+from sdbatch.job.samplers import SAMPLERS, resolve, resolve_schedule
 from sdbatch.messages import Message
 
 FEWEST_PAIRS = 3  # a line with less is the prompt's, as stable-diffusion-webui reads it
@@ -30,7 +31,18 @@ _NUMBERS: dict[str, tuple[str, Callable[[str], int | float]]] = {
     "Eta": ("ddim_eta", float),
 }
 # Said of the picture, and no part of how to draw it.
-_SILENT = {"Model", "Model hash", "Version", "RNG", "Size", "Sampler", "Denoising strength", "Batch size", "Batch pos"}
+_SILENT = {
+    "Model",
+    "Model hash",
+    "Version",
+    "RNG",
+    "Size",
+    "Sampler",
+    "Schedule type",
+    "Denoising strength",
+    "Batch size",
+    "Batch pos",
+}
 _WEIGHTED = re.compile(r"\([^()]*:\s*\d|\(\(|\[\[|<(lora|lyco|hypernet):")
 
 
@@ -137,11 +149,9 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
                 notes.append(_left_out(key, settings[key]))
     if size := re.fullmatch(r"(\d{1,5})x(\d{1,5})", settings.get("Size", "")):
         fields |= {"W": int(size[1]), "H": int(size[2])}
-    sampler = settings.get("Sampler", "DDIM")
-    if sampler.upper() == "PLMS":
-        fields["plms"] = True
-    elif sampler.upper() != "DDIM":
-        notes.append(Message("Sampler: {sampler} is not had here; the job draws with DDIM", printable(sampler[:80])))
+    sampler, unknown = _sampler(settings)
+    fields |= sampler
+    notes += unknown
     if told.is_img2img:
         text = (
             f"Denoising strength: {printable(settings['Denoising strength'][:80])}: it was drawn from another picture"
@@ -155,6 +165,21 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     return fields, notes if more <= 0 else [
         *notes[:MOST_NOTES],
         Message("{more} more that can't be carried over", more),
+    ]
+
+
+def _sampler(settings: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The fields of the sampler, and what could not be carried over."""
+    said = settings.get("Sampler", "DDIM")
+    if (found := resolve(said)) is None:
+        return {}, [Message("Sampler: {sampler} is not had here; the job draws with DDIM", printable(said[:80]))]
+    name, schedule = found
+    if SAMPLERS[name].automatic is None:
+        return {"sampler": name}, []
+    kind = settings.get("Schedule type", "Automatic")
+    schedule = schedule or resolve_schedule(kind) or ""
+    return {"sampler": name, "schedule": schedule or "automatic"}, [] if schedule else [
+        _left_out("Schedule type", kind)
     ]
 
 

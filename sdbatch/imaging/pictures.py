@@ -16,6 +16,7 @@ from sdbatch import __version__
 from sdbatch.errors import JobError
 from sdbatch.imaging.stripped import bare
 from sdbatch.job.parameters import AnyJob, Img2Img, img2img_size
+from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message
 from sdbatch.storage import files
 
@@ -180,7 +181,8 @@ def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int
     """The `parameters` text as stable-diffusion-webui writes it, which every viewer reads."""
     settings: dict[str, object] = {
         "Steps": job.ddim_steps,
-        "Sampler": "PLMS" if job.plms else "DDIM",
+        "Sampler": SAMPLERS[job.sampler].title,
+        **({"Schedule type": SCHEDULES[job.schedule]} if SAMPLERS[job.sampler].automatic else {}),
         "CFG scale": job.scale,
         "Seed": job.seed,
         "Size": f"{width}x{height}",
@@ -189,7 +191,7 @@ def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int
     }
     if isinstance(job, Img2Img):
         settings["Denoising strength"] = job.strength
-    if job.ddim_eta:
+    if job.ddim_eta != (SAMPLERS[job.sampler].eta or 0):
         settings["Eta"] = job.ddim_eta
     settings |= {"RNG": origin.rng, "Version": f"sdbatch {__version__}"}
     lines = [prompt]

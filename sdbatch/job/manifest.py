@@ -166,7 +166,8 @@ def read_asked(record: dict[str, Any]) -> Asked:
     if not isinstance(block, dict):
         raise JobError("follow_up: must be fields and values, such as `prompt: ...`; or take the block out")
     block = {str(key).replace("-", "_"): value for key, value in block.items()}
-    fields = {key: value for key, value in job.items() if key not in NOT_CARRIED_OVER} | block
+    left = NOT_CARRIED_OVER | ({"sampler"} if job.get("sampler") == "plms" else set())
+    fields = {key: value for key, value in job.items() if key not in left} | block
     wanted = block.get("init_img", 0)
     pictures = [Picture.model_validate(entry) for entry in _listed(record, "pictures")]
     picture = _picked(pictures, wanted, folder)

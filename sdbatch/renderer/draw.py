@@ -22,9 +22,9 @@ from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
 from sdbatch.renderer.pictures.decoding import decode
+from sdbatch.renderer.samplers import SAMPLERS
 from sdbatch.renderer.sampling.guidance import Rows, guided
 from sdbatch.renderer.sampling.noise import NoiseSource
-from sdbatch.renderer.samplers import SAMPLERS
 from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
 
 OnStep = Callable[[Batch, int, int], None]  # batch, steps done, steps in all
@@ -70,8 +70,8 @@ def draw(
         raise JobError("ddim_steps: at most {count}, the steps that the model was trained on", len(model.alphas))
     fallback = fallback or MemoryFallback(model.device)
     strength = job.strength if isinstance(job, Img2Img) else None
-    wish = Wish(job.ddim_steps, job.ddim_eta, strength)
-    course = SAMPLERS["plms" if job.plms else "ddim"](model.alphas, wish)
+    wish = Wish(job.ddim_steps, job.ddim_eta, strength, job.schedule)
+    course = SAMPLERS[job.sampler](model.alphas, wish)
     source = NoiseSource.seeded(job.seed, model.device)
     # The scripts encode the init image before autocast begins.
     start = (

@@ -1,5 +1,7 @@
 """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2)."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
 from sdbatch.renderer.k_diffusion.sigmas import Ask, Sigmas
@@ -10,7 +12,7 @@ def dpmpp_2m(ask: Ask, x: Tensor, sigmas: Sigmas, _noise: Noise, _eta: float) ->
     """`sample_dpmpp_2m` of k-diffusion: the last step is of first order."""
     past: Tensor | None = None
     h_past: Tensor | None = None
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         denoised = yield from ask(x, sigma)
         h = sigma.log() - sigma_next.log()
         target = denoised

@@ -1,5 +1,7 @@
 """DPM-Solver++(2M) for the stochastic equation (Lu et al. 2022, arXiv:2211.01095, section 5; k-diffusion)."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
 from sdbatch.renderer.k_diffusion.sigmas import Ask, Sigmas
@@ -10,7 +12,7 @@ def dpmpp_2m_sde(ask: Ask, x: Tensor, sigmas: Sigmas, noise: Noise, eta: float) 
     """`sample_dpmpp_2m_sde` of k-diffusion with its midpoint solver."""
     past: Tensor | None = None
     h_past: Tensor | None = None
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         denoised = yield from ask(x, sigma)
         if sigma_next == 0:
             return denoised

@@ -1,5 +1,7 @@
 """DPM-Solver++(2S) with ancestral noise (Lu et al. 2022, arXiv:2211.01095, algorithm 1)."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
 from sdbatch.renderer.k_diffusion.sigmas import Ask, Sigmas, ancestral
@@ -8,7 +10,7 @@ from sdbatch.renderer.sampling.sampler import Noise, Sampling
 
 def dpmpp_2s_ancestral(ask: Ask, x: Tensor, sigmas: Sigmas, noise: Noise, eta: float) -> Sampling:
     """`sample_dpmpp_2s_ancestral` of k-diffusion: two evaluations a step, one in the last."""
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         down, up = ancestral(sigma, sigma_next, eta)
         denoised = yield from ask(x, sigma)
         h = sigma.log() - down.log()  # of -log sigma; infinite in the last step

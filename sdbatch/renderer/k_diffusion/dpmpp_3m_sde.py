@@ -1,5 +1,7 @@
 """DPM-Solver++(3M) for the stochastic equation (Lu et al. 2022, arXiv:2211.01095, in third order; k-diffusion)."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
 from sdbatch.renderer.k_diffusion.sigmas import Ask, Sigmas
@@ -9,7 +11,7 @@ from sdbatch.renderer.sampling.sampler import Noise, Sampling
 def dpmpp_3m_sde(ask: Ask, x: Tensor, sigmas: Sigmas, noise: Noise, eta: float) -> Sampling:
     """`sample_dpmpp_3m_sde` of k-diffusion."""
     past: list[tuple[Tensor, Tensor]] = []  # denoised latents, and the step behind them; newest first
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         denoised = yield from ask(x, sigma)
         if sigma_next == 0:
             return denoised

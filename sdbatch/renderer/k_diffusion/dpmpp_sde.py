@@ -1,5 +1,7 @@
 """DPM-Solver++(2S) for the stochastic equation (Lu et al. 2022, arXiv:2211.01095, section 5; k-diffusion)."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
 from sdbatch.renderer.k_diffusion.sigmas import Ask, Sigmas, ancestral
@@ -8,7 +10,7 @@ from sdbatch.renderer.sampling.sampler import Noise, Sampling
 
 def dpmpp_sde(ask: Ask, x: Tensor, sigmas: Sigmas, noise: Noise, eta: float) -> Sampling:
     """`sample_dpmpp_sde` of k-diffusion, r = 1/2: two evaluations a step over one Brownian path, one in the last."""
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         denoised = yield from ask(x, sigma)
         if sigma_next == 0:
             return denoised

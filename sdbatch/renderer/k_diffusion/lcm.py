@@ -1,5 +1,7 @@
 """Latent consistency models (Luo et al. 2023, arXiv:2310.04378, algorithm 3), for checkpoints distilled to be one."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
 from sdbatch.renderer.k_diffusion.sigmas import Ask, Sigmas
@@ -11,7 +13,7 @@ def lcm(ask: Ask, x: Tensor, sigmas: Sigmas, noise: Noise, _eta: float) -> Sampl
 
     The paper's c_skip and c_out differ from 0 and 1 by less than 1e-5 at the levels that are asked.
     """
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in pairwise(sigmas):
         x = yield from ask(x, sigma)
         if sigma_next > 0:
             x = x + noise() * sigma_next

@@ -21,7 +21,8 @@ def karras(training: TrainingSigmas, steps: int, rho: float = 7.0) -> Tensor:
     """Karras et al. 2022 (arXiv:2206.00364), equation 5."""
     ramp = torch.linspace(0, 1, steps)
     low, high = float(training.min) ** (1 / rho), float(training.max) ** (1 / rho)
-    return (high + ramp * (low - high)) ** rho
+    levels: Tensor = (high + ramp * (low - high)) ** rho
+    return levels
 
 
 def exponential(training: TrainingSigmas, steps: int) -> Tensor:
