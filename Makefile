@@ -1,6 +1,6 @@
 # make demo: two jobs drawn in ./demo        make test: the tests in a few minutes
-# make test-all: the same at more steps, states and inputs, our programs begun anew each time
-# make test-slow: those that need minutes or gigabytes        make test-gpu: those that need a GPU, else skipped
+# make test-all: then the same at more steps, states and inputs        make test-gpu: those that need a GPU, else skipped
+# make test-slow: those that need minutes or gigabytes, then all others with our programs started cold
 # make bundle: dist/sdbatch-bundle.tar, for a server without any network; OPTIONS='--python 3.12 --ckpt FILE' and so on
 # Each sets up .venv on its own; PYTHON=python3.12 chooses the interpreter.
 
@@ -8,6 +8,7 @@ PYTHON ?= python3
 # One more than cores, up to five: many tests wait for other programs.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5)))
 BIN := .venv/bin
+SHARED_PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-all test-slow test-gpu lint benchmark bundle clean
 
@@ -32,15 +33,16 @@ docs/demo-txt2img.png docs/demo-img2img.png: demo
 	cp demo/outputs/img2img/*/grid-0000.png docs/demo-img2img.png
 
 test: $(BIN)/sdbatch
-	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder
+	$(SHARED_PYTEST)
 
+# Hypothesis marks its tests itself.
+test-all: test
+	$(SHARED_PYTEST) -m '(thorough or hypothesis) and not slow and not gpu' --hypothesis-profile=thorough
+
+# In the usual tests our programs start as forks of the tests (see tests/warm.py), here as anywhere.
 test-slow: $(BIN)/sdbatch
 	$(BIN)/pytest -m slow
-
-# In the usual tests our programs start as forks of the tests (see tests/warm.py), in these as anywhere.
-test-all: $(BIN)/sdbatch
-	COLD_TESTS=1 $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder \
-		-m 'not slow and not gpu' --hypothesis-profile=thorough
+	COLD_TESTS=1 $(SHARED_PYTEST)
 
 test-gpu: $(BIN)/sdbatch
 	$(BIN)/pytest -m gpu

@@ -16,7 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sdbatch.testing import drop_job, make_root
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from harness import drop_job, make_root
 
 COMMANDS = (["status"], ["status", "--json"], ["config"], ["logs", "999999"], ["--version"])
 

@@ -16,12 +16,17 @@ import random
 import resource
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from harness import make_root
 
 import sdbatch
 from sdbatch.history import index
@@ -30,7 +35,6 @@ from sdbatch.history.history import History
 from sdbatch.history.scan import JobEntry, PictureEntry
 from sdbatch.job.manifest import Manifest, Picture
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 from sdbatch.web.site import PATIENCE
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -267,7 +271,7 @@ def report_refresh(root: Root, history: History, count: int, a_job: int) -> None
     samples.mkdir(parents=True)
     for number in range(count // a_job * a_job):
         (samples / f"{number:05}.png").touch()
-    for (job_id,) in history._database._connection.execute("SELECT id FROM jobs"):  # noqa: SLF001 - all of them
+    for (job_id,) in history.database._connection.execute("SELECT id FROM jobs"):  # noqa: SLF001 - all of them
         (root.done / job_id).mkdir(exist_ok=True)
     places = [root.done, root.failed, root.outputs, samples.parent, samples]
     for place in places:

@@ -39,11 +39,13 @@ def measure_service(jobs: int, place: Path) -> dict[str, float]:
 
 def drain(jobs: int, place: str) -> None:
     """In the child: fill an inbox, run the service on it pass by pass, print what it took."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from harness import drop_job, make_root
+
     from sdbatch.config.settings import Settings
     from sdbatch.engine.fake import FakeEngine
     from sdbatch.service.service import Service, system_clock
     from sdbatch.telemetry import log
-    from sdbatch.testing import drop_job, make_root
 
     log.set_up()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the life of this process
@@ -84,13 +86,15 @@ def measure_slow(waiting: int, place: Path, seconds: float) -> dict[str, float]:
 
 def crawl(waiting: int, place: str, seconds: float) -> None:
     """In the child: serve an inbox whose entries take a millisecond each."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from harness import drop_job, make_root
+
     from sdbatch.config.settings import Settings
     from sdbatch.engine.fake import FakeEngine
     from sdbatch.engine.protocol import Draw, Event, Tick
     from sdbatch.service.service import Service, system_clock
     from sdbatch.spool import inbox
     from sdbatch.telemetry import log
-    from sdbatch.testing import drop_job, make_root
 
     waits: list[float] = []
 

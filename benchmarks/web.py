@@ -21,13 +21,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import numpy as np
+from harness import make_root
 from history import Prompts, entries, lay_folders
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 from sdbatch.web.site import STILL_READING
 
 A_JOB = 6

@@ -7,10 +7,7 @@ import sys
 
 
 def _speak_utf8() -> None:
-    """Begin anew where Python took another encoding from the locale: names of files in a root are UTF-8.
-
-    What is written to a terminal keeps the locale's, with escapes for what that lacks.
-    """
+    """Start again with UTF-8 if Python took another encoding from the locale: file names in a root are UTF-8."""
     if sys.getfilesystemencoding() != "utf-8":
         output = locale.getpreferredencoding(do_setlocale=False)
         os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING") or output}
@@ -21,14 +18,14 @@ def _speak_utf8() -> None:
 
 
 def main() -> None:
-    """The command; a Ctrl-C while its parts are still being imported is an end like any other."""
+    """Run the command; a Ctrl-C during the imports ends it without a traceback."""
     _speak_utf8()
     try:
         from sdbatch.cli import main  # noqa: PLC0415 - what takes the time
 
         main.main()
     except KeyboardInterrupt:
-        sys.exit(130)  # as shells say it
+        sys.exit(130)  # as shells do
 
 
 if __name__ == "__main__":

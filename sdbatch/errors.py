@@ -1,29 +1,29 @@
-"""What can go wrong, by whose fault it is: that alone decides what becomes of the job."""
+"""The errors, by their cause: it alone decides what happens to the job."""
 
 from sdbatch.messages import Message
 
 
 class SdbatchError(Exception):
-    """Something a person can act on; its message is written for that person."""
+    """An error with a message for the person who can act on it."""
 
     def __init__(self, template: str = "", /, *values: object) -> None:
         super().__init__(template if isinstance(template, Message) else Message(template, *values))
 
     @property
     def message(self) -> Message:
-        """What it says, to be shown in the reader's language."""
+        """The error as a message, which can be shown in the reader's language."""
         message: Message = self.args[0]
         return message
 
 
 class JobError(SdbatchError):
-    """The job is at fault. Its text goes to error.txt as it stands, and the job is not tried again."""
+    """The job is the cause. The message goes to error.txt, and the job is not tried again."""
 
 
 class Missing(JobError):
-    """A file that a job names is not there; it may still be on its way.
+    """A file that a job names does not exist; it may still arrive.
 
-    `may_be_drawn` tells whether an earlier job may still have to draw it.
+    `may_be_drawn`: an earlier job may still create it.
     """
 
     def __init__(self, template: str, /, *values: object, may_be_drawn: bool = False) -> None:
@@ -32,41 +32,41 @@ class Missing(JobError):
 
 
 class NoRoot(JobError):
-    """Where a root was named there is none: a slip, or a disk that is not mounted."""
+    """The named root does not exist: a typo, or a disk that is not mounted."""
 
 
 class Cancelled(JobError):
-    """A person took the job back."""
+    """A person cancelled the job."""
 
     TEXT = Message("this job was cancelled (`sdbatch retry` takes it up again)")
 
 
 class ConfigError(SdbatchError):
-    """The service's configuration is at fault. Exit code 78: restarting cannot help."""
+    """The configuration is invalid. Exit code 78: a restart does not help."""
 
 
 class InstallError(SdbatchError):
-    """The service can't be installed like that."""
+    """The service can't be installed like this."""
 
 
 class BundleError(SdbatchError):
-    """A bundle can't be made here, or not of this."""
+    """A bundle can't be made here, or from this."""
 
 
 class RootBusy(SdbatchError):
-    """Another service works on this root."""
+    """Another service uses this root."""
 
 
 class TemporarilyUnavailable(SdbatchError):
-    """Something that the job needs is not there now, as its disk or room on it: the job waits, others go first."""
+    """Something that the job needs is missing now, such as a disk or space: it waits, and others go first."""
 
 
 class EngineDown(SdbatchError):
-    """No renderer can be had: the machine is at fault, no job is, and none is touched until it passes."""
+    """No renderer can be started. The machine is the cause; no job is touched until this is over."""
 
 
 class OutOfMemory(SdbatchError):
-    """Not even the most sparing way to draw a job fits into memory. A new renderer may have more of it."""
+    """The job does not fit into memory in any way. A new renderer may have more."""
 
     def __init__(self, said: str) -> None:
         super().__init__(
@@ -79,9 +79,9 @@ class OutOfMemory(SdbatchError):
 
 
 class RendererDied(SdbatchError):
-    """The renderer ended in the middle of its work; the job's attempt is spent, the job is not lost."""
+    """The renderer ended during a job. The attempt counts, and the job is kept."""
 
 
 def printable(text: str) -> str:
-    """Text that others had a hand in, as it can be shown: escapes where a character would not print, lines kept."""
+    """Text from others, safe to show: characters that would not print are escaped, lines are kept."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

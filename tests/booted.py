@@ -142,7 +142,7 @@ def booted(folder: Path) -> Iterator[Machine]:
         for init in (init for unshare in _children(outside.pid) for init in _children(unshare)):
             with suppress(ProcessLookupError):
                 os.kill(init, signal.SIGKILL)  # and with it its whole process namespace
-        outside.wait(30)
+        outside.wait(60)
 
 
 def manage_user(machine: Machine, name: str, uid: int) -> Callable[..., str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from harness import FakeClock, drop_job, make_root
 from tests_support import drain, lay_model, run_sdbatch
 from warm import ColdPopen, WarmPopen
 from xdist.remote import Producer
@@ -19,7 +20,6 @@ from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 # Minutes, or much waiting: begun first, so that the last to end is a short one.
 FIRST = ("test_operations", "test_web_browser", "test_systemd_boot", "test_crash", "test_power_cut", "test_serve")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job, make_root
 from tests_support import drain as drain_here
 
 from sdbatch.config.settings import Settings
@@ -27,7 +28,6 @@ from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import status_file
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 SIZE = "H: 64\nW: 64\nn_iter: 2\nn_samples: 1\n"
 FILES = {

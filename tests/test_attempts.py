@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from tests_support import drain, only
 
 from sdbatch.client import control
@@ -19,7 +20,6 @@ from sdbatch.errors import RendererDied
 from sdbatch.service import readiness
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

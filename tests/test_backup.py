@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from tests_support import drain, run_sdbatch
 
 from sdbatch.client import control
@@ -18,7 +19,6 @@ from sdbatch.operations import backup
 from sdbatch.service.service import Service
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 1\nn_samples: 2\nH: 64\nW: 64\n"

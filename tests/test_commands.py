@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from harness import make_root
 from tests_support import HERE, REFERENCE, run_sdbatch
 
 from sdbatch.cli import main
@@ -18,7 +19,6 @@ from sdbatch.client.validate import check_file, submit_file
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 
 
 def test_validate_tells_how_many_pictures_of_which_size(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from structlog.testing import capture_logs
 from tests_support import drain, run_sdbatch
 
@@ -20,7 +21,6 @@ from sdbatch.errors import ConfigError
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log
-from sdbatch.testing import FakeClock, drop_job
 
 
 @pytest.fixture(autouse=True)

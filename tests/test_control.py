@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import REFERENCE, drain, lay_model, nested, only, run_sdbatch
 
 from sdbatch.client import control
@@ -18,7 +19,6 @@ from sdbatch.errors import JobError, RendererDied
 from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "prompt: a\nn_iter: 3\nn_samples: 2\nH: 64\nW: 64\n"

@@ -31,6 +31,22 @@ def conversions(tmp_path: Path) -> Conversions:
     return Conversions(tmp_path / "state" / "models", tmp_path / "state" / "checksums.json", 1_000_000_000)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state/ in which the reference model is converted."""
+    state = tmp_path_factory.mktemp("whole") / "state"
+    load_model(CKPT, CONFIG, conversions=Conversions(state / "models", state / "checksums.json", 1_000_000_000))
+    return state
+
+
+@pytest.fixture
+def kept(whole: Path, conversions: Conversions) -> Path:
+    """The reference model's conversion."""
+    shutil.copytree(whole, conversions.folder.parent)
+    (kept,) = conversions.folder.glob("*/*")
+    return kept
+
+
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that weights were read from, in order."""
@@ -57,7 +73,8 @@ def same(one: Model, other: Model) -> bool:
 
 
 def draws_as_the_reference(model: Model) -> bool:
-    ours, theirs = (pixels_of(draw_all(small_txt2img(), model=m)) for m in (model, reference_model()))
+    job = small_txt2img(n_iter=1, ddim_steps=2)
+    ours, theirs = (pixels_of(draw_all(job, model=m)) for m in (model, reference_model()))
     return all((ours[i] == theirs[i]).all() for i in theirs)
 
 
@@ -173,38 +190,33 @@ def test_a_checkpoint_changed_in_place_is_converted_anew(conversions: Conversion
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 5000])
-def test_a_damaged_conversion_is_made_again(damage: bytes, conversions: Conversions) -> None:
-    load_model(CKPT, CONFIG, conversions=conversions)
-    (kept,) = conversions.folder.glob("*/*")
+def test_a_damaged_conversion_is_made_again(damage: bytes, conversions: Conversions, kept: Path) -> None:
     whole = kept.read_bytes()
     kept.unlink()
     kept.write_bytes(damage)
-    assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=conversions))
+    assert same(load_model(CKPT, CONFIG, conversions=conversions), reference_model())
     assert kept.read_bytes() == whole
 
 
-def test_one_that_lacks_a_weight_is_made_again(conversions: Conversions) -> None:
-    load_model(CKPT, CONFIG, conversions=conversions)
-    (kept,) = conversions.folder.glob("*/*")
+def test_one_that_lacks_a_weight_is_made_again(conversions: Conversions, kept: Path) -> None:
     weights = load_file(kept)
     weights.popitem()
     save_file(weights, kept.with_name("draft"))
     kept.with_name("draft").rename(kept)
-    assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=conversions))
+    assert same(load_model(CKPT, CONFIG, conversions=conversions), reference_model())
     assert len(load_file(kept)) == len(weights) + 1
 
 
-def test_one_without_its_token_embedding_is_made_again(conversions: Conversions) -> None:
+def test_one_without_its_token_embedding_is_made_again(conversions: Conversions, kept: Path) -> None:
     """Without it no text encoder can even be planned."""
-    load_model(CKPT, CONFIG, conversions=conversions)
-    (kept,) = conversions.folder.glob("*/*")
     weights = load_file(kept)
     del weights["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]
     save_file(weights, kept.with_name("draft"))
     kept.with_name("draft").rename(kept)
-    assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=conversions))
+    assert same(load_model(CKPT, CONFIG, conversions=conversions), reference_model())
 
 
+@pytest.mark.usefixtures("kept")
 def test_a_conversion_that_is_deleted_under_a_model_leaves_it_as_it_is(conversions: Conversions) -> None:
     model = load_model(CKPT, CONFIG, conversions=conversions)
     shutil.rmtree(conversions.folder)
@@ -229,19 +241,17 @@ def test_two_that_convert_at_once_do_it_one_after_the_other(
     load_model(CKPT, CONFIG, conversions=conversions)
     second.join()
     assert len(writes) == 1
-    assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=conversions))
+    assert same(load_model(CKPT, CONFIG, conversions=conversions), reference_model())
 
 
 # Room.
 
 
-def budget(conversions: Conversions, files_of: float) -> Conversions:
-    """The same with room for so many conversions of the small model."""
-    load_model(CKPT, CONFIG, conversions=conversions)
-    (kept,) = conversions.folder.glob("*/*")
-    size = kept.stat().st_size
-    shutil.rmtree(conversions.folder)
-    return Conversions(conversions.folder, conversions.checksums, int(size * files_of))
+@pytest.fixture
+def budget(whole: Path, conversions: Conversions) -> Callable[[float], Conversions]:
+    """Room for so many conversions of the small model."""
+    (kept,) = whole.glob("models/*/*")
+    return lambda times: Conversions(conversions.folder, conversions.checksums, int(kept.stat().st_size * times))
 
 
 def other_checkpoint(path: Path, number: int) -> Path:
@@ -249,8 +259,8 @@ def other_checkpoint(path: Path, number: int) -> Path:
     return path / f"{number}.ckpt"
 
 
-def test_what_was_not_used_for_longest_makes_room(conversions: Conversions, tmp_path: Path) -> None:
-    small = budget(conversions, 2.5)
+def test_what_was_not_used_for_longest_makes_room(budget: Callable[[float], Conversions], tmp_path: Path) -> None:
+    small = budget(2.5)
     ckpts = [other_checkpoint(tmp_path, number) for number in range(3)]
     for age, number in enumerate((0, 1, 0, 2)):  # 1 is the one that was not used for longest
         load_model(ckpts[number], CONFIG, conversions=small)
@@ -261,8 +271,8 @@ def test_what_was_not_used_for_longest_makes_room(conversions: Conversions, tmp_
     assert not small.place(ckpts[1], CONFIG, torch.float32).parent.exists()
 
 
-def test_what_a_killed_conversion_left_makes_room_too(conversions: Conversions, tmp_path: Path) -> None:
-    small = budget(conversions, 1.5)
+def test_what_a_killed_conversion_left_makes_room_too(budget: Callable[[float], Conversions], tmp_path: Path) -> None:
+    small = budget(1.5)
     left = small.folder / "0" / ".sdbatch-x-float32.safetensors"
     left.parent.mkdir(parents=True)
     left.write_bytes(bytes(small.most_bytes))
@@ -272,10 +282,10 @@ def test_what_a_killed_conversion_left_makes_room_too(conversions: Conversions, 
 
 
 @pytest.mark.parametrize("share", [0, 0.5])
-def test_a_budget_too_small_for_one_converts_nothing(share: float, conversions: Conversions) -> None:
-    small = budget(conversions, share)
-    assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=small))
-    assert not [*conversions.folder.glob("*/*")]
+def test_a_budget_too_small_for_one_converts_nothing(share: float, budget: Callable[[float], Conversions]) -> None:
+    small = budget(share)
+    assert same(load_model(CKPT, CONFIG, conversions=small), reference_model())
+    assert not [*small.folder.glob("*/*")]
 
 
 def test_a_disk_without_room_is_no_reason_not_to_draw(
@@ -283,7 +293,7 @@ def test_a_disk_without_room_is_no_reason_not_to_draw(
 ) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=conversions))
+    assert same(load_model(CKPT, CONFIG, conversions=conversions), reference_model())
     assert not [*conversions.folder.glob("*/*")]
 
 
@@ -296,7 +306,7 @@ def test_a_disk_that_fails_at_the_conversion_is_told_and_no_reason_not_to_draw(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(files, "on_step", fail)
-    assert draws_as_the_reference(load_model(CKPT, CONFIG, conversions=conversions))
+    assert same(load_model(CKPT, CONFIG, conversions=conversions), reference_model())
     assert "model.ckpt could not be converted" in capsys.readouterr().err
     assert not conversions.kept()
 

@@ -25,10 +25,10 @@ from crash import (
     manifests,
     samples_in,
 )
+from harness import StepCounter, kill_self, make_root
 
 from sdbatch.engine.protocol import Draw
 from sdbatch.storage.root import Root
-from sdbatch.testing import StepCounter, kill_self, make_root
 
 # Hundreds of runs: where a sync costs nothing, if there is such a place. What it is there for is another test's matter.
 MEMORY = Path("/dev/shm")

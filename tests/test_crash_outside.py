@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from crash import ALL_DONE_BUT_THE_TYPO, check, digests, fill, manifests, samples_in
+from harness import make_root
 from tests_support import run_sdbatch
 
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 
 pytestmark = [
     pytest.mark.slow,

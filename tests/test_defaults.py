@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from test_web import Visitor
 from tests_support import HERE, drain, only, run_sdbatch
 
@@ -17,7 +18,6 @@ from sdbatch.history import restore
 from sdbatch.job.reader import parse
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 SMALL = Settings.model_validate({"defaults": {"H": 64, "W": 128, "seed": 7, "strength": 0.5, "plms": True}})
 LARGE = Settings.model_validate({"defaults": {"H": 256, "W": 256, "seed": 1, "negative_prompt": "ugly", "n_iter": 5}})

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from harness import FakeClock, drop_job
 from reference_model import CKPT, CONFIG, draw_all, small_txt2img
 from small_models import small_laion400m, small_v2
 from tests_support import drain, only, small_draw
@@ -20,12 +21,11 @@ from sdbatch.renderer import draw as draw_module
 from sdbatch.renderer import renderer as renderer_module
 from sdbatch.renderer.device import memory
 from sdbatch.renderer.draw import draw
-from sdbatch.renderer.models.models import load_model
+from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.renderer import Renderer, find_device
 from sdbatch.renderer.sampling.noise import NoiseSource
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 
 @pytest.fixture
@@ -115,10 +115,14 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("version", MODELS)
+@pytest.fixture(scope="module", params=MODELS)
+def elsewhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(*MODELS[request.param](tmp_path_factory.mktemp("model"))).to(NOWHERE)
+
+
 @pytest.mark.parametrize("fields", [{"ddim_eta": 0.5}, {"plms": True}, {"scale": 1.0}], ids=str)
 def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
-    version: str, fields: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elsewhere: Model, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def noise(*_: object) -> torch.Tensor:
         return torch.empty(2, 4, 8, 8, device=NOWHERE)
@@ -127,7 +131,8 @@ def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
     monkeypatch.setattr(NoiseSource, "seeded", lambda *_: SimpleNamespace(of_batch=lambda *_: noise))
     monkeypatch.setattr(draw_module, "computing", lambda *_: nullcontext())  # there is no autocast for it
     monkeypatch.setattr(draw_module, "decode", lambda model, latents, _: decoded.append(model.decode(latents)))
-    model = load_model(*MODELS[version](tmp_path)).to(NOWHERE)
-    drawn = draw_all(small_txt2img(**fields), model=model)
-    assert [picture.shape for picture in decoded] == [(2, 3, 64, 64)] * len(drawn) == [(2, 3, 64, 64)] * 2
-    assert model.encode(decoded[0][:1], noise()).device == NOWHERE
+    # PLMS comes to its last formula at the fourth step.
+    job = small_txt2img(n_iter=1, ddim_steps=4 if "plms" in fields else 2, **fields)
+    drawn = draw_all(job, model=elsewhere)
+    assert [picture.shape for picture in decoded] == [(2, 3, 64, 64)] * len(drawn) == [(2, 3, 64, 64)]
+    assert elsewhere.encode(decoded[0][:1], noise()).device == NOWHERE

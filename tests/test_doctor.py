@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from harness import make_root
 from tests_support import HERE, run_sdbatch
 
 from sdbatch.config.settings import Settings
@@ -19,7 +20,6 @@ from sdbatch.operations import doctor, environment
 from sdbatch.renderer import examine
 from sdbatch.storage import files, filesystem
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 
 DATA = HERE.parent / "sdbatch/data"
 FAKE = os.environ | {"SDBATCH_ENGINE": "fake"}

@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable
 
 import pytest
+from harness import FakeClock, drop_job
 
 from sdbatch.engine import fake
 from sdbatch.service.service import Service
 from sdbatch.spool import latecomers, publish
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 SMALL = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\nskip_grid: true\n"
 JOBS = 30

@@ -7,7 +7,7 @@ import pytest
 from laid_pictures import EARLIER, WEBUI, lay, lay_earlier, lay_own
 from tests_support import HERE
 
-from sdbatch.history import sync
+from sdbatch.history import lineage, sync
 from sdbatch.history.history import History
 from sdbatch.job.parameters import Img2Img, Txt2Img
 from sdbatch.storage.root import Root
@@ -135,6 +135,6 @@ def test_lineage_goes_through_the_earlier_web_service(root: Root) -> None:
     lay(root.path / child / "samples/00000.png")
     setup = (HERE.parent / "docs/jobs/spider-man.json").read_text()
     (root.path / child / "setup.json").write_text(setup)
-    tree = History.open(root).lineage(child)
+    tree = lineage.lineage(History.open(root), child)
     assert tree.job == EARLIER
     assert [(node.job, node.picture) for node in tree.children] == [(child, "samples/00002.png")]

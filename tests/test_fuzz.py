@@ -54,7 +54,7 @@ def _reads(data: bytes, name: str) -> list[Parsed]:
         (_reads, "touched something: ['open']", 3),
     ],
 )
-@pytest.mark.parametrize("kind", ["raw", "structured"])
+@pytest.mark.parametrize("kind", ["raw", pytest.param("structured", marks=pytest.mark.thorough)])
 def test_what_goes_wrong_is_found_with_its_input(kind: str, examine: Check, told: str, tried: int) -> None:
     tally = fuzz(kind, 3, seed=0, examine=examine, seconds=0.5)
     assert (tally.tried, len(tally.findings)) == (tried, tried)

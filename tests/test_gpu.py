@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from full_size import write_random_checkpoint
+from harness import drop_job
 from PIL import Image
 from reference_model import CKPT, CONFIG, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from safetensors.torch import save_file
@@ -43,7 +44,6 @@ from sdbatch.renderer.sampling.noise import NoiseSource
 from sdbatch.renderer.sampling.sampler import run
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 GPU = torch.device("cuda", 0)
 SMALL = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nH: 64\nW: 64\nddim_steps: 2\nn_samples: 1\n"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from harness import FakeClock, drop_job
 from PIL import Image
 from tests_support import drain, small_draw
 
@@ -27,7 +28,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool import retention
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 CPU = torch.device("cpu")
 Writer = Callable[..., str]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from crash import elsewhere
+from harness import FakeClock, StepCounter, drop_job
 from tests_support import drain, only
 
 from sdbatch.engine.protocol import Draw
@@ -16,7 +17,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool import handover, latecomers
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, StepCounter, drop_job
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock
 from laid_pictures import WEBUI, lay
 
 from sdbatch.client import control
-from sdbatch.history import foreign_pictures, index, scan, search, sync
+from sdbatch.history import foreign_pictures, index, lineage, scan, search, sync
 from sdbatch.history.database import DATABASE
 from sdbatch.history.history import History
 from sdbatch.history.records import Lineage, PictureRecord
-from sdbatch.history.search import Wanted
 from sdbatch.history.tokens import pieces
 from sdbatch.spool import retention
 from sdbatch.storage import filesystem
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock
 
 Draw = Callable[..., str]
 SMALL = "H: 64\nW: 64\nn_iter: 1\nn_samples: 2\n"
@@ -101,9 +100,9 @@ def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
         step = search._step
 
         def stopped(
-            database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float
+            database: sqlite3.Connection, match: str, oldest: int, end: int, limit: int, seconds: float
         ) -> tuple[list[int], int]:
-            return step(database, wanted, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
+            return step(database, match, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
 
         monkeypatch.setattr(search, "_step", stopped)
         monkeypatch.setattr(index, "SPAN", 14)  # a job takes a minute here
@@ -125,7 +124,14 @@ def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
 
 
 @pytest.mark.parametrize(
-    "asked", [{"before": 10**30}, {"before": -(10**30)}, {"limit": -1}, {"words": "x y" * 100_000}]
+    "asked",
+    [
+        {"before": 10**30},
+        {"before": -(10**30)},
+        {"limit": -1},
+        {"words": "x y" * 100_000},
+        {"words": "".join(map(chr, range(0x4E00, 0x5200)))},
+    ],
 )
 def test_a_search_bears_any_number_and_any_length(draw: Draw, root: Root, asked: dict[str, Any]) -> None:
     draw("prompt: a")
@@ -290,7 +296,7 @@ def test_lineage_is_a_tree_from_the_first_to_all_that_came_of_it(draw: Draw, roo
     child = draw(manifest.replace("init_img: samples/00000.png", "init_img: 1"), "b.yaml")
     draw(f"prompt: c\ninit_img: jobs/done/{child}/samples/00000.png", "c.yaml")
     draw("prompt: d\ninit_img: outputs/txt2img-samples/samples/00000.png", "d.yaml")
-    tree = History.open(root).lineage(child)
+    tree = lineage.lineage(History.open(root), child)
     expected: list[object] = [
         ("b", "samples/00001.png", [("c", "samples/00000.png", [])]),
         ("d", "samples/00000.png", []),
@@ -314,14 +320,14 @@ def test_of_a_large_family_those_around_the_asked_one_are_shown_and_the_others_c
         lay_job(child, parent)
     history = History.open(root)
 
-    tree = history.lineage("b66", 6)
+    tree = lineage.lineage(history, "b66", 6)
     assert (tree.job, tree.above, tree.more) == ("a", 0, 67)
     assert [node.job for node in tree.children] == ["b00", "b01", "b66"]
     asked = tree.children[-1]
     assert (asked.is_asked, asked.more, [node.job for node in asked.children]) == (True, 0, ["c0", "c1"])
     assert [node.more for node in asked.children] == [0, 1]
 
-    tree = history.lineage("d", 4)
+    tree = lineage.lineage(history, "d", 4)
     assert (tree.job, tree.above, tree.more) == ("b66", 1, 0)
     assert [node.job for node in tree.children] == ["c0", "c1"]
     assert [node.job for node in tree.children[1].children if node.is_asked] == ["d"]
@@ -331,7 +337,7 @@ def test_a_parent_that_is_gone_still_has_its_place(draw: Draw, root: Root) -> No
     first = draw("prompt: a", "a.yaml")
     child = draw((root.done / first / "manifest.yaml").read_text(), "b.yaml")
     shutil.rmtree(root.done / first)
-    tree = History.open(root).lineage(child)
+    tree = lineage.lineage(History.open(root), child)
     assert (tree.job, tree.state, [node.job for node in tree.children]) == (first, "gone", [child])
 
 
@@ -340,7 +346,7 @@ def test_manifests_edited_into_a_ring_have_a_lineage(draw: Draw, root: Root) -> 
     for child, parent in ((one, other), (other, one)):
         path = root.done / child / "manifest.yaml"
         path.write_text(path.read_text().replace("parent: null", f"parent: {{job: {parent}}}"))
-    tree = History.open(root).lineage(one)
+    tree = lineage.lineage(History.open(root), one)
     assert {node.job for node in (tree, *tree.children)} == {one, other}
 
 
@@ -496,7 +502,9 @@ def test_a_file_that_may_only_be_read_is(draw: Draw, root: Root, monkeypatch: py
     History.open(root).close()
 
     def refused(*_: object) -> None:
-        raise sqlite3.OperationalError("attempt to write a readonly database")
+        error = sqlite3.OperationalError("attempt to write a readonly database")
+        error.sqlite_errorcode = sqlite3.SQLITE_READONLY
+        raise error
 
     monkeypatch.setattr(index, "connect", refused)
     history = History.open(root)
@@ -510,7 +518,7 @@ def test_on_a_share_the_file_is_kept_without_shared_memory(
 ) -> None:
     def journal() -> str:
         history = History.open(root)
-        (mode,) = history._database._connection.execute("PRAGMA journal_mode").fetchone()
+        (mode,) = history.database._connection.execute("PRAGMA journal_mode").fetchone()
         history.close()
         return str(mode)
 
@@ -571,7 +579,7 @@ def test_taking_a_job_out_leaves_nothing_to_find_it_by(draw: Draw, root: Root) -
     shutil.rmtree(root.done / job_id)
     shutil.rmtree(root.outputs)
     history.refresh()
-    database = history._database._connection
+    database = history.database._connection
     assert database.execute("SELECT count(*) FROM pictures").fetchone() == (0,)
     for token in ("red", "g", "猫", "seed=42", "failed=false"):
         assert database.execute("SELECT rowid FROM grams WHERE grams MATCH ?", (f'"{token}"',)).fetchall() == []
@@ -598,7 +606,7 @@ def test_the_thousandth_picture_of_one_moment_is_put_in_as_soon_as_the_first(roo
     lay(root.outputs / "mine/one-more.png", WEBUI)
     os.utime(root.outputs / "mine/one-more.png", (1e9, 1e9))
     statements: list[str] = []
-    history._database._connection.set_trace_callback(statements.append)
+    history.database._connection.set_trace_callback(statements.append)
     history.refresh()
     assert len([each for each in statements if "FROM pictures WHERE key BETWEEN" in each]) < 30
 
@@ -626,9 +634,9 @@ def work_of(history: History, act: Callable[[], object]) -> int:
         counted[0] += 1
         return 0
 
-    history._database._connection.set_progress_handler(count, 100)
+    history.database._connection.set_progress_handler(count, 100)
     act()
-    history._database._connection.set_progress_handler(None, 0)
+    history.database._connection.set_progress_handler(None, 0)
     return counted[0]
 
 
@@ -665,7 +673,7 @@ def test_a_job_came_from_the_picture_that_had_the_name_when_it_was_drawn(root: R
     history = History.open(root)
     for child, number in children.items():
         parent = f"20261122T101530Z-{max(1, number - 1):06}-a"
-        tree = history.lineage(child)
+        tree = lineage.lineage(history, child)
         assert tree.job == parent
         below = [other for other, when in children.items() if max(1, when - 1) == max(1, number - 1)]
         assert [node.job for node in tree.children] == below

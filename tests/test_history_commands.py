@@ -215,7 +215,7 @@ def test_follow_up_and_rerun_drop_a_job_or_show_it(draw: Draw, root: Root) -> No
     job_id = draw(f"prompt: a truck\n{SMALL}", "truck.yaml")
     for arguments, ending in (
         (("follow-up", "000001/1", "--strength", "0.3", "--seed", 8), "follow-up"),
-        (("rerun", "000001", "--seed", 8), "again"),
+        (("rerun", "000001", "--seed", 8), "rerun"),
     ):
         shown = ask(root, *arguments, "--dry-run").stdout
         assert not list(root.inbox.iterdir())

@@ -53,8 +53,9 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> Breaks:
 
 def names(inbox: Inbox) -> list[str]:
     def taken() -> Iterator[str]:
-        while (arrival := inbox.next_still()) is not None:
-            yield str(arrival.path.relative_to(inbox.folder))
+        while inbox.queue:
+            if (arrival := inbox.take_first()) is not None:
+                yield str(arrival.path.relative_to(inbox.folder))
 
     return list(taken())
 
@@ -172,7 +173,7 @@ def test_links_and_pipes_named_like_jobs_are_reported_as_no_files(inbox: Inbox, 
     (folder / "link.yaml").symlink_to("/etc/passwd")
     (folder / "elsewhere").symlink_to("/etc")
     inbox.scan(0)
-    arrivals = [inbox.next_still() for _ in range(3)]
+    arrivals = [inbox.take_first() for _ in range(3)]
     assert [(a.path.name, a.is_file) for a in arrivals if a] == [
         ("elsewhere", False), ("link.yaml", False), ("pipe.yaml", False)
     ]  # fmt: skip

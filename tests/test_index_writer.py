@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import drop_job
 from tests_support import only, run_sdbatch
 
 from sdbatch.history.database import DATABASE
@@ -15,7 +16,6 @@ from sdbatch.history.history import History
 from sdbatch.service import index_writer
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 FAKE = os.environ | {"SDBATCH_ENGINE": "fake"}
 SMALL = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

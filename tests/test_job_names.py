@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from test_web import Visitor
 from tests_support import drain, run_sdbatch
 
@@ -16,7 +17,6 @@ from sdbatch.spool.job_names import find_job, matching, meant, next_name
 from sdbatch.spool.spool import CANCEL
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\n"
@@ -150,28 +150,29 @@ def test_a_number_means_the_first_job_where_one_is_wanted(start: Start, root: Ro
 
 def test_follow_ups_and_repeats_have_names_that_no_job_has(root: Root) -> None:
     job = f"{STAMP}-000042-blue-truck"
-    assert next_name(root, job, "again") == "blue-truck-again.yaml"
-    drop_job(root, "x/blue-truck-again.yaml", SMALL)
-    assert next_name(root, job, "again") == "blue-truck-again-2.yaml"
-    (root.done / f"{STAMP}-000043-blue-truck-again-2").mkdir()
-    assert next_name(root, f"{STAMP}-000043-blue-truck-again-2", "again") == "blue-truck-again-3.yaml"
-    assert next_name(root, f"{STAMP}-000043-blue-truck-again-2", "follow-up") == "blue-truck-follow-up.yaml"
+    assert next_name(root, job, "rerun") == "blue-truck-rerun.yaml"
+    drop_job(root, "x/blue-truck-rerun.yaml", SMALL)
+    assert next_name(root, job, "rerun") == "blue-truck-rerun-2.yaml"
+    (root.done / f"{STAMP}-000043-blue-truck-rerun-2").mkdir()
+    assert next_name(root, f"{STAMP}-000043-blue-truck-rerun-2", "rerun") == "blue-truck-rerun-3.yaml"
+    assert next_name(root, f"{STAMP}-000043-blue-truck-rerun-2", "follow-up") == "blue-truck-follow-up.yaml"
+    assert next_name(root, f"{STAMP}-000043-truck-again-2", "rerun") == "truck-rerun.yaml", "an ending of before"
     long = f"{STAMP}-000044-" + "x" * 40
     (root.failed / f"{STAMP}-000045-{'x' * 26}-follow-up").mkdir()
     assert next_name(root, long, "follow-up") == f"{'x' * 26}-follow-up-2.yaml"
-    assert next_name(root, "outputs/2023-04-18-18-01-48-0.32806818", "again") == "2023-04-18-18-01-48-0-3280-again.yaml"
+    assert next_name(root, "outputs/2023-04-18-18-01-48-0.32806818", "rerun") == "2023-04-18-18-01-48-0-3280-rerun.yaml"
 
 
 def test_repeats_are_told_apart_by_their_names(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "truck.yaml", SMALL)
     service = start()
     drain(service, clock)
-    for named in ("truck", "truck", "truck-again"):
+    for named in ("truck", "truck", "truck-rerun"):
         assert run_sdbatch("rerun", named, "--seed", "7", "--root", root.path).returncode == 0
         clock.sleep(60)
         drain(service, clock)
     names = sorted(path.name.split("-", 2)[2] for path in root.done.iterdir())
-    assert names == ["truck", "truck-again", "truck-again-2", "truck-again-3"]
+    assert names == ["truck", "truck-rerun", "truck-rerun-2", "truck-rerun-3"]
 
 
 def test_the_page_has_one_button_for_a_whole_file(root: Root) -> None:

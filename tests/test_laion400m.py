@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from full_size import original_shapes
+from harness import make_root
 from reference_model import draw_all, small_txt2img
 from small_models import as_laion400m, small_laion400m
 from tests_support import only, run_sdbatch
@@ -21,7 +22,6 @@ from sdbatch.renderer.models.bert import bert_name, bert_tokenizer
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 
 CONFIG = Path(__file__).parent.parent / LAION400M["config"]
 TEXT = "cond_stage_model.transformer."

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 from test_serve import wait_for
 from test_shares import done, serving, ssh, status  # noqa: F401 - ssh is a fixture
 from tests_support import drain, only, run_sdbatch
@@ -18,7 +19,6 @@ from sdbatch.errors import RootBusy
 from sdbatch.service.service import Service
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 Start = Callable[..., Service]
 JOB = "prompt: a\nn_iter: 2\nn_samples: 1\nH: 64\nW: 64\n"
@@ -221,6 +221,6 @@ def test_a_root_on_sshfs_whose_connection_is_cut_is_served_on_and_by_one_service
         assert second.returncode == 75, second.stderr
         cut(point)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert "Errno" not in log.read_text().splitlines()[-1], log.read_text()
     assert all(json.loads(line) for line in log.read_text().splitlines()), "no traceback, no bare word"

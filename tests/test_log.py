@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from harness import drop_job
 from tests_support import only, run_sdbatch
 
 from sdbatch.engine.local import LocalEngine
@@ -19,7 +20,6 @@ from sdbatch.storage.root import Root
 from sdbatch.telemetry import journal as journald
 from sdbatch.telemetry import log
 from sdbatch.telemetry.journal import is_behind
-from sdbatch.testing import drop_job
 
 FAKE = os.environ | {"SDBATCH_ENGINE": "fake"}
 SMALL = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

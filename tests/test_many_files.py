@@ -5,6 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
@@ -12,7 +13,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool import inbox
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 JOB = '{{"prompt": "{n}", "n_iter": 1, "n_samples": 1, "H": 64, "W": 64, "skip_grid": true}}'
 FEW = 100

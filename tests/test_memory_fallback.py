@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import yaml
+from harness import drop_job
 from reference_model import CKPT, CONFIG, draw_all, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from small_memory import SmallMemory, small_memory
 from tests_support import HERE, drain_for_real, notes_of, only, small_draw
@@ -38,7 +39,6 @@ from sdbatch.renderer.models.models import load_model
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 CPU = torch.device("cpu")
 ROW = 70_000  # bytes: more than the largest tensor of one row through the small UNet at 64x64 needs, less than two do
@@ -264,23 +264,12 @@ def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp
     assert notes["small"] == []
 
 
-LIMITED = f"""
-import sys
-sys.path.insert(0, {str(HERE)!r})
-from small_memory import SmallMemory
-from sdbatch.renderer import renderer
-draw = renderer.draw
-def limited(*arguments):
-    with SmallMemory(1 << 20):
-        yield from draw(*arguments)
-renderer.draw = limited
-renderer.main()
-"""
-
-
-def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_next_is_drawn(model_root: Root) -> None:
-    engine = LocalEngine(RendererConfig(device="cpu", checksums=model_root.state / "checksums.json"))
-    engine.command[1:3] = ["-c", LIMITED]
+def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_next_is_drawn(
+    model_root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    config = RendererConfig(device="cpu", checksums=model_root.state / "checksums.json")
+    engine = LocalEngine(config, program="renderer_of_little_memory")
     service = Service(model_root, Settings(settle_seconds=0, max_attempts=2), engine)
     model = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nddim_steps: 1\nn_iter: 1\nn_samples: 1\n"
     drop_job(model_root, "1-large.yaml", model + "H: 256\nW: 256\n")

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 from tests_support import REFERENCE, drain, only, run_sdbatch
 
 from sdbatch.engine.local import LocalEngine
@@ -22,7 +23,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool.spool import Spool
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 Start = Callable[..., Service]
 SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from harness import FakeClock, drop_job
 from PIL import Image
 from reference_model import CKPT, CONFIG
 from safetensors.torch import save_file
@@ -24,7 +25,6 @@ from sdbatch.service.service import Service
 from sdbatch.storage import files
 from sdbatch.storage.named_model import NamedModel
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web.fields import filled_by, to_yaml
 
 SMALL = "prompt: a\nH: 64\nW: 64\nn_iter: 1\nn_samples: 1\nddim_steps: 2\nskip_grid: true\n"

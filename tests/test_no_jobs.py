@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job
 from rich.console import Console
 from test_web import Visitor
 from test_web_language import assert_chinese
@@ -19,7 +20,6 @@ from sdbatch.spool import no_jobs
 from sdbatch.spool.inbox import Arrival
 from sdbatch.spool.status_reader import read_overview
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web.translation import in_chinese
 
 Start = Callable[..., Service]

@@ -17,12 +17,12 @@ from urllib.request import urlopen
 import pytest
 import yaml
 from booted import CHECKOUT, PYTHON, Machine, booted, manage_user, wait_for, why_not
+from harness import drop_job
 from tests_support import HERE, run_sdbatch
 
 from sdbatch.config.settings import NEEDS_RESTART
 from sdbatch.operations import wheels
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 PAGE = (HERE.parent / "docs/operations.md").read_text()
 DEMO = HERE.parent / "sdbatch/data/demo"

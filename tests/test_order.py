@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import drain
 
 from sdbatch.engine.protocol import Draw
@@ -14,7 +15,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import drain
 
 from sdbatch.client import control
@@ -15,7 +16,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool.spool import read_claim
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 JOB = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

@@ -21,10 +21,10 @@ from crash import (
     samples_in,
     serve,
 )
+from harness import make_root
 from power_cut import Recording, Tree, trees_after_a_power_cut, write_tree
 
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 
 
 @pytest.fixture(scope="module")

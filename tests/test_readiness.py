@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from crash import elsewhere
+from harness import FakeClock, drop_job
 from tests_support import drain, only
 
 from sdbatch.config.settings import Settings
@@ -21,7 +22,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool.spool import CANCEL
 from sdbatch.storage import filesystem
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "prompt: a\nn_iter: 1\nn_samples: 2\nH: 64\nW: 64\n"

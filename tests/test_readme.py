@@ -11,13 +11,13 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
+from harness import drop_job, make_root
 from PIL import Image
 from tests_support import HERE, only, run_sdbatch
 
 from sdbatch.job import reader
 from sdbatch.job.parameters import Img2Img, Txt2Img
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job, make_root
 
 PROJECT = HERE.parent
 README = (PROJECT / "README.md").read_text()

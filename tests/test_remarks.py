@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +22,6 @@ from sdbatch.renderer.models.bert import bert_tokenizer
 from sdbatch.renderer.models.text_encoder import clip_tokenizer
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 DATA = HERE.parent / "sdbatch/data"
 

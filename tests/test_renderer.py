@@ -9,10 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from crash import KILLED, in_child
+from harness import StepCounter, kill_self
+from reference_model import CKPT, CONFIG
 from safetensors.torch import save_file
 from tests_support import REFERENCE, small_draw
 
@@ -22,23 +25,52 @@ from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.storage import files
 from sdbatch.storage.files import sha256
-from sdbatch.testing import StepCounter, kill_self
 
 
-def task(folder: Path, start_at: int = 0, ckpt: Path = REFERENCE / "model/model.ckpt") -> Draw:
+def task(folder: Path, start_at: int = 0, ckpt: Path = CKPT) -> Draw:
     return small_draw(folder, ckpt, start_at, n_iter=2, n_samples=1)
 
 
-def render(draw: Draw, last: str = "finished") -> list[str]:
-    """The digests of the samples, as the renderer tells them; `last` is the end of the stream."""
-    answers = io.StringIO()
-    Renderer(RendererConfig(device="cpu", checksums=draw.folder / "checksums.json"), answers).render(draw)
-    events = [json.loads(line) for line in answers.getvalue().splitlines()]
-    assert events[-1]["type"] == last
-    return [event["sha256"] for event in events if event["type"] == "sample"]
+Events = Callable[[], list[dict[str, Any]]]
+Render = Callable[[Draw], list[str]]
 
 
-def test_a_whole_sample_of_the_same_job_is_kept(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    """With the small model."""
+    checksums = tmp_path_factory.mktemp("state") / "checksums.json"
+    renderer = Renderer(RendererConfig(device="cpu", checksums=checksums), io.StringIO())
+    renderer.preload(CKPT, CONFIG)
+    return renderer
+
+
+@pytest.fixture
+def events(resident: Renderer) -> Events:
+    """What that renderer has answered since it was last asked, or since the test began."""
+
+    def heard() -> list[dict[str, Any]]:
+        answers, resident.answers = resident.answers, io.StringIO()
+        assert isinstance(answers, io.StringIO)
+        return [json.loads(line) for line in answers.getvalue().splitlines()]
+
+    heard()
+    return heard
+
+
+@pytest.fixture
+def render(resident: Renderer, events: Events) -> Render:
+    """Draws a job; the digests of the samples, as the renderer tells them."""
+
+    def rendered(draw: Draw) -> list[str]:
+        resident.render(draw)
+        told = events()
+        assert told[-1]["type"] == "finished"
+        return [event["sha256"] for event in told if event["type"] == "sample"]
+
+    return rendered
+
+
+def test_a_whole_sample_of_the_same_job_is_kept(tmp_path: Path, render: Render) -> None:
     drawn = render(task(tmp_path))
     first = tmp_path / "samples/00000.png"
     inode = first.stat().st_ino
@@ -61,25 +93,25 @@ def foreign(sample: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [cut_short, of_another_place, foreign])
 def test_a_sample_that_is_not_whole_or_not_this_one_is_drawn_again(
-    tmp_path: Path, spoil: Callable[[Path], None]
+    tmp_path: Path, render: Render, spoil: Callable[[Path], None]
 ) -> None:
     drawn = render(task(tmp_path))
     spoil(tmp_path / "samples/00000.png")
     assert render(task(tmp_path, start_at=2)) == drawn
 
 
-def test_samples_of_another_checkpoint_are_drawn_again(tmp_path: Path) -> None:
+def test_samples_of_another_checkpoint_are_drawn_again(tmp_path: Path, render: Render) -> None:
     render(task(tmp_path))
     before = (tmp_path / "samples/00000.png").stat().st_ino
     other = tmp_path / "model.ckpt"
-    shutil.copy(REFERENCE / "model/model.ckpt", other)
+    shutil.copy(CKPT, other)
     with other.open("ab") as file:
         file.write(b"\0")  # behind the end of the zip file: the same weights, another digest
     render(task(tmp_path, start_at=2, ckpt=other))
     assert (tmp_path / "samples/00000.png").stat().st_ino != before
 
 
-def test_samples_that_were_finished_otherwise_are_drawn_again(tmp_path: Path) -> None:
+def test_samples_that_were_finished_otherwise_are_drawn_again(tmp_path: Path, render: Render) -> None:
     """An earlier attempt's pictures were not marked, or not looked at by the checker that is configured now."""
     render(task(tmp_path))
     before = (tmp_path / "samples/00000.png").stat().st_ino
@@ -94,7 +126,7 @@ def test_samples_that_were_finished_otherwise_are_drawn_again(tmp_path: Path) ->
     assert (tmp_path / "samples/00000.png").stat().st_ino == after
 
 
-def test_killed_at_every_durable_step_it_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_at_every_durable_step_it_goes_on_with_the_same_bytes(tmp_path: Path, render: Render) -> None:
     """The renderer's own steps; whole pictures are not drawn again."""
     whole = tmp_path / "whole"
     counter = StepCounter()
@@ -122,30 +154,34 @@ def test_killed_at_every_durable_step_it_goes_on_with_the_same_bytes(tmp_path: P
 
 @pytest.mark.parametrize(("number", "fault"), [(errno.ENOSPC, "disk"), (errno.EIO, "disk"), (errno.EACCES, "job")])
 def test_what_the_disk_does_to_a_job_is_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fault: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    resident: Renderer,
+    events: Events,
+    number: int,
+    fault: str,
 ) -> None:
     def fail(name: str, path: Path) -> None:
         if path.suffix == ".png":
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(files, "on_step", fail)
-    answers = io.StringIO()
-    request = task(tmp_path).model_dump_json()
-    Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers).serve(io.StringIO(request))
-    last = json.loads(answers.getvalue().splitlines()[-1])
+    resident.serve(io.StringIO(task(tmp_path).model_dump_json()))
+    last = events()[-1]
     assert (last["type"], last["fault"]) == ("failed", fault)
     assert os.strerror(number) in last["text"]
 
 
-def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(tmp_path: Path) -> None:
+def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(
+    tmp_path: Path, resident: Renderer, events: Events
+) -> None:
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
     huge = {f"{name}.lora_{side}.weight": torch.full((64, 64), 3e18) for side in ("down", "up")}
     save_file(huge, tmp_path / "l.safetensors")
     job = small_draw(tmp_path / "job", loras=[{"file": "l.safetensors"}])
-    answers = io.StringIO()
     request = job.model_copy(update={"loras": (tmp_path / "l.safetensors",)}).model_dump_json()
-    Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers).serve(io.StringIO(request))
-    told = json.loads(answers.getvalue().splitlines()[-1])["text"]
+    resident.serve(io.StringIO(request))
+    told = events()[-1]["text"]
     assert "not finite, so there is no picture; loras: l.safetensors may be too strong" in told
 
 
@@ -182,20 +218,22 @@ def test_a_model_that_can_not_be_preloaded_is_told_and_no_fault(
     assert "the model to preload can't be loaded: ckpt: the checkpoint broken.ckpt" in capfd.readouterr().err
 
 
-def test_notes_of_an_earlier_attempt_are_told_with_those_of_the_last(tmp_path: Path) -> None:
+def test_notes_of_an_earlier_attempt_are_told_with_those_of_the_last(
+    tmp_path: Path, resident: Renderer, events: Events
+) -> None:
     """A job that was stopped, or whose renderer was replaced, ends with all that was said of its pictures."""
     Notes(tmp_path).add("picture 0: decoded again")
     Notes(tmp_path).add("picture 0: decoded again")
-    answers = io.StringIO()
-    Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers).render(task(tmp_path))
-    assert json.loads(answers.getvalue().splitlines()[-1])["notes"] == ["picture 0: decoded again"]
+    resident.render(task(tmp_path))
+    assert events()[-1]["notes"] == ["picture 0: decoded again"]
 
 
-def test_damaged_notes_cost_no_job(tmp_path: Path) -> None:
+def test_damaged_notes_cost_no_job(tmp_path: Path, render: Render) -> None:
     (tmp_path / "notes.json").write_bytes(b"\0[")
     render(task(tmp_path))
 
 
+@pytest.mark.thorough
 def test_the_collector_rests_while_the_libraries_are_imported_and_works_from_then_on() -> None:
     code = (
         "import gc; runs = []; gc.callbacks.append(lambda phase, _: runs.append(phase)); "

@@ -5,13 +5,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from structlog.testing import capture_logs
 from tests_support import drain, only
 
 from sdbatch.service.service import Service
 from sdbatch.spool import retention
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from hypothesis import given
 from hypothesis import strategies as st
 from laid_pictures import EARLIER, WEBUI, lay, lay_earlier, lay_own
@@ -15,6 +16,7 @@ from tests_support import drain, only
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.errors import JobError
+from sdbatch.history import lineage
 from sdbatch.history.history import History
 from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.history.restore import follow_up, job_text, rerun, restore
@@ -23,7 +25,6 @@ from sdbatch.job.manifest import Parent
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Draw = Callable[..., str]
 JOB = (
@@ -170,7 +171,7 @@ def test_a_follow_up_starts_from_the_picture_and_knows_its_parent(draw: Draw, ro
     assert parsed.parent == Parent(job=job_id, picture="samples/00001.png")
     child = draw(text, "b.yaml")
     assert (root.done / child / "inputs/init_img.png").read_bytes() == (root.path / picture.path).read_bytes()
-    assert History.open(root).lineage(child).job == job_id
+    assert lineage.lineage(History.open(root), child).job == job_id
 
 
 def test_a_follow_up_on_a_line_of_a_prompt_file_has_that_line(draw: Draw, root: Root) -> None:
@@ -187,7 +188,7 @@ def test_a_follow_up_on_any_other_picture_is_a_plain_job(root: Root, draw: Draw)
     assert isinstance(job, Img2Img)
     assert (job.init_img, job.prompt, job.negative_prompt, job.seed) == ("outputs/webui.png", "a cat", "ugly", 5)
     child = draw(text)
-    assert History.open(root).lineage(child).job == "outputs/webui.png"
+    assert lineage.lineage(History.open(root), child).job == "outputs/webui.png"
 
 
 def test_a_follow_up_on_what_is_not_there_is_refused(draw: Draw, root: Root) -> None:
@@ -219,7 +220,7 @@ def test_again_draws_the_same_and_knows_its_parent(draw: Draw, root: Root) -> No
     (root.path / "p.txt").write_text("other\n")
     for seed in (None, 8):
         child = draw(rerun(root, known(root, job_id), seed), f"{seed}.yaml")
-        tree = History.open(root).lineage(child)
+        tree = lineage.lineage(History.open(root), child)
         assert (tree.job, child in [node.job for node in tree.children]) == (job_id, True)
         same = [(root.done / each / "samples/00001.png").read_bytes() for each in (job_id, child)]
         assert (same[0] == same[1]) == (seed is None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from shutil import _ntuple_diskusage
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import drain, run_sdbatch
 
 from sdbatch.config.settings import Retention
@@ -16,7 +17,6 @@ from sdbatch.spool import retention
 from sdbatch.spool.spool import Spool
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from accounts import ALICE, SERVICE, Accounts, accounts, why_not
+from harness import drop_job, make_root
 
 import sdbatch.cli.main  # noqa: F401 - its commands belong to the app
 from sdbatch.cli.common import app
 from sdbatch.cli.model import model
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job, make_root
 
 pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import drain, only
 
 from sdbatch.errors import JobError
@@ -14,7 +15,6 @@ from sdbatch.service.service import Service
 from sdbatch.storage import root as root_module
 from sdbatch.storage import safe_open
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 SMALL = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
 

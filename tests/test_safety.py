@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from harness import drop_job
 from PIL import Image
 from reference_model import reference_model
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,6 @@ from sdbatch.errors import EngineDown, JobError
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.pictures.safety import Checkers, SafetyChecker, as_clip_sees, card
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 CPU = torch.device("cpu")
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -102,7 +102,9 @@ def test_a_missing_or_damaged_checker_is_told(tmp_path: Path) -> None:
     folder = write_checker(tmp_path / "checker", 0)
     weights = load_file(folder / "model.safetensors")
     save_file({key: w for key, w in weights.items() if "visual_projection" not in key}, folder / "model.safetensors")
-    with pytest.raises(JobError, match=r"does not fit its config\.json: visual_projection\.weight; copy it again"):
+    with pytest.raises(
+        JobError, match=r"does not fit its config\.json: visual_projection\.weight is missing; copy it again"
+    ):
         load(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(JobError, match=r"has no weights, such as model\.safetensors"):

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import drop_job, make_root
 from tests_support import HERE, REFERENCE, only, run_sdbatch
 
 from sdbatch.storage.files import sha256
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job, make_root
 
 MODEL = {"ckpt": "models/model.ckpt", "config": "configs/v1-inference-tiny.yaml", "H": 64, "W": 64, "precision": "full"}
 SMALL = MODEL | {"prompt": "a", "n_iter": 1, "n_samples": 1, "ddim_steps": 2}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from tests_support import drain, only
 
 from sdbatch.config.settings import Settings
@@ -20,7 +21,6 @@ from sdbatch.spool import inbox
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import StatusFile
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 from test_serve import wait_for
 from tests_support import drain
 
@@ -28,7 +29,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool import inbox
 from sdbatch.storage.files import sha256
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 # Each runs in a shell; $SOURCE is a job of 40 kB beside the root, $NAME its name, $INBOX where it goes.
 WAYS = {

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job
 
 from sdbatch.engine.protocol import Draw
 from sdbatch.service.service import Service
 from sdbatch.spool import inbox
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 JOB = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\nskip_grid: true\n"
@@ -147,7 +147,7 @@ def test_a_file_that_the_disk_would_not_move_keeps_its_place_while_it_looks(
     clock.sleep(10)
     service.inbox.scan(clock.mono, lambda: clock().mono, is_busy=True)
     assert service.inbox.is_scanning
-    first = service.inbox.next_still()
+    first = service.inbox.take_first()
     assert first is not None
     service.inbox.put_back(first)
     service.inbox.scan(clock.mono)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import drain, only, run_sdbatch
 
 from sdbatch.client import control
@@ -15,7 +16,6 @@ from sdbatch.spool.inputs import InputStager
 from sdbatch.storage.named_model import NamedModel
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import as_stored
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 NAMES = ["café", "Ünïcödé ñ", "が", "각", "Ọ̃"]

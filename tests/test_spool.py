@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from harness import drop_job
 from tests_support import only
 
 from sdbatch.spool.spool import Spool, slug_of
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 

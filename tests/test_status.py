@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 from rich.console import Console
 from tests_support import drain, run_sdbatch
 
@@ -31,7 +32,6 @@ from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.progress import ProgressEstimate
 from sdbatch.telemetry.status_file import StatusFile, duration
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 Start = Callable[..., Service]
 SMALL = "n_iter: 2\nn_samples: 2\nH: 64\nW: 64\n"

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import drain, only
 
 from sdbatch.client import control
 from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web import translation
 
 Start = Callable[..., Service]

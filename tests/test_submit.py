@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import drain, only, run_sdbatch
 
 from sdbatch.client.submit import submit
@@ -15,7 +16,6 @@ from sdbatch.errors import JobError
 from sdbatch.service.service import Service
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 HERE = Path(__file__).parent

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job
 from tests_support import HERE, run_sdbatch
 
 from sdbatch.config.settings import DefaultModel, Settings
@@ -26,7 +27,6 @@ from sdbatch.service import daemon
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.systemd import Manager, notify, watchdog_seconds
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 SHIPPED = HERE.parent / "systemd"

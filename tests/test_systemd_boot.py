@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 from booted import CHECKOUT, PYTHON, Machine, booted, manage_user, wait_for, why_not
+from harness import drop_job, make_root
 from tests_support import lay_model, only
 
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job, make_root
 
 pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from harness import FakeClock, drop_job
 from test_web import Visitor
 from tests_support import drain, run_sdbatch
 from typer.testing import CliRunner
@@ -18,7 +19,6 @@ from sdbatch.client import control
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log
-from sdbatch.testing import FakeClock, drop_job
 
 Start = Callable[..., Service]
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}

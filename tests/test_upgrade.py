@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from tests_support import HERE, drain
 
 from sdbatch.config.settings import Settings
@@ -12,7 +13,6 @@ from sdbatch.engine.fake import FakeEngine
 from sdbatch.job import reader
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 
 ROOTS = sorted((HERE / "roots").iterdir())
 

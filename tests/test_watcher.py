@@ -33,11 +33,11 @@ def wait_for_rename(inbox: Inbox) -> None:
         inbox.bell.wait(0.05)
 
 
-def is_heard(inbox: Inbox, path: Path) -> bool:
-    """Whether the kernel announces a new file within a second."""
+def is_heard(inbox: Inbox, path: Path, within: float = 60) -> bool:
+    """Whether the kernel announces a new file within so many seconds."""
     inbox.bell.clear()
     path.write_text("prompt: a")
-    return inbox.bell.wait(1)
+    return inbox.bell.wait(within)
 
 
 def test_a_name_that_came_about_by_a_rename_needs_no_wait(inbox: Inbox, folder: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_name_that_came_about_by_a_rename_needs_no_wait(inbox: Inbox, folder: 
     (folder / ".a.yaml.part").rename(folder / "a.yaml")
     wait_for_rename(inbox)
     inbox.scan(0)
-    arrival = inbox.next_still()
+    arrival = inbox.take_first()
     assert arrival is not None
     assert arrival.path == folder / "a.yaml"
 
@@ -99,7 +99,7 @@ def test_a_watch_that_died_in_silence_is_made_anew_once_the_rescan_finds_what_it
     observer = inbox.watcher._observer
     assert observer is not None
     observer.unschedule_all()  # what an accident in a thread comes to, an unmount or an overflow of the queue
-    assert not is_heard(inbox, folder / "a.yaml")
+    assert not is_heard(inbox, folder / "a.yaml", within=0.5)
     inbox.scan(5)
     assert inbox.unsettled == 1, "found all the same"
     assert is_heard(inbox, folder / "b.yaml")

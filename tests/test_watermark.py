@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import yaml
+from harness import drop_job
 from imwatermark import WatermarkDecoder, WatermarkEncoder
 from PIL import Image
 from tests_support import lay_model, notes_of, only, run_sdbatch
@@ -18,7 +19,6 @@ from sdbatch.errors import EngineDown
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.renderer.pictures.watermark import Watermark
 from sdbatch.storage.root import Root
-from sdbatch.testing import drop_job
 
 TEXT = "StableDiffusionV1"
 

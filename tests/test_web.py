@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 from flask.testing import FlaskClient
+from harness import FakeClock, drop_job
 from laid_pictures import EARLIER, lay_earlier
 from PIL import Image
 from pydantic import ValidationError
@@ -37,7 +38,6 @@ from sdbatch.history.history import History
 from sdbatch.job.parameters import Img2Img, Txt2Img
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web import guard, language, site, thumbnails
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields, filled_by, to_yaml

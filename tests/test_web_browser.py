@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from harness import FakeClock, drop_job, make_root
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from tests_support import HERE, drain, run_sdbatch
@@ -23,7 +24,6 @@ from tests_support import HERE, drain, run_sdbatch
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.service.service import Service
-from sdbatch.testing import FakeClock, drop_job, make_root
 
 CHROMIUM = shutil.which("chromium") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium here: apt-get install chromium")
@@ -311,7 +311,7 @@ def test_what_is_changed_as_soon_as_the_form_is_there_counts(page: Page, site: S
     }).observe(document.getElementById("form"), {childList: true})""")
     page.get_by_role("button", name="From a picture").click()
     expect(page.get_by_label("Prompt prompt", exact=True)).to_have_value("a hen")
-    expect(page.locator("#yaml")).to_contain_text("a hen", timeout=10_000)
+    expect(page.locator("#yaml")).to_contain_text("a hen")
 
 
 @ONE_LOOK

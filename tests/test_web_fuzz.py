@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from harness import FakeClock, drop_job, make_root
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests_support import drain
@@ -16,7 +17,6 @@ from werkzeug.routing import Rule
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.service.service import Service
-from sdbatch.testing import FakeClock, drop_job, make_root
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields
 

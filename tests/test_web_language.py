@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import FakeClock, drop_job
 from test_web import Visitor, picture
 from tests_support import drain, only
 
@@ -17,7 +18,6 @@ import sdbatch
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import status_file
-from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web import translation
 
 Start = Callable[..., Service]

@@ -13,10 +13,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from harness import make_root
 from test_web import HASH, picture
 
 from sdbatch.storage.root import Root
-from sdbatch.testing import make_root
 from sdbatch.web import server
 
 # The real command, less patient than it is.
@@ -42,7 +42,7 @@ class Page:
     def connect(self) -> socket.socket:
         if self.place.startswith("unix:"):
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(20)
+            connection.settimeout(60)
             try:
                 connection.connect(self.place.removeprefix("unix:"))
             except OSError:
@@ -51,7 +51,7 @@ class Page:
             return connection
         found = re.fullmatch(r"http://\[?([^\]]+)\]?:(\d+)/", self.place)
         assert found
-        return socket.create_connection((found[1], int(found[2])), timeout=20)
+        return socket.create_connection((found[1], int(found[2])), timeout=60)
 
     def ask(self, method: str, path: str, body: bytes | str = "", **headers: str) -> tuple[int, str]:
         """One request on a connection of its own, with the cookie of the last."""
@@ -98,7 +98,7 @@ def served(root: Root, bind: str = "127.0.0.1:0", **environment: str) -> Iterato
         yield Page(root, process, said.rpartition(" ")[2].strip())
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         assert process.stdout
         process.stdout.close()
 
@@ -157,7 +157,7 @@ def test_who_says_too_little_for_their_time_is_not_waited_for(page: Page) -> Non
         for connection, text in zip(waiting, said, strict=True):
             connection.sendall(text)
             connection.settimeout(0.1)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while waiting and time.monotonic() < until:
             waiting = [connection for connection in waiting if goes_on(connection, says=connection is not waiting[0])]
     assert not waiting
@@ -402,10 +402,10 @@ def test_a_unix_socket_is_for_the_group(tmp_path: Path) -> None:
             finally:
                 os.setegid(0)
             with served(root, f"unix:{place}") as second:
-                assert second.process.wait(20) == 78, "one that is in use is left alone"
+                assert second.process.wait(60) == 78, "one that is in use is left alone"
     place.unlink()
     place.write_text("somebody's")
     with served(root, f"unix:{place}") as page:
-        assert page.process.wait(20) == 78
+        assert page.process.wait(60) == 78
     assert place.read_text() == "somebody's"
     place.unlink()

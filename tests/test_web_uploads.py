@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import FakeClock, drop_job
 from test_web import Visitor, picture
 from tests_support import drain, nested, only
 from werkzeug.datastructures import FileStorage
@@ -25,7 +26,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool import retention
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock, drop_job
 from sdbatch.web import uploads
 
 Start = Callable[..., Service]

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness import FakeClock
+
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.service.service import Service, system_clock
 from sdbatch.storage.root import Root
-from sdbatch.testing import FakeClock
 
 # The small model gains nothing from threads, and those of several renderers would wait for each other, spinning.
 os.environ["OMP_NUM_THREADS"] = "1"

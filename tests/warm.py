@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ")
 ColdPopen = subprocess.Popen
 PYTHON = sys.executable  # a test may name another
+OURS = ("sdbatch", "renderer_of_little_memory")
 
 
 class WarmPopen(ColdPopen):  # type: ignore[type-arg] # of text or bytes, as it is asked for
@@ -54,7 +55,7 @@ def _is_ours(given: Mapping[str, Any]) -> bool:
     if not isinstance(command, (list, tuple)) or [*command[:2]] != [PYTHON, "-m"]:
         return False
     is_plain = given["preexec_fn"] is None and given["uid"] is None and given["umask"] == -1 and not given["shell"]
-    if not is_plain or command[2].partition(".")[0] != "sdbatch" or "COLD_TESTS" in os.environ:
+    if not is_plain or command[2].partition(".")[0] not in OURS or "COLD_TESTS" in os.environ:
         return False
     env = os.environ if given["env"] is None else given["env"]
     return not any(env.get(key) != os.environ.get(key) for key in {*env, *os.environ} if key.startswith(AT_START))

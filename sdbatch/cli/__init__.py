@@ -1,1 +1,1 @@
-"""The commands: a file a command or group."""
+"""The commands, one file for each command or group."""

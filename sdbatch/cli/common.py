@@ -1,4 +1,4 @@
-"""What all commands share: the app that they belong to, common options, and how a root is opened."""
+"""What all commands share: the app, common options, and how a root is opened."""
 
 import errno
 import os
@@ -9,6 +9,7 @@ import typer
 
 from sdbatch.errors import ConfigError
 from sdbatch.operations import account
+from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import as_stored
 
@@ -27,14 +28,14 @@ app = typer.Typer(
 
 
 def stored(named: "Path | list[Path] | None") -> "Path | list[Path] | None":
-    """Files as they lie there, which people may name in another normal form."""
+    """Paths in their spelling on disk; people may type another normal form."""
     if named is None or isinstance(named, Path):
         return named and as_stored(named)
     return [as_stored(path) for path in named]
 
 
 def _around(named: Path) -> Path:
-    """The root that was named; where none was, the one in or above which the command is run."""
+    """The named root; by default the root that contains the current folder."""
     if named != Path():
         return named
     above = (Path(os.curdir), *Path.cwd().parents)
@@ -61,13 +62,13 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would b
 
 
 def root_at(path: Path) -> Root:
-    """The root at a path; nothing of it is read, and root stays root."""
+    """The root at a path. It reads nothing, and keeps root's rights."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - a root behind a link keeps the name people gave it
     return Root(as_stored(absolute))
 
 
 def named_root(path: Path) -> Root:
-    """The root at a path, for what people and the service do there: from here on not as root."""
+    """The root at a path. If root runs the command, it becomes the account that the root belongs to."""
     root = root_at(path)
     folders = (root.state, root.inbox, root.running, root.failed, root.done, root.outputs, root.path)
     account.step_down(root.path, folders)
@@ -75,19 +76,19 @@ def named_root(path: Path) -> Root:
 
 
 def admins_root(path: Path, *parts: str) -> Root:
-    """The root at a path, for who lays what only the admin may there: as root, unless it is somebody's own."""
+    """The root at a path, for writing files that only the admin may write; root stays root there."""
     root = root_at(path)
     account.step_down(root.path, [root.path.joinpath(*parts)])
     return root
 
 
 def open_root(path: Path) -> "tuple[Root, Settings]":
-    """A root and its configuration, for what people and the service do there."""
+    """A root and its configuration."""
     return configured(named_root(path))
 
 
 def open_to_write_jobs(path: Path) -> "tuple[Root, Settings]":
-    """The same for who writes jobs: who may not read the configuration goes by what the service last said of it."""
+    """The same for submitting jobs. A user who can't read the configuration gets what status.json says of it."""
     place = named_root(path)
     try:
         return configured(place)
@@ -97,7 +98,6 @@ def open_to_write_jobs(path: Path) -> "tuple[Root, Settings]":
     from pydantic import ValidationError  # noqa: PLC0415 - as in `configured`
 
     from sdbatch.config.settings import ABOUT_JOBS, Settings  # noqa: PLC0415
-    from sdbatch.spool import status_reader  # noqa: PLC0415
 
     said = status_reader.read_status(place).get("settings")
     try:
@@ -112,7 +112,7 @@ def open_to_write_jobs(path: Path) -> "tuple[Root, Settings]":
 
 
 def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Settings]":
-    """A root with its configuration, by what was read of that already if given."""
+    """A root with its configuration; `content` is the file if it was already read."""
     from sdbatch.config import sources  # noqa: PLC0415 - most commands need no settings, and answer sooner
 
     settings = sources.load(root.configuration, content).settings
@@ -120,7 +120,7 @@ def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Setting
 
 
 def say(error: object, code: int) -> int:
-    """Tell an error in one plain line; returns its exit code."""
+    """Print an error in one line; returns the exit code."""
     typer.echo(f"sdbatch: {error}", err=True)
     if account.stepped_down and os.strerror(errno.EACCES) in str(error):
         typer.echo(f"this is done as {account.name_of(os.geteuid())}, whose root it is, and not as root", err=True)

@@ -1,4 +1,4 @@
-"""`sdbatch config`: every setting in force, and where it came from."""
+"""`sdbatch config`: shows every setting, and where it was set."""
 
 from pathlib import Path
 

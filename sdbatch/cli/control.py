@@ -1,4 +1,4 @@
-"""`sdbatch pause`, `resume`, `cancel`, `retry` and `prioritize`: steering the service by the folders alone."""
+"""`sdbatch pause`, `resume`, `cancel`, `retry` and `prioritize`: they control the service by its folders alone."""
 
 from pathlib import Path
 from typing import Annotated

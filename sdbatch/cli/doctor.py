@@ -1,4 +1,4 @@
-"""`sdbatch doctor`: checks everything that drawing depends on."""
+"""`sdbatch doctor`: checks everything that generating images needs."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,6 +1,6 @@
-"""Commands for whoever looks for pictures: what was drawn, how, what came of it, and drawing on from there.
+"""`sdbatch history`, `show`, `restore`, `follow-up` and `rerun`: search earlier images, and continue from them.
 
-They read and drop files, nothing more: they work over a share, and while the service is down.
+They only read and submit files, so they work over a share, and while the service is down.
 """
 
 import json
@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.errors import JobError, printable
+from sdbatch.history import times
+from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.messages import Message
+from sdbatch.spool import status_reader
+from sdbatch.storage import files
 from sdbatch.storage.spelling import as_stored
 
 if TYPE_CHECKING:
     from sdbatch.history.history import History
-    from sdbatch.history.records import JobRecord, PictureRecord
     from sdbatch.storage.root import Root
 
 WhatArgument = Annotated[
@@ -70,7 +74,6 @@ def history(  # noqa: PLR0913 - each is an option
       69  there is no root
     """
     from sdbatch.cli import tables  # noqa: PLC0415 - rich
-    from sdbatch.history import times  # noqa: PLC0415
 
     if kind not in (None, "txt2img", "img2img"):
         raise typer.BadParameter(Message("--kind is txt2img or img2img"))
@@ -115,7 +118,7 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
       1  there is none, or several ids contain this text
     """
     from sdbatch.cli import tables  # noqa: PLC0415
-    from sdbatch.history import describe  # noqa: PLC0415
+    from sdbatch.history import describe, lineage  # noqa: PLC0415
 
     place = named_root(root)
     found = _find_or_file(place, what)
@@ -127,8 +130,8 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
             tables.show_facts([*facts, *(("note", note) for note in notes)])
         return
     opened = _open(place)
-    job_id = _job_of(found)
-    pictures, tree = opened.pictures_of(job_id), opened.lineage(job_id)
+    job_id = found.job
+    pictures, tree = opened.pictures_of(job_id), lineage.lineage(opened, job_id)
     if as_json:
         told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
@@ -158,9 +161,7 @@ def restore(
       0  written
       1  no parameters were found, or FILE exists
     """
-    from sdbatch.errors import JobError  # noqa: PLC0415
     from sdbatch.history import restore  # noqa: PLC0415
-    from sdbatch.storage import files  # noqa: PLC0415
 
     place = named_root(root)
     restored = restore.restore(place, _find_or_file(place, what))
@@ -195,9 +196,7 @@ def follow_up(
       1   there is no such image, or a value is invalid
       74  the disk failed
     """
-    from sdbatch.errors import JobError  # noqa: PLC0415
     from sdbatch.history import restore  # noqa: PLC0415
-    from sdbatch.history.records import JobRecord  # noqa: PLC0415
 
     place = named_root(root)
     opened = _open(place)
@@ -234,16 +233,14 @@ def rerun(
 
     place = named_root(root)
     opened = _open(place)
-    job_id = _job_of(_find(opened, job))
+    job_id = _find(opened, job).job
     known = opened.job(job_id)
     assert known is not None, "it was just found"
-    _drop(place, restore.rerun(place, known, seed), job_id, "again", dry_run=dry_run)
+    _drop(place, restore.rerun(place, known, seed), job_id, "rerun", dry_run=dry_run)
 
 
 def _open(place: "Root", *, anew: bool = False) -> "History":
-    from sdbatch.errors import printable  # noqa: PLC0415
     from sdbatch.history.history import History  # noqa: PLC0415
-    from sdbatch.spool import status_reader  # noqa: PLC0415
 
     status_reader.check_root(place)
     opened = History(place) if anew else History.open(place)
@@ -257,9 +254,7 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
 
 
 def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
-    """As people name it: a path counts from here as well as from the root."""
-    from sdbatch.errors import JobError  # noqa: PLC0415
-
+    """Find what a person named: a path relative to the current folder or to the root, or an id."""
     if not named.strip():
         raise JobError("name a picture or a job")
     path = as_stored(Path(os.path.abspath(Path(named).expanduser())))  # noqa: PTH100 - a link keeps its name
@@ -267,9 +262,7 @@ def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
 
 
 def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Path":
-    """The same, or a file that the history knows nothing of, which needs no root."""
-    from sdbatch.errors import JobError  # noqa: PLC0415
-
+    """The same, or a file that is not in the history; that needs no root."""
     path = as_stored(Path(named).expanduser())
     try:
         return _find(_open(place), named)
@@ -279,13 +272,7 @@ def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Pat
         raise
 
 
-def _job_of(found: "PictureRecord | JobRecord") -> str:
-    from sdbatch.history.records import JobRecord  # noqa: PLC0415
-
-    return found.id if isinstance(found, JobRecord) else found.job
-
-
-def _drop(place: "Root", text: str, job_id: str, ending: Literal["again", "follow-up"], *, dry_run: bool) -> None:
+def _drop(place: "Root", text: str, job_id: str, ending: Literal["rerun", "follow-up"], *, dry_run: bool) -> None:
     from sdbatch.client.validate import submit_text  # noqa: PLC0415
     from sdbatch.spool.job_names import next_name  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""`sdbatch init`: makes a root."""
+"""`sdbatch init`: creates a root."""
 
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -66,7 +66,7 @@ def init(
 
 
 def _lay(source: Path | None, target: Path) -> None:
-    """Copy a file that was asked for; another one in its place is never overwritten, and never taken for it."""
+    """Copy a file into the root; a different file in its place is an error."""
     if source is None:
         return
     if target.exists() and not same_content(source, target):
@@ -74,4 +74,4 @@ def _lay(source: Path | None, target: Path) -> None:
     if not target.exists():
         make_dir(target.parent)
         with source.open("rb") as file:
-            copy_atomically(file, target)  # half a checkpoint would be taken for one
+            copy_atomically(file, target)  # an incomplete checkpoint must never have this name

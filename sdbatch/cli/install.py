@@ -1,4 +1,4 @@
-"""`sdbatch install` and `sdbatch uninstall`: the service of systemd."""
+"""`sdbatch install` and `sdbatch uninstall`: the systemd service."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`sdbatch logs`: what the service said about a job."""
+"""`sdbatch logs`: shows the log of a job."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The `sdbatch` command: its files of commands, and the exit codes. What a command alone needs is imported in it."""
+"""The `sdbatch` command and its exit codes. Each command imports what only it needs."""
 
 import os
 import stat
@@ -34,7 +34,7 @@ from sdbatch.messages import Message
 from sdbatch.operations import account
 from sdbatch.storage.files import is_disk_trouble
 
-EXIT_CONFIG = 78  # EX_CONFIG: restarting cannot help, systemd is told not to
+EXIT_CONFIG = 78  # EX_CONFIG: a restart does not help, so systemd must not try
 EXIT_BUSY = 75  # EX_TEMPFAIL: another service holds the root
 
 
@@ -51,7 +51,7 @@ def _top(*, version: Annotated[bool, typer.Option("--version", help="Print the v
 
 
 def main() -> None:
-    """The `sdbatch` command: errors become one plain line and an exit code."""
+    """Run the command; an error becomes one plain line and an exit code."""
     command = typer.main.get_command(app)
     _untyped_flags(command)
     try:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _untyped_flags(command: Any) -> None:
-    """Flags take no value, and the help is not to say that they do."""
+    """Remove the type from flags in the help, because flags take no value."""
     context = command.context_class(command, help_option_names=HELP_NAMES)
     for param in (*command.params, command.get_help_option(context)):
         if getattr(param, "is_flag", False):
@@ -82,12 +82,12 @@ def _untyped_flags(command: Any) -> None:
 
 
 def _who_may(refused: str | None) -> str:
-    """Whom to ask: the group of a folder, where its members could do what was refused."""
+    """The group whose members may do what was refused, if there is one."""
     for folder in Path(refused or os.curdir).absolute().parents:
         try:
             status = folder.stat()
         except OSError:
-            continue  # what it lies in is closed, too
+            continue  # its parent is not readable either
         if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
             joins = f"sudo usermod -aG {status.st_gid} {account.name_of(os.geteuid())}"
             return Message("; the group of {folder} may do this ({joins}, and log in anew)", folder, joins)

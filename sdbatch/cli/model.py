@@ -1,4 +1,4 @@
-"""`sdbatch model`: what lies in models/, bringing a checkpoint in, looking it over, converting it."""
+"""`sdbatch model`: lists, imports, checks and converts checkpoints."""
 
 import json
 import sys
@@ -13,13 +13,14 @@ import typer
 from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, open_root, stored
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
+from sdbatch.operations import catalog
 from sdbatch.storage.file_names import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from sdbatch.operations.catalog import Told
     from sdbatch.storage.root import ModelFiles, Root
 
-SHOWN = 10  # names that verify lists of each kind
+SHOWN = 10  # names of each kind that verify lists
 
 model = typer.Typer(no_args_is_help=True, help="List, import, check and convert checkpoints.")
 app.add_typer(model, name="model")
@@ -46,8 +47,6 @@ def list_models(root: RootOption = Path(), *, as_json: JsonOption = False) -> No
       1   there is none
       69  there is no root
     """
-    from sdbatch.operations import catalog  # noqa: PLC0415
-
     place, _ = open_root(root)
     place.require(place.inbox)
     found = catalog.list_models(place)
@@ -83,8 +82,6 @@ def import_model(
       1   there is no such file, or the name exists in models/
       74  the disk failed
     """
-    from sdbatch.operations import catalog  # noqa: PLC0415
-
     place, _ = configured(admins_root(root, "models"))
     if "/" in name or name.startswith("."):
         raise typer.BadParameter(Message("--as takes a name without folders"))

@@ -1,4 +1,4 @@
-"""`sdbatch prune`: old folders of jobs, by the rules of `retention:`."""
+"""`sdbatch prune`: deletes old job folders as `retention:` says."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`sdbatch schema`: the JSON Schema of job files."""
+"""`sdbatch schema`: prints the JSON Schema of job files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`sdbatch serve`: the service itself."""
+"""`sdbatch serve`: runs the service."""
 
 import faulthandler
 import os
@@ -37,11 +37,11 @@ def serve(
     from sdbatch.service import daemon  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
     from sdbatch.telemetry import log  # noqa: PLC0415 - watchdog and structlog cost the quick commands time
 
-    faulthandler.enable()  # the watchdog's SIGABRT then shows where it hung
+    faulthandler.enable()  # after the watchdog's SIGABRT the log shows where it hung
     place = named_root(root)
     try:
-        place.require(place.inbox)  # else folders would be made on the mount point of a disk that is not mounted
-    except NoRoot as error:  # which it may be soon: systemd tries again
+        place.require(place.inbox)  # otherwise folders would be created on the empty mount point of a disk
+    except NoRoot as error:  # the disk may be mounted soon: systemd tries again
         raise typer.Exit(say(error, os.EX_UNAVAILABLE)) from None
     log.set_up(verbose=verbose, job_folders=(place.running, place.done, place.failed))
     place, settings = configured(place)

@@ -1,4 +1,4 @@
-"""`sdbatch status`: what is drawn, what waits, and what failed last."""
+"""`sdbatch status`: shows what runs, what waits, and what failed."""
 
 import json
 import sys
@@ -11,6 +11,7 @@ import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, app, named_root
 from sdbatch.messages import Message
+from sdbatch.spool import status_reader
 
 
 @app.command()
@@ -36,8 +37,6 @@ def status(
       2   --watch without a terminal
       69  there is no root
     """
-    from sdbatch.spool import status_reader  # noqa: PLC0415
-
     place = named_root(root)
     status_reader.check_root(place)
     if as_json:

@@ -1,4 +1,4 @@
-"""`sdbatch submit`: drops job files into the inbox."""
+"""`sdbatch submit`: puts job files into the inbox."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
             dropped = submit.submit(path, place, settings.limits)
         except NoRoot:
             raise
-        except JobError as error:  # the others go their way
+        except JobError as error:  # the other files are still submitted
             say(error, 1)
             is_good = False
             continue

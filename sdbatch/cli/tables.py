@@ -1,4 +1,4 @@
-"""Pictures, jobs and their families on a terminal; where the output goes elsewhere, lines for other programs."""
+"""Images, jobs and their lineage in a terminal, or as lines for other programs."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -15,7 +15,7 @@ from sdbatch.storage.root import Root
 
 
 def show_pictures(pictures: list[PictureRecord], root: Root) -> None:
-    """A table; piped, a line each: path, time, job, seed, prompt or reason, steps, scale, strength, tabs between."""
+    """A table; in a pipe one line each: path, time, job, seed, prompt or reason, steps, scale, strength, with tabs."""
     console = Console(highlight=False)
     if not console.is_terminal:
         for each in pictures:
@@ -42,7 +42,7 @@ def show_one(
     tree: Lineage,
     root: Root,
 ) -> None:
-    """Everything known of a picture or a job."""
+    """Everything known about an image or a job."""
     console = Console(highlight=False)
     show_facts([*_facts(found, root), *particulars])
     if isinstance(found, JobRecord) and any(each.file for each in pictures):
@@ -57,14 +57,14 @@ def show_one(
 
 
 def show_facts(facts: list[tuple[str, str]]) -> None:
-    """Names and values, a line each."""
+    """One line for each name and value."""
     console = Console(highlight=False)
     for name, value in facts:
         console.print(Text.assemble((f"{name:<18}", "bold"), printable(value)), soft_wrap=True)
 
 
 def show_models(models: list[CatalogEntry]) -> None:
-    """A table; piped, a line each with tabs between name, path, bytes and the precisions converted to."""
+    """A table; in a pipe one line each with tabs: name, path, bytes, precisions of its conversions."""
     console = Console(highlight=False)
     if not console.is_terminal:
         for each in models:
@@ -107,7 +107,7 @@ def _facts(found: PictureRecord | JobRecord, root: Root) -> Iterator[tuple[str, 
 
 
 def _lines(job: Lineage, depth: int = 0) -> Iterator[Text]:
-    """A line each, set in by how deep it stands; no frame, which would be cut at the terminal's edge."""
+    """One line each, indented by depth, without a frame, which would be cut at the terminal's edge."""
     if job.above:
         yield Text(Message("... {above} more above", job.above))
     yield Text("  " * depth).append_text(_node(job))
@@ -126,7 +126,7 @@ def _node(job: Lineage) -> Text:
 
 
 def _line(value: str) -> str:
-    """On one line, and without a tab."""
+    """On one line, without tabs."""
     return printable(" ".join(value.split()))
 
 

@@ -1,4 +1,4 @@
-"""`sdbatch validate`: checks job files without drawing."""
+"""`sdbatch validate`: checks job files."""
 
 from pathlib import Path
 

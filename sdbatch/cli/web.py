@@ -1,4 +1,4 @@
-"""The command `sdbatch web`."""
+"""`sdbatch web`: serves the web page."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from sdbatch.errors import ConfigError, InstallError
 from sdbatch.messages import Message
 from sdbatch.spool.status_reader import check_root
 
-AT_ONCE = 4  # of the largest pictures that can be sent; smaller ones are more
+AT_ONCE = 4  # simultaneous uploads of the largest allowed image
 
 
 @app.command()
@@ -62,7 +62,7 @@ def web(
     host, port = guard.split_bind(bind or settings.web.bind)
     guard.require_password(host, settings.web)
     listener = server.listen(host, port, place.inbox.stat().st_gid)
-    by_socket = listener.family == socket.AF_UNIX  # its mode says who may connect
+    by_socket = listener.family == socket.AF_UNIX  # its file mode decides who may connect
     page = create_app(place, settings, account=os.geteuid if by_socket else lambda: server.account(request.environ))
 
     def body_limit(environ: dict[str, Any]) -> int:

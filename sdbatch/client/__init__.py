@@ -1,1 +1,1 @@
-"""What people do with the folders: look a job over, drop it, steer it, read what was said of it."""
+"""What people do with the folders: check and submit jobs, control them, read their logs."""

@@ -1,4 +1,4 @@
-"""Steering a service by its folders: pause, cancel, retry, prioritize. Works over a share and without the service."""
+"""Controls the service by its folders: pause, cancel, retry, prioritize. Works over a share, without a service too."""
 
 import stat
 from pathlib import Path
@@ -17,15 +17,15 @@ from sdbatch.storage.spelling import normal
 
 
 def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
-    """Stop after the current batch of pictures; with `unload` the model leaves the memory too."""
+    """Pause after the current batch; with `unload` the model is removed from memory too."""
     root.require(root.inbox)
-    # The service is to read it, whatever the umask of who asks.
+    # The service must be able to read it, whatever the umask of the user.
     files.write_atomically(root.pause, ("unload\n" * unload + reason).encode(), mode=0o664)
     return Message("paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)")
 
 
 def resume(root: Root, *, now: bool = False) -> str:
-    """Go on; with `now` outside the hours in which to draw, too, until they begin."""
+    """Continue; with `now` also outside the active hours, until they begin."""
     root.require(root.inbox)
     was_paused = True
     try:
@@ -42,15 +42,15 @@ def resume(root: Root, *, now: bool = False) -> str:
 
 
 def cancel(root: Root, name: str) -> str:
-    """Take a job out, or a file with all its jobs.
+    """Cancel a job, or a file with all its jobs.
 
-    A waiting file is deleted; a claimed job goes to failed/ with what was drawn of it.
+    A waiting file is deleted. A claimed job goes to failed/ with its finished images.
     """
     claimed = matching(name, [root.running])
     is_id = any(folder.name == normal(name) for folder in claimed)
     waiting = _waiting(root, name) if not is_id else []
     if waiting and is_job_name(name):
-        claimed = []  # a file that is named in full
+        claimed = []  # given by its full name
     if len(waiting) + len({file_of(folder.name) for folder in claimed}) > 1:
         raise _ambiguous(name, [*waiting, *claimed])
     if waiting:
@@ -70,7 +70,7 @@ def cancel(root: Root, name: str) -> str:
 
 
 def cancel_all(root: Root) -> list[str]:
-    """The same with all that waits or is drawn."""
+    """Cancel every waiting and running job."""
     root.require(root.inbox)
     return [_delete(root, path) for path in _jobs_in(root.inbox)] + [
         Message("{name} is cancelled", folder.name) for folder in _mark(root, folders(root.running))
@@ -78,7 +78,7 @@ def cancel_all(root: Root) -> list[str]:
 
 
 def retry(root: Root, name: str) -> str:
-    """Let a failed job run once more, or all of a file that failed; pictures stay if what they came from did."""
+    """Run a failed job again, or all failed jobs of a file. Images stay if nothing they were made from has changed."""
     root.require(root.inbox)
     found = matching(name, [root.failed])
     if len({file_of(folder.name) for folder in found}) != 1:
@@ -91,13 +91,13 @@ def retry(root: Root, name: str) -> str:
 
 
 def retry_all(root: Root) -> list[str]:
-    """The same with all that failed; what was cancelled stays."""
+    """Retry all failed jobs, except cancelled ones."""
     root.require(root.inbox)
     return [_retried(root, folder) for folder in sorted(root.failed.iterdir()) if _has_failed(folder)]
 
 
 def _retried(root: Root, folder: Path) -> str:
-    """A folder that is in disorder keeps none of the others from its turn."""
+    """Retry one job; an error with its folder does not stop the others."""
     try:
         return retry(root, folder.name)
     except JobError as error:
@@ -109,7 +109,7 @@ def _retried(root: Root, folder: Path) -> str:
 
 
 def prioritize(root: Root, name: str) -> str:
-    """Put a waiting file before those of other folders: what it names is found where it lay."""
+    """Move a waiting file to urgent/. The files that it names are still found at its old place."""
     found = _waiting(root, name)
     if not found and (claimed := matching(name, [root.running])):
         return _prioritize_claimed(root, name, claimed)
@@ -123,7 +123,7 @@ def prioritize(root: Root, name: str) -> str:
     place = urgent / file.parent.relative_to(root.inbox)
     make_folder(root.inbox, place)
     target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
-    if stat.S_ISREG(file.lstat().st_mode):  # its digest beside it says that it need not settle again
+    if stat.S_ISREG(file.lstat().st_mode):  # a matching .sha256 beside it means that it need not settle again
         files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False, mode=0o664)
     files.move(file, target)
     files.clear(Path(f"{file}.sha256"))
@@ -131,7 +131,7 @@ def prioritize(root: Root, name: str) -> str:
 
 
 def _prioritize_claimed(root: Root, name: str, claimed: list[Path]) -> str:
-    """All jobs of a file go first, as those of urgent/ do."""
+    """All jobs of a file go first, like those in urgent/."""
     wanted = {file_of(folder.name) for folder in claimed}
     if len(wanted) != 1:
         raise _ambiguous(name, claimed)
@@ -155,7 +155,7 @@ def _delete(root: Root, waiting: Path) -> str:
 
 
 def _mark(root: Root, claimed: list[Path]) -> list[Path]:
-    """Have claimed jobs cancelled; a file may be split into its jobs meanwhile: these too, if all of it is meant."""
+    """Mark claimed jobs as cancelled, and all parts of the file if it is split meanwhile."""
     wanted = claimed
     while True:
         for folder in wanted:
@@ -169,7 +169,7 @@ def _mark(root: Root, claimed: list[Path]) -> list[Path]:
 
 
 def _waiting(root: Root, name: str) -> list[Path]:
-    """Files in the inbox of this name, or at this place in it."""
+    """Files in the inbox with this name or path."""
     root.require(root.inbox)
     name, jobs = normal(name), _jobs_in(root.inbox)
     exact = [path for path in jobs if normal(path.relative_to(root.inbox).as_posix()) == name]

@@ -1,4 +1,4 @@
-"""What `sdbatch logs` prints: the lines about one job, from the log.jsonl in its folder."""
+"""The lines of `sdbatch logs`: about one job, from log.jsonl in its folder."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ ALWAYS = ("timestamp", "level", "event", "job_id", "exception")
 
 
 def log_lines(root: Root, named: str, *, as_json: bool) -> Iterator[str]:
-    """The lines that the service wrote about a job, oldest first.
+    """The log lines of a job, oldest first.
 
     Raises:
         JobError: there is no such job, or nothing was written.
@@ -36,7 +36,7 @@ def log_lines(root: Root, named: str, *, as_json: bool) -> Iterator[str]:
 
 
 def _for_people(line: str) -> str:
-    """A line of JSON as a terminal's log has it; anything else as it stands."""
+    """A JSON line in the form of the terminal's log; other lines unchanged."""
     try:
         facts = json.loads(line)
         when = datetime.fromisoformat(facts["timestamp"]).astimezone().isoformat(" ", "seconds")

@@ -1,7 +1,7 @@
-"""Dropping a job file from anywhere: checked first, and with the files that it names beside it.
+"""Submits a job file from anywhere: checks it, and copies it with the files beside it that it names.
 
-A job names its picture and its prompts by their way from the job file. So they keep their places to each other: the job
-gets a folder of its own in the inbox, which appears there whole.
+A job names its image and prompt file by their path from the job file. To keep this path, both go into a new folder in
+the inbox, which appears complete.
 """
 
 import secrets
@@ -21,18 +21,18 @@ from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import FILES, Root
 
-UP = "above"  # how folders are called that a job's names lead out of
+UP = "above"  # names of folders for `..` in a job's paths
 
 
 class Dropped(NamedTuple):
-    """Where a job file lies in the inbox, and what was taken along, as the job names it."""
+    """The place of a submitted file in the inbox, and the files that were copied with it, as the job names them."""
 
     path: Path
     along: list[str]
 
 
 def submit(path: Path, root: Root, limits: Limits) -> Dropped:
-    """Drop a job file with what it names.
+    """Submit a job file with the files that it names.
 
     Raises:
         JobError: a job of it would fail, or something that it names can't lie in the inbox; nothing was dropped.
@@ -48,14 +48,14 @@ def submit(path: Path, root: Root, limits: Limits) -> Dropped:
 
 
 def _beside(path: Path, root: Root, limits: Limits) -> dict[str, Path]:
-    """The files that a file's jobs name and that would not be found from the inbox, by their names."""
+    """The named files that would not be found from the inbox, by their names in the job."""
     along: dict[str, Path] = {}
     data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
     for parsed in reader.parse(data, path.name):
         for field in FILES:
             if not (named := getattr(parsed.job, field, "")) or field in parsed.kept:
                 continue
-            with suppress(Missing):  # an earlier job may still have to draw it
+            with suppress(Missing):  # an earlier job may still create it
                 found = lies_beside(named, path.parent, root) or find_named(field, named, path.parent, root, limits)
                 if not _is_found_from_inbox(field, named, found, root):
                     along[named] = found
@@ -78,7 +78,7 @@ def _refuse_job_names(field: str, named: str) -> None:
 
 
 def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
-    """A folder in the inbox with the job file and what it names, each where the other looks for it."""
+    """Create a folder in the inbox with the job file and its files, in the same places relative to each other."""
     ups = max(Path(named).parts.count("..") for named in along)
     place = Path(*[UP] * ups)
     draft = files.draft_of(root.inbox / secrets.token_hex(8))
@@ -96,7 +96,7 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
 
 
 def _walked(parts: tuple[str, ...]) -> Path:
-    """A way with its `..` taken back."""
+    """A path with `..` resolved."""
     walked: list[str] = []
     for part in parts:
         if part == "..":
@@ -114,7 +114,7 @@ def _copy(source: Path, target: Path, root: Root) -> None:
 
 
 def _free_name(root: Root, slug: str) -> Path:
-    """A folder that is not there yet, and means nothing to the service."""
+    """A new folder name that has no meaning for the service."""
     names = (slug if number == 1 else f"{slug}-{number}" for number in range(1, 10_000))
     taken = {URGENT, BULK, root.uploads.name}
     return next(path for name in names if name not in taken and not (path := root.inbox / name).exists())

@@ -1,4 +1,4 @@
-"""Job files outside the inbox: checked without drawing, and dropped the right way."""
+"""Checks job files outside the inbox, and submits them."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ from sdbatch.storage.spelling import as_stored, in_other_case
 
 
 def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
-    """A line for each job of a file, and whether it can be drawn as far as is known without drawing."""
+    """A line for each job of a file, and whether it is valid as far as can be known without running it."""
     try:
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
     except OSError as error:
@@ -41,7 +41,7 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
 
 
 def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
-    """As `check_file`, of what a job file of that name in the folder `beside` holds; None for one yet to be dropped."""
+    """As `check_file`, for the content of a job file in the folder `beside`; None for one not yet submitted."""
     parts = reader.parse(data, name, root.defaults)
     for number, parsed in enumerate(parts, 1):
         label = Message("job {number} of {count}: ", number, len(parts)) if len(parts) > 1 else ""
@@ -53,16 +53,19 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             yield label + said, True
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
-        except (JobError, TemporarilyUnavailable) as error:  # TemporarilyUnavailable: the service would let it wait
+        except (
+            JobError,
+            TemporarilyUnavailable,
+        ) as error:  # TemporarilyUnavailable: in the service this job would wait
             for line in [*str(error).splitlines(), *(Message("note: {note}", note) for note in parsed.notes)]:
                 yield label + line.removeprefix(f"{name}: "), False
 
 
 def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str]]:
-    """Pictures, size, sampler, steps and prompt; and what is to be said of them.
+    """Images, size, sampler, steps and prompt, and the remarks on them.
 
-    Files are looked for beside the job file and in the root; the model only where `root` is one, since jobs are
-    also written on machines without.
+    Files are searched beside the job file and in the root. The model is searched only if `root` exists, because jobs
+    are also written on other machines.
     """
     lines = None
     if job.from_file:
@@ -99,7 +102,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
 
 
 def _drawn(job: AnyJob, lines: list[str] | None) -> str:
-    """The prompt as it is read, as far as fits a line."""
+    """The prompt as it is read, shortened to a line."""
     prompts = (
         Message("1 prompt of {from_file}", job.from_file)
         if lines and len(lines) == 1
@@ -109,10 +112,9 @@ def _drawn(job: AnyJob, lines: list[str] | None) -> str:
 
 
 def find_named(field: str, named: str, beside: Path | None, root: Root, limits: Limits) -> Path:
-    """A file that a job names: beside it, wherever that is, or in the root; for one yet to be dropped, in the root.
+    """The file that a job names: beside it, or in the root.
 
-    What lies in the root is found or refused by the service's own rules; what lies beside a job elsewhere `submit`
-    takes along.
+    Files in the root follow the service's rules. `submit` copies files beside a job outside the root.
 
     Raises:
         Missing: it is not there.
@@ -145,13 +147,13 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
 
 
 def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
-    """What a job in a folder outside the root names by its way from there, whatever it is; None where nothing is."""
+    """The file that a job outside the root names by a relative path; None if there is none."""
     path = Path(named)
     if path.is_absolute() or "\0" in named:
-        return None  # the service takes no such path but of the root
+        return None  # the service accepts such paths only inside the root
     path = as_stored(Path(os.path.normpath(beside / path)))
     top = root.path.resolve()
-    leads = Path(os.path.realpath(path))  # which, as resolve does not, follows links that lead round
+    leads = Path(os.path.realpath(path))  # unlike resolve, it reports circular links
     is_there = os.path.lexists(path) and not leads.is_relative_to(top)
     return path if is_there and not beside.resolve().is_relative_to(top) else None
 
@@ -159,9 +161,9 @@ def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
 def _check_init(
     job: Img2Img, beside: Path | None, root: Root, limits: Limits
 ) -> tuple[tuple[int, int], list[str]] | None:
-    """What an init image will be drawn at, and what is to be said of it.
+    """The size that an init image will have, and the remarks on it.
 
-    None where it is not there, as an earlier job may still have to draw it.
+    None if it does not exist, because an earlier job may still create it.
     """
     try:
         path = find_named("init_img", job.init_img, beside, root, limits)
@@ -173,12 +175,14 @@ def _check_init(
 
     if not os.access(path, os.R_OK):
         raise JobError('init_img: "{init_img}" can\'t be read: {problem}', job.init_img, os.strerror(errno.EACCES))
-    pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as it will be read to be drawn from
+    pixels, notes = load_init(
+        path.resolve(), limits.init_pixels, limits.pixels
+    )  # read in the same way as for generating
     return (pixels.shape[2], pixels.shape[1]), notes
 
 
 def submit_file(path: Path, root: Root) -> Path:
-    """Copy a job file into the inbox so that the service sees it whole or not at all; returns where it lies.
+    """Copy a job file into the inbox, where it appears complete or not at all; returns its path.
 
     Raises:
         JobError: its name is no job's, or there is no root.
@@ -190,7 +194,7 @@ def submit_file(path: Path, root: Root) -> Path:
 
 
 def submit_text(text: str, name: str, root: Root) -> Path:
-    """The same with the text of a job file, under a name of its own; returns where it lies."""
+    """The same for the text of a job file, with a name; returns its path."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")

@@ -1,1 +1,1 @@
-"""What an admin can set: the settings, where their values come from, and what is in force."""
+"""The settings: what can be set, and where the values come from."""

@@ -1,4 +1,4 @@
-"""Settings that had another name: the old one is still read, in the file and as a variable, and told."""
+"""Settings with an old name: it is still read, in the file and as a variable, and reported."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +21,12 @@ NOW_CALLED: dict[Key, str] = {
 
 
 def now_called(old: Key) -> str:
-    """What a person is told who gives an old name."""
+    """The note for a person who used an old name."""
     return Message("{names} is now called {now_called}", ".".join(old), NOW_CALLED[old])
 
 
 def by_new_names(values: dict[str, Any], tell: Callable[[Key, str], None]) -> dict[str, Any]:
-    """The same settings under the names that they have now; `tell` hears of each old one, and what it is called now.
+    """The settings under their new names; `tell` is called with each old name and its new one.
 
     Raises:
         ValueError: a setting is given under both names; says which.
@@ -46,7 +46,7 @@ def by_new_names(values: dict[str, Any], tell: Callable[[Key, str], None]) -> di
 
 
 def new_key(key: Key) -> Key:
-    """Where a setting stands now; `key` may lead on into a group."""
+    """The new name of a setting; `key` may be inside a group."""
     for old, new in NOW_CALLED.items():
         if key[: len(old)] == old:
             return (*old[:-1], new, *key[len(old) :])

@@ -1,4 +1,4 @@
-"""What an admin can set, with defaults and bounds. sources.py says where the values come from."""
+"""The settings, with defaults and limits. sources.py reads their values."""
 
 from copy import copy
 from dataclasses import replace
@@ -27,9 +27,9 @@ from sdbatch.storage.file_names import DEFAULT_CONFIG
 from sdbatch.storage.named_model import NamedModel
 from sdbatch.storage.spelling import as_stored
 
-# Fields that say what one job is, and that no root can say for all.
+# Fields that differ for each job, so they have no default for a root.
 OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m")
-# What is built into a running service: a reload leaves it as it is.
+# Settings that a reload does not change.
 NEEDS_RESTART = (
     "engine",
     "device",
@@ -45,10 +45,14 @@ NEEDS_RESTART = (
 )
 
 
-class _Given(BaseModel):
-    """A group of which only what was given counts."""
+class Group(BaseModel):
+    """Settings that belong together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Given(Group):
+    """A group that contains only the values that were set."""
 
     @model_serializer(mode="wrap")
     def _say(self, say: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -72,10 +76,8 @@ else:
     Defaults = create_model("Defaults", __base__=_Given, **_fields)
 
 
-class Limits(BaseModel):
-    """What a single job may ask for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Limits(Group):
+    """The limits for one job."""
 
     pixels: int = Field(2048 * 2048, ge=64 * 64)  # of one picture
     pictures: int = Field(1000, ge=1)  # of one job
@@ -84,7 +86,7 @@ class Limits(BaseModel):
     input_bytes: int = Field(100_000_000, ge=1)  # of an init image or prompt file
 
     def problems(self, pictures: int, steps: int, size: tuple[int, int] | None) -> list[str]:
-        """What a job asks too much of, in words; `size` is width and height where they are known yet."""
+        """The limits that a job exceeds; `size` is width and height if they are known."""
         found: list[str] = []
         if size and size[0] * size[1] > self.pixels:
             found.append(
@@ -108,10 +110,8 @@ class Limits(BaseModel):
         return found
 
 
-class HookCommands(BaseModel):
-    """Commands that hear of what happened; see hooks.py."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class HookCommands(Group):
+    """Commands to run on events; see hooks.py."""
 
     on_done: tuple[str, ...] = ()
     on_failed: tuple[str, ...] = ()
@@ -123,10 +123,8 @@ class HookCommands(BaseModel):
         return {"on_done": self.on_done, "on_failed": self.on_failed, "on_idle": self.on_idle}
 
 
-class Retention(BaseModel):
-    """How much of what is done to keep; None is all."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Retention(Group):
+    """When to delete finished jobs; None is never."""
 
     done_days: float | None = Field(None, gt=0, description="a number of days above 0; null keeps all")
     done_count: int | None = Field(None, ge=0)
@@ -135,16 +133,14 @@ class Retention(BaseModel):
     outputs: bool = False
 
 
-UNIX_PROXY = "unix"  # one that comes by the page's Unix socket
+UNIX_PROXY = "unix"  # a proxy that uses the page's Unix socket
 
-# status.json and `sdbatch config` tell every setting; of this one that there is one.
+# status.json and `sdbatch config` show every setting; of this one only that it is set.
 Secret = Annotated[str, PlainSerializer(lambda text: "***" if text else "", when_used="json")]
 
 
-class Web(BaseModel):
-    """The page, `sdbatch web`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Web(Group):
+    """The web page, `sdbatch web`."""
 
     bind: str = Field(
         "127.0.0.1:8123",
@@ -169,17 +165,15 @@ class Web(BaseModel):
         return proxies
 
 
-class DefaultModel(BaseModel):
-    """The model to load ahead of the first job; what jobs name by default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class DefaultModel(Group):
+    """The model that jobs use by default; it is loaded at the start."""
 
     ckpt: str = "models/ldm/stable-diffusion-v1/model.ckpt"  # empty: none
     config: str = DEFAULT_CONFIG
 
 
 class Environment(EnvSettingsSource):
-    """SDBATCH_* variables, those of old names too."""
+    """The SDBATCH_* variables, also those with old names."""
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         super().__init__(settings_cls)
@@ -199,7 +193,7 @@ ABOUT_JOBS = ("default_model", "models", "allow_paths", "limits", "defaults")  #
 
 
 class Settings(BaseSettings):
-    """Everything an admin can set; configs/sdbatch.yaml says why of each."""
+    """All settings; configs/sdbatch.yaml explains each."""
 
     model_config = SettingsConfigDict(env_prefix="SDBATCH_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
@@ -242,11 +236,11 @@ class Settings(BaseSettings):
         return hours
 
     def kept_free(self, total: int) -> int:
-        """How much of a disk of so many bytes no job takes."""
+        """How many bytes of a disk of this size stay free."""
         return min(self.min_free_bytes, total // 100)
 
     def told_to(self, place: root.Root) -> root.Root:
-        """A root that knows what is set for it."""
+        """The root with the settings that concern its jobs."""
         return replace(
             place,
             allowed=tuple(map(as_stored, self.allow_paths)),
@@ -256,12 +250,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file."""
+        """The environment overrides the file."""
         return Environment(settings_cls), init_settings

@@ -1,6 +1,6 @@
-"""configs/sdbatch.yaml and SDBATCH_* in the environment together: what is in force, and where each value came from.
+"""Reads the settings from configs/sdbatch.yaml and SDBATCH_* variables, and remembers where each value was set.
 
-Errors are told as those of a job file are: with the line, the key, what is accepted, and the likely spelling.
+Errors are like those of job files: line, key, what is allowed, and the likely spelling.
 """
 
 import os
@@ -28,7 +28,7 @@ Key = tuple[str, ...]
 
 
 class Value(NamedTuple):
-    """A key with the value in force and where it came from: default, the file's line, or a variable."""
+    """A key, its value, and where it was set: default, a line of the file, or a variable."""
 
     key: str
     value: Any
@@ -37,7 +37,7 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Configuration:
-    """What was read.
+    """The settings as they were read.
 
     Attributes:
         lines: where the file names a key.
@@ -52,7 +52,7 @@ class Configuration:
     renamed: tuple[str, ...] = ()
 
     def values(self) -> Iterator[Value]:
-        """Every key in the order of the model, those of groups as limits.pixels."""
+        """Every key in the order of the model, with names such as limits.pixels for groups."""
         for key, value in leaves(self.settings):
             yield Value(".".join(key), value, self._origin(key))
 
@@ -67,7 +67,7 @@ class Configuration:
 
 
 def load(path: Path, content: bytes | None = None) -> Configuration:
-    """Read the configuration, from what was read of it already if given; no file means all defaults.
+    """Read the configuration, or `content` if the file was read already; no file means all defaults.
 
     Raises:
         ConfigError: names the file and line or the variable, the key, and what is wrong.
@@ -88,12 +88,12 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
         )
     try:
         overriding = Environment(Settings)()
-    except SettingsError as error:  # a list or group, which wants JSON
+    except SettingsError as error:  # a list or group must be JSON
         named = re.search(r'field "(\w+)"', str(error))
         name = PREFIX + named[1].upper() if named else f"{PREFIX}*"
         given, example = plain(os.environ.get(name, "")), 'a list is ["/data"], a group {"steps": 50}'
         raise ConfigError("{name} in the environment: {given} is not JSON; {example}", name, given, example) from error
-    if name := next((name for name in values if name.startswith("_")), ""):  # pydantic would take it for its own
+    if name := next((name for name in values if name.startswith("_")), ""):  # pydantic reserves such names
         raise ConfigError("{path}: line {lines}: {name}: {unknown}", path, lines[name,], name, unknown(Settings, name))
     variables = {key: PREFIX + "__".join(key).upper() for key, _ in _leaves(overriding)}
     try:
@@ -105,9 +105,9 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
 
 
 def reload(path: Path, old: Settings, logger: Log) -> tuple[Settings, str]:
-    """The settings for a service that runs with `old` ones: what can change does, the rest is told to need a restart.
+    """The new settings for a running service; changes that need a restart are only logged.
 
-    A configuration that is wrong changes nothing; then it is said why.
+    An invalid configuration changes nothing, and the reason is returned.
     """
     try:
         new = load(path).settings
@@ -126,7 +126,7 @@ def reload(path: Path, old: Settings, logger: Log) -> tuple[Settings, str]:
 
 
 def warn_of_a_short_watchdog(settings: Settings, logger: Log) -> None:
-    """The unit was written for another hang_seconds."""
+    """Warn if the unit was written for another hang_seconds."""
     limit, watchdog = settings.hang_seconds, systemd.watchdog_seconds()
     if 0 < watchdog <= limit:
         logger.warning(
@@ -137,7 +137,7 @@ def warn_of_a_short_watchdog(settings: Settings, logger: Log) -> None:
 
 
 def unknown_variables() -> list[str]:
-    """What is wrong with SDBATCH_*: an old name, or no key's, misspelt perhaps; no reason not to start."""
+    """SDBATCH_* variables with an old or unknown name; these do not stop the start."""
     known = {"__".join(key).upper() for key, _ in leaves(Settings.model_construct())}
     known |= {name.upper() for name in Settings.model_fields} | {"ROOT"}  # which the commands read
     given = sorted(name.removeprefix(PREFIX) for name in map(str.upper, os.environ) if name.startswith(PREFIX))
@@ -151,19 +151,19 @@ def unknown_variables() -> list[str]:
 
 
 def _old_variables() -> dict[str, str]:
-    """The variables in the environment that bear the name of before, each with that of now."""
+    """Variables with an old name, each with the new name."""
     given = [name.removeprefix(PREFIX).lower() for name in os.environ if name.startswith(PREFIX)]
     new = {name: "__".join(new_key(tuple(name.split("__")))) for name in given}
     return {(PREFIX + old).upper(): (PREFIX + name).upper() for old, name in new.items() if name != old}
 
 
 def flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings as JSON has them, those of groups as limits.pixels."""
+    """Settings as in JSON, with names such as limits.pixels for groups."""
     return ((".".join(key), value) for key, value in _leaves(settings))
 
 
 def leaves(settings: Settings) -> Iterator[tuple[Key, Any]]:
-    """Every key with its value, as JSON has them."""
+    """Every key with its value, as in JSON."""
     return _leaves(settings.model_dump(mode="json"))
 
 
@@ -176,7 +176,7 @@ def _leaves(values: dict[str, Any], above: Key = ()) -> Iterator[tuple[Key, Any]
 
 
 def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, int]]:
-    """The file's values, and the line of each key."""
+    """The values of the file, and the line of each key."""
     try:
         if content is None:
             content = path.read_bytes() if path.exists() else b""
@@ -198,7 +198,7 @@ def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, 
 
 
 def _resolved(value: Any) -> Any:
-    """Where YAML's two versions differ on a number, the number is meant; null stands for the default."""
+    """Numbers on which the YAML versions differ become numbers; null becomes the default."""
     match value:
         case dict():
             return {name: _resolved(inner) for name, inner in value.items() if inner is not None}
@@ -210,7 +210,7 @@ def _resolved(value: Any) -> Any:
 
 
 def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variables: dict[Key, str]) -> str:
-    """One thing that is wrong, said to the admin."""
+    """One mistake, for the admin."""
     kind, key = _home(tuple(map(str, details["loc"])))
     name = key[-1] if key else ""
     if details["type"] == "extra_forbidden":
@@ -227,7 +227,7 @@ def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variable
 
 
 def _home(loc: Key) -> tuple[type[BaseModel], Key]:
-    """The model that a key belongs to, and the key without the numbers of a list's items behind it."""
+    """The model class of a key, and the key without list positions."""
     kind: type[BaseModel] = Settings
     depth = 0
     while depth < len(loc):

@@ -1,1 +1,1 @@
-"""Who draws, as the service sees it: the protocol, a renderer process, and a fake."""
+"""The supervisor's side of a renderer: the protocol, a renderer process, and a fake."""

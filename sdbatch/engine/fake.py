@@ -31,7 +31,7 @@ from sdbatch.job.parameters import Txt2Img, batches
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
-REMEMBERED = 100  # jobs: a service that tries its folders out with this engine may run for months
+REMEMBERED = 100  # jobs to remember: a service with this engine may run for months
 
 
 class FakeEngine:

@@ -1,4 +1,4 @@
-"""What an examination finds: a thing that is well, or one that is not, and then what to do about it."""
+"""A finding of a check: all is well, or what is wrong and what to do."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ Level = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One answer, for a person.
+    """One finding, for a person.
 
     Attributes:
         level: `warning` lets jobs be drawn, though not as one would wish; `problem` does not.
@@ -30,10 +30,10 @@ def ok(about: str, text: str) -> Finding:
 
 
 def warning(about: str, text: str, remedy: str) -> Finding:
-    """It goes, though not as one would wish."""
+    """It works, but not as it should."""
     return Finding("warning", about, text, remedy)
 
 
 def problem(about: str, text: str, remedy: str) -> Finding:
-    """It doesn't go."""
+    """It does not work."""
     return Finding("problem", about, text, remedy)

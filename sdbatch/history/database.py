@@ -19,9 +19,11 @@ from sdbatch.history import index
 DATABASE = "history.db"
 WAIT_SECONDS = 5.0  # for another that writes
 SMALL = 4 << 20  # bytes: to look through so many takes no time that a person would notice (10 ms for each 1 << 20)
-DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-# What SQLite calls no damage, but never says of a file that is whole.
-SIGNS = ("no such table", "no such column", "invalid fts5 file format", "vtable constructor failed", "Could not decode")
+# What may pass, or is the disk's. Whatever else SQLite says, it never says of a file that is whole.
+TROUBLE = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM),
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_INTERRUPT),
+}
 Result = TypeVar("Result")
 
 
@@ -48,7 +50,7 @@ class Database:
         with self._lock:
             self._connection.close()
 
-    def ask(self, question: Callable[[sqlite3.Connection], Result]) -> Result:
+    def ask(self, question: Callable[[sqlite3.Connection], Result], *, is_new: bool = False) -> Result:
         """An answer from the file; if that turns out to be damaged, from one that is made anew.
 
         Raises:
@@ -59,17 +61,15 @@ class Database:
                 if _identity(self._path, self.writable) != self._identity:
                     self.close()
                     self._connect()
-                    self._fill_anew()
+                    is_new = True
+                if is_new and self.writable:
+                    self._fill(self._connection)
                 return question(self._connection)
             except sqlite3.Error as error:
-                if not _is_damage(error):
-                    raise _as_trouble(error, self._path) from error
+                if is_new or not _is_damage(error):
+                    raise OSError(errno.EIO, f"state/{DATABASE}: {error}", str(self._path.parent)) from error
             self.throw_away()
-            try:
-                self._fill_anew()
-                return question(self._connection)
-            except sqlite3.Error as error:
-                raise _as_trouble(error, self._path) from error
+            return self.ask(question, is_new=True)
 
     def throw_away(self) -> None:
         """Have another, without a row, in its place: in memory, where the file is not ours to replace."""
@@ -87,10 +87,6 @@ class Database:
         with self._lock, suppress(FileNotFoundError):
             if self.writable and self._path.stat().st_size <= most and not _is_whole(self._connection):
                 self.throw_away()
-
-    def _fill_anew(self) -> None:
-        if self.writable:
-            self._fill(self._connection)
 
     def _connect(self) -> None:
         self.in_memory = False
@@ -181,12 +177,7 @@ def _is_whole(database: sqlite3.Connection) -> bool:
 
 def _is_damage(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it tells which kind
-    # That a key is taken twice can't be, but where an index lost its place.
-    return code in DAMAGED or isinstance(error, sqlite3.IntegrityError) or str(error).startswith(SIGNS)
-
-
-def _as_trouble(error: sqlite3.Error, path: Path) -> OSError:
-    return OSError(errno.EIO, f"state/{DATABASE}: {error}", str(path.parent))
+    return code not in TROUBLE and not isinstance(error, sqlite3.ProgrammingError)
 
 
 def _delete(path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from sdbatch.errors import JobError
 from sdbatch.history import restore
 from sdbatch.history.records import JobRecord, PictureRecord
+from sdbatch.history.scan import group
 from sdbatch.job.parameters import job_kind
 from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message
@@ -67,7 +68,7 @@ def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[st
 def circumstances(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str, str]]:
     """Of a done job: when and how long, on which device, by which versions."""
     record = restore.record_of(root, what)
-    timings, versions, checkpoint = (_group(record, key) for key in ("timings", "versions", "checkpoint"))
+    timings, versions, checkpoint = (group(record, key) for key in ("timings", "versions", "checkpoint"))
     told = {
         "started": timings.get("started"),
         "finished": timings.get("finished"),
@@ -84,11 +85,6 @@ def circumstances(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str
         Message("dropped as"): record.get("source"),
     }
     return [(name, _said(value)) for name, value in told.items() if value]
-
-
-def _group(record: dict[str, Any], key: str) -> dict[str, Any]:
-    value = record.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _seconds(value: object) -> str:

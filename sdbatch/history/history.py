@@ -14,11 +14,10 @@ from datetime import datetime
 from pathlib import Path
 
 from sdbatch.errors import JobError
-from sdbatch.history import index, lineage, search, sync
+from sdbatch.history import index, search, sync
 from sdbatch.history.database import DATABASE, SMALL, Database
-from sdbatch.history.lineage import Relative
-from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, Lineage, PictureRecord
-from sdbatch.history.search import LAST, Found, Wanted
+from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, PictureRecord, Relative
+from sdbatch.history.search import LAST, Found
 from sdbatch.history.tokens import pieces_of_words
 from sdbatch.messages import Message
 from sdbatch.spool.job_names import meant, padded, the_one
@@ -27,7 +26,6 @@ from sdbatch.storage.spelling import normal
 
 MOST_WORDS = 1000  # characters that are looked for
 MOST_MEANT = 1000  # jobs that are looked through for the one of a name
-FAMILY = 100  # jobs of a lineage
 _NUMBER = re.compile(r"[0-9]{5,}")  # as samples are named
 
 
@@ -35,6 +33,7 @@ class History:
     """What was drawn under one root. Threads may share it.
 
     Attributes:
+        database: the file, or what stands in for it.
         patience: seconds after which a search answers with what it has found so far.
         stale: why what is newest may be missing; empty while nothing is.
         passed_over: pictures that could not be read in time, each with the reason.
@@ -44,7 +43,7 @@ class History:
         self.root, self.patience, self.stale = root, math.inf, ""
         self.passed_over: list[str] = []
         self._reads_folders = reads_folders
-        self._database = Database(root.state, in_memory=in_memory, fill=self._fill)
+        self.database = Database(root.state, in_memory=in_memory, fill=self._fill)
 
     @classmethod
     def open(cls, root: Root, *, in_memory: bool = True) -> "History":
@@ -67,23 +66,13 @@ class History:
             raise
         return history
 
-    @property
-    def writable(self) -> bool:
-        """Whether what is new can be taken in."""
-        return self._database.writable
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether no file holds it, and no one else has it."""
-        return self._database.in_memory
-
     def close(self) -> None:
         """Let go of the file."""
-        self._database.close()
+        self.database.close()
 
     def verify(self, *, all_of_it: bool = False) -> None:
         """See to it that the file is no damaged one; a large one is read through only if `all_of_it` is asked for."""
-        self._database.verify(LAST if all_of_it else SMALL)
+        self.database.verify(LAST if all_of_it else SMALL)
 
     def refresh(self) -> int:
         """Take in what is new in the folders, and forget what is gone; says how many jobs that were.
@@ -92,25 +81,27 @@ class History:
             OSError: the file is locked, or its disk full or failing.
         """
         self.passed_over.clear()
-        return self._database.ask(lambda db: sync.refresh(self.root, db, self.passed_over)) if self.writable else 0
+        return (
+            self.database.ask(lambda db: sync.refresh(self.root, db, self.passed_over)) if self.database.writable else 0
+        )
 
     def catch_up(self) -> None:
         """The same, as far as it can be done: what can't is told in `stale`."""
         try:
             self.refresh()
-            self.stale = "" if self.writable else Message("state/{database} can only be read", DATABASE)
+            self.stale = "" if self.database.writable else Message("state/{database} can only be read", DATABASE)
         except OSError as error:  # locked, full
             self.stale = str(error.strerror)
 
     def rebuild(self) -> int:
         """Throw away what is known and read the folders again; says how many jobs there are."""
-        self._database.throw_away()
+        self.database.throw_away()
         return self.refresh()
 
     def add(self, folder: Path) -> None:
         """Take in one folder of jobs/done/ or jobs/failed/, in the place of what was known of that job."""
-        if self.writable:
-            self._database.ask(lambda db: sync.take_in(self.root, db, [folder]))
+        if self.database.writable:
+            self.database.ask(lambda db: sync.take_in(self.root, db, [folder]))
 
     def _fill(self, database: sqlite3.Connection) -> None:
         if self._reads_folders:
@@ -151,10 +142,10 @@ class History:
         wanted = pieces_of_words(words)
         if words.strip() and not wanted:
             return Found()  # nothing but punctuation, which nothing is found by
-        oldest = int(since.timestamp() * 1000) if since else None
+        oldest = int(since.timestamp() * 1000) if since else 0
         numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
-        asked = Wanted(index.expression([*told, *wanted]), oldest, numbers)
-        return search.search(self._database.ask, asked, before, max(1, limit), self.patience)
+        match = index.expression([*told, *wanted])
+        return search.search(self.database.ask, match, numbers, oldest, before, max(1, limit), self.patience)
 
     def picture(self, path: str, before: int = LAST) -> PictureRecord | None:
         """A picture by where it lies, from the root: in its job's folder or in outputs/.
@@ -205,7 +196,7 @@ class History:
             "ORDER BY instr(id, :number) > 0 DESC, substr(id, :length) = :ending DESC, key DESC LIMIT :most"
         )
         asked = {"part": part, "number": number, "ending": ending, "length": -len(ending), "most": MOST_MEANT}
-        ids = [str(row[0]) for row in self._database.ask(lambda db: db.execute(question, asked).fetchall())]
+        ids = [str(row[0]) for row in self.database.ask(lambda db: db.execute(question, asked).fetchall())]
         ids = the_one(part, meant(part, ids))
         if not ids:
             raise JobError(
@@ -222,17 +213,13 @@ class History:
 
     def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere
         """A job by its whole id."""
-        found = self._database.ask(lambda db: db.execute(f"{JOB_QUESTION} WHERE id = ?", (id,)).fetchone())
+        found = self.database.ask(lambda db: db.execute(f"{JOB_QUESTION} WHERE id = ?", (id,)).fetchone())
         return JobRecord(*found) if found else None
 
     def pictures_of(self, job_id: str) -> list[PictureRecord]:
         """A job's pictures in their order; none of one that failed before the first."""
         within = " WHERE j.id = ? AND p.key BETWEEN j.key - j.pictures + 1 AND j.key ORDER BY p.key DESC"
         return self._pictures(within, (job_id,))
-
-    def lineage(self, job_id: str, most: int = FAMILY) -> Lineage:
-        """A job's family: a tree of up to `most` jobs, of which the asked one is marked."""
-        return lineage.lineage(self, job_id, most)
 
     def parent(self, job_id: str) -> Relative | None:
         """The job that a job came from, and the picture of it: by its manifest, or by the init image that it named."""
@@ -248,21 +235,21 @@ class History:
         files = json.dumps(
             [(path, each.file, each.key) for each in pictures for path in {each.path, each.published} if path]
         )
-        question = Message(
-            "\n            SELECT key, id, parent_picture FROM jobs WHERE parent_job = :id "
-            "UNION\n            SELECT jobs.key, jobs.id, files.file FROM (\n                SELECT "
-            "path, file, key AS since, EXISTS\n                    (SELECT 1 FROM pictures WHERE "
-            "published = path AND pictures.key < own.key) AS is_later,\n                    (SELECT "
-            "min(key) FROM pictures WHERE published = path AND pictures.key > own.key) AS "
-            "until\n                FROM (\n                    SELECT json_extract(value, '$[0]') AS "
-            "path, json_extract(value, '$[1]') AS file,\n                        json_extract(value, "
-            "'$[2]') AS key FROM json_each(:files)\n                ) own\n            ) files CROSS "
-            "JOIN jobs ON jobs.init = files.path\n                AND jobs.key > CASE WHEN is_later "
-            "THEN since ELSE -1 END AND jobs.key <= coalesce(until, :last)\n            WHERE "
-            "parent_job IS NULL ORDER BY 1"
-        )
+        question = """
+            SELECT key, id, parent_picture FROM jobs WHERE parent_job = :id UNION
+            SELECT jobs.key, jobs.id, files.file FROM (
+                SELECT path, file, key AS since, EXISTS
+                    (SELECT 1 FROM pictures WHERE published = path AND pictures.key < own.key) AS is_later,
+                    (SELECT min(key) FROM pictures WHERE published = path AND pictures.key > own.key) AS until
+                FROM (
+                    SELECT json_extract(value, '$[0]') AS path, json_extract(value, '$[1]') AS file,
+                        json_extract(value, '$[2]') AS key FROM json_each(:files)
+                ) own
+            ) files CROSS JOIN jobs ON jobs.init = files.path
+                AND jobs.key > CASE WHEN is_later THEN since ELSE -1 END AND jobs.key <= coalesce(until, :last)
+            WHERE parent_job IS NULL ORDER BY 1"""
         values = {"id": job_id, "files": files, "last": LAST}
-        rows = self._database.ask(lambda db: db.execute(question, values).fetchall())
+        rows = self.database.ask(lambda db: db.execute(question, values).fetchall())
         return [Relative(child, picture) for _, child, picture in rows]
 
     def checkpoints(self) -> list[str]:
@@ -270,13 +257,13 @@ class History:
         step = "SELECT min(ckpt) FROM jobs WHERE ckpt > ?"
         found, last = [], ""
         while last is not None:
-            (last,) = self._database.ask(lambda db, after=last: db.execute(step, (after,)).fetchone())  # type: ignore[misc]
+            (last,) = self.database.ask(lambda db, after=last: db.execute(step, (after,)).fetchone())  # type: ignore[misc]
             found += [last] if last else []
         return found
 
     def _pictures(self, which: str, values: Iterable[object]) -> list[PictureRecord]:
         question, given = PICTURE_QUESTION + which, tuple(values)
-        return [PictureRecord(*row) for row in self._database.ask(lambda db: db.execute(question, given).fetchall())]
+        return [PictureRecord(*row) for row in self.database.ask(lambda db: db.execute(question, given).fetchall())]
 
 
 def _plain_name(word: str) -> str:

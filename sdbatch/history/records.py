@@ -1,86 +1,94 @@
 """What the history answers with: pictures, jobs, and what came of what."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # What the index is asked for, in the order of the fields.
-JOB_QUESTION = (
-    "SELECT id, state, place, prompt, negative, name, kind, ckpt, seed, drawn_at, pictures, reason, parent_job, "
-    "parent_picture, init, width, height, key, file, steps, scale, strength FROM jobs"
+_DRAWN = (
+    "SELECT j.key, j.state, j.prompt, j.negative, j.name, j.kind, j.ckpt, j.seed, j.drawn_at, j.reason, j.parent_job, "
+    "j.parent_picture, j.width, j.height, j.steps, j.scale, j.strength"
 )
+JOB_QUESTION = f"{_DRAWN}, j.id, j.place, j.pictures, j.init, j.file FROM jobs j"
 PICTURE_QUESTION = (
-    "SELECT p.key, j.id, p.number, p.file, CASE WHEN p.file = '' THEN j.place ELSE j.place || '/' || p.file END, "
-    "p.published, coalesce(p.prompt, j.prompt), j.negative, j.name, j.seed, j.kind, j.ckpt, j.width, j.height, "
-    "j.drawn_at, j.parent_job, j.parent_picture, j.state, j.reason, j.steps, j.scale, j.strength "
+    f"{_DRAWN.replace('j.key', 'p.key').replace('j.prompt', 'coalesce(p.prompt, j.prompt)')}, j.id, p.number, p.file, "
+    "CASE WHEN p.file = '' THEN j.place ELSE j.place || '/' || p.file END, p.published "
     "FROM pictures p JOIN jobs j ON j.number = p.job"
 )
 
 
 @dataclass(frozen=True)
-class PictureRecord:
-    """A picture of the history.
+class Drawn:
+    """What is said of a job, and of each of its pictures.
 
     Attributes:
         key: where it stands: newer ones have a greater key.
-        file: from its job's folder; empty where a job failed before its first picture.
-        path: where it can be opened, from the root.
-        published: its name in outputs/, from the root.
-        drawn_at: ISO 8601, UTC.
         state: done, failed, or earlier: found in outputs/ alone.
+        drawn_at: ISO 8601, UTC.
     """
 
     key: int
-    job: str
-    number: int
-    file: str
-    path: str
-    published: str | None
+    state: str
     prompt: str
     negative: str
     name: str
-    seed: int | None
     kind: str
     ckpt: str
-    width: int
-    height: int
+    seed: int | None
     drawn_at: str
+    reason: str
     parent_job: str | None
     parent_picture: str | None
-    state: str
-    reason: str
+    width: int
+    height: int
     steps: int | None
     scale: float | None
     strength: float | None
 
 
 @dataclass(frozen=True)
-class JobRecord:
-    """A job of the history; `folder` is from the root, `init` the picture it started from as the job named it.
+class PictureRecord(Drawn):
+    """A picture of the history.
 
-    `file` is the name that its file was dropped under.
+    Attributes:
+        file: from its job's folder; empty where a job failed before its first picture.
+        path: where it can be opened, from the root.
+        published: its name in outputs/, from the root.
+    """
+
+    job: str
+    number: int
+    file: str
+    path: str
+    published: str | None
+
+
+@dataclass(frozen=True)
+class JobRecord(Drawn):
+    """A job of the history.
+
+    Attributes:
+        folder: from the root.
+        init: the picture it started from, as the job named it.
+        file: the name that its file was dropped under.
     """
 
     id: str
-    state: str
     folder: str
-    prompt: str
-    negative: str
-    name: str
-    kind: str
-    ckpt: str
-    seed: int | None
-    drawn_at: str
     pictures: int
-    reason: str
-    parent_job: str | None
-    parent_picture: str | None
     init: str | None
-    width: int
-    height: int
-    key: int
     file: str
-    steps: int | None
-    scale: float | None
-    strength: float | None
+
+    @property
+    def job(self) -> str:
+        """The same as its id, as a picture has it."""
+        return self.id
+
+
+class Relative(NamedTuple):
+    """A relative, and the picture that the younger of the two started from; None where the job was drawn again."""
+
+    job: str
+    picture: str | None
 
 
 @dataclass(frozen=True)

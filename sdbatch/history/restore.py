@@ -84,7 +84,7 @@ def fields_of(root: Root, what: PictureRecord | JobRecord) -> Fields:
 
 def record_of(root: Root, what: PictureRecord | JobRecord) -> Fields:
     """The manifest of a done job; nothing of any other."""
-    return _record(root, what.job if isinstance(what, PictureRecord) else what.id) if what.state == "done" else {}
+    return _record(root, what.job) if what.state == "done" else {}
 
 
 def follow_up(
@@ -155,7 +155,7 @@ def _origin(what: PictureRecord | JobRecord) -> str:
 
 def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Fields, list[str]]:
     """A job's fields as its folder has them, or as a found picture says."""
-    job_id = what.job if isinstance(what, PictureRecord) else what.id
+    job_id = what.job
     if what.state == "earlier":
         return told_by_file(root, root.path / (what.path if isinstance(what, PictureRecord) else what.id))
     if what.state == "done":

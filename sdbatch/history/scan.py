@@ -82,22 +82,21 @@ def read_folder(root: Root, folder: Path) -> JobEntry | None:
     is_done = folder.parent == root.done
     try:
         stamp = stamp_of(folder / (MANIFEST if is_done else ERROR))
-        entry = _done(root, folder, stamp) if is_done else _failed(root, folder, stamp)
+        return _done(root, folder, stamp) if is_done else _failed(root, folder, stamp)
     except OSError:
         return None
-    return entry
 
 
 def _done(root: Root, folder: Path, stamp: int) -> JobEntry:
     record = read_record(folder / MANIFEST)
-    job, parent, timings = (_group(record, key) for key in ("job", "parent", "timings"))
+    job, parent, timings = (group(record, key) for key in ("job", "parent", "timings"))
     lines = _lines(folder, record)
     shots = [
         PictureEntry(file, _text(listed, "published") or None, _whole(listed, lines), number)
         for number, listed in enumerate(_list(record, "pictures"))
         if (file := _inner(_text(listed, "file")))
     ]
-    grids = [_group(record, "grid"), *_list(record, "more_grids")]
+    grids = [group(record, "grid"), *_list(record, "more_grids")]
     shots = shots or [  # skip_save: all there is to see
         PictureEntry(file, _text(grid, "published") or None) for grid in grids if (file := _inner(_text(grid, "file")))
     ]
@@ -247,7 +246,8 @@ def _inner(file: str) -> str:
     return "" if path.startswith(("/", "..")) or path == "." else path
 
 
-def _group(record: Facts, key: str) -> Facts:
+def group(record: Facts, key: str) -> Facts:
+    """A part of a record that has parts itself; empty where it is none."""
     value = record.get(key)
     return value if isinstance(value, dict) else {}
 

@@ -9,7 +9,6 @@ where to go on.
 import math
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -29,35 +28,25 @@ class Found(list[PictureRecord]):
     rest: int | None = None
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is looked for.
+def search(
+    ask: Ask, match: str, numbers: tuple[str, ...], since: int, before: int | None, limit: int, patience: float
+) -> Found:
+    """Up to `limit` pictures with keys from `since` to below `before`; fewer, if more than `patience` seconds go by.
 
-    Attributes:
-        match: the pieces.
-        oldest: the first key that counts.
-        numbers: those of the words that may be a picture's number, as it is named: 00007.
+    They have all the pieces of `match`, and those of `numbers` that are a picture's own, as it is named: 00007.
     """
-
-    match: str
-    oldest: int | None
-    numbers: tuple[str, ...] = ()
-
-
-def search(ask: Ask, wanted: Wanted, before: int | None, limit: int, patience: float) -> Found:
-    """Up to `limit` pictures with keys below `before`; fewer, if more than `patience` seconds go by."""
     now = perf_counter()
     deadline = now + patience
     below = LAST if before is None else max(0, min(before, LAST))
-    end, oldest = ask(lambda db: _bounds(db, below, wanted.oldest))
+    end, oldest = ask(lambda db: _bounds(db, below, since))
     runs: list[int] = []
     reached, by_spans, at_once = end + 1, False, MOMENT if patience < math.inf else math.inf
     while len(runs) < limit and reached > oldest and (now <= deadline or reached > end):  # else it would stay there
         step = _step_in_span if by_spans else partial(_step, seconds=at_once)
-        some, down_to = ask(partial(step, wanted=wanted, oldest=oldest, end=reached - 1, limit=limit - len(runs)))
+        some, down_to = ask(partial(step, match=match, oldest=oldest, end=reached - 1, limit=limit - len(runs)))
         by_spans = by_spans or down_to == reached
         runs, reached, now = runs + some, down_to, perf_counter()
-    found: Found = ask(lambda db: _pictures(db, runs, below, limit, wanted.numbers))
+    found: Found = ask(lambda db: _pictures(db, runs, below, limit, numbers))
     if len(found) == limit:
         found.rest = found[-1].key
     elif reached > oldest:
@@ -65,17 +54,17 @@ def search(ask: Ask, wanted: Wanted, before: int | None, limit: int, patience: f
     return found
 
 
-def _bounds(database: sqlite3.Connection, below: int, oldest: int | None) -> tuple[int, int]:
+def _bounds(database: sqlite3.Connection, below: int, since: int) -> tuple[int, int]:
     """The last key to look at, and the first."""
     # The run of the next picture may have begun on the page before.
     question = "SELECT run FROM pictures WHERE key < ? ORDER BY key DESC LIMIT 1"
     (end,) = database.execute(question, (below,)).fetchone() or (0,)
     (first,) = database.execute("SELECT min(key) FROM pictures").fetchone()
-    return end, max(first or 0, oldest or 0)
+    return end, max(first or 0, since)
 
 
 def _step(
-    database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int, seconds: float
+    database: sqlite3.Connection, match: str, oldest: int, end: int, limit: int, seconds: float
 ) -> tuple[list[int], int]:
     """Runs with keys up to `end`, and the key down to which there is none but these."""
     question = """
@@ -84,7 +73,7 @@ def _step(
     reached, deadline = end + 1, perf_counter() + seconds
     database.set_progress_handler(lambda: perf_counter() > deadline, OFTEN)
     try:
-        for (run,) in database.execute(question, (wanted.match, end, oldest)):
+        for (run,) in database.execute(question, (match, end, oldest)):
             reached = run
             runs.append(run)
             if len(runs) >= limit or perf_counter() > deadline:
@@ -98,15 +87,13 @@ def _step(
     return runs, oldest
 
 
-def _step_in_span(
-    database: sqlite3.Connection, wanted: Wanted, oldest: int, end: int, limit: int
-) -> tuple[list[int], int]:
+def _step_in_span(database: sqlite3.Connection, match: str, oldest: int, end: int, limit: int) -> tuple[list[int], int]:
     """The same for the rest of the span of time in which the next picture is, which is not stopped."""
     (last,) = database.execute("SELECT max(key) FROM pictures WHERE key <= ?", (end,)).fetchone()
     if last is None:
         return [], oldest
     begin = last >> index.SPAN << index.SPAN
-    inside = replace(wanted, match=f"{wanted.match} {index.expression([index.span(last)])}")
+    inside = f"{match} {index.expression([index.span(last)])}"
     return _step(database, inside, max(oldest, begin), end, limit, math.inf)
 
 

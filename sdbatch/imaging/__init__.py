@@ -1,1 +1,1 @@
-"""Pictures as files: opened within bounds, written with their origin, and what they say of themselves."""
+"""Image files: opened within limits, written with their origin, and the texts in them."""

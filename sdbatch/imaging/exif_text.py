@@ -1,6 +1,6 @@
-"""What is written into a JPEG or WebP picture beside its pixels, in its EXIF, and its size: within bounds, no decoder.
+"""The EXIF texts and the size of a JPEG or WebP image, read within limits and without an image decoder.
 
-Programs that draw put there, as `UserComment` or as plain text under the tags of cameras, what stands in a PNG's texts.
+Other programs store there what they store in a PNG's texts: in `UserComment`, or as plain text in camera tags.
 """
 
 import struct
@@ -20,12 +20,12 @@ Found = tuple[int, int, dict[str, str]]  # width, height, and the texts by their
 
 
 def read_jpeg(file: BinaryIO) -> Found | None:
-    """A JPEG's size and texts; the file stands behind its first two bytes."""
+    """Size and texts of a JPEG; the file is positioned after its first two bytes."""
     size: tuple[int, int] | None = None
     told: dict[str, str] = {}
     for _ in range(MOST_SEGMENTS):
         head = file.read(4)
-        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:  # from here on there are pixels
+        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:  # the pixels start here
             break
         marker, length = head[1], int.from_bytes(head[2:]) - 2
         data = file.read(max(0, length))
@@ -37,7 +37,7 @@ def read_jpeg(file: BinaryIO) -> Found | None:
 
 
 def read_webp(file: BinaryIO) -> Found | None:
-    """A WebP's size and texts; the file stands behind its first twelve bytes."""
+    """Size and texts of a WebP; the file is positioned after its first twelve bytes."""
     size: tuple[int, int] | None = None
     told: dict[str, str] = {}
     for _ in range(MOST_CHUNKS):
@@ -68,7 +68,7 @@ def _webp_size(kind: bytes, start: bytes) -> tuple[int, int] | None:
 
 
 def texts(exif: bytes) -> dict[str, str]:
-    """The texts of an EXIF block, by the names of their tags."""
+    """The texts of an EXIF block, by tag name."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return {}
@@ -85,13 +85,13 @@ def texts(exif: bytes) -> dict[str, str]:
 
 
 def _tags(exif: bytes, order: str, start: int) -> Iterator[tuple[int, bytes]]:
-    """The first of each of a folder's tags that hold text, and of those that lead to another folder."""
+    """The tags of a directory that contain text or lead to another directory, the first of each."""
     seen = set()
     (count,) = struct.unpack_from(f"{order}H", exif, start)
     for number in range(min(count, MOST_TAGS)):
         at = start + 2 + 12 * number
         tag, kind, length = struct.unpack_from(f"{order}HHI", exif, at)
-        if tag in seen:  # all may lead to the same megabyte
+        if tag in seen:  # all may point to the same megabyte
             continue
         seen.add(tag)
         if tag == EXIF_FOLDER:
@@ -102,7 +102,7 @@ def _tags(exif: bytes, order: str, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _text(tag: int, value: bytes) -> str:
-    """As the standard and as programs write it: with eight bytes before that name the encoding, or without."""
+    """The text of a tag, with or without the eight bytes that name its encoding."""
     code, body = value[:8], value[8:]
     if tag == USER_COMMENT and code == b"UNICODE\0":
         return body.decode(_utf_16(body), "replace").strip("\0\ufeff")
@@ -112,5 +112,5 @@ def _text(tag: int, value: bytes) -> str:
 
 
 def _utf_16(body: bytes) -> str:
-    """Which byte comes first is said nowhere: the one that is zero more often, since such texts are mostly ASCII."""
+    """The byte order is not stored. Such texts are mostly ASCII: the byte that is more often zero is the high one."""
     return "utf-16-be" if body[::2].count(0) >= body[1::2].count(0) else "utf-16-le"

@@ -1,8 +1,8 @@
-"""The `parameters` text that other programs write into their pictures, as fields of a job.
+"""Reads the `parameters` text that other programs write into their images, as fields of a job.
 
-Its form is stable-diffusion-webui's: the prompt, a line "Negative prompt: ...", and a line of "Key: value" pairs, which
-extensions put more lines behind. What v1's scripts have no field for is told and left out. The text is anybody's: it is
-read once from its beginning to its end, by no expression that could go back.
+Its form is that of stable-diffusion-webui: the prompt, a line "Negative prompt: ...", and a line of "Key: value" pairs;
+extensions add more lines. Settings without a field here are reported and left out. The text is untrusted: it is read
+once from start to end, without regular expressions that could backtrack.
 """
 
 import json
@@ -15,7 +15,7 @@ from sdbatch.errors import printable
 from sdbatch.job.samplers import SAMPLERS, resolve, resolve_schedule
 from sdbatch.messages import Message
 
-FEWEST_PAIRS = 3  # a line with less is the prompt's, as stable-diffusion-webui reads it
+FEWEST_PAIRS = 3  # a line with fewer belongs to the prompt, as in stable-diffusion-webui
 MOST_PAIRS = 500
 MOST_NOTES = 30
 _KEY = re.compile(r"\w[\w \-/]{0,60}")
@@ -30,25 +30,17 @@ _NUMBERS: dict[str, tuple[str, Callable[[str], int | float]]] = {
     "Seed": ("seed", int),
     "Eta": ("ddim_eta", float),
 }
-# Said of the picture, and no part of how to draw it.
+# About the image, but without effect on generating it.
 _SILENT = {
-    "Model",
-    "Model hash",
-    "Version",
-    "RNG",
-    "Size",
-    "Sampler",
-    "Schedule type",
-    "Denoising strength",
-    "Batch size",
-    "Batch pos",
+    *("Model", "Model hash", "Version", "RNG", "Size", "Sampler", "Schedule type", "Denoising strength"),
+    *("Batch size", "Batch pos"),
 }
 _WEIGHTED = re.compile(r"\([^()]*:\s*\d|\(\(|\[\[|<(lora|lyco|hypernet):")
 
 
 @dataclass(frozen=True)
 class Infotext:
-    """The text in its parts.
+    """The parts of the text.
 
     Attributes:
         settings: by the keys of stable-diffusion-webui, whichever program wrote them.
@@ -64,12 +56,12 @@ class Infotext:
 
     @property
     def is_img2img(self) -> bool:
-        """Whether it was drawn from another picture; a second pass (hires fix) has a denoising strength as well."""
+        """Whether it was made from another image; a second pass (hires fix) has a denoising strength too."""
         return "Denoising strength" in self.settings and not any(key.startswith("Hires") for key in self.settings)
 
 
 def parse(text: str) -> Infotext:
-    """A `parameters` text in its parts."""
+    """The parts of a `parameters` text."""
     lines = _lines(text)
     at, settings = _settings(lines)
     body, behind = lines[:at], lines[at + 1 :]
@@ -82,7 +74,7 @@ def parse(text: str) -> Infotext:
 
 
 def _lines(text: str) -> list[str]:
-    """The text's lines, as stable-diffusion-webui has them: some programs write all in one, or part pairs by |."""
+    """The lines of the text; some programs write one line, or separate pairs by |."""
     lines = text.strip().split("\n")
     at = next((number for number, line in enumerate(lines) if line.lstrip().startswith("Steps:")), None)
     if at is not None and _PIPED.match(lines[at]):
@@ -96,7 +88,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _settings(lines: list[str]) -> tuple[int, dict[str, str]]:
-    """Which line has the settings, and these: the last that begins with the steps, or else the last of all."""
+    """The line with the settings, and the settings: the last line that starts with the steps, or else the last line."""
     named = [number for number, line in enumerate(lines) if line.lstrip().startswith("Steps:")]
     for number in [*named[-1:], len(lines) - 1]:
         settings = dict(_pairs(lines[number]))
@@ -106,7 +98,7 @@ def _settings(lines: list[str]) -> tuple[int, dict[str, str]]:
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
-    """The line's pairs, up to `MOST_PAIRS`; what is none is passed over to the next comma."""
+    """The pairs of the line, up to `MOST_PAIRS`; invalid parts are skipped up to the next comma."""
     at, count = 0, 0
     while count < MOST_PAIRS and (colon := line.find(":", at)) >= 0:
         key = line[at:colon].rpartition(",")[2].strip()
@@ -119,7 +111,7 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _value(line: str, start: int) -> tuple[str, int]:
-    """A value and where the next pair begins. Values with a separator in them are written as JSON."""
+    """A value, and where the next pair starts. Values that contain a separator are written as JSON."""
     blanks = _BLANKS.match(line, start)
     start = blanks.end() if blanks else start
     if line.startswith(('"', "[{", "{"), start):
@@ -136,7 +128,7 @@ def _value(line: str, start: int) -> tuple[str, int]:
 
 
 def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
-    """A job's fields, and what could not be carried over. The checkpoint is a name: where its file lies is not told."""
+    """The fields of a job, and the settings that could not be used. The checkpoint is only a name, not a path."""
     settings, notes = told.settings, []
     fields: dict[str, Any] = {"prompt": told.prompt, "n_iter": 1, "n_samples": 1}
     if told.negative:

@@ -1,8 +1,7 @@
-"""What a picture says of how it was drawn: our own text, or another program's as fields of a job.
+"""How an image was generated, from its texts: our own, or another program's as fields of a job.
 
-`python -m sdbatch.imaging.origin` answers for one path after another, a line of JSON each, until its standard input
-ends: so that whatever was put into a picture takes the time of a process of its own, which can be ended (see
-reader_process.py).
+`python -m sdbatch.imaging.origin` answers for one path per line until its standard input ends, with a line of JSON
+each. So a malicious image costs the time of a separate process, which can be killed (see reader_process.py).
 """
 
 import json
@@ -16,14 +15,14 @@ from sdbatch.errors import printable
 from sdbatch.imaging import infotext, other_programs, png_text
 from sdbatch.messages import Message
 
-MEMORY = 2 << 30  # bytes: what a picture may cost at most
+MEMORY = 2 << 30  # bytes: the limit for one image
 UNREADABLE = Message("drawn by a program whose text in the picture is not understood here")
 ELSEWHERE = Message("drawn by another program: the same seed need not give the same picture")
 
 
 @dataclass(frozen=True)
 class PictureInfo:
-    """What a picture says.
+    """What the texts of an image say.
 
     Attributes:
         fields: of a job; empty where nothing is said that is understood.
@@ -47,13 +46,13 @@ class PictureInfo:
 
 
 def read(path: Path) -> PictureInfo | None:
-    """What the picture there says; None where it is no PNG, JPEG or WebP that can be read."""
+    """What an image says; None if it is no readable PNG, JPEG or WebP."""
     written = png_text.read(path)
     if written is None:
         return None
     size = written.width, written.height
     job = own_text(written).get("job")
-    if isinstance(job, dict):  # with from_file, the picture's own prompt stands in the other text alone
+    if isinstance(job, dict):  # with from_file, only the other text contains this image's prompt
         own = infotext.parse(written.texts.get("parameters", "")).prompt if job.get("from_file") else ""
         return PictureInfo(*size, job | ({"prompt": own} if own else {}), is_own=True, program="sdbatch")
     told = other_programs.read(written.texts)
@@ -71,7 +70,7 @@ def read(path: Path) -> PictureInfo | None:
 
 
 def own_text(written: png_text.Written) -> dict[str, Any]:
-    """What we wrote into a picture; nothing where it isn't ours."""
+    """Our own text in an image; None if it is not ours."""
     try:
         exact = json.loads(written.texts.get("sdbatch", "{}"))
     except (ValueError, RecursionError):
@@ -80,7 +79,7 @@ def own_text(written: png_text.Written) -> dict[str, Any]:
 
 
 def silence(said: PictureInfo) -> str:
-    """Why a picture's text tells nothing, in words."""
+    """Why the texts of an image say nothing, in words."""
     if not said.unread:
         return Message("no text in the picture")
     return f"{UNREADABLE} ({printable(', '.join(each[:80] for each in said.unread))})"
@@ -94,7 +93,7 @@ def _number(text: str) -> float:
 
 
 def main() -> None:
-    """Answer."""
+    """Answer until the input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         said = read(Path(json.loads(line)))

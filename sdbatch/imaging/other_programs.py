@@ -1,9 +1,9 @@
-"""How other programs say in a picture how it was drawn, in the form of the one that all know: an `Infotext`.
+"""Reads how other programs store the settings of an image, and returns an `Infotext`.
 
 stable-diffusion-webui and Forge write `parameters`, in JPEG and WebP the same as EXIF's UserComment; Fooocus and
-SwarmUI a JSON of their own under that name; InvokeAI `invokeai_metadata`, before that `sd-metadata` and `Dream`;
-NovelAI `Description` and a JSON `Comment`; ComfyUI the graph that was drawn, as `prompt`; Easy Diffusion a text for
-each field. All of it is anybody's text: a JSON is taken as far as it makes sense, a graph is walked once.
+SwarmUI their own JSON under that name; InvokeAI `invokeai_metadata`, before that `sd-metadata` and `Dream`; NovelAI
+`Description` and a JSON `Comment`; ComfyUI its graph, as `prompt`; Easy Diffusion a text for each field. All of it is
+untrusted: JSON is used as far as it makes sense, and a graph is walked once.
 """
 
 import json
@@ -26,7 +26,7 @@ _NOT_WORDS = {"model", "clip", "vae", "image", "images", "pixels", "latent_image
 MOST_NODES = 5000  # of a graph
 MOST_PASSES = 20  # nodes that sample, of which the first in the order of drawing is looked for
 MOST_WORDS = 20  # texts that one prompt is put together of
-# Names of fields, by the keys of stable-diffusion-webui. What stands in none of these can't be carried over.
+# Names of settings, by the keys of stable-diffusion-webui. All others can't be used.
 _COMMON = {"steps": "Steps", "seed": "Seed", "cfg_scale": "CFG scale"}
 _FOOOCUS = {"steps": "Steps", "seed": "Seed", "guidance_scale": "CFG scale", "sampler": "Sampler",
             "base_model": "Model", "base_model_hash": "Model hash", "version": "Version"}  # fmt: skip
@@ -39,13 +39,13 @@ _EASY = {"num_inference_steps": "Steps", "seed": "Seed", "guidance_scale": "CFG 
          "use_stable_diffusion_model": "Model", "prompt_strength": "Denoising strength"}  # fmt: skip
 _DREAM = {"s": "Steps", "S": "Seed", "C": "CFG scale", "A": "Sampler", "f": "Denoising strength"}
 _COMFY = {"steps": "Steps", "seed": "Seed", "noise_seed": "Seed", "cfg": "CFG scale", "sampler_name": "Sampler"}
-# Said of the picture or the program, and no part of how to draw it.
+# About the image or the program, but without effect on generating it.
 _SILENT = {"metadata_scheme", "created_by", "full_prompt", "full_negative_prompt", "date", "generation_time",
            "aspectratio", "generation_mode", "signed_hash", "request_type", "width", "height"}  # fmt: skip
 
 
 def read(texts: Texts) -> Infotext | None:
-    """What a picture's texts say, whoever wrote them; None where none of them says anything that is understood."""
+    """The settings in an image's texts, from any program; None if nothing is understood."""
     for reader in (_by_parameters, _invokeai, _sd_metadata, _dream, _novelai, _comfyui, _easy_diffusion, _by_exif):
         told = reader(texts)
         if told is not None and (told.prompt or told.settings):
@@ -58,20 +58,20 @@ def _by_parameters(texts: Texts) -> Infotext | None:
 
 
 def _by_exif(texts: Texts) -> Infotext | None:
-    """The same in JPEG and WebP; ComfyUI writes its graph under the tags of cameras, with its name before it."""
+    """The same for JPEG and WebP; ComfyUI writes its graph into camera tags, with the name in front."""
     for text in texts.values():
         name, _, rest = text.partition(":")
         if name.lower() == "prompt" and rest.lstrip().startswith("{"):
             return _comfyui({"prompt": rest})
     for name in ("UserComment", "ImageDescription"):
         told = _parameters(texts.get(name, ""))
-        if told is not None and told.settings:  # else it is a camera's, or any program's
+        if told is not None and told.settings:  # otherwise it comes from a camera or another program
             return told
     return None
 
 
 def _parameters(text: str) -> Infotext | None:
-    """One text: a JSON of Fooocus, SwarmUI, NovelAI or InvokeAI, or stable-diffusion-webui's."""
+    """One text: JSON of Fooocus, SwarmUI, NovelAI or InvokeAI, or the text of stable-diffusion-webui."""
     said = _object(text)
     if not said and not _JSON.match(text):  # {a|b} at the beginning of a prompt is none
         return infotext.parse(text) if text.strip() else None
@@ -110,7 +110,7 @@ def _invokeai(texts: Texts) -> Infotext | None:
 
 
 def _sd_metadata(texts: Texts) -> Infotext | None:
-    """InvokeAI before its third version."""
+    """InvokeAI before version 3."""
     said = _object(texts.get("sd-metadata", ""))
     image = said.get("image")
     if not isinstance(image, dict):
@@ -123,7 +123,7 @@ def _sd_metadata(texts: Texts) -> Infotext | None:
 
 
 def _dream(texts: Texts) -> Infotext | None:
-    """The command line that InvokeAI's forerunner was given: "a cat [ugly]" -s 50 -S 42 -W 512 -H 512 -C 7.5."""
+    """The command line of InvokeAI's predecessor: "a cat [ugly]" -s 50 -S 42 -W 512 -H 512 -C 7.5."""
     text = texts.get("Dream", "").strip()
     end = text.rfind('"')
     if not text.startswith('"') or end == 0:
@@ -152,7 +152,7 @@ def _easy_diffusion(texts: Mapping[str, Any]) -> Infotext | None:
 
 
 def _comfyui(texts: Texts) -> Infotext | None:
-    """The node that samples first, and what leads to it."""
+    """The first sampler node, and the nodes that lead to it."""
     nodes = {key: node for key, node in _object(texts.get("prompt", "")).items() if isinstance(node, dict)}
     graph = {key: node["inputs"] for key, node in nodes.items() if isinstance(node.get("inputs"), dict)}
     if not graph or len(graph) > MOST_NODES:
@@ -196,7 +196,7 @@ def _samples(inputs: Facts) -> bool | None:
 
 
 def _goes_on(graph: dict[str, Facts], key: str) -> bool:
-    """Whether a node that samples goes on from what another has drawn."""
+    """Whether a sampler node continues from the result of another."""
     return _first(graph, graph[key].get("latent_image"), _samples) is not None
 
 
@@ -210,9 +210,9 @@ def _size(inputs: Facts) -> object:
 
 
 def _words(graph: dict[str, Facts], link: object, side: str) -> list[str]:
-    """The texts that lead to one side of the guidance, `positive` or `negative`, in the order of the graph.
+    """The texts that lead to the `positive` or `negative` side, in the order of the graph.
 
-    Nodes that both sides pass through, such as a ControlNet's, are followed on the same side.
+    Nodes on both sides, such as a ControlNet, are followed on the same side.
     """
     pending, seen, found = [link], set[str](), dict[str, None]()
     while pending and len(found) < MOST_WORDS:
@@ -237,7 +237,7 @@ def _words(graph: dict[str, Facts], link: object, side: str) -> list[str]:
 
 
 def _value(graph: dict[str, Facts], value: object) -> object:
-    """A node's value, or the one that stands in the node that it is linked to."""
+    """The value of a node, or of the node that it is linked to."""
     if not isinstance(value, list):
         return value
     return _first(
@@ -246,7 +246,7 @@ def _value(graph: dict[str, Facts], value: object) -> object:
 
 
 def _first(graph: dict[str, Facts], link: object, wanted: Callable[[Facts], object]) -> object:
-    """What is wanted of the first node that has it, from a link on against the direction of the graph."""
+    """The wanted value of the first node that has it, following links backwards."""
     pending, seen = [link], set()
     while pending:
         link = pending.pop()
@@ -262,7 +262,7 @@ def _first(graph: dict[str, Facts], link: object, wanted: Callable[[Facts], obje
 
 
 def _flat(program: str, said: Facts, names: Names) -> Infotext:
-    """Fields that stand beside each other, by the keys of stable-diffusion-webui; the others keep their own."""
+    """Fields in one level, with the keys of stable-diffusion-webui where known."""
     prompt, negative = (_strings([said.pop(name, "")]) for name in ("prompt", "negative_prompt"))
     size = (said.get("width"), said.get("height"))
     known = {names.get(key, key): value for key, value in said.items() if key not in _SILENT}
@@ -275,20 +275,20 @@ def _flat(program: str, said: Facts, names: Names) -> Infotext:
 
 
 def _short(value: object) -> str:
-    """A value as text. What is nested is no setting of ours: enough of it to know it by."""
+    """A value as text, shortened if it is nested."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)[:200]
 
 
 def _stem(model: str) -> str:
-    """A model's name without its folders and suffix, as stable-diffusion-webui tells it."""
+    """The name of a model without folders and suffix, as stable-diffusion-webui writes it."""
     name = model.replace("\\", "/").rpartition("/")[2]
     return name.rpartition(".")[0] if name.endswith((".safetensors", ".ckpt", ".pt", ".pth", ".bin")) else name
 
 
 def _without_brackets(prompt: str) -> tuple[str, str]:
-    """What to draw, and what stands in [brackets]: what to lead away from."""
+    """The prompt, and the negative prompt from [brackets]."""
     words, away = [], []
     for number, part in enumerate(prompt.split("[")):
         inside, closed, behind = part.partition("]")
@@ -301,7 +301,7 @@ def _without_brackets(prompt: str) -> tuple[str, str]:
 
 
 def _object(text: str) -> Facts:
-    """A JSON object; nothing where it is none. NaN, which programs write though JSON has none, is nothing."""
+    """A JSON object; empty if invalid. NaN, which some programs write, becomes None."""
     try:
         said = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Pictures in and out: init images, samples with their origin written into them, grids."""
+"""Reads init images, and writes samples and grids with their origin."""
 
 import hashlib
 import io
@@ -23,9 +23,7 @@ from sdbatch.storage import files
 Pixels = npt.NDArray[np.uint8]
 
 INIT_FORMATS = ("PNG", "JPEG", "WEBP")
-UPRIGHT: dict[
-    object, Image.Transpose
-] = {  # by EXIF orientation; 1 stands upright, and anything else is nonsense that cameras write
+UPRIGHT: dict[object, Image.Transpose] = {  # by EXIF orientation; 1 is upright, and other values are invalid
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -40,14 +38,14 @@ GRID_PADDING = 2  # black pixels around and between, as torchvision's make_grid
 
 @dataclass(frozen=True)
 class Origin:
-    """What a sample's PNG text says of the model and the machine."""
+    """What the PNG text of a sample says about model and machine."""
 
     model: str  # the checkpoint's stem
     model_sha256: str
     rng: str  # "CPU" or "GPU": where the noise was drawn
     vae_sha256: str = ""  # of a separate autoencoder
     lora_sha256: tuple[str, ...] = ()  # of the job's LoRAs
-    finish: Mapping[str, str] = field(default_factory=dict)  # what was done to the picture once it was drawn
+    finish: Mapping[str, str] = field(default_factory=dict)  # the postprocessing
 
 
 SEE_THROUGH = Message("init_img: its transparency has no effect: what colours lie beneath are drawn from")
@@ -55,12 +53,12 @@ _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """An init image as [3, H, W] in [-1, 1], sides multiples of 64 (`load_img`), and what was done to it beside.
+    """An init image as [3, H, W] in [-1, 1], with sides that are multiples of 64 (`load_img`), and what was changed.
 
-    A picture that a camera marked as turned is turned upright, which the scripts did not do. What lies in the file
-    beside the pixels, such as texts and colour profiles, is not looked at, whatever it is.
+    An image with an EXIF rotation is turned upright, unlike in the scripts. Texts, colour profiles and other parts of
+    the file are ignored.
 
-    `max_read` bounds the pixels of the file, `max_drawn` those of the picture to draw.
+    `max_read` limits the pixels of the file, `max_drawn` those of the result.
 
     Raises:
         JobError: not a picture of an allowed format, damaged, too large, or too small.
@@ -77,7 +75,7 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
         raise JobError("init_img: the picture is far too large; the limit is {most:,} pixels", most) from error
     except (JobError, MemoryError):
         raise
-    except Exception as error:  # a damaged file makes Pillow stumble anywhere: struct.error, zlib.error, ...
+    except Exception as error:  # with a damaged file Pillow may raise anything: struct.error, zlib.error, ...
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
         raise JobError("init_img: the picture is damaged, or was copied incompletely") from error
@@ -95,7 +93,7 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
 
 
 def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]]:
-    """The first frame as RGB, standing upright, and what was done to it."""
+    """The first frame as RGB, upright, and what was changed."""
     if opened.width * opened.height > max_read:
         raise JobError(
             "init_img: {width}x{height} is too large; the limit is {most:,} pixels",
@@ -117,27 +115,27 @@ def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]
 
 
 def is_see_through(picture: Image.Image) -> bool:
-    """Whether any of it is transparent. Its pixels are read only where that may be."""
+    """Whether any pixel is transparent. Pixels are read only if the format allows transparency."""
     try:
         if picture.mode not in _WITH_ALPHA and "transparency" not in picture.info:
             return False
         alpha = picture.convert("RGBA").getchannel("A").getextrema()[0]
-    except ValueError:  # no conversion of a rare mode, or a damaged mark of transparency
+    except ValueError:  # Pillow can't convert a rare mode, or damaged transparency
         return False
     return isinstance(alpha, int | float) and alpha < 255
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    """In RGB. Pillow cuts 16-bit grey off at 255, which leaves white; its high byte is the grey that is meant."""
+    """As RGB. Pillow cuts 16-bit grey off at 255, which gives white; the high byte is the correct grey."""
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).clip(0, 0xFFFF) >> 8).astype(np.uint8))
     if picture.mode == "P":
-        picture = picture.convert("RGBA")  # else Pillow warns of transparent palettes; the colours are the same
+        picture = picture.convert("RGBA")  # otherwise Pillow warns about transparent palettes; the colours are the same
     return picture.convert("RGB")
 
 
 def _orientation(picture: Image.Image) -> object:
-    """The EXIF orientation, None where the EXIF is missing or damaged: the pixels are well without it."""
+    """The EXIF orientation; None if the EXIF is missing or damaged, since the pixels are still valid."""
     try:
         return picture.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001 - Pillow's readers of EXIF and XMP stumble anywhere over what others wrote
@@ -145,7 +143,7 @@ def _orientation(picture: Image.Image) -> object:
 
 
 def to_pixels(decoded: npt.NDArray[np.float32]) -> Pixels:
-    """Decoded pictures [batch, 3, H, W] to [batch, H, W, 3]: truncated to 8 bits, as the scripts do, not rounded."""
+    """Decoded images [batch, 3, H, W] as [batch, H, W, 3]: truncated to 8 bits, as in the scripts, not rounded."""
     pixels: Pixels = (255.0 * np.clip((decoded + 1.0) / 2.0, 0.0, 1.0)).astype(np.uint8)
     return pixels.transpose(0, 2, 3, 1)
 
@@ -155,8 +153,8 @@ def write_sample(
 ) -> str:
     """Write one sample with its two text chunks, durably; returns its sha256.
 
-    The bytes hang on the job, the model and the versions alone, not on the clock or a job id: drawn again, a
-    sample is the same file.
+    The bytes depend only on job, model and versions, not on the clock or the job's id: generated again, the file is the
+    same.
     """
     text = PngImagePlugin.PngInfo()
     height, width = pixels.shape[:2]
@@ -168,7 +166,7 @@ def write_sample(
 
 
 def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
-    """All that a sample's pixels hang on, as it stands in its text: job, place, weights and finish."""
+    """Everything that determines the pixels of a sample, for its text: job, position, weights and postprocessing."""
     told: dict[str, object] = {"job": job.model_dump(), "index": index, "checkpoint": origin.model_sha256}
     if origin.vae_sha256:
         told["vae"] = origin.vae_sha256
@@ -178,7 +176,7 @@ def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
 
 
 def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int) -> str:
-    """The `parameters` text as stable-diffusion-webui writes it, which every viewer reads."""
+    """The `parameters` text in the form of stable-diffusion-webui, which every viewer reads."""
     settings: dict[str, object] = {
         "Steps": job.ddim_steps,
         "Sampler": SAMPLERS[job.sampler].title,
@@ -202,20 +200,20 @@ def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int
 
 
 def _quoted(value: object) -> str:
-    """Values with a separator in them are written as JSON, as stable-diffusion-webui does."""
+    """Values that contain a separator are written as JSON, as in stable-diffusion-webui."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
 
 
 def read_sample(path: Path) -> tuple[str, str]:
-    """A staged sample's sha256 and its `sdbatch` text, after reading every pixel of it.
+    """The sha256 of a staged sample, and its `sdbatch` text, after reading every pixel.
 
     Raises:
         OSError, SyntaxError, ValueError: the file is not a whole PNG of ours.
     """
     data = path.read_bytes()
     if not data.endswith(PNG_END):
-        raise ValueError("the PNG was cut short")  # which Pillow forgives where only the end is gone
+        raise ValueError("the PNG was cut short")  # Pillow accepts a file that lacks only its end
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             picture.load()
@@ -227,7 +225,7 @@ def read_sample(path: Path) -> tuple[str, str]:
 def write_grid(
     path: Path, samples: Sequence[Path], columns: int, mark: Callable[[Pixels], Pixels] = lambda grid: grid
 ) -> str:
-    """Samples in one picture, `columns` in a row; returns its sha256 (torchvision's `make_grid`)."""
+    """All samples in one image, `columns` in a row; returns its sha256 (torchvision's `make_grid`)."""
     with Image.open(samples[0]) as first:
         width, height = (side + GRID_PADDING for side in first.size)
     columns = min(columns, len(samples))
@@ -243,7 +241,7 @@ def _write_png(path: Path, picture: Image.Image, text: PngImagePlugin.PngInfo) -
     buffer = io.BytesIO()
     try:
         picture.save(buffer, "PNG", pnginfo=text)
-    except OSError as error:  # Pillow's word for an encoder that finds no memory
+    except OSError as error:  # Pillow's error if an encoder has no memory
         raise (MemoryError(str(error)) if "out of memory" in str(error) else error) from error
     data = buffer.getvalue()
     files.write_atomically(path, data)

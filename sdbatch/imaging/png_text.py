@@ -1,8 +1,8 @@
-"""What is written into a picture beside its pixels, and its size: piece by piece, within bounds, without a decoder.
+"""The texts and the size of an image, read chunk by chunk, within limits and without a decoder.
 
-Pictures come from anybody, and the service reads them too: it must survive everything, so no imaging library is
-let near them there. Nothing is taken for whole that is longer than it may be, and of all texts only those are kept
-that say how a picture was drawn: a small file may hold thousands. A checksum that is wrong damages no text.
+Images are untrusted, and the service reads them too and must survive everything, so it uses no imaging library. A chunk
+over the limit is not read, and only texts about the generation are kept, because a small file may contain thousands. A
+wrong checksum does not invalidate a text.
 """
 
 import struct
@@ -31,9 +31,9 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Written:
-    """A picture's size in pixels, and its texts by keyword: those of KEYWORDS, the first of each.
+    """The size of an image in pixels, and its texts by keyword: those of KEYWORDS, the first of each.
 
-    `unread` are keywords of texts that were not kept: others, or too long or damaged ones.
+    `unread` are the keywords of texts that were not kept: others, too long, or damaged.
     """
 
     width: int
@@ -43,7 +43,7 @@ class Written:
 
 
 def read(path: Path) -> Written | None:
-    """What a picture says of itself; None where the file is no PNG, JPEG or WebP, is a link, or can't be read."""
+    """Size and texts of an image; None if the file is no readable PNG, JPEG or WebP, or is a link."""
     try:
         with files.open_regular(path) as file:
             return _read(file) if file is not None else None
@@ -52,7 +52,7 @@ def read(path: Path) -> Written | None:
 
 
 def size(path: Path) -> tuple[int, int] | None:
-    """Width and height alone, from the first bytes."""
+    """Width and height only, from the first bytes."""
     try:
         with files.open_regular(path) as file:
             return _size(file) if file is not None else None
@@ -117,19 +117,19 @@ def _read_png(file: BinaryIO) -> Written | None:
 
 
 def unpacks(kind: bytes, data: bytes) -> bool:
-    """Whether a chunk of text can be read, and is no longer than a text may be."""
+    """Whether a text chunk can be read and is not too long."""
     rest = data.partition(b"\0")[2]
     return len(data) <= MAX_TEXT and kind in _READERS and _READERS[kind](rest, _Budget(MAX_TEXT)) is not None
 
 
 class _Budget:
-    """How much may still be unpacked: a chunk of 300 bytes can ask for as much as a text may have, a thousand times."""
+    """How many bytes may still be decompressed: many small chunks may each expand to the limit."""
 
     def __init__(self, left: int) -> None:
         self.left = left
 
     def unpack(self, data: bytes) -> bytes | None:
-        """The whole of it, or nothing."""
+        """The complete text, or nothing."""
         unpacker, most = zlib.decompressobj(), min(MAX_TEXT, self.left)
         if most <= 0:
             return None
@@ -143,7 +143,7 @@ class _Budget:
 
 
 def _plain(data: bytes, _budget: _Budget | None = None) -> str:
-    """As tEXt; Latin-1 by the standard, but some programs write UTF-8."""
+    """As tEXt: Latin-1 by the standard, but some programs write UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:

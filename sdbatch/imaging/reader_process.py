@@ -1,7 +1,7 @@
-"""Has pictures read by a process of its own, which is ended where one takes too long.
+"""Reads images in a separate process, which is killed if one takes too long.
 
-A text that somebody wrote may hold the interpreter's lock, and a file on a share that went away its reader: neither
-must stop the service, the page, or a command. Whoever asks is told which picture it was, and goes on with the next.
+A malicious text may hold the interpreter's lock, and a file on a lost share may block its reader. Neither may stop the
+service, the page or a command. The caller learns which image it was, and continues with the next.
 """
 
 import json
@@ -29,11 +29,11 @@ COMMAND = (
 
 
 class ReadTimedOut(JobError):
-    """A picture that could not be read in time, or that its reader ended of."""
+    """The image could not be read in time, or crashed its reader."""
 
 
 class Reader:
-    """Reads one picture after another; the process begins with the first."""
+    """Reads one image after another; the process starts with the first."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -47,7 +47,7 @@ class Reader:
         self.close()
 
     def read(self, path: Path) -> PictureInfo | None:
-        """What the picture there says; None where it is none.
+        """What the image says; None if it is no image.
 
         Raises:
             Unread: it took too long.
@@ -62,7 +62,7 @@ class Reader:
         return None if said is None else PictureInfo(**said)
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -70,11 +70,11 @@ class Reader:
                 assert pipe is not None
                 with suppress(OSError):
                     pipe.close()
-            with suppress(subprocess.TimeoutExpired):  # held by a disk that does not answer, it ends when that does
+            with suppress(subprocess.TimeoutExpired):  # if it waits for a disk, it ends when the disk answers
                 process.wait(1)
 
     def _ask(self, question: str) -> bytes | None:
-        """The answer; None where there was none in time."""
+        """The answer; None if it did not come in time."""
         if self._process is None:
             self._process = subprocess.Popen(
                 COMMAND,

@@ -1,8 +1,7 @@
-"""A picture's file with what its pixels need alone, and its orientation: all else never reaches the imaging library.
+"""Removes everything from an image file except pixels and orientation, before the imaging library sees it.
 
-Pillow refuses a whole picture for a colour profile or a text that unpacks to more than it allows, or for a checksum
-of a text that is wrong; and what somebody puts in beside the pixels can take it long. So that is left out first. What
-the pixels are made of is taken only as it was written: their checksums are looked at here, where Pillow does not.
+Pillow refuses a whole image because of a large compressed colour profile or text, or because of a wrong checksum of a
+text; other parts can make it slow. The checksums of the pixels are checked here, because Pillow does not check them.
 """
 
 import io
@@ -14,18 +13,18 @@ from sdbatch.imaging.png_text import SIGNATURE, unpacks
 
 PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}
 ORIENTATION = {b"XML:com.adobe.xmp", b"Raw profile type exif"}  # keywords of texts that may tell it
-MOST_CHUNKS = 1_000_000  # two seconds' work
+MOST_CHUNKS = 1_000_000  # two seconds of work
 MOST_BYTES = 400 << 20  # of pixels, packed: 64 million with 48 bits that can't be packed
 MOST_TOLD = 64 << 10  # bytes of a chunk that tells the orientation
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
 class Damaged(ValueError):
-    """What the pixels are made of is not as it was written."""
+    """The pixel data are damaged."""
 
 
 def bare(file: BinaryIO) -> BinaryIO:
-    """A PNG or JPEG without what is beside its pixels; any other file as it is.
+    """A PNG or JPEG with only its pixels; any other file unchanged.
 
     Raises:
         Damaged: a checksum is wrong, or it is in more pieces or larger than any picture.
@@ -54,7 +53,7 @@ def _bare_png(file: BinaryIO) -> BinaryIO:
             continue
         data = _whole(file, kind, min(size, left))
         left -= len(data)
-        if kind == b"IDAT":  # all in one: a file may have millions, of which Pillow takes each by itself
+        if kind == b"IDAT":  # joined: a file may have millions, and Pillow handles each separately
             pixels.append(data)
             continue
         _write_pixels(kept, pixels)
@@ -69,7 +68,7 @@ def _bare_png(file: BinaryIO) -> BinaryIO:
 
 
 def _whole(file: BinaryIO, kind: bytes, size: int) -> bytes:
-    """What a chunk of pixels holds; one that the file ends in as far as it is there."""
+    """The content of a pixel chunk; the last one may be cut short."""
     data = file.read(size)
     if len(data) == size and file.read(4) != _checksum(kind, data):
         raise Damaged(f"the checksum of {kind!r} is wrong, or it is larger than any picture")
@@ -77,7 +76,7 @@ def _whole(file: BinaryIO, kind: bytes, size: int) -> bytes:
 
 
 def _orientation(file: BinaryIO, head: bytes, told: set[bytes]) -> bytes:
-    """A chunk that may tell how the picture stands, if it is whole and the first of its kind; nothing of any other."""
+    """The first complete chunk that may contain the orientation; empty for all others."""
     size, kind = int.from_bytes(head[:4]), head[4:]
     data = file.read(size + 4) if size <= MOST_TOLD else b""
     file.seek(size + 4 - len(data), io.SEEK_CUR)
@@ -104,7 +103,7 @@ def _checksum(kind: bytes, data: bytes) -> bytes:
 
 
 def _bare_jpeg(file: BinaryIO) -> BinaryIO:
-    """Without comments and what applications put in, but for the colours' meaning and the first EXIF and XMP."""
+    """Without comments and application data, except the colour transform and the first EXIF and XMP."""
     kept, told = io.BytesIO(b"\xff\xd8"), set[bytes]()
     kept.seek(0, io.SEEK_END)
     while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] not in (0xDA, 0xFF):

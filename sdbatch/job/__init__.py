@@ -1,1 +1,1 @@
-"""A job's text: its parameters, how a file is read, and what is said of a wrong one."""
+"""The text of a job: its parameters, how a file is read, and the error messages."""

@@ -1,9 +1,9 @@
-"""YAML and JSON text to plain values with the line of each field; the one home of parsing limits.
+"""Reads YAML and JSON text into plain values, with the line of each field; all limits of parsing are here.
 
-A job file comes from anybody, so nothing here recurses with the input, follows aliases, honours tags, or lets a
-key win that stands twice. YAML is read from libyaml's events, since its tree builder overflows the C stack on
-nested brackets; JSON object by object, since the json module tells no lines. What is well-formed but forbidden is
-read to its end, so that it costs one job and not those behind it.
+A job file may come from anybody. So nothing here recurses with the input, follows aliases or tags, or lets a repeated
+key win. YAML is read from libyaml's events, because its tree builder overflows the C stack on nested brackets. JSON is
+read object by object, because the json module gives no lines. Valid but forbidden input is read to its end, so that
+only this job fails, and not those after it.
 """
 
 import json
@@ -33,8 +33,8 @@ from sdbatch.messages import Message
 
 MAX_DEPTH = 8  # a manifest has 4
 GIVE_UP_DEPTH = 64  # libyaml's time grows with the square of the depth: 80 kB of brackets take half a minute
-MAX_EVENTS = 60_000  # of YAML, a quarter of a second's; a thousand jobs of 20 fields have 44,000
-MAX_TAG_LINES = 1_000  # libyaml compares each with all before it, without an event: a megabyte of them takes 10 s
+MAX_EVENTS = 60_000  # of YAML, a quarter of a second; a thousand jobs of 20 fields have 44,000
+MAX_TAG_LINES = 1_000  # libyaml compares each with all before it: a megabyte of them takes 10 s
 COMMENT = 200  # characters behind a value that are looked at; a line may have a megabyte and half as many values
 MAX_DIGITS = 30  # more than any field holds; Python's own limit raises
 
@@ -54,7 +54,7 @@ _WORDS: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a file: its value, the line it starts on, and the line of each key by its path; () is itself.
+    """One document of a file: its value, its first line, and the line of each key by its path; () is the document.
 
     Attributes:
         cut: by path, what stands behind a plain value as a comment: perhaps it was meant as part of it.
@@ -69,9 +69,9 @@ class Document:
 
 
 def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | JobError]:
-    """The documents of a YAML text, and the items of a list of jobs; after a syntax error one JobError, and the end.
+    """The documents of a YAML text, or the items of a list of jobs; after a syntax error one JobError, and the end.
 
-    `texts` names the fields that hold text, for hints: a bracket in one of them wants quotes.
+    `texts` names the fields that contain text, for hints: a bracket in one of them needs quotes.
     """
     source = slips.lines_of(text)
     try:
@@ -97,7 +97,7 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | Job
 
 
 def _goes_on(source: list[str], error: yaml.MarkedYAMLError) -> int:
-    """The line at which somebody meant to go on with the job of a document that just ended; 0 where none did."""
+    """The line at which a person probably continued the job of the document before; 0 if there is none."""
     mark = error.problem_mark
     if mark is None or "<document start>" not in str(error.problem):
         return 0
@@ -105,14 +105,14 @@ def _goes_on(source: list[str], error: yaml.MarkedYAMLError) -> int:
 
 
 def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[str]) -> str:
-    """A syntax error: what somebody wrote that is none of YAML, or else what the parser says."""
+    """A syntax error: the likely mistake, or else the parser's message."""
     mark, context = error.problem_mark or error.context_mark, error.context_mark
     problem = error.problem or error.context or ""
     if mark is None:
         return Message("this is not valid YAML: {problem}", problem)
     if "nesting depth" in problem:  # libyaml's own limit, since 0.2.6
         return Message("line {line}: {problem}; {unread}", mark.line + 1, _NESTED, _UNREAD)
-    # Where a value or a name has no end, it is the line where it began.
+    # If a value or name is not closed, this is the line where it starts.
     began = [context.line] if context and "while parsing a block" not in (error.context or "") else []
     if slip := slips.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
         return Message("line {line}: {problem}", slip[0] + 1, slip[1])
@@ -124,7 +124,7 @@ def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[
 
 
 def _events(text: str) -> Iterator[Event]:
-    """The YAML's events, as many as a job file may have.
+    """The YAML events, up to the limit for a job file.
 
     Raises:
         JobError: there are more, or so many directives that libyaml would be long about them.
@@ -139,7 +139,7 @@ def _events(text: str) -> Iterator[Event]:
 
 
 class _Builder:
-    """Values from one document's events, with a stack of our own in place of recursion."""
+    """Builds values from the events of one document, with its own stack instead of recursion."""
 
     def __init__(self, events: Iterator[Event], source: list[str], texts: Collection[str]) -> None:
         self.events, self.source, self.texts = events, source, texts
@@ -150,7 +150,7 @@ class _Builder:
         self.problems: dict[int, JobError] = {}  # the first of each item; 0 is a document without a list
 
     def documents(self) -> Iterator[Document | JobError]:
-        """The jobs up to the document's end; none where it is empty or only comments.
+        """The jobs up to the end of the document; none if it is empty or only comments.
 
         Raises:
             JobError: it is nested so deeply that reading on would take minutes.
@@ -211,7 +211,7 @@ class _Builder:
             event = next(self.events)
 
     def _note_context(self, event: Event, path: tuple[Line, ...], line: int) -> None:
-        """What stands beside a value and may have been meant as part of it."""
+        """Note the text beside a value that may belong to it."""
         if isinstance(event, ScalarEvent) and not event.style and (comment := self._comment_behind(event)):
             self.cut[path] = comment
         is_flow = isinstance(event, CollectionStartEvent) and event.flow_style
@@ -219,7 +219,7 @@ class _Builder:
             self.sources[path] = self._source_line(line)
 
     def _comment_behind(self, event: ScalarEvent) -> str:
-        """The comment on a plain value's last line, or indented as if it went on below; empty where there is none."""
+        """The comment on the last line of a plain value, or indented below it; empty if there is none."""
         assert event.start_mark is not None, "the parser marks every event"
         assert event.end_mark is not None, "the parser marks every event"
         column = event.end_mark.column
@@ -280,7 +280,7 @@ class _Builder:
 
 
 def _by_item(found: dict[tuple[Line, ...], Any], count: int) -> list[dict[tuple[Line, ...], Any]]:
-    """What was found in a list of jobs, for each of them."""
+    """The findings of a list of jobs, for each item."""
     items: list[dict[tuple[Line, ...], Any]] = [{} for _ in range(count)]
     for path, what in found.items():
         if path:
@@ -309,18 +309,18 @@ def _line(event: Event) -> int:
 
 
 class Unsure(str):
-    """A plain scalar like 1e3 or 08: text in YAML 1.1, so that PyYAML writes it without quotes; a number in 1.2."""
+    """A plain scalar such as 1e3 or 08: text in YAML 1.1, so that PyYAML writes it without quotes; a number in 1.2."""
 
     __slots__ = ()
 
     @property
     def number(self) -> int | float | Decimal:
-        """The number; where a field wants text, the text is meant."""
+        """The number; a field of text uses the text."""
         return _bounded_int(self) if _INT.fullmatch(self) else float(self)
 
 
 def _scalar(text: str) -> Any:
-    """A plain scalar: YAML 1.2's numbers, and 1.1's words for true and false."""
+    """A plain scalar, with the numbers of YAML 1.2 and the words of 1.1 for true and false."""
     if text in _WORDS:
         return _WORDS[text]
     if not (_INT.fullmatch(text) or NUMBER.fullmatch(text)):
@@ -331,7 +331,7 @@ def _scalar(text: str) -> Any:
 
 
 def plain(text: str) -> str:
-    """Words of a person as they fit a line of an error: escaped where they would not print, and not too long."""
+    """A person's text as part of an error: escaped where it would not print, and shortened."""
     return printable(text[:57] + "..." if len(text) > 60 else text or '""').replace("\n", r"\n")
 
 
@@ -354,7 +354,7 @@ def read_json(text: str) -> Iterator[Document | JobError]:
 
 
 def _not_json(text: str, error: json.JSONDecodeError) -> str:
-    """A syntax error: what somebody wrote that is none of JSON, or else what the parser says."""
+    """A syntax error: the likely mistake, or else the parser's message."""
     problem = error.msg.removesuffix(" at").removesuffix(" starting")
     at, slip = slips.in_json(text, error.pos, problem) or (error.pos, problem)
     line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
@@ -362,13 +362,13 @@ def _not_json(text: str, error: json.JSONDecodeError) -> str:
 
 
 class _JsonReader:
-    """A cursor over JSON text. Objects on top are ours, for lines and doubled keys; values are the json module's."""
+    """A cursor over JSON text. It reads objects itself, for lines and repeated keys; the json module reads values."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
         self.counted = (0, 1)  # a place before the cursor, and its line
         self.decoder = json.JSONDecoder(object_pairs_hook=self._unique, parse_int=_bounded_int)
-        self.doubled: str | None = None  # a key that stands twice inside the last value
+        self.doubled: str | None = None  # a repeated key inside the last value
 
     def peek(self) -> str:
         return self.text[self.at : self.at + 1]
@@ -448,5 +448,5 @@ class _JsonReader:
 
 
 def _bounded_int(digits: str) -> int | Decimal:
-    """Fields take no Decimal, so a number of absurd length is told as what it is: a number, and not allowed."""
+    """A number; one of absurd length becomes a Decimal, which no field accepts."""
     return int(digits) if len(digits) <= MAX_DIGITS else Decimal(digits)

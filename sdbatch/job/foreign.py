@@ -1,6 +1,6 @@
-"""What other programs call the things that a job says, and jobs of theirs, known by their names.
+"""The names that other programs use for the fields of a job, and how to recognize their jobs.
 
-For hints alone: a name that is none of ours is never taken for one, since it may mean something a little different.
+They are only used for hints: a foreign name is never accepted, because its meaning may differ a little.
 """
 
 import difflib
@@ -94,7 +94,7 @@ _SAMPLERS = (
     "use_karras_sigmas karras sigmas s_churn s_noise s_tmin s_tmax s_min_uncond rho eta_noise_seed_delta ensd ddim "
     "use_ddim dpm_solver dpm klms"
 )
-# Why there is no such thing here, and what it is called elsewhere.
+# Reasons why we have no such field, and its names in other programs.
 _ABSENT: dict[str, str] = {
     Message("the sampler is set by sampler and schedule, its noise by ddim_eta"): _SAMPLERS,
     Message("there are no seed variations here"): (
@@ -159,7 +159,7 @@ _ABSENT: dict[str, str] = {
 _SAME = {name: field for field, names in _NAMES.items() for name in names.split()}
 _WHY_NOT = {name: reason for reason, names in _ABSENT.items() for name in names.split()}
 _WHY_NOT_STARTS = ("controlnet_", "control_", "hr_", "hires_", "inpaint", "mask_", "refiner_", "adetailer_")
-# Two of these, and it was written for the web UIs' interface.
+# A job with two of these was written for the web UIs' API.
 _HTTP = {
     *("alwayson_scripts", "override_settings", "override_settings_restore_afterwards", "enable_hr", "sampler_index"),
     *("sampler_name", "cfg_scale", "denoising_strength", "init_images", "restore_faces", "subseed", "send_images"),
@@ -167,18 +167,18 @@ _HTTP = {
     *("batch_size", "inpainting_fill", "mask_blur", "styles", "tiling", "steps", "width", "height", "script_args"),
 }
 _SURELY_HTTP = {*("alwayson_scripts", "override_settings", "enable_hr", "sampler_index", "init_images", "hr_upscaler")}
-NEAR = 0.88  # how alike two names are of which one is taken for a slip of the other
-LONG_ENOUGH = 5  # letters of a name that can be told from another
+NEAR = 0.88  # how similar a misspelt name must be
+LONG_ENOUGH = 5  # shorter names are too similar to each other
 NOT_HTTP = 3  # of those that others have, too
 
 
 def same_field(name: str) -> str:
-    """The field of ours that is called `name` elsewhere; empty where none is."""
+    """Our field for the name of another program; empty if there is none."""
     return _SAME.get(_plain(name), "")
 
 
 def misspelt(name: str) -> str:
-    """Our field that other programs call what `name` is a slip of: wdith, guidence_scale; empty where none is."""
+    """Our field for a misspelt name of another program, such as wdith or guidence_scale; empty if there is none."""
     plain = _plain(name)
     known = [each for each in (*_SAME, *_WHY_NOT) if len(each) >= LONG_ENOUGH and not plain.startswith(each)]
     near = difflib.get_close_matches(plain, known, n=1, cutoff=NEAR) if len(plain) >= LONG_ENOUGH else []
@@ -189,14 +189,14 @@ def misspelt(name: str) -> str:
 
 
 def why_not(name: str) -> str:
-    """Why a job has nothing that is called `name` elsewhere; empty where that is not known."""
+    """Why a job has no field for this name of another program; empty if that is unknown."""
     plain = _plain(name)
     start = next((start for start in _WHY_NOT_STARTS if plain.startswith(start)), "")
     return _WHY_NOT.get(plain) or _WHY_NOT.get({"control_": "control", "hr_": "hires"}.get(start, start.strip("_")), "")
 
 
 def is_workflow(values: Mapping[str, Any]) -> bool:
-    """Whether it is a workflow of ComfyUI, as its page or its interface saves one."""
+    """Whether it is a workflow of ComfyUI."""
     inner = values.get("prompt")
     nodes = inner if isinstance(inner, dict) else values
     is_list = isinstance(values.get("nodes"), list) and ("links" in values or "last_node_id" in values)
@@ -204,12 +204,12 @@ def is_workflow(values: Mapping[str, Any]) -> bool:
 
 
 def is_of_the_web_uis(names: Iterable[str]) -> bool:
-    """Whether a job has the fields of the web UIs' HTTP interface."""
+    """Whether a job has the fields of the web UIs' HTTP API."""
     known = set(names) & _HTTP
     return bool(known & _SURELY_HTTP) or len(known) > NOT_HTTP
 
 
 def _plain(name: str) -> str:
-    """A name in lower case and with underscores, however it was written: numInferenceSteps, CFG scale."""
+    """A name in lower case with underscores, from any style: numInferenceSteps, CFG scale."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
     return re.sub(r"[\W_]+", "_", apart.lower()).strip("_")

@@ -8,10 +8,10 @@ from sdbatch.job.parameters import Img2Img, Txt2Img
 
 
 def job_schema() -> dict[str, Any]:
-    """Editors choose the kind as the service does: `init_img` or `strength` make a job img2img.
+    """The schema. Editors choose the kind as the service does: `init_img` or `strength` make a job img2img.
 
-    The scripts' spelling with hyphens, and null for a default, are accepted in files but left out here, so that editors
-    offer one way to write a job.
+    Hyphens in names, and null for a default, are allowed in files but not in the schema, so that editors offer only one
+    way to write a job.
     """
     _, definitions = models_json_schema([(Txt2Img, "validation"), (Img2Img, "validation")])
     kinds: dict[str, Any] = definitions["$defs"]

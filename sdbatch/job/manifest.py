@@ -1,7 +1,7 @@
-"""The record of a finished job, which is itself a job file.
+"""The record of a finished job, which is also a job file.
 
-Dropped back unchanged it asks for an img2img follow-up on the first picture: its `follow_up` block says so, and is
-what a person edits. Without that block it asks for the same job again.
+Dropped unchanged, it is an img2img follow-up of the first image: its `follow_up` block says so, and a person can edit
+it. Without this block it is the same job again.
 """
 
 import re
@@ -37,20 +37,20 @@ _HEADER = """\
 
 
 class Record(BaseModel):
-    """Base of the manifest's parts."""
+    """The base of the manifest's parts."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Parent(Record):
-    """What a job came from: a finished job, and the picture of it that a follow-up starts from."""
+    """The finished job that a job came from, and the image that a follow-up started from."""
 
     job: str
     picture: str | None = None
 
 
 class Picture(Record):
-    """One sample: its file in the done folder, where it was published, and its place in the seed's order."""
+    """One sample: its file in the done folder, its published place, and its position in the seed's order."""
 
     file: str
     sha256: str
@@ -62,7 +62,7 @@ class Picture(Record):
 
 
 class Grid(Record):
-    """The grid, if one was drawn, or a part of it."""
+    """The grid, or a part of it, if one was made."""
 
     file: str
     sha256: str
@@ -70,7 +70,7 @@ class Grid(Record):
 
 
 class Input(Record):
-    """A file that the job named, kept beside its pictures."""
+    """A file that the job named, kept with its images."""
 
     field: str  # init_img or from_file
     named: str  # as the job named it
@@ -79,7 +79,7 @@ class Input(Record):
 
 
 class Manifest(Record):
-    """Everything known of a finished job."""
+    """Everything known about a finished job."""
 
     sdbatch_manifest: int = VERSION
     id: str
@@ -107,7 +107,7 @@ class Manifest(Record):
     first_prompt: str | None = None  # of from_file, whole; it stands in follow_up
 
     def to_yaml(self) -> str:
-        """The file's text, `follow_up` on top where a person looks for it."""
+        """The text of the file, with `follow_up` on top."""
         content = self.model_dump(exclude={"first_prompt"})
         for picture in content["pictures"]:
             if picture["prompt"] is None:
@@ -131,9 +131,9 @@ Kept = dict[str, tuple[tuple[str, ...], str]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a dropped manifest asks for: fields to validate, lineage, and files kept with the earlier job.
+    """The job that a dropped manifest asks for: its fields, its parent, and the files kept with the earlier job.
 
-    `kept` maps init_img or from_file to the places where the earlier job's copy may lie, and its sha256.
+    `kept` maps init_img or from_file to the possible places of the earlier job's copy, and its sha256.
     """
 
     fields: dict[str, Any]
@@ -142,7 +142,7 @@ class Asked:
 
 
 def read_asked(record: dict[str, Any]) -> Asked:
-    """What a manifest, as read from YAML, asks for as a job file.
+    """The job that a manifest, as read from YAML, asks for.
 
     Raises:
         ValueError: it was damaged beyond understanding.
@@ -156,7 +156,7 @@ def read_asked(record: dict[str, Any]) -> Asked:
     folder = f"jobs/done/{job_id}"
     kept: Kept
     if block is None:
-        # A copy stands for the name that was drawn from; who edits the name wants another file.
+        # A copy replaces the original name; an edited name means another file.
         kept = {
             str(i.get("field")): ((f"{folder}/{i.get('file')}",), str(i.get("sha256")))
             for i in _listed(record, "inputs")
@@ -179,7 +179,7 @@ def read_asked(record: dict[str, Any]) -> Asked:
 
 
 def _is_ours(name: object) -> TypeGuard[str]:
-    """Whether the service may have written this name; another would be shown in an error, or in the next manifest."""
+    """Whether the service may have written this name; others might be shown in an error or in the next manifest."""
     return isinstance(name, str) and len(name) <= 255 and name.isprintable()
 
 
@@ -189,9 +189,9 @@ def _listed(record: dict[str, Any], part: str) -> list[dict[str, Any]]:
 
 
 def _picked(pictures: list[Picture], wanted: object, folder: str) -> Picture | None:
-    """The listed picture that `follow_up.init_img` means: by number, file name, or where it lies.
+    """The image that `follow_up.init_img` means: by number, file name, or path.
 
-    None where it is some other picture's name or path.
+    None if it is the path of another image.
     """
     for number, picture in enumerate(pictures):
         bare = picture.file.rpartition("/")[2]
@@ -211,6 +211,6 @@ def _picked(pictures: list[Picture], wanted: object, folder: str) -> Picture | N
 
 
 def dump(content: dict[str, Any]) -> str:
-    """As YAML, in the order given."""
+    """As YAML, in the given order."""
     text: str = yaml.dump(content, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=110)
     return text

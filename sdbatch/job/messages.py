@@ -1,4 +1,4 @@
-"""What a field accepts, and what is wrong with a value, in words: for job files and for the configuration alike."""
+"""What a field allows, and what is wrong with a value: for job files and for the configuration."""
 
 import difflib
 import json
@@ -28,34 +28,34 @@ _KINDS: dict[Any, str] = {
     tuple[str, ...]: Message("a list of words"),
 }
 
-NEAR = 0.8  # how alike two words are of which one is taken for a slip of the other
+NEAR = 0.8  # how similar a misspelt word must be
 _NOTHING = ("None", "none", "nil", "undefined")
 
 
 def refused(info: FieldInfo, details: ErrorDetails) -> str:
-    """Why a field's value is none: what was given, what is accepted, and what is near where one is likely meant."""
+    """Why a value is invalid: the value, what is allowed, and the likely meaning."""
     return Message("{value} is not {allowed}", shown(details["input"]), _instead(info, details))
 
 
 def raised(details: ErrorDetails) -> str:
-    """What a validator says."""
+    """The message of a validator."""
     said: str = details["ctx"]["error"].args[0]
     return said
 
 
 def unknown(kind: type[BaseModel], name: str) -> str:
-    """That there is no such field, and which one is likely meant."""
+    """There is no such field; which one is likely meant."""
     hint = likely(name, kind.model_fields)
     return no_such(Message("did you mean {name}?", hint) if hint else Message("fields are {names}", _names(kind)))
 
 
 def no_such(instead: str) -> str:
-    """That there is no such field, and what to do."""
+    """There is no such field; what to do."""
     return Message("there is no such field; {instead}", instead)
 
 
 def likely(name: str, known: Collection[str]) -> str:
-    """The known name that was likely meant; nothing where none is near, since a wrong hint is worse than none."""
+    """The known name that was likely meant; empty if none is near, since a wrong hint is worse than none."""
     lower = {each.lower(): each for each in known}
     given = name.strip().lower()
     near = difflib.get_close_matches(given, lower, n=1, cutoff=NEAR)
@@ -64,7 +64,7 @@ def likely(name: str, known: Collection[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as the person wrote it, as far as fits a line."""
+    """A value as it was written, shortened to a line."""
     match value:
         case dict():
             return Message("a group of fields")
@@ -76,7 +76,7 @@ def shown(value: object) -> str:
 
 
 def allowed(info: FieldInfo) -> str:
-    """What a field accepts: "a whole number from 1 to 1000 (default 50)"."""
+    """What a field allows: "a whole number from 1 to 1000 (default 50)"."""
     choices = get_args(info.annotation) if info.annotation not in _KINDS else ()
     if text := _groups(info, choices):
         return text
@@ -96,13 +96,13 @@ def allowed(info: FieldInfo) -> str:
             case MinLen():
                 text += Message(" that is not empty")
             case Gt() | object(pattern=str()):
-                text = Message(str(info.description))  # a pattern is no answer to a person
+                text = Message(str(info.description))  # a person does not understand a pattern
     is_plain = info.is_required() or info.default in ("", None)
     return text if is_plain else Message("{allowed} (default {default})", text, shown(info.default))
 
 
 def _groups(info: FieldInfo, inner: tuple[Any, ...]) -> str:
-    """What a field accepts that holds fields of its own: one group, a list of them, or groups under names."""
+    """What a field allows that contains other fields: a group, a list of groups, or named groups."""
     if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
         return Message("a group of {names}, each with its value", _names(info.annotation))
     kinds = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
@@ -117,11 +117,11 @@ def _groups(info: FieldInfo, inner: tuple[Any, ...]) -> str:
 
 
 def _instead(info: FieldInfo, details: ErrorDetails) -> str:
-    """What a field accepts, and the value nearest to what was given where one is likely meant."""
+    """What a field allows, and the nearest valid value if one is likely meant."""
     value = details["input"]
     choices = [each for each in get_args(info.annotation) if isinstance(each, str)]
-    if isinstance(value, str) and (near := likely(value, choices)):
-        return Message("{allowed}; {instead}", allowed(info), Message("did you mean {name}?", near))
+    if isinstance(value, str) and (nearest := likely(value, choices)):
+        return Message("{allowed}; {instead}", allowed(info), Message("did you mean {name}?", nearest))
     if isinstance(value, str) and (meant := _meant(value, info)):
         return Message("{allowed}; {instead}", allowed(info), meant)
     if details["type"] == "multiple_of":
@@ -136,7 +136,7 @@ def _instead(info: FieldInfo, details: ErrorDetails) -> str:
 
 
 def _meant(text: str, info: FieldInfo) -> str:
-    """What to write where a number, true or false was meant and text was given."""
+    """The number or boolean that was probably meant by a text."""
     if info.annotation not in _KINDS or info.annotation is str:
         return ""
     if text in _NOTHING:

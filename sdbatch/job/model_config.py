@@ -1,4 +1,4 @@
-"""What the yaml or json beside a checkpoint says of the model: read without building it."""
+"""What the yaml or json beside a checkpoint says about the model, without building it."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import yaml
 from sdbatch.storage import files
 
 MAX_CONFIG_BYTES, MAX_DEPTH, MAX_LETTERS = 256 << 10, 50, 1000  # of the file; of what nests; of one value
-V2_SIDE = 96  # latents of the v2 models that give the velocity; the release's yaml has v1's 64 for them, too
+V2_SIDE = 96  # latents of v2 models that predict velocity; their yaml wrongly has v1's 64
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ModelConfig:
 
 
 def read_model_config(ckpt: Path, config: Path) -> ModelConfig:
-    """What a model was made for, as its config says; one that can't be read says nothing, and drawing tells why."""
+    """What a model was made for. An unreadable config gives nothing here; loading the model reports it."""
     try:
         made = _of_folder(ckpt) if ckpt.is_dir() else _of_yaml(config)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
@@ -36,7 +36,7 @@ def read_model_config(ckpt: Path, config: Path) -> ModelConfig:
 
 
 def read_yaml(path: Path) -> Any:
-    """A config's content, once it is sure that it is not much more than it looks: the job may name any file.
+    """The content of a config, after checking its size and nesting: a job may name any file.
 
     Raises:
         ValueError: too large, too deep, or with aliases.
@@ -51,12 +51,12 @@ def read_yaml(path: Path) -> Any:
         if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
             raise ValueError("too deep, or with aliases")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_LETTERS:
-            raise ValueError("a value too long")  # a number of that length takes seconds to read
+            raise ValueError("a value too long")  # a number of this length takes seconds to parse
     return yaml.safe_load(data)
 
 
 def _of_yaml(config: Path) -> ModelConfig:
-    """The original release's: image_size in latents, each of as many pixels as the autoencoder has halvings."""
+    """The original release: image_size in latents, times the pixels per latent of the autoencoder."""
     params = read_yaml(config)["model"]["params"]
     levels = params["first_stage_config"]["params"]["ddconfig"]["ch_mult"]
     latents = int(params["image_size"])
@@ -67,7 +67,7 @@ def _of_yaml(config: Path) -> ModelConfig:
 
 
 def _of_folder(folder: Path) -> ModelConfig:
-    """Diffusers' own names of the same."""
+    """The same in diffusers format."""
     unet, vae = (
         json.loads(files.read_file(folder / part / "config.json", MAX_CONFIG_BYTES)) for part in ("unet", "vae")
     )

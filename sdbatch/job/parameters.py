@@ -1,7 +1,7 @@
 """A job: the parameters of the original Stable Diffusion v1 scripts, with their names, defaults and meaning.
 
-A job with `init_img` is what `scripts/img2img.py` would have drawn, any other what `scripts/txt2img.py` would.
-Jobs know no files and no queue; paths in them are text until the service has resolved them inside its root.
+A job with `init_img` does what `scripts/img2img.py` does, any other what `scripts/txt2img.py` does. Jobs know no files
+and no queue: paths are text until the service has resolved them inside its root.
 """
 
 import re
@@ -26,7 +26,7 @@ class FieldError(ValueError):
 
 
 def _printable(text: str) -> str:
-    """Control characters would break the PNG text and the terminal of whoever reads the manifest."""
+    """Control characters would break the PNG text and terminals."""
     if any(category(c) == "Cc" and c not in "\t\n\r" for c in text):
         raise ValueError(Message("contains a control character; remove it"))
     return text
@@ -38,7 +38,7 @@ def _just_false(value: object) -> object:
     return value
 
 
-# How a place is named on other machines and in other programs: the form, what it is, and what to write instead.
+# Paths of other machines and programs: the pattern, what it is, and what to write instead.
 BACKSLASH = "\\"
 _AROUND = " \t\r\n\xa0\ufeff\u200b\u200e\u200f\u202a\u202c"  # Windows puts U+202A before a path that it shows
 _OTHER_FORMS = (
@@ -62,7 +62,7 @@ _OTHER_FORMS = (
 
 
 def _of_this_root(path: object, info: ValidationInfo) -> object:
-    """A path as it can lie in a root: with / between its parts, and not another machine's."""
+    """A path that can exist in a root: with / between its parts, and not of another machine."""
     if not isinstance(path, str):
         return path
     if (bare := _without_wrapping(path)) != path.strip(" "):
@@ -85,7 +85,7 @@ def _of_this_root(path: object, info: ValidationInfo) -> object:
 
 
 def _without_wrapping(path: str) -> str:
-    """A path as it was meant, without what came along when it was copied."""
+    """A path without the quotes and invisible characters that were copied with it."""
     bare = path.strip(_AROUND)
     return bare[1:-1] if len(bare) > 2 and bare[0] == bare[-1] and bare[0] in "\"'" else bare
 
@@ -95,7 +95,7 @@ def _short(text: str) -> str:
 
 
 def _instead(path: str, field: str | None) -> str:
-    """Its last part as an example, where that is a plain name."""
+    """The last part of a path as an example, if it is a plain name."""
     name = re.split(r"[/\\:]", path.rstrip("/\\"))[-1]
     example = f"outputs/{name}" if field == "outdir" else name
     return Message(", such as {example}", example) if re.fullmatch(r"\w[\w. -]{0,60}", name) else ""
@@ -114,7 +114,7 @@ LAION400M = {
     "outdir": "outputs/txt2img-samples-laion400m",
 }
 
-# What is true of txt2img alone, with the reason that a person is told when it stands in an img2img job.
+# Fields only for txt2img, with the error message for an img2img job.
 NOT_FOR_IMG2IMG = {
     "H": Message("img2img takes the size of init_img, rounded down to a multiple of 64; remove H"),
     "W": Message("img2img takes the size of init_img, rounded down to a multiple of 64; remove W"),
@@ -124,12 +124,12 @@ NOT_FOR_IMG2IMG = {
 
 
 def _field(default: Any, title: str, description: str, *examples: Any, **rules: Any) -> Any:
-    """A parameter that may be left out, as the schema, the form and errors tell it."""
+    """An optional parameter, with what the schema, the form and errors say about it."""
     return Field(default, title=title, description=description, examples=[*examples] or None, **rules)
 
 
 class Lora(BaseModel):
-    """A small change of a model's weights, in a file of its own."""
+    """A small change of a model's weights, in its own file."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -138,7 +138,7 @@ class Lora(BaseModel):
 
 
 class Job(BaseModel):
-    """What both scripts share."""
+    """The fields of both scripts."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -255,7 +255,7 @@ class Job(BaseModel):
 
 
 class Txt2Img(Job):
-    """A prompt to pictures: `scripts/txt2img.py`."""
+    """From a prompt to images: `scripts/txt2img.py`."""
 
     plms: bool = _field(False, "PLMS sampler", "Draw with PLMS instead of DDIM.", True)
     laion400m: bool = _field(False, "LAION-400M model", "Stands for that model's config, ckpt and outdir.", True)
@@ -280,7 +280,7 @@ class Txt2Img(Job):
 
     @property
     def picture_size(self) -> tuple[int, int]:
-        """Width and height as drawn: the scripts divide by f, and v1's autoencoder multiplies by 8."""
+        """Width and height of the images: the scripts divide by f, and v1's autoencoder multiplies by 8."""
         return self.W // self.f * 8, self.H // self.f * 8
 
     @model_validator(mode="before")
@@ -290,7 +290,7 @@ class Txt2Img(Job):
 
 
 class Img2Img(Job):
-    """A picture and a prompt to pictures: `scripts/img2img.py`."""
+    """From an image and a prompt to images: `scripts/img2img.py`."""
 
     init_img: Path_ = Field(
         min_length=1,
@@ -356,13 +356,13 @@ def with_sampler(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_kind(fields: dict[str, Any]) -> type[Txt2Img | Img2Img]:
-    """Which script a job file means: `init_img` or `strength` make it img2img."""
+    """The script that a job means: `init_img` or `strength` make it img2img."""
     return Img2Img if "init_img" in fields or "strength" in fields else Txt2Img
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures drawn at once: one pass of the sampler."""
+    """Images that are generated together: one pass of the sampler."""
 
     iteration: int
     first: int  # the job's number of its first picture, from 0
@@ -370,10 +370,10 @@ class Batch:
 
 
 def batches(job: AnyJob, lines: Sequence[str] | None) -> Iterator[Batch]:
-    """A job's batches in the order of the scripts: n_iter times over the prompts.
+    """The batches of a job in the order of the scripts: n_iter times over the prompts.
 
-    `lines` are those of `from_file`, in chunks of n_samples; a last short chunk, on which the scripts crash, is
-    drawn as it is. Without: n_samples times `prompt`.
+    `lines` are those of `from_file`, in chunks of n_samples. The scripts crash on a last short chunk; here it is used.
+    Without `lines`: n_samples times `prompt`.
     """
     size = job.n_samples
     chunks = (
@@ -387,12 +387,12 @@ def batches(job: AnyJob, lines: Sequence[str] | None) -> Iterator[Batch]:
 
 
 def count_pictures(job: AnyJob, lines: Sequence[str] | None) -> int:
-    """How many pictures a job draws."""
+    """How many images a job generates."""
     return job.n_iter * (job.n_samples if lines is None else len(lines))
 
 
 def img2img_size(width: int, height: int) -> tuple[int, int]:
-    """The size an init image is resized to: each side rounded down to a multiple of 64 (`load_img`).
+    """The size that an init image is resized to: each side rounded down to a multiple of 64 (`load_img`).
 
     Raises:
         JobError: a side is under 64 pixels.

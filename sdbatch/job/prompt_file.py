@@ -12,7 +12,7 @@ MAX_LINES = 10_000
 
 
 def read_lines(path: Path) -> list[str]:
-    """One prompt a line; empty lines count, as in the scripts.
+    """One prompt per line; empty lines count, as in the scripts.
 
     Raises:
         JobError: not UTF-8, no line in it, or a line is too long or holds control characters.

@@ -1,7 +1,7 @@
-"""Bytes of a dropped file to jobs, or to errors that name file, line, field, and the likely spelling.
+"""Reads the bytes of a dropped file into jobs, or into errors that name file, line, field, and the likely spelling.
 
-One file may hold several jobs: YAML documents, a JSON array, JSON objects one after another. Each stands or falls
-alone; behind a syntax error nothing can be told apart any more, so the rest of the file is one broken job.
+One file may hold several jobs: YAML documents, a JSON array, or JSON objects one after another. Each is valid or
+invalid alone. After a syntax error nothing can be recognized, so the rest of the file is one invalid job.
 """
 
 import re
@@ -25,10 +25,10 @@ MAX_BYTES = 256 * 1024
 MAX_MANIFEST_BYTES = 1024 * 1024  # one lists up to a thousand pictures
 MAX_JOBS = 1000
 MAX_FIELDS = 100
-MAX_PROBLEMS = 10  # told of one job
+MAX_PROBLEMS = 10  # errors reported for one job
 
 _MANIFEST = re.compile(rb"^(\xef\xbb\xbf)?sdbatch_manifest:", re.MULTILINE)
-# What YAML calls printable. DEL to U+009F only look like it.
+# The printable characters of YAML, but without DEL to U+009F.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -37,7 +37,7 @@ Defaults = Iterable[tuple[str, Any]]
 
 @dataclass(frozen=True)
 class Parsed:
-    """One job of a file: the job, or why it is none; and what a dropped manifest says of its origin.
+    """One job of a file: the job, or its error; and the origin that a dropped manifest states.
 
     Attributes:
         notes: what stands in the file and has no effect, each with its line.
@@ -53,7 +53,7 @@ class Parsed:
 
 
 def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
-    """All jobs of a file in their order, at least one entry; `defaults` are a root's own for what they don't say."""
+    """All jobs of a file in order, at least one entry; `defaults` are a root's own defaults."""
     try:
         text = _decode(data)
         documents = read_json(text) if PurePath(file_name).suffix.lower() == ".json" else read_yaml(text, _TEXTS)
@@ -116,7 +116,7 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
 
 
 def _read_manifest(values: dict[str, Any], line: int) -> Asked:
-    """A manifest that somebody edited is as untrusted as any job."""
+    """An edited manifest is trusted no more than any job."""
     try:
         return read_asked(values)
     except (LookupError, TypeError, ValueError) as error:
@@ -127,7 +127,7 @@ def _read_manifest(values: dict[str, Any], line: int) -> Asked:
 
 
 class _Written:
-    """A job as it stands in its file; hyphens in names count as underscores, as on the scripts' command line."""
+    """A job as written in its file; hyphens in names become underscores, as on the scripts' command line."""
 
     def __init__(
         self, values: dict[str, Any], document: Document, within: tuple[str, ...], defaults: Defaults = ()
@@ -161,16 +161,16 @@ class _Written:
         self.is_idle_strength = (
             "init_img" in self.given and "init_img" not in self.fields and self.fields.get("strength") == _STRENGTH
         )
-        if self.is_idle_strength:  # what a program writes down of all its fields is a txt2img job
+        if self.is_idle_strength:  # a program that writes all its fields means a txt2img job
             del self.fields["strength"]
         self.kind = job_kind(self.fields)
         if self.kind is Img2Img and self.fields.get("laion400m") is False:
-            del self.fields["laion400m"]  # false says nothing against img2img
+            del self.fields["laion400m"]  # false is allowed for img2img
         self.filled = {name: value for name, value in defaults if self._lacks(name)}
         self.fields |= self.filled
 
     def _lacks(self, name: str) -> bool:
-        """Whether a field of this kind of job was left to its default."""
+        """Whether a field of this kind of job was left out."""
         is_its = name in self.kind.model_fields and not (self.kind is Img2Img and name in NOT_FOR_IMG2IMG)
         is_said = name in self.fields or (name == "sampler" and "plms" in self.fields)
         return is_its and not is_said
@@ -195,7 +195,7 @@ class _Written:
             raise JobError(joined("\n", [*told, *more])) from error
 
     def notes(self) -> Iterator[str]:
-        """What stands in the file of a good job and has no effect."""
+        """Parts of a valid job's file that have no effect."""
         for name, path in self.paths.items():
             for at, comment in self.document.cut.items():
                 is_its_own = at == path and name in _TEXTS and name in self.fields
@@ -222,7 +222,7 @@ class _Written:
         return Message("line {line}: ", self.document.lines.get(self.paths.get(name, ()), self.start))
 
     def _told(self, name: str, details: ErrorDetails) -> str:
-        """One field that is wrong, with the line of it or of its part that is."""
+        """One invalid field, with its line."""
         path, slip = self.paths.get(name, ()), ""
         if len(details["loc"]) > 1:
             line = self.document.lines.get((*path, *details["loc"][1:]))
@@ -240,7 +240,7 @@ class _Written:
 _STRENGTH = Img2Img.model_fields["strength"].default
 _KNOWN = Txt2Img.model_fields | Img2Img.model_fields
 _SYNONYMS = {"steps": "ddim_steps"}  # what all but the scripts call them
-_WORDS = ("prompt", "negative_prompt", "name")  # empty is a value of theirs
+_WORDS = ("prompt", "negative_prompt", "name")  # an empty text is valid for these
 _TEXTS = {name for name, info in _KNOWN.items() if info.annotation is str}
 _WORKFLOW = Message(
     "this is a ComfyUI workflow, not a job; write its values as fields: prompt, negative_prompt, seed, "
@@ -250,7 +250,7 @@ _HTTP_JOB = Message("this is a request of the web UIs' HTTP API; its fields have
 
 
 def _is_unsaid(name: str, value: object) -> bool:
-    """Whether a value stands for the default, as in what the scripts write down of all their options."""
+    """Whether a value means the default, as in a full list of the scripts' options."""
     is_blank = isinstance(value, str) and not value.strip() and name not in _WORDS
     return name in _KNOWN and (value is None or is_blank)
 
@@ -262,7 +262,7 @@ def _cut(comment: str) -> str:
 
 
 def _meant(kind: type[BaseModel], name: str, value: Any) -> Any:
-    """A value as the field takes it, where YAML leaves open whether it is a number or text."""
+    """A value in the type of its field, if YAML leaves open whether it is a number or text."""
     if isinstance(value, Unsure):
         is_text = name in kind.model_fields and kind.model_fields[name].annotation is str
         return str(value) if is_text else value.number
@@ -277,12 +277,12 @@ def _meant(kind: type[BaseModel], name: str, value: Any) -> Any:
 
 
 def _field_of(details: ErrorDetails) -> str:
-    """The field that is wrong; what concerns several says which."""
+    """The invalid field; an error about several names one of them."""
     return str(details["loc"][0] if details["loc"] else details["ctx"]["error"].field)
 
 
 def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, fields: dict[str, Any]) -> str:
-    """What is wrong with a field, said to the person who wrote the file."""
+    """The mistake in a field, for the person who wrote the file."""
     if kind is Img2Img and name in NOT_FOR_IMG2IMG and name in fields:
         return NOT_FOR_IMG2IMG[name]
     match details["type"]:
@@ -301,7 +301,7 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
 
 
 def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
-    """That there is no such field; and the right one, or that there is none, where other programs have it."""
+    """There is no such field; the right one, or the reason why there is none."""
     meant = foreign.same_field(name)
     if not meant and not foreign.why_not(name):
         meant = likely(slips.plain_spaces(name), _KNOWN) or foreign.misspelt(name)
@@ -313,7 +313,7 @@ def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
 
 
 def _in_an_entry(details: ErrorDetails) -> str:
-    """What is wrong with one of `loras`, which are counted from 1."""
+    """A mistake in one of `loras`, counted from 1."""
     _, number, *names = details["loc"]
     if not names:
         return Message("{value} is not a group such as {file: x.safetensors, weight: 1}", shown(details["input"]))

@@ -1,6 +1,6 @@
-"""What of a job has no effect, or not the one that was meant: the one place that says so, before and after drawing.
+"""Parts of a job that have no effect, or not the expected one.
 
-None of it is an error. `validate` and the page show it, and the manifest keeps it.
+They are no errors. `validate` and the page show them, and the manifest keeps them.
 """
 
 import re
@@ -13,7 +13,7 @@ from sdbatch.job.parameters import AnyJob, Img2Img
 from sdbatch.messages import Message
 
 FAR = 2  # times as many pixels on a side as the model was trained on, or that part of them
-# What the web UIs read in a prompt and the scripts do not.
+# Prompt syntax of the web UIs that the scripts do not know.
 _SYNTAX = (
     (r"<(?:lora|lyco|hypernet):[^<>\n]{1,200}>", Message("name a LoRA in `loras`")),
     (r"<[\w-]{2,60}>|\bembedding:\S+", Message("there are no embeddings here")),
@@ -34,7 +34,7 @@ _PATTERNS = [(re.compile(pattern), why) for pattern, why in _SYNTAX]
 
 
 def remarks(job: AnyJob, lines: Sequence[str] | None, made: ModelConfig) -> list[str]:
-    """What is to be said of a job; `lines` are those of from_file."""
+    """The remarks on a job; `lines` are those of from_file."""
     prompts = [("prompt", job.prompt), ("negative_prompt", job.negative_prompt)]
     found = [*_of_fields(job, lines)]
     for field, text in prompts if lines is None else prompts[1:]:
@@ -43,7 +43,7 @@ def remarks(job: AnyJob, lines: Sequence[str] | None, made: ModelConfig) -> list
 
 
 def of_size(field: str, size: tuple[int, int], made: ModelConfig) -> list[str]:
-    """That pictures are drawn much larger or smaller than those that the model was trained on."""
+    """Images are much larger or smaller than those the model was trained on."""
     side = made.side
     if not side or all(side < FAR * drawn < FAR * FAR * side for drawn in size):
         return []
@@ -54,7 +54,7 @@ def of_size(field: str, size: tuple[int, int], made: ModelConfig) -> list[str]:
 
 
 def _of_fields(job: AnyJob, lines: Sequence[str] | None) -> Iterator[str]:
-    """Fields that another one leaves without effect."""
+    """Fields without effect because of another field."""
     if lines is not None and job.prompt:
         yield Message("prompt: has no effect together with from_file")
     if job.skip_grid and job.skip_save:
@@ -82,7 +82,7 @@ def _of_img2img(job: Img2Img) -> Iterator[str]:
 
 
 def _of_text(text: str, made: ModelConfig) -> Iterator[str]:
-    """What of a prompt has no effect."""
+    """Parts of a prompt without effect."""
     count, rest = tokens.unread(text, made.encoder)
     if count:
         yield _too_long(count, rest)
@@ -91,7 +91,7 @@ def _of_text(text: str, made: ModelConfig) -> Iterator[str]:
 
 
 def _plain_words(text: str) -> Iterator[tuple[str, str]]:
-    """Why something in a prompt is none of what it is elsewhere, once for each reason, and what it is."""
+    """Syntax of other programs that is plain text here, each reason once."""
     told: dict[str, str] = {}
     for pattern, why in _PATTERNS:
         if found := pattern.search(text):
@@ -102,7 +102,7 @@ def _plain_words(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_lines(lines: Sequence[str], made: ModelConfig) -> list[str]:
-    """The same of a prompt file, each reason once, with the lines that it is true of."""
+    """The same for a prompt file: each reason once, with its lines."""
     places: dict[str, list[int]] = {}
     said: dict[str, str] = {}
     for number, line in enumerate(lines, 1):

@@ -1,6 +1,6 @@
-"""Slips of the pen in YAML and JSON, each told on its own line and with the line as it should be.
+"""Common mistakes in YAML and JSON, each reported on its own line together with the corrected line.
 
-The parsers say where they stumbled, which is often a line or more behind the slip, and in the words of a grammar.
+The parsers report where they stopped, which is often after the mistake, and in the terms of a grammar.
 """
 
 import re
@@ -58,18 +58,18 @@ def lines_of(text: str) -> list[str]:
 
 
 def invisible(text: str) -> str:
-    """What is to be said of the first character that nobody sees; empty where there is none."""
+    """The message about the first invisible character; empty if there is none."""
     found = _INVISIBLES.search(text)
     return Message("{character} (U+{code})", _INVISIBLE[found[0]], f"{ord(found[0]):04X}") if found else ""
 
 
 def plain_spaces(text: str) -> str:
-    """Without the characters that nobody sees."""
+    """The text without invisible characters."""
     return _INVISIBLES.sub(" ", text).strip()
 
 
 def in_yaml(lines: Sequence[str], suspects: Iterable[int], texts: Collection[str]) -> tuple[int, str] | None:
-    """The first of the suspected lines, from 0, that has a slip, and what to say of it; `texts` are fields of text."""
+    """The first of the suspected lines, from 0, with a mistake, and the message; `texts` are fields of text."""
     for number in dict.fromkeys(suspects):
         if 0 <= number < len(lines) and (said := _slip(lines[number], texts)):
             return number, said
@@ -77,15 +77,15 @@ def in_yaml(lines: Sequence[str], suspects: Iterable[int], texts: Collection[str
 
 
 def in_quotes(line: str) -> str:
-    """A line `prompt: [a cat` as it should be, where its value is more than plain text to YAML; empty elsewhere."""
+    """A line such as `prompt: [a cat` with its value in quotes, if YAML does not read it as text; else empty."""
     found = _PAIR.fullmatch(line.rstrip())
     if not found or _is_one_text(found["value"]):
         return ""
     value = found["value"]
     if _APOSTROPHES.fullmatch(value):
-        value = value[1:-1]  # 'a cat's hat': the outer ones were meant as quotes
+        value = value[1:-1]  # 'a cat's hat': the outer quotes were meant
     elif "\\" in value and len(value) > 1 and value[0] == value[-1] == '"':
-        value = value[1:-1]  # an escape that is none; the quotes were meant as such
+        value = value[1:-1]  # an invalid escape; the quotes were meant
     elif value[0] == '"' and '"' not in value[1:]:
         value = value[1:]  # the closing one is missing
     quoted = f'"{value}"' if not {'"', "\\"} & set(value) else "'" + value.replace("'", "''") + "'"
@@ -93,9 +93,9 @@ def in_quotes(line: str) -> str:
 
 
 def asks_for_quotes(line: str, texts: Collection[str]) -> str:
-    """What to say of a line whose value YAML takes for something else than text; empty elsewhere.
+    """The message about a value that YAML does not read as text; else empty.
 
-    A bracket of a field that is none of `texts` may well be meant as one.
+    A bracket in a field outside `texts` may be correct.
     """
     found, mended = _PAIR.fullmatch(line.rstrip()), in_quotes(line)
     if not found or (found["value"][0] in "[{" and found["name"].replace("-", "_") not in texts):
@@ -104,7 +104,7 @@ def asks_for_quotes(line: str, texts: Collection[str]) -> str:
 
 
 def _slip(line: str, texts: Collection[str]) -> str:
-    """What is wrong with a line of YAML, by its field where it has one."""
+    """The mistake in a line of YAML, by its field if it has one."""
     line = line.rstrip()
     if said := _foreign_sign(line):
         return said
@@ -122,7 +122,7 @@ def _slip(line: str, texts: Collection[str]) -> str:
 
 
 def _foreign_sign(line: str) -> str:
-    """What is to be said of a sign that YAML takes for something else."""
+    """The message about a character that has another meaning in YAML."""
     if line.lstrip().startswith("```"):
         return Message("``` is not YAML; remove the lines with ```")
     if "\t" in line[: len(line) - len(line.lstrip())]:
@@ -138,7 +138,7 @@ def _foreign_sign(line: str) -> str:
 
 
 def beside_the_others(lines: Sequence[str], began: int, at: int, problem: str) -> tuple[int, str] | None:
-    """A line of YAML that is no field, or that is further right than the fields above, and what to say of it."""
+    """A line of YAML that is no field, or is indented more than the fields above, and the message."""
     for number in (began, at - 1) if "':'" in problem else (at - 1,) if "mapping values" in problem else ():
         if 0 <= number < len(lines) and (text := lines[number].strip()) and ":" not in text and text[0] not in "#-.{[":
             said = (
@@ -154,7 +154,7 @@ def beside_the_others(lines: Sequence[str], began: int, at: int, problem: str) -
 
 
 def without_colon(line: str, fields: Collection[str]) -> str:
-    """What to say of a line such as `prompt a cat`; empty where it begins with no field's name."""
+    """The message about a line such as `prompt a cat`; empty if it does not start with the name of a field."""
     name, _, value = line.strip().partition(" ")
     if not value or name not in fields:
         return ""
@@ -162,14 +162,14 @@ def without_colon(line: str, fields: Collection[str]) -> str:
 
 
 def in_curly_quotes(text: object) -> str:
-    """What to say of a text that stands in curly quotes: to YAML these are letters of it; empty elsewhere."""
+    """The message about a text in curly quotes, which YAML takes for part of the text; else empty."""
     if not isinstance(text, str) or len(text) < 2 or text[0] not in _CURLY or text[-1] not in _CURLY:
         return ""
     return Message("the curly quotes {left} {right} are part of the text; straight quotes are not", text[0], text[-1])
 
 
 def _is_one_text(value: str) -> bool:
-    """Whether a value on a line of its own is one scalar to YAML, without a name or a type before it."""
+    """Whether a value is a single plain scalar to YAML, without anchor or tag."""
     try:
         events = [*islice(yaml.parse(f"k: {value}\n", Loader=yaml.SafeLoader), 9)]
     except yaml.YAMLError:
@@ -183,7 +183,7 @@ def _shown(line: str) -> str:
 
 
 def in_json(text: str, at: int, problem: str) -> tuple[int, str] | None:
-    """What is wrong with a JSON text that can't be read on from `at`, and where it stands."""
+    """The mistake in a JSON text that can't be read after `at`, and its place."""
     rest, before = text[at : at + 100], text[:at].rstrip()
     if before.endswith(",") and rest[:1] in {"}", "]"}:
         return len(before) - 1, Message("a comma with nothing after it; remove it")
@@ -197,7 +197,7 @@ def in_json(text: str, at: int, problem: str) -> tuple[int, str] | None:
 
 
 def _stray(rest: str) -> str:
-    """What is to be said of a sign that JSON has not."""
+    """The message about a character that is not allowed in JSON."""
     here = rest[0]
     if rest.startswith("```"):
         return Message("``` is not JSON; remove the lines with ```")
@@ -224,7 +224,7 @@ def _bare_word(word: str, before: str) -> str:
 
 
 def _in_a_string(problem: str) -> str:
-    """What is wrong inside a JSON string, by what the json module says of it."""
+    """The mistake inside a JSON string, from the json module's message."""
     if "Invalid control character" in problem:
         return Message("text in JSON is on one line; write \\n for a line break, \\t for a tab")
     if "escape" in problem:

@@ -1,4 +1,4 @@
-"""How much of a prompt a text encoder reads: counted as in the engine, without the libraries that take seconds."""
+"""How much of a prompt the text encoder reads, counted without the slow libraries."""
 
 from functools import cache
 from importlib.resources import files as package_files
@@ -14,7 +14,7 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def unread(text: str, encoder: str) -> tuple[int, str]:
-    """How many tokens at the end of a prompt have no effect, and the text from the first of them on."""
+    """The number of tokens at the end of a prompt that have no effect, and their text."""
     if text.isascii() and len(text) <= READ:
         return 0, ""  # a token has at least one byte
     counted = (_bert() if encoder == "bert" else _clip()).encode(text, add_special_tokens=False)

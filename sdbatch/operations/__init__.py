@@ -1,1 +1,1 @@
-"""For the admin: doctor, install, bundle, and the models that lie in a root."""
+"""For the admin: doctor, install, bundle, backup, and the model catalog."""

@@ -1,6 +1,6 @@
-"""Root steps down: what a command does in a root, it does as the account that the root's folders belong to.
+"""Root gives up its rights: a command works in a root as the account that the root's folders belong to.
 
-Others write in these folders too. Whatever they lay there, the command can then do no more than that account could.
+Other users write in these folders too. Whatever they put there, the command can then do no more than that account.
 """
 
 import os
@@ -17,13 +17,13 @@ ADMIN = 0  # root's uid
 PRIVATE = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME")
 
 
-stepped_down = False  # whether root goes on as another account
+stepped_down = False  # whether root has become another account
 
 
 def step_down(top: Path, folders: Sequence[Path]) -> None:
-    """Root goes on, for good, as the account that the first of these folders belongs to; nobody else changes.
+    """If root runs this, continue for good as the account that owns the first of these folders.
 
-    Where others may swap what lies in `top`, a folder that is root's own says nothing: the next one may tell.
+    If others may replace the folders in `top`, a folder that belongs to root proves nothing, and the next one decides.
 
     Raises:
         JobError: it can't; says how to run the command instead.
@@ -38,7 +38,7 @@ def step_down(top: Path, folders: Sequence[Path]) -> None:
 
 
 def is_closed(folder: Path) -> bool:
-    """Whether a folder is root's, and root's alone to change."""
+    """Whether a folder belongs to root and only root may change it."""
     try:
         status = folder.stat()
     except OSError:
@@ -47,13 +47,13 @@ def is_closed(folder: Path) -> bool:
 
 
 def is_admins(status: os.stat_result) -> bool:
-    """Whether a file or folder is root's, and root's alone to change."""
+    """Whether a file or folder belongs to root and only root may change it."""
     shared = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid != ADMIN else 0)
     return status.st_uid == ADMIN and not status.st_mode & shared
 
 
 def name_of(uid: int) -> str:
-    """An account's name; its number where it has none."""
+    """The name of an account, or its number."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -61,12 +61,12 @@ def name_of(uid: int) -> str:
 
 
 def whose(status: os.stat_result) -> str:
-    """Whose something is, and who may do what with it, to be read."""
+    """Owner, group and mode, for people."""
     return Message("{name_of}'s, with mode {s_imode}", name_of(status.st_uid), f"{stat.S_IMODE(status.st_mode):04o}")
 
 
 def _owner(folder: Path) -> int | None:
-    """Whose a folder is; of a link who made it, but for root's own, which are followed."""
+    """The owner of a folder; for a link its creator, but root's links are followed."""
     try:
         status = folder.lstat()
         if stat.S_ISLNK(status.st_mode) and status.st_uid == ADMIN:
@@ -98,7 +98,7 @@ def _become(uid: int) -> None:
     for name in PRIVATE:
         os.environ.pop(name, None)
     os.environ |= {"HOME": home, "USER": name_of(uid), "LOGNAME": name_of(uid)}
-    # What is imported from here on is read by that account.
+    # From here on, imports are read as that account.
     if closed := [place for place in _needed() if not os.access(place, os.R_OK | os.X_OK)]:
         raise JobError(
             "{why}; but that account can't get to {closed}: install sdbatch and its Python where all "
@@ -110,5 +110,5 @@ def _become(uid: int) -> None:
 
 
 def _needed() -> list[Path]:
-    """Where Python, what it is installed with, and sdbatch lie."""
+    """The places of Python, its libraries, and sdbatch."""
     return [Path(os.__file__).parent, Path(sys.prefix), Path(__file__).parent]

@@ -1,6 +1,6 @@
-"""A copy of a root while its service works: each job in it once, and a service started on it finishes them.
+"""Copies a root while its service runs: each job is in the copy once, and a service there finishes it.
 
-Jobs move while they are copied, so what is copied when decides:
+Jobs move while they are copied, so the order matters:
 
     outputs/                      first: pictures that a job in the copy publishes later must not lie there yet
     jobs/inbox/                   then: from here jobs only go on, so none is missed by who looks behind it
@@ -9,8 +9,8 @@ Jobs move while they are copied, so what is copied when decides:
     the inbox again               what is no longer there as it was, and is a job of that copy by now, leaves the copy
     outputs/ again                gets what the done jobs of the copy published meanwhile
 
-Pictures and weights are hard links where the filesystem has them: they are written once. All else is copied, since it
-may be written on in place. A picture that is there under two names is not copied twice.
+Images and weights become hard links if possible, because they are written only once. Everything else is copied, because
+it may still be changed. An image with two names is not copied twice.
 """
 
 import os
@@ -31,15 +31,15 @@ from sdbatch.storage.root import WEIGHTS, Root
 from sdbatch.storage.safe_open import open_folder
 
 LINKED = (".png", ".jpg", ".jpeg", ".webp", *WEIGHTS)
-TRIES = 20  # with a job that changes while it is copied
+TRIES = 20  # for a job that changes while it is copied
 
 Signature = tuple[int, int, int, int]  # device, inode, mtime, size
 
 
 def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
-    """Copy a root to a folder that is not there yet; says what was left out.
+    """Copy a root to a new folder; returns what was left out.
 
-    Models are taken along where that costs no room, or if asked for.
+    Models are copied if that needs no space, or if asked for.
 
     Raises:
         JobError: the folder is there, or lies in the root.
@@ -73,14 +73,14 @@ def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
 
 
 def _refuse_others_links(root: Root) -> None:
-    """What root may read is not copied to where others can: a folder of the root may be a link that a member laid."""
+    """Refuse to copy through a link that a member made: others could read a copy of a file of root's."""
     for folder in root.folders():
         with suppress(FileNotFoundError):
             os.close(open_folder(folder))
 
 
 class _Copy:
-    """One root on its way into a draft of another."""
+    """A copy in progress, into a draft of the new root."""
 
     def __init__(self, root: Root, draft: Root) -> None:
         self.root, self.draft = root, draft
@@ -107,7 +107,7 @@ class _Copy:
             yield from folders(place)
 
     def _inbox(self) -> dict[Path, Signature]:
-        """Copy what waits, with what it names; the job files, and what they looked like when they were copied."""
+        """Copy the waiting files with those they name; returns the job files, and their state when copied."""
         waiting: dict[Path, Signature] = {}
         for path in self._files_in(self.root.inbox):
             if any(part.startswith(NOBODYS_PREFIXES) for part in path.relative_to(self.root.inbox).parts):
@@ -123,7 +123,7 @@ class _Copy:
         return {path: signature for path, signature in waiting.items() if os.path.lexists(self._at(path))}
 
     def _jobs(self) -> None:
-        """Every job that is there, once; those of a file that is just being split, too."""
+        """Copy every job once, also the jobs of a file that is being split."""
         for _ in range(TRIES):
             missing = [folder for folder in self._live() if not self._has(folder.name)]
             if not missing:
@@ -136,7 +136,7 @@ class _Copy:
         return any((place / name).is_dir() for place in (self.draft.running, self.draft.done, self.draft.failed))
 
     def _job(self, folder: Path) -> None:
-        """One job's folder; nothing of it is left if it moved on meanwhile, or is just being claimed."""
+        """Copy one job's folder; nothing is left of it if it moved meanwhile, or is still being claimed."""
         target = self._at(folder)
         try:
             self._tree(folder, target)
@@ -147,9 +147,9 @@ class _Copy:
             files.remove_tree(target)
 
     def _settle(self, waiting: dict[Path, Signature], before: set[str]) -> None:
-        """Take out of the copied inbox what is in the copy as a claimed job, or under another name in the inbox."""
+        """Delete files from the copied inbox that are in the copy as a claimed job, or under another name."""
         gone = [path for path, signature in waiting.items() if not _is_still(path, signature)]
-        self._jobs()  # whatever became of these is there by now
+        self._jobs()  # these have been copied meanwhile
         claimed = [
             (Path(claim.source).name, _digest(folder / claim.file))
             for place in (self.draft.running, self.draft.done, self.draft.failed)
@@ -158,7 +158,7 @@ class _Copy:
         ]
         moved = {signature[:2] for path, signature in waiting.items() if path not in gone}
         digests = {path: _digest(self._at(path)) for path in gone}
-        for by_name in (True, False):  # one that was moved within the inbox may have been claimed by another name
+        for by_name in (True, False):  # a file moved within the inbox may be claimed under its new name
             for path in [*digests]:
                 same = [job for job in claimed if job[1] == digests[path] and (job[0] == path.name or not by_name)]
                 if not same and waiting[path][:2] not in moved:
@@ -170,7 +170,7 @@ class _Copy:
                     files.clear(copy)
 
     def _publish(self, done_before: set[str]) -> None:
-        """Pictures of jobs that were done meanwhile, under the names that they were published by."""
+        """Copy the published images of jobs that finished meanwhile."""
         for folder in folders(self.draft.done):
             if folder.name in done_before:
                 continue
@@ -184,7 +184,7 @@ class _Copy:
             yield from (Path(place, name) for name in names)
 
     def _tree(self, source: Path, target: Path, *, forgiving: bool = False) -> None:
-        """A folder and all in it; `forgiving` passes over what goes away meanwhile."""
+        """Copy a folder; `forgiving` ignores files that vanish meanwhile."""
         files.make_dir(target)
         with os.scandir(source) as entries:
             found = sorted(entries, key=lambda entry: (entry.name == CLAIM, entry.name))
@@ -201,7 +201,7 @@ class _Copy:
                     raise
 
     def _file(self, source: Path, target: Path) -> None:
-        """A plain file or a link; pipes and devices stay where they are."""
+        """Copy a plain file or a link; pipes and devices are left out."""
         status = source.lstat()
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
             return
@@ -220,7 +220,7 @@ def _signature(path: Path) -> Signature:
 
 
 def _digest(path: Path) -> str:
-    """Of a file; a link, which the service moves away unopened, is what it says."""
+    """The digest of a file; of a link its target."""
     return str(path.readlink()) if path.is_symlink() else files.sha256(path)
 
 

@@ -33,7 +33,7 @@ Contents = dict[str, Path | bytes]  # by name in the archive
 
 
 def make(output: Path, target: Target, ckpt: Path | None, config: Path | None) -> None:
-    """Gather everything and write the archive, which is there whole or not at all.
+    """Collect everything and write the archive, which appears complete or not at all.
 
     Raises:
         BundleError: something can't be had; its text says what to do.
@@ -45,7 +45,7 @@ def make(output: Path, target: Target, ckpt: Path | None, config: Path | None) -
         )
     model = _model(ckpt, config)
     files.make_dir(output.absolute().parent)
-    # Beside the archive: gigabytes do not fit into every /tmp.
+    # Beside the archive, because /tmp may be too small.
     with TemporaryDirectory(prefix=f"{files.BUSY_PREFIX}bundle-", dir=output.absolute().parent) as scratch:
         folder = Path(scratch)
         wheels.collect(wheels.build(SOURCE, folder), folder, target)
@@ -53,7 +53,7 @@ def make(output: Path, target: Target, ckpt: Path | None, config: Path | None) -
 
 
 def pack(output: Path, conf: bytes, gathered: list[Path], model: Contents) -> None:
-    """Write the archive of these wheels."""
+    """Write the archive with these wheels."""
     contents: Contents = {"bundle.conf": conf, "install.sh": INSTALLER}
     contents |= {f"wheels/{path.name}": path for path in gathered}
     for name in TO_READ:
@@ -83,7 +83,7 @@ def _model(ckpt: Path | None, config: Path | None) -> Contents:
 
 
 def _conf(target: Target) -> bytes:
-    """As install.sh reads it."""
+    """In the form that install.sh reads."""
     text = f"version={__version__}\npython={target.python}\nmachine={target.machine}\nglibc={target.glibc}\n"
     return text.encode()
 
@@ -93,7 +93,7 @@ def _sha256(content: Path | bytes) -> str:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: Path | bytes) -> None:
-    """Nobody's in particular, whoever made the bundle."""
+    """Files in the archive belong to no particular user."""
     info = tarfile.TarInfo(f"{FOLDER}/{name}")
     info.mtime, info.mode = int(time.time()), 0o755 if name.endswith(".sh") else 0o644
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:

@@ -1,6 +1,6 @@
-"""The models of a root as files: what lies in models/, what was converted of it, and how a new one gets there.
+"""The models of a root as files: list them with their conversions, and import new ones.
 
-Reads no weights and needs no torch.
+It reads no weights and needs no torch.
 """
 
 import errno
@@ -47,19 +47,19 @@ class CatalogEntry:
 
 
 def list_models(root: Root) -> list[CatalogEntry]:
-    """The models of the configuration by their names, then what lies in models/."""
+    """The named models of the configuration, then those in models/."""
     named = [_entry_of(root, name, _named_path(root, model.ckpt)) for name, model in root.named]
     return named + [_entry_of(root, path.relative_to(root.models).as_posix(), path) for path in _models(root.models)]
 
 
 def _named_path(root: Root, ckpt: str) -> Path:
-    """As `Root.find_weights` looks for it."""
+    """Found as `Root.find_weights` does."""
     places = [as_stored(base / ckpt) for base in (root.path, root.models)]
     return next((path for path in places if path.exists()), places[0])
 
 
 def _models(folder: Path, depth: int = MOST_DEPTH) -> Iterator[Path]:
-    """Files of weights and folders in diffusers format, links followed."""
+    """Weight files and folders in diffusers format; links are followed."""
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
@@ -78,14 +78,14 @@ def _entry_of(root: Root, name: str, path: Path) -> CatalogEntry:
     if not path.exists():
         return CatalogEntry(name, root.show(path), "missing", 0, None, [])
     sha256 = known_fingerprint(path, root.state / "checksums.json")
-    # No drafts, which a conversion that was killed leaves.
+    # Without drafts of killed conversions.
     kept = (root.state / "models" / sha256).glob("[!.]*.safetensors") if sha256 else ()
     precisions = sorted({conversion.stem.rpartition("-")[2] for conversion in kept})
     return CatalogEntry(name, root.show(path), "folder" if path.is_dir() else "file", size_of(path), sha256, precisions)
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
+    """Bytes of a file, or of all files in a folder."""
     return sum(part.stat().st_size for part in _files(path))
 
 
@@ -96,7 +96,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def import_model(source: Path, root: Root, name: str, told: Told, *, link: bool = False) -> Path:
-    """Copy a checkpoint or a folder into models/, read it back, and only then give it its name; or lay a link to it.
+    """Copy a checkpoint or folder into models/ and check the copy before it gets its name; or make a link.
 
     Raises:
         JobError: there is no such file, or something of that name is there already.

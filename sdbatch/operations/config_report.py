@@ -1,4 +1,4 @@
-"""What `sdbatch config` prints: every setting in force, and where each came from."""
+"""The output of `sdbatch config`: every setting, and where it was set."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from sdbatch.storage.root import Root
 
 
 def config_lines(root: Root, *, as_json: bool) -> Iterator[str]:
-    """Every key with its value and where it came from; where a running service has another value, that too.
+    """Every key with its value and where it was set, and the value of a running service if it differs.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -33,7 +33,7 @@ def config_lines(root: Root, *, as_json: bool) -> Iterator[str]:
 
 
 def _running(root: Root) -> dict[str, Any]:
-    """The settings of the service that runs on this root, if one does."""
+    """The settings of the running service of this root, if there is one."""
     facts = status_reader.read_status(root)
     is_running, settings = status_reader.is_running(facts, datetime.now(UTC)), facts.get("settings")
     return dict(sources.flat(settings)) if is_running and isinstance(settings, dict) else {}

@@ -1,7 +1,7 @@
-"""`sdbatch doctor`: everything that drawing depends on, looked at one after another and told in plain words.
+"""`sdbatch doctor`: checks everything that generating needs, one thing after another, and reports in plain words.
 
-What needs torch is found out by a child, `renderer/examine.py`, with a time limit: a torch that crashes or hangs is an
-answer. Nothing is changed but for hidden files that are made and deleted again.
+The checks that need torch run in a child process, `renderer/examine.py`, with a time limit: a crash or a hang of torch
+is a finding too. Nothing is changed, except hidden files that are created and deleted again.
 """
 
 import json
@@ -42,7 +42,7 @@ DEFAULT = {name: str(Txt2Img.model_fields[name].default) for name in ("ckpt", "c
 
 
 def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Finding]:
-    """Every check, each as soon as it is made; `ckpt` and `config` as a job would name them."""
+    """Every check, as soon as it is done; `ckpt` and `config` as a job would name them."""
     yield ok("version", f"sdbatch {__version__}, Python {platform.python_version()}, {sys.executable}")
     settings, finding = _settings(root)
     yield finding
@@ -63,20 +63,20 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
 
 
 def worst(findings: list[Finding]) -> Level:
-    """The level of all of them together."""
+    """The worst level of all findings."""
     levels = {finding.level for finding in findings}
     return "problem" if "problem" in levels else "warning" if "warning" in levels else "ok"
 
 
 def as_lines(finding: Finding) -> str:
-    """A finding for a terminal: level, what about, text; the remedy below."""
+    """A finding for the terminal: level, subject, text, and the remedy below."""
     text = printable(finding.text).replace("\n", f"\n{'':21}")
     line = f"{finding.level:8} {finding.about:12}{text}"
     return f"{line}\n{'':21}-> {finding.remedy}" if finding.remedy else line
 
 
 def as_json(root: Root, findings: list[Finding]) -> str:
-    """All findings for a program."""
+    """All findings as JSON."""
     told = {"version": __version__, "root": str(root.path), "level": worst(findings)}
     return json.dumps(told | {"findings": [asdict(finding) for finding in findings]}, indent=2)
 
@@ -105,7 +105,7 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
 
 
 def _driver(device: str) -> Iterator[Finding]:
-    """A GPU without its driver is as good as none, and nothing else would say so."""
+    """A GPU without a driver can't be used, and nothing else would report it."""
     gpus = [card for card in PCI.glob("*") if _is_nvidia_gpu(card)]
     if gpus and not NVIDIA_DRIVER.exists() and device != "cpu":
         yield warning(
@@ -127,7 +127,7 @@ def _is_nvidia_gpu(card: Path) -> bool:
 
 
 def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bool) -> Iterator[Finding]:
-    """The model's files, then what the child finds out."""
+    """The files of the model, then the findings of the child."""
     try:
         model = root.find_weights(ckpt, config)[:2]
     except JobError as error:
@@ -164,7 +164,7 @@ def _no_model(root: Root, ckpt: str, why: str) -> Finding:
 
 
 def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Finding]:
-    """What renderer/examine.py finds, line by line; an end before its last word is a finding too."""
+    """The findings of renderer/examine.py, line by line; if it ends early, that is a finding too."""
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), settings.device, *map(str, model or ())]
     open_checks = ["torch", "device", "tokenizer", *(["checkpoint"] if model else []), "network"]
@@ -225,7 +225,7 @@ def _broken_off(about: str, code: int, said: list[str], limit: float | None) -> 
 
 
 def _service(root: Root, settings: Settings) -> Iterator[Finding]:
-    """What the service itself says: why it waits, if it does."""
+    """What the running service says: why it waits, if it does."""
     with suppress(OSError):
         if (said := read_regular(root.pause, 2000)) is not None:
             reason = said.decode(errors="replace").strip() or Message("somebody put that file there")
@@ -256,7 +256,7 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
 
 
 def _inbox(root: Root) -> Iterator[Finding]:
-    """What lies there and is not drawn."""
+    """Files in the inbox that will not run."""
     facts = status_reader.read_overview(root, datetime.now(UTC))
     no_jobs = facts["no_jobs"]
     for files, count, text, remedy in (
@@ -281,14 +281,14 @@ def _inbox(root: Root) -> Iterator[Finding]:
 
 
 def _ask_the_group(root: Root) -> str:
-    """Whoever shall look and drop belongs to the group of the inbox."""
+    """The command that lets a user read and submit."""
     with suppress(OSError):
         return f"sudo usermod -aG {root.inbox.stat().st_gid} {environment.user_name()}, and log in anew"
     return Message("only the group of {root} may look there", root.path)
 
 
 def _units() -> Iterator[Finding]:
-    """What systemd says of units named sdbatch, the system's and the user's."""
+    """What systemd says about units named sdbatch, of the system and of the user."""
     if not (SYSTEMD_RUNS.is_dir() and shutil.which("systemctl")):
         yield ok("unit", Message("there is no systemd here, so something else has to start `sdbatch serve`"))
         return
@@ -312,7 +312,7 @@ def _unit_facts(scope: tuple[str, ...]) -> dict[str, str]:
 
 
 def _judge_unit(systemctl: str, facts: dict[str, str], about: str) -> Finding:
-    """A unit that should run and doesn't is a problem; one that nobody started, or that no restart will, is told."""
+    """A unit that should run and does not is a problem; one that nobody started is reported."""
     journal = f"journalctl{' --user' if '--user' in systemctl else ''} -u sdbatch -n 50"
     active, enabled = facts.get("ActiveState", "unknown"), facts.get("UnitFileState", "")
     said = f"{active} ({facts.get('SubState', '')}), {enabled or 'not enabled'}"

@@ -1,7 +1,7 @@
-"""Whether a root and the machine around it can carry a service.
+"""Checks whether a service can run in a root on this machine.
 
-What can be tried is tried, with a hidden file that nobody takes for a job: permissions, mount options and what a
-file server makes of them say less than one file written, renamed and linked.
+Whatever can be tried is tried, with a hidden file: writing, renaming and linking a file says more than permissions and
+mount options.
 """
 
 import errno
@@ -29,18 +29,18 @@ LITTLE_SPACE, NO_SPACE = 5_000_000_000, 200_000_000  # bytes: a job of 1000 pict
 FEW_FILES = 10_000
 MOST_TOLD = 10  # folders
 CLOCK_SLACK = 60.0  # seconds
-RELEASED = datetime(2026, 1, 1, tzinfo=UTC).timestamp()  # no clock that is right says less
+RELEASED = datetime(2026, 1, 1, tzinfo=UTC).timestamp()  # a correct clock is never before this
 LIMITS = ("max_user_watches", "max_user_instances")
 INOTIFY = Path("/proc/sys/fs/inotify")
 
 
 def check_all(root: Root, settings: Settings) -> Iterator[Finding]:
-    """Everything here, one after another; what needs the folders only where they are there and can be used."""
+    """All checks here; those that need the folders run only if the folders exist and can be used."""
     usable = True
     for finding in folders(root):
         usable &= finding.level != "problem"
         yield finding
-    # Who may not write there can't try either.
+    # Only a user who may write there can try.
     if usable and all(os.access(folder, os.W_OK) for folder in (root.inbox, root.running, root.outputs, root.state)):
         yield filesystem(root)
         yield hard_links(root)
@@ -50,7 +50,7 @@ def check_all(root: Root, settings: Settings) -> Iterator[Finding]:
 
 
 def folders(root: Root) -> Iterator[Finding]:
-    """All are there; a file can be made in those that the service writes, the others can be read."""
+    """Whether all folders exist, and can be written or read as needed."""
     if missing := [root.show(folder) for folder in root.folders() if not folder.is_dir()]:
         text = Message("{root} is no root yet: there is no {names}", root.path, ", ".join(missing))
         yield problem(
@@ -118,14 +118,14 @@ def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
 
 
 def _made_by_jobs(root: Root) -> Iterator[Path]:
-    """Output folders and jobs in work, which may be left from a service that another user ran."""
+    """Output folders and running jobs, which a service of another user may have left."""
     for place in (root.running, root.outputs, *root.outputs.glob("*/")):
         with suppress(OSError):
             yield from (path for path in sorted(place.iterdir()) if path.is_dir())
 
 
 def filesystem(root: Root) -> Finding:
-    """A job goes its way by renames, which no mount lets through, not even a bind mount of the same disk."""
+    """Jobs move by renames, which fail between mounts, even between bind mounts of one disk."""
     if apart := what_lies_apart(root):
         return problem(
             "filesystem",
@@ -142,7 +142,7 @@ def filesystem(root: Root) -> Finding:
 
 
 def what_lies_apart(root: Root) -> str:
-    """Which folders no job can be moved between, tried; empty where all is well. From the inbox it would be copied."""
+    """The folders between which no rename is possible; empty if all is well. Files from the inbox would be copied."""
     way = (root.inbox, root.running, root.failed, root.done)
     apart = [(here, there) for here, there in pairwise(way) if not _moves(here, there)]
     if not apart or apart == [way[:2]]:
@@ -156,7 +156,7 @@ def what_lies_apart(root: Root) -> str:
 
 
 def _moves(here: Path, there: Path) -> bool:
-    """Whether a rename leads from one folder to the other; what else is wrong with them is another's to say."""
+    """Whether a rename between two folders works; other errors are reported elsewhere."""
     try:
         with _probe(here) as probe:
             moved = there / probe.name
@@ -170,7 +170,7 @@ def _moves(here: Path, there: Path) -> bool:
 
 
 def hard_links(root: Root) -> Finding:
-    """The pictures in outputs/ are second names of those in jobs/done/."""
+    """The images in outputs/ are hard links of those in jobs/done/."""
     with _probe(root.done) as probe:
         second = root.outputs / probe.name
         try:
@@ -187,7 +187,7 @@ def hard_links(root: Root) -> Finding:
 
 
 def events(root: Root, settings: Settings) -> Finding:
-    """Whether the kernel tells of dropped files, tried as the service does it."""
+    """Whether the kernel reports dropped files, tried as the service does it."""
     if not settings.use_inotify:
         return ok(
             "inotify",
@@ -239,7 +239,7 @@ def _limits() -> str:
 
 
 def space(root: Root, settings: Settings) -> Iterator[Finding]:
-    """Bytes and file entries left where jobs and pictures go, once for each filesystem."""
+    """Free bytes and inodes for jobs and images, once for each filesystem."""
     for folder in {place.stat().st_dev: place for place in (root.outputs, root.status.parent)}.values():
         disk = os.statvfs(folder)
         free, files_left = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else FEW_FILES
@@ -259,7 +259,7 @@ def space(root: Root, settings: Settings) -> Iterator[Finding]:
 
 
 def clock(root: Root) -> Finding:
-    """Jobs are named by the time they came; a clock that is wrong costs no job, but nobody finds it again."""
+    """Ids of jobs contain the time; with a wrong clock nobody finds a job again."""
     now = time.time()
     said = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M UTC")
     remedy = Message("set it (timedatectl set-time, or a time server in your own network)")
@@ -278,7 +278,7 @@ def clock(root: Root) -> Finding:
 
 @contextmanager
 def _probe(folder: Path) -> Iterator[Path]:
-    """A hidden file in a folder, gone again at the end; the name is one that the service takes for its own rubbish."""
+    """A hidden file in a folder, deleted at the end; the service would treat its name as a draft."""
     path = folder / f"{files.TRIAL_PREFIX}{secrets.token_hex(8)}"
     try:
         files.create(path, b"sdbatch doctor tries whether files can be made here\n")
@@ -288,5 +288,5 @@ def _probe(folder: Path) -> Iterator[Path]:
 
 
 def user_name() -> str:
-    """Who asks."""
+    """The current user."""
     return name_of(os.geteuid())

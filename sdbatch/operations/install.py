@@ -1,8 +1,8 @@
-"""`sdbatch install`: the unit and what it needs, laid where systemd looks for them, with this installation's paths.
+"""`sdbatch install`: writes the systemd unit and its files, with the paths of this installation.
 
-The files in systemd/ are whole and valid as they stand; only paths and two values that follow from the configuration
-are exchanged. What is planned can be shown (--dry-run) before anything is touched. A configuration that others than
-root could have written is not read, and what it may open to the service has bounds.
+The files in data/systemd/ are complete and valid; only paths and two values from the configuration are replaced.
+--dry-run shows the plan before anything is changed. A configuration that others than root could have written is not
+read, and what it may allow the service is limited.
 """
 
 import math
@@ -29,24 +29,22 @@ from sdbatch.storage.safe_open import open_folder
 UNIT, PAGE = "sdbatch.service", "sdbatch-web.service"
 # As the files in systemd/ have them.
 SHIPPED_ROOT, SHIPPED_PYTHON = "/srv/sdbatch", "/opt/sdbatch/.venv/bin/python"
-WATCHDOG_GRACE = 60  # seconds in which the service replaces a hanging renderer itself
+WATCHDOG_GRACE = 60  # time for the service to replace a hanging renderer itself
 HOMES = ("/home", "/root", "/run/user")  # what ProtectHome= hides
-# No configuration opens these to the service.
+# The service never gets access to these.
 SYSTEM = (
     *map(Path, ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/root", "/run")),
     *map(Path, ("/sbin", "/sys", "/tmp", "/usr", "/var")),  # noqa: S108 - nothing is put there
 )
 DATA_IN_VAR = tuple(map(Path, ("/var/home", "/var/mnt", "/var/srv")))  # where some systems have them
-UNWRITABLE = re.compile(
-    r"[\"'\\$\x00-\x20\x7f]"
-)  # each kind of file would need another way to write these; but a space
+UNWRITABLE = re.compile(r"[\"'\\$\x00-\x20\x7f]")  # these need different quoting in each kind of file; a space does not
 
 
 @dataclass(frozen=True)
 class InstallPlan:
-    """What to do, in this order; `running` says whether there is a systemd to tell of it.
+    """What to do, in this order; `running` says whether systemd is running.
 
-    `opened` is what the unit lets the service do, and why.
+    `opened` lists what the unit allows the service, and why.
     """
 
     running: bool
@@ -60,7 +58,7 @@ class InstallPlan:
     after: list[list[str]] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        """The plan in words and whole files, for a person to read."""
+        """The plan in words, with the complete files."""
         yield from (f"# {line}" for line in self.opened)
         yield from (f"# run: {' '.join(command)}" for command in self.before)
         for path, text in self.write.items():
@@ -96,7 +94,7 @@ class InstallPlan:
 
 
 def plan_install(root: Root, settings: Settings, *, user: bool) -> InstallPlan:
-    """Unit, account and folders for the whole machine, or a unit for the user who asks.
+    """Unit, account and folders for the machine, or a unit for the current user.
 
     Raises:
         InstallError: the service could not run like that; says what to do.
@@ -122,7 +120,7 @@ def plan_install(root: Root, settings: Settings, *, user: bool) -> InstallPlan:
 
 
 def read_admins(path: Path) -> bytes | None:
-    """A configuration that nobody but root could have written; None where there is none.
+    """The configuration, if only root could have written it; None if there is none.
 
     Raises:
         InstallError: others could have.
@@ -160,7 +158,7 @@ def _refuse_others(path: Path, place: Path, status: os.stat_result) -> None:
 
 
 def _opened(root: Root, settings: Settings) -> Iterator[str]:
-    """What the unit lets the service do beside drawing, and what in the configuration or the root has it so."""
+    """What the unit allows the service besides generating, and the setting or link that needs it."""
     yield Message("the service may write in {root}, but not in its configs/ and models/", root.path)
     yield from (
         Message("the service may write in {path}: a folder of the root is a link to it", path) for path in _linked(root)
@@ -179,7 +177,7 @@ def _opened(root: Root, settings: Settings) -> Iterator[str]:
 
 
 def _refuse_systems(root: Root, path: Path) -> None:
-    """A job's pictures have nothing to do among what makes the system or the service, nor above it."""
+    """Refuse system folders, sdbatch's own files, and all folders above them."""
     closed = (*SYSTEM, *_ours(), root.configs, root.models, root.state)
     for place in {path, path.resolve()}:
         is_data = any(place.is_relative_to(folder) for folder in DATA_IN_VAR)
@@ -196,9 +194,9 @@ def _refuse_systems(root: Root, path: Path) -> None:
 
 
 def _places(root: Root, *folders: Path) -> list[Path]:
-    """Where folders of the root lie, but for those behind a link that isn't the admin's.
+    """The places of the root's folders, except behind links of others than the admin.
 
-    The group may write in jobs/: a link of a member's to /etc would open that to the service.
+    The group may write in jobs/: a member's link to /etc would open /etc to the service.
     """
     jobs = root.status.parent
     return [folder.resolve() for folder in folders if not any(_is_planted(path) for path in (jobs, folder))]
@@ -209,7 +207,7 @@ def _is_planted(path: Path) -> bool:
 
 
 def plan_uninstall(*, user: bool) -> InstallPlan:
-    """Everything that `plan_install` writes goes; the root, its pictures and the account stay."""
+    """Remove everything that `plan_install` writes; the root, its images and the account stay."""
     units = [UNIT] if user else [UNIT, PAGE]
     laid = [_units(user) / name for name in units]
     if not user:
@@ -228,7 +226,7 @@ def _units(user: bool) -> Path:
 
 
 def _is_running(user: bool) -> bool:
-    """As sd_booted(3) finds out; a user has a manager of their own only while logged in, or lingering."""
+    """As sd_booted(3) does; a user has a systemd only while logged in, or lingering."""
     folder = os.environ.get("XDG_RUNTIME_DIR") if user else "/run"
     return bool(folder) and Path(str(folder), "systemd", "private" if user else "system").exists()
 
@@ -242,9 +240,9 @@ def _reload(user: bool) -> list[list[str]]:
 
 
 def _filled(name: str, root: Root, settings: Settings) -> str:
-    """A file of systemd/ with what is ours in the places of its own."""
+    """A file of data/systemd/ with the paths of this installation."""
     text = (Path(str(package_files("sdbatch"))) / "data" / "systemd" / name).read_text(encoding="utf-8")
-    # "-": one of the folders that jobs may name besides the root can be away without holding the service up.
+    # "-": the service starts even if one of the additional folders is missing.
     writable = [_written(root.path), *("-" + _written(path) for path in (*_linked(root), *settings.allow_paths))]
     ours = {
         f'ReadWritePaths="{SHIPPED_ROOT}"': "ReadWritePaths=" + " ".join(f'"{path}"' for path in writable),
@@ -255,7 +253,7 @@ def _filled(name: str, root: Root, settings: Settings) -> str:
     }
     if next(_homes(root, settings), ""):
         ours["ProtectHome=yes"] = "ProtectHome=read-only"
-    # In one go: a path of ours may hold one of theirs.
+    # In one pass: one path may contain another.
     return re.sub("|".join(map(re.escape, ours)), lambda found: ours[found[0]], text)
 
 
@@ -264,7 +262,7 @@ def _watchdog(settings: Settings) -> int:
 
 
 def _written(path: Path) -> str:
-    """A path as it stands between double quotes in all three kinds of files."""
+    """A path as written between double quotes in all three kinds of files."""
     text = str(path)
     if UNWRITABLE.search(text.replace(" ", "")):
         raise InstallError(
@@ -274,22 +272,22 @@ def _written(path: Path) -> str:
 
 
 def _ours() -> list[Path]:
-    """Where the interpreter and the package lie, links followed too."""
+    """The places of the interpreter and the package, with links resolved."""
     python, package = Path(sys.executable), Path(str(package_files("sdbatch")))
     return [python, python.resolve(), Path(sys.base_prefix), package, package.resolve()]
 
 
 def _linked(root: Root) -> list[Path]:
-    """Where those of the root's folders lie that the admin made links to elsewhere, and that the service writes.
+    """The targets of the admin's links for folders of the root that the service writes.
 
-    Not outputs/: no job may name pictures there but by `allow_paths`.
+    Not outputs/: jobs may use its target only through `allow_paths`.
     """
     written = (root.status.parent, root.inbox, root.running, root.done, root.failed, root.state)
     return _places(root, *(folder for folder in written if folder.is_symlink()))
 
 
 def _named(settings: Settings) -> list[Path]:
-    """The absolute paths of models that the configuration names, links followed too."""
+    """The absolute paths of models in the configuration, with links resolved."""
     models = (settings.default_model, *settings.models.values())
     named = [Path(name) for model in models for name in model.model_dump().values()]
     absolute = [path for path in (*named, Path(settings.safety_checker)) if path.is_absolute()]
@@ -297,7 +295,7 @@ def _named(settings: Settings) -> list[Path]:
 
 
 def _homes(root: Root, settings: Settings) -> Iterator[str]:
-    """What the service has to look at in home folders: itself, its root, or checkpoints that lie there."""
+    """What the service must read in home folders: itself, its root, or checkpoints."""
     entries = files.below(root.models) if root.models.is_dir() else ()
     links = [path.resolve() for path in entries if path.is_symlink() and not _is_planted(path)]
     reasons = {
@@ -314,7 +312,7 @@ def _homes(root: Root, settings: Settings) -> Iterator[str]:
 
 
 def _refuse_unreachable(root: Root) -> None:
-    """The account sdbatch must be able to get to the interpreter, the package and the root."""
+    """The account sdbatch must be able to read the interpreter, the package and the root."""
     for place in (*_ours(), root.path):
         if any(place.is_relative_to(folder) for folder in ("/tmp", "/var/tmp")):  # noqa: S108 - nothing is put there
             raise InstallError(

@@ -1,7 +1,7 @@
-"""Whose the files of a root are, set right by `install` as root.
+"""Corrects owners and modes of a root's files during `install`, as root.
 
-Others write in these folders, meanwhile too: everything is changed through handles, no link is followed but the admin's
-own, and a file that has names elsewhere stays as it is, as that may be somebody else's.
+Others may write in these folders at the same time. So everything is changed through handles, only the admin's links are
+followed, and a file with another hard link stays as it is, because it may belong to somebody else.
 """
 
 import os
@@ -23,7 +23,7 @@ ACCOUNT = "sdbatch"
 
 @dataclass(frozen=True)
 class Rule:
-    """Whose something becomes, and what of its mode: `group` what that may do, as far as the owner may."""
+    """The owner and group of files, and their mode: `group` is what the group may do, if the owner may."""
 
     uid: int
     gid: int | None = None
@@ -31,19 +31,19 @@ class Rule:
     without: int = 0
 
     def mode(self, status: os.stat_result) -> int:
-        """The mode to have."""
+        """The correct mode."""
         mode = stat.S_IMODE(status.st_mode)
         return (mode | (mode >> 3 & self.group)) & ~self.without
 
     def fits(self, status: os.stat_result) -> bool:
-        """Whether all is so already."""
+        """Whether everything is already correct."""
         is_whose = status.st_uid == self.uid and self.gid in (None, status.st_gid)
         return is_whose and self.mode(status) == stat.S_IMODE(status.st_mode)
 
 
 @dataclass
 class Ownership:
-    """The root is closed to all but the admin, and each folder goes to who writes there.
+    """Only the admin may change the root folder; each other folder belongs to the account that writes there.
 
     Attributes:
         told: what was changed, for the admin to read.
@@ -51,10 +51,10 @@ class Ownership:
 
     root: Root
     told: list[str] = field(default_factory=list)
-    _elsewhere: dict[tuple[int, int], int] = field(default_factory=dict)  # a file's names that were not met yet
+    _elsewhere: dict[tuple[int, int], int] = field(default_factory=dict)  # hard links of a file that were not seen yet
 
     def lines(self) -> Iterator[str]:
-        """What will be done."""
+        """What will be changed."""
         root, show = self.root, self.root.show
         yield Message("{root}: root's, and nobody else's to change", root.path)
         yield Message(
@@ -73,7 +73,7 @@ class Ownership:
         )
 
     def carry_out(self) -> None:
-        """Do it.
+        """Change it.
 
         Raises:
             InstallError: a folder is somebody else's link, or there is no account.
@@ -108,7 +108,7 @@ class Ownership:
         return (root.running, root.failed, root.done, root.outputs, root.state)
 
     def _close(self, folder: Path) -> None:
-        """Nobody but root exchanges the root's folders."""
+        """Only root may replace the root's folders."""
         handle = open_folder(folder, os.O_RDONLY)
         try:
             status = os.fstat(handle)
@@ -127,7 +127,7 @@ class Ownership:
             os.close(handle)
 
     def _give(self, folder: Path, rule: Rule) -> None:
-        """A folder, and files and folders below it."""
+        """Correct a folder, and everything below it."""
         try:
             top = open_folder(folder, os.O_RDONLY)
         except FileNotFoundError:
@@ -149,7 +149,7 @@ class Ownership:
             )
 
     def _set(self, handle: int, rule: Rule) -> bool:
-        """Whether anything was to be changed, and was."""
+        """Correct one file; returns whether anything was changed."""
         status = os.fstat(handle)
         if rule.fits(status):
             return False
@@ -165,12 +165,12 @@ class Ownership:
 
 
 def _all_in(top: int) -> Iterator[int]:
-    """A handle of an open folder, then of each file and folder below it; no links, pipes or devices."""
+    """A handle of a folder, then of each file and folder below it; no links, pipes or devices."""
     yield top
     pending = ["."]
     while pending:
         place = pending.pop()
-        with suppress(OSError):  # gone or exchanged meanwhile, or too deep to be named
+        with suppress(OSError):  # gone or replaced meanwhile, or its path is too long
             folder = open_below(top, place, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 with os.scandir(folder) as entries:
@@ -185,7 +185,7 @@ def _all_in(top: int) -> Iterator[int]:
 
 
 def _opened(name: str, folder: int) -> Iterator[int]:
-    """A handle, unless the name is gone or another kind of thing by now."""
+    """A handle; None if the name is gone or has become something else."""
     with suppress(OSError):
         handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         try:

@@ -1,7 +1,7 @@
-"""The wheels that another machine needs, gathered on this one by pip.
+"""Collects the wheels for another machine with pip.
 
-pip chooses wheels for another platform, but reads the conditions in their requirements (`platform_system == "Linux"`)
-as if they were for this machine: on a Mac it leaves out all of CUDA. So it is told the other machine's answers.
+pip chooses wheels for another platform, but evaluates the conditions in their requirements (`platform_system ==
+"Linux"`) for this machine: on a Mac it would leave out CUDA. So it gets the values of the other machine.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sdbatch.errors import BundleError
 
-EXTRA = "web"  # the page goes along: a server without a network can't fetch it later
+EXTRA = "web"  # with the web page: a server without a network can't install it later
 OLDEST_GLIBC = 5  # 2.5 is what manylinux1 was
 # pip has no option for these answers; `packaging`, which it brings, takes them from one function.
 PIP_FOR_MARKERS = """
@@ -29,7 +29,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 @dataclass(frozen=True)
 class Target:
-    """A Linux machine: its processor ("x86_64"), at least this glibc (28 is 2.28), exactly this Python ("3.11")."""
+    """A Linux machine: processor ("x86_64"), minimum glibc (28 is 2.28), exact Python version ("3.11")."""
 
     machine: str
     glibc: int
@@ -37,7 +37,7 @@ class Target:
 
     @classmethod
     def of(cls, name: str, python: str) -> "Target":
-        """From what a person writes: linux-x86_64, or manylinux_2_34_x86_64 to say the glibc too.
+        """From linux-x86_64, or manylinux_2_34_x86_64 to state the glibc too.
 
         Raises:
             BundleError: it is neither, or no version of Python.
@@ -52,14 +52,14 @@ class Target:
 
     @property
     def tags(self) -> list[str]:
-        """Pip takes wheels for an older glibc only if each is named."""
+        """All platform tags; pip accepts wheels for an older glibc only if each is named."""
         versions = [f"manylinux_2_{minor}" for minor in range(self.glibc, OLDEST_GLIBC - 1, -1)]
         named = ["manylinux2014", "manylinux2010", "manylinux1", "linux"]
         return [f"{tag}_{self.machine}" for tag in versions + named]
 
     @property
     def markers(self) -> dict[str, str]:
-        """What requirements may depend on, as that machine would answer."""
+        """The values for conditions in requirements on that machine."""
         return {
             "os_name": "posix",
             "sys_platform": "linux",
@@ -76,7 +76,7 @@ class Target:
 
 
 def this_machine() -> tuple[str, str]:
-    """The platform and Python to assume: this machine's, as far as sdbatch could serve on it."""
+    """The platform and Python version of this machine, as far as sdbatch supports it."""
     machine = platform.machine() if sys.platform == "linux" else ""
     is_known = machine in {"x86_64", "aarch64"}
     return f"linux-{machine if is_known else 'x86_64'}", f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -90,7 +90,7 @@ def build(source: Path, folder: Path) -> Path:
 
 
 def collect(own: Path, folder: Path, target: Target) -> None:
-    """Fill `folder`, where our own wheel may lie already, with all that it needs on the target, and pip.
+    """Fill `folder`, which may contain our own wheel, with everything it needs on the target, and pip.
 
     Raises:
         BundleError: pip finds no wheel for something.

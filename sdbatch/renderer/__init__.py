@@ -1,1 +1,1 @@
-"""The process that draws. The only place that needs torch."""
+"""The process that generates the images. Only this package needs torch."""

@@ -1,8 +1,8 @@
-"""One job's pictures, with random numbers in the order in which the original scripts draw them.
+"""Generates the images of one job, with random numbers in the order of the original scripts.
 
-The order is the contract: a job has generators of its own, seeded once, and every draw that the scripts make is
-made here, used or not. So picture 7 of a seed is picture 7 on every machine that draws the same numbers, a later
-job never depends on an earlier one, and a job that stopped goes on by drawing and dropping.
+This order must not change. Each job has its own generators, seeded once, and every draw that the scripts make is made
+here, even if it is not used. So image 7 of a seed is the same on every machine with the same random numbers, no job
+depends on an earlier one, and a stopped job continues by drawing and dropping.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ OnStep = Callable[[Batch, int, int], None]  # batch, steps done, steps in all
 
 @dataclass(frozen=True)
 class Drawn:
-    """One batch: its final latents [batch, C, h, w], and its pictures [batch, H, W, 3]."""
+    """One batch: its final latents [batch, C, h, w], and its images [batch, H, W, 3]."""
 
     batch: Batch
     latents: Tensor
@@ -49,7 +49,7 @@ def draw(
     on_step: OnStep,
     fallback: MemoryFallback | None = None,
 ) -> Iterator[Drawn]:
-    """Draw a job's batches, from the one that holds picture `start_at` on.
+    """Generate the batches of a job, from the one with image `start_at` on.
 
     Args:
         model: the resident model.
@@ -96,7 +96,7 @@ def draw(
 
 @dataclass(frozen=True)
 class _Start:
-    """Where every batch of a job starts: from noise alone, or from an init image with noise on top."""
+    """The start of every batch of a job: noise alone, or an init image with noise added."""
 
     shape: tuple[int, ...]  # of one picture's latents
     course: Course
@@ -108,7 +108,7 @@ class _Start:
         return self.course.start.mix(z, None if self.x0 is None else self.x0[:batch])
 
     def skip(self, noise: Noise) -> None:
-        """Draw and drop what a batch draws that is there already."""
+        """Draw and drop the random numbers of a batch that exists already."""
         if self.fixed is None:
             noise()
         self.course.rehearse(noise)
@@ -134,7 +134,7 @@ def _start_img2img(
 
 
 def _contexts(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback) -> tuple[Tensor, Tensor | None]:
-    """The encoded prompts of a batch, and the encoded negative ones where guidance asks for them."""
+    """The encoded prompts of a batch, and the encoded negative prompts if guidance needs them."""
     with computing(model.dtype, model.device):
         prompts = fallback.in_rows(model.encode_prompts, list(batch.prompts))
         if job.scale == 1.0:

@@ -1,8 +1,7 @@
-"""The renderer's half of `sdbatch doctor`: what only a process with torch can find out.
+"""The part of `sdbatch doctor` that needs torch.
 
-It runs as a child, since a torch that crashes takes its process along, and that too is an answer. Findings go out
-one by one, a line of JSON each, so those before a crash count. No socket may reach beyond this machine here: whoever
-asks is told of, and refused.
+It runs as a child process, because torch may crash. Each finding is sent at once as a line of JSON, so that those
+before a crash count. No socket may connect beyond this machine here: each attempt is noted and refused.
 """
 
 import json
@@ -34,7 +33,7 @@ MISFIT = Message(
 
 
 def examine(device: str, model: tuple[Path, Path] | None, asked: list[str]) -> Iterator[Finding]:
-    """Libraries, device, tokenizer, model and network, in this order; `asked` is who wanted the network so far."""
+    """Check libraries, device, tokenizer, model and network, in this order; `asked` lists uses of the network."""
     yield _told("torch", libraries, REINSTALL)
     yield _told("device", partial(drawing_device, device), NO_GPU)
     yield _told("tokenizer", tokenizer, REINSTALL)
@@ -44,7 +43,7 @@ def examine(device: str, model: tuple[Path, Path] | None, asked: list[str]) -> I
 
 
 def _told(about: str, check: Callable[[], Finding], remedy: str) -> Finding:
-    """What `look` finds; whatever it stumbles over is a problem, since libraries raise anything."""
+    """The findings of `look`; any exception is a problem, because libraries raise anything."""
     try:
         return check()
     except SdbatchError as error:
@@ -54,7 +53,7 @@ def _told(about: str, check: Callable[[], Finding], remedy: str) -> Finding:
 
 
 def libraries() -> Finding:
-    """All can be imported."""
+    """Whether all can be imported."""
     import diffusers  # noqa: PLC0415 - what is to be found out here is whether they can be imported
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
@@ -73,7 +72,7 @@ def libraries() -> Finding:
 
 
 def drawing_device(asked: str) -> Finding:
-    """The device that the configuration names, with something computed on it: a GPU can be there and too new."""
+    """Whether the configured device can compute: a GPU may be present but too new."""
     import torch  # noqa: PLC0415
 
     from sdbatch.renderer.renderer import find_device  # noqa: PLC0415
@@ -127,7 +126,7 @@ def _driver() -> str:
 
 
 def tokenizer() -> Finding:
-    """The vocabulary in the package is OpenAI's."""
+    """Whether the vocabulary in the package is OpenAI's."""
     from sdbatch.renderer.models.text_encoder import clip_tokenizer  # noqa: PLC0415
 
     text, tokens = CAT
@@ -142,7 +141,7 @@ def tokenizer() -> Finding:
 
 
 def fitting(ckpt: Path, config: Path) -> Finding:
-    """The checkpoint loads, and fits its config: the renderer's own check, on the CPU."""
+    """Whether the checkpoint loads and fits its config, with the renderer's own check on the CPU."""
     from sdbatch.renderer.models.models import load_model  # noqa: PLC0415
 
     model = load_model(ckpt, config)
@@ -155,7 +154,7 @@ def fitting(ckpt: Path, config: Path) -> Finding:
 
 
 def network(asked: list[str]) -> Finding:
-    """Whether anything so far wanted to reach beyond this machine."""
+    """Whether anything so far tried to connect beyond this machine."""
     if asked:
         return problem(
             "network",
@@ -166,7 +165,7 @@ def network(asked: list[str]) -> Finding:
 
 
 def guard(asked: list[str]) -> None:
-    """From here on whoever wants to reach beyond this machine is noted in `asked` and refused."""
+    """Refuse all connections beyond this machine from now on, and note them in `asked`."""
 
     def refuse(event: str, args: tuple[object, ...]) -> None:
         if event not in ASKING:

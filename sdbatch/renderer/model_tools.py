@@ -1,4 +1,4 @@
-"""What `sdbatch model` does to checkpoints: looking one over, and converting it."""
+"""`sdbatch model`: checks and converts checkpoints."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,7 @@ from sdbatch.renderer.weights.checkpoint import read_weights, write_weights
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Told = Callable[[int, int], None]  # bytes done, bytes in all
 
-# What lies in many checkpoints beside the weights that are drawn with.
+# Weights in many checkpoints that are not used.
 _BESIDE = {
     Message("moving averages"): r"model_ema\.",
     Message("the noise schedule"): r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",
@@ -34,7 +34,7 @@ _BESIDE = {
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found in a checkpoint.
+    """The result of a check.
 
     Attributes:
         weights: how many numbers the networks have.
@@ -54,12 +54,12 @@ class Verified:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it can be drawn with."""
+        """Whether it can be used."""
         return not self.lacking and not self.broken
 
 
 def verify(ckpt: Path, config: Path, told: Told) -> Verified:
-    """Look at every weight that would be used.
+    """Check every weight that would be used.
 
     Raises:
         JobError: the checkpoint or the config can't be read, or is of another kind.
@@ -86,7 +86,7 @@ def verify(ckpt: Path, config: Path, told: Told) -> Verified:
 
 
 def _unused(weights: Weights, used: Iterable[str]) -> tuple[dict[str, int], list[str]]:
-    """What nothing asks for: known kinds counted, the rest by name."""
+    """Weights that nothing uses: known kinds as a count, others by name."""
     asked = {_packed(name) for name in used}
     rest = sorted({_packed(name) for name in weights} - asked)
     beside = {kind: sum(bool(re.match(pattern, name)) for name in rest) for kind, pattern in _BESIDE.items()}
@@ -100,7 +100,7 @@ def _packed(name: str) -> str:
 
 
 def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Conversions, told: Told) -> Path | None:
-    """What the first load would do, done before it: returns where the conversion lies; None where none is needed.
+    """Convert as the first load would do; returns the path of the result, or None if no conversion is needed.
 
     Raises:
         JobError: the checkpoint can't be drawn with, or there is no room.
@@ -123,7 +123,7 @@ def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Con
 
 
 def convert_file(ckpt: Path, config: Path, out: Path, dtype: torch.dtype, told: Told) -> None:
-    """A checkpoint without what is not used, as safetensors under the names of the original release, all in `dtype`.
+    """Write the used weights as safetensors in `dtype`, with the names of the original release.
 
     Raises:
         JobError: the checkpoint can't be drawn with, or is a folder.

@@ -1,6 +1,6 @@
-"""What a renderer has to say of a job besides its pictures, kept in the job's folder: it outlives the renderer.
+"""The renderer's notes on a job, stored in the job's folder, so that they survive the renderer.
 
-A note is on disk before the picture that it is about, so a job that was stopped ends with the notes of both halves.
+A note is written before the image that it is about, so a stopped job ends with the notes of both parts.
 """
 
 import json
@@ -13,7 +13,7 @@ NOTES = "notes.json"
 
 
 class Notes:
-    """A job's notes, in the order in which they were first made."""
+    """The notes of a job, in the order in which they were first made."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NOTES
@@ -23,7 +23,7 @@ class Notes:
             self.texts = []
 
     def add(self, text: str) -> None:
-        """Keep it, durably, once."""
+        """Store a note durably, once."""
         if text not in self.texts:
             self.texts.append(text)
             files.write_atomically(self._path, json.dumps([*map(pack, self.texts)], indent=1).encode())

@@ -8,7 +8,7 @@ attempt and starts one.
 
 import gc
 
-# What the libraries set up is no garbage, and looking through it again and again costs half a second.
+# The objects of the imports are never garbage, and each look through them costs half a second.
 gc.disable()
 
 import ctypes
@@ -185,7 +185,7 @@ class Renderer:
                     raise Cancelled(Cancelled.TEXT)
         except OutOfMemory as error:
             if task.job.skip_save:
-                raise  # it is all that would be left: another renderer may find more
+                raise  # with skip_save it is the only result: another renderer may have more memory
             fallback.tell(Message("the grid is not whole: {problem}", error))
 
     def _keep_staged(self, task: Draw, origin: pictures.Origin) -> list[Path]:
@@ -230,7 +230,7 @@ def find_device(asked: str) -> torch.device:
     """
     is_gpu = torch.cuda.is_available()
     if asked == "auto" and not is_gpu and torch.version.cuda and NVIDIA_DRIVER.exists():
-        # A night on the CPU would be a night lost; who wants that can say so.
+        # On the CPU a night would be lost; whoever wants the CPU can set it.
         raise EngineDown(
             "there is an NVIDIA driver, but torch finds no GPU to use; see what nvidia-smi says. "
             "To draw on the CPU all the same, set `device: cpu` in configs/sdbatch.yaml"
@@ -244,7 +244,7 @@ def find_device(asked: str) -> torch.device:
             "device: {asked} can't be used ({reason}); configs/sdbatch.yaml names it", asked, reason
         ) from error
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # else cuda:1 would still have some hundred megabytes taken on cuda:0
+        torch.cuda.set_device(device)  # otherwise cuda:1 would still use some hundred megabytes of cuda:0
     return device
 
 

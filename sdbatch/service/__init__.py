@@ -1,1 +1,1 @@
-"""The line from the inbox to done/: the loop and its steps."""
+"""The service: the loop, its steps, the scheduler, and readiness."""

@@ -1,4 +1,4 @@
-"""The service as a process: one per root, listening for events and signals, looping."""
+"""The service as a process: one per root, with its loop, events and signals."""
 
 import os
 import signal
@@ -61,14 +61,14 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         service.engine.stop()
         service.hooks.finish()
         service.index_writer.finish()
-        if lock.is_held:  # else another service tells what it does
+        if lock.is_held:  # otherwise another service writes the status
             now = system_clock()
             service.status.tell(now.mono, now.wall, at_once=True, state="stopped", job=None)
         lock.release()
 
 
 def prepare(root: Root) -> None:
-    """Make the root's folders.
+    """Create the root's folders.
 
     Raises:
         ConfigError: they can't be made.
@@ -76,7 +76,7 @@ def prepare(root: Root) -> None:
     """
     try:
         for folder in root.folders():
-            if not folder.is_symlink():  # one that leads nowhere may be a disk that is mounted later
+            if not folder.is_symlink():  # a broken link may be a disk that is mounted later
                 files.make_dir(folder)
     except OSError as error:
         if files.is_disk_trouble(error):
@@ -107,7 +107,7 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
 
 
 def _to_preload(root: Root, chosen: DefaultModel) -> Sequence[Path]:
-    """The checkpoint, config and autoencoder to load ahead, as they lie there when a renderer starts, or nothing."""
+    """The default model's checkpoint, config and autoencoder, if they exist when a renderer starts."""
     try:
         return [path for path in root.find_weights(chosen.ckpt, chosen.config) if path] if chosen.ckpt else ()
     except JobError:
@@ -128,7 +128,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             troubles = 0
         except OSError as error:
             troubles += 1
-            if str(error) != told:  # once: a share can be away all night
+            if str(error) != told:  # log it once: a share can be away all night
                 service.log.error("the disk fails; jobs are kept", error=files.in_words(error))  # noqa: TRY400 - no slip of ours
             told = str(error)
             service.tell_trouble(error, clock())
@@ -143,10 +143,10 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
 
 
 def _end_of_drain(service: Service) -> int | None:
-    """The exit code, once nothing is left to draw, or none of it can be drawn."""
-    is_away = service.inbox.is_away and service.readiness.is_ready  # what a claimed job waits for may lie there
+    """The exit code of --drain, when nothing is left or nothing can be generated."""
+    is_away = service.inbox.is_away and service.readiness.is_ready  # a claimed job may wait for a file there
     if service.has_drawn_all() or is_away:
-        for folder, error in sorted(service.inbox.unreadable.items()):  # where jobs may lie unseen
+        for folder, error in sorted(service.inbox.unreadable.items()):  # there may be jobs that can't be seen
             service.log.error("all else is drawn, but this folder can't be read", folder=folder, error=error.strerror)
         if service.inbox.unreadable:
             return os.EX_IOERR
@@ -158,7 +158,7 @@ def _end_of_drain(service: Service) -> int | None:
 
 
 def _bar(service: Service) -> AbstractContextManager[object]:
-    """A progress bar, where somebody sits before a terminal."""
+    """A progress bar, if a person sits at a terminal."""
     if not sys.stderr.isatty():
         return nullcontext()
     from sdbatch.service.screen import Bar  # noqa: PLC0415 - a service under systemd has no use for rich
@@ -169,14 +169,14 @@ def _bar(service: Service) -> AbstractContextManager[object]:
 
 
 def _nap(service: Service, seconds: float) -> None:
-    """Wait, but not longer than NAP_SECONDS once asked to stop."""
+    """Wait, but at most NAP_SECONDS after a stop was requested."""
     for _ in range(round(seconds / NAP_SECONDS)):
         if not service.stop_requested:
             time.sleep(NAP_SECONDS)
 
 
 def _heed_signals(service: Service) -> None:
-    """Signals set a flag and nothing else: anything more could meet a lock that the main thread holds."""
+    """Signals only set a flag: anything more could wait for a lock that the main thread holds."""
     had_terminal = os.isatty(2)
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:

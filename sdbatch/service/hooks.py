@@ -1,7 +1,7 @@
-"""Commands of the admin's own that hear of what happened: a mail, a message, a copy to somewhere.
+"""Runs the admin's commands on events: to send mail, to post a message, to copy files.
 
-They get JSON on their standard input and have a time limit. They run one after another beside the service: none can
-block, fail or delay a job.
+They get JSON on standard input and have a time limit. They run one after another beside the service, and can't block,
+delay or fail a job.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 from sdbatch.telemetry import log
 
-MOST_WAITING = 100  # events; a hook that takes longer than the jobs do misses some
+MOST_WAITING = 100  # events; a hook that is slower than the jobs misses some
 LAST_BYTES = 4096  # of what a command says on its standard error
 GOODBYE_SECONDS = 5.0  # for what still waits when the service stops
 
@@ -25,7 +25,7 @@ Command = Sequence[str]
 
 
 class Hooks:
-    """Runs the command of each kind of event, if there is one."""
+    """Runs the command of each event, if there is one."""
 
     def __init__(self, commands: Mapping[str, Command], timeout_seconds: float) -> None:
         self.use(commands, timeout_seconds)
@@ -34,12 +34,12 @@ class Hooks:
         self._thread: threading.Thread | None = None
 
     def use(self, commands: Mapping[str, Command], timeout_seconds: float) -> None:
-        """From now on these commands; what waits already still goes to the one it was for."""
+        """Use these commands from now on; events that already wait keep theirs."""
         self.commands = {name: [*command] for name, command in commands.items() if command}
         self.timeout_seconds = timeout_seconds
 
     def tell(self, event: str, **facts: Any) -> None:
-        """Let the event's command know, some time soon."""
+        """Queue an event for its command."""
         command = self.commands.get(event)
         if command is None:
             return
@@ -52,7 +52,7 @@ class Hooks:
             self.log.warning("hooks are too slow, an event was passed over", hook=event)
 
     def finish(self) -> None:
-        """Give what waits a moment."""
+        """Give the queue a moment to finish."""
         if self._thread is not None:
             with suppress(queue.Full):
                 self._waiting.put_nowait(None)
@@ -70,8 +70,8 @@ class Hooks:
 
 
 def run(command: Command, text: str, timeout_seconds: float) -> str:
-    """Run a command with `text` on its standard input; what went wrong, or nothing."""
-    # Files, not pipes: what a command leaves running behind it would hold those open.
+    """Run a command with `text` on its standard input; returns what went wrong, or None."""
+    # Files, not pipes: a background process of the command would keep a pipe open.
     with TemporaryFile() as told, TemporaryFile() as said:
         told.write(text.encode("utf-8", "replace"))
         told.seek(0)

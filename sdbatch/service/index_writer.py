@@ -1,8 +1,7 @@
-"""Keeps the history beside the service: a job that is published or failed gets its rows some time soon.
+"""Updates the history while the service runs: a finished or failed job gets its rows soon.
 
-All of it is done in a thread of its own, from bringing the index up to date at start on: nothing here can block, fail
-or delay a job. What is missed, because the file is locked, the disk is full or the service stops, is taken in with
-the next job, or by whoever opens the history next.
+A separate thread does everything, also the first update after the start, so it can't block, delay or fail a job. If it
+misses a job (the file is locked, the disk full, the service stopped), the next update reads it.
 """
 
 import errno
@@ -16,11 +15,11 @@ from sdbatch.storage.root import Root
 from sdbatch.telemetry import log
 
 GOODBYE_SECONDS = 5.0  # for what still waits when the service stops
-LEAST_FREE = 64 << 20  # bytes: the last of a disk belongs to pictures
+LEAST_FREE = 64 << 20  # bytes: the last space of a disk is for images
 
 
 class IndexWriter:
-    """Takes job folders in, one after another, once it was started."""
+    """Reads job folders into the index, one after another."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
@@ -30,17 +29,17 @@ class IndexWriter:
         self._told = ""
 
     def start(self) -> None:
-        """From now on."""
+        """Start the thread."""
         self._thread = threading.Thread(target=self._work, name="history", daemon=True)
         self._thread.start()
 
     def tell(self, folder: Path) -> None:
-        """A job's folder has come to jobs/done/ or jobs/failed/."""
+        """A job's folder was moved to jobs/done/ or jobs/failed/."""
         if self._thread is not None:
             self._waiting.put(folder)
 
     def finish(self) -> None:
-        """Give what waits a moment."""
+        """Give the queue a moment to finish."""
         if self._thread is not None:
             self._waiting.put(None)
             self._thread.join(GOODBYE_SECONDS)
@@ -67,7 +66,7 @@ class IndexWriter:
             history.close()
 
     def _complain(self, why: str) -> None:
-        """Once for each reason: a disk may be full all night."""
+        """Log each reason once: a disk may be full all night."""
         if why != self._told:
             self.log.warning("the history misses a job for now", why=why)
         self._told = why

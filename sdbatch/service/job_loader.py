@@ -1,4 +1,4 @@
-"""From a claimed file to a task that is ready to draw: parsed, bounded, and with everything it names found."""
+"""Turns a claimed file into a task that is ready to run: parsed, checked against the limits, with all its files."""
 
 from dataclasses import replace
 
@@ -19,14 +19,14 @@ from sdbatch.storage.root import Root
 
 
 class JobLoader:
-    """Remembers the last file it read: the parts of one file come one after another."""
+    """Remembers the last file it read, because the jobs of one file come one after another."""
 
     def __init__(self, root: Root, spool: Spool, inputs: InputStager, limits: Limits) -> None:
         self.root, self.spool, self.inputs, self.limits = root, spool, inputs, limits
         self._parsed: tuple[bytes, str, list[reader.Parsed]] = (b"", "", [])
 
     def parse(self, claim: Claim, now: float) -> Task:
-        """The claim's job, with what it names found, copied and bounded.
+        """The job of a claim, checked, with copies of the files that it names.
 
         Raises:
             JobError: it can't be drawn, or was cancelled.
@@ -43,11 +43,11 @@ class JobLoader:
         except JobError as error:
             if not parsed.notes:
                 raise
-            # What of the file was not read may be why something is not found.
+            # A file may be missing because of a part of the job file that was not understood.
             raise JobError("\n".join([str(error), *(f"note: {note}" for note in parsed.notes)])) from error
 
     def _with_files(self, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
-        """A job with all that it names."""
+        """The job with all files that it names."""
         folder = self.spool.folder(claim)
         job = parsed.job
         assert job is not None, "either a job or an error"
@@ -81,7 +81,7 @@ class JobLoader:
         )
 
     def _read(self, claim: Claim) -> reader.Parsed:
-        """The claim's part of its file; a file of several jobs is split the first time it is read."""
+        """The claim's part of its file; a file of several jobs is split when it is read first."""
         path = self.spool.folder(claim) / claim.file
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
         if data is None:

@@ -1,7 +1,7 @@
-"""Whether a job can be drawn now, and if not, why: what a person has to see to, and what costs no job.
+"""Whether jobs can run now, and if not, why: reasons for which no job should fail.
 
-jobs/PAUSE holds the service back for as long as it lies there, over restarts too. A person may put it there, and the
-service does so itself when one job after another fails by the machine's fault.
+jobs/PAUSE pauses the service while it exists, also after a restart. A person may create it, and the service does so
+itself if job after job fails because of the machine.
 """
 
 import os
@@ -31,7 +31,7 @@ ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
 
 
 class Readiness:
-    """Looked after once a pass.
+    """Checked once per pass of the loop.
 
     Attributes:
         problem: why nothing is drawn, in words for a person; empty while all is well.
@@ -51,18 +51,18 @@ class Readiness:
         self._tried_at = float("-inf")
 
     def refresh(self, now: float, wall: datetime) -> None:
-        """Find out; `now` in seconds of a clock that never steps back, `wall` the time of day."""
+        """Check everything; `now` in seconds of a clock that never steps back, `wall` the time of day."""
         held, paused = self.why_held(wall), self._paused()
         self.is_resting = bool(held and not paused)
         unwritable = self._unwritable() or self._lies_apart(now)
         self.is_held = bool(held or unwritable)
         if held and self._is_unloaded:
-            self.engine.stop()  # its memory is wanted elsewhere; it comes back when it is needed
+            self.engine.stop()  # its memory is needed elsewhere; it is started again when needed
         self.problem = held or unwritable or self._without_room() or self._without_model() or self._without_engine(now)
         self.is_ready = not self.problem and self._starting_since is None
 
     def count_failure(self, why: str) -> None:
-        """A job failed by the machine's fault: after too many in a row the rest is left alone."""
+        """A job failed because of the machine; after too many in a row the service pauses."""
         self._failures += 1
         self._remember()
         if self._failures < self.settings.max_consecutive_crashes:
@@ -78,13 +78,13 @@ class Readiness:
             self.count_success()
 
     def count_success(self) -> None:
-        """A job was drawn: the machine is well."""
+        """A job finished: the machine is well."""
         if self._failures:
             self._failures = 0
             self._remember()
 
     def _remember(self) -> None:
-        """Over restarts: the machine's fault may take the service down each time."""
+        """Keep the count over restarts, because the fault may stop the service each time."""
         with suppress(OSError):
             files.write_atomically(self.root.state / FAILURES, str(self._failures).encode(), durable=False)
 
@@ -95,11 +95,11 @@ class Readiness:
             return 0
 
     def why_held(self, wall: datetime) -> str:
-        """What a person said: jobs/PAUSE, or the hours in which to work. Empty: go on."""
+        """The reason that a person gave: jobs/PAUSE, or the active hours. Empty: none."""
         return self._paused() or self._outside_hours(wall)
 
     def require_space(self, task: Task) -> None:
-        """Low space holds a job up before it is begun and not in the middle.
+        """Check the space before a job starts, not during a job.
 
         Raises:
             TemporarilyUnavailable: it may need more than there is; a smaller one may not.
@@ -109,7 +109,7 @@ class Readiness:
             each = 3 * width * height  # a PNG is at worst as large as its pixels
         else:
             each = sum(staged.path.stat().st_size for staged in task.inputs)
-        need = 2 * task.total * each  # the grid holds all of them again
+        need = 2 * task.total * each  # the grid contains all images again
         for folder in (self.root.running, task.outdir):
             if (room := self._room(folder)) < need:
                 raise TemporarilyUnavailable(
@@ -122,12 +122,12 @@ class Readiness:
                 )
 
     def _room(self, folder: Path) -> int:
-        """Bytes that jobs may take where a folder lies; less than none where what shall be left free is not."""
+        """Bytes that jobs may use on the disk of a folder; negative if too little is free."""
         usage = shutil.disk_usage(folder)
         return usage.free - self.settings.kept_free(usage.total)
 
     def _without_room(self) -> str:
-        """Nothing is begun on a full disk, whatever it needs."""
+        """No job starts on a full disk."""
         for folder in (self.root.running, self.root.outputs):
             if self._room(folder) < 0:
                 return Message("the disk of {folder}/ is full{free_some}", self.root.show(folder), FREE_SOME)
@@ -162,7 +162,7 @@ class Readiness:
         return Message("paused until jobs/PAUSE is removed{part}{reason}", ": " if reason else "", reason)
 
     def _unwritable(self) -> str:
-        """Pictures that can't be put away would be drawn for nothing."""
+        """Images that can't be saved would be generated for nothing."""
         for folder in (self.root.running, self.root.done, self.root.failed, self.root.outputs, self.root.state):
             if not os.access(folder, os.W_OK | os.X_OK):
                 return Message(
@@ -171,7 +171,7 @@ class Readiness:
         return ""
 
     def _lies_apart(self, now: float) -> str:
-        """Folders with a mount between them, which only then are tried as `doctor` does."""
+        """Folders with a mount between them; only then a rename is tried, as `doctor` does."""
         if now - self._tried_at >= APART_AGAIN_SECONDS:
             self._tried_at = now
             way = (self.root.running, self.root.failed, self.root.done)
@@ -180,7 +180,7 @@ class Readiness:
         return self._apart
 
     def _without_model(self) -> str:
-        """Weights often lie on a disk of their own, which is mounted late or not at all."""
+        """Weights are often on a separate disk, which may be mounted late or never."""
         if self.root.has_checkpoint():
             return ""
         return Message(
@@ -200,6 +200,6 @@ class Readiness:
         except EngineDown as error:
             self._engine_problem, self._again_at, self._starting_since = str(error), now + ENGINE_AGAIN_SECONDS, None
         else:
-            # While another start is under way, why the last one failed stays the best answer.
+            # During the next start, the last failure is still the best answer.
             self._engine_problem = "" if is_ready else self._engine_problem
         return self._engine_problem

@@ -1,4 +1,4 @@
-"""Files that were dropped and drawn before, as when an `rsync -a` is repeated: same place, same bytes, same inputs."""
+"""Recognizes files that already ran, for example after a repeated `rsync -a`: same place, bytes and inputs."""
 
 from collections import defaultdict
 
@@ -10,7 +10,7 @@ from sdbatch.storage.root import Root
 
 
 class Repeats:
-    """Looks through jobs/done/ once, and then only at what is new in there."""
+    """Reads jobs/done/ once, and then only its new folders."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
@@ -18,7 +18,7 @@ class Repeats:
         self._by_source: dict[str, list[str]] = defaultdict(list)
 
     def earlier(self, arrival: Arrival) -> str:
-        """The job that drew a file of the inbox before, all of it; empty if none did."""
+        """The done job of the same file, if all its jobs are done; else empty."""
         source = arrival.path.relative_to(self.root.inbox).as_posix()
         try:
             data = files.read_regular(arrival.path, MAX_MANIFEST_BYTES + 1)
@@ -28,7 +28,7 @@ class Repeats:
             ]
             same = [claim for claim in claims if data is not None and self._is_same(claim, data)]
         except OSError:
-            return ""  # drawn twice is better than not at all
+            return ""  # running twice is better than not at all
         for claim in reversed(same):
             if len({each.part for each in same if each.claimed_at == claim.claimed_at}) >= claim.parts:
                 return claim.id
@@ -39,13 +39,13 @@ class Repeats:
         for job_id in sorted(there - self._known):
             if (claim := read_claim(self.root.done / job_id)) is not None:
                 self._by_source[claim.source].append(job_id)
-        if self._known - there:  # taken away by the rules of keep
+        if self._known - there:  # deleted by `retention:`
             kept = {source: [job for job in jobs if job in there] for source, jobs in self._by_source.items()}
             self._by_source = defaultdict(list, {source: jobs for source, jobs in kept.items() if jobs})
         self._known = there
 
     def _is_same(self, claim: Claim, data: bytes) -> bool:
-        """Whether a done job came from these bytes, and what it named is still what it was, as far as it is there."""
+        """Whether a done job had these bytes, and the files that it named are unchanged, if they still exist."""
         if files.read_regular(self.root.done / claim.id / claim.file, len(data) + 1) != data:
             return False
         return all(self._is_unchanged(claim, named, digest) for named, digest in (claim.inputs or {}).values())

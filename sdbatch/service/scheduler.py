@@ -1,4 +1,4 @@
-"""Whose turn it is: what is claimed already, then the inbox, and who lets others pass."""
+"""Decides which job is next: claimed jobs, then the inbox, and which jobs must wait."""
 
 import os
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from sdbatch.telemetry import log
 
 ASK_AGAIN_SECONDS = 1.0  # between two looks for what a job waits for
 ANY_TIME = float("-inf")
-READ_AT_ONCE = 100_000  # bytes of files that wait: signals and the status have to wait for it
+READ_AT_ONCE = 100_000  # bytes of waiting files to read at once: signals and the status wait meanwhile
 FILE_COST = 200  # bytes that could be read while a file is opened
 
 
 class Scheduler:
-    """Chooses the next job. What it remembers is a convenience: a restart forgets it, and loses nothing.
+    """Chooses the next job. Its memory is only a convenience: after a restart nothing is lost.
 
     Attributes:
         waiting: claimed jobs whose files are still on their way, and when they were last looked for.
@@ -42,12 +42,12 @@ class Scheduler:
         self.deferred: dict[str, float] = {}
         self.owed: dict[str, int] = {}
         self.unmovable = Unmovable(inbox.folder)
-        self.repeats: Repeats | None = None  # where files that were drawn before are passed over
+        self.repeats: Repeats | None = None  # where repeats are skipped
         self._absent = ""
 
     @property
     def absent(self) -> str:
-        """What a deferred job waits for."""
+        """The files that deferred jobs wait for."""
         if not self.spool.unreadable:
             return self._absent if self.deferred else ""
         job, error = min(self.spool.unreadable.items())
@@ -61,11 +61,11 @@ class Scheduler:
 
     @property
     def lacks_room(self) -> bool:
-        """Whether jobs wait for room on the disk."""
+        """Whether jobs wait for disk space."""
         return FREE_SOME in (self.readiness.problem or self.absent)
 
     def next_claim(self, now: float, wall: datetime) -> Claim | None:
-        """The job whose turn it is; None if there is none, or none can be drawn now.
+        """The next job; None if there is none, or none can run now.
 
         Raises:
             OSError: the disk failed.
@@ -83,7 +83,7 @@ class Scheduler:
         return claim
 
     def line(self, ids: list[str]) -> Iterator[tuple[str, str]]:
-        """The order in which these claimed jobs ("id") and what is queued ("file") have their turns, as things are."""
+        """The present order of these claimed jobs ("id") and queued files ("file")."""
         passed_over = self.passed_over
         claimed = (QueueEntry("id", *entry) for entry in self.spool.priorities.sorted(set(ids).difference(passed_over)))
         files_there = (
@@ -96,11 +96,11 @@ class Scheduler:
 
     @property
     def passed_over(self) -> list[str]:
-        """Claimed jobs that let all others pass."""
+        """Claimed jobs that let all others go first."""
         return sorted(self.deferred.keys() | self.spool.unreadable.keys())
 
     def defer(self, claim: Claim, now: float = ANY_TIME, why: str = "") -> None:
-        """Others go first: what this job needs, or where it lies, may be well again later."""
+        """Let others go first: what this job needs may be available later."""
         self.deferred[claim.id] = now
         self.waiting.pop(claim.id, None)
         if why and why != self._absent:
@@ -108,19 +108,19 @@ class Scheduler:
         self._absent = why
 
     def forget(self, claim: Claim) -> None:
-        """It ends, whatever it waited for."""
+        """The job has ended."""
         self.waiting.pop(claim.id, None)
         self.owed.pop(claim.id, None)
 
     def refund_attempt(self, claim: Claim, attempts: int) -> None:
-        """An attempt that was none; on a disk that takes no note of that now, it is remembered."""
+        """Do not count this attempt; if the disk refuses the note, it is remembered."""
         self.owed[claim.id] = attempts
         with suppress(OSError):
             self.spool.note(claim, attempts=attempts)
             del self.owed[claim.id]
 
     def _first(self, now: float, wall: datetime) -> Claim | None:
-        """The first in the order of turns, claimed now if it was not."""
+        """The first job in order; a file is claimed now."""
         for entry in islice(in_order(self._able(now, self.waiting), self._queued(now)), IN_A_ROW):
             if isinstance(entry, Claim):
                 return entry
@@ -132,14 +132,14 @@ class Scheduler:
         return None
 
     def _able(self, now: float, looked: dict[str, float]) -> Iterator[Claim]:
-        """Claimed jobs that may go on by now: those that others pass where `looked` is about them, or else the rest."""
+        """Claimed jobs that may run now: the deferred ones if `looked` is about them, else the others."""
         for claim in self.spool.claimed():
             is_due = now - looked.get(claim.id, ANY_TIME) >= ASK_AGAIN_SECONDS
             if is_due and (claim.id in self.deferred) == (looked is self.deferred):
                 yield claim
 
     def _queued(self, now: float) -> Iterator[Arrival]:
-        """The first of the inbox that may be moved, again and again; who takes it takes it out."""
+        """The first file of the inbox that can be moved, again and again; the caller removes it."""
         while self.inbox.queue:
             arrival = self.inbox.queue[0]
             if self.unmovable.may_try(arrival, now):
@@ -148,7 +148,7 @@ class Scheduler:
                 self.inbox.take(arrival)  # until another look finds it
 
     def _invalid(self, now: float, wall: datetime) -> Claim | None:
-        """While nothing can be drawn: what no machine could draw, such as a typo or a pipe, is claimed, to be told."""
+        """While nothing can be generated: claim invalid files, such as typos and pipes, to report them."""
         left = READ_AT_ONCE
         for arrival in [*self.inbox.queue]:
             seen = self.inbox.stability.seen.get(arrival.name)
@@ -169,7 +169,7 @@ class Scheduler:
         return None
 
     def _is_repeat(self, arrival: Arrival) -> bool:
-        """Whether a file was drawn before, and is to count as drawn: it is taken out, and told with that job."""
+        """Whether a file already ran and should be skipped: it is deleted, and the earlier job's log mentions it."""
         earlier = self.repeats.earlier(arrival) if self.repeats is not None else ""
         if earlier:
             try:
@@ -181,7 +181,7 @@ class Scheduler:
         return bool(earlier)
 
     def _claim(self, arrival: Arrival, now: float, wall: datetime) -> Claim | None:
-        """A file of the inbox, claimed; None if it vanished, was drawn before, or is not ours to move; told."""
+        """Claim a file of the inbox; None if it vanished, is a repeat, or can't be moved, which is reported."""
         if self._is_repeat(arrival):
             return None
         try:
@@ -199,7 +199,7 @@ class Scheduler:
 
 
 def _content(arrival: Arrival) -> bytes | None:
-    """A file's bytes; nothing of a link, pipe or device; None of what is gone by now, or not ours to read."""
+    """The bytes of a file; empty for a link, pipe or device; None if it is gone or can't be read."""
     try:
         return files.read_regular(arrival.path, reader.MAX_MANIFEST_BYTES + 1) or b""
     except OSError:

@@ -1,4 +1,4 @@
-"""What `sdbatch status` shows on one screen, and the bar below the lines of `sdbatch serve`."""
+"""The screen of `sdbatch status`, and the progress bar of `sdbatch serve`."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,14 +29,14 @@ COLOURS = {"drawing": "green", "paused": "red", Message("ended without a word"):
 
 
 def show(root: Root, now: datetime) -> None:
-    """Print it once: in colours on a terminal; elsewhere plain lines, which are not folded."""
+    """Print it once: in colours on a terminal, else as plain lines that are not wrapped."""
     console = Console(highlight=False)
     facts = read_overview(root, now)
     console.print(_screen(facts, now, with_bar=console.is_terminal), soft_wrap=not console.is_terminal)
 
 
 def watch(root: Root) -> None:
-    """Show it until Ctrl-C."""
+    """Update it until Ctrl-C."""
     with Live(console=Console(highlight=False), auto_refresh=False, screen=True, vertical_overflow="ellipsis") as live:
         while True:
             now = datetime.now(UTC)
@@ -45,7 +45,7 @@ def watch(root: Root) -> None:
 
 
 class Bar:
-    """The running job at the bottom of a terminal, below the log lines; drawn anew when the service tells facts."""
+    """The running job at the bottom of a terminal, below the log; updated when the service reports facts."""
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(stderr=True, highlight=False)
@@ -61,7 +61,7 @@ class Bar:
             self.live.stop()
 
     def show(self, facts: Facts) -> None:
-        """What the service told of itself just now."""
+        """Show the facts that the service reported now."""
         if monotonic() - self._drawn < REDRAW_SECONDS:
             return
         self._drawn = monotonic()
@@ -70,7 +70,7 @@ class Bar:
             line = _BarLine(job, str(job.get("name") or job["id"]))
         else:
             line = _text(f"{facts['state']}: {facts['problem']}" if facts.get("problem") else str(facts["state"]))
-        with suppress(OSError, ValueError):  # the terminal was closed: no reason to stop drawing
+        with suppress(OSError, ValueError):  # the terminal was closed: the service goes on
             self.live.update(line, refresh=True)
 
 
@@ -131,7 +131,7 @@ def _service(facts: Facts, now: datetime) -> Text:
 
 @dataclass
 class _BarLine:
-    """A job's bar on one line. What is told beside it is kept whole: the name is cut first, then the bar is short."""
+    """A job's progress on one line. If it is too long, the name is cut first, then the bar."""
 
     job: Facts
     label: str = ""
@@ -168,7 +168,7 @@ def _queue(queue: Facts) -> Iterator[Text]:
 
 
 def _listed(files: dict[str, str], count: int, what: str, style: str) -> Iterator[Text]:
-    """The first of some files, each with what is said of it, and how many there are more."""
+    """The first of some files with a note each, and the number of the others."""
     shown = [*files.items()][:FILES]
     for name, why in shown:
         yield _text(f"{what}: {name}: {why}", style)
@@ -197,5 +197,5 @@ def _number(value: Any) -> float:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Text as it stands: nothing in it is markup, or moves the cursor."""
+    """Text without markup or control characters."""
     return Text(printable(text), style=style)

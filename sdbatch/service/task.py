@@ -1,4 +1,4 @@
-"""A job on its way through the service: what it needs, what the engine told of it, and the record of both."""
+"""A job while it runs: its files, the engine's events, and the manifest."""
 
 import hashlib
 import json
@@ -24,13 +24,13 @@ from sdbatch.telemetry.progress import ProgressEstimate
 
 SHORT_PROMPT = 100
 GLANCE_BYTES = 1 << 16
-# Fields that no picture is changed by.
+# Fields that do not change an image.
 NO_PICTURES_OWN = ("name", "outdir", "priority", "n_rows", "skip_grid", "from_file", "init_img")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job with everything it names resolved, ready to draw."""
+    """A job with all its files, ready to run."""
 
     claim: Claim
     source: bytes  # the job file
@@ -48,12 +48,12 @@ class Task:
 
     @property
     def total(self) -> int:
-        """How many pictures."""
+        """The number of images."""
         return count_pictures(self.job, self.lines)
 
     @property
     def origin(self) -> str:
-        """A digest of all that its pictures come from: one that was begun goes on only with the same."""
+        """A digest of everything that determines the images: a started job continues only with the same."""
         fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
         strengths = (path.with_name(LORA_CONFIG) for path in self.loras)
         weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
@@ -63,7 +63,7 @@ class Task:
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
     def drawn_at(self, step: Stepped) -> float:
-        """How many pictures a step amounts to, the started ones as far as they are."""
+        """The number of images after a step, with fractions."""
         per_iteration = self.total // self.job.n_iter
         batch = min(self.job.n_samples, per_iteration - step.first % per_iteration)
         return step.first + batch * step.step / step.steps
@@ -71,7 +71,7 @@ class Task:
 
 @dataclass
 class Drawing:
-    """What the engine told of a task."""
+    """What the engine reported about a task."""
 
     started: datetime
     heard: float  # when the engine last told of something, on the clock that never steps back
@@ -83,7 +83,7 @@ class Drawing:
     estimate: ProgressEstimate = field(default_factory=ProgressEstimate)
 
     def note(self, task: Task, event: Event, now: float) -> None:
-        """Take in what the engine told at `now`, on the clock that never steps back."""
+        """Note an event at `now`, on a clock that never steps back."""
         if not isinstance(event, Tick):
             self.heard = now
         match event:
@@ -100,7 +100,7 @@ class Drawing:
                 self.finished = event
 
     def progress(self, task: Task, now: float) -> dict[str, Any]:
-        """What status.json tells of a job that is drawn."""
+        """The running job in status.json."""
         done, step, left = len(self.samples), self.stepped, self.estimate.seconds_left(now)
         return {
             "id": task.claim.id,
@@ -112,11 +112,11 @@ class Drawing:
             "step": step and step.step,
             "steps": step and step.steps,
             "fraction": round(max(done, task.drawn_at(step) if step else 0) / task.total, 3),
-            "eta_seconds": (left or None) if done < task.total else left,  # how long decoding takes nobody knows
+            "eta_seconds": (left or None) if done < task.total else left,  # the time for decoding is unknown
         }
 
     def to_publish(self, job: AnyJob) -> list[str]:
-        """The staged files that people shall see."""
+        """The staged files to publish."""
         samples = [] if job.skip_save else [sample.file for sample in self.samples]
         return samples + [grid.file for grid in self.grids]
 
@@ -124,7 +124,7 @@ class Drawing:
 def manifest_of(
     task: Task, drawing: Drawing, names: Names, root: Root, now: datetime, notes: Sequence[str] = ()
 ) -> Manifest:
-    """The record of a finished task, whose pictures were published as `names` in its output folder."""
+    """The manifest of a finished task, whose images were published as `names` in its output folder."""
     claim, loaded, finished = task.claim, drawing.loaded, drawing.finished
     assert loaded is not None, "the engine loads before it draws"
     assert finished is not None, "a stream ends with Finished, or raises"
@@ -180,7 +180,7 @@ def manifest_of(
 
 
 def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
-    """The files that the weights came from."""
+    """The files of the weights."""
     told: dict[str, Any] = {
         "ckpt": root.show(task.ckpt),
         "config": root.show(task.config),
@@ -197,9 +197,9 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
 
 
 def _glance(path: Path) -> str:
-    """What tells one file of weights from another at once: its size, its head, its end; of a folder all its files'.
+    """A quick way to distinguish weight files: size, beginning and end; for a folder those of all files.
 
-    Not its place or time: a root may be moved, or come back from a back-up.
+    Place and time do not count: a root may be moved or restored from a backup.
     """
     if path.is_dir():
         parts = [part for part in islice(files.below(path), MOST_FOLDERS) if part.is_file()]
@@ -214,11 +214,11 @@ def _glance(path: Path) -> str:
 
 
 def count_staged(folder: Path) -> int:
-    """How many samples lie there without a gap from the first on."""
+    """The number of samples without a gap, from the first on."""
     names = {path.name for path in folder.iterdir()}
     return next(i for i in range(len(names) + 1) if f"{i:05}.png" not in names)
 
 
 def _short(prompt: str) -> str:
-    """A manifest is a job file, and those may not be long; the picture itself holds the whole prompt."""
+    """A shortened prompt: a manifest is a job file with limited size; the image contains the whole prompt."""
     return prompt if len(prompt) <= SHORT_PROMPT else prompt[: SHORT_PROMPT - 3] + "..."

@@ -1,7 +1,7 @@
-"""Files that can't be moved out of the inbox: told once, and tried again with growing pauses.
+"""Files that can't be moved out of the inbox: reported once, and tried again at growing intervals.
 
-A folder that the service may not write into is told by its rights, before anything is tried; one look then stands
-for all files in it. Each other failure is its file's own.
+If the service may not write in a folder, its rights show this for all its files without a try. Any other failure is
+about one file.
 """
 
 import errno
@@ -19,11 +19,11 @@ from sdbatch.telemetry import log
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds
 SHOWN = 100  # in status.json, which is written each second
-IN_A_ROW = 50  # that are tried and fail before the loop has its turn: each costs several durable steps
+IN_A_ROW = 50  # failing tries per pass: each costs several durable steps
 
 
 class Unmovable:
-    """What it remembers is a convenience: a restart tries everything once more.
+    """Its memory is only a convenience: after a restart everything is tried again.
 
     Attributes:
         why: names from the inbox on, and why each stays there.
@@ -38,11 +38,11 @@ class Unmovable:
 
     @property
     def shown(self) -> dict[str, str]:
-        """The first of them, with why."""
+        """The first files, with the reason."""
         return dict(islice(self.why.items(), SHOWN))
 
     def may_try(self, arrival: Arrival, now: float) -> bool:
-        """Whether it is time to move a file, and the rights would let it."""
+        """Whether it is time to move a file, and its folder permits it."""
         folder = os.path.dirname(arrival.name)  # noqa: PTH120 - of thousands
         if self.rests(arrival, now):
             self.why.setdefault(self._name(arrival), _closed(folder))
@@ -58,12 +58,12 @@ class Unmovable:
         return True
 
     def rests(self, arrival: Arrival, now: float) -> bool:
-        """Whether its folder, or itself, is not to be tried yet."""
+        """Whether the file or its folder should not be tried yet."""
         places = (os.path.dirname(arrival.name), arrival.name)  # noqa: PTH120
         return any(now < self._again[place][0] for place in places if place in self._again)
 
     def note(self, arrival: Arrival, error: OSError, now: float) -> None:
-        """It was tried, and failed."""
+        """A try has failed."""
         text = files.in_words(error)
         if error.errno == errno.EFBIG:
             text = Message(
@@ -75,12 +75,12 @@ class Unmovable:
         self._note(arrival, arrival.name, error.errno, text, now)
 
     def forget(self, arrival: Arrival) -> None:
-        """It is out."""
+        """The file was moved."""
         self.why.pop(self._name(arrival), None)
         self._again.pop(arrival.name, None)
 
     def keep_only(self, seen: Container[str]) -> None:
-        """Forget what others took away; `seen` is all that lies in the inbox."""
+        """Forget files that are gone; `seen` are all files in the inbox."""
         for name in [name for name in self.why if str(self.inbox / name) not in seen]:
             del self.why[name]
             self._again.pop(str(self.inbox / name), None)
@@ -111,7 +111,7 @@ def _closed(folder: str) -> str:
 
 
 def _is_anothers(path: str, folder: str) -> bool:
-    """Whether a folder like /tmp keeps all but a file's owner from moving it."""
+    """Whether only the owner of a file may move it, as in /tmp."""
     try:
         place = os.stat(folder)  # noqa: PTH116 - of thousands
         us = os.geteuid()

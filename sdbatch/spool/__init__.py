@@ -1,1 +1,1 @@
-"""The folders of jobs: how they arrive, wait, are claimed, published, steered and cleared."""
+"""The job folders: inbox, queue, claims, publishing, retention."""

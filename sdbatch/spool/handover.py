@@ -1,14 +1,13 @@
-"""A dropped file becomes the service's own: who still writes to it writes to another file, which is looked at again.
+"""Takes a dropped file so that nobody who still has it open can change the job.
 
-A rename takes the file out of the inbox, and with it whoever has it open: a program that pauses for longer than the
-settle time writes on into it. So the bytes of that moment are copied, and the copy gets the file's name:
+A rename moves the file out of the inbox, but a program that has it open can still write to it. So its bytes at that
+moment are copied, and the copy takes the file's name:
 
-    running/<id>/<the file>        as it came
+    running/<id>/<the file>        as it was dropped
     running/<id>/copied            its bytes, synced
-    running/<id>/arrived-<digest>  the file as it came, renamed; `copied` gets its name behind it
+    running/<id>/arrived-<digest>  the dropped file, renamed; then `copied` takes its name
 
-No rename leads to another filesystem. There the file is taken by a rename beside itself, into a hidden folder, and
-copied from there:
+A rename to another filesystem is not possible. There the file is renamed into a hidden folder beside it, and copied:
 
     inbox/<where it lay>/.taken-<id>/<the file>
 """
@@ -24,17 +23,17 @@ from sdbatch.storage import files
 
 COPIED, ARRIVED, TAKEN = "copied", "arrived-", ".taken-"
 RETIRED = "taken"  # in state/: files as they came, for as long as somebody may write on into them
-MOST_BYTES = 2 << 20  # what is larger is no job, and is not copied to be told so
+MOST_BYTES = 2 << 20  # a larger file is no job, and is not copied
 DIGITS = 32  # of the digest, in a name
 
 
 def fetch(dropped: Path, target: Path, job_id: str) -> None:
-    """Bring a dropped file to `target` from another filesystem, to which no rename leads.
+    """Move a dropped file to `target` from another filesystem, where a rename is not possible.
 
     Raises:
         OSError: it can't be taken; EFBIG if it is too large to be copied.
     """
-    with files.open_regular(dropped) as readable:  # who may not read it may not take it
+    with files.open_regular(dropped) as readable:  # a file that can't be read can't be taken
         if readable is not None and os.fstat(readable.fileno()).st_size > MOST_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(dropped))
     holder = holder_of(dropped, job_id)
@@ -49,12 +48,12 @@ def fetch(dropped: Path, target: Path, job_id: str) -> None:
 
 
 def holder_of(dropped: Path, job_id: str) -> Path:
-    """Where a file of another filesystem lies from its claim to the end of its job."""
+    """The hidden folder that holds a file on another filesystem from its claim to the end of its job."""
     return dropped.with_name(f"{TAKEN}{job_id}")
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A copy; what is no plain file is not opened, and a link or a pipe stands for it."""
+    """A copy; links and special files are recreated, and never opened."""
     with files.open_regular(source) as file:
         if file is not None:
             files.write_atomically(target, file.read(MOST_BYTES))
@@ -65,7 +64,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def unlink_others(file: Path) -> None:
-    """See to it that a file has no second name, under which it would be changed with this one."""
+    """Make sure that the file has no other hard link, through which it could be changed."""
     if file.lstat().st_nlink > 1:
         with files.open_regular(file) as source:
             if source is not None:
@@ -73,7 +72,7 @@ def unlink_others(file: Path) -> None:
 
 
 def restore(file: Path, data: bytes) -> bool:
-    """Give a file of ours the bytes that it was read with; what somebody changed is laid beside, and told."""
+    """Write the original bytes back into a file of ours; a changed version is kept beside it and reported."""
     if files.read_regular(file, len(data) + 1) == data:
         return False
     files.move(file, file.with_name(f"changed{file.suffix}"))
@@ -82,7 +81,7 @@ def restore(file: Path, data: bytes) -> bool:
 
 
 def take_along(companion: Path, target: Path) -> None:
-    """Move a small file that goes with a dropped one."""
+    """Move a small file that belongs to a dropped one."""
     try:
         files.rename(companion, target)
     except OSError as error:
@@ -93,7 +92,7 @@ def take_along(companion: Path, target: Path) -> None:
 
 
 def make_own(folder: Path, file: str) -> None:
-    """Give a claimed file's name to a copy that nobody else has open; repeating this after a stop does what lacks."""
+    """Replace a claimed file by a copy that nobody else has open. Safe to repeat after a stop."""
     own, copied = folder / file, folder / COPIED
     if arrived_in(folder) is not None:
         return
@@ -109,7 +108,7 @@ def make_own(folder: Path, file: str) -> None:
 
 
 def complete(folder: Path, file: str) -> bool:
-    """Go on after a stop between the two renames of `make_own`; says whether there was one."""
+    """Continue after a stop between the two renames of `make_own`; returns whether there was one."""
     left = next((path for path in (folder / COPIED, arrived_in(folder)) if path and os.path.lexists(path)), None)
     if left is None or os.path.lexists(folder / file):
         return False
@@ -118,14 +117,14 @@ def complete(folder: Path, file: str) -> bool:
 
 
 def arrived_in(folder: Path) -> Path | None:
-    """The file as it came, in the folder of its job."""
+    """The original dropped file in the job's folder."""
     return next((path for path in folder.iterdir() if path.name.startswith(ARRIVED)), None)
 
 
 def is_as_it_came(arrived: Path) -> bool:
-    """Whether nobody wrote on into a file; its name ends with the digest of what was drawn.
+    """Whether a file is unchanged: its name ends with the digest of the bytes that were used.
 
-    One with a second name elsewhere counts as such: what is written into that lies there.
+    A file with another hard link counts as unchanged: later writes are complete there.
     """
     digest = re.search(rf"[0-9a-f]{{{DIGITS}}}$", arrived.name)
     if digest is None or arrived.lstat().st_nlink > 1:
@@ -135,12 +134,14 @@ def is_as_it_came(arrived: Path) -> bool:
 
 
 def retire(arrived: Path, place: Path) -> None:
-    """Put a file as it came where it is looked at for a while; where that can't be, it goes at once."""
+    """Keep the original file for a while, to notice later writes; delete it if that is not possible.
+
+    Not synced: after a power cut no program has it open any more, and the job has its bytes.
+    """
     digest = arrived.name.removeprefix(ARRIVED)
     try:
         files.make_dir(place.parent)
         files.rename(arrived, place.with_name(f"{place.name}.{digest}"))
-        files.sync_dir(place.parent)
     except OSError as error:
         if files.is_disk_trouble(error):
             raise  # the job is kept, and this is done again
@@ -148,7 +149,7 @@ def retire(arrived: Path, place: Path) -> None:
 
 
 def put_back(file: Path, place: Path) -> Path:
-    """Lay a file back to where it was dropped, or beside that if its name is taken: it counts as dropped anew."""
+    """Move a file back to its place in the inbox, or beside it if the name is taken: it becomes a new job."""
     names = (place.with_name(f"{number}-" * (number > 1) + place.name) for number in range(1, 10_000))
     free = next(name for name in names if not os.path.lexists(name))
     files.make_dir(free.parent)

@@ -1,13 +1,13 @@
-"""What has arrived in the inbox and stands still, in the order of its arrival.
+"""The files in the inbox that have arrived completely, in order of arrival.
 
-The rescan is the truth. Events (watcher.py) only say when to look, and which names came about by a rename, which is
-proof that the file is complete; on a network share none come, and everything works the same but later.
+Only the rescan decides. Events (watcher.py) tell when to look, and which names appeared by a rename, which proves that
+the file is complete. On a network share there are no events, and everything works the same, only later.
 
-A folder that can't be read is not an empty one. What was seen in it keeps its turn for when it is back, but must
-stand still anew: whoever was writing a file there had to wait for the share, too.
+A folder that can't be read is not empty. Its files keep their place in the queue, but must settle again when it is
+back, because a writer had to wait for the share too.
 
-On a slow share a look through thousands of files takes longer than a drawing can wait. It is made in stretches, with
-rests between them while jobs are drawn; until it is at its end, what the last one queued is drawn.
+On a slow share it takes long to look through thousands of files. The scan is then made in parts, with pauses while jobs
+run. Until it ends, the queue of the last scan is used.
 """
 
 import os
@@ -33,7 +33,7 @@ from sdbatch.telemetry import log
 EMPTY_TOLD = 5
 BUSY_STRETCH, IDLE_STRETCH = 0.05, 0.5  # seconds of looking between two turns of the loop, while jobs are drawn or not
 REST = 4  # times as long as a stretch, while jobs are drawn: they have four fifths of the time
-DIGEST_BYTES = 4 << 20  # what is larger is no job, and not worth a look at its digest
+DIGEST_BYTES = 4 << 20  # a larger file is no job, so its digest is not read
 
 Signature = tuple[int, int, int, int]  # size, mtime, ctime, inode
 _OUT_OF_SIGHT: Signature = (0, 0, 0, 0)  # no file has it
@@ -41,7 +41,7 @@ _OUT_OF_SIGHT: Signature = (0, 0, 0, 0)  # no file has it
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A name in the inbox that waits to be claimed. Links and other oddities too: they are moved away unopened."""
+    """A name in the inbox that waits to be claimed. Links and special files too: they are moved away unopened."""
 
     name: str  # with its folder; a Path for each of twenty thousand would take their memory twice over
     is_file: bool
@@ -49,7 +49,7 @@ class Arrival:
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Its path."""
         return Path(self.name)
 
 
@@ -63,7 +63,7 @@ class _Seen:
 
 
 class StabilityTracker:
-    """How long files have kept their size, times and inode. Knows no folders and no events."""
+    """How long each file has kept its size, times and inode. It knows no folders and no events."""
 
     def __init__(self, settle_seconds: float) -> None:
         self.settle_seconds = settle_seconds
@@ -72,7 +72,7 @@ class StabilityTracker:
     def observe(self, path: str, signature: Signature, now: float, began: float | None = None) -> None:
         """Note what a file looks like at `now` (seconds of a clock that never steps back).
 
-        Files that were first seen in one look through the folder, which `began` then, have arrived together.
+        Files that were first seen in the same scan, which `began` then, count as arrived at the same time.
         """
         known = self.seen.get(path)
         if known is None:
@@ -81,17 +81,17 @@ class StabilityTracker:
             known.signature, known.still_since, known.priority, known.reads_like_job = signature, now, None, None
 
     def is_still(self, path: str, now: float) -> bool:
-        """Whether the file, as last looked at, has stood still long enough and holds something."""
+        """Whether the file was unchanged long enough and is not empty."""
         known = self.seen.get(path)
         return known is not None and known.signature[0] > 0 and now - known.still_since >= self.settle_seconds
 
     def lose_sight(self, path: str) -> None:
-        """Note that nobody can say what a file looks like now: it keeps its turn, and must stand still anew."""
+        """Note that the file can't be read now: it keeps its place, but must settle again."""
         if known := self.seen.get(path):
             known.signature = _OUT_OF_SIGHT
 
     def keep_only(self, paths: set[str]) -> None:
-        """Forget what is gone."""
+        """Forget the files that are gone."""
         self.seen = {path: seen for path, seen in self.seen.items() if path in paths}
 
 
@@ -120,17 +120,17 @@ class Inbox:
 
     @property
     def is_scanning(self) -> bool:
-        """Whether a look through the folder is under way, which may find more."""
+        """Whether a scan is in progress, which may find more files."""
         return self._scan is not None
 
     @property
     def is_away(self) -> bool:
-        """Whether the inbox itself can't be read: deleted, not mounted, not ours."""
+        """Whether the inbox itself can't be read: deleted, not mounted, or not permitted."""
         return str(self.folder) in self.unreadable
 
     @property
     def condition(self) -> str:
-        """In plain words, for people: what is wrong with the inbox, or how it is looked after."""
+        """What is wrong with the inbox, or how it is watched, for people."""
         if not self.unreadable:
             return (
                 Message("is watched")
@@ -147,13 +147,13 @@ class Inbox:
         return Message("can't be read in part: {problem}: {folder}{more}", error.strerror, folder, more)
 
     def names(self) -> Iterator[str]:
-        """What is queued, in its order, by its names from the inbox on."""
+        """The queued files in order, as paths from the inbox."""
         return (os.path.relpath(arrival.name, self.folder) for arrival in self.queue)
 
     def scan(self, now: float, clock: Callable[[], float] | None = None, *, is_busy: bool = False) -> None:
-        """Look through the folder if it is time: on a hint when nothing is queued, else rescan_seconds after the last.
+        """Scan if it is time: on an event when nothing is queued, else after rescan_seconds.
 
-        By `clock` no longer than a stretch, however slow the share is: the next call goes on. Without, to the end.
+        With `clock` one call takes a limited time, and the next call continues. Without it, the scan is completed.
         """
         if is_busy and now < self._rests_until:
             return
@@ -173,7 +173,7 @@ class Inbox:
         self._rests_until = now + (self._moment() - now) * (1 + REST)
 
     def _scan_folder(self, began: float, *, was_told: bool) -> Iterator[None]:
-        """All of the folder; the queue is another at the end. Yields wherever others may have their turn."""
+        """A whole scan; it replaces the queue at its end. Yields where the caller may do other work."""
         complete = self.watcher.take_renamed()
         self._claimed.clear()
         self._is_expecting = False
@@ -200,7 +200,7 @@ class Inbox:
         for path, status in meant:
             yield
             seen = self.stability.seen[path]
-            # One that changed since it was looked at is found out when it is claimed.
+            # A file that changed since the scan is noticed when it is claimed.
             if not (path in complete or self._is_ready(path, status, found)):
                 settles = min(settles, seen.still_since + self.stability.settle_seconds)
                 continue
@@ -219,19 +219,12 @@ class Inbox:
         has_news = any(seen.first == began for seen in self.stability.seen.values())
         self.watcher.tend(is_deaf=has_news and not (was_told or self.bell.is_set()))
 
-    def next_still(self) -> Arrival | None:
-        """The next arrival to claim.
-
-        One that changed or vanished since the scan waits for another: only that can tell a file that a person deleted,
-        to cancel it, from a share that went away with all of them.
-        """
-        while self.queue:
-            if (arrival := self.take_first()) is not None:
-                return arrival
-        return None
-
     def take_first(self) -> Arrival | None:
-        """The first of the queue, if it is as the scan saw it; it is in the queue no more."""
+        """Remove and return the first file of the queue, if it is still as the scan saw it.
+
+        A file that changed or vanished since the scan waits for another scan: only that can distinguish a deleted file,
+        which cancels its job, from a share that went away.
+        """
         arrival = self.queue[0]
         self.take(arrival)
         seen = self.stability.seen.get(arrival.name)
@@ -241,27 +234,27 @@ class Inbox:
         return None
 
     def take(self, arrival: Arrival) -> None:
-        """Out of the queue, and of the one that a look under way will make."""
+        """Remove a file from the queue, also from that of a scan in progress."""
         self.queue.remove(arrival)
         self._claimed.add(arrival.name)
 
     def put_back(self, arrival: Arrival) -> None:
-        """It still lies there, and is still the next."""
+        """The file is still there, and is next again."""
         self.queue.appendleft(arrival)
         self._claimed.discard(arrival.name)
 
     def expect(self) -> None:
-        """A file was put into the inbox just now, or changed: the next scan finds it."""
+        """A file was just put into the inbox or changed: the next scan looks for it."""
         self.unsettled += 1
         self._next_scan = 0.0
         self._is_expecting = True
 
     def is_still(self, path: Path, now: float) -> bool:
-        """Whether any file in the inbox, a picture say, has settled."""
+        """Whether any file in the inbox, such as an image, has settled."""
         return self.stability.is_still(str(path), now)
 
     def evidence(self, folder: Path, name: str) -> tuple[object, ...]:
-        """Signs that a file is on its way: itself, and partial files that bear its name (rsync, WinSCP, browsers)."""
+        """Signs that a file is being copied: the file itself, and partial files (rsync, WinSCP, browsers)."""
         wanted = normal(name)
         try:
             with scandir(folder) as entries:
@@ -274,7 +267,7 @@ class Inbox:
             return ()
 
     def _is_ready(self, path: str, status: os.stat_result, found: set[str]) -> bool:
-        """Whether a file is complete, by its rest or its digest; links and pipes never change."""
+        """Whether a file is complete: settled, or with a matching digest. Links and pipes never change."""
         return (
             not stat.S_ISREG(status.st_mode)
             or self.stability.is_still(path, self._moment())
@@ -282,7 +275,7 @@ class Inbox:
         )
 
     def _judge(self, path: str) -> no_jobs.NoJob | None:
-        """What is to be said of a file that is no job, once it stands still."""
+        """The note about a settled file that is no job."""
         now = self._moment()
         if not self.stability.is_still(path, now):
             return None
@@ -296,17 +289,17 @@ class Inbox:
         return no_jobs.judge(os.path.relpath(path, self.folder), now - seen.still_since, reads_like_job)
 
     def _tell_of(self, strange: list[no_jobs.NoJob]) -> None:
-        """What lies there and is no job, for status.json; in the log once."""
+        """Collect the files that are no jobs, for status.json; log each once."""
         before, self.no_jobs = self.no_jobs["files"], no_jobs.told(strange)
         for name, why in self.no_jobs["files"].items():
             if name not in before:
                 self.log.warning("lies in the inbox and is no job", source=name, reason=why)
 
     def _mind(self, unreadable: dict[str, OSError], found: set[str]) -> None:
-        """Keep what lies in folders that can't be read now; say once that they can't, and once that they can."""
+        """Keep the queued files of folders that can't be read now; report once when this starts and when it ends."""
         if unreadable:
             hidden = [p for p in self.stability.seen if not unreadable.keys().isdisjoint(map(str, Path(p).parents))]
-            for path in set(hidden) - found:  # a listing can break off in the middle
+            for path in set(hidden) - found:  # listing a folder can fail in the middle
                 self.stability.lose_sight(path)
                 found.add(path)
         was_readable, self.unreadable = not self.unreadable, unreadable
@@ -317,7 +310,7 @@ class Inbox:
 
 
 def beside(source: str) -> list[Path]:
-    """Where files may lie that a job names: beside it, or where it lay itself before it got into urgent/ or bulk/."""
+    """Folders where a job's files may be: beside it, or beside its place before it was moved to urgent/ or bulk/."""
     places = [Path(source).parent]
     while places[-1].parts[:1] in ((URGENT,), (BULK,)):
         places.append(Path(*places[-1].parts[1:]))
@@ -325,7 +318,7 @@ def beside(source: str) -> list[Path]:
 
 
 def make_folder(inbox: Path, folder: Path) -> None:
-    """A folder in the inbox, which the service's account may take files out of; no error where it exists."""
+    """Create a folder in the inbox from which the service's account may move files; no error if it exists."""
     missing = [*takewhile(lambda place: not place.exists(), (folder, *folder.parents))]
     for place in reversed(missing):
         with suppress(FileExistsError):
@@ -333,9 +326,9 @@ def make_folder(inbox: Path, folder: Path) -> None:
 
 
 def walk(folder: Path, unreadable: dict[str, OSError], ignored: Iterable[str] = ()) -> Iterator[os.DirEntry[str]]:
-    """Everything below `folder` that is no folder; nobody's folders and links to folders are not entered.
+    """All files below `folder`; ignored folders and links to folders are not entered.
 
-    Folders that can't be read, or not to their end, are noted in `unreadable`.
+    Folders that can't be read completely are noted in `unreadable`.
     """
     return (entry for entry in tread(folder, unreadable, [], ignored) if entry is not None)
 
@@ -343,9 +336,9 @@ def walk(folder: Path, unreadable: dict[str, OSError], ignored: Iterable[str] = 
 def tread(
     folder: Path, unreadable: dict[str, OSError], taken: list[str], ignored: Iterable[str] = ()
 ) -> Iterator[os.DirEntry[str] | None]:
-    """The same, and a None for each folder: on a slow share even empty ones take their time.
+    """Like `walk`, with a None for each folder: on a slow share even empty folders take time.
 
-    Folders of files that the service has taken are noted in `taken`.
+    Hidden folders with files that the service has taken are noted in `taken`.
     """
     top = str(folder)
     pending = [top]
@@ -371,7 +364,7 @@ def _signature(status: os.stat_result) -> Signature:
 
 
 def _status_of(entry: os.DirEntry[str], unreadable: dict[str, OSError]) -> os.stat_result | None:
-    """What a look at a file shows; None where it is gone, or can't be looked at, which is noted."""
+    """The stat of a file; None if it is gone, or can't be read, which is noted."""
     try:
         return entry.stat(follow_symlinks=False)
     except FileNotFoundError:
@@ -382,7 +375,7 @@ def _status_of(entry: os.DirEntry[str], unreadable: dict[str, OSError]) -> os.st
 
 
 def signature_of(path: str) -> Signature | None:
-    """What a file looks like now; None where that can't be said."""
+    """What identifies the present state of a file; None if it can't be read."""
     try:
         return _signature(os.lstat(path))
     except OSError:
@@ -390,7 +383,7 @@ def signature_of(path: str) -> Signature | None:
 
 
 def _is_meant_as_job(entry: os.DirEntry[str], status: os.stat_result) -> bool:
-    """Whether this should be claimed one day; an empty file may still be filled."""
+    """Whether this may become a job; an empty file may still be filled."""
     if not is_job_name(entry.name) and not _is_link_to_folder(entry):
         return False
     return status.st_size > 0 or not stat.S_ISREG(status.st_mode)
@@ -401,7 +394,7 @@ def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _has_matching_digest(path: str) -> bool:
-    """Whether NAME.sha256 beside a job holds its digest, as sha256sum writes it: then it is complete."""
+    """Whether NAME.sha256 contains the file's digest, as sha256sum writes it: then the file is complete."""
     try:
         said = files.read_regular(Path(path + ".sha256"), 64)
         return said is not None and said.decode(errors="replace").lower() == files.sha256(Path(path))

@@ -1,4 +1,4 @@
-"""Files that a job names, copied into its folder: what is drawn cannot change any more, and can be drawn again."""
+"""Copies the files that a job names into its folder, so that they can't change and the job can run again."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ from sdbatch.storage.root import Root
 
 
 class InputsPending(Exception):
-    """A file that a job names is still on its way."""
+    """A file that a job names is still being copied."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A named file's copy in the job's folder."""
+    """The copy of a named file in the job's folder."""
 
     field: str
     named: str
@@ -30,7 +30,7 @@ class Staged:
 
 
 class InputStager:
-    """Finds named files beside the job or in the root, and waits for those that are still being copied."""
+    """Finds the named files beside the job or in the root, and waits for those that are still being copied."""
 
     def __init__(self, root: Root, inbox: Inbox, max_bytes: int, wait_seconds: float) -> None:
         self.root, self.inbox = root, inbox
@@ -38,9 +38,9 @@ class InputStager:
         self._waits: dict[str, tuple[tuple[object, ...], float]] = {}  # job: what was seen coming, and until when
 
     def stage(self, field: str, named: str, folder: Path, claim: Claim, kept: Kept, now: float) -> Staged:
-        """Copy what `field` names into `folder`/inputs/; an earlier attempt's copy is used as it is.
+        """Copy the file that `field` names into `folder`/inputs/; the copy of an earlier attempt is used.
 
-        One from before `retry` is used only where what the job names is gone.
+        A copy from before `retry` is used only if the named file is gone.
 
         Raises:
             JobError: it isn't there, may not be named, or is too large.
@@ -64,11 +64,11 @@ class InputStager:
         return staged
 
     def forget(self, claim: Claim) -> None:
-        """It ended without what it waited for."""
+        """The job has ended and waits no longer."""
         self._waits.pop(claim.id, None)
 
     def _is_copy(self, path: Path) -> bool:
-        """Whether a file lies there that can be a copy of ours: no link, which others could have laid, and no pipe."""
+        """Whether the file can be a copy of ours: a plain file, not a link or pipe that somebody placed there."""
         try:
             status = path.lstat()
         except FileNotFoundError:
@@ -93,7 +93,7 @@ class InputStager:
             files.copy_atomically(file, copy)
 
     def _find_kept(self, field: str, kept: Kept) -> Path:
-        """A file of an earlier job that its manifest leads back to: the same bytes, or an error."""
+        """The file of an earlier job that a manifest refers to: the same bytes, or an error."""
         places, digest = kept[field]
         for place in places:
             try:
@@ -120,12 +120,12 @@ class InputStager:
         return found
 
     def _wait(self, job_id: str, paths: Sequence[Path], now: float) -> None:
-        """Raise InputsPending while anything that looks like one of `paths` still changes, and a while after."""
+        """Raise InputsPending while a file with one of `paths` still changes, and a while after."""
         paths = [path for path in paths if path.parent.is_relative_to(self.root.inbox)]
         if not paths:
             return  # nothing is on its way there
         if not self.root.inbox.is_dir():
-            raise InputsPending  # it is on a share that went away, and who knows what lies there
+            raise InputsPending  # it is on a share that is away, so nothing is known
         paths = [path for path in paths if path.parent.is_dir()]
         if not paths:
             return

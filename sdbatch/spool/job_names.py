@@ -1,7 +1,8 @@
-"""How people name jobs, and how jobs that come from others are named.
+"""The names of jobs: how people refer to jobs, and how follow-ups are named.
 
-An id is time, number and name: 20261122T101530Z-000042-truck. The jobs of one file share time and number; the first has
-that id, the second 20261122T101530Z-000042.2-truck. So 000042 names the file with all its jobs, 000042.1 the first.
+An id is time, number and name: 20261122T101530Z-000042-truck. The jobs of one file share time and number: the first has
+that id, the second is 20261122T101530Z-000042.2-truck. So 000042 means the file with all its jobs, and 000042.1 the
+first.
 """
 
 import os
@@ -21,13 +22,14 @@ from sdbatch.storage.spelling import normal
 
 _ID = re.compile(r"(\d{8}T\d{6}Z-(\d{6,}))(?:\.(\d+))?-(.*)", re.DOTALL)
 _NUMBER = re.compile(r"(\d{1,12})(?:\.(\d{1,12}))?")
+_ENDING = re.compile(r"-(rerun|again|follow-up)(-\d+)?$")  # earlier versions wrote "again"
 LONGEST_BASE = 26  # of a name that gets an ending: an id has room for 40 characters
 
 
 def matching(named: str, places: Iterable[Path]) -> list[Path]:
-    """Folders of jobs by their id; by number, of a file with all its jobs or of one; by name; else by a part of the id.
+    """The job folders that `named` means: by id, by number (of a file or of one job), by name, else by part of the id.
 
-    What is said more exactly goes first: a number is no part of another job's time.
+    The first of these that matches wins, so that a number does not match the time of another job.
     """
     named = normal(named)
     if not named:
@@ -37,7 +39,7 @@ def matching(named: str, places: Iterable[Path]) -> list[Path]:
 
 
 def meant(named: str, ids: Sequence[str]) -> list[str]:
-    """The same of ids alone."""
+    """The same for a list of ids."""
     slug = slug_of(named) if is_job_name(named) else named
     tries: list[Callable[[str], bool]] = [
         lambda name: name == named,
@@ -52,13 +54,13 @@ def meant(named: str, ids: Sequence[str]) -> list[str]:
 
 
 def the_one(named: str, found: Sequence[str]) -> list[str]:
-    """Of the jobs of a file that is meant by its number, the first; any others as they are."""
+    """If `named` is the number of a file, its first job; otherwise all that were found."""
     is_file = _NUMBER.fullmatch(named) and len({file_of(name) for name in found}) == 1
     return [name for name in found if is_file and _part_of(name) == 1] or [*found]
 
 
 def find_job(root: Root, named: str) -> Path:
-    """The folder of the one job of a name; of a file's number its first.
+    """The folder of the job that `named` means; for the number of a file, its first job.
 
     Raises:
         JobError: there is none, or there are several.
@@ -82,35 +84,35 @@ def find_job(root: Root, named: str) -> Path:
 
 
 def file_of(job_id: str) -> str:
-    """What the jobs of one file have in common, and no other job has; a name that is no id stands for itself."""
+    """The part of the id that all jobs of one file share. A name that is no id is returned unchanged."""
     match = _ID.fullmatch(job_id)
     return match[1] if match else job_id
 
 
 def padded(named: str) -> str:
-    """A number as ids have it."""
+    """A number with leading zeros, as in ids."""
     match = _NUMBER.fullmatch(named)
     return f"{int(match[1]):06}" if match else named
 
 
 def number_of(job_id: str) -> str:
-    """What people call a file with all its jobs: 000042."""
+    """The number of a job's file: 000042."""
     match = _ID.fullmatch(job_id)
     return match[2] if match else job_id
 
 
 def of_many(place: Path) -> dict[str, str]:
-    """The numbers of files of which several jobs lie in a place, by the ids of these."""
+    """For each job in a folder whose file has several jobs there: the file's number, by the job's id."""
     names = [folder.name for folder in folders(place)]
     counts = Counter(map(file_of, names))
     return {name: number_of(name) for name in names if counts[file_of(name)] > 1}
 
 
-def next_name(root: Root, job_id: str, ending: Literal["again", "follow-up"]) -> str:
-    """A job file's name for what comes of another job: that one's, with an ending that no job of the root has yet."""
+def next_name(root: Root, job_id: str, ending: Literal["rerun", "follow-up"]) -> str:
+    """The file name for a repeat or follow-up of a job: its name with an ending that no other job has yet."""
     match = _ID.fullmatch(job_id)
     name = match[4] if match else job_id.rpartition("/")[2]
-    base = re.sub(r"-(again|follow-up)(-\d+)?$", "", slug_of(f"{name}.yaml"))[:LONGEST_BASE].strip("-")
+    base = _ENDING.sub("", slug_of(f"{name}.yaml"))[:LONGEST_BASE].strip("-")
     taken = {
         match[4]
         for place in (root.running, root.done, root.failed)
@@ -136,7 +138,7 @@ def _part_of(name: str) -> int:
 
 
 def folders(place: Path) -> list[Path]:
-    """Those of jobs, in order."""
+    """The job folders in a folder, in order."""
     try:
         with os.scandir(place) as entries:
             return sorted(place / entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")

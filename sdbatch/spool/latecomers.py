@@ -1,7 +1,7 @@
-"""Files as they came that somebody may write on into after their jobs have ended: they are dropped anew then.
+"""Watches original files after their jobs have ended: a file that is written again goes back to the inbox.
 
-Each is looked at every few seconds for an hour, in this run of the service or the next; of more than a thousand the
-oldest are let go. So are files that a stop left behind in the inbox, on their way from another filesystem.
+Each file is checked every few seconds for an hour, also after a restart. At most a thousand are kept; the oldest are
+dropped. The files that a stop left in hidden folders of the inbox on another filesystem are checked too.
 """
 
 from contextlib import suppress
@@ -20,7 +20,7 @@ WARNING = "a job file was written on after it was taken, and is claimed anew"
 
 
 class Latecomers:
-    """Looked after once a pass."""
+    """Checked once per pass of the loop."""
 
     def __init__(self, root: Root, spool: Spool, inbox: Inbox) -> None:
         self.root, self.spool, self.inbox = root, spool, inbox
@@ -30,7 +30,7 @@ class Latecomers:
         self._next_check = float("-inf")
 
     def check(self, now: float) -> None:
-        """Put back what was written on into, and let go of what nobody did."""
+        """Put changed files back into the inbox, and delete those that stayed unchanged."""
         for holder in self.inbox.taken:
             with suppress(OSError):  # it is looked at again with the next scan
                 if self.spool.reclaim(Path(holder)):

@@ -1,7 +1,7 @@
-"""What lies in the inbox and is no job: why it is passed over, and what to do.
+"""Files in the inbox that are no jobs: why they are ignored, and what to do.
 
-By names alone, but for texts: those may be notes, prompts, or a job that some editor named .txt, and a glance tells.
-What jobs name and drop beside themselves is not told of: pictures, texts, digests; nor is what nobody should touch.
+Only the name decides, except for text files: they may be notes, prompts, or a job that an editor named .txt, so their
+beginning is read. Files that jobs name are not reported (images, texts, digests), nor are hidden and temporary ones.
 """
 
 import re
@@ -16,7 +16,7 @@ from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, PARTIAL_SUFFIXES, SUFFIXES, is_job_name, natural_key
 
 TOLD = 20  # by name; the others are counted
-PARTIAL_SECONDS = 600.0  # after which a copy that does not grow has been given up
+PARTIAL_SECONDS = 600.0  # after which a copy that does not grow counts as abandoned
 GLANCE_BYTES = 4 << 10
 RENAME = Message("a job's name ends in .yaml, .yml or .json: rename it to {}")
 READS_LIKE_ONE = Message("it reads like a job, but its name does not end like one: rename it to {}")
@@ -32,7 +32,7 @@ _KINDS = {
         "weights belong in models/, where jobs find them: move it there"
     ): "bin ckpt gguf h5 onnx pkl pt pth safetensors",
     Message("only a shortcut: copy the file itself"): "desktop lnk url webloc",
-    "": (  # what jobs name, digests, and what desktops leave
+    "": (  # files that jobs name, digests, and files of desktops
         "avif bmp gif heic jfif jpe jpeg jpg pbm pgm png ppm psd svg tif tiff webp asc md5 sha1 sha256 sha512 sig db"
     ),
 }
@@ -47,7 +47,7 @@ _PROMPT = re.compile(rb"""^[\s{\[,-]*["']?(?:prompt|from[_-]file|init[_-]img)["'
 
 
 class NoJob(NamedTuple):
-    """A file, why it is passed over, and whether it was probably meant as a job."""
+    """A file, why it is ignored, and whether it was probably meant as a job."""
 
     name: str
     why: str
@@ -55,7 +55,7 @@ class NoJob(NamedTuple):
 
 
 def judge(name: str, rest: float = 0.0, reads_like_job: Callable[[], bool] = lambda: False) -> NoJob | None:
-    """A file that is no job, `rest` seconds after it last changed; None where there is nothing to say of it."""
+    """The note about a file that is no job and has not changed for `rest` seconds; None if there is none."""
     file = name.rpartition("/")[2]
     stem, dot, suffix = file.rpartition(".")
     stem, suffix = (stem, suffix.lower()) if dot else (file, "")
@@ -73,7 +73,7 @@ def judge(name: str, rest: float = 0.0, reads_like_job: Callable[[], bool] = lam
 
 
 def reads_like_job(path: str) -> bool:
-    """Whether a text begins as jobs do: with a field, and soon a prompt. One that only shows a job begins otherwise."""
+    """Whether a text starts like a job: with a field, and soon a prompt."""
     try:
         head = files.read_regular(Path(path), GLANCE_BYTES) or b""
     except OSError:
@@ -84,14 +84,14 @@ def reads_like_job(path: str) -> bool:
 
 
 def told(found: Iterable[NoJob]) -> dict[str, Any]:
-    """As status.json says it: how many, and the first of them, what was probably meant as a job before all else."""
+    """For status.json: the number of files, and the first of them; those probably meant as jobs come first."""
     listed = [*found]
     first = nsmallest(TOLD, listed, key=lambda one: (not one.is_meant, natural_key(one.name)))
     return {"count": len(listed), "files": {one.name: one.why for one in first}}
 
 
 def _meant(file: str, stem: str, suffix: str) -> str:
-    """The name that a job of nearly this name should have; empty where it is none."""
+    """The correct job name that this name resembles; empty if there is none."""
     if found := _WITHIN.fullmatch(file):
         base, right, behind = found.groups()
         is_suffix = re.fullmatch(r"\.[a-z]\w{0,9}", behind, re.IGNORECASE)

@@ -1,7 +1,7 @@
-"""The one order in which jobs are drawn, for the service that draws them and for whoever asks when a turn comes.
+"""The order in which jobs run, for the service and for those who ask when a job's turn comes.
 
-By priority; of one priority what is claimed goes before what waits in the inbox, the claimed by their ids, which sort
-by arrival, and what waits by its arrival.
+By priority. Within one priority, claimed jobs go before files in the inbox. Claimed jobs are sorted by id, which means
+by arrival, and files by arrival.
 """
 
 import json
@@ -29,7 +29,7 @@ BUMPED = ".first"  # in running/
 
 
 class Ranked(Protocol):
-    """A claimed job, or a file that waits."""
+    """A claimed job or a waiting file, with its priority."""
 
     @property
     def priority(self) -> int:
@@ -38,7 +38,7 @@ class Ranked(Protocol):
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """One of them by name: a claimed job ("id") or a waiting file ("file")."""
+    """The same by name: a claimed job ("id") or a waiting file ("file")."""
 
     kind: str
     name: str
@@ -50,19 +50,19 @@ Waiting = TypeVar("Waiting", bound=Ranked)
 
 
 def in_order(claimed: Iterable[Claimed], waiting: Iterable[Waiting]) -> Iterator[Claimed | Waiting]:
-    """Both, each by priority already, as they have their turns; one more of each is looked at than was taken."""
+    """Merge both, each already sorted by priority. It reads one item of each ahead."""
     return merge(claimed, waiting, key=lambda ranked: -ranked.priority)  # of equal ones the first iterable's go first
 
 
 class Priorities:
-    """Of claimed jobs: each dropped file's is read once, as it stays what it was."""
+    """The priorities of claimed jobs. Each file is read once, because it does not change."""
 
     def __init__(self, running: Path) -> None:
         self.running = running
         self._known: dict[str, int] = {}
 
     def sorted(self, ids: Iterable[str]) -> list[tuple[str, int]]:
-        """Ids in the order of their turns, and their priorities."""
+        """The ids in order, with their priorities."""
         numbers = {job_id: found[0] if (found := _NUMBER.match(job_id)) else job_id for job_id in ids}
         self._known = {number: known for number, known in self._known.items() if number in set(numbers.values())}
         bumped = bumped_files(self.running)
@@ -77,14 +77,14 @@ class Priorities:
             try:
                 said = json.loads(files.read_regular(self.running / job_id / "claim.json", MOST_CLAIM) or b"{}")
             except (OSError, ValueError, RecursionError):
-                return 0  # as long as it can't be read it lets the others pass anyway
+                return 0  # while it can't be read, the others go first anyway
             priority = said.get("priority") if isinstance(said, dict) else 0
             self._known[number] = priority if isinstance(priority, int) else 0
         return self._known[number]
 
 
 def bumped_files(running: Path) -> set[str]:
-    """Time and number of claimed files whose jobs a person put before the others."""
+    """Time and number of claimed files that a person prioritized."""
     try:
         return set((files.read_regular(running / BUMPED, MOST_CLAIM) or b"").decode("ascii", "replace").split())
     except OSError:
@@ -92,12 +92,12 @@ def bumped_files(running: Path) -> set[str]:
 
 
 def priority_of_folder(relative: str) -> int:
-    """What a file's place in the inbox says of its priority."""
+    """The priority that a file has from its folder."""
     return _FOLDERS.get(relative.partition("/")[0], 0)
 
 
 def priority_of(path: str, relative: str) -> int:
-    """What a file says of its priority, as far as a glance shows; its folder adds to that."""
+    """The priority that a file states, read from its beginning, plus that of its folder."""
     try:
         head = files.read_regular(Path(path), GLANCE_BYTES) or b""
     except OSError:

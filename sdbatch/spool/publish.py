@@ -1,8 +1,8 @@
-"""Staged pictures to the output folder that a job documents, once each, and numbered like the scripts' own.
+"""Publishes staged images in a job's output folder, once each, numbered as the scripts do.
 
-The numbers are chosen and written down before the first picture is placed, so that whatever stops in between goes
-on with the same names. They follow the highest that lies there: the scripts count files, and overwrite a picture
-when an earlier one was deleted.
+The names are chosen and written down before the first image is placed, so that the same names are used after a stop.
+They follow the highest existing number. (The scripts count files, and overwrite an image if an earlier one was
+deleted.)
 """
 
 import errno
@@ -24,14 +24,14 @@ Names = dict[str, str]  # staged name -> name in the output folder, both as samp
 
 
 class Publisher:
-    """Chooses names and publishes under them; remembers the last numbers of a few folders, nothing else."""
+    """Chooses names and publishes under them. It remembers only the last numbers of a few folders."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[Path, str], tuple[int, int]] = {}  # a folder's mtime, and the next number then
         self._swept: dict[Path, None] = {}
 
     def choose_names(self, outdir: Path, staged: Sequence[str]) -> Names:
-        """The next free names for staged pictures: samples/00006.png, grid-0001.png."""
+        """The next free names for staged images: samples/00006.png, grid-0001.png."""
         sample = self._next_number(outdir / SAMPLES, _SAMPLE)
         grid = self._next_number(outdir, _GRID)
         names = {}
@@ -52,10 +52,10 @@ class Publisher:
         write_down: Callable[[Names], None],
         parameters: dict[str, Any],
     ) -> Names:
-        """Give each staged picture in `folder` its name in `outdir`, with the job's parameters beside them.
+        """Give each staged image in `folder` its name in `outdir`, with the job's parameters beside it.
 
-        Pictures that have their name already are passed over. A name that somebody took meanwhile is never
-        overwritten: what is left gets new ones, written down first. Returns the names as they are.
+        Images that already have their name are skipped. A name that somebody took meanwhile is never overwritten: the
+        remaining images get new names, which are written down first. Returns the final names.
         """
         files.make_dir(outdir / SAMPLES if any("/" in name for name in names.values()) else outdir)
         self._sweep(outdir)
@@ -79,7 +79,7 @@ class Publisher:
         return names
 
     def _sweep(self, outdir: Path) -> None:
-        """What a service that was killed left there; once, or again after many others: each job may have its own."""
+        """Delete the drafts of a killed service, once per folder; remembered for a limited number of folders."""
         if outdir not in self._swept:
             for folder in (outdir, outdir / SAMPLES):
                 files.sweep(folder)
@@ -88,7 +88,7 @@ class Publisher:
                 del self._swept[next(iter(self._swept))]
 
     def _next_number(self, folder: Path, pattern: str) -> int:
-        """One more than the highest in a folder; it may hold thousands, and is read again only if others changed it."""
+        """One more than the highest number in a folder, which is read again only after changes."""
         if not folder.is_dir():
             return 0
         mtime = folder.stat().st_mtime_ns
@@ -102,7 +102,7 @@ class Publisher:
         return number
 
     def _remember(self, folder: Path, pattern: str, names: Names) -> None:
-        """Our own changes to a folder are no reason to read it again."""
+        """Note our own change of a folder, so that it is not read again because of it."""
         if (folder, pattern) in self._numbers:
             matches = (re.fullmatch(pattern, name.rpartition("/")[2]) for name in names.values())
             ours = max((int(match[1]) + 1 for match in matches if match), default=0)
@@ -111,7 +111,7 @@ class Publisher:
 
 
 def make_outdir(outdir: Path, grid_alone: bool) -> Path:
-    """The output folder, made before anything is drawn: a name that can't be a folder costs nothing yet."""
+    """Create the output folder before the job runs, so that an impossible name fails early."""
     try:
         files.make_dir(outdir if grid_alone else outdir / SAMPLES)
         for folder in (outdir, outdir / SAMPLES):
@@ -128,7 +128,7 @@ def make_outdir(outdir: Path, grid_alone: bool) -> Path:
 
 
 def _write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str]) -> None:
-    """The job's parameters as the earlier web service kept them: setup.json, a later job's beside it by its number."""
+    """Write the job's parameters as the earlier web service did: setup.json, with a number for later jobs."""
     data = (json.dumps(parameters, indent=4, ensure_ascii=False) + "\n").encode()
     first = next(iter(names), "0")
     number = re.sub(r"\D", "", first)
@@ -138,4 +138,4 @@ def _write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str])
             files.write_atomically(path, data)
             return
         if files.read_regular(path, len(data) + 1) in (None, data):
-            return  # somebody's folder, pipe or link of that name: the manifest has it all
+            return  # a foreign folder, pipe or link has this name; the manifest contains everything

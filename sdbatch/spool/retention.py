@@ -1,6 +1,6 @@
-"""Old folders of jobs/done/ and jobs/failed/, removed by the rules of `retention:`; pictures in outputs/ stay.
+"""Deletes old folders of jobs/done/ and jobs/failed/ as `retention:` says. Images in outputs/ stay.
 
-And pictures that visitors of the page sent, once no job waits for them: each was copied when its job was taken up.
+It also deletes uploaded images of the web page that no job waits for: each job has its own copy.
 """
 
 import re
@@ -29,13 +29,13 @@ _SENT, _NAMED = re.compile(rf"{SENT}.*{_MARK}", re.DOTALL), re.compile(_MARK.enc
 
 
 def outdated(root: Root, keep: Retention, now: datetime) -> Iterator[Path]:
-    """The folders that the rules give up, oldest first. What has no end mark is not ours to judge."""
+    """The folders that the rules select, oldest first. Folders without an end mark are left alone."""
     yield from _beyond(root.done, MANIFEST, keep.done_days, keep.done_count, now)
     yield from _beyond(root.failed, ERROR, keep.failed_days, keep.failed_count, now)
 
 
 def outdated_beside_waiting(root: Root, keep: Retention, now: datetime) -> list[Path]:
-    """Of these, the folders that no job which is yet to be drawn may name; none where that can't be told."""
+    """The same without the folders that a waiting job may name; none if that can't be known."""
     if keep == Retention():
         return []
     try:
@@ -65,7 +65,7 @@ def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: 
 
 
 def remove(root: Root, folder: Path, *, outputs: bool) -> None:
-    """Take a folder away, and what it alone named in the inbox; with `outputs` its pictures in outputs/ as well."""
+    """Delete a folder, and the files in the inbox that only it named; with `outputs` its images in outputs/ too."""
     for companion in companions(root, folder):
         if not _is_named_elsewhere(root, companion, folder):
             files.delete(companion)
@@ -73,14 +73,14 @@ def remove(root: Root, folder: Path, *, outputs: bool) -> None:
         for staged, published in published_pictures(root, folder):
             if files.same_content(staged, published):
                 files.delete(published)
-    # Under a hidden name first: a stop in between leaves no half of a job behind.
+    # Renamed to a hidden name first, so that a stop never leaves half a job.
     hidden = folder.with_name(files.BUSY_PREFIX + folder.name)
     files.move(folder, hidden)
     files.remove_tree(hidden)
 
 
 def companions(root: Root, folder: Path) -> list[Path]:
-    """Files in the inbox that a done or failed job named, as far as they are what it was drawn from."""
+    """The files in the inbox that a done or failed job named, if they are still what it used."""
     claim = read_claim(folder)
     if claim is None or not claim.inputs:
         return []
@@ -95,7 +95,7 @@ def companions(root: Root, folder: Path) -> list[Path]:
 
 
 def _is_named_elsewhere(root: Root, companion: Path, folder: Path) -> bool:
-    """Whether another job than that of `folder` may need a file of the inbox; where that can't be told it may."""
+    """Whether another job than `folder`'s may need a file of the inbox; yes if that can't be known."""
     name = companion.name.encode()
     try:
         if any(name in job for job in _undrawn(root)):
@@ -107,12 +107,12 @@ def _is_named_elsewhere(root: Root, companion: Path, folder: Path) -> bool:
 
 
 def sweep_uploads(root: Root, now: datetime) -> None:
-    """Take away what visitors sent and no waiting or running job names; where that can't be told, nothing."""
+    """Delete uploaded images that no waiting or running job names; none if that can't be known."""
     with suppress(OSError):
         ages = {path: _age(path, now) for path in root.uploads.iterdir()}
         drafts = [path for path, age in ages.items() if path.name.startswith(files.BUSY_PREFIX) and age > DAY]
         old = {path: _SENT.fullmatch(path.name) for path, age in ages.items() if age > UPLOAD_STAYS}
-        # Looked through twice: a file that is moved meanwhile, as `prioritize` does, is met at least once.
+        # Scanned twice: a file that is moved meanwhile, as `prioritize` does, is seen at least once.
         looks = 2 if any(old.values()) else 0
         named = {mark.decode() for _ in range(looks) for job in _undrawn(root) for mark in _NAMED.findall(job)}
         for path in [*drafts, *(path for path, found in old.items() if found and found[1] not in named)]:
@@ -121,12 +121,12 @@ def sweep_uploads(root: Root, now: datetime) -> None:
 
 
 def _age(path: Path, now: datetime) -> float:
-    """In seconds: a file's time may lie beyond all dates."""
+    """In seconds; a file's time may be outside the range of dates."""
     return now.timestamp() - path.lstat().st_mtime
 
 
 def _undrawn(root: Root) -> Iterator[bytes]:
-    """What the job files say that are yet to be drawn.
+    """The contents of all job files that have not run yet.
 
     Raises:
         OSError: not all of them could be read.
@@ -141,7 +141,7 @@ def _undrawn(root: Root) -> Iterator[bytes]:
 
 
 def published_pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """A done job's pictures, and where in outputs/ they were published."""
+    """The images of a done job, and their places in outputs/."""
     try:
         record = yaml.load(files.read_regular(folder / MANIFEST, MANIFEST_BYTES) or b"", yaml.CSafeLoader)
         grids = [grid for grid in (record.get("grid"), *record.get("more_grids", [])) if grid]

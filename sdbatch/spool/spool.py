@@ -1,19 +1,19 @@
-"""The spool: a job's way from jobs/inbox/ through jobs/running/ to jobs/done/ or jobs/failed/.
+"""The spool: moves jobs from jobs/inbox/ through jobs/running/ to jobs/done/ or jobs/failed/.
 
-The protocol on disk, which every crash is recovered by:
+The protocol on disk, by which every crash is recovered:
 
     running/<id>/claim.json      is written first: where the job came from, and later how often it was tried
-    running/<id>/<the file>      arrives by ONE rename from the inbox. Before it, nothing is claimed and the folder
-                                 is rubbish; from it on, the job is ours and is never lost. handover.py says how the
-                                 file becomes one that nobody else has open, and how it comes from another filesystem
+    running/<id>/<the file>      arrives by ONE rename from the inbox. Before this rename nothing is claimed, and the
+                                 folder may be deleted; after it the job is never lost. handover.py says how the file
+                                 is copied so that nobody else has it open, and how it comes from another filesystem
     running/<id>.<n>-.../        jobs 2 to n of a file that holds several, each with the whole file
-    running/<id>/samples/        finished pictures, each complete from the moment it has its name
-    running/<id>/manifest.yaml   is written last: all pictures are published
-    done/<id>/                   the same folder, by ONE rename; a folder with a manifest in running/ only lacks this
-    failed/<id>/                 likewise, with error.txt in the manifest's place
+    running/<id>/samples/        finished images; an image with its name is complete
+    running/<id>/manifest.yaml   is written last: all images are published
+    done/<id>/                   the same folder, by ONE rename; a folder with a manifest in running/ only needs this
+    failed/<id>/                 likewise, with error.txt instead of the manifest
 
-An attempt is counted in claim.json, and synced, before the renderer sees the job: one that takes the machine down
-cannot do so for ever. `<id>` is time, number and name; it sorts by arrival even when the clock steps back.
+An attempt is counted in claim.json, and synced, before the renderer gets the job. So a job that crashes the machine
+can't do so forever. `<id>` is time, number and name. Ids sort by arrival even if the clock goes back.
 """
 
 import errno
@@ -47,7 +47,7 @@ MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from m
 WRITTEN_ON = Message(
     "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
 )
-HALT, CANCEL = "halt", "cancel"  # marks on a job in work: stop between two batches; stop at once, and for good
+HALT, CANCEL = "halt", "cancel"  # marks for a running job: stop between two batches; stop at once, for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
 _RESERVED = re.compile(
@@ -58,7 +58,7 @@ _RESERVED = re.compile(
 
 
 def _in_the_inbox(name: str) -> str:
-    """Members of the group can write a claim.json: it names nothing elsewhere."""
+    """Members of the group can write a claim.json, so its paths must be inside the inbox."""
     path = PurePath(name)
     os.fsencode(name)  # a ValueError, if no file can have it
     if path.is_absolute() or ".." in path.parts or "\0" in name:
@@ -83,7 +83,7 @@ PictureName = Annotated[str, AfterValidator(_as_published)]
 
 @dataclass
 class Claim:
-    """A claimed job: what claim.json says. `Spool.note` changes both.
+    """A claimed job, as claim.json describes it. `Spool.note` changes both.
 
     Attributes:
         id: the name of its folder in running/, then done/ or failed/.
@@ -121,11 +121,11 @@ _CLAIM = TypeAdapter(Claim)
 
 
 class _NotWrittenError(OSError):
-    """The disk does not take what a job lacks: that stops all, and is not as if the job could not be read."""
+    """The disk refuses a file that a job needs. This stops everything, unlike a job that can't be read."""
 
 
 class Spool:
-    """Claims, finishes, fails and recovers jobs. Knows nothing of what a job says or who draws it.
+    """Claims, finishes, fails and recovers jobs. It knows nothing of their content, or of the engine.
 
     Attributes:
         unreadable: claimed jobs that can't be read now, and why. They stay where they are and let the others pass.
@@ -143,14 +143,14 @@ class Spool:
         return self.root.running / claim.id
 
     def recover(self) -> int:
-        """Bring running/ in order after a stop of any kind, once, before anything else.
+        """Repair running/ after any kind of stop, once, before anything else.
 
-        Trouble that is one folder's own is told, and leaves that folder to its turn; the disk's ends this.
+        A problem with one folder is reported, and the folder is left for its turn. A disk error ends this.
 
-        Returns how many jobs were on their way to failed/.
+        Returns how many jobs were moved to failed/.
         """
         failed = 0
-        self.unreadable.clear()  # a disk that failed in the middle has this begin anew
+        self.unreadable.clear()  # if the disk failed in the middle, this starts again
         places = (self.root.running, self.root.done, self.root.failed)
         stamps = (_stamp(path.name) for place in places for path in place.iterdir())
         self._last = max((stamp for stamp in stamps if stamp[1] < MOST_NUMBER), default=("", 0))
@@ -167,7 +167,7 @@ class Spool:
         return failed
 
     def _bring_in_order(self, folder: Path) -> bool:
-        """What a stop left of one job; says whether that has it end in failed/."""
+        """Repair one job's folder; returns whether the job must end in failed/."""
         if folder.name.startswith(files.BUSY_PREFIX):
             files.remove_tree(folder)  # the rename that splits off never happened
             return False
@@ -186,14 +186,14 @@ class Spool:
         return True
 
     def _clear_drafts(self, found: Iterable[Path]) -> None:
-        """Take unfinished files away. We make no folders of such names there: one is somebody's, and stays."""
+        """Delete unfinished files. A folder of such a name is not ours, and stays."""
         for draft in [*found]:
             with self._of_its_own(draft):
                 draft.unlink(missing_ok=True)
 
     @contextmanager
     def _of_its_own(self, path: Path) -> Iterator[None]:
-        """Names one file or folder that can't be brought in order, and goes on; a failing disk is another matter."""
+        """Report a file or folder that can't be repaired, and go on; a disk error is raised."""
         try:
             yield
         except OSError as error:
@@ -202,7 +202,7 @@ class Spool:
             self.log.warning("left as it is, since it can't be brought in order", path=str(path), error=str(error))
 
     def claimed(self) -> Iterator[Claim]:
-        """Jobs in running/, in the order of their turns, each read only when that comes: a file can hold a thousand."""
+        """The jobs in running/ in order. Each is read when its turn comes, because there may be a thousand."""
         folders = [folder for folder in _folders(self.root.running) if not folder.name.startswith(".")]
         for gone in self.unreadable.keys() - {folder.name for folder in folders}:
             del self.unreadable[gone]
@@ -212,9 +212,9 @@ class Spool:
                 yield claim
 
     def _settle(self, folder: Path, claim: Claim) -> Path | None:
-        """Give a job that has ended the move that it lacks, to done/ or failed/; says which, None for any other."""
+        """Move a job that has ended to done/ or failed/ if that is missing; returns which, or None."""
         if not self._is_own(folder):
-            return None  # its turn has it set aside
+            return None  # it is moved to failed/ when its turn comes
         if (folder / MANIFEST).is_file():
             self.finish(claim)
             return self.root.done
@@ -225,12 +225,12 @@ class Spool:
         return None
 
     def cancelled(self) -> Claim | None:
-        """A claimed job that a person took back."""
+        """A claimed job that a person cancelled."""
         marks = self.root.running.glob(f"*/{CANCEL}")
         return next((claim for mark in marks if (claim := self._read(mark.parent)) is not None), None)
 
     def raise_if_cancelled(self, claim: Claim) -> None:
-        """End a job that a person took back.
+        """Raise Cancelled if a person cancelled the job.
 
         Raises:
             Cancelled: it is one.
@@ -239,9 +239,9 @@ class Spool:
             raise Cancelled(Cancelled.TEXT)
 
     def require_own(self, claim: Claim) -> None:
-        """Make sure that a folder in running/ came there by a claim, and not by a person's hand.
+        """Check that a folder in running/ came there by a claim, not by hand.
 
-        A copy is never drawn unasked: a back-up that was put back may hold a job twice.
+        A copied folder does not run by itself: after restoring a backup, a job might exist twice.
 
         Raises:
             JobError: it is a copy, with what to do.
@@ -256,25 +256,21 @@ class Spool:
         )
 
     def _is_own(self, folder: Path) -> bool:
-        """Whether a folder in running/ has the name that its claim gave it, and no other folder has."""
+        """Whether a folder in running/ has the name from its claim, and no other folder has it."""
         has_name = arrived(folder.name) and (_said(folder) or {}).get("id", folder.name) == folder.name
-        return has_name and not self._has_ended(folder.name)
-
-    def _has_ended(self, job_id: str) -> bool:
-        """Whether a job of this name lies in done/ or failed/."""
-        return any((place / job_id).exists() for place in (self.root.done, self.root.failed))
+        return has_name and not any((place / folder.name).exists() for place in (self.root.done, self.root.failed))
 
     def requeue(self, failed: Path) -> None:
-        """Bring a failed job back to running/, with a clean slate and what was drawn of it.
+        """Move a failed job back to running/, with a new count of attempts and its finished images.
 
-        What it names is looked for anew, but for copies that a person mended where they lie.
+        Its files are looked for again, except copies that a person changed in the job's folder.
         """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
             raise JobError("{name} holds no job file any more", failed.name)
         _set_inputs_aside(failed, claim)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
-        # The service is to read it, whatever the umask of who asks.
+        # The service must be able to read it, whatever the umask of the user.
         files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
         for mark in (ERROR, MANIFEST):  # a copy of a job that was done has the other too
@@ -282,10 +278,10 @@ class Spool:
         files.move(failed, self.root.running / failed.name)
 
     def claim(self, dropped: Path, now: datetime, priority: int = 0) -> Claim | None:
-        """Make a file in the inbox ours; None if it vanished first. Nothing is opened here, so nothing can hang."""
+        """Take a file from the inbox; None if it has vanished. No file is opened here, so nothing can block."""
         name = dropped.name
         source = dropped.relative_to(self.root.inbox).as_posix()
-        # A dropped manifest.yaml must not pass for ours.
+        # A dropped manifest.yaml must not be taken for ours.
         file = f"dropped-{slug_of(name)}{dropped.suffix}" if _RESERVED.fullmatch(name) else name
         claimed_at = now.isoformat(timespec="milliseconds")
         before = self._last
@@ -300,7 +296,7 @@ class Spool:
                 # What was taken from another filesystem, but not copied, is found there and put back.
                 with suppress(OSError):
                     files.remove_tree(folder)
-                    self._last = before  # asked for again and again, it would use the numbers up
+                    self._last = before  # repeated tries would use up the numbers
             if isinstance(error, FileNotFoundError):
                 return None
             raise
@@ -309,7 +305,7 @@ class Spool:
         return claim
 
     def _fetch(self, claim: Claim, dropped: Path) -> None:
-        """Move a dropped file into its job's folder; where it has to be copied, that is noted first."""
+        """Move a dropped file into its job's folder; if it must be copied, this is noted first."""
         target = self.folder(claim) / claim.file
         try:
             files.move(dropped, target)
@@ -320,12 +316,12 @@ class Spool:
             handover.fetch(dropped, target, claim.id)
 
     def make_own(self, claim: Claim) -> None:
-        """See to it that nobody else has the job's file open, once, before it is read."""
+        """Make sure that nobody else has the job's file open, once, before it is read."""
         if not claim.attempts and not claim.parts and not claim.held:
             handover.make_own(self.folder(claim), claim.file)
 
     def release(self, claim: Claim) -> str:
-        """Let go of the file as it came; where it now lies in the inbox if somebody wrote on into it, else nothing."""
+        """Let go of the original file. Returns its place in the inbox if somebody wrote to it again, else None."""
         folder, place = self.folder(claim), self.root.inbox / claim.source
         if claim.held:
             try:
@@ -340,9 +336,9 @@ class Spool:
         return self._show(handover.put_back(arrived, place))
 
     def reclaim(self, holder: Path) -> str:
-        """See to a file in a hidden folder of the inbox, where a stop or an error may have left it.
+        """Handle a file in a hidden folder of the inbox, which a stop or an error left there.
 
-        Says, as `release` does, where it lies now if it is to be claimed anew.
+        Returns its place if it must be claimed again, as `release` does.
         """
         job_id = holder.name.removeprefix(handover.TAKEN)
         file = next(holder.iterdir(), None)
@@ -367,7 +363,7 @@ class Spool:
         return path.relative_to(self.root.inbox).as_posix()
 
     def split(self, claim: Claim, parts: int) -> None:
-        """Give each further job of a file a folder of its own. Repeating this after a crash makes only what lacks."""
+        """Give each further job of a file its own folder. Safe to repeat after a crash."""
         stamp, number = _stamp(claim.id)
         slug = claim.id.split("-", 2)[2]
         for part in range(2, parts + 1):
@@ -390,16 +386,16 @@ class Spool:
         self._write(claim)
 
     def finish(self, claim: Claim) -> None:
-        """Move a job whose manifest is written to done/."""
+        """Move a job with a manifest to done/."""
         folder = self.folder(claim)
         self.release(claim)
         _unmark(folder)
         files.move(folder, self.root.done / claim.id)
 
     def fail(self, claim: Claim, text: str) -> str:
-        """Move a job to failed/, with the reason in plain words beside it; under a new id where it has none of its own.
+        """Move a job to failed/ with the reason beside it; with a new id if its own is taken.
 
-        Says what `release` does.
+        Returns what `release` returns.
 
         Raises:
             OSError: the disk failed, or the folder isn't ours to move.
@@ -429,7 +425,7 @@ class Spool:
         return f"{self._last[0]}-{self._last[1]:06}-{slug_of(name)}"
 
     def _read(self, folder: Path) -> Claim | None:
-        """The claim in a folder; None without one, where it can't be read now, or where the job had ended."""
+        """The claim in a folder; None if there is none, it can't be read now, or the job has ended."""
         try:
             claim = read_claim(folder) or self._completed(folder) or self._rebuilt(folder)
             # What `recover` passed over may have ended before the stop: it is settled now.
@@ -450,7 +446,7 @@ class Spool:
         return claim
 
     def _completed(self, folder: Path) -> Claim | None:
-        """The claim in a folder whose file had no name at the moment of a stop."""
+        """The claim of a folder whose file was between two renames at a stop."""
         claim = _noted(folder)
         try:
             is_torn = handover.complete(folder, claim.file if claim else f"{slug_of(folder.name)}.yaml")
@@ -461,7 +457,7 @@ class Spool:
         return read_claim(folder) if is_torn else None
 
     def _rebuilt(self, folder: Path) -> Claim | None:
-        """A claim for a folder whose claim.json is unreadable but that holds a dropped file: never lose that."""
+        """A claim for a folder whose claim.json is unreadable but that contains a dropped file: it must not be lost."""
         found = (path.name for path in folder.iterdir() if path.is_symlink() or not path.is_dir())
         names = (name for name in found if not _RESERVED.fullmatch(name) and not name.startswith(NOBODYS_PREFIXES))
         dropped = sorted(names, key=lambda name: (not is_job_name(name), name))
@@ -495,7 +491,7 @@ def read_claim(folder: Path) -> Claim | None:
 
 
 def _said(folder: Path) -> dict[str, Any] | None:
-    """What claim.json holds, if anything."""
+    """The content of claim.json, if there is any."""
     try:
         said = json.loads(files.read_regular(folder / CLAIM, MOST_CLAIM) or b"")
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -504,7 +500,7 @@ def _said(folder: Path) -> dict[str, Any] | None:
 
 
 def _noted(folder: Path) -> Claim | None:
-    """What claim.json says; a field that says nothing sensible has its default, and unknown ones are kept."""
+    """The claim from claim.json. Invalid fields get their default; unknown ones are kept."""
     if (said := _said(folder)) is None:
         return None
     known = {name: value for name, value in said.items() if name in Claim.__dataclass_fields__}
@@ -521,7 +517,7 @@ def _noted(folder: Path) -> Claim | None:
 
 
 def _set_inputs_aside(failed: Path, claim: Claim) -> None:
-    """Copies of what a job names are no longer taken as they are, unless they were changed since the job failed."""
+    """Move the copies of named files aside, except those that were changed since the job failed."""
     for copy in [*(failed / INPUTS).glob("*")]:
         _, digest = (claim.inputs or {}).get(copy.stem, ("", ""))
         with suppress(OSError):
@@ -535,7 +531,7 @@ def _is_newer(file: Path, mark: Path) -> bool:
 
 
 def _may_hold(path: Path) -> bool:
-    """Whether a name is there, or can't be said not to be."""
+    """Whether a name exists, or may exist because the folder can't be read."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -546,26 +542,26 @@ def _may_hold(path: Path) -> bool:
 
 
 def _unmark(folder: Path) -> None:
-    """Take off what asked a job to stop: it has."""
+    """Remove the marks that asked a job to stop."""
     for mark in (HALT, CANCEL):
         files.clear(folder / mark)
 
 
 def _folders(place: Path) -> list[Path]:
-    """The folders in a place, in order; people leave files there too, and links to folders elsewhere."""
+    """The job folders in a folder, in order; other files and links are ignored."""
     with os.scandir(place) as entries:  # which asks the disk for each of a thousand only where it must
         return sorted(place / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
 def slug_of(name: str) -> str:
-    """A file name as the readable end of an id: any script's letters, no separators, not too long."""
+    """The readable end of an id from a file name: letters of any script, no separators, limited length."""
     stem = unicodedata.normalize("NFC", name.rpartition(".")[0].encode("utf-8", "replace").decode())
     slug = re.sub(r"[^\w]+", "-", stem).strip("-")[:40].strip("-")
     return slug or "job"
 
 
 def arrived(name: str) -> bool:
-    """Whether a folder's name is one of our ids."""
+    """The time in an id; None if the folder's name is no id."""
     return _ID.match(name) is not None
 
 

@@ -1,7 +1,7 @@
-"""What the folders tell, in one look: from files alone, so that it works over a share, and without the service.
+"""Reads the state of a root from files alone, so it works over a share, and without the service.
 
-status.json is what the service says of itself; the folders are the truth. Where they differ the folders win, and a
-service that has said nothing for a while is taken for gone. Nothing here fails for what somebody wrote into a file.
+status.json is what the service says. If it differs from the folders, the folders are right. A service that has written
+nothing for a while counts as stopped. Invalid content of a file never raises an error here.
 """
 
 import json
@@ -33,7 +33,7 @@ MOST_BYTES = 1 << 20
 REASON_BYTES = 2000
 
 Facts = dict[str, Any]
-# What programs find in any case, in the order of status.json.
+# Keys that always exist, in the order of status.json.
 _KEYS = (
     *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
     *("no_jobs", "queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed"),
@@ -42,7 +42,7 @@ _KEYS = (
 
 
 def read_overview(root: Root, now: datetime) -> Facts:
-    """All that `sdbatch status` shows; its keys are those of status.json, and a few more."""
+    """All that `sdbatch status` shows: the keys of status.json, and a few more."""
     facts = dict.fromkeys(_KEYS) | read_status(root)
     runs = is_running(facts, now)
     job = facts.get("job") if runs else None
@@ -63,7 +63,7 @@ def read_overview(root: Root, now: datetime) -> Facts:
 
 
 def check_root(root: Root) -> None:
-    """Say so where there is nothing to look at.
+    """Raise an error if there is no root.
 
     Raises:
         JobError: there is no root, or not for this user.
@@ -76,7 +76,7 @@ def check_root(root: Root) -> None:
 
 
 def read_status(root: Root) -> Facts:
-    """What status.json says; nothing where there is none, or where it is none of ours."""
+    """The content of status.json; empty if there is none, or it is not ours."""
     try:
         facts = json.loads(files.read_regular(root.status, MOST_BYTES) or b"{}")
     except (OSError, ValueError, RecursionError):
@@ -85,7 +85,7 @@ def read_status(root: Root) -> Facts:
 
 
 def is_running(facts: Facts, now: datetime) -> bool:
-    """By what it last wrote, and when. A process id means something on its own machine alone."""
+    """Judged by its last write. A process id means something only on the same machine."""
     age = seconds_since(facts.get("updated_at"), now)
     if facts.get("state") in (None, "stopped") or age > SILENT_SECONDS:
         return False
@@ -94,9 +94,9 @@ def is_running(facts: Facts, now: datetime) -> bool:
 
 
 def queue(root: Root, said: Facts, job: Facts | None, waiting: set[str], last: Iterable[str] = ()) -> Facts:
-    """What waits, as the folders have it, in the order of turns; files of one priority in the order that was told.
+    """The waiting jobs and files in order, read from the folders; files of one priority as the service ordered them.
 
-    `last` are those that the service passes over for now, ids and names.
+    `last` are ids and names that the service skips for now.
     """
     ids, last = claimed(root, job), set(last)
     arrived = {name: number for number, name in enumerate(_told_files(said))}
@@ -120,7 +120,7 @@ def queue(root: Root, said: Facts, job: Facts | None, waiting: set[str], last: I
 
 
 def _told_files(said: Facts) -> Iterator[str]:
-    """Names of waiting files that the service told, in their order."""
+    """The names of waiting files, in the order of the service."""
     order = said.get("next")
     for entry in order if isinstance(order, list) else []:
         name = entry.get("file") if isinstance(entry, dict) else None
@@ -129,13 +129,13 @@ def _told_files(said: Facts) -> Iterator[str]:
 
 
 def queue_of(claimed: int, ready: int, settling: int, held: int, line: Iterable[tuple[str, str]]) -> Facts:
-    """What waits, as status.json tells it; `line` is the order of claimed jobs ("id") and waiting files ("file")."""
+    """The queue for status.json; `line` is the order of claimed jobs ("id") and waiting files ("file")."""
     numbers = {"claimed": claimed, "ready": ready, "settling": settling, "waiting_for_files": held}
     return {**numbers, "next": [{kind: name} for kind, name in islice(line, SHOWN)]}
 
 
 def claimed(root: Root, job: Facts | None) -> list[str]:
-    """The ids of claimed jobs, but for the one that is drawn."""
+    """The ids of claimed jobs, except the running one."""
     return sorted(name for name in _folders(root.running) if name != (job or {}).get("id"))
 
 
@@ -147,12 +147,12 @@ def failures(root: Root) -> list[Facts]:
 
 
 def paused(root: Root) -> str:
-    """Why nothing would be drawn even if the service ran; it says the same of itself while it does."""
+    """Why no job would run even if the service ran; a running service says this itself."""
     return Message("paused until jobs/PAUSE is removed") if root.pause.exists() else ""
 
 
 def seconds_since(text: object, now: datetime) -> float:
-    """How long ago a time of status.json was; for ever, if it is none."""
+    """How long ago a time of status.json was; infinite if it is no time."""
     with suppress(ValueError, TypeError):
         return (now - datetime.fromisoformat(str(text))).total_seconds()
     return float("inf")
@@ -195,14 +195,14 @@ def _folders(place: Path) -> list[str]:
 
 
 def ignored_folders(facts: Facts) -> tuple[str, ...]:
-    """Names of folders that the service does not look into, as it told its settings."""
+    """Names of folders that the service ignores, from its settings in status.json."""
     settings = facts.get("settings")
     names = settings.get("ignore_folders") if isinstance(settings, dict) else None
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
 def _listed(fact: object) -> Facts:
-    """So many files, and the first of them with what is said of each, as status.json tells them."""
+    """The number of files, and the first of them with a note each, as in status.json."""
     fact = fact if isinstance(fact, dict) else {}
     count, names = fact.get("count"), fact.get("files")
     found = {name: str(why) for name, why in names.items()} if isinstance(names, dict) else {}
@@ -210,7 +210,7 @@ def _listed(fact: object) -> Facts:
 
 
 def _lying(inbox: Path, ignored: Iterable[str] = ()) -> Iterator[str]:
-    """Names of files below the inbox, as status.json tells them, in the folders that the service looks into."""
+    """The files of status.json that are below the inbox, in folders that are not ignored."""
     for place, folders, names in os.walk(inbox):
         folders[:] = [name for name in folders if not is_nobodys_folder(name, ignored)]
         within = "" if Path(place) == inbox else os.path.relpath(place, inbox) + "/"

@@ -1,8 +1,8 @@
-"""What the kernel says of a folder: hints when to look, never what there is.
+"""Events of the kernel for a folder. They only say when to look, never what is there.
 
-A watch dies with its folder, on an unmount, when the kernel's queue runs over; a thread by an accident. None of that
-is told. So whoever looks through the folder says, each time, whether it found what no event had announced, and the
-watch is made anew.
+A watch ends when its folder is deleted or unmounted, or when the kernel's queue overflows; its thread may crash. None
+of this is reported. So after each scan the caller says whether it found files without an event, and the watch is
+started again.
 """
 
 import logging
@@ -18,12 +18,12 @@ from watchdog.observers.api import BaseObserver
 from sdbatch.storage.file_names import is_nobodys_folder
 from sdbatch.telemetry import log
 
-# Its thread says of itself, as an error, that it is being stopped: most times that it is.
+# Its thread logs an error whenever it is stopped.
 logging.getLogger("watchdog.observers.inotify").addFilter(lambda said: "thread is inactive" not in said.getMessage())
 
 
 class Watcher:
-    """Rings a bell when something happens in a folder or below it, and notes which names came about by a rename."""
+    """Sets an event when something happens in or below a folder, and notes names that appeared by a rename."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,21 +38,21 @@ class Watcher:
 
     @property
     def is_listening(self) -> bool:
-        """Whether events are asked for, and the kernel grants them."""
+        """Whether events are wanted, and the kernel provides them."""
         return self._observer is not None
 
     def start(self) -> None:
-        """Listen from now on; where that is impossible it is said, once, and the rescan finds everything, later."""
+        """Start to listen. If that is impossible, it is reported once, and the rescan finds everything later."""
         self.is_wanted = True
         self.tend()
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self.is_wanted = False
         self._hang_up()
 
     def tend(self, *, is_deaf: bool = False) -> None:
-        """Listen to the folder as it is now: one that was deleted or mounted anew bears the same name only."""
+        """Listen to the present folder: a deleted or newly mounted one has only the same name."""
         here = _identity(self.folder)
         if self.is_wanted and (here != self._heard or is_deaf):
             self._hang_up()
@@ -61,7 +61,7 @@ class Watcher:
                 self._listen()
 
     def take_renamed(self) -> set[str]:
-        """Names that came about by a rename since this was last asked."""
+        """The names that appeared by a rename since the last call."""
         return {self.renamed.popleft() for _ in range(len(self.renamed))}
 
     def _listen(self) -> None:
@@ -80,7 +80,7 @@ class Watcher:
         else:
             self._observer = observer
             self._has_complained = False
-            self.bell.set()  # what came before we listened was announced to nobody
+            self.bell.set()  # there were no events for files that came before
 
     def _hang_up(self) -> None:
         if self._observer is not None:
@@ -90,7 +90,7 @@ class Watcher:
 
 
 class _Handler(FileSystemEventHandler):
-    """Does nothing that could raise: an exception would end the thread for good."""
+    """It must never raise: an exception would end the thread for good."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher, self.top = watcher, str(watcher.folder)
@@ -105,13 +105,13 @@ class _Handler(FileSystemEventHandler):
             self.watcher.bell.set()
 
     def _is_nobodys(self, path: bytes | str) -> bool:
-        """Whether a path leads through a folder that is not looked into."""
+        """Whether a path goes through an ignored folder."""
         *folders, _ = os.fsdecode(path).removeprefix(self.top).strip("/").split("/")
         return any(is_nobodys_folder(name, self.watcher.ignored) for name in folders)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Which folder bears the name now; None: none that can be looked at."""
+    """Which folder has the name now; None if it can't be read."""
     try:
         status = folder.stat()
     except OSError:

@@ -1,1 +1,1 @@
-"""Files, and where they lie: every durable step and every path."""
+"""Durable file operations, the paths of a root, and its lock."""

@@ -1,4 +1,4 @@
-"""Names of files: which are jobs, how they sort for people."""
+"""File names: which are jobs, and how they sort."""
 
 import re
 import unicodedata
@@ -11,11 +11,11 @@ JOB_LOG = "log.jsonl"  # in a job's folder: what the service said about it
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
-# Names that editors, file managers and copying programs use for what nobody should touch.
+# Names of temporary files of editors, file managers and copying programs.
 NOBODYS_PREFIXES = (".", "~")
 PARTIAL_SUFFIXES = (".part", ".partial", ".tmp", ".swp", ".filepart", ".crdownload", "~")
 
-# Folders in which file servers, desktops and filesystems keep what was deleted, what is older, and what is their own;
+# Folders in which file servers, desktops and filesystems keep deleted files, snapshots and their own data;
 # hidden ones (.Trash-1000, .stversions, .snapshot, .zfs) need not stand here. In any case of letters, with * for any.
 _NOBODYS_FOLDERS = (
     *("#recycle*", "#snapshot*", "@eadir", "@tmp*", "@sharebin", "@sharesnap"),  # Synology
@@ -36,14 +36,14 @@ def is_job_name(name: str) -> bool:
 
 
 def is_nobodys_folder(name: str, ignored: Iterable[str] = ()) -> bool:
-    """Whether a folder of this name holds no jobs: it is hidden, a trash or the like, or one of `ignored`."""
+    """Whether a folder of this name contains no jobs: hidden, a trash folder, or in `ignored`."""
     folded = unicodedata.normalize("NFC", name).casefold()
     patterns = (*_NOBODYS_FOLDERS, *(unicodedata.normalize("NFC", pattern).casefold() for pattern in ignored))
     return name.startswith(NOBODYS_PREFIXES) or any(fnmatchcase(folded, pattern) for pattern in patterns)
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is whole characters; others come of names that are no UTF-8, and can't be written down."""
+    """Whether a name is valid Unicode; names that are not UTF-8 can't be written down."""
     try:
         name.encode()
     except UnicodeEncodeError:

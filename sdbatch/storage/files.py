@@ -1,11 +1,11 @@
-"""Every durable step on disk: the one home of rename, link, fsync and unlink.
+"""Every durable step on disk: rename, link, fsync and unlink happen only here.
 
-Data is synced before the rename that makes it visible, and the folder after it; so what has a final name is
-complete, whatever moment the power went. A file whose fsync failed is thrown away and written anew, never
-synced again: the kernel may have dropped its pages and would report success the second time.
+Data is synced before the rename that makes it visible, and the folder after it. So a file with its final name is
+complete, even after a power cut. A file whose fsync failed is thrown away and written again, never synced again: the
+kernel may have dropped its pages, and would report success the second time.
 
-Others may write in the same folders. So a name is made, changed and taken away through a handle of the folder it lies
-in (safe_open.py), and no link in its place is followed; drafts have names that nobody can guess.
+Other users may write in the same folders. So names are created, changed and deleted through a handle of their folder
+(safe_open.py), links are not followed, and drafts have names that nobody can guess.
 """
 
 import errno
@@ -28,10 +28,10 @@ BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delet
 
 TRIAL_PREFIX = f"{BUSY_PREFIX}doctor-"  # of files by which is tried what can be done in a folder
 
-# Called before every step with its name and target. Tests put something here that kills or raises.
+# Called before every step with its name and target. Tests replace it to kill or raise.
 on_step: Callable[[str, Path], None] | None = None
 
-# The machine's fault, and it may pass: what was asked for is kept and tried again. Any other error is its own fault.
+# Errors of the machine, which may pass: the job is kept and tried again. All other errors are the file's.
 _TROUBLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EBUSY,
     errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.ENOLCK,
@@ -41,12 +41,12 @@ _TROUBLE = {
 
 
 def is_disk_trouble(error: OSError) -> bool:
-    """Whether the disk failed or is full, as against a name or a permission that will stay wrong."""
+    """Whether the disk failed or is full; false for a wrong name or missing permission."""
     return error.errno in _TROUBLE
 
 
 def in_words(error: OSError) -> str:
-    """What is wrong with which file, as a person says it: without the number."""
+    """The error and its file for a person, without the number."""
     return ": ".join(str(part) for part in (error.strerror or Message("an error of the disk"), error.filename) if part)
 
 
@@ -57,7 +57,7 @@ def _step(name: str, path: Path) -> None:
 
 @contextmanager
 def _at(path: Path) -> Iterator[tuple[str, int]]:
-    """A name, and a handle of the folder that it lies in: with it nobody leads astray who swaps folders meanwhile."""
+    """A name and a handle of its folder, so that nobody can exchange the folder meanwhile."""
     handle = open_folder(path.parent)
     try:
         yield path.name, handle
@@ -72,13 +72,19 @@ def _at(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _create(name: str, folder: int, mode: int = 0o666) -> int:
-    """A new file, to write; whatever has the name already is an error, a link too."""
+    """Create a file for writing; an existing name is an error, also a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, mode, dir_fd=folder)
 
 
+def _sync(file: BinaryIO, path: Path) -> None:
+    file.flush()
+    _step("fsync", path)
+    os.fsync(file.fileno())
+
+
 def _create_file(path: Path, folder: int) -> BinaryIO:
-    """The same as a file, which knows its whole path."""
+    """The same as a file object that knows its full path."""
     return open(path, "wb", opener=lambda _path, _flags: _create(path.name, folder))
 
 
@@ -123,20 +129,20 @@ def make_shared_dir(folder: Path, mode: int) -> None:
 
 
 def mark(path: Path) -> None:
-    """Have an empty file there; what has the name already does as well, and stays as it is."""
-    with _at(path) as (name, folder), suppress(FileExistsError):
-        os.close(_create(name, folder))
+    """Create an empty file; an existing one stays as it is."""
+    with suppress(FileExistsError):
+        create(path, b"")
 
 
 def open_to_append(path: Path) -> int:
-    """A handle to add lines to a file, made where it is missing; a pipe that nobody reads is not waited for."""
+    """A handle to append lines to a file, which is created if missing. It does not block on a pipe."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with _at(path) as (name, folder):
         return os.open(name, flags, 0o644, dir_fd=folder)
 
 
 def create(path: Path, data: bytes) -> None:
-    """A new file that may be lost.
+    """A new file that may be lost in a power cut.
 
     Raises:
         FileExistsError: something has the name.
@@ -146,7 +152,7 @@ def create(path: Path, data: bytes) -> None:
 
 
 def delete(path: Path) -> None:
-    """Take a file's name away.
+    """Delete a file.
 
     Raises:
         FileNotFoundError: it is gone already.
@@ -156,14 +162,14 @@ def delete(path: Path) -> None:
 
 
 def link_to(target: Path, path: Path) -> None:
-    """Lay a link to `target` at `path`, durably."""
+    """Create a symbolic link to `target` at `path`, durably."""
     with _at(path) as (name, folder):
         os.symlink(target, name, dir_fd=folder)
     sync_dir(path.parent)
 
 
 def sweep(folder: Path) -> None:
-    """Take away the drafts in a folder that whoever was killed left; only where nobody else writes any."""
+    """Delete the drafts that killed processes left in a folder; only where nobody else writes any."""
     with suppress(FileNotFoundError):
         handle = open_folder(folder, os.O_RDONLY)
         try:
@@ -176,27 +182,25 @@ def sweep(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int | None = None) -> None:
-    """Replace or create `path` in one step; `durable=False` skips both syncs, for what may be lost.
+    """Replace or create `path` in one step; `durable=False` skips both syncs, for files that may be lost.
 
-    `mode` is what it gets whatever the umask.
+    `mode` is applied whatever the umask.
     """
     with drafted(path, durable=durable, mode=mode) as file:
         file.write(data)
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """A file whose bytes are safe before anything is done with its name, which may be lost still."""
+    """Write a file and sync it before its name is used; the name itself may still be lost."""
     clear(path)
     _step("write", path)
     with _at(path) as (_, folder), _create_file(path, folder) as file:
         file.write(data)
-        file.flush()
-        _step("fsync", path)
-        os.fsync(file.fileno())
+        _sync(file, path)
 
 
 def copy_atomically(source: BinaryIO, path: Path, *, mode: int | None = None) -> None:
-    """As `write_atomically`, from an open file: as much of it as it holds now, whoever goes on writing there."""
+    """As `write_atomically`, from an open file, with the bytes that it has now."""
     left = os.fstat(source.fileno()).st_size
     with drafted(path, durable=True, mode=mode) as file:
         while left and (chunk := source.read(min(left, 1 << 20))):
@@ -206,25 +210,21 @@ def copy_atomically(source: BinaryIO, path: Path, *, mode: int | None = None) ->
 
 @contextmanager
 def drafted(path: Path, *, durable: bool, mode: int | None = None) -> Iterator[BinaryIO]:
-    """A file to write, which becomes `path` at the end of the block; nothing is left of it if that is not reached."""
-    with _at(path) as (name, folder), _draft(path, folder) as file:
+    """A file to write that becomes `path` at the end of the block; after an error nothing is left."""
+    with _at(path) as (_, folder), _draft(path, folder) as file:
         if mode is not None:
             os.fchmod(file.fileno(), mode)
         yield file
-        file.flush()
         if durable:
-            _step("fsync", path)
-            os.fsync(file.fileno())
-        file.close()
-        _step("rename", path)
-        os.rename(Path(file.name).name, name, src_dir_fd=folder, dst_dir_fd=folder)
+            _sync(file, path)
+        _name_draft(file, path, folder)
     if durable:
         sync_dir(path.parent)
 
 
 @contextmanager
 def _draft(path: Path, folder: int) -> Iterator[BinaryIO]:
-    """A draft of `path` in an open folder, to write and rename; an error leaves nothing of it."""
+    """A draft of `path` in an open folder, to write and rename; after an error nothing is left."""
     draft = draft_of(path)
     _step("write", path)
     try:
@@ -236,16 +236,20 @@ def _draft(path: Path, folder: int) -> Iterator[BinaryIO]:
         raise
 
 
+def _name_draft(file: BinaryIO, path: Path, folder: int) -> None:
+    file.close()
+    _step("rename", path)
+    os.rename(Path(file.name).name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
 def to_disk(file: BinaryIO) -> None:
-    """What was written lies on the disk, and who checks it next reads it from there, not from memory."""
-    file.flush()
-    _step("fsync", Path(file.name))
-    os.fsync(file.fileno())
+    """Sync a file and drop it from the cache, so that the next reader gets it from the disk."""
+    _sync(file, Path(file.name))
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def open_lock(path: Path) -> int:
-    """A file to lock, made where it is missing."""
+    """Open a lock file, and create it if missing."""
     flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with _at(path) as (name, folder):
         try:
@@ -256,7 +260,7 @@ def open_lock(path: Path) -> int:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time in the block; the kernel lets go however it ends. The file stays, as others may wait."""
+    """Only one process at a time runs the block. The kernel releases the lock in any case; the file stays."""
     handle = open_lock(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -266,15 +270,15 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def draft_of(path: Path) -> Path:
-    """Where a file or folder is made before it gets its name: one that nobody can lay something at beforehand.
+    """The hidden path where a file or folder is made before it gets its name; nobody can guess it.
 
-    A process that is killed leaves it; who works in that folder next sweeps it away, by its prefix.
+    A killed process leaves it behind. The next one that works in that folder deletes it, by its prefix.
     """
     return path.with_name(f"{BUSY_PREFIX}{secrets.token_hex(8)}")
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or folder to a name that nothing has; both parents are synced."""
+    """Rename a file or folder to a free name; both parents are synced."""
     rename(source, target)
     sync_dir(target.parent)
     if source.parent != target.parent:
@@ -282,16 +286,16 @@ def move(source: Path, target: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """As `move`, but what is renamed may come back by a power cut: the caller can do with either."""
+    """As `move` without the syncs: after a power cut the old name may be back, which the caller must accept."""
     _step("rename", target)
     with _at(source) as (old, left), _at(target) as (new, taken):
         os.rename(old, new, src_dir_fd=left, dst_dir_fd=taken)
 
 
 def place(source: Path, target: Path) -> None:
-    """Give `source` a second name, as a hard link or, where the filesystem has none, as a copy.
+    """Give `source` a second name: a hard link, or a copy if the filesystem has no hard links.
 
-    Never overwrites. The caller syncs the folder once for all its files.
+    It never overwrites. The caller syncs the folder once for all its files.
 
     Raises:
         FileExistsError: `target` is there already.
@@ -307,30 +311,26 @@ def place(source: Path, target: Path) -> None:
 
 
 def _copy_new(source: int, target: Path, folder: int) -> None:
-    """Copy by way of a hidden name. Only one service works on a root, so nothing takes the name in between."""
+    """Copy through a hidden name. Only one service works on a root, so nobody takes the name meanwhile."""
     with os.fdopen(source, "rb") as reading:
         if os.path.lexists(target):
             raise FileExistsError(target)
         with _draft(target, folder) as file:
             shutil.copyfileobj(reading, file)
-            file.flush()
-            _step("fsync", target)
-            os.fsync(file.fileno())
-            _step("rename", target)
-            os.rename(Path(file.name).name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+            _sync(file, target)
+            _name_draft(file, target, folder)
 
 
 def drop(source: Path, folder: Path) -> Path:
-    """Copy a file into a folder that others watch: they see it whole or not at all, and nothing is overwritten."""
+    """Copy a file into a watched folder: others see it complete or not at all, and nothing is overwritten."""
     target = folder / source.name
     with source.open("rb") as reading, _at(target) as (_, handle), _draft(target, handle) as file:
         shutil.copyfileobj(reading, file)
-        file.flush()
-        os.fsync(file.fileno())
+        _sync(file, target)
         for number in range(1, 10_000):
             name = source.name if number == 1 else f"{source.stem}-{number}{source.suffix}"
             with suppress(FileExistsError):
-                os.close(_create(name, handle))  # reserves the name; empty files are nobody's job
+                os.close(_create(name, handle))  # reserves the name; an empty file is no job
                 os.rename(Path(file.name).name, name, src_dir_fd=handle, dst_dir_fd=handle)
                 sync_dir(folder)
                 return folder / name
@@ -338,7 +338,7 @@ def drop(source: Path, folder: Path) -> Path:
 
 
 def same_content(one: Path, other: Path) -> bool:
-    """Whether two names lead to the same bytes."""
+    """Whether two files have the same bytes."""
     try:
         return one.samefile(other) or (one.stat().st_size == other.stat().st_size and sha256(one) == sha256(other))
     except FileNotFoundError:
@@ -346,15 +346,15 @@ def same_content(one: Path, other: Path) -> bool:
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a folder of ours and all in it; no error where it is gone."""
+    """Delete a folder of ours with its content; no error if it is gone."""
     _step("remove", folder)
     clear(folder)
 
 
 def clear(path: Path) -> None:
-    """Delete whatever lies at a name of ours; no error where nothing does."""
+    """Delete the file or folder at a name of ours; no error if there is none."""
     with suppress(FileNotFoundError), _at(path) as (name, folder):
-        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):  # rmtree would wait for who writes into a pipe
+        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):  # rmtree would wait for a writer of a pipe
             shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
         else:
             os.unlink(name, dir_fd=folder)
@@ -371,9 +371,9 @@ def sha256(path: Path) -> str:
 
 
 def below(folder: Path, *above: tuple[int, int]) -> Iterator[Path]:
-    """All that lies below a folder, in order; links to folders are followed, but for those that lead back.
+    """All paths below a folder, in order; links to folders are followed, except those that lead back.
 
-    Folders that may not be looked into are passed over, as `rglob` does.
+    Folders that can't be read are skipped, as in `rglob`.
     """
     try:
         status = os.stat(f"{folder}/.")  # noqa: PTH116 - a Path loses the dot, which only who may enter can look at
@@ -398,7 +398,7 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """A file to read, links followed.
+    """Open a file for reading; links are followed.
 
     Raises:
         OSError: as `open` does; EINVAL for a pipe, socket, device or folder, which is not waited for.
@@ -435,9 +435,9 @@ def open_regular(path: Path) -> Iterator[BinaryIO | None]:
 
 
 def duplicate(source: Path, target: Path, *, as_link: bool) -> None:
-    """A copy with its times and mode, or, if asked for and the filesystem has them, a hard link; links stay links.
+    """Copy with times and mode, or make a hard link if asked for and possible; links stay links.
 
-    Not synced: the caller has that done for all its files at once.
+    Not synced: the caller does that once for all files.
     """
     _step("duplicate", target)
     if as_link:

@@ -1,11 +1,11 @@
-"""What kind of filesystem a folder lies on, as the kernel says it."""
+"""The kind of filesystem of a folder, as the kernel reports it."""
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
-# They tell of no file that another machine writes.
+# These send no events for files that another machine writes.
 SHARES = {
     "nfs",
     "nfs4",
@@ -24,24 +24,24 @@ SHARES = {
 
 
 def share_of(folder: Path) -> str:
-    """The kind of share that a folder lies on; empty where it is on a disk of this machine."""
+    """The kind of network share that holds a folder; empty for a local disk."""
     kind = filesystem_type(folder, MOUNTS.read_text() if MOUNTS.exists() else "").removeprefix("fuse.")
     return kind if kind in SHARES else ""
 
 
 def filesystem_type(path: Path, mounts: str) -> str:
-    """What the folder is mounted as ("ext4", "nfs4", "fuse.sshfs"), by the kernel's list; empty where it has none."""
+    """The type of the folder's filesystem ("ext4", "nfs4", "fuse.sshfs"), from the kernel's list; or empty."""
     return _mount_of(path, mounts)[1]
 
 
 def mount_points(folders: Iterable[Path]) -> set[str]:
-    """Where the filesystems of these folders are mounted, by the kernel's list; one for all where it has none."""
+    """The mount points of these folders, from the kernel's list; if there is none, one for all."""
     mounts = MOUNTS.read_text() if MOUNTS.exists() else ""
     return {_mount_of(folder, mounts)[0] for folder in folders}
 
 
 def _mount_of(path: Path, mounts: str) -> tuple[str, str]:
-    """Where the filesystem of a folder is mounted, and its type."""
+    """The mount point of a folder, and its type."""
     real, best, kind = path.resolve(), Path(), ""
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")

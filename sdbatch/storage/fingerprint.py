@@ -1,6 +1,6 @@
-"""The sha256 of checkpoints, each read once, ever: state/checksums.json keeps them by what a file is, not by its name.
+"""The sha256 of checkpoints. Each file is read once; state/checksums.json keeps the result by inode, not by name.
 
-Needs no torch: who lists models has none.
+It needs no torch, so that `model list` is quick.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from sdbatch.storage import files
 
 
 def fingerprint(path: Path, cache: Path) -> str:
-    """The sha256 of a checkpoint file, or of all weight files of a folder; each file is read once, ever.
+    """The sha256 of a checkpoint file, or of all weight files of a folder; each file is read only once.
 
     `cache` is a JSON file of digests by device, inode, size and mtime: a file changed in place is read again.
     """
@@ -22,14 +22,14 @@ def fingerprint(path: Path, cache: Path) -> str:
         key = _identity(part)
         if key not in known:
             known[key] = files.sha256(part)
-            with suppress(OSError):  # a cache: worth no error
+            with suppress(OSError):  # only a cache: errors are ignored
                 files.write_atomically(cache, json.dumps(known, indent=1).encode())
         digests.append(known[key])
     return _together(path, digests)
 
 
 def known_fingerprint(path: Path, cache: Path) -> str | None:
-    """The same without reading the checkpoint; None where it was never read."""
+    """The same without reading the checkpoint; None if it was never read."""
     known = _read(cache)
     digests = [known.get(_identity(part)) for part in _parts(path)]
     return None if None in digests or not digests else _together(path, [digest or "" for digest in digests])
@@ -52,4 +52,4 @@ def _read(cache: Path) -> dict[str, str]:
     try:
         return dict(json.loads(cache.read_text()))
     except (OSError, ValueError, TypeError):
-        return {}  # a cache: worth no error
+        return {}  # only a cache: errors are ignored

@@ -1,7 +1,7 @@
-"""One service on one root: state/lock, which the kernel holds for as long as the process lives.
+"""One service per root: state/lock, which the kernel holds while the process lives.
 
-People may delete state/, and a share may go away and come back: what is held then is a file that nobody else finds.
-So it is compared with what lies there, again and again, and taken anew before anything is claimed or published.
+People may delete state/, and a share may go away and come back. Then the held file is no longer the one that others
+find. So both are compared before anything is claimed or published, and the lock is taken again if they differ.
 """
 
 import errno
@@ -15,7 +15,7 @@ from sdbatch.storage.root import Root
 
 
 class RootLock:
-    """Taken by the first `hold`; the others make sure of it."""
+    """The first `hold` takes it; later ones check it."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
@@ -24,7 +24,7 @@ class RootLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether it was, when that was last asked for."""
+        """The result of the last `hold`."""
         return self._handle is not None
 
     def hold(self) -> None:
@@ -37,7 +37,7 @@ class RootLock:
         try:
             if self._handle is not None and self._is_there(self._handle):
                 return
-            self.root.running.stat()  # else what lies there is no root, but the place where its disk is mounted
+            self.root.running.stat()  # otherwise this is the empty mount point of the root's disk
             self.release()
             self._handle = self._take()
         except OSError as error:
@@ -46,7 +46,7 @@ class RootLock:
             raise OSError(errno.ENOLCK, f"the lock can't be held: {error.strerror}", str(self.path)) from error
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self._handle is not None:
             with suppress(OSError):  # on a share that is gone
                 os.close(self._handle)
@@ -64,7 +64,7 @@ class RootLock:
             except BaseException:
                 os.close(handle)
                 raise
-            os.close(handle)  # deleted before it was locked: others would find another one
+            os.close(handle)  # deleted before it was locked: others would lock a new one
 
     def _lock(self, handle: int) -> None:
         try:
@@ -79,12 +79,12 @@ class RootLock:
             os.write(handle, str(os.getpid()).encode())
 
     def _is_there(self, handle: int) -> bool:
-        """Whether the file that is held is the one that others find."""
+        """Whether the held file is the one that others find."""
         try:
             found = os.lstat(self.path)
         except FileNotFoundError:
             return False
         try:
             return os.path.samestat(os.fstat(handle), found)
-        except OSError:  # it lies on a share that is gone, and what is found now on another
+        except OSError:  # it was on a share that is gone; the present file is another one
             return False

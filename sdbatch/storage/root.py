@@ -1,4 +1,4 @@
-"""Where things lie under one root, and which paths a job may name: the one home of path policy."""
+"""The paths of a root, and which paths a job may name."""
 
 import os
 import re
@@ -19,9 +19,9 @@ from sdbatch.storage.spelling import as_stored, in_other_case, normal
 if TYPE_CHECKING:
     from sdbatch.storage.named_model import NamedModel
 
-SECRET = ("state", "models", "configs")  # no job reads there but its model: a manifest would tell what it read
+SECRET = ("state", "models", "configs")  # jobs read only their model there: a manifest would show other contents
 FILES = ("init_img", "from_file")  # that a job names beside its model
-OURS = ("jobs", *SECRET)  # no job's pictures go there
+OURS = ("jobs", *SECRET)  # not allowed as outdir
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 PUBLISHED = re.compile(r"(?:grid-)?\d{1,20}\.png")  # names that jobs' pictures get there
@@ -50,7 +50,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class Root:
-    """The folders of one service, and what the configuration says of jobs.
+    """The folders of one service, and what the configuration says about jobs.
 
     Attributes:
         allowed: folders outside that they may name.
@@ -78,12 +78,12 @@ class Root:
     state = _Place("state")  # the lock and what can be rebuilt
 
     def folders(self) -> tuple[Path, ...]:
-        """All that must be there before the service can run."""
+        """All folders that must exist before the service can run."""
         jobs = (self.inbox, self.running, self.done, self.failed)
         return (*jobs, self.outputs, self.models, self.configs, self.state)
 
     def require(self, folder: Path) -> None:
-        """Make sure of a folder that every root has; a link may lead to a share that is away.
+        """Check that a folder of the root exists; it may be a link to a share that is away.
 
         Raises:
             NoRoot: it isn't there.
@@ -100,7 +100,7 @@ class Root:
             ) from error
 
     def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
-        """The file that a job names, looked for in each of `bases` in order; it lies inside the root, links resolved.
+        """The file that a job names, searched in each of `bases` in order; it is inside the root, with links resolved.
 
         Raises:
             Missing: it isn't there.
@@ -108,7 +108,7 @@ class Root:
         """
         for base in bases:
             path = self._inside(field, named, base)
-            if any(_leads_into(path, (self.path / own).resolve()) for own in SECRET):
+            if self._leads_into(path, SECRET):
                 raise JobError(
                     '{field}: "{named}" is a file of the service; name one beside the job or in outputs/', field, named
                 )
@@ -126,7 +126,7 @@ class Root:
         raise Missing(said, may_be_drawn=not hint and self._may_be_drawn(named))
 
     def _may_be_drawn(self, named: str) -> bool:
-        """Whether an earlier job may yet draw it: into a folder for pictures, under a name that they get."""
+        """Whether an earlier job may still create it: an image name in an output folder."""
         folder, _, name = os.path.normpath(named).rpartition("/")
         try:
             place = self.output_folder(folder or ".")
@@ -136,7 +136,7 @@ class Root:
         return bool(PUBLISHED.fullmatch(name)) and not is_in_the_way
 
     def open(self, field: str, named: str, found: Path) -> BufferedReader:
-        """A file that `find` found, opened for reading without a way out for who changes links in between.
+        """Open a file that `find` found; a link that changed since then can't lead out of the root.
 
         Raises:
             JobError: it is no plain file, or leads out of the root by now.
@@ -155,7 +155,7 @@ class Root:
         return os.fdopen(handle, "rb")
 
     def has_checkpoint(self) -> bool:
-        """Whether any weights lie in the root, for whatever job; links that lead nowhere do not count."""
+        """Whether the root contains any weights; broken links do not count."""
         seen = {_place(folder) for folder in (self.path / "jobs", self.outputs, self.state)}
         return any(
             _has_weights(folder, depth, any_name, seen)
@@ -166,9 +166,9 @@ class Root:
         )
 
     def find_model(self, field: str, named: str) -> Path:
-        """A checkpoint or config: as named from the root, or by its bare name in models/ or configs/.
+        """A checkpoint or config: as a path from the root, or by its name in models/ or configs/.
 
-        Links in there are the admin's and lead where they lead.
+        Links there belong to the admin and are followed.
         """
         bases = (self.path, self.configs if field.endswith("config") else self.models)
         for base in bases:
@@ -202,7 +202,7 @@ class Root:
         )
 
     def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
-        """A folder that anybody may have made: what it holds lies in the root, too."""
+        """Check that all files of a folder are inside the root, because any user may have made it."""
         if path.is_dir():
             for number, part in enumerate(files.below(path)):
                 if number > MOST_FOLDERS:
@@ -210,9 +210,9 @@ class Root:
                 self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())
 
     def find_weights(self, ckpt: str, config: str, vae: str = "") -> ModelFiles:
-        """The files of a model that a job names: by its paths, or by a name in the configuration.
+        """The files of the model that a job names: by paths, or by a name in the configuration.
 
-        What the job names beside the name, other than the default, is used in place of the named model's own.
+        A `config` or `vae` that the job names itself replaces that of the named model.
         """
         known = {normal(name): model for name, model in self.named}
         if normal(ckpt) not in known:
@@ -231,7 +231,7 @@ class Root:
         return ModelFiles(found, own, self.find_model("vae", vae) if vae else other)
 
     def _find_named(self, field: str, named: str) -> Path:
-        """A file that the configuration names: an absolute path is the admin's own business."""
+        """A file that the configuration names; absolute paths are allowed there."""
         if not Path(named).is_absolute():
             return self.find_model(field, named)
         path = as_stored(Path(named))
@@ -242,25 +242,23 @@ class Root:
         return path
 
     def output_folder(self, named: str) -> Path:
-        """Where a job's pictures go; it need not exist yet.
+        """The folder for a job's images; it need not exist yet.
 
         Raises:
             JobError: it leads out of the root, or into the service's own folders.
         """
         path = self._inside("outdir", named, self.path)
         self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
-        if path == self.path.resolve() or any(_leads_into(path, self.path.resolve() / own) for own in OURS):
+        if path == self.path.resolve() or self._leads_into(path, OURS):
             raise JobError(
                 'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine', named
             )
         return path
 
     def show(self, path: Path) -> str:
-        """A path as people know it: from the root where it lies there."""
-        for base in (self.path, self.path.resolve()):
-            if _is_below(path, base):
-                return path.relative_to(base).as_posix()
-        return str(path)
+        """A path for people: relative to the root if it is inside."""
+        base = self.path if _is_below(path, self.path) else self.path.resolve()
+        return path.relative_to(base).as_posix() if _is_below(path, base) else str(path)
 
     def _places(self, bases: Sequence[Path]) -> str:
         """Folders as an error names them."""
@@ -268,7 +266,7 @@ class Root:
         return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
     def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
-        """The likely name of a file that is not there: the same letters in another case, where a job may name it."""
+        """The name in another case that exists, if a job may name it."""
         for base in bases:
             found = in_other_case(self._normal(field, named, base))
             if found is not None and self._may_be_told(field, found):
@@ -276,17 +274,23 @@ class Root:
         return ""
 
     def _may_be_told(self, field: str, found: Path) -> bool:
-        """Whether a job may name this, and so learn that it is there."""
+        """Whether a job may name this file, and so learn that it exists."""
         if field not in FILES and any(_is_below(found, folder) for folder in (self.models, self.configs)):
             return True
         try:
             path = self._inside(field, str(found), self.path)
         except JobError:
             return False
-        return not any(_leads_into(path, (self.path / own).resolve()) for own in SECRET)
+        return not self._leads_into(path, SECRET)
+
+    def _leads_into(self, path: Path, folders: Sequence[str]) -> bool:
+        """Whether a path is in one of the root's folders by any spelling: on some filesystems Configs is configs."""
+        places = {_place(place) for place in (path, *path.parents)} - {NOWHERE}
+        top = self.path.resolve()
+        return any(_is_below(path, top / name) or _place(top / name) in places for name in folders)
 
     def _normal(self, field: str, named: str, base: Path) -> Path:
-        """`named` below `base` by its letters alone, as they are stored there; `..` may not lead out."""
+        """`named` below `base`, in its stored spelling, without resolving links; `..` may not lead out."""
         if "\0" in named:
             raise JobError("{field}: a path can't hold a NUL character", field)
         path = Path(os.path.normpath(base / named))
@@ -300,7 +304,7 @@ class Root:
         return as_stored(path)
 
     def _inside(self, field: str, named: str, base: Path) -> Path:
-        """`named` below `base`, links resolved; it must end inside the root or an allowed folder."""
+        """`named` below `base` with links resolved; it must be inside the root or an allowed folder."""
         try:
             path = self._normal(field, named, base).resolve()
         except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
@@ -316,13 +320,13 @@ class Root:
 
 
 def _refuse_pattern(field: str, named: str) -> None:
-    """A shell fills in patterns; here one is a name of nothing, which nobody should wait for."""
+    """Refuse * and ?: a job names one file, and waiting for a pattern would never end."""
     if "*" in named or "?" in named:
         raise JobError('{field}: "{named}" is a pattern; name one file or folder', field, named)
 
 
 def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, int]]) -> bool:
-    """Whether a checkpoint lies in a folder or up to `depth` levels below, links followed, each folder once."""
+    """Whether a checkpoint is in a folder, or up to `depth` levels below; links are followed, each folder once."""
     try:
         place = _place(folder)
         if depth == 0 or place in seen or len(seen) > MOST_FOLDERS:
@@ -337,7 +341,7 @@ def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, 
 
 
 def _place(folder: Path) -> tuple[int, int]:
-    """What a folder is, by whatever name; nothing where there is none."""
+    """Device and inode of a folder; NOWHERE if there is none."""
     try:
         status = folder.stat()
     except OSError:
@@ -353,7 +357,7 @@ def _is_weights(path: Path, *, any_name: bool) -> bool:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is such a file; a name that no file can have is none."""
+    """Whether the file exists; false for an impossible name."""
     try:
         return path.exists()
     except OSError:
@@ -362,11 +366,3 @@ def _exists(path: Path) -> bool:
 
 def _is_below(path: Path, folder: Path) -> bool:
     return path == folder or folder in path.parents
-
-
-def _leads_into(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder by any name: to some filesystems Configs is configs."""
-    if _is_below(path, folder):
-        return True
-    there = _place(folder)
-    return there != NOWHERE and any(_place(place) == there for place in (path, *path.parents))

@@ -1,7 +1,7 @@
-"""Opening what lies below a folder, whatever others do to the names on the way: no link of theirs leads anywhere.
+"""Opens files below a folder without following other users' links.
 
-A path that was checked and is opened later can have been changed in between. Here the kernel checks while it opens
-(openat2, Linux 5.6); where it can't, each part of the path is opened by itself.
+A path can change between a check and its use. So the kernel checks while it opens (openat2, Linux 5.6). Without openat2
+each part of the path is opened by itself.
 """
 
 import ctypes
@@ -31,9 +31,9 @@ class _How(ctypes.Structure):
 
 
 def open_folder(path: Path, flags: int = _PASS) -> int:
-    """A handle of a folder, in which names are then made, changed and taken away.
+    """A handle of a folder, in which names are then created, changed and deleted.
 
-    On the way there the admin's links are followed, and those of the account that asks: nobody else's.
+    On the way only links of the admin and of the current account are followed.
 
     Raises:
         OSError: ELOOP if another's link lies on the way; else as `os.open` does.
@@ -54,7 +54,7 @@ def open_folder(path: Path, flags: int = _PASS) -> int:
 
 
 def _follow(path: Path) -> int:
-    """The same by steps, as links have owners that only who opens the link itself can be sure of."""
+    """Open part by part: only who opens a link itself can be sure of its owner."""
     handle = os.open("/" if path.is_absolute() else ".", _PASS | os.O_DIRECTORY)
     pending, links = [*reversed(path.parts)], 0
     try:
@@ -103,7 +103,7 @@ def open_beneath(folder: Path, relative: str) -> int:
 
 
 def open_below(base: int, relative: str, flags: int) -> int:
-    """The same from an open folder, with no link at all on the way."""
+    """The same from an open folder, without following any link."""
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
     if relative == ".":
         return os.open(".", flags, dir_fd=base)
@@ -127,7 +127,7 @@ def _openat2(base: int, path: str, flags: int, resolve: int) -> int:
 
 
 def _open_by_steps(base: int, relative: str, flags: int = _READ) -> int:
-    """The same without openat2; stricter, as links that stay inside are refused too."""
+    """The same without openat2. It is stricter: links that stay inside are refused too."""
     path = Path(relative)
     *folders, name = path.parts
     if ".." in path.parts or path.is_absolute():

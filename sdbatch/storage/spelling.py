@@ -1,7 +1,7 @@
-"""Names as they lie on the disk.
+"""Names in their spelling on disk.
 
-The same letters can be stored in two normal forms: macOS writes café with five characters where Linux writes four. And
-people remember letters better than their case.
+The same letters can be stored in two normal forms: macOS writes café with five characters, Linux with four. And people
+often forget upper and lower case.
 """
 
 import os
@@ -15,25 +15,25 @@ MOST_TWINS = 4  # folders of the same name that are looked into
 
 
 def as_stored(path: Path) -> Path:
-    """A path as it lies there, where parts of it are named in another normal form; as far as it is there at all."""
+    """A path in its stored spelling, as far as it exists; parts may have been given in another normal form."""
     if str(path).isascii() or os.path.lexists(path):
         return path
     return _walk(path, normal, is_needed=lambda part: not part.isascii())[0]
 
 
 def in_other_case(path: Path) -> Path | None:
-    """What lies there under the same letters in another case; None where nothing does."""
+    """The existing path with the same letters in another case; None if there is none."""
     found, is_whole = _walk(path, lambda name: normal(name).casefold(), is_needed=lambda _: True)
     return found if is_whole and found != path else None
 
 
 def normal(name: str) -> str:
-    """A name for comparing."""
+    """A name in the form for comparing."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _walk(path: Path, key: Callable[[str], str], *, is_needed: Callable[[str], bool]) -> tuple[Path, bool]:
-    """The path of the same key, part by part, and whether all of it is there; an exact name goes first."""
+    """The path that matches part by part, and whether all of it exists; an exact name is preferred."""
     places = [Path(path.anchor)]
     parts = path.parts[bool(path.anchor) :]
     for number, part in enumerate(parts):
@@ -47,7 +47,7 @@ def _walk(path: Path, key: Callable[[str], str], *, is_needed: Callable[[str], b
 
 
 def _twins(folder: Path, name: str, key: Callable[[str], str]) -> list[Path]:
-    """What a folder holds under another spelling of a name."""
+    """The names in a folder that are other spellings of a name."""
     wanted = key(name)
     try:
         with os.scandir(folder) as entries:

@@ -1,1 +1,1 @@
-"""What the service tells: log, journal, systemd, jobs/status.json."""
+"""What the service reports: log, journal, systemd, jobs/status.json."""

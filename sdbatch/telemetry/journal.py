@@ -17,7 +17,7 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  #
 
 
 def is_behind(stream: TextIO) -> bool:
-    """Whether what is written to a stream goes to the journal: systemd names the stream's device and inode."""
+    """Whether a stream goes to the journal: systemd gives the stream's device and inode."""
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):  # closed, or no file
@@ -26,7 +26,7 @@ def is_behind(stream: TextIO) -> bool:
 
 
 def send(message: str, level: str, facts: Mapping[str, object]) -> None:
-    """One entry; each fact becomes a field in capitals.
+    """Send one entry; each fact becomes a field in capitals.
 
     Raises:
         OSError: nobody listens there, or the entry is larger than a datagram may be.
@@ -43,7 +43,7 @@ def send(message: str, level: str, facts: Mapping[str, object]) -> None:
 
 
 def _field(name: str) -> str:
-    """A name as the journal takes it: capitals, digits and underscores, none in front."""
+    """A valid field name of the journal: capitals, digits and underscores."""
     return re.sub(r"[^A-Z0-9_]", "_", name.upper()).lstrip("_0123456789")[:MAX_FIELD] or "FIELD"
 
 

@@ -1,7 +1,7 @@
-"""Logging: lines for a person on a terminal, fields for systemd's journal, JSON for everything else.
+"""The log: readable lines on a terminal, fields in systemd's journal, JSON everywhere else.
 
-A line that has a job_id goes into the job's folder too, as log.jsonl: it can be read over a share, and stays with the
-pictures. Those lines may be lost, and never stop anything.
+A line with a job_id also goes into log.jsonl in the job's folder, where it can be read over a share. These lines may be
+lost, and never stop anything.
 """
 
 import json
@@ -24,9 +24,9 @@ Log = structlog.stdlib.BoundLogger
 
 
 class _Forgiving:
-    """Standard error, which nobody may be reading any more, or which is a full disk: a line is not worth a night.
+    """Standard error, whose reader may be gone or whose disk may be full: a lost line must not stop the service.
 
-    It is looked up for each line: a progress bar puts something else into its place.
+    It is looked up for each line, because a progress bar replaces it.
     """
 
     def write(self, text: str) -> None:
@@ -39,9 +39,9 @@ class _Forgiving:
 
 
 def set_up(*, verbose: bool = False, job_folders: Sequence[Path] = ()) -> None:
-    """Everything goes to standard error; standard output belongs to the commands' answers.
+    """Log to standard error; standard output is for results.
 
-    `job_folders` are those in which a job's folder may lie: jobs/running/ and where it goes from there.
+    `job_folders` are the folders that contain job folders.
     """
     processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -56,7 +56,7 @@ def set_up(*, verbose: bool = False, job_folders: Sequence[Path] = ()) -> None:
             structlog.dev.ConsoleRenderer(exception_formatter=plain),
         ]
     else:
-        # Without local variables: what they hold, a password's hash among them, is not the journal's.
+        # Without local variables, which may contain a password's hash.
         without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         processors.append(structlog.processors.ExceptionRenderer(without_locals))
         if journal.is_behind(sys.stderr):
@@ -77,7 +77,7 @@ def get() -> Log:
 
 
 class _JobLines:
-    """Adds what concerns a job to the log.jsonl in its folder, wherever that is by now."""
+    """Appends lines about a job to log.jsonl in its folder, wherever that is now."""
 
     def __init__(self, job_folders: Sequence[Path]) -> None:
         self.job_folders = job_folders
@@ -95,7 +95,7 @@ class _JobLines:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """In one write, so that a line is whole or not there; never through a link."""
+    """Append in one write, so that a line is complete or missing; never through a link."""
     handle = files.open_to_append(path)
     try:
         os.write(handle, line)
@@ -104,7 +104,7 @@ def _append(path: Path, line: bytes) -> None:
 
 
 def _to_journal(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Sends the line as fields, and there it ends; one that the journal does not take goes the way of all others."""
+    """Send the line to the journal; if the journal refuses it, write it like all others."""
     facts: dict[str, Any] = {name: value for name, value in event.items() if name != "event"}
     with suppress(OSError):
         journal.send(json.dumps(event, default=repr), method, facts)
@@ -113,7 +113,7 @@ def _to_journal(_logger: WrappedLogger, method: str, event: EventDict) -> EventD
 
 
 class _Libraries(logging.Handler):
-    """What libraries log in Python's own way goes the way of our lines."""
+    """Sends the log of libraries the same way as ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
         get().warning(record.getMessage(), logger=record.name)

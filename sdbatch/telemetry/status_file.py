@@ -1,4 +1,4 @@
-"""jobs/status.json: what the service does now, for whoever looks at the folder."""
+"""jobs/status.json: what the service does now."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from sdbatch import __version__
 from sdbatch.storage import files
 from sdbatch.telemetry import systemd
 
-MIN_INTERVAL = 1.0  # seconds: shares and SSDs have better things to do
+MIN_INTERVAL = 1.0  # seconds
 
 
 class StatusFile:
-    """Keeps the facts and writes them atomically, at most once a second; it may be lost, so nothing is synced.
+    """Keeps the facts and writes them atomically, at most once a second. The file may be lost, so it is not synced.
 
-    `watcher` is shown the facts each time they are told.
+    `watcher` gets the facts each time they change.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,9 +34,9 @@ class StatusFile:
         self._written = float("-inf")
 
     def tell(self, mono: float, wall: datetime, *, at_once: bool = False, **facts: Any) -> None:
-        """Note facts; they reach the file now, or with the next call after a second has gone by.
+        """Set facts. They are written now, or with the next call after a second.
 
-        A function among them is asked when the file is written: what costs a look at the disk.
+        A fact may be a function, which is called when the file is written, if it reads the disk.
         """
         self.facts |= facts
         since = self.facts.get("problem_since") or wall.isoformat(timespec="seconds")
@@ -49,7 +49,7 @@ class StatusFile:
         self.facts["updated_at"] = wall.isoformat(timespec="seconds")
         systemd.notify(STATUS=self.sentence())
         told = {name: _asked(fact) for name, fact in self.facts.items()}
-        with suppress(OSError):  # a full disk is told where it matters
+        with suppress(OSError):  # a full disk is reported elsewhere
             files.write_atomically(self.path, json.dumps(told, indent=1).encode(), durable=False)
 
     def sentence(self) -> str:
@@ -64,7 +64,7 @@ class StatusFile:
 
 
 def _asked(fact: Any) -> Any:
-    """A fact, or nothing where it can't be had now: that must not silence the others, least of all why."""
+    """The value of a fact, or None if it can't be read now; the other facts must still be written."""
     try:
         return fact() if callable(fact) else fact
     except OSError:
@@ -72,7 +72,7 @@ def _asked(fact: Any) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 45 s, 12 min, 3 h 20 min, 2 days."""
+    """A time for people: 45 s, 12 min, 3 h 20 min, 2 days."""
     if seconds == float("inf"):
         return "an unknown time"
     whole = max(0, int(seconds))

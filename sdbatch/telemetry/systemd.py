@@ -1,16 +1,16 @@
-"""What systemd is told, by the datagrams of sd_notify(3); without systemd nobody is told, and nothing happens."""
+"""Messages to systemd, by sd_notify(3). Without systemd nothing happens."""
 
 import os
 import socket
 from contextlib import suppress
 
-FEED_SECONDS = 1.0  # between two signs of life: a fast GPU makes dozens of steps a second
+FEED_SECONDS = 1.0  # between two messages: a fast GPU makes dozens of steps a second
 PATIENCE_SECONDS = 5.0  # with a manager that is too busy to listen: a few datagrams fill its queue
 STARTING_SECONDS = 60  # that systemd waits on, each time it hears that the service still starts
 
 
 def notify(**facts: object) -> None:
-    """Send facts such as STATUS="drawing ..."; a manager that does not listen is no reason to stop."""
+    """Send facts such as STATUS="..."; an error is ignored."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -23,16 +23,16 @@ def notify(**facts: object) -> None:
 
 
 def watchdog_seconds() -> float:
-    """How long systemd bears with silence before it restarts the service; 0 for ever."""
+    """After how many seconds of silence systemd restarts the service; 0 for never."""
     told = os.environ.get("WATCHDOG_USEC", "")
     return int(told) / 1e6 if told.isdecimal() else 0.0
 
 
 class Manager:
-    """systemd above this process.
+    """The connection to systemd.
 
-    It is told of life by whoever gets on: the loop between two jobs, the engine's steps and pictures within one, the
-    ticks of a loading that has a bound of its own. No thread does it, which would go on while all else hangs.
+    Only real progress resets the watchdog: the loop between two jobs, steps and images within one, and the loading of a
+    model, which has its own limit. A separate thread would go on while everything else hangs.
     """
 
     def __init__(self) -> None:
@@ -40,10 +40,10 @@ class Manager:
         self._fed = float("-inf")
 
     def hear(self, state: str) -> None:
-        """The service's state; the first that is not "starting" makes it READY.
+        """Report the service's state; the first one that is not "starting" means READY.
 
-        That is when the model is loaded, but also when nothing can be drawn for now: the service watches, says in
-        STATUS what is missing, and goes on when it is there. A unit that failed instead would be restarted for ever.
+        That is when the model is loaded, but also when nothing can be generated for now: the service then waits, and
+        STATUS says what is missing. A failed unit would be restarted for ever.
         """
         if self._knows_ready:
             return
@@ -54,7 +54,7 @@ class Manager:
             self._knows_ready = True
 
     def feed(self, now: float) -> None:
-        """Something got on, at `now` of a clock that never steps back."""
+        """Report progress at `now`, on a clock that never steps back."""
         if now - self._fed >= FEED_SECONDS:
             self._fed = now
             notify(WATCHDOG=1)

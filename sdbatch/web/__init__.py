@@ -1,1 +1,1 @@
-"""The page: a client of the folders. What it does, a command does too; it needs the extra `sdbatch[web]`."""
+"""The web page. It works on the folders, as the commands do; it needs the extra `sdbatch[web]`."""

@@ -1,4 +1,4 @@
-"""The page as a whole: its views, their guards, and what is shown when something goes wrong."""
+"""Creates the web page: its views, their guards, and the error pages."""
 
 import os
 import re
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
-# What a proxy may say of where it serves the page. A visitor who says it misleads no one else.
+# Headers of a proxy about the page's address. A visitor who sends them affects only himself.
 PROXYS_WORD = {"HTTP_X_FORWARDED_PROTO": r"https?", "HTTP_X_FORWARDED_PREFIX": r"(/[\w.~-]+)*/?"}
 # What a person can do about it; else the server's own words.
 WORDS = {
@@ -44,7 +44,7 @@ def create_app(
     sleep: Callable[[float], None] = sleep,
     account: Callable[[], int | None] = os.geteuid,
 ) -> Flask:
-    """The page of one root; `clock` counts seconds, `account` tells which account of this machine asks."""
+    """The page of one root; `clock` counts seconds, `account` returns the machine's account that sent the request."""
     app = Flask(__name__)
     app.extensions["sdbatch"] = Site(root, settings, clock)
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_SECONDS
@@ -76,7 +76,7 @@ def _say_disk_trouble(error: OSError) -> tuple[str, int]:
 
 
 def _sifted(page: "WSGIApplication") -> "WSGIApplication":
-    """What is said as no proxy says it is not heard."""
+    """Remove headers that only a trusted proxy may set."""
 
     def answer(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
         for name, usual in PROXYS_WORD.items():

@@ -1,4 +1,4 @@
-"""A form from the job's schema, and a job file from what was filled in. What is allowed is the schema's business."""
+"""The form made from the job's schema, and the job file made from the form. The schema says what is allowed."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from sdbatch.job.reader import Defaults, parse
 
 Kind = Literal["txt2img", "img2img"]
 Type = Literal["text", "long", "loras", "number", "check", "choice"]
-# In this order; all that the schema has besides follows under "More".
+# In this order; all other fields follow under "More".
 FIRST = (
     *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
     *("n_iter", "n_samples", "seed", "ddim_steps", "scale"),
@@ -45,12 +45,12 @@ class Field:
 
     @property
     def shown_default(self) -> str:
-        """As a person would write it."""
+        """The default as a person would write it."""
         return _written(self.default)
 
 
 def fields(kind: Kind, defaults: Defaults = ()) -> tuple[Field, ...]:
-    """Those of a kind of job that have a choice, the first ones first, with the root's own `defaults`."""
+    """The fields of a kind of job, the most important first, with the root's `defaults`."""
     own = dict(defaults)
     return tuple(replace(field, default=own.get(field.name, field.default)) for field in _fields(kind))
 
@@ -93,9 +93,9 @@ def _field(name: str, rules: dict[str, Any]) -> Field:
 
 
 def to_yaml(kind: Kind, filled: Mapping[str, str], defaults: Defaults = ()) -> str:
-    """A job file of what differs from the defaults; a number that is none stays as it was written, to be told.
+    """A job file with the values that differ from the defaults; an invalid number stays as written, to be reported.
 
-    Of what is too long just so much is taken that it is still: it is refused all the same, and at once.
+    A value that is too long is cut so that it is still too long, and refused at once.
     """
     job = {}
     for field in fields(kind, defaults):
@@ -103,7 +103,7 @@ def to_yaml(kind: Kind, filled: Mapping[str, str], defaults: Defaults = ()) -> s
         if value != field.default:
             job[field.name] = value
     if kind == "img2img" and "init_img" not in job:
-        job.setdefault("strength", 0.75)  # makes it img2img still, so that the missing picture is told
+        job.setdefault("strength", 0.75)  # keeps it img2img, so that the missing image is reported
     return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=80)
 
 
@@ -128,7 +128,7 @@ def _number(text: str) -> int | float | str:
 
 
 def _lora(line: str) -> dict[str, Any]:
-    """Of a line such as "pencil.safetensors 0.8"."""
+    """A LoRA from a line such as "pencil.safetensors 0.8"."""
     file, _, weight = line.rpartition(" ")
     if file and not isinstance(number := _number(weight), str):
         return {"file": file.strip()[: MOST + 1], "weight": number}
@@ -136,7 +136,7 @@ def _lora(line: str) -> dict[str, Any]:
 
 
 def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind, dict[str, str]]:
-    """What a job file says, to be filled in: the kind of its first job, and what differs from the defaults.
+    """The kind of the first job of a file, and its values for the form.
 
     Raises:
         JobError: it holds no job.
@@ -148,12 +148,12 @@ def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind,
 
 
 def kind_of(job: AnyJob) -> Kind:
-    """Which form is its."""
+    """The kind of form for a job."""
     return "img2img" if isinstance(job, Img2Img) else "txt2img"
 
 
 def _written(value: Any) -> str:
-    """As a form field holds it; an empty text is a tick that is not set, and a LoRA has a line."""
+    """A value as the form holds it: an empty text is an unset tick, and each LoRA has a line."""
     if isinstance(value, bool):
         return "true" if value else ""
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""New job: a form from the schema, the job file that it makes beside it, and the drop into the inbox."""
+"""A new job: the form, the job file beside it, and its submission."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from sdbatch.web import uploads
 from sdbatch.web.fields import Field, Kind, fields, filled_by, to_yaml
 from sdbatch.web.site import disk_trouble, say, site
 
-JOB_FILE = "job.yaml"  # how errors call a job that has no name yet
+JOB_FILE = "job.yaml"  # the name in errors for a job without a name
 UPLOAD = "upload"  # the form's file; a preview gets no more of it than that there is one
 UPLOADED = "jobs/inbox/uploads/your-picture.png"  # as long as it is not there
 
@@ -27,13 +27,13 @@ pages = Blueprint("form", __name__)
 
 @pages.get("/new")
 def show() -> str:
-    """The form, filled by the job that drew the picture `from`, or by the address: `/new?prompt=a&init_img=...`."""
+    """The form, filled from the job of the image `from`, or from the address: `/new?prompt=a&init_img=...`."""
     return _form(_restored(request.args["from"]) if "from" in request.args else _ticks() | request.args.to_dict())
 
 
 @pages.post("/new/form")
 def change() -> str:
-    """The form with other fields: those of the kind `to`, or with a picture chosen. Nothing is dropped."""
+    """The form with the fields of the kind `to`, or with a chosen image. Nothing is submitted."""
     before = {field.name: field.shown_default for field in _fields(_kind(request.form))}
     filled = {name: text for name, text in request.form.items() if text != before.get(name)}
     return _form(filled | {"kind": request.form.get("to", "img2img")}, "form.html")
@@ -41,13 +41,13 @@ def change() -> str:
 
 @pages.post("/new/preview")
 def preview() -> str:
-    """The job file that the form makes, and what is said of it."""
+    """The job file that the form makes, with its remarks and errors."""
     return render_template("preview.html", **_preview(request.form))
 
 
 @pages.post("/new")
 def drop() -> tuple[str, int] | Response:
-    """Drop the job; the picture that was sent with it goes before, once all else is right."""
+    """Submit the job. An uploaded image is stored first, after everything else was checked."""
     filled = request.form.to_dict()
     filled.pop(UPLOAD, None)
     upload = request.files.get(UPLOAD)
@@ -69,7 +69,7 @@ def drop() -> tuple[str, int] | Response:
 
 
 def _restored(path: str) -> dict[str, str]:
-    """What draws a picture again; what could not be carried over is told."""
+    """The values that generate an image again; what could not be used is reported."""
     picture = site().history.picture(path)
     if picture is None:
         raise JobError("The history has no such picture (any more).")
@@ -96,12 +96,12 @@ def _fields(kind: Kind) -> tuple[Field, ...]:
 
 
 def _ticks() -> dict[str, str]:
-    """The ticks that the root's defaults set."""
+    """The boxes that the root's defaults tick."""
     return {name: "true" for name, value in site().root.defaults if value is True}
 
 
 def _trained_size() -> dict[str, str]:
-    """The size to start with where the root has no word on it: that of the pictures that its model was trained on."""
+    """The size of the model's training images, if the root's defaults do not say another."""
     root = site().root
     own = {"ckpt": Txt2Img.model_fields["ckpt"].default, "config": Txt2Img.model_fields["config"].default}
     own |= dict(root.defaults)
@@ -143,5 +143,5 @@ def _check(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _file_name(filled: Mapping[str, str]) -> str:
-    """From the job's own name, else from its prompt."""
+    """A file name from the job's name, or else from its prompt."""
     return f"{slug_of((filled.get('name') or filled.get('prompt', ''))[:60] + '.yaml')}.yaml"

@@ -1,9 +1,9 @@
-"""Who may ask, and what a browser may do with the answer.
+"""Decides who may use the page, and what the browser may do with the answer.
 
-Without a password the page belongs to those accounts of this machine that may drop jobs, and only names of this
-machine are answered to: another site could point a name of its own at 127.0.0.1 and read along (DNS rebinding). With
-one, each visitor logs in. Before that, bodies are small. Whatever changes anything is a POST with a token that no other
-site knows, and the content security policy lets a browser load and run nothing that does not come from here.
+Without a password only accounts of this machine that may submit jobs can use it, and only under a name of this machine:
+another site could let its own name point to 127.0.0.1 (DNS rebinding). With a password each visitor logs in; before
+that, request bodies are small. Each change is a POST with a token that no other site knows. The content security policy
+lets the browser load and run only our own files.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from sdbatch.web.server import REFUSAL, SMALL_BYTES
 from sdbatch.web.site import is_fragment, own_path, site
 
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-TRIES, SECONDS_EACH = 5, 3.0  # passwords of one address that are looked at at once; then one in so many seconds
+TRIES, SECONDS_EACH = 5, 3.0  # passwords of one address that are checked at once; then one in so many seconds
 LONGEST_WAIT = 3 * SECONDS_EACH
 SEATS = 6  # of the server's threads, for those who wait
 AT_ONCE = 2  # passwords: each takes 32 MB and a tenth of a second
@@ -52,17 +52,17 @@ pages = Blueprint("guard", __name__)
 
 
 class _Cookies(SecureCookieSessionInterface):
-    """The cookie of a visitor who came by HTTPS is never sent without."""
+    """The cookie of a visitor who used HTTPS is sent only over HTTPS."""
 
     def get_cookie_secure(self, app: Flask) -> bool:  # noqa: ARG002 - Flask's signature
         return request.is_secure
 
 
 class Throttle:
-    """How soon a password is looked at: a few of an address at once, then one every few seconds.
+    """Limits how often passwords are checked: a few per address at once, then one every few seconds.
 
-    A try is counted before it is looked at, so that many at the same time are no way around. Nobody is locked out: who
-    knows the password waits for seconds.
+    An attempt counts before it is checked, so that simultaneous attempts don't help. Nobody is locked out: a visitor
+    with the right password waits only seconds.
     """
 
     def __init__(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
@@ -71,7 +71,7 @@ class Throttle:
         self._lock, self._seats = Lock(), BoundedSemaphore(SEATS)
 
     def wait(self, address: str) -> bool:
-        """Wait until one more is looked at; false at once where too many wait."""
+        """Wait until one more password may be checked; false at once if too many wait."""
         seconds = self._book(address)
         if not seconds:
             return seconds is not None
@@ -89,7 +89,7 @@ class Throttle:
             if len(self._due) >= MOST_ADDRESSES:
                 self._due = {each: due for each, due in self._due.items() if due > now}
             if len(self._due) >= MOST_ADDRESSES:
-                self._due.clear()  # many addresses that come once: nothing to hold against any of them
+                self._due.clear()  # many addresses with one attempt each: forget them
             due = max(now, self._due.get(address, now))
             seconds = due - now - (TRIES - 1) * SECONDS_EACH
             if seconds > LONGEST_WAIT:
@@ -99,13 +99,13 @@ class Throttle:
 
 
 class Logins:
-    """Who is logged in. A cookie can be kept and sent again, so that alone a name in it counts for nothing."""
+    """The visitors who are logged in. A cookie can be copied and sent again, so a name in it alone is not enough."""
 
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
 
     def open(self) -> str:
-        """A name for one who knew the password; of very many the oldest must log in again."""
+        """Create a login and return its name; if there are very many, the oldest ends."""
         if len(self._names) >= MOST_LOGINS:
             del self._names[next(iter(self._names))]
         name = secrets.token_urlsafe(16)
@@ -113,16 +113,16 @@ class Logins:
         return name
 
     def close(self, name: str) -> None:
-        """It is known no more."""
+        """End a login."""
         self._names.pop(name, None)
 
     def is_open(self, name: str) -> bool:
-        """Whether it is."""
+        """Whether a login exists."""
         return name in self._names
 
 
 def split_bind(bind: str) -> tuple[str, int]:
-    """Address and port of `127.0.0.1:8123` or `[::1]:8123`; of `unix:/run/sdbatch/web.sock` the path, and no port.
+    """Address and port of `127.0.0.1:8123` or `[::1]:8123`; for `unix:/run/sdbatch/web.sock` the path, and no port.
 
     Raises:
         ConfigError: it is none of these.
@@ -166,9 +166,9 @@ def _is_loopback(host: str) -> bool:
 def install(
     app: Flask, clock: Callable[[], float], sleep: Callable[[float], None], account: Callable[[], int | None]
 ) -> None:
-    """Put the guards before every view, in this order: the name asked for, the account, the login, the body, the token.
+    """Check every request in this order: host name, account, login, size of the body, token.
 
-    `account` tells which account of this machine asks.
+    `account` returns the machine's account that sent the request.
     """
     app.session_interface = _Cookies()
     app.config.update(
@@ -176,8 +176,8 @@ def install(
         SESSION_COOKIE_NAME=f"sdbatch-{_mark(str(app.extensions['sdbatch'].root.path))}",  # ports share their cookies
         SESSION_COOKIE_SAMESITE="Lax",
         PERMANENT_SESSION_LIFETIME=timedelta(days=STAYS_DAYS),
-        WTF_CSRF_TIME_LIMIT=None,  # a form may lie open overnight
-        WTF_CSRF_SSL_STRICT=False,  # compares names that a proxy may have changed; the token is enough
+        WTF_CSRF_TIME_LIMIT=None,  # a form may stay open overnight
+        WTF_CSRF_SSL_STRICT=False,  # it compares host names that a proxy may have changed; the token is enough
         MAX_FORM_MEMORY_SIZE=FORM_BYTES,
     )
     app.extensions["sdbatch.throttle"] = Throttle(clock, sleep)
@@ -211,7 +211,7 @@ def _refuse_strangers() -> None:
 
 
 def _strange() -> str:
-    """Why the account that asks may not; empty: it may, or will be asked for the password."""
+    """Why this account may not use the page; empty if it may, or if a password will be asked."""
     if site().settings.web.password:
         return ""
     return peers.refusal(current_app.extensions["sdbatch.operations.account"](), site().root)
@@ -222,7 +222,7 @@ def _require_login() -> Response | None:
         return None
     if is_fragment() and request.method == "POST":
         abort(400)  # the page says that it is out of date; what is written in its form stays
-    if is_fragment():  # a swap would put the login into the middle of the page
+    if is_fragment():  # htmx would put the login into the middle of the page
         return Response(status=204, headers={"HX-Redirect": url_for("guard.login")})
     back = request.full_path if request.method == "GET" else ""
     return redirect(url_for("guard.login", back=back or None), 303)
@@ -241,7 +241,7 @@ def _bound_body() -> None:
 
 
 def body_limit() -> int:
-    """How many bytes a request's body may have: few, before it is known who sends them."""
+    """How many bytes the body of a request may have; few before the visitor is known."""
     if not (_is_own_name() and _is_logged_in() and not _strange()):
         return SMALL_BYTES
     return FORM_BYTES + (site().settings.limits.input_bytes if request.endpoint == "form.drop" else 0)
@@ -252,7 +252,7 @@ def _logins() -> Logins:
 
 
 def _mark(text: str) -> str:
-    """What a cookie's name tells of a root, without telling it."""
+    """A part of the cookie's name that differs by root, but does not reveal it."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -260,7 +260,7 @@ def _add_headers(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     if response.mimetype == "text/html":
-        response.headers.setdefault("Cache-Control", "no-store")  # also keeps other people's proxies out of it
+        response.headers.setdefault("Cache-Control", "no-store")  # it also keeps answers out of shared proxies
     elif request.endpoint != "static" and response.cache_control.public:
         response.cache_control.public, response.cache_control.private = False, True  # likewise
     return response
@@ -295,9 +295,9 @@ def _is_password(password: str, said: str) -> bool:
 
 
 def _address() -> str:
-    """Where the visitor comes from; a proxy is believed whom it asks for where the configuration trusts it.
+    """The visitor's address; X-Forwarded-For counts only from trusted proxies.
 
-    Of IPv6 that is a network of 64 bits, in which one machine may have any address.
+    For IPv6 it is the /64 network, because one machine can use all its addresses.
     """
     found, chain = request.remote_addr or "", request.headers.get("X-Forwarded-For", "").split(",")
     while chain[-1].strip() and _is_trusted(found):
@@ -318,7 +318,7 @@ def _is_trusted(address: str) -> bool:
 
 
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, with a port or without, as proxies write them."""
+    """An address, with or without a port, as proxies write it."""
     bare = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", text)
     try:
         address = ipaddress.ip_address(bare)
@@ -329,6 +329,6 @@ def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 @pages.post("/logout")
 def logout() -> Response:
-    """Forget this visitor."""
+    """End the visitor's login."""
     _logins().close(str(session.pop("known", "")))
     return redirect(url_for("guard.login"), 303)

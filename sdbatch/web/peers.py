@@ -1,7 +1,7 @@
-"""Which account of this machine asks, and whether it may steer: where there is no password, the group's rule holds.
+"""Which account of this machine sent a request, and whether it may use the page without a password.
 
-The kernel's tables of TCP connections name the account at their other end. Who may drop jobs into the inbox by the
-rights of files may do by the page what the commands do; nobody else may.
+The kernel's tables of TCP connections contain the account at the other end. An account may use the page if file
+permissions let it put jobs into the inbox.
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-OVERFLOW = Path("/proc/sys/kernel/overflowuid")  # stands for accounts that a user namespace hides
+OVERFLOW = Path("/proc/sys/kernel/overflowuid")  # the uid of accounts that a user namespace hides
 ADMIN = 0
 BY_WRITING = 0o020  # of a folder's mode: its group may put files into it
 
@@ -25,10 +25,10 @@ Ends = tuple[str, int, str, int]
 
 
 def account_of(connection: socket.socket) -> int | None:
-    """The account at the other end of a connection from this machine; None where that can't be told.
+    """The account at the other end of a local connection; None if it is unknown.
 
-    An end that was closed has no account any more, and the table then says root's. Its inode is 0 then, and one that
-    was closed while the table was written is seen by the second look.
+    A closed end has no account, and the table then shows root. Its inode is then 0; a second look finds an end that was
+    closed while the table was written.
     """
     try:
         here, there = connection.getsockname(), connection.getpeername()
@@ -47,7 +47,7 @@ def account_of(connection: socket.socket) -> int | None:
 
 
 def _find_socket(ends: Ends) -> tuple[int, int] | None:
-    """Account and inode of an open socket with these ends."""
+    """Account and inode of the open socket with these ends."""
     for table in TABLES:
         with suppress(OSError):
             for line in table.read_text().splitlines()[1:]:
@@ -62,20 +62,20 @@ def _ends(here: str, there: str) -> Ends:
 
 
 def _address(text: str) -> tuple[str, int]:
-    """Of "0100007F:1F90": words of 32 bits as they lie in memory, and a port."""
+    """The address in "0100007F:1F90": 32-bit words in memory order, and a port."""
     packed, _, port = text.partition(":")
     address = b"".join(int(packed[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(packed), 8))
     return _plain(socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)), int(port, 16)
 
 
 def _plain(address: str) -> str:
-    """One spelling of each; an IPv4 address in IPv6's clothes is itself."""
+    """An address in one form; an IPv4 address mapped to IPv6 becomes IPv4."""
     found = ipaddress.ip_address(address.partition("%")[0])
     return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def refusal(account: int | None, root: Root) -> str:
-    """Why an account may not steer, and what to do; empty: it may."""
+    """Why an account may not use the page, and what to do; empty if it may."""
     if account is None:
         return Message(
             "The page can't tell which account of this machine asks, and without a password it "
@@ -100,7 +100,7 @@ def refusal(account: int | None, root: Root) -> str:
 
 
 def _rights(root: Root) -> tuple[set[int], set[int]]:
-    """Accounts and groups that put files into the root or its inbox."""
+    """The accounts and groups that may write in the root or its inbox."""
     owners, groups = {ADMIN, os.geteuid()}, set()
     for folder in (root.path, root.inbox):
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""History and pictures: search, one picture with all that is known of it, and the jobs that can follow from it."""
+"""The history: search, one image with its parameters and lineage, and jobs that continue from it."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from werkzeug.wsgi import wrap_file
 
 from sdbatch.client.validate import submit_text
 from sdbatch.errors import JobError
-from sdbatch.history import describe, restore, times
+from sdbatch.history import describe, lineage, restore, times
 from sdbatch.history.records import Lineage, PictureRecord
 from sdbatch.history.search import Found
 from sdbatch.messages import Message
@@ -24,7 +24,7 @@ from sdbatch.web import thumbnails
 from sdbatch.web.site import done, is_fragment, site
 
 AT_ONCE = 60  # thumbnails
-MOST_AT_ONCE = 20 * AT_ONCE  # for who comes back to where they had scrolled to
+MOST_AT_ONCE = 20 * AT_ONCE  # for a visitor who returns to a scrolled page
 ASKED = ("words", "kind", "ckpt", "since", "seed", "failed")  # what a search can be narrowed by
 KEPT_SECONDS = 86400  # by browsers: pictures do not change, but for a name in outputs/ that is drawn anew
 FAMILY = 50  # jobs of a lineage
@@ -35,7 +35,7 @@ pages = Blueprint("pictures", __name__)
 
 @pages.get("/history")
 def history() -> AnyResponse:
-    """Search as you type, and on to older ones while scrolling; the address tells how many are `shown` by then."""
+    """Search while typing, and load older images while scrolling; the address says how many are `shown`."""
     is_more, earlier = "before" in request.args, _whole(request.args.get("shown", "")) or 0
     is_part = is_more and is_fragment()
     if not is_more:
@@ -61,13 +61,13 @@ def history() -> AnyResponse:
 
 @pages.get("/choose")
 def choose() -> str:
-    """Pictures to start from, for the form."""
+    """Images to choose from in the form."""
     return render_template("choice.html", found=[picture for picture in _search(request.args) if picture.file])
 
 
 @pages.get("/picture/<path:path>")
 def show(path: str) -> str:
-    """One picture, large."""
+    """One image, large."""
     picture = _known(path)
     order = site().history.pictures_of(picture.job)
     place = next((i for i, other in enumerate(order) if other.key == picture.key), 0)
@@ -89,7 +89,7 @@ def show(path: str) -> str:
 
 @pages.get("/job-file/<path:path>")
 def job_file(path: str) -> Response:
-    """The job file that draws a picture, to be saved."""
+    """Download the job file that generates an image."""
     picture = _known(path)
     text, name = restore.restore(site().root, picture).text, f"{PurePosixPath(picture.job).name}.yaml"
     return send_file(BytesIO(text.encode()), "text/plain; charset=utf-8", as_attachment=True, download_name=name)
@@ -97,7 +97,7 @@ def job_file(path: str) -> Response:
 
 @pages.get("/file/<path:path>")
 def file(path: str) -> AnyResponse:
-    """A picture as it is; records are handed out to be saved."""
+    """An image; records are sent as downloads."""
     opened = thumbnails.opened(site().root, path)
     try:
         return _streamed(opened, PurePosixPath(path))
@@ -107,7 +107,7 @@ def file(path: str) -> AnyResponse:
 
 
 def _streamed(opened: BufferedReader, path: PurePosixPath) -> AnyResponse:
-    """A file, or the part of it that is asked for; it is closed when it is sent."""
+    """A file, or the requested part of it; it is closed after sending."""
     status = os.fstat(opened.fileno())
     kind = thumbnails.PICTURES.get(path.suffix.lower())
     if kind is None:
@@ -135,7 +135,7 @@ def thumbnail(path: str) -> AnyResponse:
 
 @pages.post("/follow-up")
 def follow_up() -> AnyResponse:
-    """Drop an img2img job that starts from a picture."""
+    """Submit an img2img job that starts from an image."""
     picture, asked = _known(request.form.get("path", "")), request.form
 
     def drop() -> str:
@@ -149,18 +149,18 @@ def follow_up() -> AnyResponse:
 
 @pages.post("/again")
 def again() -> AnyResponse:
-    """Drop a job once more, with another seed if one is given."""
+    """Submit a job again, with another seed if one is given."""
     job = site().history.job(request.form.get("job", ""))
     if job is None:
         abort(404)
     seed = _whole(request.form.get("seed", ""))
-    return done(lambda: _drop(job.id, restore.rerun(site().root, job, seed), "again"), "queue.show")
+    return done(lambda: _drop(job.id, restore.rerun(site().root, job, seed), "rerun"), "queue.show")
 
 
 def _family(job_id: str) -> list[tuple[int, Lineage, list[PictureRecord]]]:
-    """What came of what, from the first ancestor on: each with how deep it stands."""
+    """The lineage from the first ancestor on, each with its depth."""
     found: list[tuple[int, Lineage, list[PictureRecord]]] = []
-    pending = [(0, site().history.lineage(job_id, FAMILY))]
+    pending = [(0, lineage.lineage(site().history, job_id, FAMILY))]
     while pending:
         depth, node = pending.pop()
         found.append((depth, node, site().history.pictures_of(node.job)))
@@ -168,8 +168,8 @@ def _family(job_id: str) -> list[tuple[int, Lineage, list[PictureRecord]]]:
     return found
 
 
-def _drop(job_id: str, text: str, ending: Literal["again", "follow-up"]) -> str:
-    """Into the inbox, under the name of the job that it comes from."""
+def _drop(job_id: str, text: str, ending: Literal["rerun", "follow-up"]) -> str:
+    """Submit a job under a name made from its parent's."""
     path = submit_text(text, next_name(site().root, job_id, ending), site().root)
     return Message("Dropped as {path}.", site().root.show(path))
 
@@ -200,7 +200,7 @@ def _search(asked: Mapping[str, str], most: int = AT_ONCE) -> Found:
 
 
 def _whole(text: str) -> int | None:
-    """A number that the index can hold; what is none does not narrow the search."""
+    """A number that the index can hold; None for anything else, which does not limit the search."""
     with suppress(ValueError):
         return number if abs(number := int(text)) <= MOST else None
     return None

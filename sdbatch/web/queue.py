@@ -1,4 +1,4 @@
-"""The queue: what runs, what waits in which order, what failed and why, and the buttons of client/control.py."""
+"""The queue: the running job, waiting jobs, failures, and the buttons of client/control.py."""
 
 from datetime import UTC, datetime
 
@@ -24,37 +24,37 @@ def show() -> str:
 
 @pages.get("/queue")
 def parts() -> str:
-    """What changes of it, asked for every two seconds."""
+    """The parts that change, requested every two seconds."""
     return render_template("queue_parts.html", **_facts())
 
 
 @pages.post("/pause")
 def pause() -> Response:
-    """Finish the pictures in work, then wait."""
+    """Pause after the current images."""
     return done(lambda: control.pause(site().root, request.form.get("reason", "")[:LONGEST_REASON]), "queue.show")
 
 
 @pages.post("/resume")
 def resume() -> Response:
-    """Go on."""
+    """Continue."""
     return done(lambda: control.resume(site().root, now="now" in request.args), "queue.show")
 
 
 @pages.post("/cancel")
 def cancel() -> Response:
-    """Take a job out."""
+    """Cancel a job."""
     return done(lambda: control.cancel(site().root, request.form.get("job", "")), "queue.show")
 
 
 @pages.post("/prioritize")
 def prioritize() -> Response:
-    """Put a waiting file before the others."""
+    """Move a waiting file to the front."""
     return done(lambda: control.prioritize(site().root, request.form.get("job", "")), "queue.show")
 
 
 @pages.post("/retry")
 def retry() -> Response:
-    """Try a failed job again."""
+    """Run a failed job again."""
     return done(lambda: control.retry(site().root, request.form.get("job", "")), "queue.show")
 
 

@@ -1,9 +1,9 @@
-"""The page's server: waitress, with bounds on what a visitor may hold of it.
+"""The web server: waitress, with limits for each visitor.
 
-Waitress receives a request as a whole, with no thread of its own, before anybody looks at it. So nothing of this kind
-can hold up others: but each connection takes one of a number, and each body memory or disk. Here a connection that
-says nothing or too little for its time is closed, one more than the number takes the place of another, and how large a
-body may be is asked of the page as soon as its head is there.
+Waitress reads a whole request without a thread before our code sees it. Slow visitors therefore block nobody, but each
+connection counts against a limit, and each body uses memory or disk. So a connection that is silent or too slow is
+closed; a new one over the limit replaces another; and the page decides how large a body may be as soon as the header is
+there.
 """
 
 import logging
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 THREADS = 16  # a page of thumbnails asks for six at a time; a wrong password keeps one waiting
 MOST_CONNECTIONS = 500  # each takes one of the 1024 files that a process may have open
 SILENT_SECONDS = 20.0  # between two requests, or in the midst of one
-GRACE_SECONDS, SLOWEST = 10.0, 10_000  # so much time, and then so many bytes a second: a telephone's slowest
-LINGERS_SECONDS = 5.0  # after a refusal: who sends on sees the answer only when they are done
+GRACE_SECONDS, SLOWEST = 10.0, 10_000  # after so many seconds, at least so many bytes a second: a very slow phone
+LINGERS_SECONDS = 5.0  # after a refusal: a visitor who is still sending reads the answer only at the end
 CHUNK_BYTES, TURN_BYTES = 65_536, 1_000_000  # of what is sent: in memory, and before the others have their turn
 HEAD_BYTES = 65_536
-SMALL_BYTES = 16_384  # a body that is taken from everybody, as that of the login
+SMALL_BYTES = 16_384  # a body that is accepted from everybody, such as the login
 SOCKET_MODE = 0o660  # the group's rule, kept by the kernel
 REFUSAL = "sdbatch.refusal"  # in the environment: the status of an answer to a body that was not taken
 CHANNEL = "sdbatch.channel"
@@ -46,7 +46,7 @@ LENGTH_REQUIRED, TOO_LARGE, BUSY = 411, 413, 503
 
 
 class _Parser(HTTPRequestParser):
-    """A request as it comes in; its body is not taken where it is too large for its visitor."""
+    """An incoming request; its body is refused if it is too large for this visitor."""
 
     def __init__(self, channel: "_Channel", adj: Adjustments) -> None:
         super().__init__(adj)
@@ -97,11 +97,11 @@ class _Channel(HTTPChannel):
 
     @cached_property
     def account(self) -> int | None:
-        """Of this machine's accounts, the one at its other end."""
+        """The account of this machine at the other end."""
         return account_of(self.socket)
 
     def judge(self, request: _Parser) -> int:
-        """The status with which a request's body is refused; 0: it is taken."""
+        """The HTTP status that refuses the body of a request; 0 if it is accepted."""
         if request.chunked:
             return self._refused(LENGTH_REQUIRED)  # no browser sends one of unknown size
         if request.content_length <= SMALL_BYTES:
@@ -119,11 +119,11 @@ class _Channel(HTTPChannel):
         return status
 
     def is_waiting(self) -> bool:
-        """For more of a request, for one, or for the end."""
+        """Whether it waits for a request, for more of one, or for its end."""
         return self.lingers or not (self.requests or self.total_outbufs_len)
 
     def is_too_slow(self, now: float) -> bool:
-        """To be waited for any longer."""
+        """Whether the connection is too slow to wait for."""
         took = now - self.since
         if self.lingers:
             return took > LINGERS_SECONDS
@@ -135,7 +135,7 @@ class _Channel(HTTPChannel):
         return not is_idle and self.moved < (took - GRACE_SECONDS) * SLOWEST
 
     def _begin(self) -> None:
-        """Something else than before: a request, an answer, silence."""
+        """Start to measure a new phase: request, answer, or silence."""
         self.since = self.moved_at = monotonic()
         self.moved = 0
 
@@ -161,7 +161,7 @@ class _Channel(HTTPChannel):
 
     def send(self, data: bytes, do_close: bool = True) -> int:
         if self.turn <= 0:
-            return 0  # as if the visitor read no more for now; else a fast one would have all our time
+            return 0  # pause sending: otherwise a fast visitor would use all the time
         sent = super().send(data, do_close=do_close)
         self.turn -= sent
         self._move(sent)
@@ -196,13 +196,13 @@ class _Channel(HTTPChannel):
             super().handle_close()
 
     def close_now(self) -> None:
-        """Also where nothing can be written, and nobody reads."""
+        """Close at once, even if nothing can be written."""
         self.is_refused = False
         self.handle_close()
 
 
 class _Bounded(BaseWSGIServer):
-    """What both kinds of server do alike."""
+    """The common part of both kinds of server."""
 
     channel_class = _Channel
     active_channels: dict[int, _Channel]  # type: ignore[assignment] # as it is; the stubs have a single one
@@ -210,19 +210,19 @@ class _Bounded(BaseWSGIServer):
     most_received: int
 
     def receives(self) -> int:
-        """Bytes of the bodies that are being received or answered."""
+        """Bytes of all bodies that are being received or answered."""
         requests = [each for channel in self._channels() for each in (channel.request, *channel.requests) if each]
         return sum(request.content_length for request in requests)
 
     def maintenance(self, _: float) -> None:
-        """Close what is too slow."""
+        """Close connections that are too slow."""
         now = monotonic()
         for channel in self._channels():
             if channel.is_too_slow(now):
                 channel.close_now()
 
     def handle_accept(self) -> None:
-        """One more; where that is one too many, it takes the place of one of those who hold most."""
+        """Accept a connection; if there are too many, close one of the address that has the most."""
         super().handle_accept()
         waiting = [channel for channel in self._channels() if channel.is_waiting()]
         if waiting and len(self.active_channels) > MOST_CONNECTIONS:
@@ -249,12 +249,12 @@ def serve(
     body_limit: Callable[["WSGIEnvironment"], int],
     most_received: int,
 ) -> None:
-    """Answer until the process is ended.
+    """Serve until the process ends.
 
-    `body_limit` tells how many bytes of a request's body are taken; all that are received at once have no more than
+    `body_limit` returns how many bytes of a request's body are accepted; all bodies together are limited by
     `most_received`.
     """
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page of thumbnails is no reason to warn
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # many thumbnails at once are normal
     adjustments = Adjustments(
         sockets=[listener],
         threads=THREADS,
@@ -275,13 +275,13 @@ def serve(
 
 
 def account(environ: "WSGIEnvironment") -> int | None:
-    """Which account of this machine sends a request."""
+    """The account of this machine that sent a request."""
     channel: _Channel = environ[CHANNEL]
     return channel.account
 
 
 def listen(host: str, port: int, group: int) -> socket.socket:
-    """A socket at an address and port, or at a path: a Unix socket for its owner and the `group`.
+    """Open a socket at an address and port, or at a path: a Unix socket for the owner and `group`.
 
     Raises:
         ConfigError: it can't be; says why.
@@ -299,7 +299,7 @@ def listen(host: str, port: int, group: int) -> socket.socket:
 
 
 def _listen_at(path: Path, group: int) -> socket.socket:
-    """A socket that an ended page left is replaced, and nothing else that lies there."""
+    """Open a Unix socket; replaces the socket of an ended page, but no other file."""
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode) and not _answers(path):
             path.unlink()
@@ -326,7 +326,7 @@ def _answers(path: Path) -> bool:
 
 
 def shown(listener: socket.socket) -> str:
-    """Where a listener is to be found."""
+    """The address of a listener, for people."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]

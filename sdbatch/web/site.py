@@ -1,4 +1,4 @@
-"""What every view works on: the root, the settings, and how a view answers."""
+"""What every view needs: the root, the settings, and the form of the answers."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from sdbatch.history.history import History
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
 
-PATIENCE = 0.03  # seconds: a search shows by then what it has found, and goes on as one scrolls
+PATIENCE = 0.03  # seconds: a search then shows what it has found, and continues while scrolling
 CATCH_UP_SECONDS = 10.0  # a second of work in a root of a million pictures
 MOMENT = 0.3  # seconds that a page waits for what is new
 LONGEST_SAID = 600  # characters
@@ -35,9 +35,9 @@ class Site:
         self._reading.join(MOMENT)
 
     def catch_up(self) -> None:
-        """Take in jobs that no service told the history of: it may not be able to write there, or be another's.
+        """Read jobs that the history does not know yet, because no service told it.
 
-        Where much is new that takes a while; pages show what is known until then.
+        This may take a while; until then pages show what is known.
         """
         with self._lock:
             if self._reading.is_alive() or self.clock() - self._looked < CATCH_UP_SECONDS:
@@ -52,7 +52,7 @@ class Site:
 
     @property
     def stale(self) -> str:
-        """Why what was drawn last may be missing."""
+        """Why the newest images may be missing."""
         return STILL_READING if self._reading.is_alive() else self.history.stale
 
     def _opened(self) -> History:
@@ -61,7 +61,7 @@ class Site:
         return history
 
     def _read_all(self) -> None:
-        if self.history.in_memory:  # of one connection, which is held for as long as is read
+        if self.history.database.in_memory:  # of one connection, which is held for as long as is read
             history = self._opened()
             history.catch_up()
             self.history = history
@@ -69,41 +69,41 @@ class Site:
             self._read()
 
     def _read(self) -> None:
-        if self.history.in_memory or not self.history.writable:
+        if self.history.database.in_memory or not self.history.database.writable:
             self.history.catch_up()
             return
         try:
-            with closing(History(self.root, in_memory=False)) as keeper:  # who holds up no page
+            with closing(History(self.root, in_memory=False)) as keeper:  # in a thread that does not delay pages
                 keeper.verify()
                 keeper.refresh()
             self.history.stale = ""
-        except (OSError, sqlite3.Error) as error:  # locked, full, read-only: what is known is shown all the same
+        except (OSError, sqlite3.Error) as error:  # locked, full or read-only: show what is known
             self.history.stale = str(getattr(error, "strerror", error))
 
 
 def site() -> Site:
-    """That of the request that is answered."""
+    """The site of the current request."""
     return cast("Site", current_app.extensions["sdbatch"])
 
 
 def is_fragment() -> bool:
-    """Whether htmx asks for a part of the page, and no person for the whole."""
+    """Whether htmx requests a part of the page."""
     return "HX-Request" in request.headers and "HX-History-Restore-Request" not in request.headers
 
 
 def own_path(back: str) -> str:
-    """Where a visitor came from, to go back to; never another site, such as //elsewhere."""
+    """The page that the visitor came from; never another site, such as //elsewhere."""
     is_ours = re.fullmatch(r"/(?![/\\])[^\\\x00-\x20\x7f]*", back)
     return request.script_root + back if is_ours else url_for("queue.show")
 
 
 def say(text: str, kind: str) -> None:
-    """On the next page. It goes along in a cookie, and browsers keep none of more than 4 kB."""
+    """Show a message on the next page. It is stored in a cookie, which browsers limit to 4 kB."""
     flash(text if len(text) <= LONGEST_SAID else f"{text[:LONGEST_SAID]}...", kind)
 
 
 def done(act: Callable[[], str], view: str) -> Response:
-    """Do what a button asks for, and show `view` with what came of it, or why nothing did."""
+    """Do what a button asks for, and show `view` with the result or the error."""
     try:
         say(act(), "success")
     except JobError as error:
@@ -114,5 +114,5 @@ def done(act: Callable[[], str], view: str) -> Response:
 
 
 def disk_trouble(error: OSError) -> str:
-    """In words: a file that went away in between, a full disk, rights that lack."""
+    """A disk error in words: a vanished file, a full disk, missing rights."""
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)

@@ -1,6 +1,6 @@
-"""What the page shows of the disk: pictures and records of outputs/ and jobs/, no other; and small copies.
+"""Files that the page may show: images and records in outputs/ and jobs/; and their thumbnails.
 
-A prompt file that a job named is none of them: it may have come from a folder that is the admin's own.
+Prompt files are not shown: they may come from a folder of the admin.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _DRAWING = BoundedSemaphore(2)  # pictures are decoded whole
 
 
 def opened(root: Root, path: str) -> BufferedReader:
-    """A file by its path from the root, open to be read; no link leads out of the folder that it is said to lie in.
+    """Open a file by its path from the root; no link can lead out of its folder.
 
     Raises:
         FileNotFoundError: there is none, or it is none to show.
@@ -47,7 +47,7 @@ def opened(root: Root, path: str) -> BufferedReader:
 
 
 def _place(root: Root, path: str) -> tuple[Path, str]:
-    """The folder that a path to show lies in, and the rest of it: nothing is shown that is not named here."""
+    """The folder of a path that may be shown, and the rest of the path. Everything else is refused."""
     parts = path.split("/")
     if {"", ".", ".."} & {*parts} or "\0" in path:
         raise FileNotFoundError(path)
@@ -72,7 +72,7 @@ def _is_picture(name: str) -> bool:
 
 
 def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
-    """A small JPEG of a picture, drawn when it is first asked for and kept in state/thumbnails/, where that can be.
+    """A small JPEG of an image, made on first use and kept in state/thumbnails/ if possible.
 
     Raises:
         FileNotFoundError: there is no such picture.
@@ -89,7 +89,7 @@ def thumbnail(root: Root, path: str, most_pixels: int) -> Path | BytesIO:
                 files.make_dir(kept.parent)
                 make_room(kept.parent)
                 files.write_atomically(kept, data, durable=False)
-            except OSError:  # full, read-only, another's: then it is drawn each time
+            except OSError:  # full, read-only or not ours: then it is made each time
                 return BytesIO(data)
     return kept
 
@@ -107,7 +107,7 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
                     small.thumbnail((SIDE, SIDE))
                     small.save(buffer := BytesIO(), "JPEG", quality=80)  # a tenth of the time of WebP
                     return buffer.getvalue()
-    except Exception as error:  # Pillow stumbles anywhere over damaged files
+    except Exception as error:  # with damaged files Pillow may raise anything
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
         raise JobError("the picture is damaged") from error
@@ -115,7 +115,7 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
 
 
 def make_room(bucket: Path) -> None:
-    """The older half goes where there are many: they are drawn anew when asked for."""
+    """Delete the older half if there are many; they are made again when needed."""
     kept = [*bucket.iterdir()]
     if len(kept) > MOST_IN_BUCKET:
         for path in sorted(kept, key=lambda path: path.stat().st_mtime)[: len(kept) // 2]:

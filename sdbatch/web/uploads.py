@@ -1,7 +1,7 @@
-"""Pictures that a visitor sends, to start from: seen to be such, bounded, and laid into a folder of the inbox.
+"""Uploaded images: checked, limited in size, and put into a folder of the inbox.
 
-A job names its picture by the whole path, so that it may be moved itself, as `prioritize` does. Pictures that no job
-waits for are removed.
+A job names its image by the full path, so that it may be moved itself, as `prioritize` does. Images that no job waits
+for are deleted.
 """
 
 import os
@@ -22,11 +22,11 @@ from sdbatch.storage.root import Root
 
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 MOST_WAITING = 100  # times the largest that one may be
-_TAKING = Lock()  # one at a time: what is free is looked at and taken, and a picture is decoded whole
+_TAKING = Lock()  # one at a time: it checks the free space, and decodes a whole image
 
 
 def take(upload: FileStorage, root: Root, settings: Settings) -> str:
-    """Lay a picture into jobs/inbox/uploads/; returns its path from the root.
+    """Save an image in jobs/inbox/uploads/; returns its path from the root.
 
     Raises:
         JobError: it is no picture that a job could start from, or too large; or there is no room for more of them.
@@ -48,7 +48,7 @@ def _taken(upload: FileStorage, root: Root, limits: Limits) -> str:
         draft = Path(scratch) / "upload"
         upload.save(draft)
         load_init(draft, limits.init_pixels, limits.pixels)
-        mark = files.sha256(draft)[:12]  # retention knows it by this, and by SENT
+        mark = files.sha256(draft)[:12]  # retention recognizes it by this and by SENT
         name = f"{SENT}{slug_of(upload.filename or '')}-{mark}{SUFFIXES.get(upload.mimetype, '.png')}"
         return root.show(files.drop(draft.rename(draft.with_name(name)), root.uploads))
 

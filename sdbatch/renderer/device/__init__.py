@@ -1,1 +1,1 @@
-"""The device that a renderer draws on."""
+"""The device of a renderer."""

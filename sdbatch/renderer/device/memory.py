@@ -1,4 +1,4 @@
-"""Memory: how it shows that it ran out, how what is no longer needed is given back, and how much was needed."""
+"""Memory of the device: recognize that it ran out, free it, and measure it."""
 
 import ctypes
 import gc
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import torch
 
-# CUDA has an error of its own; its libraries and the CPU's allocator say it in words alone. cuDNN tries one plan
+# CUDA has its own exception; its libraries and the CPU's allocator only have a text. cuDNN tries one plan
 # after another, each of which may want memory that is not there, and in the end says only that none is left. Where
 # cuBLAS or cuDNN find no room for their handle, they call themselves not initialized.
 SIGNS = (
@@ -31,19 +31,19 @@ SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on whichever device."""
+    """Whether an error means that memory ran out, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 def in_short(error: BaseException) -> str:
-    """What the allocator said, without the advice that it adds."""
+    """The allocator's message without its advice."""
     return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def release(device: torch.device) -> None:
-    """Give back what nobody holds any more: cycles first, then what the allocators keep for later."""
+    """Free what is not used: first reference cycles, then the allocators' caches."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -51,9 +51,9 @@ def release(device: torch.device) -> None:
 
 
 def trim() -> None:
-    """Hand the heap's free pages back to the system.
+    """Return the heap's free pages to the system.
 
-    glibc keeps them, and after some hundred pictures of all sizes it keeps more than is in use (benchmarks/soak.py).
+    glibc keeps them: after some hundred images of all sizes it keeps more than is in use (benchmarks/soak.py).
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # a libc without it, such as musl, has no need of it
@@ -61,11 +61,11 @@ def trim() -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """What `peak_bytes` tells counts from here."""
+    """Start to measure `peak_bytes`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """How much was allocated on a GPU at most, without what torch keeps for later and what CUDA itself takes."""
+    """The peak of allocated GPU memory, without torch's cache and CUDA's own memory."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

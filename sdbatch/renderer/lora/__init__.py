@@ -1,1 +1,1 @@
-"""LoRAs and their relatives, put on a model for a job and off again."""
+"""LoRAs and similar adapters, added to a model for one job."""

@@ -1,7 +1,7 @@
-"""How strong a LoRA is by what its trainer wrote beside the matrices: PEFT in a file, newer diffusers in the header.
+"""The strength of a LoRA, which PEFT writes into a separate file, and newer diffusers into the header.
 
-PEFT keeps `lora_alpha` and its exceptions in adapter_config.json alone: without it a LoRA of rank 4 and alpha 8 would
-be drawn at half its strength.
+PEFT stores `lora_alpha` and its exceptions only in adapter_config.json: without it a LoRA of rank 4 and alpha 8 would
+have half its strength.
 """
 
 import json
@@ -24,9 +24,9 @@ from sdbatch.storage.root import LORA_CONFIG
 MOST_BYTES = 1 << 20
 KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 ALPHAS = ("lora_alpha", "alpha")
-# They leave the base model's weights changed, and the LoRA is what is missing to that.
+# These change the base model's weights too, so the LoRA alone is not enough.
 _SPLIT = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Of a regular expression what can't run for long: no group is repeated, and little else is.
+# Regular expressions that are always fast: no repeated groups.
 _SAFE = re.compile(r"\^?(?:(?:[\w-]|\\[.dw]|\.|\[[\w-]+\])[*+?]?|\((?:\?:)?[\w.|*\\-]+\)\??)+\$?")
 _REPEATED = re.compile(r"(?<!\\)[*+]")
 MOST_REPEATED, MOST_LETTERS = 2, 200
@@ -35,7 +35,7 @@ Ending = str | re.Pattern[str]  # of the names of layers
 
 @dataclass(frozen=True)
 class Strength:
-    """What is said of the layers whose names begin with `prefix`.
+    """The strength of the layers whose names begin with `prefix`.
 
     Attributes:
         alpha: of all layers that `alphas` does not name; None: as much as the rank.
@@ -53,7 +53,7 @@ class Strength:
     feedforward: tuple[str, ...] = ()
 
     def scale(self, layer: str, rank: int | None) -> float:
-        """What a layer's matrices are multiplied with."""
+        """The factor for a layer's matrices."""
         rank = rank or _of(self.ranks, layer, self.rank) or 0
         alpha = _of(self.alphas, layer, self.alpha)
         if not rank or alpha is None:
@@ -62,7 +62,7 @@ class Strength:
 
 
 def beside(path: Path) -> Strength | None:
-    """What PEFT's own file beside the weights says; None where there is none.
+    """The strength from PEFT's file beside the weights; None if there is none.
 
     Raises:
         JobError: it can't be read, or is of a kind that can't be put on.
@@ -94,7 +94,7 @@ def beside(path: Path) -> Strength | None:
 
 
 def in_header(path: Path) -> list[Strength]:
-    """What the header of a safetensors file says, of each network.
+    """The strengths from the header of a safetensors file, one for each network.
 
     Raises:
         JobError: as `beside`.
@@ -166,11 +166,11 @@ def _ends(named: Any) -> tuple[str, ...]:
 
 
 class _TooFreeError(Exception):
-    """A regular expression that anybody could make run for ever."""
+    """A regular expression that could run forever."""
 
 
 def _ending(pattern: str) -> Ending:
-    """What PEFT takes for an expression: in nearly all files the end of a name, which is compared at once.
+    """A PEFT pattern: in nearly all files the end of a name, which is compared directly.
 
     Raises:
         _TooFreeError: it is not of the few forms that surely end.
@@ -187,7 +187,7 @@ def _ending(pattern: str) -> Ending:
 
 
 def _end(pattern: str) -> str:
-    """The end of a layer's name that a pattern stands for; `^` before it makes it the whole name.
+    """The end of a layer's name that a pattern means; `^` means the whole name.
 
     Raises:
         _TooFreeError: it is more than a name.
@@ -199,7 +199,7 @@ def _end(pattern: str) -> str:
 
 
 def _of(patterns: Mapping[Ending, Any], layer: str, else_: Any) -> Any:
-    """The first that fits, as PEFT looks for it."""
+    """The first pattern that matches, as in PEFT."""
     for end, value in patterns.items():
         if isinstance(end, re.Pattern):
             if len(layer) <= MOST_LETTERS and end.match(layer):

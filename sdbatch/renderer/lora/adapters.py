@@ -18,7 +18,7 @@ _RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 
 
 def is_whole(parts: Parts) -> bool:
-    """Whether all that its kind needs is there."""
+    """Whether all matrices of its kind are there."""
     slots = parts.keys()
     if slots & {"down", "up", "mid"}:
         return slots >= _LORA
@@ -30,21 +30,21 @@ def is_whole(parts: Parts) -> bool:
 
 
 def rank_of(parts: Parts) -> int | None:
-    """How many numbers lie between its matrices; None where nothing does."""
+    """The inner size of its matrices; None if there is none."""
     return next((len(parts[slot]) for slot in _RANKED if slot in parts), None)
 
 
 def shape_of(parts: Parts) -> tuple[int, ...]:
-    """Of the weight that it makes, found without making it."""
+    """The shape of the weight that it makes, without computing it."""
     if made := _made({slot: part.to("meta") for slot, part in parts.items()}):
         return tuple(made().shape)
     return tuple(parts["diff"].shape) if "diff" in parts else ()
 
 
 def change_of(parts: Parts, weight: Tensor, scale: float, wanted: float) -> Tensor | None:
-    """What is added to a layer's float32 `weight`, `wanted` times what was trained; None where only a bias changes.
+    """The change of a layer's float32 `weight`, times `wanted`; None if only a bias changes.
 
-    Computed on the CPU up to the size of the weight, and from there on beside it.
+    It is computed on the CPU up to the size of the weight, and from then on on the weight's device.
     """
     if "ia3" in parts:
         return wanted * weight * _along(parts["ia3"], weight, axis=0 if "on_output" in parts else 1)
@@ -60,7 +60,7 @@ def change_of(parts: Parts, weight: Tensor, scale: float, wanted: float) -> Tens
 
 
 def bias_change_of(parts: Parts, bias: Tensor, wanted: float) -> Tensor | None:
-    """The same of a layer's bias."""
+    """The change of a layer's bias."""
     if "diff_b" in parts:
         return wanted * parts["diff_b"].float().to(bias.device).reshape(bias.shape)
     if "scales_bias" in parts:
@@ -69,7 +69,7 @@ def bias_change_of(parts: Parts, bias: Tensor, wanted: float) -> Tensor | None:
 
 
 def _made(parts: Parts) -> Callable[[], Tensor] | None:
-    """What makes the large matrix out of the small ones, before it is scaled."""
+    """The large matrix from the small ones, before scaling."""
     if "down" in parts:
         return lambda: _product(parts)
     if "hada_w1_a" in parts:
@@ -97,7 +97,7 @@ def _factor(parts: Parts, number: int) -> Tensor:
 
 
 def _core(core: Tensor, out: Tensor, inside: Tensor) -> Tensor:
-    """[out, in, ...] of a core [rank, rank, ...] between two matrices [rank, out] and [rank, in] (Tucker, CP)."""
+    """[out, in, ...] from a core [rank, rank, ...] and two matrices [rank, out] and [rank, in] (Tucker, CP)."""
     return torch.einsum("ij...,ip,jr->pr...", core, out, inside)
 
 
@@ -110,7 +110,7 @@ def _along(scales: Tensor, weight: Tensor, axis: int) -> Tensor:
 
 
 def _with_magnitude(parts: Parts, weight: Tensor) -> Tensor:
-    """Each row of the weight (with older files each column) as long as was trained; its direction stays."""
+    """Each row of the weight (in older files each column) gets the trained length; its direction stays."""
     magnitude = parts.get("magnitude", parts.get("dora_scale"))
     assert magnitude is not None, "asked for where there is one"
     axis = 0 if "magnitude" in parts or len(magnitude) == len(weight) else 1

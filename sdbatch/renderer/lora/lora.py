@@ -1,8 +1,8 @@
-"""LoRAs and their relatives (see adapters.py): read in all spellings, put on for a job and off again.
+"""Reads LoRAs and similar adapters (see adapters.py) in all naming schemes, and adds them to a model for one job.
 
-W' = W + weight * change, summed in float32. Read are the names of kohya's scripts and LyCORIS, which the model sites
-use, those that the diffusers library and PEFT have written over time, and mixtures of them. What is taken off is put
-back, not subtracted: the very weights that were there before.
+W' = W + weight * change, summed in float32. It reads the names of kohya's scripts and LyCORIS, which the model sites
+use, those of the diffusers library and PEFT over time, and mixtures. Afterwards the original weights are put back, not
+subtracted.
 """
 
 import re
@@ -25,7 +25,7 @@ from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.weights.checkpoint import read_weights
 from sdbatch.storage.root import LORA_CONFIG
 
-MOST_TIMES = 64  # what a layer's weight may be made of, in times of its size: a rank beyond its sides is wide already
+MOST_TIMES = 64  # limit for a layer's matrices, relative to its weight
 SHOWN, SHOWN_LETTERS = 3, 120  # names that an error tells; of each
 PEFT = "base_model.model."  # before every name in a file of PEFT's own
 # In a folder, by who wrote it; PEFT's has one for each network, where its training scripts made it.
@@ -70,7 +70,7 @@ _OTHERS = {
         Message("a LoRA with whole layers of its own (PEFT: bias, modules_to_save)")
     ),
 }
-# What stands before a layer's name, by who wrote it. Not the second text encoder's: only SDXL has one.
+# Prefixes of layer names, by program. The second text encoder is missing: only SDXL has one.
 _BEFORE = re.compile(
     r"(base_model[._]model[._])*"
     r"(lora_unet[._]|lycoris[._]|unet[._]|model[._]diffusion_model[._]|diffusion_model[._]|lora_te1?[._]|te1?[._]"
@@ -87,7 +87,7 @@ _OTHER_MODELS = {
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """A LoRA as read from its file.
+    """The content of a LoRA file.
 
     Attributes:
         name: the file's.
@@ -123,7 +123,7 @@ def read_lora(path: Path, weight: float) -> LoraWeights:
 
 
 def _files(path: Path) -> Iterator[tuple[Path, str]]:
-    """The files of a LoRA, and before whose names a network's is missing."""
+    """The files of a LoRA, and the prefix of the network that is missing in their names."""
     if not path.is_dir():
         yield path, ""
         return
@@ -153,7 +153,7 @@ PUT_ON = Message("put on can be LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and whole 
 
 
 def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
-    """What the file has for each layer, and the alphas in it."""
+    """The tensors of each layer, and the alphas in the file."""
     parts: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     strange = []
@@ -179,7 +179,7 @@ def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str,
 
 
 def _layer(name: str) -> str:
-    """A layer's name without what PEFT puts before it, and libraries put into it at one time or another."""
+    """The name of a layer without prefixes of PEFT and other libraries."""
     return re.sub(r"\.to_out$", ".to_out.0", name.removeprefix(PEFT).replace(".processor.", "."))
 
 
@@ -191,7 +191,7 @@ def _what_else(found: Mapping[str, Tensor]) -> str:
 
 
 def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> list[Strength]:
-    """What is said of the layers outside the matrices.
+    """The strengths that are stored outside the matrices.
 
     Raises:
         JobError: PEFT saved them, and what it said is not there.
@@ -212,7 +212,7 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
 
 
 def _scale(layer: str, parts: Parts, alphas: Mapping[str, float], strengths: Sequence[Strength]) -> float:
-    """With what a layer's matrices are multiplied: an alpha in the file goes before what is said beside."""
+    """The factor for a layer's matrices; an alpha in the file is preferred."""
     rank = rank_of(parts)
     if layer in alphas:
         return alphas[layer] / rank if rank else 1.0
@@ -223,7 +223,7 @@ def _scale(layer: str, parts: Parts, alphas: Mapping[str, float], strengths: Seq
 
 
 def _settled(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
-    """(IA)^3 in one form: by how much each row or column grows."""
+    """(IA)^3 in one form: the growth of each row or column."""
     if "on_input" in parts:
         side = {} if bool(parts["on_input"]) else {"on_output": torch.ones(1)}
         return {"ia3": parts["weight"].flatten(), **side}
@@ -238,7 +238,7 @@ def _settled(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
 
 @contextmanager
 def apply_loras(model: Model, loras: Sequence[LoraWeights]) -> Iterator[None]:
-    """Inside, the model has the LoRAs on; behind it, it is what it was, bit for bit.
+    """The model has the LoRAs inside the block, and after it exactly its former weights.
 
     Raises:
         JobError: a LoRA has layers that the model has not, or of other shapes.
@@ -263,7 +263,7 @@ def apply_loras(model: Model, loras: Sequence[LoraWeights]) -> Iterator[None]:
 
 
 def _change(layer: nn.Module, worn: Sequence[tuple[LoraWeights, str]]) -> None:
-    """Replace a layer's weight, and its bias where that changes too."""
+    """Replace a layer's weight, and its bias if that changes."""
     for kind in ("weight", "bias"):
         own: Tensor | None = getattr(layer, kind)
         if own is None:
@@ -300,7 +300,7 @@ def _require_layers(lora: LoraWeights, places: Mapping[str, nn.Module]) -> None:
 
 
 def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
-    """Before anything is multiplied: a file may claim sizes whose product fills any memory."""
+    """Checked before any multiplication: a file may claim sizes whose product fills the memory."""
     weight, parts = layer.weight, lora.layers[name]
     assert isinstance(weight, Tensor), "of a layer that has one"
     try:
@@ -338,7 +338,7 @@ def _require_numbers(lora: LoraWeights, name: str) -> None:
 
 
 def _layers(model: Model) -> dict[str, nn.Module]:
-    """The model's layers by their names in one letter-wise form, the library's and the original release's."""
+    """The model's layers by a normalized name, in the library's and the original release's form."""
     found: dict[str, nn.Module] = {}
     config = model.unet.config
     levels = tuple("CrossAttn" in kind for kind in config["up_block_types"])
@@ -353,7 +353,7 @@ def _layers(model: Model) -> dict[str, nn.Module]:
 
 
 def flat_name(name: str) -> str:
-    """A layer's name without what libraries put before it and into it at one time or another."""
+    """The name of a layer without parts that libraries added at one time or another."""
     flat = _flat(name[_before(name) :])
     return re.sub(r"self_attn_to_([qkv])$", r"self_attn_\1_proj", re.sub(r"self_attn_to_out(_0)?$", _OUT, flat))
 

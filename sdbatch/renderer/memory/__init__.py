@@ -1,1 +1,1 @@
-"""Models that stay loaded, and what to do when memory runs out."""
+"""Which models stay loaded, and what to do when memory runs out."""

@@ -103,7 +103,7 @@ class MemoryFallback:
                 if not is_out_of_memory(error):
                     raise
                 said = in_short(error)
-            # Only behind the except block is the traceback gone, and with it the tensors that its frames held.
+            # Only after the except block are the traceback and the tensors of its frames freed.
             release(self.device)
             told = self.make_room() or step_down()
             if not told:

@@ -1,8 +1,7 @@
-"""The models that stay loaded: the one in use, and those used last as long as they fit into a budget.
+"""The models that stay loaded: the current one, and recently used ones within a memory limit.
 
-The same checkpoint in two precisions is two models. A model is checked before anything is let go for it, and takes
-its place only then: a broken one costs none of those that lie here, and a switch never holds more than the budget,
-or than the one model that is beyond it.
+The same checkpoint in two precisions is two models. A new model is checked before others are removed, so a broken one
+removes none. During a switch, the memory never exceeds the limit, or one model that is larger than it.
 """
 
 import time
@@ -23,7 +22,7 @@ from sdbatch.storage.fingerprint import fingerprint
 
 @dataclass(frozen=True)
 class CachedModel:
-    """A loaded model, and the files it came from as they were then."""
+    """A loaded model, and the identity of its files."""
 
     name: str
     model: Model
@@ -33,7 +32,7 @@ class CachedModel:
 
 
 class ModelCache:
-    """Loads models and lets go of them.
+    """Loads models, and removes them.
 
     Attributes:
         most_bytes: what the weights of all models may take together; 0 is the one in use alone.
@@ -48,7 +47,7 @@ class ModelCache:
     def get(
         self, ckpt: Path, config: Path, precision: str, fallback: MemoryFallback, vae: Path | None = None
     ) -> tuple[CachedModel, float]:
-        """A model, and the seconds it took to load; 0 if it was there.
+        """A model, and the seconds it took to load; 0 if it was loaded already.
 
         Raises:
             JobError: it can't be loaded; those that lie here stay.
@@ -83,20 +82,20 @@ class ModelCache:
         return fingerprint(path, self.conversions.checksums)
 
     def let_go_of_others(self) -> str:
-        """Let go of all models but the one in use, and say which; nothing if there is none."""
+        """Remove all models except the current one; returns what was removed, or nothing."""
         others = [key for key in self.models if key != self._in_use]
         names = ", ".join(self.models.pop(key).name for key in others)
         return Message("no other model is kept ({names} was)", names) if names else ""
 
     def _make_room(self, size: int) -> None:
-        """For a model of so many bytes those go that were not used for longest."""
+        """Remove the least recently used models to get this many bytes."""
         while self.models and size + sum(cached.size for cached in self.models.values()) > self.most_bytes:
             del self.models[next(iter(self.models))]
         release(self.device)
 
 
 def _identity(path: Path) -> tuple[object, ...]:
-    """A file, or all files of a folder, as they are now: copied over with other content, it is another model."""
+    """The present identity of a file, or of all files of a folder: new content is another model."""
     parts = [part for part in files.below(path) if part.is_file()] if path.is_dir() else [path]
     stats = [part.stat() for part in parts]
     return (str(path), *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats))

@@ -1,1 +1,1 @@
-"""From weights to models."""
+"""Builds models from weights and configs."""

@@ -1,4 +1,4 @@
-"""A separate autoencoder ("VAE") in place of a checkpoint's own, in any of the layouts that those come in."""
+"""A separate autoencoder ("VAE") instead of the checkpoint's own, in any of its layouts."""
 
 import re
 from pathlib import Path
@@ -19,10 +19,10 @@ _BEFORE = re.compile(
 
 
 def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
-    """The model's weights, those of its autoencoder taken from `vae`.
+    """The model's weights with the autoencoder from `vae`.
 
-    That is a file with the original's names, with `first_stage_model.` before them or without, or with the names of
-    the diffusers library, or a folder in diffusers format: the autoencoder's own, or a whole model's.
+    That is a file with the original names, with or without `first_stage_model.`, or with the names of the diffusers
+    library; or a folder in diffusers format, of the autoencoder or of a whole model.
 
     Raises:
         JobError: it can't be read, or is no autoencoder of the model's shapes.
@@ -49,7 +49,7 @@ def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
 
 
 def _bare(key: str) -> str:
-    """A key without what programs put before all of them."""
+    """A key without a common prefix."""
     return names.vae_today(_BEFORE.sub("", key, count=1))
 
 

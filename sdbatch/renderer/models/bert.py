@@ -21,7 +21,7 @@ _TOP = {
     "embed_positions": "pos_emb.emb",
     "layer_norm": "norm",
 }
-# Attention and feed-forward network count as layers of their own in the original, even and odd ones.
+# The original counts attention (even) and feed-forward network (odd) as separate layers.
 _EVEN = {
     "self_attn_layer_norm": "0",
     "self_attn.q_proj": "1.to_q",

@@ -1,9 +1,9 @@
-"""Checkpoints converted once: only the weights that are used, in the precision in use, in a file that is mapped.
+"""Converts checkpoints once: only the used weights, in one precision, in a file that can be mapped into memory.
 
     state/models/<sha256 of the checkpoint>/<config>-<precision>.safetensors
 
-The names in it are those of the checkpoint, so it is read and checked like one. A config is part of the name since
-it decides which weights are used (moving averages or not). All of it can be deleted at any time.
+The names in it are those of the checkpoint, so it is read and checked in the same way. The config is part of the name,
+because it decides which weights are used (moving averages or not). Everything here can be deleted at any time.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
 
 SPARE_SHARE = 50  # a fiftieth of the disk stays free
-LOCK = ".lock"  # held while one is written: the next would write over its draft, or take it away for room
+LOCK = ".lock"  # held while one is written: another process would overwrite or delete its draft
 
 Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Conversions:
-    """What was converted, for one root.
+    """The conversions of one root.
 
     Attributes:
         folder: state/models.
@@ -43,13 +43,13 @@ class Conversions:
     most_bytes: int
 
     def place(self, ckpt: Path, config: Path, dtype: torch.dtype) -> Path:
-        """Where the conversion lies, or would."""
+        """The path of a conversion, whether it exists or not."""
         kind = "folder" if ckpt.is_dir() else hashlib.sha256(config.read_bytes()).hexdigest()[:12]
         precision = str(dtype).removeprefix("torch.")
         return self.folder / fingerprint(ckpt, self.checksums) / f"{kind}-{precision}.safetensors"
 
     def find(self, place: Path) -> Weights | None:
-        """The mapped weights of an earlier conversion."""
+        """The mapped weights of an existing conversion."""
         try:
             weights = read_weights(place)
             os.utime(place)  # when it was last used
@@ -62,9 +62,9 @@ class Conversions:
     def keep(
         self, place: Path, plan: ModelPlan, weights: Weights, dtype: torch.dtype, on_written: Told = lambda _d, _t: None
     ) -> Weights | None:
-        """Convert, and map what was written. None where there is no room for it: the model is drawn with all the same.
+        """Convert, and map the result. None if there is no space; the model is used all the same.
 
-        One process at a time: what another just converted is taken.
+        One process at a time; a conversion that another just made is used.
 
         Raises:
             OSError: the disk failed.
@@ -93,7 +93,7 @@ class Conversions:
         return sorted(found, key=lambda one: one[1].st_mtime)
 
     def _make_room(self, size: int) -> bool:
-        """Whether so many bytes more may lie there; those that were not used for longest go for it."""
+        """Whether this many bytes fit; the least recently used conversions are deleted for that."""
         kept = self.kept()
         if size > self.most_bytes:
             return False

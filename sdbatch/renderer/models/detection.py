@@ -1,4 +1,4 @@
-"""What a file of weights is, told from the names in it: the error for what can't be drawn says what it is instead."""
+"""Recognizes what a weight file contains from its names, so that the error can say it."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from sdbatch.renderer.models.networks import OTHER_CHANNELS
 
 UNSUPPORTED = Message("only Stable Diffusion v1 and v2 are drawn")
 
-# A name in the file, and what has such names; the first that is found tells.
+# A name in the file, and the kind of file that has it; the first match counts.
 _TELLTALES = (
     (r"(^|\.)(lora_(up|down|A|B)|hada_w1_a|lokr_w1)\b|_lora\.(up|down)\.|\.lora\.(up|down)\.|^lora_",
      Message("it is a LoRA: name it in `loras`, beside a whole checkpoint")),
@@ -40,13 +40,13 @@ _TELLTALES = (
 
 
 def what_it_is(weights: Mapping[str, Tensor]) -> str:
-    """What the file is, in words, with what to do about it; empty where nothing tells."""
+    """What the file is, in words, and what to do; empty if unknown."""
     told = (what for pattern, what in _TELLTALES if any(re.search(pattern, key) for key in weights))
     return other_unet(weights) or next(told, "")
 
 
 def other_unet(weights: Mapping[str, Tensor]) -> str:
-    """What a UNet of the right names is made for, where it reads more than latents; else empty."""
+    """The purpose of a UNet that reads more than latents; else empty."""
     entrance = weights.get(names.UNET + "input_blocks.0.0.weight")
     channels = entrance.shape[1] if entrance is not None and entrance.ndim == 4 else 0
     if channels not in OTHER_CHANNELS:

@@ -1,7 +1,7 @@
-"""A folder in diffusers format: unet/, vae/, text_encoder/ and scheduler/, each with a config.json of its own.
+"""A folder in diffusers format: unet/, vae/, text_encoder/ and scheduler/, each with a config.json.
 
-Built and filled here, not by the library's `from_pretrained`: that fills what is missing with random numbers and
-only warns, unpickles on its own terms, and makes a billion random numbers before it reads the first weight.
+It is not loaded by the library's `from_pretrained`, which fills missing weights with random numbers and only warns,
+unpickles by its own rules, and makes a billion random numbers before it reads the first weight.
 """
 
 import json
@@ -31,10 +31,10 @@ STEMS = {
     "vae": ("diffusion_pytorch_model",),
     "text_encoder": ("model", "pytorch_model"),
 }
-# In this order: full precision before half, and never what the training averaged away or may carry code.
+# In this order: full precision before half; never files without averaging or with code.
 ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 MOST_SHARDS = 100
-# What a CLIP text encoder is built from: the rest of its json could say anything.
+# The values for a CLIP text encoder; the rest of its json is not trusted.
 TEXT_NUMBERS = (
     "vocab_size",
     "hidden_size",
@@ -45,7 +45,7 @@ TEXT_NUMBERS = (
     "hidden_act",
     "layer_norm_eps",
 )
-# What only other models' UNets have.
+# Keys that only UNets of other models have.
 FOREIGN = {
     "addition_embed_type": Message("an SDXL model"),
     "class_embed_type": Message("a model that is guided by a class or a picture"),
@@ -55,7 +55,7 @@ FOREIGN = {
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All weights of the folder's networks, named `part/key`.
+    """All weights of the folder's networks, with names `part/key`.
 
     Raises:
         JobError: a part has none, or none that can be read.
@@ -64,7 +64,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tensor]:
-    """The weights of one network; `stems_of` says whose file names they have, if not those of a `part`.
+    """The weights of one network; `stems_of` is the part whose file names they have, if not `part`.
 
     Raises:
         JobError: as `read_folder`.
@@ -80,12 +80,12 @@ def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tenso
 
 
 def _today(key: str) -> str:
-    """A key as the libraries name it now."""
+    """The present name of a key in the libraries."""
     return names.vae_today(key).removeprefix("text_model.")
 
 
 def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
-    """The file or the shards that hold a part's weights."""
+    """The file or shards of a part."""
     known = [stem + ending for ending in ENDINGS for stem in STEMS[stems_of or part]]
     for name in known:
         index = folder / part / f"{name}.index.json"
@@ -146,7 +146,7 @@ def plan_folder(folder: Path) -> ModelPlan:
 
 
 def _prediction(folder: Path, schedule: Mapping[str, Any]) -> Prediction:
-    """What the UNet was trained to give, if the noise schedule is one of Stable Diffusion's."""
+    """What the UNet predicts, if the noise schedule is one of Stable Diffusion's."""
     known: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
     found = known.get(str(schedule.get("prediction_type", "epsilon")))
     strange = [

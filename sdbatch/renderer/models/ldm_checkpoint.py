@@ -1,4 +1,4 @@
-"""A checkpoint in the layout of the original release: one file, and the yaml that says how large its networks are."""
+"""A checkpoint in the original layout: one file, and a yaml with the sizes of its networks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ _OLD_TEXT_PARTS = tuple(_OLD_TEXT + part for part in ("embeddings.", "encoder.",
 
 
 def canonical(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the names of the original release, where other programs wrote them a little differently."""
+    """The weights with the original names, if another program wrote them differently."""
     tidy = {
         names.TEXT + key.removeprefix(_OLD_TEXT) if key.startswith(_OLD_TEXT_PARTS) else key: weight
         for key, weight in weights.items()
@@ -31,7 +31,7 @@ def canonical(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> ModelPlan:
-    """The networks that the config describes; `weights` are the checkpoint's, for what no config says.
+    """The networks that the config describes; `weights` tell what no config says.
 
     Raises:
         JobError: the config can't be read, or the checkpoint has another text encoder.
@@ -59,7 +59,7 @@ def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Mo
 
 
 def _unet_names(numbers: LdmConfig, unet: Any, weights: Mapping[str, Tensor]) -> Callable[[str], str]:
-    """`use_ema` (true where the yaml is silent, as in the original) takes the moving average, if the file has one."""
+    """`use_ema` (true if the yaml says nothing, as in the original) takes the moving averages, if the file has them."""
     each = numbers("unet_config.params.num_res_blocks", layers)
     attention_levels = tuple("CrossAttn" in kind for kind in unet.config["up_block_types"])
     averaged = numbers("use_ema", bool, default=True) and any(key.startswith(names.MOVING_AVERAGE) for key in weights)
@@ -82,7 +82,7 @@ def _tokenizer(numbers: LdmConfig) -> Any:
 
 
 def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor]) -> ModelPart:
-    """The encoder that the config names, of the size that the checkpoint has."""
+    """The encoder that the config names, in the size of the checkpoint."""
     prefix = {"BERTEmbedder": bert.PREFIX, "FrozenOpenCLIPEmbedder": names.OPEN_TEXT}.get(
         numbers.text_encoder, names.TEXT
     )
@@ -115,7 +115,7 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
 
 @contextmanager
 def told(text: str) -> Iterator[None]:
-    """Whatever goes wrong inside is the files' fault: libraries raise anything over what they did not expect."""
+    """Any exception inside becomes an error about the files, because libraries raise anything."""
     try:
         yield
     except (JobError, MemoryError):

@@ -1,4 +1,4 @@
-"""A checkpoint and its config, or a folder in diffusers format, as a resident model."""
+"""Loads a checkpoint with its config, or a folder in diffusers format, as a model."""
 
 import sys
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SHOWN = 3  # misfits that an error names
 
 @dataclass(frozen=True)
 class Model:
-    """What a sampler needs, resident on one device.
+    """A loaded model on one device, as a sampler needs it.
 
     Attributes:
         alphas: alpha bar of the training schedule, float64, [timesteps].
@@ -64,7 +64,7 @@ class Model:
         return self.unet, self.vae, self.text_encoder
 
     def to(self, device: torch.device) -> "Model":
-        """The same model on a device; the networks themselves move."""
+        """Move the model to a device."""
         for network in self._networks:
             network.to(device)
         return replace(self, device=device, levels=self.levels.to(device))
@@ -90,21 +90,21 @@ class Model:
         return alpha.sqrt() * output + (1 - alpha).sqrt() * x
 
     def _alpha(self, timesteps: Tensor) -> Tensor:
-        """Alpha bar there, between two whole timesteps where log sigma lies, -1/2 logit(alpha)."""
+        """Alpha bar at a fractional timestep, interpolated in log sigma, which is -1/2 logit(alpha)."""
         logits = self.levels.logit()
         whole = timesteps.floor()
-        # levels[timesteps] would wait for the GPU.
+        # `levels[timesteps]` would wait for the GPU.
         low, high = (logits.index_select(0, t.long().clamp(max=len(logits) - 1)) for t in (whole, whole + 1))
         return torch.lerp(low, high, timesteps - whole).sigmoid()
 
     def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
-        """A picture [1, 3, H, W] in [-1, 1] to latents: samples of its posterior, one for each of `noise`."""
+        """An image [1, 3, H, W] in [-1, 1] as latents: samples of its posterior, one for each of `noise`."""
         posterior = self.vae.encode(picture).latent_dist
         sample: Tensor = posterior.mean + posterior.std * noise
         return self.scale_factor * sample
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to pictures [batch, 3, H, W], about [-1, 1]."""
+        """Latents as images [batch, 3, H, W], about [-1, 1]."""
         pictures: Tensor = self.vae.decode(latents / self.scale_factor, return_dict=False)[0]
         return pictures
 
@@ -117,11 +117,10 @@ def load_model(
     vae: Path | None = None,
     make_room: Callable[[int], None] = lambda _: None,
 ) -> Model:
-    """Load, on the CPU, a checkpoint in the original layout with its config, or a diffusers folder (config unused).
+    """Load on the CPU: a checkpoint in the original layout with its config, or a diffusers folder without.
 
-    With `conversions` what was converted earlier is mapped, and what can't be mapped as it is becomes converted. With
-    `vae` the autoencoder is that one. `make_room` is told how many bytes are to be loaded, once it is sure that they
-    can be.
+    With `conversions` an earlier conversion is mapped, and a file that can't be mapped is converted. `vae` replaces the
+    autoencoder. `make_room` gets the number of bytes to load, after all checks.
 
     Raises:
         JobError: the checkpoint or the config can't be read, or they don't fit each other.
@@ -129,7 +128,7 @@ def load_model(
     place = conversions.place(ckpt, config, dtype) if conversions and conversions.most_bytes else None
     kept = conversions.find(place) if conversions and place else None
     if kept is not None:
-        with suppress(JobError):  # not whole: somebody wrote there; the checkpoint itself is the truth
+        with suppress(JobError):  # damaged; the checkpoint is used instead
             plan, weights = _planned(ckpt, config, kept, vae)
             if not plan.lacking(weights):
                 make_room(plan.size(dtype))
@@ -151,7 +150,7 @@ def _planned(ckpt: Path, config: Path, weights: Weights, vae: Path | None) -> tu
 
 
 def _convert(conversions: Conversions, place: Path, plan: ModelPlan, weights: Weights, dtype: torch.dtype) -> Weights:
-    """What was converted, mapped; nothing where there is no room for it: it loads all the same, but slowly."""
+    """The mapped conversion; None if there is no space: then the model loads slowly."""
     try:
         return conversions.keep(place, plan, weights, dtype) or {}
     except OSError as error:
@@ -160,7 +159,7 @@ def _convert(conversions: Conversions, place: Path, plan: ModelPlan, weights: We
 
 
 def read_model(ckpt: Path) -> Weights:
-    """All weights of a checkpoint or a folder, mapped where the format allows.
+    """All weights of a checkpoint or folder, mapped if the format allows it.
 
     Raises:
         JobError: it can't be read.
@@ -169,7 +168,7 @@ def read_model(ckpt: Path) -> Weights:
 
 
 def plan_model(ckpt: Path, config: Path, weights: Weights) -> ModelPlan:
-    """The unfilled networks that these weights of the checkpoint or folder are for.
+    """The empty networks for these weights.
 
     Raises:
         JobError: the config can't be read, or is of another kind of model.
@@ -178,14 +177,14 @@ def plan_model(ckpt: Path, config: Path, weights: Weights) -> ModelPlan:
 
 
 def is_ready(ckpt: Path, plan: ModelPlan, weights: Weights, dtype: torch.dtype) -> bool:
-    """Whether the weights can be mapped as they are, in the precision in use."""
+    """Whether the weights can be mapped as they are, in the used precision."""
     paths = [path for part in STEMS for path in weight_files(ckpt, part)] if ckpt.is_dir() else [ckpt]
     has_precision = all(weights[name].dtype == kept for name, kept in plan.wanted(dtype).items() if name in weights)
     return has_precision and all(is_safetensors(path) for path in paths)
 
 
 def require_fit(plan: ModelPlan, weights: Weights) -> None:
-    """All weights are there, in the shapes that the networks have, and the networks fit each other.
+    """Check that all weights exist with the right shapes, and that the networks fit each other.
 
     Raises:
         JobError: not so, with the first of what is wrong.
@@ -211,7 +210,7 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
 
 
 def fit_problems(plan: ModelPlan) -> list[str]:
-    """How the networks do not fit each other, in words: on a GPU a wrong index would cost the whole renderer."""
+    """How the networks do not fit each other: on a GPU a wrong index would crash the renderer."""
     text, unet, vae = plan.text_encoder.network.config, plan.unet.network.config, plan.vae.network.config
     vocabulary = len(plan.tokenizer)
     needs = {
@@ -236,10 +235,10 @@ def fit_problems(plan: ModelPlan) -> list[str]:
 
 
 def _assemble(plan: ModelPlan, weights: Weights, dtype: torch.dtype, *, mapped: Weights) -> Model:
-    """The networks, filled, as a model on the CPU.
+    """The filled networks, as a model on the CPU.
 
-    Weights that are those in `mapped` stay in the file, which is ours. Others are copied: a resident model must not
-    hang on a file that anybody can write to.
+    Weights in `mapped` stay in that file, which is ours. Others are copied: a loaded model must not depend on a file
+    that anybody can write.
     """
     for part in plan.parts:
         part.fill(weights, dtype, mapped)

@@ -1,8 +1,8 @@
-"""What the original release calls each weight of the library's networks.
+"""The original names of the weights in the library's networks.
 
-One direction is enough: a network says which weights it needs, and this says under which key a checkpoint in the
-original layout holds them. So a missing weight has a name to report, and the same rule writes checkpoints.
-(diffusers has a converter of its own, but it is private, passes over missing keys and goes one way only.)
+Only this direction is needed: a network says which weights it needs, and this gives their keys in the original layout.
+So a missing weight can be reported by name, and checkpoints can be written. (The converter of diffusers is private,
+ignores missing keys and works in one direction.)
 """
 
 import re
@@ -111,7 +111,7 @@ def vae_name(key: str, levels: int) -> str:
 
 
 def vae_today(key: str) -> str:
-    """An autoencoder's key with its attention named as it is now; any other stays."""
+    """An autoencoder's key with its present name for attention; other keys are unchanged."""
     for where, parts in _OLD_ATTENTION.items():
         before, found, part = key.partition(f"{where}.")
         name, _, kind = part.rpartition(".")
@@ -121,7 +121,7 @@ def vae_today(key: str) -> str:
 
 
 def text_name(key: str) -> str:
-    """The original key of a `CLIPTextModel` weight; transformers 5 dropped a prefix that every v1 checkpoint has."""
+    """The original key of a `CLIPTextModel` weight; transformers 5 removed a prefix that every v1 checkpoint has."""
     return TEXT + key.removeprefix("text_model.")
 
 
@@ -142,5 +142,5 @@ def unpacked(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def moving_average_name(name: str) -> str:
-    """Where training kept the moving average of a weight of the UNet (`LitEma`): the name without its dots."""
+    """The name of the moving average of a UNet weight (`LitEma`): the name without dots."""
     return MOVING_AVERAGE + name.removeprefix("model.").replace(".", "")

@@ -1,6 +1,6 @@
-"""Unfilled networks, built from the numbers of the original release's yaml and from the shapes of the tensors.
+"""Builds empty networks from the numbers of the original yaml and the shapes of the tensors.
 
-Nothing here knows a list of models: a config with other numbers gives other networks.
+It has no list of known models: other numbers give other networks.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 TEXT_ENCODERS = ("FrozenCLIPEmbedder", "FrozenOpenCLIPEmbedder", "BERTEmbedder")
 PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v_prediction"}
-# What a UNet reads beside the latents says what it was made for.
+# The inputs besides the latents show the purpose of a UNet.
 OTHER_CHANNELS = {
     5: Message("a depth-to-image model"),
     7: Message("an upscaling model"),
@@ -32,7 +32,7 @@ OTHER_CHANNELS = {
 
 
 class LdmConfig:
-    """The yaml of the original release, asked by dotted path below `model.params`."""
+    """The yaml of the original release; values are read by dotted path below `model.params`."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -48,7 +48,7 @@ class LdmConfig:
         self._refuse_what_is_not_drawn()
 
     def __call__(self, dotted: str, kind: Callable[[Any], T], default: T | None = None) -> T:
-        """The value at `dotted`, as `kind`, or the default where there is one and no value.
+        """The value at `dotted` as `kind`; the default if there is no value.
 
         Raises:
             JobError: naming the key that is missing or not such a value.
@@ -75,11 +75,11 @@ class LdmConfig:
 
     @property
     def prediction(self) -> Prediction:
-        """What the UNet was trained to give."""
+        """What the UNet predicts."""
         return PREDICTIONS[self("parameterization", str, "eps")]
 
     def _refuse_what_is_not_drawn(self) -> None:
-        """Name a model of another kind as what it is, before its weights are read."""
+        """Refuse a model of another kind by name, before its weights are read."""
         other = ""
         channels = self.params.get("network_config") is None and self("unet_config.params.in_channels", int)
         if "network_config" in self.params:
@@ -105,7 +105,7 @@ class LdmConfig:
 
 
 def build_unet(numbers: LdmConfig) -> Any:
-    """An unfilled UNet from `unet_config` (`openaimodel.UNetModel`)."""
+    """An empty UNet from `unet_config` (`openaimodel.UNetModel`)."""
     base = numbers("unet_config.params.model_channels", width)
     channels = [base * mult for mult in numbers("unet_config.params.channel_mult", levels)]
     attention = set(numbers("unet_config.params.attention_resolutions", levels))
@@ -123,7 +123,7 @@ def build_unet(numbers: LdmConfig) -> Any:
             up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)),
             layers_per_block=each,
             cross_attention_dim=numbers("unet_config.params.context_dim", width),
-            # The library's name is a known slip of its own: the number of heads goes here.
+            # A known mistake of the library: this is the number of heads.
             attention_head_dim=_heads(numbers, channels),
             use_linear_projection=numbers("unet_config.params.use_linear_in_transformer", bool, default=False),
             transformer_layers_per_block=depth,
@@ -137,7 +137,7 @@ def _heads(numbers: LdmConfig, channels: list[int]) -> int | tuple[int, ...]:
 
 
 def build_vae(numbers: LdmConfig) -> Any:
-    """An unfilled autoencoder from `first_stage_config.params.ddconfig` (`AutoencoderKL`)."""
+    """An empty autoencoder from `first_stage_config.params.ddconfig` (`AutoencoderKL`)."""
     at = "first_stage_config.params.ddconfig."
     if numbers(at + "attn_resolutions", list):
         raise JobError("the config {name}: an autoencoder with attn_resolutions is not supported", numbers.name)

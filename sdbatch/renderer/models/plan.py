@@ -1,4 +1,4 @@
-"""A model before its weights are in: unfilled networks, and under which name the file holds each of their weights."""
+"""A model without its weights: empty networks, and the names of their weights in the file."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from sdbatch.errors import JobError
 from sdbatch.messages import Message
 from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
-MAX_TIMESTEPS = 100_000  # v1 has 1000; a slip of the pen must not fill the memory
+MAX_TIMESTEPS = 100_000  # v1 has 1000; a typo must not fill the memory
 Prediction = Literal["epsilon", "v_prediction"]
 Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class ModelPart:
-    """One unfilled network, and the file's name for each of its weights.
+    """One empty network, and the file's name for each of its weights.
 
     Attributes:
         computes_in_half: whether the network may; the autoencoder may not (see `layers_in_half`).
@@ -33,7 +33,7 @@ class ModelPart:
     sized_by: tuple[str, ...] = ()
 
     def lacking(self, weights: Weights) -> Iterator[str]:
-        """What the file does not hold as the network needs it, in words."""
+        """The weights that are missing or have the wrong shape, in words."""
         for key, wanted in self.network.state_dict().items():
             name = self.name_of(key)
             found = weights.get(name)
@@ -48,7 +48,7 @@ class ModelPart:
                 )
 
     def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
-        """In what each weight is kept, by the network's own key, if the network computes in `dtype`."""
+        """The type of each stored weight, if the network computes in `dtype`."""
         found = dict.fromkeys(self.network.state_dict(), torch.float32)
         if self.computes_in_half:
             for path, layer in layers_in_half(self.network):
@@ -56,14 +56,14 @@ class ModelPart:
         return found
 
     def size(self, dtype: torch.dtype) -> int:
-        """Bytes of its weights once filled."""
+        """Bytes of its weights."""
         dtypes = self.dtypes(dtype)
         return sum(weight.numel() * dtypes[key].itemsize for key, weight in self.network.state_dict().items())
 
     def fill(self, weights: Weights, dtype: torch.dtype, mapped: Weights) -> None:
-        """Load copies of the weights, for a network that computes in `dtype`.
+        """Copy the weights into the network, for computing in `dtype`.
 
-        Those that are in `mapped` and have their precision stay where they are: in a file that nobody else writes.
+        Those in `mapped` with the right precision stay in that file, which nobody else writes.
         """
         dtypes = self.dtypes(dtype)
         filled = {}
@@ -76,7 +76,7 @@ class ModelPart:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A whole model: three networks to fill, and the numbers that belong to them.
+    """A whole model: three networks to fill, and their numbers.
 
     Attributes:
         name: as errors call it, such as "the checkpoint model.ckpt".
@@ -102,24 +102,24 @@ class ModelPlan:
         return self.unet, self.vae, self.text_encoder
 
     def size(self, dtype: torch.dtype) -> int:
-        """Bytes of all weights once filled, for networks that compute in `dtype`."""
+        """Bytes of all weights, for networks that compute in `dtype`."""
         return sum(part.size(dtype) for part in self.parts)
 
     def lacking(self, weights: Weights) -> list[str]:
-        """What the weights do not hold as the networks need it, in words."""
+        """What the networks need and the weights do not contain, in words."""
         return [text for part in self.parts for text in part.lacking(weights)]
 
     def wanted(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
-        """All names under which the networks ask for weights, and in what each is kept."""
+        """All names of weights that the networks need, with the type of each."""
         used = {part.name_of(key): kept for part in self.parts for key, kept in part.dtypes(dtype).items()}
         return used | {name: torch.float32 for part in self.parts for name in part.sized_by}
 
 
 def layers_in_half(network: Any) -> Iterator[tuple[str, nn.Module]]:
-    """The layers whose weights autocast casts at each use, by path: linear and convolutional ones.
+    """The paths of the layers that autocast computes in half precision: linear and convolutional ones.
 
-    Kept in half they give autocast's own numbers to the bit. The autoencoder's stay in float32 all the same: the
-    scripts encode in it, and a decoding that overflows is repeated in it.
+    Stored in half they give exactly the same numbers as autocast. The autoencoder stays in float32: the scripts encode
+    in it, and a decoding that overflows is repeated in it.
     """
     for path, layer in network.named_modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):

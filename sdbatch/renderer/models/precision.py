@@ -20,18 +20,18 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """In what a job of this precision is computed there."""
+    """The type in which a job of this precision computes on the device."""
     return torch.float32 if precision == "full" or device.type == "cpu" else half_of(device)
 
 
 @cache
 def half_of(device: torch.device) -> torch.dtype:
-    """float16, bfloat16 where the device has no float16, float32 where it has neither."""
+    """float16, or bfloat16 if the device has no float16, or float32 if it has neither."""
     return next((dtype for dtype in HALVES if _computes(device, dtype)), torch.float32)
 
 
 def _computes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Tried out, with the two operations that networks consist of: what a device claims is of no use here.
+    """Whether the device computes in it: tried with the two main operations, because devices claim too much.
 
     Raises:
         OutOfMemory: there is none even for that; nothing is known of the device then.
@@ -46,7 +46,7 @@ def _computes(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def keep_in(model: Model, dtype: torch.dtype) -> Model:
-    """The model with the weights that autocast would cast at each use cast once, in place."""
+    """Store the weights that autocast would convert at each use in that type, in place."""
     if dtype != torch.float32:
         for network in (model.unet, model.text_encoder):
             for _, layer in layers_in_half(network):
@@ -55,11 +55,11 @@ def keep_in(model: Model, dtype: torch.dtype) -> Model:
 
 
 def computing(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """Inside, networks compute in `dtype`, but for what needs range (norms, softmax); float32 is float32 throughout."""
+    """Inside, networks compute in `dtype` except for norms and softmax; float32 is float32 throughout."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def forbid_tf32() -> None:
-    """A GPU's convolutions would else round float32 to ten bits of mantissa."""
+    """Otherwise a GPU's convolutions would round float32 to ten bits of mantissa."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""Text encoders: OpenAI's CLIP of v1 and OpenCLIP of v2, one class of the library with other numbers and padding."""
+"""The text encoders: OpenAI's CLIP of v1 and OpenCLIP of v2, one library class with other numbers and padding."""
 
 from importlib.resources import files as package_files
 from typing import Any
@@ -12,7 +12,7 @@ from sdbatch.renderer.weights.limits import require_within_limits
 
 TEXT_POSITIONS = 77  # CLIP's; 75 for the prompt, one each for its start and end
 HEAD_SIZE = 64  # every CLIP text encoder has heads of this size
-V2_PADDING = "!"  # OpenCLIP fills a prompt up with token 0, OpenAI's CLIP with its end mark
+V2_PADDING = "!"  # OpenCLIP pads a prompt with token 0, OpenAI's CLIP with its end token
 
 
 def clip_tokenizer(padding: str = "<|endoftext|>") -> Any:
@@ -27,7 +27,7 @@ def clip_tokenizer(padding: str = "<|endoftext|>") -> Any:
 
 
 def clip(weights: Weights) -> ModelPart:
-    """An unfilled encoder of v1 (`FrozenCLIPEmbedder`), sized by the checkpoint's own tensors.
+    """An empty encoder of v1 (`FrozenCLIPEmbedder`), with the size of the checkpoint's tensors.
 
     Raises:
         LookupError, ValueError: they are no such encoder's.
@@ -68,7 +68,7 @@ def open_clip(weights: Weights, *, skip_last: bool) -> ModelPart:
 
 
 def clip_network(**numbers: Any) -> Any:
-    """An unfilled `CLIPTextModel`.
+    """An empty `CLIPTextModel`.
 
     Raises:
         JobError: the numbers are beyond all reason.

@@ -1,1 +1,1 @@
-"""Pictures in and out of a model."""
+"""From latents to image files."""

@@ -1,4 +1,4 @@
-"""Latents to pixels, without a silent black picture: numbers that are not finite are seen, and decoded again."""
+"""Decodes latents into pixels. Values that are not finite are noticed and decoded again, never a silent black image."""
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from sdbatch.renderer.models.precision import computing
 
 
 def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
-    """Pictures [batch, H, W, 3]. One that overflows in the model's precision is decoded again in float32, and told.
+    """Images [batch, H, W, 3]. One that overflows in the model's precision is decoded again in float32, and reported.
 
-    Only that one is, and each anew: what a picture looks like must not hang on which others were drawn before it.
+    Each image is decoded again alone, so that it does not depend on the others of its batch.
 
     Raises:
         JobError: the sampler's or the float32 decoder's numbers are not finite.
@@ -45,5 +45,5 @@ def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
 
 
 def _no_picture(part: str, hint: str) -> JobError:
-    """What would become a black picture, saved as a success."""
+    """Raise an error instead of saving a black image."""
     return JobError("{part} gave numbers that are not finite, so there is no picture; {hint}", part, hint)

@@ -1,8 +1,8 @@
-"""All pictures of a job in one, or in as many as others can open and memory can hold.
+"""Puts all images of a job into one grid, or into several that other programs can open and memory can hold.
 
-One of a thousand pictures would have 171,678 lines; few programs open that, and making it takes more memory than
-drawing. So a grid beyond the bounds is written in parts: a smaller one would show less of each picture, and with
-`skip_save` it is all that is left of them.
+A grid of a thousand images would have 171,678 lines. Few programs open that, and making it takes more memory than
+generating. So a large grid is split. Scaling it down would lose details, and with `skip_save` the grid is all that
+remains.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,27 +15,27 @@ from sdbatch.imaging.pictures import GRID_PADDING, Pixels, write_grid
 from sdbatch.messages import Message
 from sdbatch.renderer.memory.fallback import MemoryFallback
 
-# Browsers end at 32,767 pixels a side; Pillow takes what has more pixels in all for a bomb.
+# Browsers allow 32,767 pixels a side; Pillow takes images with more pixels in all for a bomb.
 LONGEST, MOST = 32_767, 89_478_485
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """How many pictures go into one part of a grid, and how many of them into a row."""
+    """The number of images in one part of a grid, and in one row."""
 
     columns: int
     pictures: int
 
     def halved(self) -> "Sheet":
-        """Half as many pictures, in whole rows as long as there are any."""
+        """Half as many images, in complete rows if possible."""
         half = self.pictures // 2
         return Sheet(self.columns, half - half % self.columns) if half >= self.columns else Sheet(half, half)
 
 
 def sheet_of(width: int, height: int, columns: int, count: int) -> Sheet:
-    """The parts of a grid of `count` pictures: one, if it has no more than LONGEST pixels a side and MOST in all.
+    """The parts of a grid of `count` images: one if it has at most LONGEST pixels a side and MOST in all.
 
-    Otherwise several with the same number of rows; only where not even one row fits are rows shorter than asked for.
+    Otherwise several parts with the same number of rows; rows are shorter than asked for only if one row does not fit.
     """
     width, height = width + GRID_PADDING, height + GRID_PADDING
     columns = max(1, min(columns, count, (LONGEST - GRID_PADDING) // width, MOST // (width * height)))
@@ -48,7 +48,7 @@ def sheet_of(width: int, height: int, columns: int, count: int) -> Sheet:
 def lay(
     folder: Path, samples: Sequence[Path], columns: int, mark: Callable[[Pixels], Pixels], fallback: MemoryFallback
 ) -> Iterator[tuple[Path, str]]:
-    """Write the grid of a job's samples into its folder; each part and its sha256, once it lies there.
+    """Write the grid into the job's folder; yields each part with its sha256.
 
     Raises:
         OutOfMemory: there is not enough for a part of one picture.

@@ -1,4 +1,4 @@
-"""What is done to pictures between the decoder and the file: withheld, marked."""
+"""What happens to images after decoding: safety checker and watermark."""
 
 from dataclasses import dataclass
 
@@ -11,19 +11,19 @@ from sdbatch.renderer.pictures.watermark import Watermark, has_room
 
 @dataclass(frozen=True)
 class Postprocess:
-    """The finish of one job's pictures."""
+    """The postprocessing of one job."""
 
     checker: SafetyChecker | None
     watermark: Watermark | None
 
     @property
     def origin(self) -> dict[str, str]:
-        """What a picture's text says of it: one that was finished otherwise is another picture."""
+        """The postprocessing as an image's text states it, because it changes the image."""
         said = {"safety_checker": self.checker.sha256} if self.checker else {}
         return said | ({"watermark": self.watermark.text} if self.watermark else {})
 
     def apply(self, pixels: Pixels, fallback: MemoryFallback) -> list[Pixels]:
-        """The pictures [batch, H, W, 3] of a batch, finished one by one; what was done is told."""
+        """The images [batch, H, W, 3] of a batch after postprocessing; changes are reported."""
         finished = list(pixels)
         withheld = self.checker.withheld(pixels, fallback) if self.checker else []
         for i in withheld:
@@ -38,5 +38,5 @@ class Postprocess:
         return [self.mark(picture) for picture in finished]
 
     def mark(self, pixels: Pixels) -> Pixels:
-        """A picture or a grid with the watermark, if there is one."""
+        """An image or grid with the watermark, if there is one."""
         return self.watermark.mark(pixels) if self.watermark else pixels

@@ -1,8 +1,8 @@
-"""The safety checker of the original scripts: a CLIP vision model that compares pictures with concepts to withhold.
+"""The safety checker of the original scripts: a CLIP vision model that compares images with unsafe concepts.
 
-One that it finds is replaced, as the scripts replace it: by a grey card that says so. The library's own way, a black
-picture, could not be told from one that is truly black. The scripts look at what txt2img drew; here img2img is looked
-at too, or a follow-up would be the way around.
+As in the scripts, an image that it finds is replaced by a grey card. The library uses a black image, which would look
+like a real black image. The scripts only check txt2img; here img2img is checked too, or a follow-up would bypass the
+checker.
 """
 
 import json
@@ -25,6 +25,7 @@ from sdbatch.messages import Message
 from sdbatch.renderer.device.memory import is_out_of_memory
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.diffusers_folder import ENDINGS, STEMS
+from sdbatch.renderer.models.plan import ModelPart
 from sdbatch.renderer.weights.checkpoint import read_weights
 from sdbatch.renderer.weights.limits import require_within_limits
 from sdbatch.storage import files
@@ -36,7 +37,7 @@ CARD = Message("withheld by\nthe safety checker")
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 
-# It warns of black pictures, which nobody gets here.
+# It warns about black images, which are not used here.
 logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
 
 
@@ -54,7 +55,7 @@ class SafetyChecker:
         self.sha256 = fingerprint(folder, checksums)
 
     def withheld(self, pixels: Pixels, fallback: MemoryFallback) -> list[int]:
-        """Which of the pictures [batch, H, W, 3] are to be withheld."""
+        """The numbers of the images [batch, H, W, 3] to replace."""
         seen = torch.from_numpy(np.stack([as_clip_sees(picture, self._side) for picture in pixels]))
         flags = fallback.in_rows(self._flag, seen.to(self.device))
         return [i for i, flag in enumerate(flags.tolist()) if flag]
@@ -66,7 +67,7 @@ class SafetyChecker:
 
 
 class Checkers:
-    """Which checker looks at the pictures of which model; the last stays loaded.
+    """Which checker is used for which model; the last one stays loaded.
 
     Attributes:
         choice: `auto` for the one in the model's own folder, if it brings one; `off`; or the folder of one for all.
@@ -86,7 +87,7 @@ class Checkers:
             )
 
     def of(self, ckpt: Path, fallback: MemoryFallback) -> SafetyChecker | None:
-        """The model's checker.
+        """The checker of a model.
 
         Raises:
             JobError: it can't be loaded.
@@ -94,7 +95,7 @@ class Checkers:
         own = ckpt / "safety_checker"
         folder = (own if own.is_dir() else None) if self.choice == "auto" else Path(self.choice)
         if folder is None or self.choice == "off":
-            self._loaded = None  # a gigabyte that lies idle would have another model's pictures drawn in tiles
+            self._loaded = None  # an idle gigabyte could force another model to decode in tiles
             return None
         if self._loaded is None or self._loaded.folder != folder:
             self._loaded = None
@@ -103,7 +104,7 @@ class Checkers:
 
 
 def card(height: int, width: int) -> Pixels:
-    """What stands in a withheld picture's place, [H, W, 3]."""
+    """The card that replaces an image, [H, W, 3]."""
     picture = Image.new("RGB", (width, height), GREY)
     font = ImageFont.load_default(size=max(6, width // 14))
     place = (width / 2, height / 2)
@@ -112,7 +113,7 @@ def card(height: int, width: int) -> Pixels:
 
 
 def as_clip_sees(pixels: Pixels, side: int) -> npt.NDArray[np.float32]:
-    """A picture as [3, side, side]: its short side scaled, its middle cut out, its colours centred (CLIP's own way)."""
+    """An image as [3, side, side]: short side scaled, centre cropped, colours normalized (as in CLIP)."""
     picture = Image.fromarray(pixels)
     width, height = (side * length // min(picture.size) for length in picture.size)
     left, top = (width - side) // 2, (height - side) // 2
@@ -122,7 +123,7 @@ def as_clip_sees(pixels: Pixels, side: int) -> npt.NDArray[np.float32]:
 
 
 def _build(folder: Path) -> Any:
-    """The unfilled network that the folder's config.json describes."""
+    """The empty network that the folder's config.json describes."""
     try:
         content = json.loads(files.read_file(folder / "config.json", MAX_CONFIG_BYTES))
         require_within_limits(Message("config.json of the safety checker in {name}", folder.name), content)
@@ -138,7 +139,7 @@ def _build(folder: Path) -> Any:
 
 
 def _fill(network: Any, folder: Path) -> Any:
-    """With the folder's weights, in float32: read here, since libraries fill what is missing with random numbers."""
+    """Fill it with the folder's weights in float32; libraries would fill missing ones with random numbers."""
     names = [folder / f"{stem}{ending}" for ending in ENDINGS for stem in STEMS["text_encoder"]]
     path = next((path for path in names if path.is_file()), None)
     if path is None:
@@ -146,21 +147,18 @@ def _fill(network: Any, folder: Path) -> Any:
             "the safety checker in {name} has no weights, such as {example}; copy it again", folder.name, names[0].name
         )
     found = {_plain(key): weight for key, weight in read_weights(path, f"safety_checker/{path.name}").items()}
-    filled = {}
-    for key, wanted in network.state_dict().items():
-        weight = found.get(_plain(key))
-        if weight is None or weight.shape != wanted.shape:
-            raise JobError(
-                "the safety checker in {name} does not fit its config.json: {key}; copy it again", folder.name, key
-            )
-        filled[key] = weight.to(torch.float32, copy=True)
-    network.load_state_dict(filled, assign=True)
-    for part in network.modules():
-        if hasattr(part, "position_ids"):  # a buffer that no file needs to hold
-            part.position_ids = torch.arange(part.position_ids.shape[-1]).unsqueeze(0)
+    part = ModelPart(network, _plain, computes_in_half=False)
+    if lacking := next(part.lacking(found), ""):
+        raise JobError(
+            "the safety checker in {name} does not fit its config.json: {key}; copy it again", folder.name, lacking
+        )
+    part.fill(found, torch.float32, {})
+    for module in network.modules():
+        if hasattr(module, "position_ids"):  # a buffer that no file needs to hold
+            module.position_ids = torch.arange(module.position_ids.shape[-1]).unsqueeze(0)
     return network.requires_grad_(requires_grad=False).eval()
 
 
 def _plain(key: str) -> str:
-    """A weight's name without the doubling that transformers 5 gave up and every checker's file has."""
+    """A weight's name without a repeated part that transformers 5 dropped and every checker's file has."""
     return key.replace("vision_model.vision_model.", "vision_model.")

@@ -1,7 +1,7 @@
-"""The invisible mark of the original scripts (`put_watermark`): the bits of a text, hidden in frequencies (dwtDct).
+"""The invisible watermark of the original scripts (`put_watermark`): a text hidden in frequencies (dwtDct).
 
-They marked what txt2img drew; here img2img is marked too. The method wants 256x256 pixels, or as many in another shape:
-smaller pictures, on which the scripts fail, carry none.
+The scripts mark only txt2img; here img2img is marked too. The method needs 256x256 pixels, or as many in another shape.
+On smaller images the scripts fail; here they get no watermark.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ LEAST_PIXELS = 256 * 256
 
 
 class Watermark:
-    """Marks pictures with one text.
+    """Writes one text into images.
 
     Raises:
         EngineDown: the package that does it is not installed; better no picture than one without its mark.
@@ -33,7 +33,7 @@ class Watermark:
         self._encoder.set_watermark("bytes", text.encode())
 
     def mark(self, pixels: Pixels) -> Pixels:
-        """A picture [H, W, 3] with the mark; one that is too small as it is."""
+        """An image [H, W, 3] with the watermark; unchanged if it is too small."""
         if not has_room(pixels):
             return pixels
         bgr = np.ascontiguousarray(pixels[:, :, ::-1])
@@ -45,6 +45,6 @@ class Watermark:
 
 
 def has_room(pixels: Pixels) -> bool:
-    """Whether a picture is large enough to be marked."""
+    """Whether an image is large enough."""
     height, width = pixels.shape[:2]
     return bool(height * width >= LEAST_PIXELS)

@@ -9,7 +9,7 @@ from sdbatch.renderer.sampling.schedule import Step, advance
 
 
 def ddim(x: Tensor, steps: Sequence[Step], noise: Noise) -> Sampling:
-    """Draws noise at each step, used or not, as the scripts do: the next iteration's start hangs on it."""
+    """Draws noise at each step, even if unused, as the scripts do, because the next iteration's start depends on it."""
     for step in steps:
         e = yield x, step.timestep
         x = advance(x, e, step, noise())

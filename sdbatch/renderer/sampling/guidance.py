@@ -57,5 +57,5 @@ def guided(
 
 
 def _rows(x: Tensor, timestep: float, context: Tensor) -> Rows:
-    # Filled in on the device: one that came from the CPU's memory would have to be waited for.
+    # Created on the device: a copy from the CPU would have to wait.
     return Rows(x, torch.full((len(x),), float(timestep), device=x.device), context)

@@ -1,4 +1,4 @@
-"""A job's random numbers, in the order in which the original scripts draw them."""
+"""The random numbers of a job, in the order of the original scripts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sdbatch.renderer.sampling.sampler import Noise
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """One generator on the device, and the CPU's where that is another one."""
+    """One generator on the device, and one on the CPU if that is another device."""
 
     device: torch.device
     main: torch.Generator
@@ -28,9 +28,9 @@ class NoiseSource:
         return torch.randn(*shape, generator=self.main, device=self.device)
 
     def draw_on_cpu(self, shape: Sequence[int]) -> Tensor:
-        """The same from the CPU's: the scripts sample the autoencoder's posterior there even with a GPU."""
+        """The same from the CPU's generator: the scripts sample the autoencoder's posterior there even with a GPU."""
         return torch.randn(*shape, generator=self.cpu).to(self.device)
 
     def of_batch(self, first: int, shape: Sequence[int]) -> Noise:  # noqa: ARG002 - other sources may seed by picture
-        """The noise of the batch that begins with picture `first`: the job's one generator goes on."""
+        """The noise of the batch that starts with image `first`, from the job's one generator."""
         return lambda *_: self.draw(shape)

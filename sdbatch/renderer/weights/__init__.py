@@ -1,1 +1,1 @@
-"""Files of weights, read as data within limits."""
+"""Reads weight files as data, within limits."""

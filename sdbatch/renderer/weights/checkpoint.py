@@ -1,4 +1,4 @@
-"""A file of weights as named tensors: the content is sniffed, the suffix never believed, and no code in it runs."""
+"""A weight file as named tensors. The content decides the format, not the suffix, and no code in it runs."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ _OTHERS = {
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the content, not the name, is of a safetensors file.
+    """Whether the content, not the name, is safetensors.
 
     Raises:
         OSError: it can't be read.
@@ -58,7 +58,7 @@ def is_safetensors(path: Path) -> bool:
 def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped.
 
-    Errors call the file `called`, with the field that named it; if not given, it is the job's checkpoint.
+    Errors call the file `called`, with its field; by default it is the job's checkpoint.
 
     Raises:
         JobError: not such a file, cut short, or it holds more than weights.
@@ -106,7 +106,7 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
         raise JobError("{called} describes more than any model has, so it was not loaded", called) from error
     except UnsupportedArchive as error:
         raise JobError("{called} {problem}", called, error) from error
-    except Exception as error:  # what is damaged makes readers stumble anywhere: struct.error, IndexError, ...
+    except Exception as error:  # with damaged files readers may raise anything: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
@@ -135,9 +135,9 @@ def write_weights(
     metadata: Mapping[str, str],
     on_written: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
-    """Write those weights that `dtypes` names as a safetensors file, durably, and read it back before it gets its name.
+    """Write the weights in `dtypes` as a safetensors file, durably, and check it before it gets its name.
 
-    The library's own writer wants all of them in memory at once; this one holds a weight at a time.
+    The library's writer needs all weights in memory at once; this one holds one at a time.
 
     Args:
         path: where; its folder must exist.
@@ -149,7 +149,7 @@ def write_weights(
     Raises:
         OSError: the disk failed or is full, or gave back something else than was written.
     """
-    # The larger numbers first, so that all of them lie on multiples of their size.
+    # Larger types first, so that each is aligned to its size.
     names = sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

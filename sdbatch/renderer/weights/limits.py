@@ -1,6 +1,6 @@
-"""How large a model may claim to be. What it claims is read from small files, and looked at before anything is built.
+"""Limits for the size of a model. They are checked in the small config files before anything is built.
 
-A network is built without its weights, so width costs nothing; each layer costs time, and what is not a weight memory.
+Networks are built without weights, so width costs nothing; each layer costs time, and buffers cost memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,18 +36,18 @@ def layers(value: Any) -> int:
 
 
 def width(value: Any) -> int:
-    """How many numbers go side by side."""
+    """A number of channels or features."""
     return _at_most(int(value), MOST_WIDTH)
 
 
 def levels(value: Any) -> list[int]:
-    """A number for each level of a network."""
+    """A list with a number for each level of a network."""
     _at_most(len(value), MOST_LEVELS)
     return [width(entry) for entry in value]
 
 
 def blocks(*counts: Any) -> int:
-    """How many blocks a network has, by how often each is within the other; a list counts by its largest entry."""
+    """The number of blocks of a network, as a product; a list counts by its largest entry."""
     product = 1
     for count in counts:
         product *= max(map(layers, count)) if isinstance(count, list | tuple) else layers(count)
@@ -55,7 +55,7 @@ def blocks(*counts: Any) -> int:
 
 
 def require_within_limits(called: str, numbers: Mapping[str, Any]) -> None:
-    """No number in a network's json file is beyond all reason, however deep it stands.
+    """Check that every number in a network's json file is reasonable, at any depth.
 
     Raises:
         JobError: one is.

@@ -1,9 +1,9 @@
-"""A pickle read as what it describes: it is data here, and no program.
+"""Reads a pickle as data, without running it.
 
-A .ckpt is a pickle that says what lies where, and the numbers behind it. Unpickling runs it: calls what it names,
-and hashes and unfolds what it builds, so that 660 bytes keep a processor busy for years. Here each instruction makes
-something inert: a text, a number, a list, a note of where a tensor's numbers lie. Nothing is called, nothing but text
-is hashed, and the work is bounded by the number of instructions. What no weights need becomes `OTHER`.
+A .ckpt is a pickle that describes the tensors, followed by the numbers. Unpickling would run it: it calls what the
+pickle names, and hashes and expands what it builds, so that 660 bytes can keep a processor busy for years. Here each
+instruction only creates inert data: a text, a number, a list, or the position of a tensor. Nothing is called, only text
+is hashed, and the work is limited by the number of instructions. Everything else becomes `OTHER`.
 """
 
 import io
@@ -18,7 +18,7 @@ MOST_STEPS = 2_000_000  # v1-5's takes 40,000
 MOST_LETTERS, MOST_SIDES = 200, 16  # of a name; of a shape
 OTHER = object()  # whatever a training tool left beside the weights
 
-# What a file of weights may name. The original release's files also hold the training's callbacks (pytorch_lightning
+# Names that a weight file may contain. The original files also contain the training's callbacks (pytorch_lightning
 # keeps them by class) and its best loss, maybe a numpy number.
 HARMLESS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -38,23 +38,23 @@ _WRAPPERS = {f"torch._utils._rebuild_parameter{kind}" for kind in ("", "_with_st
 
 
 class MoreThanWeights(Exception):
-    """It names what no weights need, and what unpickling might call."""
+    """It names something that weights do not need and that unpickling might call."""
 
 
 class TooMuch(Exception):
-    """It is longer than any file of weights needs."""
+    """It is longer than any weight file needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Something that the pickle only names."""
+    """A name in the pickle."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of numbers in the file.
+    """A sequence of numbers in the file.
 
     Attributes:
         key: its name there.
@@ -71,7 +71,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A tensor: which numbers of a storage it has, and in what order. `dtype` is empty where the storage says it."""
+    """A tensor: which numbers of a storage, in which order. `dtype` is empty if the storage has the type."""
 
     storage: Storage
     offset: int
@@ -82,7 +82,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a pickle describes, where it ends, and of which kind each storage is that it names."""
+    """The content of a pickle, its end, and the type of each storage."""
 
     content: Any
     end: int
@@ -90,7 +90,7 @@ class Read:
 
 
 def read(data: memoryview, start: int = 0) -> Read:
-    """What the pickle at `start` describes.
+    """The content of the pickle at `start`.
 
     Raises:
         MoreThanWeights: it names code.
@@ -110,7 +110,7 @@ def read(data: memoryview, start: int = 0) -> Read:
 
 
 class _Reader:
-    """The stack machine that a pickle is written for."""
+    """The stack machine for pickles."""
 
     def __init__(self) -> None:
         self.left = MOST_STEPS
@@ -189,7 +189,7 @@ class _Reader:
         self.push(storage)
 
     def call(self) -> None:
-        """What calling a name with what lies on top would make, where that is a weight or holds weights."""
+        """The result of calling a name, if it is a weight or contains weights."""
         arguments, what = self.stack.pop(), self.stack.pop()
         self.push(self.made(what.path if isinstance(what, Name) else "", arguments))
 
@@ -208,7 +208,7 @@ class _Reader:
 
 
 def _named(pairs: Any) -> dict[str, Any]:
-    """What has a name. A hash of anything else could take for ever; small numbers name the parts of a hypernetwork."""
+    """A dictionary of named values. Only texts and small integers are hashed; these name parts of a hypernetwork."""
     return {str(key): value for key, value in pairs if isinstance(key, str) or (type(key) is int and 0 <= key < 10**6)}
 
 
@@ -226,7 +226,7 @@ def _count(value: Any) -> int:
 
 
 def _placed(arguments: Any, *, has_dtype: bool) -> Any:
-    """A tensor's place; `OTHER` for one whose numbers lie nowhere in the file (sparse, quantized, meta)."""
+    """The position of a tensor; `OTHER` if its numbers are not in the file (sparse, quantized, meta)."""
     storage, offset, size, stride = arguments[:4]
     if max(len(size), len(stride)) > MOST_SIDES:
         raise ValueError("no shape")

@@ -1,6 +1,6 @@
-"""What torch.save wrote, as named tensors that stay in the file: a zip archive, or before torch 1.6 pickles in a row.
+"""The files of torch.save as named tensors that stay in the file: a zip archive, or before torch 1.6 a row of pickles.
 
-Not read by torch.load: that unpickles (see pickled.py), and takes a tensor's size from what is claimed.
+torch.load is not used: it unpickles (see pickled.py), and believes the sizes that a file claims.
 """
 
 import io
@@ -41,11 +41,11 @@ _KINDS = {
 
 
 class UnsupportedArchive(Exception):
-    """An archive whose weights can't be mapped: compressed, encrypted, or no archive of torch's."""
+    """An archive whose weights can't be mapped: compressed, encrypted, or not from torch."""
 
 
 def read_torch_file(path: Path, *, is_zip: bool) -> Any:
-    """The content: its named weights as tensors that stay in the file, everything else inert.
+    """The content: named weights as tensors that stay in the file, everything else inert.
 
     Raises:
         MoreThanWeights: it holds code, or objects.
@@ -59,7 +59,7 @@ def read_torch_file(path: Path, *, is_zip: bool) -> Any:
 
 
 class _Short(io.BufferedReader):
-    """A file that gives no more at once than a pickle may have: zipfile takes an archive's directory in one piece."""
+    """A file that limits each read: zipfile would read a huge directory at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         is_open = size is None or not 0 <= size <= pickled.MOST_BYTES
@@ -70,7 +70,7 @@ class _Short(io.BufferedReader):
 
 
 def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """What its data.pkl describes; and where each storage lies, from byte to byte."""
+    """The content of data.pkl, and the position of each storage in bytes."""
     with zipfile.ZipFile(_Short(io.FileIO(file.fileno(), closefd=False))) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if any(name.endswith("constants.pkl") for name in members):  # TorchScript
@@ -104,7 +104,7 @@ def _place(file: io.BufferedReader, member: zipfile.ZipInfo) -> tuple[int, int]:
 
 
 def _read_row(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """The same of pickles in a row: magic number, version, machine, content, keys of the storages; then those."""
+    """The same for a row of pickles: magic number, version, machine, content, keys, then the storages."""
     data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     read: list[pickled.Read] = []
     for _ in range(5):
@@ -123,7 +123,7 @@ def _read_row(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
 
 
 def _named(content: Any) -> Any:
-    """The names with what they name: training puts them one level down."""
+    """The weights by name; training puts them one level down."""
     inner = content.get("state_dict") if isinstance(content, dict) else None
     return inner if isinstance(inner, dict) else content
 
@@ -142,7 +142,7 @@ def _filled(content: Any, places: Mapping[str, tuple[int, int]], whole: torch.Un
 
 
 def _tensor(placed: Placed, places: Mapping[str, tuple[int, int]], whole: torch.UntypedStorage) -> Tensor | None:
-    """A view of the file; None for one that shows some numbers many times: no weight does, and copied it is huge.
+    """A view into the file; None if it repeats numbers many times, since no weight does and a copy would be huge.
 
     Raises:
         ValueError: it reaches beyond its numbers.

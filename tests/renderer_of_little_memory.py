@@ -1,0 +1,19 @@
+"""As a program: the renderer, for whom memory has room for 64x64 pixels and not for 256x256."""
+
+from collections.abc import Generator
+from typing import Any
+
+from small_memory import SmallMemory
+
+from sdbatch.renderer import renderer
+from sdbatch.renderer.draw import draw
+
+
+def limited(*arguments: Any) -> Generator[Any]:
+    with SmallMemory(1 << 20):
+        yield from draw(*arguments)
+
+
+if __name__ == "__main__":
+    vars(renderer)["draw"] = limited
+    renderer.main()
