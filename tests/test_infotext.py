@@ -29,7 +29,7 @@ def test_its_settings_become_fields() -> None:
     fields, notes = to_fields(parse(WEBUI))
     assert fields == {
         "prompt": "a cat, (blue:1.2)\nand a dog", "negative_prompt": "bad,\nugly", "n_iter": 1, "n_samples": 1,
-        "ddim_steps": 20, "scale": 7.0, "seed": 965400086, "W": 512, "H": 768, "plms": True,
+        "ddim_steps": 20, "scale": 7.0, "seed": 965400086, "W": 512, "H": 768, "sampler": "plms",
     }  # fmt: skip
     assert notes == ["prompt: weights in brackets and <lora:...> are plain words here"]
 
@@ -37,7 +37,7 @@ def test_its_settings_become_fields() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ("Sampler: DPM++ 2M Karras", "Sampler: DPM++ 2M Karras is not had here; the job draws with DDIM"),
+        ("Sampler: UniPC", "Sampler: UniPC is not had here; the job draws with DDIM"),
         ("Clip skip: 2", "Clip skip: 2 can't be carried over"),
         ("Denoising strength: 0.7, Hires upscale: 2", "Hires upscale: 2 can't be carried over"),
         ("Denoising strength: 0.7", "Denoising strength: 0.7: it was drawn from another picture, which is not told"),

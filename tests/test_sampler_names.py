@@ -1,17 +1,20 @@
 """How a job names its sampler, and what goes with it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from sdbatch.history.restore import job_text
 from sdbatch.imaging.infotext import parse, to_fields
 from sdbatch.imaging.pictures import Origin, parameters
 from sdbatch.job import reader, samplers
 from sdbatch.job.json_schema import job_schema
 from sdbatch.job.parameters import AnyJob, Txt2Img
 from sdbatch.renderer.samplers import SAMPLERS
+from sdbatch.storage.root import Root
 
 
 def read(**fields: Any) -> AnyJob:
@@ -98,6 +101,20 @@ def test_a_manifests_job_is_read_back_as_it_was() -> None:
     for fields in ({"sampler": "Euler a"}, {"plms": True}, {"sampler": "dpmpp_2m", "schedule": "karras"}, {}):
         job = read(**fields)
         assert read(**job.model_dump(exclude={"prompt"})) == job
+
+
+def test_a_restored_job_has_its_own_sampler_whatever_the_roots_default(tmp_path: Path) -> None:
+    root = Root(tmp_path, defaults=(("sampler", "dpmpp_2m"),))
+    for fields in (
+        {"sampler": "ddim"},
+        {"plms": True},
+        {"sampler": "euler_a", "ddim_eta": 0.0},
+        {"sampler": "euler_a"},
+    ):
+        job = read(**fields)
+        text = job_text(root, job.model_dump())
+        (parsed,) = reader.parse(text.encode(), "again.yaml", root.defaults)
+        assert parsed.job == job
 
 
 def test_the_schema_offers_our_names() -> None:

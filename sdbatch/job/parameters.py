@@ -243,6 +243,8 @@ class Job(BaseModel):
         sampler = SAMPLERS[self.sampler]
         if self.schedule != "automatic" and sampler.automatic is None:
             raise FieldError("schedule", "{sampler} has its own; remove schedule", sampler.title)
+        if self.ddim_eta and self.sampler == "plms":
+            raise FieldError("ddim_eta", "must be 0 with plms: true")
         if self.ddim_eta and sampler.eta is None:
             raise FieldError("ddim_eta", "must be 0 with sampler: {sampler}", self.sampler)
         return self
