@@ -1,9 +1,12 @@
 """`python -m sdbatch` is the `sdbatch` command."""
 
+import gettext
 import io
 import locale
 import os
 import sys
+
+from sdbatch import messages
 
 
 def _speak_utf8() -> None:
@@ -20,6 +23,8 @@ def _speak_utf8() -> None:
 def main() -> None:
     """Run the command; a Ctrl-C during the imports ends it without a traceback."""
     _speak_utf8()
+    if messages.readers_language() != "en":  # typer, which is imported next, asks gettext
+        gettext.gettext = messages.here  # type: ignore[assignment]
     try:
         from sdbatch.cli import main  # noqa: PLC0415 - what takes the time
 

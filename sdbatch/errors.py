@@ -68,13 +68,13 @@ class EngineDown(SdbatchError):
 class OutOfMemory(SdbatchError):
     """The job does not fit into memory in any way. A new renderer may have more."""
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, details: str) -> None:
         super().__init__(
             Message(
-                "out of memory, even with the smallest batch; use a smaller H and W, or see what else "
-                "uses the device's memory ({details})"
-            ),
-            said,
+                "out of memory, even with the smallest batch; use a smaller H and W, or see what else uses the "
+                "device's memory ({details})",
+                details,
+            )
         )
 
 
@@ -84,4 +84,6 @@ class RendererDied(SdbatchError):
 
 def printable(text: str) -> str:
     """Text from others, safe to show: characters that would not print are escaped, lines are kept."""
+    if isinstance(text, Message):
+        return Message.of(text.template, {n: printable(v) if isinstance(v, str) else v for n, v in text.values.items()})
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any, Self
 
 _SLOT = re.compile(r"\{(\w+)(:,)?\}")  # {name}, or {name:,} for a number in groups of three digits
+SYSTEMS = "problem"  # the parameter that may be a text of the operating system, such as "Permission denied"
 MOST_NESTED = 20  # messages within one that was stored: anybody may have written it
 
 
@@ -49,7 +50,7 @@ def joined(separator: str, texts: Iterable[str]) -> Message:
 
 def lines(text: str) -> list[str]:
     """The lines of a message that was joined of them, each a message still."""
-    if isinstance(text, Message) and set(_SLOT.sub("", text.template)) == {"\n"}:
+    if isinstance(text, Message) and set(_SLOT.sub("", text.template)) <= {"\n"} and text.values:
         return [line for part in text.values.values() for line in lines(str(part) if _is_number(part) else part)]
     return text.splitlines() if "\n" in text else [text]
 
@@ -59,7 +60,10 @@ def shown(text: str, language: str) -> str:
     message = text if isinstance(text, Message) else Message(text)
     if language == "en":
         return str(message)
-    values = {n: shown(v, language) if isinstance(v, Message) else v for n, v in message.values.items()}
+    values = {
+        name: shown(value, language) if isinstance(value, Message) or name == SYSTEMS else value
+        for name, value in message.values.items()
+    }
     return _filled(catalog(language).get(message.template, message.template), values)
 
 
@@ -80,11 +84,42 @@ def unpack(packed: Any, depth: int = 0) -> str:
     return packed if isinstance(packed, str) else str(packed)
 
 
+def packed_within(value: Any) -> Any:
+    """What a JSON value holds of messages, packed and in their places; None where it holds none."""
+    match value:
+        case Message():
+            return pack(value)
+        case dict() | list() | tuple():
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            return {str(key): kept for key, part in items if (kept := packed_within(part)) is not None} or None
+    return None
+
+
+def restored(value: Any, packed: Any) -> Any:
+    """A JSON value with the messages that `packed_within` kept of it, where the text is still the same."""
+    if not isinstance(packed, dict):
+        return value
+    match value:
+        case str():
+            message = unpack(packed)
+            return message if message == value else value
+        case dict():
+            return {key: restored(part, packed.get(key)) for key, part in value.items()}
+        case list():
+            return [restored(part, packed.get(str(number))) for number, part in enumerate(value)]
+    return value
+
+
 def readers_language() -> str:
     """Of whoever runs a command: SDBATCH_LANG, else the locale."""
     names = ("SDBATCH_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
     chosen = next(filter(None, map(os.environ.get, names)), "")
     return "zh" if chosen.lower().startswith("zh") else "en"
+
+
+def here(text: str) -> str:
+    """A message in the language of whoever runs a command."""
+    return shown(text, readers_language())
 
 
 @cache

@@ -6,14 +6,14 @@ from typing import Any
 from small_memory import SmallMemory
 
 from sdbatch.renderer import renderer
-from sdbatch.renderer.draw import draw
+from sdbatch.renderer.draw import samplings
 
 
 def limited(*arguments: Any) -> Generator[Any]:
-    with SmallMemory(1 << 20):
-        yield from draw(*arguments)
+    with SmallMemory(1 << 17):
+        yield from samplings(*arguments)
 
 
 if __name__ == "__main__":
-    vars(renderer)["draw"] = limited
+    vars(renderer)["samplings"] = limited
     renderer.main()

@@ -109,7 +109,7 @@ def test_a_folder_with_one_of_peft_s_for_each_network_is_read(tmp_path: Path) ->
 def test_a_file_of_peft_s_without_what_says_how_strong_it_is_is_refused(tmp_path: Path) -> None:
     save_with_peft(PEFTS["alpha"](), tmp_path)
     (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(JobError, match=r"was saved by PEFT, which keeps how strong it is in adapter_config\.json"):
+    with pytest.raises(JobError, match=r"was saved by PEFT, which keeps its strength in adapter_config\.json"):
         read_lora(tmp_path / "adapter_model.safetensors", 1.0)
     with pytest.raises(JobError, match="was saved by PEFT"):
         read_lora(tmp_path, 1.0)
@@ -134,12 +134,12 @@ def test_an_alpha_in_the_file_needs_nothing_beside_it(tmp_path: Path) -> None:
         ({"lora_alpha": 8, "alpha_pattern": {"(a+)+$": 1}}, r"has the pattern \(a\+\)\+\$, which could take long"),
         ({"lora_alpha": 8, "rank_pattern": {".*a.*b.*c": 1}}, "which could take long"),
         ({"lora_alpha": 8, "rank_pattern": {"[b-a]": 1}}, "has the pattern"),
-        ({}, "does not say how strong it is"),
-        ({"peft_type": "LORA", "r": 4}, "does not say how strong it is"),
-        ([1], "does not say how strong it is"),
-        ({"lora_alpha": 8, "init_lora_weights": "lora_ga"}, "was begun with lora_ga"),
-        ({"peft_type": "OFT"}, "is of the kind OFT"),
-        ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "was begun with pissa"),
+        ({}, "lacks lora_alpha"),
+        ({"peft_type": "LORA", "r": 4}, "lacks lora_alpha"),
+        ([1], "lacks lora_alpha"),
+        ({"lora_alpha": 8, "init_lora_weights": "lora_ga"}, "was initialized with lora_ga"),
+        ({"peft_type": "OFT"}, "is of type OFT"),
+        ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "was initialized with pissa"),
     ],
 )
 def test_what_peft_says_beside_it_and_can_not_be_followed_is_told(

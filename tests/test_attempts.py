@@ -86,7 +86,7 @@ def test_a_job_that_stands_still_at_its_third_picture_fails_after_three_attempts
 
     drain(starts(root, FakeEngine(die)), clock)
     assert tries == [2, 2, 2]
-    assert "at each of 3 attempts" in (only(root.failed) / "error.txt").read_text()
+    assert "in each of 3 attempts" in (only(root.failed) / "error.txt").read_text()
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_file_of_three_jobs_that_was_mended_down_to_one(start: Start, root: Ro
     assert len(list(root.failed.iterdir())) == 2
     for number, folder in enumerate(sorted(root.failed.iterdir()), 2):
         told = (folder / "error.txt").read_text()
-        assert told.startswith(f"three.yaml: holds 1 of 3 jobs since it was mended, and not number {number}: ")
+        assert told.startswith(f"three.yaml: contains only 1 of 3 jobs now, and not number {number}: ")
 
 
 class NeverReady(LocalEngine):
@@ -293,4 +293,4 @@ def test_a_file_mended_up_to_more_jobs_says_which_it_draws(root: Root, clock: Fa
     control.retry(root, failed.name)
     drain(service, clock)
     notes = record_of(root.done / failed.name)["notes"]
-    assert any("holds 3 jobs since it was mended, and held 2: only number 1 is drawn here" in note for note in notes)
+    assert any("contains 3 jobs now, and contained 2: only number 1 runs here" in note for note in notes)

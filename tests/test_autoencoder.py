@@ -141,7 +141,7 @@ def test_a_checkpoint_without_one_is_drawn_with_a_separate_one(
     conversions = Conversions(tmp_path / "models", tmp_path / "checksums.json", 1_000_000_000)
     for kept in (None, conversions, conversions):
         assert has_other_autoencoder(load_model(path, CONFIG, conversions=kept, vae=vae))
-    with pytest.raises(JobError, match=r"has no autoencoder of its own: name one with `vae:`"):
+    with pytest.raises(JobError, match=r"has no autoencoder of its own: give one with `vae:`"):
         load_model(path, CONFIG, conversions=conversions)
 
 
@@ -154,7 +154,7 @@ def test_it_stays_in_float32_where_the_rest_is_half(other: dict[str, Tensor], tm
     ("change", "said"),
     [
         (lambda w: {k: v for k, v in w.items() if "quant_conv" not in k}, r"quant_conv\.\w+ is missing"),
-        (lambda w: w | {"decoder.conv_in.weight": torch.ones(3)}, r"conv_in\.weight is \[3\], the config asks for"),
+        (lambda w: w | {"decoder.conv_in.weight": torch.ones(3)}, r"conv_in\.weight is \[3\], the config expects"),
         (lambda _: {"lora_unet_x.lora_up.weight": torch.ones(3)}, "it is a LoRA"),
         (lambda _: {"a": torch.ones(3)}, "is missing"),
     ],
@@ -170,7 +170,7 @@ def test_what_is_not_a_number_is_told_of_the_autoencoder(other: dict[str, Tensor
     key = "decoder.conv_in.weight"
     spoilt = other | {key: torch.full_like(other[key], float("nan"))}
     with pytest.raises(
-        JobError, match=rf"^vae: the autoencoder vae\.safetensors is damaged: \S*{key} holds what is no"
+        JobError, match=rf"^vae: the autoencoder vae\.safetensors is damaged: \S*{key} contains values that"
     ):
         load_model(CKPT, CONFIG, vae=bare(tmp_path, spoilt))
 

@@ -170,7 +170,7 @@ def test_a_copy_on_another_filesystem_holds_each_picture_once_and_no_models(
 def test_a_folder_that_is_there_or_in_the_root_is_refused_and_a_failure_leaves_nothing(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path, said in ((tmp_path, "is there already"), (root.outputs / "copy", "lies in the root itself")):
+    for path, said in ((tmp_path, "exists already"), (root.outputs / "copy", "is inside the root")):
         with pytest.raises(JobError, match=said):
             backup.make(root, path)
 
@@ -187,7 +187,7 @@ def test_the_command_says_where_the_copy_is(root: Root, tmp_path: Path) -> None:
     told = run_sdbatch("backup", tmp_path / "copy", "--root", root.path)
     assert (told.returncode, told.stdout, told.stderr) == (0, f"{tmp_path / 'copy'}\n", "")
     again = run_sdbatch("backup", tmp_path / "copy", "--root", root.path)
-    assert (again.returncode, "is there already" in again.stderr) == (1, True)
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has more to lend than its own")
@@ -197,7 +197,7 @@ def test_root_copies_nothing_from_where_anothers_link_leads(root: Root, tmp_path
     root.inbox.rmdir()
     root.inbox.symlink_to(tmp_path / "private")
     os.chown(root.inbox, 4242, 4242, follow_symlinks=False)
-    with pytest.raises(OSError, match="made by the account 4242"):
+    with pytest.raises(OSError, match="the account 4242 made a link"):
         backup.make(root, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     os.chown(root.inbox, 0, 0, follow_symlinks=False)

@@ -105,7 +105,7 @@ def test_what_has_no_wheel_ends_in_plain_words(own: Path, tmp_path: Path) -> Non
     ("platform", "python", "said"),
     [
         ("win_amd64", "3.11", "linux-x86_64"),
-        ("linux-x86_64", "311", "say it like 3.11"),
+        ("linux-x86_64", "311", "give it like 3.11"),
         ("linux-ppc", "3.11", "aarch64"),
     ],
 )

@@ -279,7 +279,7 @@ def test_no_damage_is_anything_but_an_error_of_the_job(kind: str, tmp_path: Path
         (b'{"error": "not found"}', "is a text, not a file of weights"),
         (b"Entry not found\r\nsee the docs", "is a text, not a file of weights"),
         (b"GGUF\3\0\0\0", "is a GGUF file"),
-        (b"\x89HDF\r\n\x1a\n", "is a file of TensorFlow"),
+        (b"\x89HDF\r\n\x1a\n", "is a TensorFlow file"),
         (b"\x89PNG\r\n\x1a\n", "is a picture"),
         (b"7z\xbc\xaf\x27\x1c", "is a packed archive"),
         (b"\x80", "is damaged or was copied incompletely"),
@@ -334,7 +334,7 @@ def test_a_missing_weight_is_named(key: str, weights: dict[str, Tensor], tmp_pat
 
 
 def test_a_weight_of_another_shape_is_named_with_both_shapes(weights: dict[str, Tensor], tmp_path: Path) -> None:
-    assert f"{UNET_KEY} is [32, 9, 3, 3], the config asks for [32, 4, 3, 3]" in misfit(
+    assert f"{UNET_KEY} has shape [32, 9, 3, 3], the config expects [32, 4, 3, 3]" in misfit(
         weights | {UNET_KEY: torch.zeros(32, 9, 3, 3)}, tmp_path
     )
 
@@ -347,12 +347,12 @@ def test_of_many_misfits_three_are_named_and_the_rest_counted(weights: dict[str,
 
 def test_a_checkpoint_without_an_autoencoder_says_how_to_name_one(weights: dict[str, Tensor], tmp_path: Path) -> None:
     without = {name: value for name, value in weights.items() if not name.startswith("first_stage_model.")}
-    assert "the checkpoint m.ckpt has no autoencoder of its own: name one with `vae:`" in misfit(without, tmp_path)
+    assert "the checkpoint m.ckpt has no autoencoder of its own: give one with `vae:`" in misfit(without, tmp_path)
 
 
 def test_quantized_weights_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
     text = misfit(weights | {UNET_KEY: torch.zeros(32, 4, 3, 3, dtype=torch.int8)}, tmp_path)
-    assert f"{UNET_KEY} holds no floating-point numbers" in text
+    assert f"{UNET_KEY} contains no floating-point numbers" in text
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ VAE = ("first_stage_config", "params", "ddconfig")
         (at(*UNET, "in_channels", value=7), "upscaling"),
         (at(*UNET, "num_classes", value="sequential"), "guided by a picture"),
         (at("parameterization", value="x0"), 'parameterization "x0"'),
-        (at("cond_stage_config", "target", value="ldm.Other"), "wants the text encoder Other; known are Frozen"),
+        (at("cond_stage_config", "target", value="ldm.Other"), "needs the text encoder Other; known are Frozen"),
         (at(*VAE, "attn_resolutions", value=[16]), "attn_resolutions"),
         (lambda params: params.pop("unet_config"), r"lacks model\.params\.unet_config\.params\.in_channels"),
         (lambda params: params.pop("timesteps"), r"lacks model\.params\.timesteps"),
@@ -427,10 +427,10 @@ VAE = ("first_stage_config", "params", "ddconfig")
         (at(*UNET, "model_channels", value=33), "no network can be built"),
         (at(*UNET, "num_heads", value=0), "no network can be built"),
         (at(*VAE, "ch", value=-32), "no network can be built"),
-        (at("timesteps", value=0), "make no noise schedule"),
-        (at("timesteps", value=10**12), "make no noise schedule"),
-        (at("linear_start", value=float("nan")), "make no noise schedule"),
-        (at("linear_end", value=1.5), "make no noise schedule"),
+        (at("timesteps", value=0), "give no noise schedule"),
+        (at("timesteps", value=10**12), "give no noise schedule"),
+        (at("linear_start", value=float("nan")), "give no noise schedule"),
+        (at("linear_end", value=1.5), "give no noise schedule"),
     ],
 )
 def test_a_config_that_is_no_v1_model_s_is_told(change: Change, said: str, tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_a_config_that_is_no_v1_model_s_is_told(change: Change, said: str, tmp_p
 def test_a_config_without_params_is_told(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(JobError, match=r"config other\.yaml is not a model's yaml"):
+    with pytest.raises(JobError, match=r"config other\.yaml is not a model config"):
         load_model(CKPT, path)
 
 

@@ -102,7 +102,7 @@ def test_a_user_without_a_name_is_told_whom_to_ask_too(tmp_path: Path, monkeypat
     monkeypatch.setattr("pwd.getpwuid", unknown)
     monkeypatch.setattr(os, "getegid", lambda: -1)
     monkeypatch.setattr(os, "getgroups", list)
-    assert f" {os.geteuid()}, and log in anew" in main._who_may(str(tmp_path / "a.yaml"))
+    assert f" {os.geteuid()}, and log in again" in main._who_may(str(tmp_path / "a.yaml"))
 
 
 def test_validate_in_a_root_looks_for_the_model(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_settings_come_from_the_file_and_the_environment_wins(tmp_path: Path) ->
     (tmp_path / "configs/sdbatch.yaml").write_text("limits:\n  pictures: 3\n")
     (tmp_path / "job.yaml").write_text("prompt: a")
     refused = run_sdbatch("validate", tmp_path / "job.yaml", "--root", tmp_path)
-    assert "over the limit of 3 a job" in refused.stderr
+    assert "the limit is 3 a job" in refused.stderr
     allowed = run_sdbatch(
         "validate", tmp_path / "job.yaml", "--root", tmp_path, env=os.environ | {"SDBATCH_LIMITS__PICTURES": "6"}
     )
@@ -170,7 +170,7 @@ def test_init_never_takes_another_model_for_the_one_asked_for(tmp_path: Path) ->
     run_sdbatch("init", root.path)
     refused = run_sdbatch("init", root.path, "--demo")
     assert refused.returncode == 78
-    assert "v1-inference.yaml is there already" in refused.stderr
+    assert "v1-inference.yaml exists already" in refused.stderr
 
 
 def test_init_demo_lays_a_model_that_the_first_users_jobs_name(tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
         ("max_attempts: 1\nmax_attempts: 2\n", "line 2: max_attempts: is given twice (first on line 1); remove one"),
         ("a: [\n", "line 2, column 1: this is not valid YAML"),
         ("engine: @local\n", 'line 1: engine: put the engine in quotes: engine: "@local"'),
-        ("max_attempts:5\n", "must be keys and values, such as `device: auto`"),
-        ("- a\n", "must be keys and values, such as `device: auto`"),
+        ("max_attempts:5\n", "must be names and values, such as `device: auto`"),
+        ("- a\n", "must be names and values, such as `device: auto`"),
     ],
 )
 def test_what_is_wrong_is_told_as_in_a_job_file(path: Path, text: str, told: str) -> None:
@@ -156,7 +156,7 @@ def test_reload_of_a_wrong_configuration_changes_nothing(path: Path) -> None:
         settings, refused = sources.reload(path, Settings(rescan_seconds=9), log.get())
     assert settings.rescan_seconds == 9
     assert refused == said[0]["error"]
-    assert said[0]["event"] == "the configuration is wrong; the old one stays"
+    assert said[0]["event"] == "the new configuration is wrong and not used"
     assert "line 1: max_attempts: 0 is not" in said[0]["error"]
 
 
@@ -198,8 +198,8 @@ def test_config_says_where_a_running_service_still_differs(root: Root) -> None:
     root.status.write_text(json.dumps({"state": "idle", "updated_at": now, "settings": settings}))
     root.configuration.write_text("max_attempts: 5\ndevice: cpu\n")
     device, attempts = (line for line in config(root).stdout.splitlines() if "running service" in line)
-    assert device == "  but the running service has auto; it needs a restart"
-    assert attempts.startswith("  but the running service has 3; it reads the file again on SIGHUP")
+    assert device == "  but the running service uses auto; restart it"
+    assert attempts.startswith("  but the running service uses 3; reload it (systemctl reload sdbatch)")
 
 
 def test_a_service_takes_new_settings_between_two_events(root: Root, clock: FakeClock) -> None:

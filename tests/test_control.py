@@ -150,9 +150,9 @@ def test_what_is_not_there_or_not_clear_is_told(root: Root) -> None:
         control.cancel(root, "a")
     control.cancel(root, "x/a.yaml")
     for command in (control.cancel, control.retry, control.prioritize):
-        with pytest.raises(JobError, match="no job of the name b "):
+        with pytest.raises(JobError, match='there is no job "b"'):
             command(root, "b")
-    with pytest.raises(JobError, match="is no root"):
+    with pytest.raises(JobError, match="is not a root"):
         control.pause(Root(root.path / "nowhere"))
 
 
@@ -161,7 +161,7 @@ def test_no_name_at_all_means_no_job(root: Root) -> None:
     for folder in folders:
         folder.mkdir()
     for command in (control.cancel, control.retry):
-        with pytest.raises(JobError, match="no job of the name"):
+        with pytest.raises(JobError, match="there is no job"):
             command(root, "")
     assert not any(list(folder.iterdir()) for folder in folders)
 
@@ -182,7 +182,7 @@ def test_a_failed_job_is_tried_again_with_the_pictures_it_has(start: Start, root
     drain(service, clock)
     folder = only(root.failed)
     sick.clear()
-    assert control.retry(root, "a") == f"{folder.name} is tried again"
+    assert control.retry(root, "a") == f"{folder.name} will run again"
     drain(service, clock)
     assert engine.drawn[-1].start_at == 2
     assert not (only(root.done) / "error.txt").exists()
@@ -279,8 +279,8 @@ def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: 
         drop_job(root, name, SMALL)
     service = start(lambda _: clock.sleep(10))
     service.run_once(clock)
-    assert "goes first already" in control.prioritize(root, "1.yaml")
-    assert control.prioritize(root, "3.yaml").endswith("goes first, behind what lay in jobs/inbox/urgent/ before")
+    assert "is already in jobs/inbox/urgent/" in control.prioritize(root, "1.yaml")
+    assert control.prioritize(root, "3.yaml").endswith("goes first, after what was in jobs/inbox/urgent/ before")
     drain(service, clock)
     assert order(root) == ["1", "2", "3"]
 
@@ -332,7 +332,7 @@ def test_a_job_that_the_disk_has_no_room_for_is_not_begun(
     drop_job(root, "small.yaml", SMALL.replace("n_iter: 3", "n_iter: 1"))
     service = start(min_free_bytes=0)
     let_pass(service, clock)
-    assert "-a may need 0.1 MB, and 0.1 MB are free for jobs/running/" in str(status(root)["problem"])
+    assert "-a may need 0.1 MB; jobs/running/ has 0.1 MB left" in str(status(root)["problem"])
     assert "make room" in str(status(root)["problem"])
     assert order(root) == ["small"]
     service.engine.drawn.clear()  # type: ignore[attr-defined]
@@ -375,7 +375,7 @@ def test_a_job_is_not_begun_whose_output_folder_has_no_room_for_it(
     drop_job(root, "a.yaml", SMALL + "outdir: outputs/far\n")
     service = start(min_free_bytes=0)
     let_pass(service, clock)
-    assert "free for outputs/far/" in str(status(root)["problem"])
+    assert "outputs/far/ has" in str(status(root)["problem"])
     assert service.engine.drawn == []  # type: ignore[attr-defined]
 
 
@@ -388,13 +388,13 @@ def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
         (["resume"], "resumed"),
         (["resume"], "it was not paused"),
         (["cancel", "a"], "deleted jobs/inbox/urgent/a.yaml"),
-        (["retry", "--all-failed"], "nothing in jobs/failed/ is to be tried"),
+        (["retry", "--all-failed"], "there is nothing to retry in jobs/failed"),
     ):
         ended = run_sdbatch(*command, "--root", root.path)
         assert (ended.returncode, ended.stdout[: len(said)]) == (0, said), ended.stderr
     for command in (["cancel", "a"], ["retry", "a"], ["retry", "--all-failed"]):
         ended = run_sdbatch(*command, "--root", tmp_path)
-        assert (ended.returncode, "is no root" in ended.stderr) == (os.EX_UNAVAILABLE, True)
+        assert (ended.returncode, "is not a root" in ended.stderr) == (os.EX_UNAVAILABLE, True)
     for command in (["cancel", "a"], ["retry"], ["retry", "a"], ["prioritize", "a"]):
         ended = run_sdbatch(*command, "--root", root.path)
         assert ended.returncode == 1

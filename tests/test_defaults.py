@@ -27,7 +27,7 @@ def drawn(root: Root, clock: FakeClock, settings: Settings, text: str) -> dict[s
     """The manifest of a job's text, drawn by a service with these settings."""
     before = {*root.done.iterdir()}
     drop_job(root, "a.yaml", text)
-    drain(Service(settings.told_to(root), settings, FakeEngine()), clock)
+    drain(Service(settings.apply_to(root), settings, FakeEngine()), clock)
     (folder,) = {*root.done.iterdir()} - before
     record: dict[str, object] = yaml.safe_load((folder / "manifest.yaml").read_text())
     return record
@@ -47,10 +47,10 @@ def test_what_a_job_does_not_say_the_root_does_and_the_manifest_names_it(root: R
 
 
 def test_of_an_img2img_job_it_says_what_that_has(root: Root) -> None:
-    (entry,) = parse(b"prompt: a\ninit_img: x.png\n", "a.yaml", SMALL.told_to(root).defaults)
+    (entry,) = parse(b"prompt: a\ninit_img: x.png\n", "a.yaml", SMALL.apply_to(root).defaults)
     assert entry.job is not None
     assert entry.filled == {"seed": 7, "strength": 0.5}
-    (entry,) = parse(b"prompt: a\n", "a.yaml", SMALL.told_to(root).defaults)
+    (entry,) = parse(b"prompt: a\n", "a.yaml", SMALL.apply_to(root).defaults)
     assert "strength" not in entry.filled
 
 
@@ -71,7 +71,7 @@ def test_a_manifest_that_is_dropped_back_draws_the_same_whatever_the_root_says_t
 def test_a_restored_job_is_the_one_that_was_drawn_whatever_the_root_says_then(root: Root, clock: FakeClock) -> None:
     drawn(root, clock, Settings(), "prompt: a\nn_iter: 1\n")
     job = yaml.safe_load((only(root.done) / "manifest.yaml").read_text())["job"]
-    later = LARGE.told_to(root)
+    later = LARGE.apply_to(root)
     (entry,) = parse(restore.job_text(later, job).encode(), "a.yaml", later.defaults)
     assert entry.job is not None
     assert entry.job.model_dump() == job
@@ -80,7 +80,7 @@ def test_a_restored_job_is_the_one_that_was_drawn_whatever_the_root_says_then(ro
 
 
 def test_validate_counts_with_them(root: Root) -> None:
-    place = SMALL.told_to(root)
+    place = SMALL.apply_to(root)
     ((line, is_good), *_) = check_data(b"prompt: a\n", "a.yaml", None, place, Limits())
     assert is_good
     assert line.startswith("6 pictures of 128x64, PLMS, 50 steps")
@@ -107,7 +107,7 @@ def test_a_wrong_default_is_told_as_in_a_job(tmp_path: Path, text: str, told: st
 
 def test_loras_may_be_a_default(root: Root) -> None:
     settings = Settings.model_validate({"defaults": {"loras": [{"file": "x.safetensors", "weight": 0.5}]}})
-    (entry,) = parse(b"prompt: a\n", "a.yaml", settings.told_to(root).defaults)
+    (entry,) = parse(b"prompt: a\n", "a.yaml", settings.apply_to(root).defaults)
     assert entry.job is not None
     assert [(lora.file, lora.weight) for lora in entry.job.loras] == [("x.safetensors", 0.5)]
 
@@ -156,7 +156,7 @@ def test_the_form_starts_with_the_size_that_the_model_was_trained_on(root: Root)
 
 
 def test_the_form_starts_with_what_the_root_says(root: Root) -> None:
-    place = Settings.model_validate({"defaults": {"H": 64, "seed": 7, "skip_grid": True}}).told_to(root)
+    place = Settings.model_validate({"defaults": {"H": 64, "seed": 7, "skip_grid": True}}).apply_to(root)
     visitor = Visitor(place)
     html = visitor.get("/new").text
     assert (value_of("H", html), value_of("W", html), value_of("seed", html)) == ("64", "512", "7")

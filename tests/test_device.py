@@ -18,9 +18,10 @@ from torch.cuda._utils import _get_device_index
 
 from sdbatch.engine.protocol import RendererConfig
 from sdbatch.renderer import draw as draw_module
+from sdbatch.renderer import drawing as drawing_module
 from sdbatch.renderer import renderer as renderer_module
 from sdbatch.renderer.device import memory
-from sdbatch.renderer.draw import draw
+from sdbatch.renderer.draw import samplings
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.renderer import Renderer, find_device
 from sdbatch.renderer.sampling.noise import NoiseSource
@@ -75,17 +76,18 @@ def test_the_peak_is_the_gpus_own_count_from_the_jobs_start_on(monkeypatch: pyte
 def test_each_job_is_told_with_the_memory_that_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = [0]
     monkeypatch.setattr(renderer_module, "reset_peak", lambda _: taken.append(0))
-    monkeypatch.setattr(renderer_module, "peak_bytes", lambda _: taken[-1])
+    for module in (renderer_module, drawing_module):
+        monkeypatch.setattr(module, "peak_bytes", lambda _: taken[-1])
 
     def greedy(*arguments: object) -> object:
         taken[-1] += 1_000 * len(taken)
-        return draw(*arguments)  # type: ignore[arg-type]
+        return samplings(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(renderer_module, "draw", greedy)
+    monkeypatch.setattr(renderer_module, "samplings", greedy)
     answers = io.StringIO()
     renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers)
     for name in ("first", "second"):
-        renderer.render(small_draw(tmp_path / name))
+        renderer.serve(io.StringIO(small_draw(tmp_path / name).model_dump_json()))
     events = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert [event["peak_bytes"] for event in events if event["type"] == "finished"] == [2_000, 3_000]
 

@@ -9,7 +9,7 @@ from harness import FakeClock, drop_job
 
 from sdbatch.engine import fake
 from sdbatch.service.service import Service
-from sdbatch.spool import latecomers, publish
+from sdbatch.spool import late_writes, publish
 from sdbatch.storage.root import Root
 
 SMALL = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\nskip_grid: true\n"
@@ -27,7 +27,7 @@ def draw(service: Service, root: Root, clock: FakeClock, first: int) -> int:
         if not service.run_once(clock):
             clock.sleep(5)
     for _ in range(3):
-        clock.sleep(latecomers.HELD_SECONDS)  # files that somebody may write on into are let go of after an hour
+        clock.sleep(late_writes.HELD_SECONDS)  # files that somebody may write on into are let go of after an hour
         service.run_once(clock)
     gc.collect()
     return len(gc.get_objects())
@@ -46,4 +46,4 @@ def test_nothing_is_kept_of_jobs_that_have_ended(
     assert (service.done, service.failed) == (72, 18)
     assert growth < JOBS / 2, "not one object a job"
     assert not service.job_loader.inputs._waits
-    assert not service.latecomers._seen
+    assert not service.late_writes._seen

@@ -5,7 +5,7 @@ import json
 import pytest
 from test_job_reader import read_error
 
-from sdbatch.job import foreign
+from sdbatch.job import foreign_fields
 from sdbatch.job.parameters import Img2Img, Txt2Img
 
 
@@ -102,9 +102,9 @@ def test_img2img_has_no_size_by_whatever_name() -> None:
 def test_every_hint_is_a_field_and_no_field_is_foreign() -> None:
     fields = {*Txt2Img.model_fields, *Img2Img.model_fields}
     for field in fields:
-        assert not foreign.same_field(field) or field in {"H", "W"}
-        assert not foreign.why_not(field)
-    assert {field for given in ("width", "cfg", "eta") for field in [foreign.same_field(given)]} <= fields
+        assert not foreign_fields.same_field(field) or field in {"H", "W"}
+        assert not foreign_fields.why_not(field)
+    assert {field for given in ("width", "cfg", "eta") for field in [foreign_fields.same_field(given)]} <= fields
 
 
 def test_a_job_of_the_web_uis_is_known_as_one() -> None:

@@ -34,6 +34,7 @@ from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import OutOfMemory
 from sdbatch.job.parameters import AnyJob
 from sdbatch.renderer import examine
+from sdbatch.renderer.answers import Answers
 from sdbatch.renderer.device.memory import release
 from sdbatch.renderer.draw import Drawn, draw
 from sdbatch.renderer.memory.fallback import MemoryFallback
@@ -71,9 +72,10 @@ def drawn_by(model: Model, job: AnyJob, init: npt.NDArray[np.float32] | None = N
 
 def render(renderer: Renderer, *jobs: Draw) -> list[dict[str, Any]]:
     """What the renderer answers to one request."""
-    renderer.answers = io.StringIO()
+    answers = io.StringIO()
+    renderer.answer = Answers(answers)
     renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in jobs)))
-    return [json.loads(line) for line in renderer.answers.getvalue().splitlines()]
+    return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
 def digests(events: list[dict[str, Any]]) -> list[str]:
@@ -116,9 +118,7 @@ def test_a_decoder_that_runs_over_in_float16_is_repeated_in_float32_and_told() -
     spoilt = model_in(torch.float16).to(GPU)
     overflowing(spoilt.vae.decoder, 1e7)
     drawn, told = drawn_by(spoilt, small_txt2img())
-    assert [text.partition(":")[0] for text in told] == [
-        "decoded again in float32, since the decoder's numbers ran over in float16"
-    ] * 2
+    assert [text.partition(":")[0] for text in told] == ["decoded again in float32, because of overflow in float16"] * 2
     for one in drawn:
         with torch.inference_mode():
             expected = torch.cat([spoilt.decode(latents[None]) for latents in one.latents])
@@ -223,7 +223,7 @@ def test_with_ever_less_memory_the_ladder_is_walked_down_to_its_end_and_the_next
     assert told == []
     notes: list[str] = []
     for drawn, told in with_ever_less(model, job, torch.cuda.max_memory_allocated(GPU)):
-        assert all(text.startswith("out of memory: from picture 0 on ") for text in told)
+        assert all(text.startswith("out of memory: from image 0 on ") for text in told)
         difference = apart(pixels_of(drawn), pixels_of(whole))
         assert difference.mean() < 20 if any("tiles" in text for text in told) else difference.max() <= 1
         notes += told
@@ -292,13 +292,13 @@ def breaking_once(mark: Path) -> str:
 import torch
 from pathlib import Path
 from sdbatch.renderer import renderer
-draw, mark = renderer.draw, Path({str(mark)!r})
+samplings, mark = renderer.samplings, Path({str(mark)!r})
 def breaking(model, *arguments):
     if not mark.exists():
         mark.touch()
         torch.ones(4, device=model.device)[torch.tensor([1 << 20], device=model.device)].tolist()
-    yield from draw(model, *arguments)
-renderer.draw = breaking
+    yield from samplings(model, *arguments)
+renderer.samplings = breaking
 renderer.main()
 """
 

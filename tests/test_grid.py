@@ -20,6 +20,7 @@ from sdbatch.engine.protocol import Draw, Event, RendererConfig, StagedGrid
 from sdbatch.errors import Cancelled, OutOfMemory
 from sdbatch.history import scan
 from sdbatch.imaging.pictures import write_grid
+from sdbatch.messages import unpack
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.pictures import grid
 from sdbatch.renderer.pictures.grid import LONGEST, MOST, Sheet, lay, sheet_of
@@ -94,7 +95,7 @@ def test_the_parts_hold_all_pictures_in_their_order(tmp_path: Path, monkeypatch:
     names, told = laid(tmp_path, samples, 2)
     assert names == ["grid-0000.png", "grid-0001.png"]
     assert len(told) == 1
-    assert told[0].startswith("the grid is in 2 parts, grid-0000.png to grid-0001.png, with 2 pictures in a row: few")
+    assert told[0].startswith("the grid is in 2 parts, grid-0000.png to grid-0001.png, with 2 images in a row: few")
     seen = []
     for name in names:
         with Image.open(tmp_path / name) as part:
@@ -111,8 +112,8 @@ def test_a_grid_that_memory_can_not_hold_is_laid_in_smaller_parts(
     names, told = laid(tmp_path, samples, 2)
     assert names == [f"grid-{number:04}.png" for number in range(5)]
     assert told[:2] == [
-        "out of memory: in the grid 4 pictures a part",
-        "out of memory: in the grid 2 pictures a part",
+        "out of memory: in the grid 4 images a part",
+        "out of memory: in the grid 2 images a part",
     ]
     monkeypatch.undo()
     assert laid(tmp_path, samples, 2)[0] == ["grid-0000.png"]
@@ -131,7 +132,9 @@ def test_an_encoder_without_memory_is_out_of_memory_too(tmp_path: Path, monkeypa
 
 def render(task: Draw) -> list[dict[str, Any]]:
     answers = io.StringIO()
-    Renderer(RendererConfig(device="cpu", checksums=task.folder / "checksums.json"), answers).render(task)
+    Renderer(RendererConfig(device="cpu", checksums=task.folder / "checksums.json"), answers).serve(
+        io.StringIO(task.model_dump_json())
+    )
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
@@ -140,13 +143,9 @@ def test_a_grid_that_can_not_be_made_at_all_costs_no_job_its_pictures(
 ) -> None:
     monkeypatch.setattr(grid, "write_grid", few(0))
     events = render(small_draw(tmp_path, n_samples=2))
-    assert [event["type"] for event in events if event["type"] != "stepped"] == [
-        "loaded",
-        "sample",
-        "sample",
-        "finished",
-    ]
-    assert events[-1]["notes"][-1].startswith("the grid is not whole: out of memory")
+    assert not [event for event in events if event["type"] == "grid"]
+    assert [event["type"] for event in events[-3:]] == ["sample", "sample", "finished"]
+    assert unpack(events[-1]["notes"][-1]).startswith("the grid is incomplete: out of memory")
     with pytest.raises(OutOfMemory):
         render(small_draw(tmp_path, n_samples=2, skip_save=True))  # of which nothing would be left
 
@@ -160,8 +159,9 @@ def test_a_job_is_cancelled_between_two_parts_of_its_grid(tmp_path: Path, monkey
 
     monkeypatch.setattr(grid, "LONGEST", 70)
     monkeypatch.setattr(grid, "write_grid", write)
-    with pytest.raises(Cancelled):
-        render(task)
+    grid_part, failed = render(task)[-2:]
+    assert grid_part["type"] == "grid"
+    assert failed["text"]["template"] == Cancelled.TEXT
 
 
 class InParts(FakeEngine):

@@ -14,7 +14,7 @@ from tests_support import drain, only
 
 from sdbatch.engine.protocol import Draw
 from sdbatch.service.service import Service
-from sdbatch.spool import handover, latecomers
+from sdbatch.spool import handover, late_writes
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 
@@ -59,7 +59,7 @@ def test_a_writer_that_goes_on_while_the_first_half_is_drawn(start: Start, root:
         until_done(service, clock)
     folder = only(root.done)
     assert (folder / "a.yaml").read_text() == FIRST, "what was drawn is what lies there"
-    assert "written on after it was taken" in notes(folder)
+    assert "changed after it was taken" in notes(folder)
     assert "batch/a.yaml in the inbox" in notes(folder)
     assert (root.inbox / "batch/a.yaml").read_text() == FIRST + SECOND
     service.engine.before = None  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ def test_a_writer_that_goes_on_after_its_job_was_done(start: Start, root: Root, 
         assert not list(root.inbox.iterdir())
         writer.write(SECOND)
     drop_job(root, "a.yaml", f"prompt: another\n{SMALL}")
-    clock.sleep(latecomers.CHECK_SECONDS)
+    clock.sleep(late_writes.CHECK_SECONDS)
     drain(service, clock)
     assert (only_first(root) / "a.yaml").read_text() == FIRST
     assert sorted(prompts(service)) == ["another", "first", "first", "second"]
@@ -99,7 +99,7 @@ def test_half_a_file_that_is_no_job_is_told_and_the_whole_is_drawn(start: Start,
     if handover_is_over(root):
         assert not list(root.inbox.iterdir())
         return  # on another filesystem nobody looks once the job has ended
-    clock.sleep(latecomers.CHECK_SECONDS)
+    clock.sleep(late_writes.CHECK_SECONDS)
     drain(service, clock)
     assert prompts(service) == ["first"]
     assert (only(root.failed) / "a.yaml").read_text() == "prompt: 'fir"
@@ -122,7 +122,7 @@ def test_what_nobody_writes_on_into_is_let_go_after_an_hour_and_drawn_once(
     os.utime(only(root.state / handover.RETIRED))  # as rsync -a and backup programs do
     assert not path.exists()
     for _ in range(3):
-        clock.sleep(latecomers.HELD_SECONDS / 2)
+        clock.sleep(late_writes.HELD_SECONDS / 2)
         service.run_once(clock)
     assert not list((root.state / handover.RETIRED).iterdir())
     assert prompts(service) == ["first"]
@@ -131,12 +131,12 @@ def test_what_nobody_writes_on_into_is_let_go_after_an_hour_and_drawn_once(
 def test_of_many_the_oldest_are_let_go_first(
     start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latecomers, "MOST_HELD", 2)
+    monkeypatch.setattr(late_writes, "MOST_HELD", 2)
     for number in range(5):
         drop_job(root, f"{number}.yaml", FIRST)
     service = start()
     drain(service, clock)
-    clock.sleep(latecomers.CHECK_SECONDS)
+    clock.sleep(late_writes.CHECK_SECONDS)
     service.run_once(clock)
     held = sorted(path.name.split("-")[2].partition(".")[0] for path in (root.state / handover.RETIRED).iterdir())
     assert held == ["3", "4"]
@@ -154,7 +154,7 @@ def test_a_file_that_has_another_name_elsewhere_may_be_changed_there(
 
     service = start(change)
     drain(service, clock)
-    clock.sleep(latecomers.CHECK_SECONDS)
+    clock.sleep(late_writes.CHECK_SECONDS)
     drain(service, clock)
     assert (only(root.done) / "a.yaml").read_text() == FIRST
     assert prompts(service) == ["first"]
@@ -166,7 +166,7 @@ def test_our_own_file_that_is_changed_while_it_is_drawn(start: Start, root: Root
     drain(service, clock)
     folder = only(root.done)
     assert ((folder / "a.yaml").read_text(), (folder / "changed.yaml").read_text()) == (FIRST, SECOND)
-    assert "changed while it was drawn" in notes(folder)
+    assert "changed while the job ran" in notes(folder)
 
 
 def test_a_part_that_is_mended_leaves_what_the_others_were_drawn_from(
@@ -203,7 +203,7 @@ def test_a_stop_at_any_step_of_the_handover_loses_nothing(start: Start, root: Ro
         writer.write(SECOND)
     service = start()
     drain(service, clock)
-    clock.sleep(latecomers.CHECK_SECONDS)
+    clock.sleep(late_writes.CHECK_SECONDS)
     drain(service, clock)
     assert prompts(service)[-2:] == ["first", "second"]
 
@@ -236,7 +236,7 @@ def test_a_real_filesystem_in_the_inbox_is_served(start: Start, root: Root, cloc
     assert service.failed == 2
     assert all("a job must be a plain file" in path.read_text() for path in root.failed.glob("*/error.txt"))
     assert sorted(path.name for path in nas.rglob("*")) == ["batch", "far.yaml"]
-    assert "more than 2,097,152 bytes" in service.scheduler.unmovable.why["nas/far.yaml"]
+    assert "larger than 2,097,152 bytes" in service.scheduler.unmovable.why["nas/far.yaml"]
 
 
 def drain_but(service: Service, clock: FakeClock, name: str) -> None:

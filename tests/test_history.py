@@ -478,7 +478,7 @@ def test_a_file_that_one_may_only_read_is_followed_and_nothing_is_laid_beside_it
     with monkeypatch.context() as patched:
         patched.setattr(os, "access", lambda *_: False)
         reader = History.open(root)
-        assert (reader.stale, prompts(reader.search())) == ("state/history.db can only be read", ["a", "a"])
+        assert (reader.stale, prompts(reader.search())) == ("state/history.db is read-only", ["a", "a"])
         assert [path.name for path in root.state.glob(f"{DATABASE}*")] == [DATABASE]
     draw("prompt: b", "b.yaml")
     writer = History.open(root)
@@ -508,7 +508,7 @@ def test_a_file_that_may_only_be_read_is(draw: Draw, root: Root, monkeypatch: py
 
     monkeypatch.setattr(index, "connect", refused)
     history = History.open(root)
-    assert (prompts(history.search("a")), history.stale) == (["a", "a"], "state/history.db can only be read")
+    assert (prompts(history.search("a")), history.stale) == (["a", "a"], "state/history.db is read-only")
     history.add(root.done / "x")
     assert (history.refresh(), history.rebuild()) == (0, 1), "in memory"
 

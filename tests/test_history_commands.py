@@ -41,7 +41,7 @@ def test_history_says_where_it_stops_and_tells_steps_scale_and_strength(draw: Dr
     draw(f"prompt: b\nstrength: 0.4\ninit_img: jobs/done/{first}/samples/00000.png", "b.yaml")
     said = ask(root, "history", "--limit", 3)
     assert [line.split("\t")[5:] for line in said.stdout.splitlines()] == [["50", "5", "0.4"]] * 2 + [["20", "3", ""]]
-    assert said.stderr == "these are the newest 3; there are more: --limit 30 shows up to so many\n"
+    assert said.stderr == "these are the newest 3; see more with --limit 30\n"
     told = json.loads(ask(root, "history", "--limit", 1, "--json").stdout)
     assert [(each["steps"], each["scale"], each["strength"]) for each in told] == [(50, 5.0, 0.4)]
     assert ask(root, "history", "--limit", 4).stderr == ""
@@ -99,7 +99,7 @@ def test_history_is_read_again_on_demand(draw: Draw, root: Root) -> None:
     manifest.write_text(manifest.read_text().replace("prompt: a truck", "prompt: a boat"))
     assert ask(root, "history", "boat").stdout == ""
     said = ask(root, "history", "boat", "--rebuild")
-    assert (len(said.stdout.splitlines()), said.stderr) == (2, "read again: 1 jobs\n")
+    assert (len(said.stdout.splitlines()), said.stderr) == (2, "read 1 jobs again\n")
 
 
 def test_show_tells_everything_and_draws_the_lineage(draw: Draw, root: Root) -> None:
@@ -113,7 +113,7 @@ def test_show_tells_everything_and_draws_the_lineage(draw: Draw, root: Root) -> 
         assert told in shown.stdout
     assert f"\n  from samples/00001.png: {child}  at night\n" in shown.stdout
     picture = ask(root, "show", f"jobs/done/{child}/samples/00000.png")
-    assert f"{child}, picture 0" in picture.stdout
+    assert f"{child}, image 0" in picture.stdout
     assert f"{job_id} samples/00001.png" in picture.stdout
     told = json.loads(ask(root, "show", child, "--json").stdout)
     assert (told["lineage"]["job"], told["lineage"]["children"][0]["is_asked"]) == (job_id, True)
@@ -161,7 +161,7 @@ def test_show_takes_a_path_from_where_one_stands(draw: Draw, root: Root) -> None
     draw(f"prompt: a\n{SMALL}")
     said = run_sdbatch("show", "00001.png", "--root", "../../..", cwd=root.outputs / "txt2img-samples/samples")
     assert said.returncode == 0, said.stderr
-    assert "picture 1" in said.stdout
+    assert "image 1" in said.stdout
 
 
 def test_restore_writes_the_job_and_tells_what_is_missing(root: Root, tmp_path: Path) -> None:
@@ -169,12 +169,12 @@ def test_restore_writes_the_job_and_tells_what_is_missing(root: Root, tmp_path: 
     said = ask(root, "restore", picture)
     assert said.returncode == 0
     assert yaml.safe_load(said.stdout)["prompt"] == "a cat"
-    assert said.stderr.splitlines()[0] == "note: Sampler: Euler a is not had here; the job draws with DDIM"
+    assert said.stderr.splitlines()[0] == "note: Sampler: Euler a is not available; the job uses DDIM"
     written = ask(root, "restore", picture, "-o", tmp_path / "job.yaml")
     assert written.stdout == f"{tmp_path}/job.yaml\n"
     assert (tmp_path / "job.yaml").read_text() == said.stdout
     again = ask(root, "restore", picture, "-o", tmp_path / "job.yaml")
-    assert (again.returncode, "is there already" in again.stderr) == (1, True)
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
 
 
 def test_show_reads_any_picture_as_restore_does(root: Root, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_show_reads_any_picture_as_restore_does(root: Root, tmp_path: Path) -> N
     told = json.loads(ask(root, "show", path, "--json").stdout)
     assert (told["prompt"], told["drawn by"]) == (foreign.PROMPT, "a web UI")
     silent = ask(root, "show", lay(tmp_path / "photo.png"))
-    assert (silent.returncode, "64x48" in silent.stdout, "no text in the picture" in silent.stdout) == (0, True, True)
+    assert (silent.returncode, "64x48" in silent.stdout, "no text in the image" in silent.stdout) == (0, True, True)
     (tmp_path / "text.png").write_text("no picture")
     refused = ask(root, "show", tmp_path / "text.png")
     assert (refused.returncode, "is no PNG, JPEG or WebP" in refused.stderr) == (1, True)
@@ -236,7 +236,7 @@ def only_line(said: subprocess.CompletedProcess[str]) -> str:
 def test_a_follow_up_on_a_job_of_several_pictures_asks_which(draw: Draw, root: Root) -> None:
     job_id = draw(f"prompt: a\n{SMALL}")
     said = ask(root, "follow-up", job_id)
-    assert (said.returncode, said.stderr) == (1, f"sdbatch: {job_id} has 2 pictures; say which: {job_id}/0\n")
+    assert (said.returncode, said.stderr) == (1, f"sdbatch: {job_id} has 2 images; say which: {job_id}/0\n")
     single = draw(f"prompt: one\n{SMALL}".replace("n_samples: 2", "n_samples: 1"), "one.yaml")
     assert ask(root, "follow-up", single).returncode == 0
 
@@ -254,11 +254,11 @@ def test_what_is_not_there_or_not_clear_is_told_in_plain_words(draw: Draw, root:
     draw(f"prompt: a\n{SMALL}", "x.yaml")
     draw(f"prompt: a\n{SMALL}", "x.yaml")
     for named, told in (
-        ("nobody", 'the history has no job or picture "nobody"'),
+        ("nobody", 'the history has no job or image "nobody"'),
         ("-x", "No such option"),
-        ("2026", 'several jobs have "2026" in their ids'),
+        ("2026", 'several job ids contain "2026"'),
         ("000001/9", 'has no picture "9"'),
-        ("", "name a picture or a job"),
+        ("", "give an image or a job"),
     ):
         said = ask(root, command, named)
         assert said.returncode in (1, 2)

@@ -219,7 +219,7 @@ def test_an_inbox_that_is_gone_and_back_is_no_error(folder: Path) -> None:
     inbox.scan(0)
     assert names(inbox) == []
     assert inbox.is_away
-    assert inbox.condition == f"is not there: make the folder {folder}/inbox again, or mount its share"
+    assert inbox.condition == f"does not exist: create the folder {folder}/inbox again, or mount its share"
     inbox.folder.mkdir()
     (inbox.folder / "a.yaml").write_text("prompt: a")
     assert settled(inbox, 10) == ["a.yaml"]
@@ -298,7 +298,7 @@ def test_a_file_that_can_not_be_looked_at_keeps_its_turn(
     inbox.scan(0)
     (folder / "a.yaml").write_text("prompt: a")
     with monkeypatch.context() as patch:
-        patch.setattr("sdbatch.spool.inbox.tread", lambda *_: [Sick()])
+        patch.setattr("sdbatch.spool.inbox.walk_with_pauses", lambda *_: [Sick()])
         inbox.scan(5)
     assert "Input/output error" in inbox.condition
     inbox.scan(10)

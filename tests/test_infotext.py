@@ -37,12 +37,12 @@ def test_its_settings_become_fields() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ("Sampler: UniPC", "Sampler: UniPC is not had here; the job draws with DDIM"),
-        ("Clip skip: 2", "Clip skip: 2 can't be carried over"),
-        ("Denoising strength: 0.7, Hires upscale: 2", "Hires upscale: 2 can't be carried over"),
-        ("Denoising strength: 0.7", "Denoising strength: 0.7: it was drawn from another picture, which is not told"),
-        ("Seed: many", "Seed: many can't be carried over"),
-        ('Lora hashes: "a: 1, b: 2"', "Lora hashes: a: 1, b: 2 can't be carried over"),
+        ("Sampler: UniPC", "Sampler: UniPC is not available; the job uses DDIM"),
+        ("Clip skip: 2", "Clip skip: 2 can't be used here"),
+        ("Denoising strength: 0.7, Hires upscale: 2", "Hires upscale: 2 can't be used here"),
+        ("Denoising strength: 0.7", "Denoising strength: 0.7: its start image is not given"),
+        ("Seed: many", "Seed: many can't be used here"),
+        ('Lora hashes: "a: 1, b: 2"', "Lora hashes: a: 1, b: 2 can't be used here"),
     ],
 )
 def test_what_cannot_be_carried_over_is_told(settings: str, told: str) -> None:

@@ -13,7 +13,7 @@ from sdbatch.client import control
 from sdbatch.errors import JobError
 from sdbatch.history.history import History
 from sdbatch.service.service import Service
-from sdbatch.spool.job_names import find_job, matching, meant, next_name
+from sdbatch.spool.job_names import find_job, folders_matching, ids_matching, next_name
 from sdbatch.spool.spool import CANCEL
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
@@ -56,12 +56,12 @@ IDS = [
 def test_the_most_exact_name_wins(named: str, found: list[int], tmp_path: Path) -> None:
     for name in IDS:
         (tmp_path / name).mkdir()
-    assert [path.name for path in matching(named, [tmp_path])] == sorted(IDS[number] for number in found)
+    assert [path.name for path in folders_matching(named, [tmp_path])] == sorted(IDS[number] for number in found)
 
 
 def test_a_whole_id_is_one_job_though_it_is_a_part_of_others() -> None:
     ids = [f"{STAMP}-000001-a", f"{STAMP}-000001-a-b", f"x{STAMP}-000001-a"]
-    assert meant(ids[0], ids) == [ids[0]]
+    assert ids_matching(ids[0], ids) == [ids[0]]
 
 
 def many(root: Root, place: Path, parts: int = 3) -> list[Path]:
@@ -84,7 +84,7 @@ def test_a_file_of_many_jobs_is_cancelled_and_tried_again_as_a_whole(root: Root,
     assert not (root.running / f"{STAMP}-000044-list-2" / CANCEL).exists()
     for folder in list(root.running.iterdir()):
         folder.rename(root.failed / folder.name)
-    assert control.retry(root, named) == "3 jobs of 000043 are tried again"
+    assert control.retry(root, named) == "3 jobs of 000043 will run again"
     assert sorted(path.name for path in root.running.iterdir()) == sorted(job.name for job in jobs)
 
 
@@ -144,7 +144,7 @@ def test_a_number_means_the_first_job_where_one_is_wanted(start: Start, root: Ro
     assert history.find("000001") == history.job(first)
     assert history.find("1.12") == history.job(first.replace("000001-", "000001.12-"))
     assert history.find(first) == history.job(first)
-    with pytest.raises(JobError, match="several jobs"):
+    with pytest.raises(JobError, match="several job"):
         history.find("list")
 
 
@@ -200,7 +200,7 @@ def test_the_jobs_of_a_claimed_file_are_bumped_as_a_whole(start: Start, root: Ro
     clock.sleep(3)
     service.inbox.scan(clock.mono)
     clock.sleep(3)
-    assert control.prioritize(root, "000002") == "all jobs of 000002 go first, behind what was urgent before"
+    assert control.prioritize(root, "000002") == "all jobs of 000002 go first, after earlier urgent ones"
     drain(service, clock)
     folders = sorted(root.done.iterdir(), key=lambda folder: (folder / "manifest.yaml").stat().st_mtime_ns)
     assert [folder.name.split("-", 2)[2] for folder in folders] == ["b", "b", "b", "c", "a", "a", "a"]

@@ -234,9 +234,9 @@ def test_v2_draws_what_the_same_model_in_terms_of_noise_would(v2_model: Model, p
 
 
 def test_a_config_of_the_other_version_is_named(v2: tuple[Path, Path]) -> None:
-    with pytest.raises(JobError, match=r"at cond_stage_model\.transformer\..* text encoder of a v2 model; name a v2"):
+    with pytest.raises(JobError, match=r"at cond_stage_model\.transformer\..* text encoder of a v2 model; use a v2"):
         load_model(v2[0], CONFIG)
-    with pytest.raises(JobError, match=r"at cond_stage_model\.model\..* text encoder of a v1 model; name a v1"):
+    with pytest.raises(JobError, match=r"at cond_stage_model\.model\..* text encoder of a v1 model; use a v1"):
         load_model(CKPT, v2[1])
 
 
@@ -249,18 +249,18 @@ def test_a_config_of_the_other_version_is_named(v2: tuple[Path, Path]) -> None:
         (["double_blocks.0.img_attn.qkv.weight"], "it is a Flux model"),
         (["control_model.input_hint_block.0.weight", UNET_KEY], "it is a ControlNet"),
         (["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], "it is a ControlNet"),
-        (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "it is a LoRA: name it in `loras`"),
-        (["unet.mid_block.attentions.0.proj_in.lora_A.weight"], "it is a LoRA: name it in `loras`"),
+        (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "it is a LoRA: use it in `loras`"),
+        (["unet.mid_block.attentions.0.proj_in.lora_A.weight"], "it is a LoRA: use it in `loras`"),
         (["mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight"], "it is a LoRA"),
-        (["encoder.conv_in.weight", "decoder.conv_in.weight"], "it is an autoencoder alone: name it as `vae`"),
-        (["first_stage_model.decoder.up.0.block.0.conv1.weight"], "it is an autoencoder alone"),
+        (["encoder.conv_in.weight", "decoder.conv_in.weight"], "it is only an autoencoder: use it as `vae`"),
+        (["first_stage_model.decoder.up.0.block.0.conv1.weight"], "it is only an autoencoder"),
         (["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"], "one part of a folder in diffusers format"),
         (["text_model.encoder.layers.0.mlp.fc1.weight"], "one part of a folder in diffusers format"),
         (["<toy-cat>"], "a textual inversion"),
         (["emb_params"], "a textual inversion"),
-        ([UNET_KEY], "a UNet without a text encoder"),
+        ([UNET_KEY], "it has a UNet but no text encoder"),
         (["cond_stage_model.transformer.attn_layers.layers.0.0.weight"], "BERT text encoder of the LAION-400M model"),
-        (["something.else"], "it is no whole Stable Diffusion checkpoint"),
+        (["something.else"], "it is not a complete Stable Diffusion checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_of_these_models_is_named_as_what_it_is(
@@ -380,7 +380,7 @@ def test_shards_outside_their_folder_are_not_read(folder: Path) -> None:
     in_shards(folder)
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
-    with pytest.raises(JobError, match="lists files that are none of its own"):
+    with pytest.raises(JobError, match="lists files that are not its own"):
         load_model(folder, folder)
 
 

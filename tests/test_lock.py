@@ -117,7 +117,7 @@ def test_a_root_that_is_away_is_no_place_for_a_lock(start: Start, root: Root, cl
     root.path.rename(away)
     root.path.mkdir()
     assert not service.run_once(clock)
-    assert "is not there" in service.problem
+    assert "does not exist" in service.problem
     with pytest.raises(OSError, match="lock can't be held"):
         lock.hold()
     assert {path.name for path in root.path.iterdir()} <= {"jobs"}
@@ -210,7 +210,7 @@ def test_a_root_on_sshfs_whose_connection_is_cut_is_served_on_and_by_one_service
         wait_for(lambda: len(done(near)) == 1, "a job before")
         cut(point)
         wait_for(
-            lambda: "nothing is drawn for now" in log.read_text() or "the disk fails" in log.read_text(),
+            lambda: "nothing is generated for now" in log.read_text() or "the disk fails" in log.read_text(),
             "the log to tell",
         )
         subprocess.run(["fusermount3", "-u", "-z", point], check=True)

@@ -320,11 +320,11 @@ def test_a_lora_of_another_width_is_named_with_both_shapes(tmp_path: Path) -> No
         ("lora_unet_x.oft_blocks", "is an OFT"),
         ("base_model.model.x.boft_R", "is an OFT"),
         ("lora_unet_x.a1.weight", "is a GLoRA"),
-        ("base_model.model.x.vera_lambda_b", "of a kind that can't be put on"),
-        ("base_model.model.x.lora_embedding_A", "of a kind that can't be put on"),
+        ("base_model.model.x.vera_lambda_b", "of a type that is not supported"),
+        ("base_model.model.x.lora_embedding_A", "of a type that is not supported"),
         ("base_model.model.x.lora_B.bias", "a LoRA with biases of its own"),
-        ("lora_unet_x.hada_w1_a", "is no LoRA that can be read: lora_unet_x"),
-        ("lora_unet_x.lokr_w1", "is no LoRA that can be read: lora_unet_x"),
+        ("lora_unet_x.hada_w1_a", "is not a readable LoRA: lora_unet_x"),
+        ("lora_unet_x.lokr_w1", "is not a readable LoRA: lora_unet_x"),
         ("base_model.model.conv_in.bias", "is a LoRA with whole layers of its own"),
     ],
 )
@@ -335,10 +335,10 @@ def test_other_kinds_and_halves_are_named(key: str, said: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (["model.diffusion_model.time_embed.0.weight", "a"], "it is a model: name it as `ckpt`"),
+        (["model.diffusion_model.time_embed.0.weight", "a"], "it is a model: use it as `ckpt`"),
         (["emb_params"], "it is a textual inversion"),
         (["<toy-cat>"], "it is a textual inversion"),
-        (["first_stage_model.decoder.conv_in.weight"], "it is an autoencoder alone: name it as `vae`"),
+        (["first_stage_model.decoder.conv_in.weight"], "it is only an autoencoder: use it as `vae`"),
         (["control_model.input_hint_block.0.weight"], "it is a ControlNet"),
     ],
 )
@@ -380,7 +380,7 @@ def test_what_is_not_a_number_in_a_lora_is_told_of_the_lora(tmp_path: Path) -> N
         ("lora_unet_double_blocks_0_img_attn_proj", "is for another model, Flux's"),
         ("transformer.joint_blocks.0.x", "is for another model, SD3's"),
         ("lora_unet_down_blocks_7_attentions_0_proj_in", "is for another model: this one has no"),
-        ("somebody.elses.spelling.of.to_q", "names its layers in a way that is not known: somebody"),
+        ("somebody.elses.spelling.of.to_q", "uses unknown layer names: somebody"),
     ],
 )
 def test_another_model_is_only_spoken_of_where_it_is_one(name: str, said: str, tmp_path: Path) -> None:
@@ -398,11 +398,11 @@ def test_half_a_pair_is_told(tmp_path: Path) -> None:
     weights = kohya(random_matrices())
     key = next(key for key in weights if "lora_up" in key)
     del weights[key]
-    assert f"is no LoRA that can be read: {key.removesuffix('.lora_up.weight')}" in refusal(weights, tmp_path)
+    assert f"is not a readable LoRA: {key.removesuffix('.lora_up.weight')}" in refusal(weights, tmp_path)
 
 
 def test_an_empty_file_is_told(tmp_path: Path) -> None:
-    assert "is no LoRA that can be read: it is empty" in refusal({}, tmp_path)
+    assert "is not a readable LoRA: it is empty" in refusal({}, tmp_path)
 
 
 @pytest.mark.parametrize(

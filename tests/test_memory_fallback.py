@@ -45,7 +45,7 @@ ROW = 70_000  # bytes: more than the largest tensor of one row through the small
 PICTURE = 600_000  # likewise for the decoder at 64x64
 ROOM = 100 << 20  # bytes beyond what a renderer with the small model has: too few to decode 384x384 at once
 TILED = (
-    "out of memory: from picture 0 on the autoencoder worked in tiles of 128 pixels: colours may be off, seams may show"
+    "out of memory: from image 0 on the autoencoder worked in tiles of 128 pixels: colours may be off, seams may show"
 )
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 INIT = np.linspace(-1, 1, 3 * 256 * 256, dtype=np.float32).reshape(3, 256, 256)
@@ -66,7 +66,7 @@ def apart(ours: dict[int, Pixels], whole: dict[int, Pixels]) -> npt.NDArray[np.i
 
 @pytest.mark.parametrize("fields", [{"ddim_eta": 0.7}, {"plms": True}, {"scale": 1.0}], ids=str)
 def test_a_sampler_that_finds_no_memory_takes_fewer_rows_and_draws_the_same(fields: dict[str, object]) -> None:
-    job = small_txt2img(n_samples=3, **fields)
+    job = small_txt2img(n_samples=3, n_iter=1, **fields)
     whole = pixels_of(draw_all(job))
     with small_memory(reference_model().unet, ROW) as memory:
         ours, told = draw_told(job)
@@ -74,19 +74,19 @@ def test_a_sampler_that_finds_no_memory_takes_fewer_rows_and_draws_the_same(fiel
     steps = [3, 2, 1] if rows == 6 else [2, 1]
     assert memory.refused == len(steps), "once for each step down, none of which is taken twice"
     assert told == [
-        f"out of memory: from picture 0 on {now} of {rows} rows went through the networks at once "
-        "(guidance makes two of a picture)"
+        f"out of memory: from image 0 on {now} of {rows} rows went through the network at once "
+        "(with guidance an image has two)"
         for now in steps
     ]
     assert apart(ours, whole).max() <= 1
 
 
 def test_a_decoder_that_finds_no_memory_takes_one_picture_at_a_time() -> None:
-    job = small_txt2img(n_samples=3)
+    job = small_txt2img(n_samples=3, n_iter=1)
     whole = pixels_of(draw_all(job))
     with small_memory(reference_model().vae.decoder, PICTURE):
         ours, told = draw_told(job)
-    assert told == ["out of memory: from picture 0 on pictures were decoded one at a time"]
+    assert told == ["out of memory: from image 0 on images were decoded one at a time"]
     assert apart(ours, whole).max() <= 1
 
 
@@ -96,7 +96,7 @@ def test_a_decoder_that_can_not_take_one_picture_takes_tiles() -> None:
     with small_memory(reference_model().vae.decoder, 32 * 128 * 128 * 4):
         ours, told = draw_told(job)
     assert told == [
-        "out of memory: from picture 0 on pictures were decoded one at a time",
+        "out of memory: from image 0 on images were decoded one at a time",
         TILED,
     ]
     difference = apart(ours, whole)
@@ -129,9 +129,9 @@ def test_what_else_lies_in_memory_goes_first() -> None:
     fallback = MemoryFallback(CPU, told.append, make_room=lambda: others.pop() if others else "")
     with small_memory(reference_model().vae.decoder, PICTURE):
         list(draw(reference_model(), small_txt2img(n_iter=1), None, None, 0, no_report, fallback))
-    assert [text.removeprefix("out of memory: from picture 0 on ") for text in told] == [
+    assert [text.removeprefix("out of memory: from image 0 on ") for text in told] == [
         "the model b.ckpt was let go",
-        "pictures were decoded one at a time",
+        "images were decoded one at a time",
     ]
 
 
@@ -215,9 +215,9 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
         yield
 
     monkeypatch.setattr(renderer_module, "apply_loras", apply_loras)
-    renderer.render(task(tmp_path / "job"))
+    renderer.serve(io.StringIO(task(tmp_path / "job").model_dump_json()))
     last = json.loads(answers.getvalue().splitlines()[-1])
-    assert last["notes"] == ["out of memory: from picture 0 on no other model is kept (other.ckpt was)"]
+    assert last["notes"] == ["out of memory: from image 0 on no other model is kept in memory (other.ckpt was)"]
 
 
 def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(
     with small_memory(cached.model.unet, 100), pytest.raises(OutOfMemory):
         renderer.serve(io.StringIO(job.model_dump_json()))
     notes = json.loads((job.folder / "notes.json").read_text())
-    assert notes[-1] == "out of memory, with as little as possible at once: this renderer ends"
+    assert notes[-1] == "out of memory, even with the smallest batch: this renderer stops"
 
 
 def little_memory() -> None:
@@ -277,7 +277,7 @@ def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_ne
     drain_for_real(service, engine, jobs=2)
     failed, done = only(model_root.failed), only(model_root.done)
     told = (failed / "error.txt").read_text()
-    assert told.startswith("the renderer died at each of 2 attempts to draw this job.")
+    assert told.startswith("the renderer crashed in each of 2 attempts at this job.")
     assert told.splitlines()[-1].startswith("out of memory, even with the smallest batch; use a smaller H")
     assert "Traceback" not in told
     assert json.loads((failed / "notes.json").read_text())[-1].endswith("this renderer ends")

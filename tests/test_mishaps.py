@@ -101,7 +101,7 @@ def test_a_claimed_job_that_can_not_be_read_lets_the_others_pass_and_is_told(
     assert service.done == 1
     assert only(root.running) == folder
     told = json.loads(root.status.read_text())
-    why = f"{folder.name} waits, as it can't be read: Permission denied: {folder}/claim.json; let the service's user"
+    why = f"{folder.name} waits, since it can't be read: Permission denied: {folder}/claim.json; let the service's user"
     assert told["problem"].startswith(why)
     assert told["queue"]["claimed"] == 1
     monkeypatch.undo()
@@ -214,7 +214,7 @@ def test_a_bomb_named_as_config_is_refused_before_it_goes_off(tmp_path: Path, te
     from sdbatch.renderer.models.networks import LdmConfig  # noqa: PLC0415 - torch, for this one alone
 
     (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(JobError, match="is not a model's yaml"):
+    with pytest.raises(JobError, match="is not a model config"):
         LdmConfig(tmp_path / "x.yaml")
 
 
@@ -269,7 +269,7 @@ def test_a_renderer_that_can_not_be_started_is_the_machines_fault_and_leaks_noth
     engine.command = ["/nonexistent"]
     before = open_files()
     for _ in range(5):
-        with pytest.raises(EngineDown, match="no renderer can be started"):
+        with pytest.raises(EngineDown, match="can't start a renderer"):
             engine.is_ready()
     assert not open_files() - before
 

@@ -164,7 +164,7 @@ def test_a_model_that_finds_no_memory_has_the_others_let_go_and_says_so(
 
     monkeypatch.setattr(module, "load_model", load)
     model_cache.get(c, CONFIG, "full", MemoryFallback(CPU, told.append))
-    assert told == ["out of memory: from picture 0 on no other model is kept (a.ckpt, b.ckpt was)"]
+    assert told == ["out of memory: from image 0 on no other model is kept in memory (a.ckpt, b.ckpt was)"]
     assert names(model_cache) == ["c.ckpt"]
 
 

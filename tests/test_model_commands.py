@@ -116,11 +116,11 @@ def test_listing_an_empty_root_says_so(root: Root, sdbatch: Sdbatch) -> None:
 def test_a_checkpoint_is_copied_whole_and_named_for_jobs(root: Root, sdbatch: Sdbatch) -> None:
     ended = sdbatch("model", "import", CKPT, "--as", "tiny.ckpt", "--root", root.path)
     assert ended.returncode == 0, ended.stderr
-    assert "models/tiny.ckpt is there: jobs name it with `ckpt: tiny.ckpt`" in ended.stdout
+    assert "models/tiny.ckpt is ready: jobs name it with `ckpt: tiny.ckpt`" in ended.stdout
     assert (root.models / "tiny.ckpt").read_bytes() == CKPT.read_bytes()
     again = sdbatch("model", "import", CKPT, "--as", "tiny.ckpt", "--root", root.path)
     assert again.returncode == 1
-    assert "models/tiny.ckpt is there already" in again.stderr
+    assert "models/tiny.ckpt exists already" in again.stderr
 
 
 def test_a_link_copies_nothing(root: Root, sdbatch: Sdbatch) -> None:
@@ -205,9 +205,9 @@ def test_missing_misfit_and_broken_weights_are_named(
     assert ended.returncode == 1
     for said in (
         f"models/m.ckpt does not fit {CONFIG_NAME}",
-        "missing or misfit: 2",
+        "missing or of another shape: 2",
         "first_stage_model.quant_conv.bias is missing",
-        "model.diffusion_model.out.2.bias is [7], the config asks for [4]",
+        "model.diffusion_model.out.2.bias has shape [7], the config expects [4]",
         "not numbers (nan or infinite): 1\n    first_stage_model.post_quant_conv.bias",
     ):
         assert said in ended.stdout
@@ -233,7 +233,7 @@ def test_packed_weights_of_v2_are_not_unexpected(tmp_path: Path) -> None:
     found = model_tools.verify(ckpt, config, lambda done, total: told.append((done, total)))
     assert found.is_whole
     assert found.unexpected == []
-    assert found.beside["layers that the config leaves out"] == 11, "and one that tells how many layers there are"
+    assert found.beside["layers that are not in the config"] == 11, "and one that tells how many layers there are"
     assert told[-1][0] == told[-1][1]
     assert found.precisions == ("float16",)
 
@@ -269,7 +269,7 @@ def test_an_existing_file_is_not_overwritten(model_root: Root, sdbatch: Sdbatch)
     out.write_bytes(b"x")
     ended = sdbatch("model", "convert", "model.ckpt", "--config", CONFIG_NAME, "-o", out, "--root", model_root.path)
     assert ended.returncode == 1
-    assert "is there already" in ended.stderr
+    assert "exists already" in ended.stderr
     assert out.read_bytes() == b"x"
 
 

@@ -12,6 +12,7 @@ from test_web import Visitor
 from test_web_language import assert_chinese
 from tests_support import drain, only
 
+from sdbatch.messages import shown
 from sdbatch.operations import doctor
 from sdbatch.service.screen import FILES, _screen
 from sdbatch.service.service import Service
@@ -20,7 +21,6 @@ from sdbatch.spool import no_jobs
 from sdbatch.spool.inbox import Arrival
 from sdbatch.spool.status_reader import read_overview
 from sdbatch.storage.root import Root
-from sdbatch.web.translation import in_chinese
 
 Start = Callable[..., Service]
 JOB = "n_iter: 1\nn_samples: 1\nH: 64\nW: 64\nprompt: a\n"
@@ -184,7 +184,10 @@ def test_status_doctor_and_the_page_say_it_with_and_without_a_service(root: Root
     lay(root, "truck.yaml.txt", *(f"{n}.zip" for n in range(9)))
     with (console := Console(width=200)).capture() as said:
         console.print(_screen(read_overview(root, datetime.now(UTC)), datetime.now(UTC), with_bar=False))
-    assert "no job: truck.yaml.txt: a job's name ends in .yaml, .yml or .json: rename it to truck.yaml" in said.get()
+    assert (
+        "not a job: truck.yaml.txt: the name of a job file ends in .yaml, .yml or .json: rename it to truck.yaml"
+        in said.get()
+    )
     assert f"and {10 - FILES} more" in said.get()
     assert read_overview(root, datetime.now(UTC))["no_jobs"]["count"] == 10
     (finding,) = doctor._inbox(root)
@@ -213,10 +216,8 @@ def test_what_the_service_said_is_shown_and_what_somebody_else_wrote_there_break
 
 def test_it_is_said_in_chinese(root: Root) -> None:
     for name in (*RENAMED, *OTHERS):
-        assert_chinese(in_chinese(no_jobs.judge(name).why.replace(name, "x")))  # type: ignore[union-attr]
-    for why in (no_jobs.GIVEN_UP, no_jobs.READS_LIKE_ONE.format("x")):
-        assert_chinese(in_chinese(why))
+        assert_chinese(shown(no_jobs.judge(name).why, "zh").replace(name, "x"))  # type: ignore[union-attr]
     unmovable = Unmovable(root.inbox)
     for error in (PermissionError(13, "no"), OSError(27, "File too large")):
         unmovable.note(Arrival(str(root.inbox / "a.yaml"), is_file=True), error, 0)
-        assert_chinese(in_chinese(unmovable.why["a.yaml"]).replace("chmod g+w", ""))
+        assert_chinese(shown(unmovable.why["a.yaml"], "zh").replace("chmod g+w", ""))

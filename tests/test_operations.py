@@ -165,10 +165,10 @@ class Admin:
 
         # Who is not of the group is told so.
         self.machine.run("useradd", "--create-home", "eve")
-        assert "must be in its group" in self._eve("status", code=1)
+        assert "only its group may" in self._eve("status", code=1)
         found = self._eve("doctor", "--quick", engine="fake")  # what it says of torch is looked at further on
         assert "sudo usermod -aG " in found
-        assert "as it should be if the service runs as sdbatch" in found
+        assert "is right if the service runs as sdbatch" in found
 
     def _only_the_admin_changes(self, *folders: str) -> None:
         pid = self.machine.show("MainPID")

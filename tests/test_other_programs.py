@@ -183,8 +183,7 @@ def test_easy_diffusions_photos_are_read(tmp_path: Path) -> None:
 def test_a_size_that_is_not_told_is_named(tmp_path: Path) -> None:
     text = foreign.WEBUI.replace(f"Size: {foreign.WIDTH}x{foreign.HEIGHT}, ", "")
     assert (
-        "Size: is not told; the picture has 64x80"
-        in said_by(foreign.png(tmp_path / "a.png", {"parameters": text})).notes
+        "Size: not given; the image has 64x80" in said_by(foreign.png(tmp_path / "a.png", {"parameters": text})).notes
     )
 
 
@@ -211,7 +210,7 @@ def test_a_model_that_is_named_with_its_suffix_is_found(root: Root) -> None:
 )
 def test_text_that_is_not_understood_is_no_prompt_and_not_called_none(root: Root, texts: dict[str, str]) -> None:
     path = foreign.png(root.path / "a.png", texts)
-    with pytest.raises(JobError, match="not understood here") as told:
+    with pytest.raises(JobError, match="can't be read here") as told:
         restore(root, path)
     assert next(iter(texts)) in str(told.value)
 
@@ -406,14 +405,14 @@ def test_a_picture_that_can_not_be_read_in_time_is_named_and_passed_over(
     history = History.open(root)
     assert [each.path for each in history.search()] == ["outputs/z.png", "outputs/a.png"]
     (told,) = history.passed_over
-    assert told.startswith(f"{root.outputs}/slow.png: could not be read in")
+    assert told.startswith(f"{root.outputs}/slow.png: could not be read within")
 
 
 def test_a_reader_that_ends_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = foreign.png(tmp_path / "a.png", foreign.PNGS["webui"])
     with Reader() as opened:
         monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", ""))
-        with pytest.raises(ReadTimedOut, match="passed over"):
+        with pytest.raises(ReadTimedOut, match="is skipped"):
             opened.read(path)
         monkeypatch.undo()
         assert opened.read(path) == origin.read(path)

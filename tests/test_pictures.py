@@ -268,7 +268,7 @@ def test_each_side_is_rounded_down_to_a_multiple_of_64(
 @pytest.mark.parametrize("size", [(1, 1), (63, 64), (64, 63), (1000, 2)])
 def test_a_side_under_64_pixels_is_refused_with_the_size(size: tuple[int, int], tmp_path: Path) -> None:
     path = saved(tmp_path / "x.png", Image.new("RGB", size))
-    with pytest.raises(JobError, match=f"the picture is {size[0]}x{size[1]}; each side must have at least 64"):
+    with pytest.raises(JobError, match=f"the image is {size[0]}x{size[1]}; each side needs at least 64"):
         load(path)
 
 
@@ -389,7 +389,7 @@ def test_a_turned_picture_is_turned_upright_and_told(orientation: int, tmp_path:
         path = saved(tmp_path / name, stored, exif=with_orientation(orientation), **options)
         pixels, notes = load(path)
         np.testing.assert_array_equal(pixels, upright)
-        assert notes == ["init_img was turned upright, as its EXIF orientation says"]
+        assert notes == ["init_img was rotated upright, as its EXIF orientation says"]
     pixels, _ = load(saved(tmp_path / "x.jpg", stored, exif=with_orientation(orientation), quality=95, subsampling=0))
     assert np.abs(pixels.astype(int) - upright).mean() < 4
 
@@ -416,7 +416,7 @@ def test_other_formats_are_refused_under_any_name(suffix: str, name: str, tmp_pa
     path = saved(tmp_path / f"x.{suffix}", Image.fromarray(gradient()))
     if name != "own":
         path = path.rename(tmp_path / name)
-    with pytest.raises(JobError, match="init_img: not a PNG, JPEG or WebP picture"):
+    with pytest.raises(JobError, match="init_img: not a PNG, JPEG or WebP image"):
         load(path)
 
 
@@ -424,7 +424,7 @@ def test_other_formats_are_refused_under_any_name(suffix: str, name: str, tmp_pa
 def test_what_is_no_picture_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
-    with pytest.raises(JobError, match="init_img: not a PNG, JPEG or WebP picture"):
+    with pytest.raises(JobError, match="init_img: not a PNG, JPEG or WebP image"):
         load(path)
 
 
@@ -548,12 +548,12 @@ def test_a_jpeg_full_of_profiles_and_comments_is_drawn(tmp_path: Path) -> None:
     picture.write_bytes(data[:end] + beside + data[end:])
     pixels, notes = load(picture)
     assert pixels.shape == (64, 64, 3)
-    assert notes == ["init_img was turned upright, as its EXIF orientation says"]
+    assert notes == ["init_img was rotated upright, as its EXIF orientation says"]
 
 
 def test_a_picture_that_would_be_drawn_too_large_is_told_both_sizes(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.png", Image.new("RGB", (203, 150)))
-    with pytest.raises(JobError, match="would be drawn at 192x128; scale it down to 20,000 pixels"):
+    with pytest.raises(JobError, match="would become 192x128; scale it down to 20,000 pixels"):
         load_init(path, MOST, 20_000)
     assert load_init(path, MOST, 192 * 128)[0].shape == (3, 128, 192)
 

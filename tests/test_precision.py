@@ -120,8 +120,7 @@ def test_a_decoder_that_runs_over_in_half_is_repeated_in_float32_and_told() -> N
     overflowing(spoilt.vae.decoder, 1e7)
     drawn = draw_with(spoilt, told)
     assert told == [
-        f"decoded again in float32, since the decoder's numbers ran over in float16: picture {numbers}"
-        for numbers in ("0, 1", "2, 3")
+        f"decoded again in float32, because of overflow in float16: picture {numbers}" for numbers in ("0, 1", "2, 3")
     ]
     for one in drawn:
         with torch.inference_mode():
@@ -159,12 +158,12 @@ def test_only_the_picture_that_runs_over_is_repeated() -> None:
 def test_a_decoder_that_runs_over_in_float32_too_fails_the_job() -> None:
     spoilt, told = model_in(torch.float16), list[str]()
     overflowing(spoilt.vae.decoder, float("inf"))
-    with pytest.raises(JobError, match=r"the decoder gave numbers that are not finite.*the checkpoint is damaged"):
+    with pytest.raises(JobError, match=r"the decoder gave values that are not finite.*the checkpoint is damaged"):
         draw_with(spoilt, told)
 
 
 def test_a_sampler_that_runs_over_in_half_fails_the_job_and_names_the_way_out() -> None:
     spoilt = model_in(torch.float16)
     spoilt.unet.conv_out.weight.data.fill_(6e4)
-    with pytest.raises(JobError, match=r"the sampler gave numbers that are not finite.*try precision: full"):
+    with pytest.raises(JobError, match=r"the sampler gave values that are not finite.*try precision: full"):
         draw_with(spoilt, [])

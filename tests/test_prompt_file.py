@@ -30,14 +30,14 @@ def test_every_line_is_a_prompt_as_it_stands(tmp_path: Path, data: bytes, lines:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "the file is empty; it wants a prompt on each line"),
-        (b"\xef\xbb\xbf", "the file is empty; it wants a prompt on each line"),
+        (b"", "the file is empty; it needs a prompt on each line"),
+        (b"\xef\xbb\xbf", "the file is empty; it needs a prompt on each line"),
         ("é".encode("latin-1"), "the file is not UTF-8 text; save it as UTF-8"),
         ("a\nb".encode("utf-16"), "the file is not UTF-8 text; save it as UTF-8"),
         (b"a\nb\0c\n", "line 2 contains a control character; remove it"),
         (b"a\n\nb\x1b[31m\n", "line 3 contains a control character; remove it"),
         ("a\nb\x9b31m\n".encode(), "line 2 contains a control character; remove it"),
-        (b"a\n" + b"x" * 10_001, "line 2 has 10,001 characters; a prompt has at most 10,000"),
+        (b"a\n" + b"x" * 10_001, "line 2 has 10,001 characters; the limit of a prompt is 10,000"),
     ],
 )
 def test_what_is_no_list_of_prompts_is_told_without_quoting_it(tmp_path: Path, data: bytes, told: str) -> None:

@@ -124,5 +124,5 @@ def test_an_output_folder_of_someone_else_is_told_with_the_remedy(
     (tmp_path / "samples").mkdir()
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / closed and access(path, mode))
-    with pytest.raises(JobError, match=f"Permission denied; give it to the service's user .chown -R .* {tmp_path}"):
+    with pytest.raises(JobError, match=f"Permission denied; give it to the service's user: chown -R .* {tmp_path}"):
         make_outdir(tmp_path, grid_alone=False)

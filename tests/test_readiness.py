@@ -1,4 +1,4 @@
-"""When nothing is drawn though jobs wait: the machine's faults, told in plain words, cost no job."""
+"""When nothing is generated though jobs wait: the machine's faults, told in plain words, cost no job."""
 
 import errno
 import json
@@ -65,7 +65,7 @@ def test_after_five_machine_failures_in_a_row_the_inbox_is_left_alone(
     assert not list(root.running.iterdir())
     assert status(root)["state"] == "paused"
     told = str(status(root)["problem"])
-    assert "paused until jobs/PAUSE is removed: 5 jobs in a row failed by the machine's fault" in told
+    assert "paused until jobs/PAUSE is removed: 5 jobs in a row failed, probably because of the machine" in told
     assert "signal 9" in told
     let_pass(start(die_of_poison), clock, 30)
     assert len(names(root.inbox)) == 3, "a restart changes nothing"
@@ -120,7 +120,7 @@ def test_folders_of_jobs_that_lie_apart_are_told_as_doctor_tells_them(
         let_pass(service, clock, 20)
         said = str(status(root)["problem"])
         assert said == environment.filesystem(root).text
-        assert said.startswith("no file can be moved from jobs/failed to jobs/done, which is another filesystem")
+        assert said.startswith("files can't be moved from jobs/failed to jobs/done, which is another filesystem")
         assert names(root.inbox) == ["a.yaml"]
         assert not list(root.running.iterdir())
     clock.sleep(readiness.APART_AGAIN_SECONDS)
@@ -130,7 +130,7 @@ def test_folders_of_jobs_that_lie_apart_are_told_as_doctor_tells_them(
 
 def test_a_disk_that_fails_is_told_without_a_number(start: Start, root: Root, clock: FakeClock) -> None:
     start().tell_trouble(OSError(errno.EIO, os.strerror(errno.EIO), "x.png"), clock())
-    assert status(root)["problem"] == "the disk fails; jobs are kept: Input/output error: x.png"
+    assert status(root)["problem"] == "the disk fails; no job is lost: Input/output error: x.png"
 
 
 def test_a_pause_that_can_not_be_read_is_a_pause(start: Start, root: Root, clock: FakeClock) -> None:
@@ -208,8 +208,8 @@ def test_a_step_that_hangs_costs_an_attempt_and_then_the_job(root: Root, clock: 
     assert service.failed == 1
     assert len(engine.drawn) == 3
     told = (only(root.failed) / "error.txt").read_text()
-    assert "at each of 3 attempts" in told
-    assert "no sign of life for 60 seconds, the hang_seconds in configs/sdbatch.yaml" in told
+    assert "in each of 3 attempts" in told
+    assert "no sign of life for 60 seconds (hang_seconds in configs/sdbatch.yaml)" in told
 
 
 @pytest.mark.parametrize("loads_for_ever", [True, False])
@@ -267,7 +267,7 @@ def test_nothing_is_drawn_while_pictures_can_not_be_put_away(
     service = start()
     let_pass(service, clock, 20)
     assert names(root.inbox) == ["a.yaml"]
-    assert "is not there or can't be written" in str(status(root)["problem"])
+    assert "does not exist, or the service's user can't write" in str(status(root)["problem"])
     monkeypatch.undo()
     drain(service, clock)
     assert service.done == 1
@@ -289,7 +289,7 @@ def test_a_problem_is_logged_once_and_its_end_too(start: Start, root: Root, cloc
     root.pause.unlink()
     let_pass(service, clock, 20)
     problem = "paused until jobs/PAUSE is removed"
-    assert logged == [f"nothing is drawn for now: {problem}", f"the problem is gone: {problem}"]
+    assert logged == [f"nothing is generated for now: {problem}", f"the problem is gone: {problem}"]
 
 
 def test_systemd_hears_of_it(

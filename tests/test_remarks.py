@@ -14,7 +14,7 @@ from tests_support import HERE, REFERENCE, drain, only
 
 from sdbatch.client.validate import check_data, check_file
 from sdbatch.config.settings import Limits
-from sdbatch.imaging.pictures import is_see_through, load_init
+from sdbatch.imaging.pictures import is_transparent, load_init
 from sdbatch.job import tokens
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.remarks import of_size, remarks
@@ -303,7 +303,7 @@ def save(path: Path, mode: str, colour: object, **options: object) -> Path:
 
 
 def test_a_transparent_init_image_is_told(root: Root, tmp_path: Path) -> None:
-    said = "init_img: its transparency has no effect: what colours lie beneath are drawn from"
+    said = "init_img: its transparency has no effect; the colours below it are used"
     clear = save(root.inbox / "a.png", "RGBA", (255, 0, 0, 128))
     assert load_init(clear, 10**6, 10**6)[1] == [said]
     drop_job(root, "a.yaml", "prompt: a\ninit_img: a.png\n")
@@ -319,7 +319,7 @@ def test_a_transparent_init_image_is_told(root: Root, tmp_path: Path) -> None:
     }
     for path, is_clear in others.items():
         with Image.open(path) as picture:
-            assert is_see_through(picture) == is_clear, path
+            assert is_transparent(picture) == is_clear, path
         assert (load_init(path, 10**6, 10**6)[1] == [said]) == is_clear
 
 
@@ -342,7 +342,7 @@ def test_validate_and_the_manifest_say_the_same(root: Root, start: Callable[...,
     assert [note.removeprefix("note: ") for note in notes] == SAID
     drain(start(), clock)
     record = yaml.safe_load((only(root.done) / "manifest.yaml").read_text())
-    assert record["notes"] == [*SAID, "drawn by the fake engine: grey cards"]
+    assert record["notes"] == [*SAID, "made by the fake engine: grey cards"]
 
 
 def test_validate_shows_the_prompts_of_a_file(root: Root) -> None:

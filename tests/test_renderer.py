@@ -21,6 +21,7 @@ from tests_support import REFERENCE, small_draw
 
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw, RendererConfig
+from sdbatch.renderer.answers import Answers
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.renderer import Renderer
 from sdbatch.storage import files
@@ -48,10 +49,13 @@ def resident(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
 def events(resident: Renderer) -> Events:
     """What that renderer has answered since it was last asked, or since the test began."""
 
+    answers = io.StringIO()
+
     def heard() -> list[dict[str, Any]]:
-        answers, resident.answers = resident.answers, io.StringIO()
-        assert isinstance(answers, io.StringIO)
-        return [json.loads(line) for line in answers.getvalue().splitlines()]
+        nonlocal answers
+        said, answers = answers.getvalue(), io.StringIO()
+        resident.answer = Answers(answers)
+        return [json.loads(line) for line in said.splitlines()]
 
     heard()
     return heard
@@ -62,7 +66,7 @@ def render(resident: Renderer, events: Events) -> Render:
     """Draws a job; the digests of the samples, as the renderer tells them."""
 
     def rendered(draw: Draw) -> list[str]:
-        resident.render(draw)
+        resident.serve(io.StringIO(draw.model_dump_json()))
         told = events()
         assert told[-1]["type"] == "finished"
         return [event["sha256"] for event in told if event["type"] == "sample"]
@@ -119,10 +123,10 @@ def test_samples_that_were_finished_otherwise_are_drawn_again(tmp_path: Path, re
         RendererConfig(device="cpu", checksums=tmp_path / "checksums.json", watermark="StableDiffusionV1"),
         io.StringIO(),
     )
-    renderer.render(task(tmp_path, start_at=2))
+    renderer.serve(io.StringIO(task(tmp_path, start_at=2).model_dump_json()))
     after = (tmp_path / "samples/00000.png").stat().st_ino
     assert after != before
-    renderer.render(task(tmp_path, start_at=2))
+    renderer.serve(io.StringIO(task(tmp_path, start_at=2).model_dump_json()))
     assert (tmp_path / "samples/00000.png").stat().st_ino == after
 
 
@@ -182,14 +186,14 @@ def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(
     request = job.model_copy(update={"loras": (tmp_path / "l.safetensors",)}).model_dump_json()
     resident.serve(io.StringIO(request))
     told = events()[-1]["text"]
-    assert "not finite, so there is no picture; loras: l.safetensors may be too strong" in told
+    assert "not finite, so there is no image; loras: l.safetensors may be too strong" in told
 
 
 def test_a_preloaded_model_is_the_one_that_a_job_finds(tmp_path: Path) -> None:
     answers, job = io.StringIO(), task(tmp_path)
     renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers)
     renderer.preload(job.ckpt, job.config)
-    renderer.render(job)
+    renderer.serve(io.StringIO(job.model_dump_json()))
     assert json.loads(answers.getvalue().splitlines()[0])["seconds"] == 0
 
 
@@ -224,7 +228,7 @@ def test_notes_of_an_earlier_attempt_are_told_with_those_of_the_last(
     """A job that was stopped, or whose renderer was replaced, ends with all that was said of its pictures."""
     Notes(tmp_path).add("picture 0: decoded again")
     Notes(tmp_path).add("picture 0: decoded again")
-    resident.render(task(tmp_path))
+    resident.serve(io.StringIO(task(tmp_path).model_dump_json()))
     assert events()[-1]["notes"] == ["picture 0: decoded again"]
 
 

@@ -59,14 +59,14 @@ def test_a_done_job_is_restored_as_it_was_asked_for(draw: Draw, root: Root) -> N
         assert parse(restored.text) == parse(JOB)
         assert restored.notes == []
     assert yaml.safe_load(restored.text) == yaml.safe_load(JOB), "without the defaults"
-    assert restored.text.startswith(f"# jobs/done/{job_id}/samples/00001.png, picture 1 of {job_id}\n")
+    assert restored.text.startswith(f"# jobs/done/{job_id}/samples/00001.png, image 1 of {job_id}\n")
 
 
 def test_a_failed_job_is_restored_from_the_file_that_was_dropped(draw: Draw, root: Root) -> None:
     job_id = draw("prompt: other\n---\n" + JOB + "ckpt: models/none.ckpt\n")
     assert parse(restore(root, known(root, job_id)).text) == parse(JOB + "ckpt: models/none.ckpt")
     typo = draw("promt: a", "b.yaml")
-    with pytest.raises(JobError, match=r"no job can be restored from it: .*did you mean prompt"):
+    with pytest.raises(JobError, match=r"can't restore a job from it: .*did you mean prompt"):
         restore(root, known(root, typo))
 
 
@@ -95,7 +95,7 @@ def test_files_that_a_job_named_are_taken_from_its_folder_once_they_are_others(d
         assert restored.notes == []
     shutil.rmtree(root.done / job_id / "inputs")
     restored = restore(root, known(root, job_id))
-    assert restored.notes == ["from_file: there is no p.txt in the root; without it the job can't be drawn"]
+    assert restored.notes == ["from_file: there is no p.txt in the root; without it the job can't run"]
 
 
 def test_the_earlier_web_service_is_restored_from_its_setup(root: Root) -> None:
@@ -113,7 +113,7 @@ def test_what_a_setup_has_beyond_a_job_is_told(root: Root) -> None:
     restored = restore(root, base)
     assert parse(restored.text) == Txt2Img(prompt="a", ddim_steps=20, seed=5)
     assert restored.notes == [
-        "klms: is no field of a job, and was left out",
+        "klms: is not a field of a job, and was left out",
         "H: 7 is not allowed here, and was left out",
     ]
 
@@ -133,7 +133,7 @@ def test_another_programs_picture_is_restored_as_far_as_it_goes(root: Root) -> N
 
 def test_a_model_that_is_not_there_is_told(root: Root) -> None:
     restored = restore(root, lay(root.path / "webui.png", WEBUI))
-    assert "Model: no v3 lies in models/; the job draws with the default ckpt" in restored.notes
+    assert "Model: there is no v3 in models/; the job uses the default ckpt" in restored.notes
 
 
 def test_values_that_no_job_may_have_are_left_out_and_told(root: Root) -> None:
@@ -156,7 +156,7 @@ def test_whatever_a_setup_says_a_job_or_a_plain_word_comes_of_it(
 def test_what_says_nothing_is_refused_in_plain_words(root: Root, name: str) -> None:
     (root.path / "text.png").write_text("no picture")
     lay(root.path / "photo.png")
-    with pytest.raises(JobError, match=r"is no PNG, JPEG or WebP picture|nothing there says how it was drawn"):
+    with pytest.raises(JobError, match=r"is no PNG, JPEG or WebP picture|does not say how it was made"):
         restore(root, root.path / name)
 
 
@@ -231,7 +231,7 @@ def test_a_checkpoint_that_is_there_no_more_is_told(draw: Draw, root: Root) -> N
     assert restore(root, known(root, job_id)).notes == []
     (root.models / "mine.ckpt").unlink()
     (note,) = restore(root, known(root, job_id)).notes
-    assert note == "ckpt: there is no models/mine.ckpt in the root; without it the job can't be drawn"
+    assert note == "ckpt: there is no models/mine.ckpt in the root; without it the job can't run"
 
 
 def test_again_goes_for_failed_and_earlier_jobs_too(draw: Draw, root: Root) -> None:

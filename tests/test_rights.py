@@ -254,7 +254,7 @@ def test_a_root_of_the_old_kind_is_closed_and_that_is_said(place: Accounts, root
     os.chown(root.models, ALICE, SERVICE)
     told = ownership(place)
     assert "/srv/sdbatch was root's, with mode 2775" in told
-    assert "models: 1 files and folders became root's" in told
+    assert "models: 1 files and folders now belong to root" in told
     for name in ("configs", "models", "state"):
         swapped = place.run("mv", f"/srv/sdbatch/{name}", f"/srv/sdbatch/{name}-was", account="alice")
         assert "Permission denied" in swapped.stderr
@@ -277,7 +277,7 @@ def test_what_is_handed_over_leads_nowhere(place: Accounts, root: Root) -> None:
     os.link(root.failed / JOB / "samples/0.png", root.outputs / "0.png")
     told = ownership(place)
     assert seen(place.srv) == before
-    assert "1 files stay whose they were" in told
+    assert "1 files keep their owner" in told
     for folder in (root.running / WAITING, root.failed / JOB / "samples", root.outputs / "0.png", root.state):
         assert folder.stat().st_uid == SERVICE
     assert (root.outputs / "link").lstat().st_uid == ALICE, "nobody's link becomes one that is followed"
@@ -291,7 +291,7 @@ def test_a_members_link_in_a_folders_place_stops_the_install(place: Accounts, ro
     (root.path / folder).symlink_to("/srv/victim")
     os.chown(root.path / folder, ALICE, ALICE, follow_symlinks=False)
     told = ownership(place)
-    assert "was made by the account 4242, and is not followed" in told or folder == "models"
+    assert "the account 4242 made a link on the way there; it is not followed" in told or folder == "models"
     assert seen(place.srv) == before
 
 
@@ -336,5 +336,5 @@ def test_who_may_drop_jobs_and_not_read_the_configuration_submits_them(
     for command in ("validate", "submit"):
         short, long = (place.sdbatch(command, f"/srv/{n}.yaml", *ROOT, account="alice") for n in ("short", "long"))
         assert (short.returncode, long.returncode) == (0, int(has_run)), short.stderr + long.stderr
-        assert "sdbatch.yaml may not be read by you; jobs are checked by" in short.stderr
+        assert "sdbatch.yaml; jobs are checked against" in short.stderr
     assert (root.inbox / "short.yaml").exists()

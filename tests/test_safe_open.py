@@ -122,7 +122,7 @@ def test_the_services_own_folders_are_known_in_capitals_too(root: Root, monkeypa
     monkeypatch.setattr(root_module, "_place", by_any_name)
     with pytest.raises(JobError, match="is a file of the service"):
         root.find("init_img", "Configs/sdbatch.yaml", [root.path])
-    with pytest.raises(JobError, match="is no folder for pictures"):
+    with pytest.raises(JobError, match="can't be an output folder"):
         root.output_folder("Jobs/inbox")
 
 

@@ -21,7 +21,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.renderer.memory.fallback import MemoryFallback
-from sdbatch.renderer.pictures.safety import Checkers, SafetyChecker, as_clip_sees, card
+from sdbatch.renderer.pictures.safety import Checkers, SafetyChecker, clip_input, grey_card
 from sdbatch.storage.root import Root
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def test_it_finds_what_the_library_s_own_checker_finds_in_pictures_as_its_proces
     own.load_state_dict(flat)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     seen = processor([Image.fromarray(picture) for picture in NOISE], return_tensors="pt")["pixel_values"]
-    ours = torch.from_numpy(np.stack([as_clip_sees(picture, 32) for picture in NOISE]))
+    ours = torch.from_numpy(np.stack([clip_input(picture, 32) for picture in NOISE]))
     assert torch.allclose(ours, seen, atol=1e-5)
     expected = own(clip_input=seen, images=[np.zeros(1)] * len(NOISE))[1]
     assert withheld(folder) == [i for i, flag in enumerate(expected) if flag]
@@ -88,11 +88,11 @@ def test_pictures_of_every_shape_are_seen_as_the_processor_sees_them(size: tuple
     pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     processor = CLIPImageProcessorPil()
     expected = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
-    assert np.allclose(as_clip_sees(pixels, 224), expected, atol=1e-5)
+    assert np.allclose(clip_input(pixels, 224), expected, atol=1e-5)
 
 
 def test_a_card_is_grey_and_says_why() -> None:
-    grey = card(64, 96)
+    grey = grey_card(64, 96)
     assert grey.shape == (64, 96, 3)
     assert (grey[0, 0] == 128).all()
     assert grey.max() > 200, "with words on it"
@@ -177,8 +177,8 @@ def test_what_a_model_folder_s_checker_withholds_is_a_card_and_is_told(folder_ro
     write_checker(folder_root.models / "small/safety_checker", -1)
     record, cards = drawn(folder_root, **model)
     assert record["safety_checker"] == "models/small/safety_checker"
-    assert notes_of(record) == ["withheld by the safety checker, a grey card in its place: picture 0, 1"]
-    assert all((one == card(64, 64)).all() for one in cards)
+    assert notes_of(record) == ["withheld by the safety checker, replaced by a grey card: image 0, 1"]
+    assert all((one == grey_card(64, 64)).all() for one in cards)
     write_checker(folder_root.models / "small/safety_checker", 1)
     record, passed = drawn(folder_root, **model)
     assert (record["safety_checker"], notes_of(record)) == ("models/small/safety_checker", [])

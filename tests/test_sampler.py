@@ -372,7 +372,7 @@ def test_another_downsampling_factor_draws_another_size_as_in_the_scripts(f: int
 
 
 def test_more_steps_than_the_model_was_trained_on_are_refused() -> None:
-    with pytest.raises(JobError, match="ddim_steps: at most 3"):
+    with pytest.raises(JobError, match="ddim_steps: the limit is 3"):
         draw_all(small_txt2img(), model=replace(reference_model(), alphas=ALPHAS[:3]))
 
 

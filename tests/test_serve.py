@@ -233,7 +233,7 @@ def test_a_second_service_on_one_root_refuses_and_names_the_first(tmp_path: Path
         wait_for((root.state / "lock").read_text, "the pid in it")
         second = run_sdbatch("serve", "--root", root.path, "--drain")
         assert second.returncode == 75
-        assert f"another sdbatch serves this root already (pid {service.pid})" in second.stderr
+        assert f"another sdbatch already serves this root (pid {service.pid})" in second.stderr
         assert "Traceback" not in second.stderr
 
 
@@ -263,7 +263,7 @@ def test_another_checkpoint_is_switched_to_and_a_broken_one_leaves_the_model_ali
     reasons = [(folder / "error.txt").read_text() for folder in sorted(root.failed.iterdir())]
     assert "the checkpoint broken.ckpt is damaged or was copied incompletely" in reasons[0]
     assert len(reasons) == 1
-    assert "is a link to a file that is not there" in json.loads(root.status.read_text())["problem"]
+    assert "is a link to a file that does not exist" in json.loads(root.status.read_text())["problem"]
     assert (only(root.running) / "2.json").exists(), "it waits for its disk, and lets the others pass"
 
 
@@ -344,7 +344,7 @@ def test_nothing_ever_asks_the_network(model_root: Root, tmp_path: Path) -> None
             "sdbatch.yaml: line 2: settle_second: there is no such field; did you mean settle_seconds?",
         ),
         ("device: [\n", "sdbatch.yaml: line 2, column 1: this is not valid YAML"),
-        ("- a\n", "sdbatch.yaml: must be keys and values"),
+        ("- a\n", "sdbatch.yaml: must be names and values"),
     ],
 )
 def test_a_bad_configuration_exits_with_78_and_says_where(tmp_path: Path, config: str, told: str) -> None:
@@ -385,7 +385,7 @@ def test_a_folder_that_is_no_root_is_not_made_one_by_serving_it(tmp_path: Path) 
     """Such as the mount point of a disk that is not mounted."""
     ended = run_sdbatch("serve", "--root", tmp_path, "--drain")
     assert ended.returncode == 69, "systemd tries again"
-    assert "is no root (there is no jobs/inbox): mount its disk, name another with --root" in ended.stderr
+    assert "is not a root (there is no jobs/inbox): mount its disk, give another with --root" in ended.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -402,7 +402,7 @@ def test_a_root_that_can_not_be_made_exits_with_78(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = run_sdbatch("init", tmp_path / "file")
     assert ended.returncode == 78
-    assert "can't be made here" in ended.stderr
+    assert "can't create the folders" in ended.stderr
 
 
 def test_an_empty_inbox_drains_at_once(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_bad_job_is_told_and_the_next_one_runs(start: Start, root: Root, clock
         ("ckpt: ../../x.ckpt", "ckpt: "),
         ("outdir: ../elsewhere", 'outdir: "../elsewhere" leads out of the root'),
         ("outdir: /etc/pictures", 'outdir: "/etc/pictures" leads out of the root'),
-        ("outdir: jobs/inbox", 'outdir: "jobs/inbox" is no folder for pictures'),
+        ("outdir: jobs/inbox", 'outdir: "jobs/inbox" can\'t be an output folder'),
         ("outdir: outputs/link", 'outdir: "outputs/link" is a link out of the root'),
         ("from_file: /etc/passwd", 'from_file: "/etc/passwd" leads out of the root'),
         ("from_file: secret.txt", 'from_file: "secret.txt" is a link out of the root'),
@@ -233,7 +233,7 @@ def test_a_job_that_kills_the_renderer_three_times_fails_and_the_queue_goes_on(
     drain(service, clock)
     assert attempts == [1, 2, 3], "counted on disk before the renderer is touched"
     assert (service.done, service.failed) == (1, 1)
-    assert "died at each of 3 attempts" in error_of(root)
+    assert "crashed in each of 3 attempts" in error_of(root)
     assert "out of memory" in error_of(root)
 
 
@@ -255,7 +255,7 @@ def test_attempts_are_remembered_over_a_restart(start: Start, root: Root, clock:
         raise RendererDied("last words")
 
     drain(start(die), clock)
-    assert "at each of 3 attempts" in error_of(root)
+    assert "in each of 3 attempts" in error_of(root)
 
 
 def test_a_stop_in_mid_job_leaves_it_claimed_and_costs_no_attempt(start: Start, root: Root, clock: FakeClock) -> None:
@@ -415,7 +415,7 @@ def test_a_slip_of_our_own_costs_one_job_and_not_the_service(start: Start, root:
     service = start(slip)
     drain(service, clock)
     assert (service.done, service.failed) == (1, 1)
-    assert error_of(root) == "an error inside sdbatch (ZeroDivisionError); its log says more\n"
+    assert error_of(root) == "an error inside sdbatch (ZeroDivisionError); see its log\n"
 
 
 def test_a_job_that_takes_the_service_down_each_time_is_not_begun_a_fourth_time(
@@ -436,7 +436,7 @@ def test_a_job_that_takes_the_service_down_each_time_is_not_begun_a_fourth_time(
             drain(start(cut), clock)
     drain(start(cut), clock)
     assert len(begun) == 3
-    assert "died at each of 3 attempts" in error_of(root)
+    assert "crashed in each of 3 attempts" in error_of(root)
 
 
 def test_a_file_that_is_not_ours_to_move_lets_the_others_pass(
@@ -482,15 +482,15 @@ def test_a_file_that_vanishes_while_the_inbox_is_read_disturbs_nothing(
 ) -> None:
     drop_job(root, "1.yaml", "prompt: b\n" + SMALL)
     drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
-    tread = inbox.tread
+    walk_with_pauses = inbox.walk_with_pauses
 
     def vanishing(*arguments: Any) -> Any:
-        for entry in list(tread(*arguments)):
+        for entry in list(walk_with_pauses(*arguments)):
             if entry and entry.name == "1.yaml":
                 Path(entry.path).unlink()
             yield entry
 
-    monkeypatch.setattr(inbox, "tread", vanishing)
+    monkeypatch.setattr(inbox, "walk_with_pauses", vanishing)
     service = start()
     drain(service, clock)
     assert service.done == 1

@@ -50,7 +50,7 @@ WAYS = {
 JOB = "prompt: {way}\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n" + "# a long story\n" * 2600 + "seed: 1234\n"
 
 # With events the rescan comes late, so that it is they that tell of a file.
-MODES = {"on": ("30", "is watched"), "off": ("0.3", "is looked through every 0.3 s")}
+MODES = {"on": ("30", "is watched"), "off": ("0.3", "is scanned every 0.3 s")}
 
 
 @contextmanager
@@ -287,7 +287,7 @@ def test_a_kernel_that_has_no_watches_left_costs_no_file(tmp_path: Path, limit: 
             drop_job(root, f"{name}.yaml", "prompt: a")
             wait_for(lambda: not list(root.inbox.iterdir()), "the job to be claimed")
         wait_for(lambda: len(done(root)) == 2, "both jobs")
-        assert status(root)["inbox"] == "is looked through every 0.3 s"
+        assert status(root)["inbox"] == "is scanned every 0.3 s"
         assert log.read_text().count("no events for the inbox") == 1
 
 
@@ -314,7 +314,7 @@ def test_a_queue_of_events_that_runs_over_costs_no_file(tmp_path: Path) -> None:
 # Inboxes that go away
 
 AWAY = "trouble with the inbox; looking again every few seconds"
-PAUSED = "nothing is drawn for now"
+PAUSED = "nothing is generated for now"
 
 
 def told(log: Path) -> list[str]:
@@ -344,12 +344,12 @@ def test_an_inbox_that_goes_away_and_comes_back(tmp_path: Path, events: str, lea
         wait_for(lambda: len(done(root)) == 1, "a job before")
         leave(root.inbox)
         wait_for(lambda: status(root)["state"] == "waiting for the inbox", "the status to tell")
-        assert status(root)["inbox"].startswith("is not there: make the folder ")
+        assert status(root)["inbox"].startswith("does not exist: create the folder ")
         come_back(root.inbox)
         drop_job(root, "b.yaml", "prompt: b")
         wait_for(lambda: len(done(root)) == 2, "a job after")
         wait_for(lambda: status(root)["state"] == "idle", "the status to tell")
-        assert status(root)["inbox"].startswith("is watched" if events == "on" else "is looked through")
+        assert status(root)["inbox"].startswith("is watched" if events == "on" else "is scanned")
         assert process.poll() is None
     assert [text for text in told(log) if "inbox" in text] == [AWAY, "the inbox can be read again"]
     assert len(told(log)) < 12

@@ -140,7 +140,7 @@ def test_what_is_good_yaml_is_none(text: str) -> None:
         ('{"prompt":\xa0"a"}', "line 1, column 11: this is not valid JSON: a non-breaking space (U+00A0)"),
         ('{"prompt": "a\nb"}', "line 1, column 14: this is not valid JSON: text in JSON is on one line; write"),
         ('{"outdir": "C:\\out"}', "line 1, column 15: this is not valid JSON: a backslash starts an escape in JSON"),
-        ('{"prompt": "a', "line 1, column 12: this is not valid JSON: the quote that ends this text is missing"),
+        ('{"prompt": "a', "line 1, column 12: this is not valid JSON: the closing quote is missing"),
         ("prompt: a\n", "line 1, column 1: this is not valid JSON: it looks like YAML; name the file .yaml"),
     ],
 )  # fmt: skip

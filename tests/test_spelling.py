@@ -145,7 +145,7 @@ def test_a_pattern_is_a_name_of_nothing_and_not_waited_for(root: Root) -> None:
         lambda: root.find_model("ckpt", "v1?.ckpt"),
     ]
     for look in looks:
-        with pytest.raises(JobError, match="is a pattern; name one file") as caught:
+        with pytest.raises(JobError, match="is a pattern; give one file") as caught:
             look()
         assert not isinstance(caught.value, Missing)
 

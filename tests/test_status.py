@@ -119,6 +119,7 @@ def test_status_json_tells_the_queue_in_its_order_and_the_last_failures(
     assert "did you mean prompt?" in facts["failures"][0]["reason"]
     assert [{**f, "failed_at": 0} for f in start().failures] == [{**f, "failed_at": 0} for f in service.failures]
     seen = read_overview(root, clock.wall)
+    assert facts.pop("messages")["problem"]["template"] == "the driver is gone"
     assert {**seen, "is_running": None, "failures": None} == {**facts, "is_running": None, "failures": None}
     service.engine.down = ""  # type: ignore[attr-defined]
     drain(service, clock, 100)
@@ -193,7 +194,7 @@ def test_a_file_that_the_service_may_not_take_is_told_with_the_remedy(
         service.run_once(clock)
         clock.sleep(2)
     text = " ".join(shown(root, clock).split())
-    assert "stays in the inbox: batch/1.yaml: the service may not take files out of" in text
+    assert "stays in the inbox: batch/1.yaml: the service may not move files out of" in text
     assert f"chmod g+w {root.inbox}/batch" in text
     (root.inbox / "batch/1.yaml").unlink()
     for _ in range(5):
@@ -207,7 +208,7 @@ def test_a_file_that_holds_nothing_is_told_until_it_does(start: Start, root: Roo
     service = start()
     drain(service, clock)
     service.run_once(clock)
-    assert "still empty, and taken when something is in it: empty.yaml" in shown(root, clock)
+    assert "still empty; taken once they have content: empty.yaml" in shown(root, clock)
     assert "queue: empty" in shown(root, clock)
     drop_job(root, "empty.yaml", "prompt: a\n" + SMALL)
     clock.sleep(6)
@@ -227,7 +228,7 @@ def test_a_refused_configuration_is_told_until_it_is_mended(start: Start, root: 
         clock.sleep(2)
         service.run_once(clock)
         said = " ".join(shown(root, clock).split())
-        assert ("the configuration is wrong; the old one stays" in said) == bool(told)
+        assert ("the new configuration is wrong and not used" in said) == bool(told)
         assert told in said
 
 
@@ -237,7 +238,7 @@ def test_the_bar_gives_way_to_what_is_told_beside_it(width: int) -> None:
     for label in ("", job["id"]):
         out = io.StringIO()
         Console(file=out, width=width).print(_BarLine(job | {"eta_seconds": 61, "fraction": 0.5}, str(label)))
-        assert "34 of 40 pictures, step 18 of 50, 61 s left" in out.getvalue()
+        assert "34 of 40 images, step 18 of 50, 61 s left" in out.getvalue()
         assert "━" in out.getvalue()
 
 
@@ -274,7 +275,7 @@ def test_a_killed_services_job_waits_in_the_queue(root: Root, clock: FakeClock) 
     root.pause.touch()
     text = shown(root, clock)
     assert "the service is not running: ended without a word, last heard of 60 s ago" in text
-    assert "nothing is drawn: paused until jobs/PAUSE is removed" in text
+    assert "nothing is generated: paused until jobs/PAUSE is removed" in text
     assert "1  20261122T101530Z-000001-x" in text
 
 
@@ -308,8 +309,8 @@ def test_a_running_job_is_shown_with_its_bar(root: Root, clock: FakeClock) -> No
         "drawing (sdbatch 0.1.0 on elsewhere, pid 1; 4 done and 1 failed since its start)",
         "the inbox is watched",
     ]
-    assert lines[3] == "drawing truck (20261122T101530Z-000001-x), attempt 2"
-    assert lines[4].strip("━╸╺ ") == "3 of 6 pictures, step 5 of 50, 67 min left"
+    assert lines[3] == "generating truck (20261122T101530Z-000001-x), attempt 2"
+    assert lines[4].strip("━╸╺ ") == "3 of 6 images, step 5 of 50, 67 min left"
 
 
 def test_one_job_that_waits_is_not_told_as_if_nothing_were_drawn(root: Root, clock: FakeClock) -> None:
@@ -318,11 +319,11 @@ def test_one_job_that_waits_is_not_told_as_if_nothing_were_drawn(root: Root, clo
     told_now = {"state": "drawing", "problem": "y waits, as it can't be read", "job": job}
     file.tell(0.0, clock.wall, at_once=True, **told_now)
     assert file.sentence() == "drawing truck: 3 of 6 pictures; a job waits: y waits, as it can't be read"
-    assert "a job waits, since 0 s ago: y waits" in shown(root, clock)
-    assert "nothing is drawn" not in shown(root, clock)
+    assert "a job waits, for 0 s: y waits" in shown(root, clock)
+    assert "nothing is generated" not in shown(root, clock)
     file.tell(0.0, clock.wall, at_once=True, **told_now | {"state": "paused", "job": None})
     assert file.sentence() == "paused: y waits, as it can't be read"
-    assert "nothing is drawn, since 0 s ago: y waits" in shown(root, clock)
+    assert "nothing is generated, for 0 s: y waits" in shown(root, clock)
 
 
 def test_a_disk_that_fails_in_the_middle_of_a_job_is_told_and_no_job_as_being_drawn(
@@ -363,13 +364,13 @@ def test_status_in_a_pipe_is_plain_and_json_is_for_programs(root: Root) -> None:
     run_sdbatch("serve", "--drain", "--root", root.path, env=os.environ | {"SDBATCH_ENGINE": "fake"})
     again = json.loads(run_sdbatch("status", "--json", "--root", root.path).stdout)
     assert answered.keys() == again.keys()
-    assert again.keys() == json.loads(root.status.read_text()).keys() | {"is_running"}
+    assert again.keys() == json.loads(root.status.read_text()).keys() - {"messages"} | {"is_running"}
 
 
 def test_status_needs_a_root_and_watching_a_terminal(root: Root, tmp_path: Path) -> None:
     nowhere = run_sdbatch("status", "--root", tmp_path / "nowhere")
     assert (nowhere.returncode, nowhere.stdout) == (os.EX_UNAVAILABLE, "")
-    assert "is no root" in nowhere.stderr
+    assert "is not a root" in nowhere.stderr
     watching = run_sdbatch("status", "--watch", "--root", root.path)
     assert watching.returncode == 2
     assert "needs a terminal" in watching.stderr
@@ -441,7 +442,7 @@ def test_a_job_is_found_by_a_part_of_its_id(root: Root) -> None:
         (place / name).mkdir()
     assert find_job(root, "000002") == root.failed / "20261122T101530Z-000002-a"
     assert find_job(root, "20261122T101530Z-000001-a").parent == root.done
-    with pytest.raises(JobError, match='2 jobs have "-a" in their ids'):
+    with pytest.raises(JobError, match='2 job ids contain "-a"'):
         find_job(root, "-a")
     with pytest.raises(JobError, match=r'there is no job "\.\./done"'):
         find_job(root, "../done")

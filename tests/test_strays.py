@@ -13,11 +13,11 @@ import pytest
 from harness import FakeClock, drop_job
 from tests_support import drain, only
 
+from sdbatch import messages
 from sdbatch.client import control
 from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
-from sdbatch.web import translation
 
 Start = Callable[..., Service]
 JOB = "prompt: a\nn_iter: 1\nn_samples: 1\nH: 64\nW: 64\n"
@@ -69,7 +69,7 @@ def test_a_copy_put_into_running_is_set_aside_and_says_how_to_draw_it(
     assert status_reader.failures(root)[0]["id"] == aside.name
     told = status_reader.failures(root)[0]["reason"]
     assert "put into jobs/running/ by hand" in told
-    assert not re.search("[a-z]{3,} [a-z]{3,} [a-z]{3,}", translation.in_chinese(told))
+    assert not re.search("[a-z]{3,} [a-z]{3,} [a-z]{3,}", messages.shown(told, "zh"))
     assert service.failed == 1
     done = {*root.done.iterdir()}
     (aside / "typo.yaml").exists() and (aside / "typo.yaml").write_text(JOB)  # the mistake is mended

@@ -148,11 +148,11 @@ def named_like_a_job(desk: Path) -> str:
     ("lay", "said"),
     [
         (a_folder, "is not a file"),
-        (a_link_to_nowhere, "is a link to a file that is not there"),
-        (a_link_round, "is a link to a file that is not there"),
+        (a_link_to_nowhere, "is a link to a file that does not exist"),
+        (a_link_round, "is a link to a file that does not exist"),
         (an_absolute_path, "leads out of the root"),
         (too_large, "bytes; the limit is 999,999"),
-        (another_format, "not a PNG, JPEG or WebP picture"),
+        (another_format, "not a PNG, JPEG or WebP image"),
         (cut_short, "is damaged, or was copied incompletely"),
         (lambda _: "init_img: nothing.png", 'there is no "nothing.png"'),
         (lambda _: "init_img: outputs/old/CAR.png", "did you mean outputs/old/car.png?"),
@@ -164,9 +164,9 @@ def named_like_a_job(desk: Path) -> str:
         (lambda _: "init_img: jobs/inbox/00000.png", 'there is no "jobs/inbox/00000.png"'),
         (lambda _: "init_img: '*.png'", "is a pattern"),
         (lambda _: "init_img: outputs/*.png", "is a pattern"),
-        (lambda _: "init_img: https://example.org/a.png", "is an address"),
+        (lambda _: "init_img: https://example.org/a.png", "is a URL"),
         (lambda _: "from_file: C:\\prompts.txt", "is a Windows path"),
-        (lambda _: "ckpt: away.ckpt", "is a link to a file that is not there"),
+        (lambda _: "ckpt: away.ckpt", "is a link to a file that does not exist"),
         (lambda _: "outdir: ../x", "leads out of the root"),
         (lambda _: "ddim_step: 3", "did you mean ddim_steps?"),
     ],
@@ -235,7 +235,7 @@ def test_the_commands_drop_what_is_well_and_say_what_is_not(root: Root, desk: Pa
         ended = run_sdbatch(command, *given, "--root", root.path)
         assert ended.returncode == 1
         assert "Traceback" not in ended.stderr
-        assert "is a link to a file that is not there" in ended.stderr
+        assert "is a link to a file that does not exist" in ended.stderr
         assert f"did you mean {desk / 'good.yaml'}?" in ended.stderr
     assert ended.stdout == f"{root.inbox}/good/good.yaml\n"
-    assert ended.stderr.endswith("pic.png was taken along\n")
+    assert ended.stderr.endswith("pic.png was dropped too\n")

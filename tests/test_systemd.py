@@ -382,14 +382,14 @@ def test_configuration_and_models_are_not_the_services_to_write(at_opt: None, na
     ],
 )
 def test_a_configuration_does_not_open_the_system_to_the_service(at_opt: None, path: str) -> None:
-    with pytest.raises(InstallError, match="the service is not let into"):
+    with pytest.raises(InstallError, match="the service gets no access to"):
         plan(Path("/srv/x"), allow_paths=[path])
 
 
 def test_nor_by_a_link(at_opt: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "SYSTEM", (Path("/etc"),))  # the link lies in /tmp
     (tmp_path / "pictures").symlink_to("/etc")
-    with pytest.raises(InstallError, match=r"not let into .*pictures \(/etc\)"):
+    with pytest.raises(InstallError, match=r"gets no access to .*pictures \(/etc\)"):
         plan(Path("/srv/x"), allow_paths=[str(tmp_path / "pictures")])
 
 
@@ -446,5 +446,5 @@ def test_a_bad_configuration_is_not_installed(tmp_path: Path) -> None:
 def test_a_command_that_fails_is_told_in_its_own_words() -> None:
     with pytest.raises(InstallError, match=r"failed: .*No such file"):
         InstallPlan(running=True, after=[["ls", "/nowhere"]]).carry_out()
-    with pytest.raises(InstallError, match="is this a machine with systemd"):
+    with pytest.raises(InstallError, match="does this machine have systemd"):
         InstallPlan(running=True, after=[["no-such-program"]]).carry_out()

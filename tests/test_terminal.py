@@ -50,7 +50,7 @@ def test_the_root_is_found_from_inside_it_and_by_a_variable(root: Root, tmp_path
     assert root.pause.exists()
     assert run_sdbatch("resume", cwd=tmp_path, env=os.environ | {"SDBATCH_ROOT": str(root.path)}).stdout == "resumed\n"
     lost = run_sdbatch("resume", cwd=tmp_path)
-    assert (lost.returncode, "is no root" in lost.stderr) == (os.EX_UNAVAILABLE, True)
+    assert (lost.returncode, "is not a root" in lost.stderr) == (os.EX_UNAVAILABLE, True)
     assert (
         "SDBATCH_ROOT" not in run_sdbatch("config", "--root", root.path, env=os.environ | {"SDBATCH_ROOT": "/x"}).stdout
     )

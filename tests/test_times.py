@@ -25,5 +25,5 @@ def test_a_time_without_a_zone_is_this_machines() -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "3x", "2026-13-01"])
 def test_anything_else_is_told(text: str) -> None:
-    with pytest.raises(JobError, match="is no time; give a day"):
+    with pytest.raises(JobError, match="is not a time; give a day"):
         since(text, NOW)

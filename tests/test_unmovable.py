@@ -135,7 +135,7 @@ def test_a_sticky_folder_keeps_what_is_anothers(
     service = start()
     serve(service, clock, 20)
     assert service.done == 1
-    assert "only who owns it may take it out" in service.scheduler.unmovable.why["open/theirs.yaml"]
+    assert "only its owner may remove it" in service.scheduler.unmovable.why["open/theirs.yaml"]
 
 
 def test_the_real_command_stops_at_once_beside_a_thousand_of_them(tmp_path: Path) -> None:

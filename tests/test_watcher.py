@@ -129,7 +129,7 @@ def test_a_kernel_that_grants_no_watch_is_complained_of_once(folder: Path, monke
     assert inbox.unsettled == 1
     assert len(inbox.queue) == 2
     assert told == ["no events for the inbox, looking every few seconds instead"]
-    assert inbox.condition == "is looked through every 5 s"
+    assert inbox.condition == "is scanned every 5 s"
 
 
 def test_an_end_of_listening_is_no_error(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

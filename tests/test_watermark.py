@@ -93,4 +93,4 @@ def test_every_sample_and_the_grid_carry_it_and_the_manifest_says_so(tmp_path: P
 def test_pictures_too_small_for_it_are_told(tmp_path: Path) -> None:
     done = draw(lay_model(Root(tmp_path / "root")), H=64, W=64)
     record = yaml.safe_load((done / "manifest.yaml").read_text())
-    assert notes_of(record) == ["pictures under 256x256 pixels are too small for a watermark"]
+    assert notes_of(record) == ["images under 256x256 pixels are too small for a watermark"]

@@ -6,7 +6,6 @@ import platform
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +13,13 @@ from harness import FakeClock, drop_job
 from test_web import Visitor, picture
 from tests_support import drain, only
 
-import sdbatch
+from sdbatch.messages import Message, packed_within
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import status_file
-from sdbatch.web import translation
 
 Start = Callable[..., Service]
+NO_CHECKPOINT = "there is no checkpoint in {models}: copy or link one there (or mount its disk)"
 ENGLISH = re.compile(r"[a-z]+ [a-z]+ [a-z]+")  # three words in a row
 
 
@@ -135,13 +134,13 @@ def test_refused_pictures_are_told_in_chinese(visitor: Visitor) -> None:
     "facts",
     [
         {"state": "drawing"},
-        {"state": "paused", "problem": "paused until jobs/PAUSE is removed: 打扫"},
-        {"state": "paused", "problem": "waits until 22:00 (active_hours: 22:00-07:00)"},
+        {"state": "paused", "problem": Message("paused until jobs/PAUSE is removed: {reason}", "打扫")},
+        {"state": "paused", "problem": Message("waits until {start} (active_hours: {hours})", "22:00", "22:00-07:00")},
         {
             "state": "paused",
-            "problem": "there is no checkpoint in /srv/models: copy one there, or a link to it (or mount its disk)",
+            "problem": Message(NO_CHECKPOINT, "/srv/models"),
         },
-        {"state": "paused", "problem": "paused until jobs/PAUSE is removed", "job": None},
+        {"state": "paused", "problem": Message("paused until jobs/PAUSE is removed"), "job": None},
         {"state": "waiting for files"},
         {"state": "stopped"},
     ],
@@ -157,7 +156,7 @@ def test_the_queue_of_a_running_service_is_chinese(
     file = status_file.StatusFile(root.status)
     ours = {"pid": os.getpid(), "host": platform.node(), "updated_at": now, "done": 1, "failed": 1}
     file.facts |= ours | {"job": job | {"eta_seconds": 90, "attempt": 2, "fraction": 0.3}} | facts
-    root.status.write_text(json.dumps(file.facts))
+    root.status.write_text(json.dumps(file.facts | {"messages": packed_within(file.facts)}))
     assert_chinese(words(visitor.get("/").text))
 
 
@@ -166,29 +165,3 @@ def test_an_account_that_may_not_ask_is_told_in_chinese(root: Root) -> None:
         visitor = Visitor(root, account=lambda found=account: found)  # type: ignore[misc] # as the loop has it now
         told = visitor.get("/", 403, {"Accept-Language": "zh"}).text
         assert_chinese(re.sub(r"sudo usermod \S+ \S+ \S+", "", words(told)))
-
-
-def test_the_table_has_sentences_that_are_said() -> None:
-    source = "\n".join(path.read_text() for path in Path(sdbatch.__file__).parent.rglob("*.py"))
-    source = re.sub(r'["\']\s*\n\s*f?["\']', "", source).replace('\\"', '"').replace("\\'", "'")
-    source = source.replace("{URGENT}", "urgent").replace("{DATABASE}", "history.db")
-    composed = {"Permission denied", "Read-only file system", "state/history.db: database is locked"}
-    composed |= {"there is no such field; did you mean", "there is no such field; fields are", "a number from"}
-    composed |= {
-        "; the nearest are",
-        "; the nearest is",
-        "autocast or full",
-        "; remove the quotes",
-        "; write",
-        ", such as",
-    }
-    composed |= {"; delete the line to use the default"}
-    composed |= {"); did you mean", "and the root", "the root and"}
-    for sentence in translation.sentences():
-        for literal in (part.strip(': "') for part in re.split(r"\{\w+\}", sentence)):
-            assert literal in source or literal in composed, literal
-
-
-def test_a_line_that_nobody_translated_stays(visitor: Visitor) -> None:
-    text = "a: line\nof somebody" + " else" * 1000
-    assert translation.in_chinese(text) == text

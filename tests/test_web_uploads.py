@@ -204,7 +204,7 @@ def test_an_idle_service_and_the_next_picture_sweep(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"limits": {"input_bytes": 400}}, "may have 40,000 bytes in all"),
+        ({"limits": {"input_bytes": 400}}, "may have 40,000 bytes"),
         ({"min_free_bytes": 1 << 60}, "the disk is nearly full"),
     ],
 )

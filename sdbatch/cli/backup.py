@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import RootOption, app, named_root
+from sdbatch.cli.common import RootOption, app, echo, named_root
 from sdbatch.messages import Message
 
 
@@ -40,5 +40,5 @@ def backup(
 
     target = Path(os.path.abspath(directory))  # noqa: PTH100 - a link keeps its name
     for line in backup.make(named_root(root), target, models=models):
-        typer.echo(Message("note: {line}", line), err=True)
+        echo(Message("note: {line}", line), err=True)
     typer.echo(target)

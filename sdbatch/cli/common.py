@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdbatch.errors import ConfigError
+from sdbatch.messages import Message, here
 from sdbatch.operations import account
 from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
@@ -102,13 +103,14 @@ def open_to_write_jobs(path: Path) -> "tuple[Root, Settings]":
     said = status_reader.read_status(place).get("settings")
     try:
         about_jobs = {name: value for name, value in (said or {}).items() if name in ABOUT_JOBS}
-        settings, by = Settings.model_validate(about_jobs), "by what the service last said of it"
+        settings, by = Settings.model_validate(about_jobs), Message("the service last reported")
     except (ValidationError, AttributeError):
         about_jobs = {}
     if not about_jobs:
-        settings, by = Settings(), "by the defaults"
-    typer.echo(f"note: {place.configuration} may not be read by you; jobs are checked {by}", err=True)
-    return settings.told_to(place), settings
+        settings, by = Settings(), Message("are the defaults")
+    said = "note: you may not read {path}; jobs are checked against the settings that {source}"
+    echo(Message(said, place.configuration, by), err=True)
+    return settings.apply_to(place), settings
 
 
 def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Settings]":
@@ -116,12 +118,18 @@ def configured(root: Root, content: bytes | None = None) -> "tuple[Root, Setting
     from sdbatch.config import sources  # noqa: PLC0415 - most commands need no settings, and answer sooner
 
     settings = sources.load(root.configuration, content).settings
-    return settings.told_to(root), settings
+    return settings.apply_to(root), settings
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a message in the reader's language."""
+    typer.echo(here(text), err=err)
 
 
 def say(error: object, code: int) -> int:
     """Print an error in one line; returns the exit code."""
-    typer.echo(f"sdbatch: {error}", err=True)
+    echo(Message("sdbatch: {problem}", error), err=True)
     if account.stepped_down and os.strerror(errno.EACCES) in str(error):
-        typer.echo(f"this is done as {account.name_of(os.geteuid())}, whose root it is, and not as root", err=True)
+        who = account.name_of(os.geteuid())
+        echo(Message("this ran as {account}, the owner of the root folder, and not as the root user", who), err=True)
     return code

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import typer
-
-from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.cli.common import JsonOption, RootOption, app, echo, named_root
 
 
 @app.command()
@@ -26,4 +24,4 @@ def config(root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
     from sdbatch.operations.config_report import config_lines  # noqa: PLC0415
 
     for line in config_lines(named_root(root), as_json=as_json):
-        typer.echo(line)
+        echo(line)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import RootOption, app, named_root
+from sdbatch.cli.common import RootOption, app, echo, named_root
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
 
@@ -34,7 +34,7 @@ def pause(
     """
     from sdbatch.client import control  # noqa: PLC0415
 
-    typer.echo(control.pause(named_root(root), reason, unload=unload))
+    echo(control.pause(named_root(root), reason, unload=unload))
 
 
 @app.command()
@@ -55,7 +55,7 @@ def resume(
     """
     from sdbatch.client import control  # noqa: PLC0415
 
-    typer.echo(control.resume(named_root(root), now=now))
+    echo(control.resume(named_root(root), now=now))
 
 
 @app.command()
@@ -82,11 +82,11 @@ def cancel(
     from sdbatch.client import control  # noqa: PLC0415
 
     if bool(job) == everything:
-        raise JobError("name a job, or say --all")
+        raise JobError("give a job, or --all")
     place = named_root(root)
     lines = control.cancel_all(place) if everything else [control.cancel(place, job)]
-    for line in lines or [Message("nothing waits or is drawn")]:
-        typer.echo(line)
+    for line in lines or [Message("no job is waiting or running")]:
+        echo(line)
 
 
 @app.command()
@@ -113,11 +113,11 @@ def retry(
     from sdbatch.client import control  # noqa: PLC0415
 
     if bool(job) == all_failed:
-        raise JobError("name a job, or say --all-failed")
+        raise JobError("give a job, or --all-failed")
     place = named_root(root)
     lines = control.retry_all(place) if all_failed else [control.retry(place, job)]
-    for line in lines or [Message("nothing in jobs/failed/ is to be tried again")]:
-        typer.echo(line)
+    for line in lines or [Message("there is nothing to retry in jobs/failed/")]:
+        echo(line)
 
 
 @app.command()
@@ -138,4 +138,4 @@ def prioritize(job: JobArgument, root: RootOption = Path()) -> None:
     """
     from sdbatch.client import control  # noqa: PLC0415
 
-    typer.echo(control.prioritize(named_root(root), job))
+    echo(control.prioritize(named_root(root), job))

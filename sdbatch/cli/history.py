@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.cli.common import JsonOption, RootOption, app, echo, named_root
 from sdbatch.errors import JobError, printable
 from sdbatch.history import times
 from sdbatch.history.records import JobRecord, PictureRecord
@@ -76,7 +76,7 @@ def history(  # noqa: PLR0913 - each is an option
     from sdbatch.cli import tables  # noqa: PLC0415 - rich
 
     if kind not in (None, "txt2img", "img2img"):
-        raise typer.BadParameter(Message("--kind is txt2img or img2img"))
+        raise typer.BadParameter(Message("--kind must be txt2img or img2img"))
     place = named_root(root)
     drawn = times.since(since, datetime.now(UTC)) if since else None
     opened = _open(place, anew=rebuild)
@@ -87,11 +87,11 @@ def history(  # noqa: PLR0913 - each is an option
     else:
         tables.show_pictures(found, place)
     if not found and not as_json:
-        typer.echo(Message("nothing was found"), err=True)
+        echo(Message("nothing was found"), err=True)
     if found.rest is not None and search(before=found.rest, limit=1):
-        typer.echo(
+        echo(
             Message(
-                "these are the newest {count}; there are more: --limit {limit} shows up to so many",
+                "these are the newest {count}; see more with --limit {limit}",
                 len(found),
                 10 * limit,
             ),
@@ -125,7 +125,11 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
     if isinstance(found, Path):
         facts, notes = describe.of_file(place, found)
         if as_json:
-            typer.echo(json.dumps({**dict(facts), "notes": notes}, ensure_ascii=False, indent=1))
+            typer.echo(
+                json.dumps(
+                    {name.lower(): value for name, value in facts} | {"notes": notes}, ensure_ascii=False, indent=1
+                )
+            )
         else:
             tables.show_facts([*facts, *(("note", note) for note in notes)])
         return
@@ -166,12 +170,12 @@ def restore(
     place = named_root(root)
     restored = restore.restore(place, _find_or_file(place, what))
     for note in restored.notes:
-        typer.echo(Message("note: {note}", note), err=True)
+        echo(Message("note: {note}", note), err=True)
     if output is None:
         typer.echo(restored.text, nl=False)
         return
     if output.exists():
-        raise JobError("{output} is there already", output)
+        raise JobError("{output} exists already", output)
     files.write_atomically(output, restored.text.encode())
     typer.echo(output)
 
@@ -204,7 +208,7 @@ def follow_up(
     if isinstance(found, JobRecord):
         pictures = [each for each in opened.pictures_of(found.id) if each.file]
         if len(pictures) != 1:
-            raise JobError("{id} has {count} pictures; say which: {id}/0", found.id, len(pictures))
+            raise JobError("{id} has {count} images; say which: {id}/0", found.id, len(pictures))
         found = pictures[0]
     fields = {} if seed is None else {"seed": seed}
     text = restore.follow_up(place, opened, found, prompt, strength, **fields)
@@ -245,18 +249,18 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
     status_reader.check_root(place)
     opened = History(place) if anew else History.open(place)
     if anew:
-        typer.echo(Message("read again: {rebuild} jobs", opened.rebuild()), err=True)
+        echo(Message("read {count} jobs again", opened.rebuild()), err=True)
     if opened.stale:
-        typer.echo(Message("note: {stale}: what is newest may be missing", opened.stale), err=True)
+        echo(Message("note: {problem}: the newest images may be missing", opened.stale), err=True)
     for why in opened.passed_over:
-        typer.echo(Message("note: {why}", printable(why)), err=True)
+        echo(Message("note: {why}", printable(why)), err=True)
     return opened
 
 
 def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
     """Find what a person named: a path relative to the current folder or to the root, or an id."""
     if not named.strip():
-        raise JobError("name a picture or a job")
+        raise JobError("give an image or a job")
     path = as_stored(Path(os.path.abspath(Path(named).expanduser())))  # noqa: PTH100 - a link keeps its name
     return opened.find(opened.root.show(path) if path.exists() else named)
 

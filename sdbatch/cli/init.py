@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import admins_root, app, stored
+from sdbatch.cli.common import admins_root, app, echo, stored
 from sdbatch.errors import ConfigError
 from sdbatch.messages import Message
 from sdbatch.storage.files import copy_atomically, make_dir, same_content, write_atomically
 
-DEMO_DEFAULTS = Message("\ndefaults: {H: 64, W: 64}  # what the demo model was trained on\n")
+DEMO_DEFAULTS = "\ndefaults: {H: 64, W: 64}  # what the demo model was trained on\n"
 
 
 @app.command()
@@ -60,9 +60,9 @@ def init(
         text = (data / "configs" / "sdbatch.yaml").read_text(encoding="utf-8")
         text = text.replace("\ndefaults: {}\n", DEMO_DEFAULTS) if demo else text
         write_atomically(place.configuration, text.encode(), mode=0o640)  # it will hold the hash of a password
-    typer.echo(Message("{path} is ready: drop job files into {inbox}", place.path, place.inbox))
+    echo(Message("{path} is ready: drop job files into {inbox}", place.path, place.inbox))
     if not checkpoint.exists():
-        typer.echo(Message("no checkpoint yet: copy or link one to {checkpoint}", checkpoint))
+        echo(Message("no checkpoint yet: copy or link one to {checkpoint}", checkpoint))
 
 
 def _lay(source: Path | None, target: Path) -> None:
@@ -70,7 +70,7 @@ def _lay(source: Path | None, target: Path) -> None:
     if source is None:
         return
     if target.exists() and not same_content(source, target):
-        raise ConfigError("{target} is there already, and is not {source}; move it away first", target, source)
+        raise ConfigError("{target} exists already, and is not {source}; move it away first", target, source)
     if not target.exists():
         make_dir(target.parent)
         with source.open("rb") as file:

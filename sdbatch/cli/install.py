@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdbatch.cli.common import DryRunOption, UserOption, app, configured, root_at
+from sdbatch.cli.common import DryRunOption, UserOption, app, configured, echo, root_at
 from sdbatch.errors import InstallError
 from sdbatch.messages import Message
 
@@ -47,17 +47,17 @@ def install(
     _carry_out(plan, user=user, dry_run=dry_run)
     if not dry_run:
         for line in (*plan.opened, *(plan.ownership.told if plan.ownership else ())):
-            typer.echo(line)
+            echo(line)
         systemctl = "systemctl --user" if user else "systemctl"
         lacks = (
             ""
             if place.has_checkpoint()
             else Message("; it needs a model: sdbatch init {path} --model FILE", place.path)
         )
-        typer.echo(Message("sdbatch is installed{lacks}", lacks))
-        typer.echo(Message("start it, now and at every boot: {systemctl} enable --now sdbatch", systemctl))
+        echo(Message("sdbatch is installed{lacks}", lacks))
+        echo(Message("start it, now and at every boot: {systemctl} enable --now sdbatch", systemctl))
         if user:
-            typer.echo(Message("let it run while you are not logged in: loginctl enable-linger"))
+            echo(Message("to keep it running while you are not logged in: loginctl enable-linger"))
 
 
 @app.command()
@@ -79,16 +79,16 @@ def uninstall(*, user: UserOption = False, dry_run: DryRunOption = False) -> Non
     plan = plan_uninstall(user=user)
     _carry_out(plan, user=user, dry_run=dry_run)
     if not dry_run or not plan.remove:
-        typer.echo(Message("sdbatch is uninstalled") if plan.remove else Message("there is nothing to uninstall"))
+        echo(Message("sdbatch is uninstalled") if plan.remove else Message("there is nothing to uninstall"))
 
 
 def _carry_out(plan: "InstallPlan", *, user: bool, dry_run: bool) -> None:
     if dry_run:
         for line in plan.lines():
-            typer.echo(line)
+            echo(line)
         return
     if not user and os.geteuid() != 0:
-        raise InstallError("only root can do this for the whole machine: run it with sudo, or as yourself with --user")
+        raise InstallError("only root can do this for the whole machine: use sudo, or --user for yourself alone")
     plan.carry_out()
     if not plan.running:
-        typer.echo(Message("no systemd runs here now; one that is started will find what was changed"), err=True)
+        echo(Message("systemd is not running here; it will find the change when it starts"), err=True)

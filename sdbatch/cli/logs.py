@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import JsonOption, RootOption, app, named_root
+from sdbatch.cli.common import JsonOption, RootOption, app, echo, named_root
 
 
 @app.command()
@@ -34,4 +34,4 @@ def logs(
     place = named_root(root)
     place.require(place.inbox)
     for line in log_lines(place, job, as_json=as_json):
-        typer.echo(line)
+        echo(line)

@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
 )
 from sdbatch.cli.common import HELP_NAMES, app, say
 from sdbatch.errors import ConfigError, NoRoot, RootBusy, SdbatchError
-from sdbatch.messages import Message
+from sdbatch.messages import Message, here
 from sdbatch.operations import account
 from sdbatch.storage.files import is_disk_trouble
 
@@ -53,7 +54,7 @@ def _top(*, version: Annotated[bool, typer.Option("--version", help="Print the v
 def main() -> None:
     """Run the command; an error becomes one plain line and an exit code."""
     command = typer.main.get_command(app)
-    _untyped_flags(command)
+    _prepare(command)
     try:
         command(prog_name="sdbatch")
     except ConfigError as error:
@@ -63,22 +64,31 @@ def main() -> None:
     except NoRoot as error:
         sys.exit(say(error, os.EX_UNAVAILABLE))
     except PermissionError as error:
-        sys.exit(say(f"{error.filename}: {error.strerror}{_who_may(error.filename)}", 1))
+        sys.exit(say(Message("{path}: {problem}{remedy}", error.filename, error.strerror, _who_may(error.filename)), 1))
     except OSError as error:
-        said = f"{error.filename}: {error.strerror}" if error.filename else error
+        said = Message("{path}: {problem}", error.filename, error.strerror) if error.filename else error
         sys.exit(say(said, os.EX_IOERR if is_disk_trouble(error) else 1))
     except SdbatchError as error:
         sys.exit(say(error, 1))
 
 
-def _untyped_flags(command: Any) -> None:
-    """Remove the type from flags in the help, because flags take no value."""
+def paragraphs(text: str) -> Iterator[tuple[str, str]]:
+    """Those of a command's help: what is translated of each, and what stays, as examples do below their heading."""
+    for paragraph in text.split("\n\n"):
+        heading, _, examples = paragraph.partition("\n")
+        yield (heading, f"\n{examples}") if heading.startswith("Example") else (paragraph, "")
+
+
+def _prepare(command: Any) -> None:
+    """Help in the reader's language; flags take no value, and it is not to say that they do."""
+    command.help = "\n\n".join(here(text) + rest for text, rest in paragraphs(command.help or ""))
     context = command.context_class(command, help_option_names=HELP_NAMES)
     for param in (*command.params, command.get_help_option(context)):
         if getattr(param, "is_flag", False):
             param.metavar = ""
+        param.help = here(getattr(param, "help", None) or "")
     for inner in getattr(command, "commands", {}).values():
-        _untyped_flags(inner)
+        _prepare(inner)
 
 
 def _who_may(refused: str | None) -> str:
@@ -90,6 +100,6 @@ def _who_may(refused: str | None) -> str:
             continue  # its parent is not readable either
         if status.st_mode & stat.S_IWGRP and status.st_gid not in {os.getegid(), *os.getgroups()}:
             joins = f"sudo usermod -aG {status.st_gid} {account.name_of(os.geteuid())}"
-            return Message("; the group of {folder} may do this ({joins}, and log in anew)", folder, joins)
+            return Message("; the group of {folder} may do this ({command}, and log in again)", folder, joins)
         break
     return ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, open_root, stored
+from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, echo, open_root, stored
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
 from sdbatch.operations import catalog
@@ -57,7 +57,7 @@ def list_models(root: RootOption = Path(), *, as_json: JsonOption = False) -> No
 
         tables.show_models(found)
     if not found and not as_json:
-        typer.echo(Message("there is no checkpoint in {models}", place.models), err=True)
+        echo(Message("there is no checkpoint in {models}", place.models), err=True)
     raise typer.Exit(0 if found else 1)
 
 
@@ -87,8 +87,8 @@ def import_model(
         raise typer.BadParameter(Message("--as takes a name without folders"))
     with _bar("copying") as told:
         target = catalog.import_model(file, place, name, told, link=link)
-    typer.echo(Message("{target} is there: jobs name it with `ckpt: {name}`", place.show(target), target.name))
-    typer.echo(Message("whether it is whole says `sdbatch model verify {name}`", target.name), err=True)
+    echo(Message("{target} is ready: jobs name it with `ckpt: {name}`", place.show(target), target.name))
+    echo(Message("check it: sdbatch model verify {name}", target.name), err=True)
 
 
 @model.command()
@@ -125,7 +125,7 @@ def verify(
         else Message("does not fit {config}", _config(place, found))
     )
     typer.echo(f"{place.show(found.ckpt)} {fits}")
-    typer.echo(
+    echo(
         Message(
             "  {weights} million weights are used, in {names}",
             f"{verified.weights / 1e6:,.0f}",
@@ -133,9 +133,9 @@ def verify(
         )
     )
     for kind, count in verified.beside.items():
-        typer.echo(Message("  not used: {kind} ({count} names)", kind, count))
+        echo(Message("  not used: {kind} ({count} names)", kind, count))
     for title, names in (
-        (Message("missing or misfit"), verified.lacking),
+        (Message("missing or of another shape"), verified.lacking),
         (Message("not numbers (nan or infinite)"), verified.broken),
         (Message("unexpected, not used"), verified.unexpected),
     ):
@@ -174,7 +174,7 @@ def convert(
     place.require(place.inbox)
     found = place.find_weights(ckpt, config)
     if output is not None and output.exists():
-        raise JobError("{output} is there already; choose another name", output)
+        raise JobError("{output} exists already; choose another name", output)
     from sdbatch.renderer import model_tools  # noqa: PLC0415 - torch
     from sdbatch.renderer.models.conversion import Conversions  # noqa: PLC0415 - torch
 
@@ -187,7 +187,7 @@ def convert(
             kept = Conversions(place.state / "models", place.state / "checksums.json", settings.converted_bytes)
             target = model_tools.convert_ahead(found.ckpt, found.config, dtype, kept, told)
     if target is None:
-        typer.echo(Message("{ckpt} can be mapped as it is: nothing is to be converted", place.show(found.ckpt)))
+        echo(Message("{ckpt} loads quickly as it is: it needs no conversion", place.show(found.ckpt)))
     else:
         typer.echo(place.show(target))
 
@@ -202,7 +202,7 @@ def _list(title: str, names: list[str]) -> None:
         for name in names[:SHOWN]:
             typer.echo(f"    {name}")
         if len(names) > SHOWN:
-            typer.echo(Message("    and {count} more", len(names) - SHOWN))
+            echo(Message("    and {count} more", len(names) - SHOWN))
 
 
 @contextmanager

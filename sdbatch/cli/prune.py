@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import RootOption, app, open_root
+from sdbatch.cli.common import RootOption, app, echo, open_root
 from sdbatch.messages import Message
 from sdbatch.storage.files import in_words, is_disk_trouble
 
@@ -37,7 +37,7 @@ def prune(
     place.require(place.inbox)
     outdated = [*retention.outdated(place, settings.retention, datetime.now(UTC))]
     if not outdated:
-        typer.echo(Message("nothing to remove by the rules of retention:"))
+        echo(Message("nothing to remove; `retention:` has no limit set"))
     for folder in outdated:
         if apply:
             try:
@@ -45,9 +45,10 @@ def prune(
             except OSError as error:
                 if is_disk_trouble(error):
                     raise
-                typer.echo(
+                echo(
                     Message("can't remove {folder}: {problem}", place.show(folder), in_words(error)),
                     err=True,
                 )
                 continue
-        typer.echo(f"{'removed' if apply else 'would remove'} {place.show(folder)}")
+        what = Message("removed {folder}", place.show(folder))
+        echo(what if apply else Message("would remove {folder}", place.show(folder)))

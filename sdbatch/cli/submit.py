@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from sdbatch.cli.common import FilesArgument, RootOption, app, open_to_write_jobs, say
+from sdbatch.cli.common import FilesArgument, RootOption, app, echo, open_to_write_jobs, say
 from sdbatch.errors import JobError, NoRoot
 from sdbatch.messages import Message
 
@@ -43,5 +43,5 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
             continue
         typer.echo(dropped.path)
         for named in dropped.along:
-            typer.echo(Message("{named} was taken along", named), err=True)
+            echo(Message("{named} was dropped too", named), err=True)
     raise typer.Exit(0 if is_good else 1)

@@ -9,8 +9,9 @@ from rich.text import Text
 
 from sdbatch.errors import printable
 from sdbatch.history.records import JobRecord, Lineage, PictureRecord
-from sdbatch.messages import Message
+from sdbatch.messages import Message, here
 from sdbatch.operations.catalog import CatalogEntry
+from sdbatch.spool.reason import message_of
 from sdbatch.storage.root import Root
 
 
@@ -24,13 +25,13 @@ def show_pictures(pictures: list[PictureRecord], root: Root) -> None:
             print("\t".join(_line(value) for value in fields))  # noqa: T201 - no folding, no markup
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("drawn", no_wrap=True)
-    table.add_column("picture", overflow="fold")
-    for name in ("seed", "steps", "scale", "strength"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("prompt", overflow="fold", ratio=1)
+    table.add_column(here(Message("generated")), no_wrap=True)
+    table.add_column(here(Message("picture")), overflow="fold")
+    for name in (Message("seed"), Message("steps"), Message("scale"), Message("strength")):
+        table.add_column(here(name), justify="right", no_wrap=True)
+    table.add_column(here(Message("prompt")), overflow="fold", ratio=1)
     for each in pictures:
-        cell = Text(printable(each.reason), "red") if each.state == "failed" else Text(printable(each.prompt))
+        cell = Text(_why(each, root), "red") if each.state == "failed" else Text(printable(each.prompt))
         table.add_row(_local(each.drawn_at), Text(printable(each.path)), _said(each.seed), *_how(each), cell)
     console.print(table)
 
@@ -46,12 +47,12 @@ def show_one(
     console = Console(highlight=False)
     show_facts([*_facts(found, root), *particulars])
     if isinstance(found, JobRecord) and any(each.file for each in pictures):
-        console.print(Text("pictures", "bold"))
+        console.print(Text(here(Message("images")), "bold"))
         for each in pictures:
             own = f"  {each.prompt}" if each.prompt != found.prompt else ""
             console.print(Text(printable(f"  {each.number}  {each.path}{own}")), soft_wrap=True)
     if tree.children or not tree.is_asked:
-        console.print(Text("lineage", "bold"))
+        console.print(Text(here(Message("lineage")), "bold"))
         for line in _lines(tree):
             console.print(line, soft_wrap=True)
 
@@ -60,7 +61,7 @@ def show_facts(facts: list[tuple[str, str]]) -> None:
     """One line for each name and value."""
     console = Console(highlight=False)
     for name, value in facts:
-        console.print(Text.assemble((f"{name:<18}", "bold"), printable(value)), soft_wrap=True)
+        console.print(Text.assemble((f"{here(name).lower():<18}", "bold"), printable(here(value))), soft_wrap=True)
 
 
 def show_models(models: list[CatalogEntry]) -> None:
@@ -71,45 +72,50 @@ def show_models(models: list[CatalogEntry]) -> None:
             print("\t".join(_line(v) for v in (each.name, each.path, str(each.size), ",".join(each.converted))))  # noqa: T201
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("ckpt", overflow="fold")
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("converted", no_wrap=True)
-    table.add_column("file", overflow="fold")
+    table.add_column(here(Message("ckpt")), overflow="fold")
+    table.add_column(here(Message("size")), justify="right", no_wrap=True)
+    table.add_column(here(Message("converted")), no_wrap=True)
+    table.add_column(here(Message("file")), overflow="fold")
     for each in models:
-        size = Text("missing", "red") if each.kind == "missing" else Text(f"{each.size / 1e9:.1f} GB")
+        size = Text(here(Message("missing")), "red") if each.kind == "missing" else Text(f"{each.size / 1e9:.1f} GB")
         table.add_row(Text(printable(each.name)), size, ", ".join(each.converted), Text(printable(each.path)))
     console.print(table)
 
 
 def _facts(found: PictureRecord | JobRecord, root: Root) -> Iterator[tuple[str, str]]:
     if isinstance(found, JobRecord):
-        yield "job", found.id
-        yield "folder", str(root.path / found.folder)
+        yield Message("job"), found.id
+        yield Message("folder"), str(root.path / found.folder)
     else:
-        yield "picture", str(root.path / found.path)
-        yield "job", Message("{job}, picture {number}", found.job, found.number)
-        yield "published", found.published or ""
-    yield "state", found.state
+        yield Message("picture"), str(root.path / found.path)
+        yield Message("job"), Message("{job}, image {number}", found.job, found.number)
+        yield Message("published"), found.published or ""
+    yield Message("state"), found.state
     if found.reason:
-        yield "reason", found.reason
-    yield "drawn", _local(found.drawn_at)
+        yield Message("reason"), _why(found, root)
+    yield Message("generated"), _local(found.drawn_at)
     told = [
-        ("prompt", found.prompt),
+        (Message("prompt"), found.prompt),
         (Message("negative prompt"), found.negative),
-        ("name", found.name),
-        ("kind", found.kind),
-        ("checkpoint", found.ckpt),
-        ("seed", _said(found.seed)),
-        ("size", f"{found.width}x{found.height}" if found.width else ""),
+        (Message("name"), found.name),
+        (Message("kind"), found.kind),
+        (Message("checkpoint"), found.ckpt),
+        (Message("seed"), _said(found.seed)),
+        (Message("size"), f"{found.width}x{found.height}" if found.width else ""),
         (Message("came from"), " ".join(filter(None, (found.parent_job, found.parent_picture)))),
     ]
     yield from ((name, value) for name, value in told if value)
 
 
+def _why(failed: PictureRecord | JobRecord, root: Root) -> str:
+    job = failed.id if isinstance(failed, JobRecord) else failed.job
+    return printable(here(message_of(root.failed / job, failed.reason)))
+
+
 def _lines(job: Lineage, depth: int = 0) -> Iterator[Text]:
     """One line each, indented by depth, without a frame, which would be cut at the terminal's edge."""
     if job.above:
-        yield Text(Message("... {above} more above", job.above))
+        yield Text(here(Message("... {number} more above", job.above)))
     yield Text("  " * depth).append_text(_node(job))
     for child in job.children:
         yield from _lines(child, depth + 1)
@@ -118,7 +124,7 @@ def _lines(job: Lineage, depth: int = 0) -> Iterator[Text]:
 
 
 def _node(job: Lineage) -> Text:
-    start = Message("from {picture}: ", job.picture) if job.picture else ""
+    start = here(Message("from {picture}: ", job.picture)) if job.picture else ""
     gone = f" ({job.state})" if job.state in ("gone", "failed") else ""
     said = _line(job.prompt)
     said = f"  {said[:60]}..." if len(said) > 63 else f"  {said}"

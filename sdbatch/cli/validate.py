@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from sdbatch.cli.common import FilesArgument, RootOption, app, open_to_write_jobs
+from sdbatch.cli.common import FilesArgument, RootOption, app, echo, open_to_write_jobs
 
 
 @app.command()
@@ -25,6 +25,6 @@ def validate(files: FilesArgument, root: RootOption = Path()) -> None:
     is_good = True
     for path in files:
         for line, is_ok in check_file(path, place, settings.limits):
-            typer.echo(line, err=not is_ok)
+            echo(line, err=not is_ok)
             is_good &= is_ok
     raise typer.Exit(0 if is_good else 1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdbatch.cli.common import RootOption, app, open_root
+from sdbatch.cli.common import RootOption, app, echo, open_root
 from sdbatch.errors import ConfigError, InstallError
 from sdbatch.messages import Message
 from sdbatch.spool.status_reader import check_root
@@ -69,7 +69,7 @@ def web(
         with page.request_context(environ):
             return guard.body_limit()
 
-    typer.echo(Message("the page is at {listener}", server.shown(listener)))
+    echo(Message("the page is at {address}", server.shown(listener)))
     server.serve(page, listener, body_limit, AT_ONCE * (settings.limits.input_bytes + guard.FORM_BYTES))
 
 
@@ -78,5 +78,5 @@ def _print_hash() -> None:
 
     password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     if len(password) < 8:
-        raise ConfigError("a password of fewer than 8 letters is found by trying; take a longer one")
+        raise ConfigError("a password with fewer than 8 characters is too easy to guess; use a longer one")
     typer.echo(f"web:\n  password: {generate_password_hash(password)}")

@@ -7,9 +7,10 @@ from sdbatch.errors import Cancelled, JobError
 from sdbatch.messages import Message
 from sdbatch.spool import status_reader
 from sdbatch.spool.inbox import make_folder, walk
-from sdbatch.spool.job_names import file_of, folders, matching, number_of
+from sdbatch.spool.job_names import file_id, folders, folders_matching, number_of
 from sdbatch.spool.order import BUMPED, URGENT, bumped_files
-from sdbatch.spool.spool import CANCEL, ERROR, Spool
+from sdbatch.spool.reason import ERROR
+from sdbatch.spool.spool import CANCEL, Spool
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
@@ -37,8 +38,8 @@ def resume(root: Root, *, now: bool = False) -> str:
         return Message("it draws now, and by its hours again from when they begin")
     facts = status_reader.read_status(root)
     if facts.get("state") == status_reader.RESTING:
-        return Message("it was not paused; it {get}, and `sdbatch resume --now` has it draw now", facts.get("problem"))
-    return "resumed" if was_paused else Message("it was not paused")
+        return Message("it was not paused; it {state}, and `sdbatch resume --now` starts it now", facts.get("problem"))
+    return Message("resumed") if was_paused else Message("it was not paused")
 
 
 def cancel(root: Root, name: str) -> str:
@@ -46,12 +47,12 @@ def cancel(root: Root, name: str) -> str:
 
     A waiting file is deleted. A claimed job goes to failed/ with its finished images.
     """
-    claimed = matching(name, [root.running])
+    claimed = folders_matching(name, [root.running])
     is_id = any(folder.name == normal(name) for folder in claimed)
     waiting = _waiting(root, name) if not is_id else []
     if waiting and is_job_name(name):
         claimed = []  # given by its full name
-    if len(waiting) + len({file_of(folder.name) for folder in claimed}) > 1:
+    if len(waiting) + len({file_id(folder.name) for folder in claimed}) > 1:
         raise _ambiguous(name, [*waiting, *claimed])
     if waiting:
         return _delete(root, waiting[0])
@@ -59,11 +60,9 @@ def cancel(root: Root, name: str) -> str:
         raise _unknown(root, name, Message("waits or is drawn"))
     cancelled = _mark(root, claimed)
     if len(cancelled) == 1:
-        return Message(
-            "{name} is cancelled; it goes to jobs/failed/ with the pictures that are finished", cancelled[0].name
-        )
+        return Message("{name} is cancelled; it goes to jobs/failed/ with its finished images", cancelled[0].name)
     return Message(
-        "{count} jobs of {number_of} are cancelled; they go to jobs/failed/ with the pictures that are finished",
+        "{count} jobs of {file} are cancelled; they go to jobs/failed/ with their finished images",
         len(cancelled),
         number_of(claimed[0].name),
     )
@@ -80,14 +79,14 @@ def cancel_all(root: Root) -> list[str]:
 def retry(root: Root, name: str) -> str:
     """Run a failed job again, or all failed jobs of a file. Images stay if nothing they were made from has changed."""
     root.require(root.inbox)
-    found = matching(name, [root.failed])
-    if len({file_of(folder.name) for folder in found}) != 1:
+    found = folders_matching(name, [root.failed])
+    if len({file_id(folder.name) for folder in found}) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, Message("lies in jobs/failed/"))
     for folder in found:
         Spool(root).requeue(folder)
     if len(found) == 1:
-        return Message("{name} is tried again", found[0].name)
-    return Message("{count} jobs of {number_of} are tried again", len(found), number_of(found[0].name))
+        return Message("{name} will run again", found[0].name)
+    return Message("{count} jobs of {file} will run again", len(found), number_of(found[0].name))
 
 
 def retry_all(root: Root) -> list[str]:
@@ -111,15 +110,13 @@ def _retried(root: Root, folder: Path) -> str:
 def prioritize(root: Root, name: str) -> str:
     """Move a waiting file to urgent/. The files that it names are still found at its old place."""
     found = _waiting(root, name)
-    if not found and (claimed := matching(name, [root.running])):
+    if not found and (claimed := folders_matching(name, [root.running])):
         return _prioritize_claimed(root, name, claimed)
     if len(found) != 1:
         raise _ambiguous(name, found) if found else _unknown(root, name, Message("waits in jobs/inbox/"))
     (file,), urgent = found, root.inbox / URGENT
     if file.is_relative_to(urgent):
-        return Message(
-            "{file} goes first already, in its turn among those in jobs/inbox/{urgent}/", root.show(file), URGENT
-        )
+        return Message("{file} is already in jobs/inbox/{urgent}/, and goes first in its turn", root.show(file), URGENT)
     place = urgent / file.parent.relative_to(root.inbox)
     make_folder(root.inbox, place)
     target = next(t for n in range(1, 10_000) if not (t := place / (f"{n}-" * (n > 1) + file.name)).exists())
@@ -127,18 +124,18 @@ def prioritize(root: Root, name: str) -> str:
         files.write_atomically(Path(f"{target}.sha256"), files.sha256(file).encode(), durable=False, mode=0o664)
     files.move(file, target)
     files.clear(Path(f"{file}.sha256"))
-    return Message("{target} goes first, behind what lay in jobs/inbox/{urgent}/ before", root.show(target), URGENT)
+    return Message("{path} goes first, after what was in jobs/inbox/{urgent}/ before", root.show(target), URGENT)
 
 
 def _prioritize_claimed(root: Root, name: str, claimed: list[Path]) -> str:
     """All jobs of a file go first, like those in urgent/."""
-    wanted = {file_of(folder.name) for folder in claimed}
+    wanted = {file_id(folder.name) for folder in claimed}
     if len(wanted) != 1:
         raise _ambiguous(name, claimed)
-    there = {file_of(folder.name) for folder in folders(root.running)}
+    there = {file_id(folder.name) for folder in folders(root.running)}
     lines = sorted((bumped_files(root.running) | wanted) & there)
     files.write_atomically(root.running / BUMPED, "\n".join(lines).encode(), mode=0o664)
-    return Message("all jobs of {number_of} go first, behind what was urgent before", number_of(claimed[0].name))
+    return Message("all jobs of {file} go first, after earlier urgent ones", number_of(claimed[0].name))
 
 
 def _has_failed(folder: Path) -> bool:
@@ -151,7 +148,7 @@ def _has_failed(folder: Path) -> bool:
 
 def _delete(root: Root, waiting: Path) -> str:
     files.delete(waiting)
-    return Message("deleted {waiting}", root.show(waiting))
+    return Message("deleted {path}", root.show(waiting))
 
 
 def _mark(root: Root, claimed: list[Path]) -> list[Path]:
@@ -160,8 +157,8 @@ def _mark(root: Root, claimed: list[Path]) -> list[Path]:
     while True:
         for folder in wanted:
             files.mark(folder / CANCEL)
-        files_of = {file_of(folder.name) for folder in claimed if len(claimed) > 1}
-        there = [folder for folder in folders(root.running) if file_of(folder.name) in files_of]
+        files_of = {file_id(folder.name) for folder in claimed if len(claimed) > 1}
+        there = [folder for folder in folders(root.running) if file_id(folder.name) in files_of]
         wanted = [folder for folder in there if folder not in claimed]
         if not wanted:
             return claimed
@@ -182,8 +179,8 @@ def _jobs_in(inbox: Path) -> list[Path]:
 
 
 def _ambiguous(name: str, found: list[Path]) -> JobError:
-    return JobError(f"{name} may be any of " + ", ".join(path.name for path in found[:10]) + "; say which")
+    return JobError("{name} may be any of {names}; say which", name, ", ".join(path.name for path in found[:10]))
 
 
 def _unknown(root: Root, name: str, what: str) -> JobError:
-    return JobError("no job of the name {name} {what} (see `sdbatch status --root {root}`)", name, what, root.path)
+    return JobError('there is no job "{name}" {where} (see `sdbatch status --root {root}`)', name, what, root.path)

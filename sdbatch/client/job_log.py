@@ -27,7 +27,7 @@ def log_lines(root: Root, named: str, *, as_json: bool) -> Iterator[str]:
         data = b""
     if not data:
         raise JobError(
-            "no lines were kept in {folder}; systemd's journal may have them: journalctl JOB_ID={name}",
+            "there is no log in {folder}; systemd's journal may have it: journalctl JOB_ID={name}",
             folder,
             folder.name,
         )

@@ -14,6 +14,7 @@ from sdbatch.client.validate import check_file, find_named, lies_beside, submit_
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing
 from sdbatch.job import reader
+from sdbatch.messages import Message, joined
 from sdbatch.spool.inbox import make_folder
 from sdbatch.spool.order import BULK, URGENT
 from sdbatch.spool.spool import slug_of
@@ -35,13 +36,13 @@ def submit(path: Path, root: Root, limits: Limits) -> Dropped:
     """Submit a job file with the files that it names.
 
     Raises:
-        JobError: a job of it would fail, or something that it names can't lie in the inbox; nothing was dropped.
+        JobError: one of its jobs would fail, or a named file can't be in the inbox; nothing was submitted.
         OSError: it can't be read, or the disk failed.
     """
     root.require(root.inbox)
     if is_job_name(path.name):  # else `submit_file` says what is wrong
         if bad := [line for line, is_good in check_file(path, root, limits) if not is_good]:
-            raise JobError("\n".join([*bad, f"{path.name} was not dropped"]))
+            raise JobError(joined("\n", [*bad, Message("{name} was not dropped", path.name)]))
         if along := _beside(path, root, limits):
             return Dropped(_drop_folder(path, along, root), sorted(along))
     return Dropped(submit_file(path, root), [])
@@ -85,7 +86,7 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
     try:
         for named, source in along.items():
             parts = (place / named).parts
-            _copy(source, draft / _walked(parts), root)
+            _copy(source, draft / _without_dots(parts), root)
         _copy(path, draft / place / path.name, root)
         target = _free_name(root, slug_of(path.name))
         files.move(draft, target)
@@ -95,7 +96,7 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
     return target / place / path.name
 
 
-def _walked(parts: tuple[str, ...]) -> Path:
+def _without_dots(parts: tuple[str, ...]) -> Path:
     """A path with `..` resolved."""
     walked: list[str] = []
     for part in parts:

@@ -15,7 +15,7 @@ from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
 from sdbatch.job.samplers import SAMPLERS, SCHEDULES
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, lines
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
@@ -37,7 +37,7 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
         yield Message("{path}: is a link, a pipe or a device; a job must be a plain file", path), False
         return
     for line, is_good in check_data(data, path.name, path.parent, root, limits):
-        yield f"{path}: {line}", is_good
+        yield Message("{path}: {line}", path, line), is_good
 
 
 def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
@@ -53,12 +53,11 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             yield label + said, True
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
-        except (
-            JobError,
-            TemporarilyUnavailable,
-        ) as error:  # TemporarilyUnavailable: in the service this job would wait
-            for line in [*str(error).splitlines(), *(Message("note: {note}", note) for note in parsed.notes)]:
-                yield label + line.removeprefix(f"{name}: "), False
+        except (JobError, TemporarilyUnavailable) as error:  # the service would let the latter wait
+            for line in lines(error.message):
+                yield label + reader.without_file(line), False
+            for note in parsed.notes:
+                yield label + Message("note: {note}", note), False
 
 
 def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str]]:
@@ -76,7 +75,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     if isinstance(job, Img2Img) and (init := _check_init(job, beside, root, limits)):
         size, notes = init
     if problems := limits.problems(count, job.ddim_steps, size):
-        raise JobError("\n".join(problems))
+        raise JobError(joined("\n", problems))
     root.output_folder(job.outdir)
     made = ModelConfig()
     if root.inbox.is_dir():
@@ -90,7 +89,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
     sampler = SAMPLERS[job.sampler].title + (f" {SCHEDULES[job.schedule]}" if job.schedule != "automatic" else "")
     said = Message(
-        "{pictures} of {shape}, {sampler}, {ddim_steps} steps, to {outdir}: {drawn}",
+        "{pictures} of {size}, {sampler}, {steps} steps, to {outdir}: {prompt}",
         pictures,
         shape,
         sampler,
@@ -125,7 +124,9 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
     elif (outside := lies_beside(named, beside, root)) is not None:
         if not outside.exists():
             raise Missing(
-                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it', field, named
+                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
+                field,
+                named,
             )
         if not outside.is_file():
             raise JobError('{field}: "{named}" is not a file', field, named)
@@ -137,7 +138,7 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
         raise JobError('{field}: "{named}" is not a file', field, named)
     if (size := found.stat().st_size) > limits.input_bytes:
         raise JobError(
-            '{field}: "{named}" has {size:,} bytes; the limit is {input_bytes:,}',
+            '{field}: "{named}" has {size:,} bytes; the limit is {most:,}',
             field,
             named,
             size,
@@ -175,9 +176,7 @@ def _check_init(
 
     if not os.access(path, os.R_OK):
         raise JobError('init_img: "{init_img}" can\'t be read: {problem}', job.init_img, os.strerror(errno.EACCES))
-    pixels, notes = load_init(
-        path.resolve(), limits.init_pixels, limits.pixels
-    )  # read in the same way as for generating
+    pixels, notes = load_init(path.resolve(), limits.init_pixels, limits.pixels)  # as the renderer reads it
     return (pixels.shape[2], pixels.shape[1]), notes
 
 
@@ -185,7 +184,7 @@ def submit_file(path: Path, root: Root) -> Path:
     """Copy a job file into the inbox, where it appears complete or not at all; returns its path.
 
     Raises:
-        JobError: its name is no job's, or there is no root.
+        JobError: its name is not that of a job, or there is no root.
     """
     if not is_job_name(path.name):
         raise JobError("{name}: a job file ends in .yaml, .yml or .json, and does not start with . or ~", path.name)

@@ -22,7 +22,7 @@ NOW_CALLED: dict[Key, str] = {
 
 def now_called(old: Key) -> str:
     """The note for a person who used an old name."""
-    return Message("{names} is now called {now_called}", ".".join(old), NOW_CALLED[old])
+    return Message("{old} is now called {new}", ".".join(old), NOW_CALLED[old])
 
 
 def by_new_names(values: dict[str, Any], tell: Callable[[Key, str], None]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def by_new_names(values: dict[str, Any], tell: Callable[[Key, str], None]) -> di
         if not isinstance(group, dict) or old[-1] not in group:
             continue
         if new in group:
-            raise ValueError(Message("{now_called}, and both are given; delete {old}", now_called(old), old[-1]))
+            raise ValueError(Message("{problem}, and both are given; delete {old}", now_called(old), old[-1]))
         tell(old, new)
         group[new] = group.pop(old[-1])
     return values

@@ -160,7 +160,7 @@ class Web(Group):
                     ip_network(proxy)
                 except ValueError as error:
                     raise ValueError(
-                        Message("{proxy} is no address, no network such as 10.0.0.0/8, and not unix", proxy)
+                        Message("{proxy} must be an address, a network such as 10.0.0.0/8, or unix", proxy)
                     ) from error
         return proxies
 
@@ -232,14 +232,14 @@ class Settings(BaseSettings):
     def _last_for_a_while(cls, hours: str) -> str:
         start, _, end = hours.partition("-")
         if hours and start == end:
-            raise ValueError(Message("the hours end when they begin"))
+            raise ValueError(Message("the hours must not end when they begin"))
         return hours
 
-    def kept_free(self, total: int) -> int:
+    def bytes_kept_free(self, total: int) -> int:
         """How many bytes of a disk of this size stay free."""
         return min(self.min_free_bytes, total // 100)
 
-    def told_to(self, place: root.Root) -> root.Root:
+    def apply_to(self, place: root.Root) -> root.Root:
         """The root with the settings that concern its jobs."""
         return replace(
             place,

@@ -19,7 +19,7 @@ from sdbatch.config.settings import NEEDS_RESTART, Environment, Settings
 from sdbatch.errors import ConfigError, JobError
 from sdbatch.job.document import Document, Unsure, plain, read_yaml
 from sdbatch.job.messages import likely, refused, unknown
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined
 from sdbatch.telemetry import systemd
 from sdbatch.telemetry.log import Log
 
@@ -40,9 +40,9 @@ class Configuration:
     """The settings as they were read.
 
     Attributes:
-        lines: where the file names a key.
-        variables: the environment's name for each key that it overrides.
-        renamed: what the file calls by a name of before, in words.
+        lines: the line of each key in the file.
+        variables: the variable of each overridden key.
+        renamed: notes on old names in the file.
     """
 
     path: Path
@@ -59,18 +59,19 @@ class Configuration:
     def _origin(self, key: Key) -> str:
         for start in (key, key[:1]):  # a whole group can stand in one variable
             if start in self.variables:
-                return Message("{variables} in the environment", self.variables[start])
+                return Message("{name} in the environment", self.variables[start])
         if key not in self.lines:
             return "default"
         is_default = dict(leaves(self.settings)).get(key) == dict(leaves(Settings.model_construct())).get(key)
-        return Message("{path}, line {lines}{part}", self.path, self.lines[key], ": the default" if is_default else "")
+        said = "{path}, line {line}: the default" if is_default else "{path}, line {line}"
+        return Message(said, self.path, self.lines[key])
 
 
 def load(path: Path, content: bytes | None = None) -> Configuration:
     """Read the configuration, or `content` if the file was read already; no file means all defaults.
 
     Raises:
-        ConfigError: names the file and line or the variable, the key, and what is wrong.
+        ConfigError: with file and line or variable, the key, and the mistake.
     """
     values, lines = _read(path, content)
     renamed: list[Key] = []
@@ -78,11 +79,11 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
         values = by_new_names(values, lambda old, _: renamed.append(old))
     except ValueError as error:
         raise ConfigError("{path}: {problem}", path, error) from error
-    told = tuple(f"{path}: line {lines.get(old, 1)}: {now_called(old)}" for old in renamed)
+    told = tuple(Message("{path}: line {line}: {problem}", path, lines.get(old, 1), now_called(old)) for old in renamed)
     lines = {new_key(key): line for key, line in lines.items()}
     if twice := next((name for name, new in _old_variables().items() if new in os.environ), ""):
         raise ConfigError(
-            "{twice} in the environment is now called {old_variables}, and both are given",
+            "{old} in the environment is now called {new}, and both are given; delete the old one",
             twice,
             _old_variables()[twice],
         )
@@ -94,13 +95,13 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
         given, example = plain(os.environ.get(name, "")), 'a list is ["/data"], a group {"steps": 50}'
         raise ConfigError("{name} in the environment: {given} is not JSON; {example}", name, given, example) from error
     if name := next((name for name in values if name.startswith("_")), ""):  # pydantic reserves such names
-        raise ConfigError("{path}: line {lines}: {name}: {unknown}", path, lines[name,], name, unknown(Settings, name))
+        raise ConfigError("{path}: line {line}: {name}: {problem}", path, lines[name,], name, unknown(Settings, name))
     variables = {key: PREFIX + "__".join(key).upper() for key, _ in _leaves(overriding)}
     try:
         settings = Settings(**values)
     except ValidationError as error:
         wrong = [_in_words(path, details, lines, variables) for details in error.errors(include_url=False)]
-        raise ConfigError("\n".join(wrong)) from error
+        raise ConfigError(joined("\n", wrong)) from error
     return Configuration(path, settings, lines, variables, told)
 
 
@@ -113,7 +114,7 @@ def reload(path: Path, old: Settings, logger: Log) -> tuple[Settings, str]:
         new = load(path).settings
     except ConfigError as error:
         logger.error("the configuration is wrong; the old one stays", error=str(error))  # noqa: TRY400 - no slip of ours
-        return old, str(error)
+        return old, error.message
     before = dict(leaves(old))
     changed = {
         key: f"{'.'.join(key)}: {before.get(key)} -> {value}" for key, value in leaves(new) if value != before.get(key)
@@ -194,7 +195,7 @@ def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, 
             return {}, {}
         case [Document(value=dict(values), lines=lines)]:
             return _resolved(values), {tuple(map(str, key)): line for key, line in lines.items()}
-    raise ConfigError("{path}: must be keys and values, such as `device: auto`", path)
+    raise ConfigError("{path}: must be names and values, such as `device: auto`", path)
 
 
 def _resolved(value: Any) -> Any:
@@ -211,7 +212,7 @@ def _resolved(value: Any) -> Any:
 
 def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variables: dict[Key, str]) -> str:
     """One mistake, for the admin."""
-    kind, key = _home(tuple(map(str, details["loc"])))
+    kind, key = _model_of(tuple(map(str, details["loc"])))
     name = key[-1] if key else ""
     if details["type"] == "extra_forbidden":
         what = unknown(kind, name)
@@ -221,12 +222,12 @@ def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variable
         what = details["msg"]
     starts = [key[:length] for length in range(len(key), 0, -1)]
     if variable := next((variables[start] for start in starts if start in variables), ""):
-        return Message("{variable} in the environment: {what}", variable, what)
+        return Message("{name} in the environment: {problem}", variable, what)
     line = next((lines[start] for start in starts if start in lines), 1)
     return Message("{path}: line {line}: {names}: {what}", path, line, ".".join(key), what)
 
 
-def _home(loc: Key) -> tuple[type[BaseModel], Key]:
+def _model_of(loc: Key) -> tuple[type[BaseModel], Key]:
     """The model class of a key, and the key without list positions."""
     kind: type[BaseModel] = Settings
     depth = 0

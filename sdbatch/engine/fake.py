@@ -85,7 +85,7 @@ class FakeEngine:
         if not task.job.skip_grid:
             sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
             yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
-        yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("drawn by the fake engine: grey cards")])
+        yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("made by the fake engine: grey cards")])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
         size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)

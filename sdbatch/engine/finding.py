@@ -13,9 +13,9 @@ class Finding:
     """One finding, for a person.
 
     Attributes:
-        level: `warning` lets jobs be drawn, though not as one would wish; `problem` does not.
-        about: a word for what was looked at.
-        remedy: what to do; empty where all is well.
+        level: with a `warning` jobs still run, with a `problem` they do not.
+        about: a word for what was checked.
+        remedy: what to do; empty if all is well.
     """
 
     level: Level

@@ -55,7 +55,7 @@ class LocalEngine:
                 self._process = self._begin(theirs)
             except OSError as error:
                 os.close(self._answers)
-                raise EngineDown("no renderer can be started: {problem}", error.strerror) from error
+                raise EngineDown("can't start a renderer: {problem}", error.strerror) from error
             finally:
                 os.close(theirs)
             self._last_words.clear()
@@ -82,7 +82,7 @@ class LocalEngine:
     def is_ready(self) -> bool:
         """Whether the renderer has said its first word."""
         if self._process is not None and self._is_ready and self._process.poll() is not None:
-            raise EngineDown(str(self._died()))  # while it had nothing to do: another would fare no better just now
+            raise EngineDown(self._died().message)  # while it had nothing to do: another would fare no better just now
         self.start()
         return self._is_ready or self._hear_first_word(0)
 
@@ -127,7 +127,7 @@ class LocalEngine:
             event = self._event(self._read_line(patience))
         except RendererDied as error:
             self.stop()
-            raise EngineDown(str(error)) from error
+            raise EngineDown(error.message) from error
         if isinstance(event, Unfit):
             self.stop()
             raise EngineDown(event.text)
@@ -168,7 +168,7 @@ class LocalEngine:
         try:
             return EVENT.validate_json(line) if line else Tick()
         except ValidationError as error:
-            raise RendererDied("the renderer gave an answer that is none") from error
+            raise RendererDied("the renderer sent an invalid answer") from error
 
     def _died(self) -> RendererDied:
         assert self._process is not None
@@ -179,9 +179,11 @@ class LocalEngine:
         self.stop()
         if self._listener is not None:
             self._listener.join(LAST_BREATH_SECONDS)  # its very last words may still be on their way
-        cause = Message("signal {value}", -code) if code < 0 else Message("exit code {code}", code)
-        words = [Message("; its last words:"), *self._last_words] if self._last_words else []
-        return RendererDied(f"the renderer ended with {cause}" + "\n".join(words))
+        cause = Message("signal {number}", -code) if code < 0 else Message("exit code {number}", code)
+        if not self._last_words:
+            return RendererDied("the renderer ended with {cause}", cause)
+        words = "\n".join(self._last_words)
+        return RendererDied("the renderer ended with {cause}; its last words:\n{words}", cause, words)
 
     def _listen(self, pipe: IO[bytes]) -> None:
         """Pass the renderer's log on, and keep its end for error.txt."""

@@ -110,7 +110,7 @@ class Database:
             index.create(self._connection)
         except sqlite3.OperationalError as error:
             raise JobError(
-                "the history needs SQLite with FTS5, which this Python's has not: {problem}", error
+                "the history needs SQLite with FTS5, which this Python does not have: {problem}", error
             ) from error
 
 

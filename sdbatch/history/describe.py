@@ -10,7 +10,8 @@ from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.history.scan import group
 from sdbatch.job.parameters import job_kind
 from sdbatch.job.samplers import SAMPLERS
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, restored
+from sdbatch.spool.reason import kept_messages
 from sdbatch.storage.root import Root
 
 MAIN = ("ddim_steps", "scale", "strength", "init_img")  # told even where they are the defaults
@@ -43,21 +44,27 @@ def of_file(root: Root, path: Path) -> tuple[list[tuple[str, str]], list[str]]:
         JobError: there is no such picture.
     """
     said = restore.said_by(path)
-    facts = [("picture", str(path)), ("size", f"{said.width}x{said.height}"), (Message("drawn by"), said.program)]
+    facts: list[tuple[str, str]] = [
+        (Message("picture"), str(path)),
+        (Message("size"), f"{said.width}x{said.height}"),
+        (Message("drawn by"), said.program),
+    ]
     try:
         fields, notes = restore.told_by_file(root, path)
     except JobError as error:
-        return facts, [str(error)]
-    told = [(title.lower(), value) for title, value in _parameters(fields, ("plms", "sampler", "n_iter", "n_samples"))]
-    return [fact for fact in [*facts, ("checkpoint", said.model), *told] if fact[1]], notes
+        return facts, [error.message]
+    told = [(title, value) for title, value in _parameters(fields, ("plms", "sampler", "n_iter", "n_samples"))]
+    return [fact for fact in [*facts, (Message("checkpoint"), said.model), *told] if fact[1]], notes
 
 
 def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[str, str]]:
     known = job_kind(fields).model_fields
     name = fields.get("sampler", "plms" if fields.get("plms") else "ddim")  # of before there were others
-    sampler = [("Sampler", SAMPLERS[name].title)] if {"sampler", "plms"} & fields.keys() and name in SAMPLERS else []
+    sampler: list[tuple[str, str]] = (
+        [(Message("Sampler"), SAMPLERS[name].title)] if {"sampler", "plms"} & fields.keys() and name in SAMPLERS else []
+    )
     return sampler + [
-        (str(field.title), _said(fields[name]))
+        (Message(str(field.title)), _said(fields[name]))
         for name, field in known.items()
         if name in fields
         and name not in apart
@@ -68,20 +75,21 @@ def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[st
 def circumstances(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str, str]]:
     """Of a done job: when and how long, on which device, by which versions."""
     record = restore.record_of(root, what)
+    folder = root.done / (what.job if isinstance(what, PictureRecord) else what.id)
     timings, versions, checkpoint = (group(record, key) for key in ("timings", "versions", "checkpoint"))
     told = {
-        "started": timings.get("started"),
-        "finished": timings.get("finished"),
+        Message("started"): timings.get("started"),
+        Message("finished"): timings.get("finished"),
         Message("drawing took"): _seconds(timings.get("draw_seconds")),
         Message("loading took"): _seconds(timings.get("load_seconds")),
-        "attempts": record.get("attempts"),
-        "device": record.get("device"),
+        Message("attempts"): record.get("attempts"),
+        Message("device"): record.get("device"),
         Message("computed in"): record.get("computed_in"),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        Message("versions"): ", ".join(f"{name} {version}" for name, version in versions.items()),
         Message("checkpoint sha256"): checkpoint.get("sha256"),
         Message("safety checker"): record.get("safety_checker"),
-        "watermark": record.get("watermark"),
-        "notes": record.get("notes"),
+        Message("watermark"): record.get("watermark"),
+        Message("notes"): restored(record.get("notes"), kept_messages(folder).get("notes")),
         Message("dropped as"): record.get("source"),
     }
     return [(name, _said(value)) for name, value in told.items() if value]
@@ -95,11 +103,15 @@ def _said(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return ", ".join(_parts(value))[:MOST]
+        parts = [*_parts(value)]
+        return joined(", ", parts) if any(isinstance(part, Message) for part in parts) else ", ".join(parts)[:MOST]
     return str(value)[:MOST]
 
 
 def _parts(values: list[Any]) -> Iterator[str]:
     """LoRAs with their weights, or lines."""
     for value in values:
-        yield f"{value.get('file')} × {value.get('weight', 1.0)}" if isinstance(value, dict) else str(value)  # noqa: RUF001
+        if isinstance(value, dict):
+            yield f"{value.get('file')} × {value.get('weight', 1.0)}"  # noqa: RUF001
+        else:
+            yield value if isinstance(value, str) else str(value)

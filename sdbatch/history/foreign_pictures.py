@@ -35,7 +35,7 @@ def read_pictures(
         try:
             said = reader.read(path)
         except ReadTimedOut as error:
-            passed_over.append(str(error))
+            passed_over.append(error.message)
             continue
         if said is None:
             continue

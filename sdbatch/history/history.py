@@ -20,7 +20,7 @@ from sdbatch.history.records import JOB_QUESTION, PICTURE_QUESTION, JobRecord, P
 from sdbatch.history.search import LAST, Found
 from sdbatch.history.tokens import pieces_of_words
 from sdbatch.messages import Message
-from sdbatch.spool.job_names import meant, padded, the_one
+from sdbatch.spool.job_names import first_of_file, ids_matching, with_leading_zeros
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.storage.spelling import normal
 
@@ -89,7 +89,7 @@ class History:
         """The same, as far as it can be done: what can't is told in `stale`."""
         try:
             self.refresh()
-            self.stale = "" if self.database.writable else Message("state/{database} can only be read", DATABASE)
+            self.stale = "" if self.database.writable else Message("state/{name} is read-only", DATABASE)
         except OSError as error:  # locked, full
             self.stale = str(error.strerror)
 
@@ -190,25 +190,23 @@ class History:
     def _one_job(self, part: str) -> str:
         """As `naming.matching` has it, for one job: a file's number means its first."""
         part = normal(part)
-        ending, number = f"-{part}", f"Z-{padded(part)}"
+        ending, number = f"-{part}", f"Z-{with_leading_zeros(part)}"
         question = (
             "SELECT id FROM jobs WHERE instr(id, :part) OR instr(id, :number) "
             "ORDER BY instr(id, :number) > 0 DESC, substr(id, :length) = :ending DESC, key DESC LIMIT :most"
         )
         asked = {"part": part, "number": number, "ending": ending, "length": -len(ending), "most": MOST_MEANT}
         ids = [str(row[0]) for row in self.database.ask(lambda db: db.execute(question, asked).fetchall())]
-        ids = the_one(part, meant(part, ids))
+        ids = first_of_file(part, ids_matching(part, ids))
         if not ids:
             raise JobError(
-                'the history has no job or picture "{part}"; give a picture\'s path, JOB/NUMBER, or a '
-                "job's id or a part of it",
+                'the history has no job or image "{part}"; give the path of an image, JOB/NUMBER, or a job '
+                "id or part of it",
                 part,
             )
         if len(ids) > 1:
             names = "\n".join(f"  {job_id}" for job_id in ids[:10])
-            raise JobError(
-                'several jobs have "{part}" in their ids; give more of it. The last of them:\n{names}', part, names
-            )
+            raise JobError('several job ids contain "{part}"; give more of it. The last ones:\n{names}', part, names)
         return ids[0]
 
     def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere

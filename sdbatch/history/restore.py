@@ -4,7 +4,6 @@ What is asked of a finished job is written as its manifest would say it, in shor
 from. Of any other picture it is a plain job file.
 """
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from sdbatch.errors import JobError, printable
 from sdbatch.history import foreign_pictures, scan
 from sdbatch.history.history import History
 from sdbatch.history.records import JobRecord, PictureRecord
-from sdbatch.imaging.origin import PictureInfo, silence
+from sdbatch.imaging.origin import PictureInfo, why_unknown
 from sdbatch.imaging.reader_process import Reader
 from sdbatch.job import reader
 from sdbatch.job.manifest import VERSION, dump
 from sdbatch.job.parameters import Img2Img, Txt2Img, job_kind
 from sdbatch.job.samplers import SAMPLERS, Sampler
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, lines
 from sdbatch.spool.spool import INPUTS, MANIFEST
 from sdbatch.storage import files
 from sdbatch.storage.root import FILES, SAMPLES, WEIGHTS, Root
@@ -65,9 +64,7 @@ def restore(root: Root, what: PictureRecord | JobRecord | Path) -> Restored:
         origin, (fields, notes) = _origin(what), _told_by_history(root, what)
     fields, misfits = _fitting(fields)
     missing = [
-        printable(
-            Message("{name}: there is no {fields} in the root; without it the job can't be drawn", name, fields[name])
-        )
+        printable(Message("{name}: there is no {path} in the root; without it the job can't run", name, fields[name]))
         for name in (*FILES, "ckpt")
         if fields.get(name) and not _is_there(root, name, str(fields[name]))
     ]
@@ -155,7 +152,7 @@ def job_text(root: Root, fields: Fields) -> str:
 def _origin(what: PictureRecord | JobRecord) -> str:
     if isinstance(what, JobRecord):
         return what.id
-    return Message("{path}, picture {number} of {job}", what.path, what.number, what.job) if what.file else what.job
+    return Message("{path}, image {number} of {job}", what.path, what.number, what.job) if what.file else what.job
 
 
 def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Fields, list[str]]:
@@ -172,8 +169,8 @@ def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Field
     folder = (root.done if what.state == "done" else root.failed) / job_id
     parsed = scan.parse_dropped(folder, root)
     if parsed is None or parsed.job is None:
-        why = f": {parsed.error}" if parsed and parsed.error else ""
-        raise JobError("{job_id}: no job can be restored from it{why}", job_id, why)
+        why = Message(": {problem}", parsed.error) if parsed and parsed.error else ""
+        raise JobError("{job_id}: can't restore a job from it{why}", job_id, why)
     return _with_copies(root, folder, parsed.job.model_dump()), []
 
 
@@ -202,7 +199,7 @@ def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[s
             job[name] = root.show(copy)
         elif _is_there(root, name, str(job[name])):
             notes.append(
-                Message("{name}: {job} was changed since, and no copy was kept", name, printable(str(job[name])))
+                Message("{name}: {path} was changed since, and no copy was kept", name, printable(str(job[name])))
             )
     return job, notes
 
@@ -243,7 +240,9 @@ def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
         fields = foreign_pictures.read_setup(base / foreign_pictures.SETUP)
         if not fields:
             raise JobError(
-                "{path}: nothing there says how it was drawn: {silence}, no setup.json beside it", path, silence(said)
+                "{path}: does not say how it was made: {silence}, no setup.json beside it",
+                path,
+                why_unknown(said),
             )
     if not fields:
         raise JobError("{path}: nothing there says how it was drawn: no setup.json that can be read", path)
@@ -271,7 +270,7 @@ def _with_model(root: Root, said: PictureInfo) -> tuple[Fields, list[str]]:
         return said.fields, said.notes
     if path := _find_weights(root, said.model):
         return said.fields | {"ckpt": path}, said.notes
-    note = Message("Model: no {model} lies in models/; the job draws with the default ckpt", printable(said.model))
+    note = Message("Model: there is no {model} in models/; the job uses the default ckpt", printable(said.model))
     return said.fields, [*said.notes, note]
 
 
@@ -289,7 +288,7 @@ def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
     """The fields that a job can have, and why the others were left out: another program's values need not be ours."""
     known = Txt2Img.model_fields | Img2Img.model_fields
     notes = [
-        printable(Message("{name}: is no field of a job, and was left out", name))
+        printable(Message("{name}: is not a field of a job, and was left out", name))
         for name in fields
         if name not in known
     ]
@@ -336,8 +335,16 @@ def _is_named(entry: object, file: str) -> bool:
     return isinstance(entry, dict) and entry.get("file") == file
 
 
+def _bare(line: str) -> str:
+    """A line of an error without file and line: nobody has seen that file."""
+    said = reader.without_file(line)
+    is_placed = isinstance(said, Message) and "where" in said.values
+    return Message.of("{field}: {problem}", said.values) if is_placed and isinstance(said, Message) else said
+
+
 def _checked(text: str) -> str:
     (parsed,) = reader.parse(text.encode(), "job.yaml")
     if parsed.error is not None:
-        raise JobError(re.sub(r"(?m)^job\.yaml: line \d+: ", "", str(parsed.error)))  # nobody has seen that file
+        told = [_bare(line) for line in lines(parsed.error.message)]
+        raise JobError(joined("\n", told)) from parsed.error
     return text

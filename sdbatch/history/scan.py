@@ -20,7 +20,8 @@ from sdbatch.job import reader
 from sdbatch.job.document import Document, read_yaml
 from sdbatch.job.parameters import MAX_PROMPT
 from sdbatch.job.prompt_file import read_lines
-from sdbatch.spool.spool import ERROR, MANIFEST, read_claim
+from sdbatch.spool.reason import ERROR
+from sdbatch.spool.spool import MANIFEST, read_claim
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_text
 from sdbatch.storage.root import SAMPLES, Root

@@ -21,5 +21,5 @@ def since(text: str, now: datetime) -> datetime:
         return datetime.fromisoformat(text.strip()).astimezone(UTC)
     except (ValueError, OverflowError):
         raise JobError(
-            "since: {text} is no time; give a day (2026-11-20), a time, or how long ago (12h, 3d)", f"{text!r}"
+            "since: {text} is not a time; give a day (2026-11-20), a time, or how long ago (12h, 3d)", f"{text!r}"
         ) from None

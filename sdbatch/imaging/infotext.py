@@ -43,9 +43,9 @@ class Infotext:
     """The parts of the text.
 
     Attributes:
-        settings: by the keys of stable-diffusion-webui, whichever program wrote them.
-        notes: what of the text belongs to none of these.
-        program: who wrote it.
+        settings: by the keys of stable-diffusion-webui, for any program.
+        notes: parts of the text that were not understood.
+        program: the program that wrote it.
     """
 
     prompt: str
@@ -68,7 +68,7 @@ def parse(text: str) -> Infotext:
     start = next((i for i, line in enumerate(body) if line.strip().startswith(_NEGATIVE)), len(body))
     negative = "\n".join(body[start:]).strip().removeprefix(_NEGATIVE).strip()
     notes = tuple(
-        Message("{strip}: stands behind the settings, and is left out", printable(line.strip()[:80])) for line in behind
+        Message("{text}: comes after the settings, and is left out", printable(line.strip()[:80])) for line in behind
     )
     return Infotext("\n".join(body[:start]).strip(), negative, settings, notes)
 
@@ -145,10 +145,8 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     fields |= sampler
     notes += unknown
     if told.is_img2img:
-        text = (
-            f"Denoising strength: {printable(settings['Denoising strength'][:80])}: it was drawn from another picture"
-        )
-        notes.append(Message("{text}, which is not told; for img2img give init_img and strength", text))
+        template = "Denoising strength: {value}: its start image is not given; for img2img give init_img and strength"
+        notes.append(Message(template, printable(settings["Denoising strength"][:80])))
     if _WEIGHTED.search(told.prompt + told.negative):
         notes.append(Message("prompt: weights in brackets and <lora:...> are plain words here"))
     notes += [_left_out(key, value) for key, value in settings.items() if key not in _SILENT and key not in _NUMBERS]
@@ -156,7 +154,7 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     more = len(notes) - MOST_NOTES
     return fields, notes if more <= 0 else [
         *notes[:MOST_NOTES],
-        Message("{more} more that can't be carried over", more),
+        Message("{count} more that can't be used here", more),
     ]
 
 
@@ -164,7 +162,7 @@ def _sampler(settings: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     """The fields of the sampler, and what could not be carried over."""
     said = settings.get("Sampler", "DDIM")
     if (found := resolve(said)) is None:
-        return {}, [Message("Sampler: {sampler} is not had here; the job draws with DDIM", printable(said[:80]))]
+        return {}, [Message("Sampler: {sampler} is not available; the job uses DDIM", printable(said[:80]))]
     name, schedule = found
     if SAMPLERS[name].automatic is None:
         return {"sampler": name}, []
@@ -176,4 +174,4 @@ def _sampler(settings: dict[str, str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _left_out(key: str, value: str) -> str:
-    return printable(Message("{key}: {value} can't be carried over", key, value[:80]))
+    return printable(Message("{key}: {value} can't be used here", key, value[:80]))

@@ -16,7 +16,7 @@ from sdbatch.imaging import infotext, other_programs, png_text
 from sdbatch.messages import Message
 
 MEMORY = 2 << 30  # bytes: the limit for one image
-UNREADABLE = Message("drawn by a program whose text in the picture is not understood here")
+UNREADABLE = Message("made by a program whose text in the image can't be read here")
 ELSEWHERE = Message("drawn by another program: the same seed need not give the same picture")
 
 
@@ -25,12 +25,12 @@ class PictureInfo:
     """What the texts of an image say.
 
     Attributes:
-        fields: of a job; empty where nothing is said that is understood.
-        notes: what could not be carried over.
+        fields: of a job; empty if nothing was understood.
+        notes: settings that can't be used.
         model: the checkpoint as another program names it.
-        strength: how far another program left a picture that it started from, which is not told.
+        strength: of another program's img2img, whose init image is unknown.
         is_own: whether we wrote it.
-        program: who else did, as far as that is told.
+        program: the other program, if known.
         unread: keywords of texts that are not understood.
     """
 
@@ -60,7 +60,7 @@ def read(path: Path) -> PictureInfo | None:
         return PictureInfo(*size, unread=[*written.texts, *written.unread])
     fields, notes = infotext.to_fields(told)
     if not told.is_img2img and not {"W", "H"} <= fields.keys():
-        notes.append(Message("Size: is not told; the picture has {size}x{size_2}", size[0], size[1]))
+        notes.append(Message("Size: not given; the image has {width}x{height}", size[0], size[1]))
     version = told.settings.get("Version", "")
     if not version.startswith("sdbatch"):
         notes.append(ELSEWHERE)
@@ -78,10 +78,10 @@ def own_text(written: png_text.Written) -> dict[str, Any]:
     return exact if isinstance(exact, dict) else {}
 
 
-def silence(said: PictureInfo) -> str:
+def why_unknown(said: PictureInfo) -> str:
     """Why the texts of an image say nothing, in words."""
     if not said.unread:
-        return Message("no text in the picture")
+        return Message("no text in the image")
     return f"{UNREADABLE} ({printable(', '.join(each[:80] for each in said.unread))})"
 
 

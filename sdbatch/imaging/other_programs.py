@@ -176,7 +176,7 @@ def _comfyui(texts: Texts) -> Infotext | None:
         said |= {"loras": ", ".join(loras)} if loras else {}
         if len(sampling) > 1:
             said["other samplers"] = Message(
-                "{count}; these are the first's values, and a second pass", len(sampling) - 1
+                "{count}; these are the values of the first, and a second pass", len(sampling) - 1
             )
         joined = tuple(
             Message(

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from sdbatch import __version__
 from sdbatch.errors import JobError
-from sdbatch.imaging.stripped import bare
+from sdbatch.imaging.strip_metadata import strip_metadata
 from sdbatch.job.parameters import AnyJob, Img2Img, img2img_size
 from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message
@@ -48,7 +48,7 @@ class Origin:
     finish: Mapping[str, str] = field(default_factory=dict)  # the postprocessing
 
 
-SEE_THROUGH = Message("init_img: its transparency has no effect: what colours lie beneath are drawn from")
+SEE_THROUGH = Message("init_img: its transparency has no effect; the colours below it are used")
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -66,23 +66,23 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with path.open("rb") as file, Image.open(bare(file), formats=INIT_FORMATS) as opened:
+            with path.open("rb") as file, Image.open(strip_metadata(file), formats=INIT_FORMATS) as opened:
                 picture, notes = _upright(opened, max_read)
     except UnidentifiedImageError as error:
-        raise JobError("init_img: not a PNG, JPEG or WebP picture") from error
+        raise JobError("init_img: not a PNG, JPEG or WebP image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         most = min(max_read, Image.MAX_IMAGE_PIXELS or max_read)
-        raise JobError("init_img: the picture is far too large; the limit is {most:,} pixels", most) from error
+        raise JobError("init_img: the image is far too large; the limit is {most:,} pixels", most) from error
     except (JobError, MemoryError):
         raise
     except Exception as error:  # with a damaged file Pillow may raise anything: struct.error, zlib.error, ...
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
-        raise JobError("init_img: the picture is damaged, or was copied incompletely") from error
+        raise JobError("init_img: the image is damaged, or was copied incompletely") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
         raise JobError(
-            "init_img: would be drawn at {width}x{height}; scale it down to {most:,} pixels",
+            "init_img: would become {width}x{height}; scale it down to {most:,} pixels",
             width,
             height,
             max_drawn,
@@ -104,17 +104,17 @@ def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]
     notes: list[str] = []
     if getattr(opened, "n_frames", 1) > 1:
         notes.append(Message("init_img has several frames; the first was used"))
-    if is_see_through(opened):
+    if is_transparent(opened):
         notes.append(SEE_THROUGH)
     picture = _as_rgb(opened)
     turn = UPRIGHT.get(_orientation(opened))
     if turn is not None:
         picture = picture.transpose(turn)
-        notes.append(Message("init_img was turned upright, as its EXIF orientation says"))
+        notes.append(Message("init_img was rotated upright, as its EXIF orientation says"))
     return picture, notes
 
 
-def is_see_through(picture: Image.Image) -> bool:
+def is_transparent(picture: Image.Image) -> bool:
     """Whether any pixel is transparent. Pixels are read only if the format allows transparency."""
     try:
         if picture.mode not in _WITH_ALPHA and "transparency" not in picture.info:

@@ -50,13 +50,13 @@ class Reader:
         """What the image says; None if it is no image.
 
         Raises:
-            Unread: it took too long.
+            ReadTimedOut: it took too long.
         """
         answer = self._ask(json.dumps(str(path)))
         if answer is None:
             self.close()
             raise ReadTimedOut(
-                Message("{path}: could not be read in {seconds} seconds, and is passed over", path, f"{SECONDS:.0f}")
+                Message("{path}: could not be read within {seconds} seconds, and is skipped", path, f"{SECONDS:.0f}")
             )
         said = json.loads(answer)
         return None if said is None else PictureInfo(**said)

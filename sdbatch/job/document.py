@@ -28,7 +28,7 @@ from yaml.events import (
 )
 
 from sdbatch.errors import JobError, printable
-from sdbatch.job import slips
+from sdbatch.job import syntax_hints
 from sdbatch.messages import Message
 
 MAX_DEPTH = 8  # a manifest has 4
@@ -57,7 +57,7 @@ class Document:
     """One document of a file: its value, its first line, and the line of each key by its path; () is the document.
 
     Attributes:
-        cut: by path, what stands behind a plain value as a comment: perhaps it was meant as part of it.
+        cut: by path, the comment after a plain value, which may have been meant as part of it.
         sources: by path, the line of a value that may have been meant as text, or as a field and its value.
     """
 
@@ -73,7 +73,7 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | Job
 
     `texts` names the fields that contain text, for hints: a bracket in one of them needs quotes.
     """
-    source = slips.lines_of(text)
+    source = syntax_hints.lines_of(text)
     try:
         events = _events(text)
         event = next(events, None)
@@ -114,9 +114,9 @@ def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[
         return Message("line {line}: {problem}; {unread}", mark.line + 1, _NESTED, _UNREAD)
     # If a value or name is not closed, this is the line where it starts.
     began = [context.line] if context and "while parsing a block" not in (error.context or "") else []
-    if slip := slips.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
+    if slip := syntax_hints.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
         return Message("line {line}: {problem}", slip[0] + 1, slip[1])
-    if slip := slips.beside_the_others(source, context.line if context else mark.line, mark.line, problem):
+    if slip := syntax_hints.beside_the_others(source, context.line if context else mark.line, mark.line, problem):
         return Message("line {line}: {problem}", slip[0] + 1, slip[1])
     return Message(
         "line {line}, column {column}: this is not valid YAML: {problem}", mark.line + 1, mark.column + 1, problem
@@ -127,7 +127,7 @@ def _events(text: str) -> Iterator[Event]:
     """The YAML events, up to the limit for a job file.
 
     Raises:
-        JobError: there are more, or so many directives that libyaml would be long about them.
+        JobError: there are more, or too many directives, which are slow in libyaml.
     """
     if text.count("%TAG") > MAX_TAG_LINES:
         line = text.count("\n", 0, text.index("%TAG")) + 1
@@ -153,7 +153,7 @@ class _Builder:
         """The jobs up to the end of the document; none if it is empty or only comments.
 
         Raises:
-            JobError: it is nested so deeply that reading on would take minutes.
+            JobError: it is nested too deeply, which would take minutes to read.
         """
         first = next(self.events)
         if isinstance(first, ScalarEvent) and not first.value and first.implicit[0]:
@@ -236,7 +236,7 @@ class _Builder:
 
     def _forbid(self, line: int, text: str) -> None:
         if self.item not in self.problems:
-            quotes = slips.asks_for_quotes(self._source_line(line), self.texts)
+            quotes = syntax_hints.asks_for_quotes(self._source_line(line), self.texts)
             what = Message("{problem}; or {instead}", text, quotes) if quotes else text
             self.problems[self.item] = JobError("line {line}: {problem}", line, what)
 
@@ -356,7 +356,7 @@ def read_json(text: str) -> Iterator[Document | JobError]:
 def _not_json(text: str, error: json.JSONDecodeError) -> str:
     """A syntax error: the likely mistake, or else the parser's message."""
     problem = error.msg.removesuffix(" at").removesuffix(" starting")
-    at, slip = slips.in_json(text, error.pos, problem) or (error.pos, problem)
+    at, slip = syntax_hints.in_json(text, error.pos, problem) or (error.pos, problem)
     line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
     return Message("line {line}, column {column}: this is not valid JSON: {problem}", line, column, slip)
 

@@ -145,8 +145,8 @@ def read_asked(record: dict[str, Any]) -> Asked:
     """The job that a manifest, as read from YAML, asks for.
 
     Raises:
-        ValueError: it was damaged beyond understanding.
-        JobError: it is no manifest of ours, or `follow_up` names a picture that it does not list.
+        ValueError: it is damaged.
+        JobError: it is no manifest of ours, or `follow_up` names an image that is not in it.
     """
     job, block, job_id = record.get("job"), record.get("follow_up"), record.get("id")
     if record.get("sdbatch_manifest") != VERSION:
@@ -164,7 +164,7 @@ def read_asked(record: dict[str, Any]) -> Asked:
         }
         return Asked(dict(job), Parent(job=job_id), kept)
     if not isinstance(block, dict):
-        raise JobError("follow_up: must be fields and values, such as `prompt: ...`; or take the block out")
+        raise JobError("follow_up: must be fields and values, such as `prompt: ...`; or remove the block")
     block = {str(key).replace("-", "_"): value for key, value in block.items()}
     left = NOT_CARRIED_OVER | ({"sampler"} if job.get("sampler") == "plms" else set())
     fields = {key: value for key, value in job.items() if key not in left} | block
@@ -202,10 +202,9 @@ def _picked(pictures: list[Picture], wanted: object, folder: str) -> Picture | N
     if isinstance(wanted, str) and not re.fullmatch(r"(samples/.*|\d+(\.png)?)", wanted):
         return None
     if not pictures:
-        raise JobError("follow_up: this job kept no pictures to follow up on; take the block out to draw it again")
+        raise JobError("follow_up: this job kept no images to follow up on; remove the block to run it again")
     raise JobError(
-        "follow_up.init_img: the job has pictures 0 to {count}; give one's number, or its name "
-        "such as samples/00000.png",
+        "follow_up.init_img: the job has images 0 to {last}; give a number, or a name such as samples/00000.png",
         len(pictures) - 1,
     )
 

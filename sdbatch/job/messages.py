@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sdbatch.job import slips
+from sdbatch.job import syntax_hints
 from sdbatch.job.document import NUMBER, plain
-from sdbatch.messages import Message, joined
+from sdbatch.messages import Message
 
 _KINDS: dict[Any, str] = {
     bool: Message("true or false"),
@@ -81,7 +81,8 @@ def allowed(info: FieldInfo) -> str:
     if text := _groups(info, choices):
         return text
     if choices:
-        return joined(" or ", [str(each).lower() if isinstance(each, bool) else str(each) for each in choices])
+        *names, last = [str(each).lower() if isinstance(each, bool) else str(each) for each in choices]
+        return Message("{names} or {name}", ", ".join(names), last) if names else last
     text = _KINDS.get(info.annotation, str(info.annotation))
     for rule in info.metadata:
         match rule:
@@ -141,13 +142,17 @@ def _meant(text: str, info: FieldInfo) -> str:
         return ""
     if text in _NOTHING:
         return Message("delete the line to use the default")
-    bare = unicodedata.normalize("NFKC", slips.plain_spaces(text)).rstrip(",;").strip("\u201c\u201d\u2018\u2019'\" ")
+    bare = (
+        unicodedata.normalize("NFKC", syntax_hints.plain_spaces(text))
+        .rstrip(",;")
+        .strip("\u201c\u201d\u2018\u2019'\" ")
+    )
     if info.annotation is bool:
         return Message("remove the quotes: {value}", bare.lower()) if bare.lower() in {"true", "false"} else ""
     number = bare.replace(",", ".") if bare.count(",") == 1 and "." not in bare else bare
     if not NUMBER.fullmatch(number):
         return ""
-    if what := slips.invisible(text):
+    if what := syntax_hints.invisible(text):
         return Message("it contains {character}: write {value}", what, number)
     return Message("remove the quotes: {value}", number) if number == text.strip() else Message("write {value}", number)
 

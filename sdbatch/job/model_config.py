@@ -18,8 +18,8 @@ class ModelConfig:
     """What a model was made for.
 
     Attributes:
-        side: of the pictures it was trained on, in pixels; 0 where nothing says so.
-        encoder: what reads its prompts.
+        side: of the training images, in pixels; 0 if unknown.
+        encoder: its text encoder.
     """
 
     side: int = 0

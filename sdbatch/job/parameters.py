@@ -134,7 +134,7 @@ class Lora(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, or its folder, in the root.")
-    weight: float = _field(1.0, "Weight", "How much of it: 1 is as it was trained, 0 nothing.", ge=-10, le=10)
+    weight: float = _field(1.0, "Weight", "Its weight: 1 is full strength, 0 has no effect.", ge=-10, le=10)
 
 
 class Job(BaseModel):
@@ -142,22 +142,22 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    prompt: Text = _field("", "Prompt", "What to draw.", "a blue truck")
+    prompt: Text = _field("", "Prompt", "What the images should show.", "a blue truck")
     negative_prompt: Text = _field(
-        "", "Negative prompt", "What guidance leads away from; not in the scripts.", "blurry"
+        "", "Negative prompt", "What the images should not show. The scripts don't have this field.", "blurry"
     )
-    name: Name = _field("", "Name", "A name of your own for the job, kept in its manifest.", "truck study 3")
+    name: Name = _field("", "Name", "Any name for the job. It is kept in the manifest.", "truck study 3")
     priority: int = _field(
         0,
         "Priority",
-        "Of files that wait, the one with the most goes first. One a file.",
+        "The waiting file with the highest number goes first. All jobs of a file share one.",
         10,
         ge=-100,
         le=100,
         exclude=True,
     )
-    skip_grid: bool = _field(False, "Skip the grid", "Write no grid-0000.png.", True)
-    skip_save: bool = _field(False, "Skip the pictures", "Write no samples/*.png, only the grid.", True)
+    skip_grid: bool = _field(False, "Skip the grid", "Do not write grid-0000.png.", True)
+    skip_save: bool = _field(False, "Skip the images", "Do not write samples/*.png, only the grid.", True)
     ddim_steps: int = _field(
         50,
         "Steps",
@@ -168,16 +168,16 @@ class Job(BaseModel):
         le=1000,
     )
     sampler: SamplerName = _field(
-        "ddim", "Sampler", "How the noise is taken away; names of the web UIs count too.", "dpmpp_2m", "euler_a"
+        "ddim", "Sampler", "How the noise is removed; names of the web UIs are accepted too.", "dpmpp_2m", "euler_a"
     )
     schedule: ScheduleName = _field(
-        "automatic", "Schedule", "Noise levels of the steps; automatic: the sampler's own.", "karras"
+        "automatic", "Schedule", "The noise levels of the steps; automatic: the sampler's own.", "karras"
     )
     fixed_code: bool = _field(False, "Fixed code", "txt2img: every iteration starts from the same noise.", True)
     ddim_eta: float = _field(
         0.0,
         "Eta",
-        "Noise added at each step; 0 is deterministic. 1 is the default of samplers in a and SDE.",
+        "Noise added at each step; 0 is deterministic. The default of ancestral and SDE samplers is 1.",
         0.0,
         0.3,
         ge=0,
@@ -187,16 +187,16 @@ class Job(BaseModel):
     f: int = _field(
         8,
         "Downsampling factor",
-        "Pixels per latent; 8 for every v1 model, another draws another size.",
+        "Pixels per latent; 8 for every v1 model. Another value changes the size of the images.",
         8,
         ge=1,
         le=64,
     )
-    n_rows: int = _field(0, "Grid columns", "Pictures in a row of the grid; 0 means n_samples.", 3, ge=0, le=1000)
+    n_rows: int = _field(0, "Grid columns", "Images per row of the grid; 0 means n_samples.", 3, ge=0, le=1000)
     from_file: Path_ = _field(
         "",
         "Prompt file",
-        "A text file with a prompt on each line, instead of `prompt`: beside the job file, or in the root.",
+        "A text file with one prompt per line, instead of `prompt`: beside the job file, or in the root.",
         "prompts.txt",
     )
     config: Path_ = _field(
@@ -216,7 +216,7 @@ class Job(BaseModel):
     vae: Path_ = _field(
         "",
         "Autoencoder",
-        "A separate one (VAE) in place of the checkpoint's own: a file in the root.",
+        "A separate autoencoder (VAE) instead of the checkpoint's own: a file in the root.",
         "models/vae-ft-mse-840000-ema-pruned.safetensors",
     )
     loras: list[Lora] = _field(
@@ -227,7 +227,7 @@ class Job(BaseModel):
         max_length=MAX_LORAS,
     )
     seed: int = _field(
-        42, "Seed", "Of the whole job: picture 7 is the seventh that this seed draws.", 42, ge=0, le=2**32 - 1
+        42, "Seed", "One seed for the whole job: image 7 is the seventh image of this seed.", 42, ge=0, le=2**32 - 1
     )
     precision: Literal["autocast", "full"] = _field(
         "autocast", "Precision", "full: float32; autocast: float16 on a GPU, float32 on a CPU.", "full"
@@ -259,16 +259,16 @@ class Job(BaseModel):
 class Txt2Img(Job):
     """From a prompt to images: `scripts/txt2img.py`."""
 
-    plms: bool = _field(False, "PLMS sampler", "Draw with PLMS instead of DDIM.", True)
-    laion400m: bool = _field(False, "LAION-400M model", "Stands for that model's config, ckpt and outdir.", True)
-    n_iter: int = _field(2, "Iterations", "How often to go through the prompts.", 2, ge=1, le=10_000)
+    plms: bool = _field(False, "PLMS sampler", "Use PLMS instead of DDIM.", True)
+    laion400m: bool = _field(False, "LAION-400M model", "Use the config, ckpt and outdir of this model.", True)
+    n_iter: int = _field(2, "Iterations", "How many times to use all prompts.", 2, ge=1, le=10_000)
     H: int = _field(512, "Height", "In pixels.", 512, ge=64, le=8192, multiple_of=8)
     W: int = _field(512, "Width", "In pixels.", 512, ge=64, le=8192, multiple_of=8)
-    n_samples: int = _field(3, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
+    n_samples: int = _field(3, "Batch size", "Images generated together.", 3, ge=1, le=1000)
     scale: float = _field(
         7.5,
         "Guidance scale",
-        "How hard to follow the prompt; 1 leaves guidance out.",
+        "How closely to follow the prompt; 1 means no guidance.",
         7.5,
         ge=0,
         le=100,
@@ -276,7 +276,7 @@ class Txt2Img(Job):
     outdir: Path_ = _field(
         "outputs/txt2img-samples",
         "Output folder",
-        "A folder in the root; numbers go on after the pictures already there.",
+        "A folder in the root. The numbers continue after the images already there.",
         "outputs/trucks",
     )
 
@@ -297,29 +297,29 @@ class Img2Img(Job):
     init_img: Path_ = Field(
         min_length=1,
         title="Init image",
-        description="The picture to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
+        description="The image to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
         examples=["outputs/txt2img-samples/samples/00002.png"],
     )
     plms: Annotated[Literal[False], BeforeValidator(_just_false)] = _field(
         False, "PLMS sampler", "Not for img2img.", False
     )
-    n_iter: int = _field(1, "Iterations", "How often to go through the prompts.", 2, ge=1, le=10_000)
-    n_samples: int = _field(2, "Batch size", "Pictures drawn at once.", 3, ge=1, le=1000)
+    n_iter: int = _field(1, "Iterations", "How many times to use all prompts.", 2, ge=1, le=10_000)
+    n_samples: int = _field(2, "Batch size", "Images generated together.", 3, ge=1, le=1000)
     scale: float = _field(
         5.0,
         "Guidance scale",
-        "How hard to follow the prompt; 1 leaves guidance out.",
+        "How closely to follow the prompt; 1 means no guidance.",
         5.0,
         ge=0,
         le=100,
     )
     strength: float = _field(
-        0.75, "Strength", "How far to leave the init image: 0 keeps it, 1 forgets it.", 0.4, 0.75, ge=0, le=1
+        0.75, "Strength", "How much to change the init image: 0 keeps it, 1 replaces it.", 0.4, 0.75, ge=0, le=1
     )
     outdir: Path_ = _field(
         "outputs/img2img-samples",
         "Output folder",
-        "A folder in the root; numbers go on after the pictures already there.",
+        "A folder in the root. The numbers continue after the images already there.",
         "outputs/trucks",
     )
 
@@ -400,7 +400,5 @@ def img2img_size(width: int, height: int) -> tuple[int, int]:
         JobError: a side is under 64 pixels.
     """
     if min(width, height) < 64:
-        raise JobError(
-            "init_img: the picture is {width}x{height}; each side must have at least 64 pixels", width, height
-        )
+        raise JobError("init_img: the image is {width}x{height}; each side needs at least 64 pixels", width, height)
     return width - width % 64, height - height % 64

@@ -20,7 +20,7 @@ def read_lines(path: Path) -> list[str]:
     data = files.read_regular(path, MAX_BYTES + 1) or b""
     if len(data) > MAX_BYTES or data.count(b"\n") > MAX_LINES:
         raise JobError(
-            "from_file: the file is too long; the limit is {max_lines:,} lines and {max_bytes:,} bytes",
+            "from_file: the file is too long; the limit is {lines:,} lines and {bytes:,} bytes",
             MAX_LINES,
             MAX_BYTES,
         )
@@ -29,11 +29,11 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise JobError("from_file: the file is not UTF-8 text; save it as UTF-8") from error
     if not lines:
-        raise JobError("from_file: the file is empty; it wants a prompt on each line")
+        raise JobError("from_file: the file is empty; it needs a prompt on each line")
     for number, line in enumerate(lines, 1):
         if len(line) > MAX_PROMPT:
             raise JobError(
-                "from_file: line {number} has {count:,} characters; a prompt has at most {max_prompt:,}",
+                "from_file: line {number} has {count:,} characters; the limit of a prompt is {most:,}",
                 number,
                 len(line),
                 MAX_PROMPT,

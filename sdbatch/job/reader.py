@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sdbatch.errors import JobError
-from sdbatch.job import foreign, slips
+from sdbatch.job import foreign_fields, syntax_hints
 from sdbatch.job.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.job.manifest import Asked, Kept, Parent, read_asked
 from sdbatch.job.messages import likely, no_such, raised, refused, shown, unknown
@@ -40,8 +40,8 @@ class Parsed:
     """One job of a file: the job, or its error; and the origin that a dropped manifest states.
 
     Attributes:
-        notes: what stands in the file and has no effect, each with its line.
-        filled: what the root's defaults said in its place.
+        notes: parts of the file without effect, each with its line.
+        filled: the fields that the root's defaults set.
     """
 
     job: AnyJob | None = None
@@ -63,6 +63,12 @@ def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
     return parsed or [
         Parsed(error=JobError("{file_name}: there is no job in this file; it needs at least a prompt", file_name))
     ]
+
+
+def without_file(line: str) -> str:
+    """A line of an error, without the file's name."""
+    is_named = isinstance(line, Message) and line.template == "{file_name}: {problem}"
+    return line.values["problem"] if is_named and isinstance(line, Message) else line
 
 
 def _decode(data: bytes) -> str:
@@ -100,8 +106,8 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
     if not isinstance(values, dict):
         text = Message("line {line}: a job is fields and values, such as `prompt: a blue truck`", document.line)
         source = document.sources.get((), "")
-        slip = slips.in_yaml([source], [0], _TEXTS)
-        said = slip[1] if slip else slips.without_colon(source, _KNOWN)
+        slip = syntax_hints.in_yaml([source], [0], _TEXTS)
+        said = slip[1] if slip else syntax_hints.without_colon(source, _KNOWN)
         return Parsed(error=JobError("{file_name}: {problem}", file_name, text + ("; " if said else "") + said))
     try:
         if "sdbatch_manifest" not in values:
@@ -120,9 +126,7 @@ def _read_manifest(values: dict[str, Any], line: int) -> Asked:
     try:
         return read_asked(values)
     except (LookupError, TypeError, ValueError) as error:
-        text = Message(
-            "line {line}: this manifest cannot be understood any more; take a fresh copy from jobs/done/", line
-        )
+        text = Message("line {line}: this manifest can't be read any more; take a fresh copy from jobs/done/", line)
         raise JobError(text) from error
 
 
@@ -136,8 +140,8 @@ class _Written:
         self.start = document.lines.get(within) or document.lines[()]
         self.paths: dict[str, tuple[Line, ...]] = {}
         self.given: dict[str, Any] = {}
-        if foreign.is_workflow(values):
-            raise JobError("line {start}: {problem}", self.start, _WORKFLOW)
+        if foreign_fields.is_workflow(values):
+            raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
             name = _SYNONYMS.get(name, name)
@@ -146,8 +150,10 @@ class _Written:
             if name in self.given:
                 raise JobError("{where}{name}: is given twice, in two spellings; remove one", self._where(name), name)
             self.given[name] = value
-            if what := slips.invisible(key) if name not in _KNOWN else "":
-                text = Message("the name contains {character}; write {instead}", what, plain(slips.plain_spaces(key)))
+            if what := syntax_hints.invisible(key) if name not in _KNOWN else "":
+                text = Message(
+                    "the name contains {character}; write {instead}", what, plain(syntax_hints.plain_spaces(key))
+                )
                 raise JobError("{where}{name}: {text}", self._where(name), name, text)
         if len(self.given) > MAX_FIELDS:
             raise JobError(
@@ -179,7 +185,7 @@ class _Written:
         """What it asks for.
 
         Raises:
-            JobError: naming each field that is wrong, in the order of the file.
+            JobError: with each invalid field, in the order of the file.
         """
         fields = {name: _meant(self.kind, name, value) for name, value in self.fields.items()}
         try:
@@ -189,7 +195,7 @@ class _Written:
             order = [*self.given]
             in_file_order = sorted(found, key=lambda name: order.index(name) if name in order else -1)
             told = [self._told(name, found[name]) for name in in_file_order[:MAX_PROBLEMS]]
-            if foreign.is_of_the_web_uis(self.given):
+            if foreign_fields.is_of_the_web_uis(self.given):
                 told.insert(0, Message("line {line}: {problem}", self.start, _HTTP_JOB))
             more = [Message("and {count} more", len(found) - MAX_PROBLEMS)] if len(found) > MAX_PROBLEMS else []
             raise JobError(joined("\n", [*told, *more])) from error
@@ -204,7 +210,7 @@ class _Written:
                         "line {line}: {field}: {problem}", self.document.lines.get(at, self.start), name, _cut(comment)
                     )
         for name in filter(_TEXTS.__contains__, self.fields):
-            if said := slips.in_curly_quotes(self.fields[name]):
+            if said := syntax_hints.in_curly_quotes(self.fields[name]):
                 yield Message("{where}{field}: {problem}", self._where(name), name, said)
         if self.is_idle_strength:
             yield Message("{where}strength: has no effect without init_img", self._where("strength"))
@@ -229,7 +235,7 @@ class _Written:
             where = Message("line {line}: ", line) if line else self._where(name)
             return Message("{where}{field}: {problem}", where, name, _in_an_entry(details))
         if path and details["type"] == "string_type":
-            slip = slips.asks_for_quotes(self.document.sources.get(path, ""), _TEXTS)
+            slip = syntax_hints.asks_for_quotes(self.document.sources.get(path, ""), _TEXTS)
         elif path and name == "prompt" and path in self.document.cut:
             slip = _cut(self.document.cut[path])
         said = _in_words(self.kind, name, details, self.fields)
@@ -302,14 +308,14 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
 
 def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
     """There is no such field; the right one, or the reason why there is none."""
-    meant = foreign.same_field(name)
-    if not meant and not foreign.why_not(name):
-        meant = likely(slips.plain_spaces(name), _KNOWN) or foreign.misspelt(name)
+    meant = foreign_fields.same_field(name)
+    if not meant and not foreign_fields.why_not(name):
+        meant = likely(syntax_hints.plain_spaces(name), _KNOWN) or foreign_fields.misspelt(name)
     if kind is Img2Img and meant in NOT_FOR_IMG2IMG:
         return no_such(NOT_FOR_IMG2IMG[meant])
     if meant:
         return no_such(Message("did you mean {name}?", meant))
-    return no_such(why_not) if (why_not := foreign.why_not(name)) else unknown(kind, name)
+    return no_such(why_not) if (why_not := foreign_fields.why_not(name)) else unknown(kind, name)
 
 
 def _in_an_entry(details: ErrorDetails) -> str:

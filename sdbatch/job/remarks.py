@@ -75,10 +75,8 @@ def _of_img2img(job: Img2Img) -> Iterator[str]:
     if job.f != type(job).model_fields["f"].default:
         yield Message("f: has no effect in img2img")
     if int(job.strength * job.ddim_steps) == 0:
-        said = (
-            "strength: {strength} of {steps} steps is no step: the prompt has no effect, and the images equal init_img"
-        )
-        yield Message(said, f"{job.strength:g}", job.ddim_steps)
+        template = "strength: {strength} of {steps} steps is no step: the prompt has no effect; images equal init_img"
+        yield Message(template, f"{job.strength:g}", job.ddim_steps)
 
 
 def _of_text(text: str, made: ModelConfig) -> Iterator[str]:

@@ -26,7 +26,7 @@ def step_down(top: Path, folders: Sequence[Path]) -> None:
     If others may replace the folders in `top`, a folder that belongs to root proves nothing, and the next one decides.
 
     Raises:
-        JobError: it can't; says how to run the command instead.
+        JobError: it is not possible; says how to run the command instead.
     """
     if os.geteuid() != ADMIN:
         return
@@ -62,7 +62,7 @@ def name_of(uid: int) -> str:
 
 def whose(status: os.stat_result) -> str:
     """Owner, group and mode, for people."""
-    return Message("{name_of}'s, with mode {s_imode}", name_of(status.st_uid), f"{stat.S_IMODE(status.st_mode):04o}")
+    return Message("{owner}'s, with mode {mode}", name_of(status.st_uid), f"{stat.S_IMODE(status.st_mode):04o}")
 
 
 def _owner(folder: Path) -> int | None:
@@ -77,10 +77,8 @@ def _owner(folder: Path) -> int | None:
 
 
 def _become(uid: int) -> None:
-    remedy = Message("run it as that account: sudo -u {name_of} sdbatch ...", name_of(uid))
-    why = Message(
-        "this root belongs to the account {name_of}, and what is done there as root could be led astray", name_of(uid)
-    )
+    remedy = Message("run it as that account: sudo -u {account} sdbatch ...", name_of(uid))
+    why = Message("this root belongs to the account {user}, who could mislead what root does there", name_of(uid))
     try:
         account = pwd.getpwuid(uid)
         gid, home = account.pw_gid, account.pw_dir
@@ -101,8 +99,8 @@ def _become(uid: int) -> None:
     # From here on, imports are read as that account.
     if closed := [place for place in _needed() if not os.access(place, os.R_OK | os.X_OK)]:
         raise JobError(
-            "{why}; but that account can't get to {closed}: install sdbatch and its Python where all "
-            "may look, as in /opt, then {remedy}",
+            "{why}; but that account can't reach {closed}: install sdbatch and its Python where everyone "
+            "may look, such as /opt, then {remedy}",
             why,
             closed[0],
             remedy,

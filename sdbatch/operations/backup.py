@@ -24,7 +24,8 @@ from sdbatch.messages import Message
 from sdbatch.operations.account import ADMIN
 from sdbatch.spool import retention
 from sdbatch.spool.job_names import folders
-from sdbatch.spool.spool import CLAIM, read_claim
+from sdbatch.spool.reason import CLAIM
+from sdbatch.spool.spool import read_claim
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
 from sdbatch.storage.root import WEIGHTS, Root
@@ -42,14 +43,14 @@ def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
     Models are copied if that needs no space, or if asked for.
 
     Raises:
-        JobError: the folder is there, or lies in the root.
-        OSError: something can't be read, or the disk failed; then nothing is left there.
+        JobError: the folder exists, or is inside the root.
+        OSError: something can't be read, or the disk failed; then nothing is left.
     """
     root.require(root.inbox)
     if os.path.lexists(target):
-        raise JobError("{target} is there already; name a folder that is not", target)
+        raise JobError("{target} exists already; give a folder that does not exist", target)
     if target.resolve().is_relative_to(root.path.resolve()):
-        raise JobError("{target} lies in the root itself; name a folder outside it", target)
+        raise JobError("{target} is inside the root; give a folder outside it", target)
     if os.geteuid() == ADMIN:
         _refuse_others_links(root)
     files.make_dir(target.parent)
@@ -66,9 +67,7 @@ def make(root: Root, target: Path, *, models: bool | None = None) -> list[str]:
         files.remove_tree(draft.path)
         raise
     return (
-        []
-        if takes_models
-        else [Message("models/ was left out, which a service on the copy needs (--models takes it along)")]
+        [] if takes_models else [Message("models/ was left out; a service on the copy needs it (--models includes it)")]
     )
 
 
@@ -109,7 +108,9 @@ class _Copy:
     def _inbox(self) -> dict[Path, Signature]:
         """Copy the waiting files with those they name; returns the job files, and their state when copied."""
         waiting: dict[Path, Signature] = {}
-        for path in self._files_in(self.root.inbox):
+        for path in (
+            Path(place, name) for place, _, names in os.walk(self.root.inbox, onerror=_unless_gone) for name in names
+        ):
             if any(part.startswith(NOBODYS_PREFIXES) for part in path.relative_to(self.root.inbox).parts):
                 continue
             for _ in range(TRIES):
@@ -178,10 +179,6 @@ class _Copy:
                 if picture.is_file() and not os.path.lexists(published):
                     files.make_dir(published.parent)
                     files.duplicate(picture, published, as_link=True)
-
-    def _files_in(self, folder: Path) -> Iterator[Path]:
-        for place, _, names in os.walk(folder, onerror=_unless_gone):
-            yield from (Path(place, name) for name in names)
 
     def _tree(self, source: Path, target: Path, *, forgiving: bool = False) -> None:
         """Copy a folder; `forgiving` ignores files that vanish meanwhile."""

@@ -36,12 +36,12 @@ def make(output: Path, target: Target, ckpt: Path | None, config: Path | None) -
     """Collect everything and write the archive, which appears complete or not at all.
 
     Raises:
-        BundleError: something can't be had; its text says what to do.
+        BundleError: something can't be downloaded; says what to do.
     """
     if not (SOURCE / "pyproject.toml").exists():
         raise BundleError(
-            "this sdbatch was installed without its source, and a bundle is built from that: "
-            "get the source, and run `make bundle` in it"
+            "this sdbatch was installed without its source, which a bundle is built from: get the "
+            "source, and run `make bundle` in it"
         )
     model = _model(ckpt, config)
     files.make_dir(output.absolute().parent)
@@ -72,13 +72,12 @@ def pack(output: Path, conf: bytes, gathered: list[Path], model: Contents) -> No
 
 def _model(ckpt: Path | None, config: Path | None) -> Contents:
     if config is not None and ckpt is None:
-        raise BundleError("--config is the yaml of a checkpoint: name that too, with --ckpt")
+        raise BundleError("--config is the config of a checkpoint: give --ckpt too")
     wanted = {"models/model.ckpt": ckpt, "models/model.yaml": config}
     for path in wanted.values():
         if path is not None and not path.is_file():
-            raise BundleError(
-                f"{path} is not a file" + (" but a folder: carry it over by itself" if path.is_dir() else "")
-            )
+            said = "{path} is a folder, not a file: copy it separately" if path.is_dir() else "{path} is not a file"
+            raise BundleError(said, path)
     return {name: path for name, path in wanted.items() if path is not None}
 
 

@@ -30,12 +30,12 @@ class CatalogEntry:
     """A model that jobs can name.
 
     Attributes:
-        name: what a job says as `ckpt`.
-        path: from the root where it lies there.
-        kind: "file" or "folder"; "missing" where the configuration names what is not there.
+        name: the `ckpt` of a job.
+        path: from the root if it is inside.
+        kind: "file" or "folder"; "missing" if the configuration names a file that does not exist.
         size: bytes.
-        sha256: where it is known already: reading a checkpoint takes long.
-        converted: the precisions in which it lies in state/models/.
+        sha256: if it is known already, because reading a checkpoint takes long.
+        converted: the precisions of its conversions in state/models/.
     """
 
     name: str
@@ -99,14 +99,14 @@ def import_model(source: Path, root: Root, name: str, told: Told, *, link: bool 
     """Copy a checkpoint or folder into models/ and check the copy before it gets its name; or make a link.
 
     Raises:
-        JobError: there is no such file, or something of that name is there already.
-        OSError: the disk failed or is full, or gave back something else than was written.
+        JobError: there is no such file, or the name is taken.
+        OSError: the disk failed or is full, or the copy differs.
     """
     target = root.models / (name or source.name)
     if not source.exists():
         raise JobError("there is no {source}", source)
     if os.path.lexists(target):
-        raise JobError("{target} is there already; give the new one another name with --as", root.show(target))
+        raise JobError("{target} exists already; give the new one another name with --as", root.show(target))
     root.require(root.models)
     if link:
         files.link_to(source.resolve(), target)
@@ -114,7 +114,7 @@ def import_model(source: Path, root: Root, name: str, told: Told, *, link: bool 
     total, usage = size_of(source), shutil.disk_usage(root.models)
     if total > usage.free:
         text = Message(
-            "{total} GB are to be copied, and {free} GB are free (--link copies nothing)",
+            "{total} GB would be copied, and {free} GB are free (--link copies nothing)",
             f"{total / 1e9:,.1f}",
             f"{usage.free / 1e9:,.1f}",
         )
@@ -143,4 +143,4 @@ def _copy(source: Path, draft: Path, told: Callable[[int], None]) -> None:
                 told(done)
             files.to_disk(writing)
         if files.sha256(place) != digest.hexdigest():
-            raise OSError(errno.EIO, Message("the disk gave back something else than was written"), str(place))
+            raise OSError(errno.EIO, Message("the disk returned other data than was written"), str(place))

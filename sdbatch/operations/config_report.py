@@ -8,6 +8,7 @@ from typing import Any
 from sdbatch.config import sources
 from sdbatch.config.settings import NEEDS_RESTART
 from sdbatch.config.sources import Configuration, Value
+from sdbatch.messages import Message, here
 from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
 
@@ -24,11 +25,11 @@ def config_lines(root: Root, *, as_json: bool) -> Iterator[str]:
         yield json.dumps([value._asdict() | _difference(value, running) for value in values], indent=1)
         return
     width = max(len(_setting(value)) for value in values)
-    yield f"settings in force; line numbers are those of {read.path}"
+    yield Message("settings in use; line numbers are those of {path}", read.path)
     for value in values:
-        yield f"{_setting(value):{width}}  {value.origin.removeprefix(f'{read.path}, ')}"
+        yield f"{_setting(value):{width}}  {here(value.origin).removeprefix(f'{read.path}, ')}"
         if other := _difference(value, running):
-            yield f"  but the running service has {_shown(other['running'])}; {_remedy(value)}"
+            yield Message("  but the running service uses {value}; {remedy}", _shown(other["running"]), _remedy(value))
     yield from _notes(read)
 
 
@@ -46,8 +47,8 @@ def _difference(value: Value, running: dict[str, Any]) -> dict[str, Any]:
 
 def _remedy(value: Value) -> str:
     if value.key.partition(".")[0] in NEEDS_RESTART:
-        return "it needs a restart"
-    return "it reads the file again on SIGHUP (systemctl reload sdbatch); variables need a restart"
+        return Message("restart it")
+    return Message("reload it (systemctl reload sdbatch); for a variable restart it")
 
 
 def _setting(value: Value) -> str:
@@ -60,6 +61,6 @@ def _shown(value: Any) -> str:
 
 def _notes(read: Configuration) -> Iterator[str]:
     for text in (*read.renamed, *sources.unknown_variables()):
-        yield f"note: {text}"
+        yield Message("note: {note}", text)
     if not read.path.exists():
-        yield f"note: {read.path} is not there; `sdbatch init` writes one with every key and why it is there"
+        yield Message("note: there is no {path}; `sdbatch init` writes one that explains every setting", read.path)

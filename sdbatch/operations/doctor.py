@@ -26,7 +26,7 @@ from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, Level, ok, problem, w
 from sdbatch.engine.local import PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.job.parameters import Txt2Img
-from sdbatch.messages import Message, joined
+from sdbatch.messages import Message, here, joined
 from sdbatch.operations import environment
 from sdbatch.spool import status_reader
 from sdbatch.storage.files import read_regular
@@ -46,13 +46,13 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield ok("version", f"sdbatch {__version__}, Python {platform.python_version()}, {sys.executable}")
     settings, finding = _settings(root)
     yield finding
-    root = settings.told_to(root)
+    root = settings.apply_to(root)
     yield from environment.check_all(root, settings)
     yield from _driver(settings.device)
     if settings.engine != "local":
         yield warning(
             "engine",
-            Message("it is the fake one, which draws grey cards"),
+            Message("it is the fake engine, which makes grey cards"),
             Message("set `engine: local` in configs/sdbatch.yaml"),
         )
     else:
@@ -70,9 +70,9 @@ def worst(findings: list[Finding]) -> Level:
 
 def as_lines(finding: Finding) -> str:
     """A finding for the terminal: level, subject, text, and the remedy below."""
-    text = printable(finding.text).replace("\n", f"\n{'':21}")
+    text = printable(here(finding.text)).replace("\n", f"\n{'':21}")
     line = f"{finding.level:8} {finding.about:12}{text}"
-    return f"{line}\n{'':21}-> {finding.remedy}" if finding.remedy else line
+    return f"{line}\n{'':21}-> {here(finding.remedy)}" if finding.remedy else line
 
 
 def as_json(root: Root, findings: list[Finding]) -> str:
@@ -87,21 +87,21 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
         settings = sources.load(path).settings
     except ConfigError as error:
         if isinstance(error.__cause__, PermissionError):
-            remedy = Message("run it as the service's user, or as one of its group")
+            remedy = Message("run it as the service's user, or as a member of its group")
             return Settings.model_construct(), warning(
-                "settings", Message("{problem}; looked at with the defaults", error), remedy
+                "settings", Message("{problem}; checked with the defaults", error), remedy
             )
         remedy = Message(
-            "correct it; without that file everything is as {root}/configs/sdbatch.yaml of a new root says", root.path
+            "correct it; without it the settings are those of {root}/configs/sdbatch.yaml in a new root", root.path
         )
-        return Settings.model_construct(), problem("settings", str(error), remedy)
+        return Settings.model_construct(), problem("settings", error.message, remedy)
     said = str(path) if path.exists() else Message("the defaults: there is no {path}", path)
     if settings.web.password and path.exists() and path.stat().st_mode & stat.S_IROTH:
         text = Message(
-            "{path} holds the hash of the page's password, and every account on this machine may read it", path
+            "{path} contains the hash of the page's password, and every account on this machine may read it", path
         )
         return settings, warning("settings", text, Message("chmod o= {path}", path))
-    return settings, ok("settings", Message("{said}; device {device}", said, settings.device))
+    return settings, ok("settings", Message("{versions}; device {device}", said, settings.device))
 
 
 def _driver(device: str) -> Iterator[Finding]:
@@ -112,9 +112,8 @@ def _driver(device: str) -> Iterator[Finding]:
             "driver",
             Message("there is an NVIDIA GPU ({name}), but its driver isn't loaded", gpus[0].name),
             Message(
-                "install NVIDIA's driver and restart the machine (`modprobe nvidia` says what is wrong), "
-                "or in a container hand the GPU in; to draw on the CPU, set `device: cpu` in "
-                "configs/sdbatch.yaml"
+                "install NVIDIA's driver and restart the machine (`modprobe nvidia` shows the error), or "
+                "pass the GPU into the container; to use the CPU, set `device: cpu` in configs/sdbatch.yaml"
             ),
         )
 
@@ -131,7 +130,7 @@ def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bo
     try:
         model = root.find_weights(ckpt, config)[:2]
     except JobError as error:
-        yield _no_model(root, ckpt, str(error))
+        yield _no_model(root, ckpt, error.message)
         yield from _child(settings, None)
         return
     for path in model:
@@ -145,7 +144,7 @@ def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bo
     if quick:
         yield ok(
             "checkpoint",
-            Message("{model} is there; it was not loaded, so whether it fits its config is not known", model[0]),
+            Message("{model} exists; it was not loaded, so it is not known whether it fits its config", model[0]),
         )
     yield from _child(settings, None if quick else model)
 
@@ -153,11 +152,11 @@ def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bo
 def _no_model(root: Root, ckpt: str, why: str) -> Finding:
     place = root.path / ckpt
     if ckpt == DEFAULT["ckpt"] and root.has_checkpoint():
-        text = Message("a job that names no ckpt can't be drawn: {why}", why)
+        text = Message("a job without ckpt can't run: {why}", why)
         return warning(
             "checkpoint",
             text,
-            Message("link the usual one to {place}, and look again with --ckpt NAME at the others", place),
+            Message("link the usual one to {place}, or check others with --ckpt NAME", place),
         )
     remedy = Message("copy or link a checkpoint to {place} (its config comes with `sdbatch init`)", place)
     return problem("checkpoint", why, remedy)
@@ -185,7 +184,9 @@ def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Find
                 error.strerror,
             )
             yield problem(
-                "torch", text, Message("let this user run that Python, or install sdbatch with one that all may run")
+                "torch",
+                text,
+                Message("let this user run that Python, or install sdbatch with one that all may run"),
             )
             return
         finally:
@@ -216,10 +217,10 @@ def _broken_off(about: str, code: int, said: list[str], limit: float | None) -> 
             about, text, Message("a slow disk, or a driver that hangs: see what `nvidia-smi` and `dmesg` say")
         )
     how = Message("signal {number}", -code) if code < 0 else Message("exit code {number}", code)
-    text = joined("\n", [Message("the process that looked ended with {how}; its last words:", how), *said])
+    text = joined("\n", [Message("the checking process ended with {how}; its last words:", how), *said])
     remedy = Message(
-        "`dmesg` tells whether the memory ran out (a model that is being loaded takes three "
-        "times its file's size) or the driver fell; otherwise install torch anew"
+        "see in `dmesg` whether memory ran out (loading a model needs three times its size) or the "
+        "driver failed; otherwise reinstall torch"
     )
     return problem(about, text, remedy)
 
@@ -228,31 +229,31 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
     """What the running service says: why it waits, if it does."""
     with suppress(OSError):
         if (said := read_regular(root.pause, 2000)) is not None:
-            reason = said.decode(errors="replace").strip() or Message("somebody put that file there")
+            reason = said.decode(errors="replace").strip() or Message("a person created that file")
             yield warning(
                 "service",
-                Message("paused by {pause}: {reason}", root.pause, reason),
-                Message("see to it, then: sdbatch resume --root {root}", root.path),
+                Message("paused by {path}: {reason}", root.pause, reason),
+                Message("when that is done: sdbatch resume --root {root}", root.path),
             )
     if root.status.exists() and not os.access(root.status, os.R_OK):
         yield warning(
             "service",
-            Message("{status} can't be read by {user_name}", root.status, environment.user_name()),
+            Message("{account} can't read {path}", root.status, environment.user_name()),
             _ask_the_group(root),
         )
         return
     facts = status_reader.read_status(root)
     pid, trouble = facts.get("pid"), str(facts.get("problem") or "")
     if not status_reader.is_running(facts, datetime.now(UTC)):
-        yield ok("service", Message("none runs here now; sdbatch serve --root {root} starts one", root.path))
+        yield ok("service", Message("none runs here now; start one: sdbatch serve --root {root}", root.path))
     elif trouble and not root.pause.exists() and not (settings.active_hours and settings.active_hours in trouble):
         yield problem(
             "service",
             Message("it runs (process {pid}) and says: {trouble}", pid, trouble),
-            Message("see to what it says; it then goes on"),
+            Message("do what it says; it then continues"),
         )
     else:
-        yield ok("service", Message("it runs (process {pid}): {part}", pid, trouble or facts.get("state")))
+        yield ok("service", Message("it runs (process {pid}): {state}", pid, trouble or facts.get("state")))
 
 
 def _inbox(root: Root) -> Iterator[Finding]:
@@ -263,14 +264,14 @@ def _inbox(root: Root) -> Iterator[Finding]:
         (
             facts["unmovable"],
             facts["unmovable_count"],
-            Message("jobs can't be taken out of the inbox"),
-            Message("change the rights of its folder as it says"),
+            Message("jobs can't be moved out of the inbox"),
+            Message("change the rights of its folder as described"),
         ),
         (
             no_jobs["files"],
             no_jobs["count"],
-            Message("files in the inbox are no jobs, and are passed over"),
-            Message("do as it says, or take them out"),
+            Message("files in the inbox are not jobs, and are ignored"),
+            Message("do what it says, or remove the files"),
         ),
     ):
         if count:
@@ -290,7 +291,7 @@ def _ask_the_group(root: Root) -> str:
 def _units() -> Iterator[Finding]:
     """What systemd says about units named sdbatch, of the system and of the user."""
     if not (SYSTEMD_RUNS.is_dir() and shutil.which("systemctl")):
-        yield ok("unit", Message("there is no systemd here, so something else has to start `sdbatch serve`"))
+        yield ok("unit", Message("there is no systemd here; something else has to start `sdbatch serve`"))
         return
     found = False
     for scope in ((), ("--user",)):
@@ -299,7 +300,7 @@ def _units() -> Iterator[Finding]:
             found = True
             yield _judge_unit(" ".join(("systemctl", *scope)), facts, "user's unit" if scope else "unit")
     if not found:
-        yield ok("unit", Message("none named sdbatch is installed; `sdbatch serve` runs as long as you let it"))
+        yield ok("unit", Message("there is no unit named sdbatch; `sdbatch serve` runs until it is stopped"))
 
 
 def _unit_facts(scope: tuple[str, ...]) -> dict[str, str]:
@@ -319,7 +320,7 @@ def _judge_unit(systemctl: str, facts: dict[str, str], about: str) -> Finding:
     if facts["LoadState"] != "loaded":
         return problem(
             about,
-            Message("systemd can't use it: {facts}", facts["LoadState"]),
+            Message("systemd can't use it: {state}", facts["LoadState"]),
             "systemctl cat sdbatch; systemctl unmask sdbatch",
         )
     if active == "failed":
@@ -327,17 +328,17 @@ def _judge_unit(systemctl: str, facts: dict[str, str], about: str) -> Finding:
         return problem(
             about,
             f"{said}: {why}",
-            Message("{journal}   says why (78: settings); then {systemctl} restart sdbatch", journal, systemctl),
+            Message("see {journal} (78: settings); then {systemctl} restart sdbatch", journal, systemctl),
         )
     if facts.get("SubState") == "auto-restart":
-        text = Message("{said}: it ends again and again ({get} restarts)", said, facts.get("NRestarts", "some"))
-        return problem(about, text, Message("{journal}   says why", journal))
+        text = Message("{state}: it keeps stopping ({count} restarts)", said, facts.get("NRestarts", "some"))
+        return problem(about, text, Message("see {journal}", journal))
     if active == "inactive":
         return warning(about, said, Message("{systemctl} enable --now sdbatch", systemctl))
     if enabled == "disabled":
         return warning(
             about,
-            Message("{said}: it will not start with the machine", said),
+            Message("{state}: it will not start at boot", said),
             Message("{systemctl} enable sdbatch", systemctl),
         )
     return ok(about, said)

@@ -52,11 +52,11 @@ def check_all(root: Root, settings: Settings) -> Iterator[Finding]:
 def folders(root: Root) -> Iterator[Finding]:
     """Whether all folders exist, and can be written or read as needed."""
     if missing := [root.show(folder) for folder in root.folders() if not folder.is_dir()]:
-        text = Message("{root} is no root yet: there is no {names}", root.path, ", ".join(missing))
+        text = Message("{root} is not a root yet: there is no {names}", root.path, ", ".join(missing))
         yield problem(
             "folders",
             text,
-            Message("sdbatch init {root}   (makes what is missing, keeps what is there)", root.path),
+            Message("sdbatch init {root}   (creates what is missing, keeps the rest)", root.path),
         )
         return
     refused: dict[str, list[Path]] = {}
@@ -67,23 +67,21 @@ def folders(root: Root) -> Iterator[Finding]:
         named, user = ", ".join(map(root.show, places)), user_name()
         if owner in (0, os.geteuid()):
             remedy = Message(
-                "chown -R {user} {names}   (the service's user), or mount the disk for writing",
+                "chown -R {user} {folders}   (the service's user), or mount the disk for writing",
                 user,
                 " ".join(map(str, places)),
             )
             yield problem("folders", f"{named}: {why}", remedy)
         else:
-            text = Message(
-                "{named}: {why}, which is as it should be if the service runs as {name_of}", named, why, name_of(owner)
-            )
+            text = Message("{named}: {why}, which is right if the service runs as {user}", named, why, name_of(owner))
             yield warning("folders", text, _as_the_owner(root, owner))
     if not refused:
-        yield ok("folders", Message("all of {root} can be used by {user_name}", root.path, user_name()))
+        yield ok("folders", Message("{account} can use all of {root}", root.path, user_name()))
     if os.geteuid() == 0 != owner:
         yield warning(
             "folders",
             Message(
-                "they belong to {name_of}; root may do everything, which says nothing of what that user may",
+                "they belong to {user}; root may do everything, so this check says nothing about that user",
                 name_of(owner),
             ),
             _as_the_owner(root, owner),
@@ -92,7 +90,7 @@ def folders(root: Root) -> Iterator[Finding]:
 
 def _as_the_owner(root: Root, owner: int) -> str:
     return Message(
-        "look again as the service's user: sudo -u {name_of} sdbatch doctor --root {root}", name_of(owner), root.path
+        "check again as the service's user: sudo -u {user} sdbatch doctor --root {root}", name_of(owner), root.path
     )
 
 
@@ -104,17 +102,17 @@ def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
         except OSError as error:
             yield (
                 folder,
-                Message("no file can be made here by {user_name}: {problem}", user_name(), error.strerror),
+                Message("{account} can't create files here: {problem}", user_name(), error.strerror),
             )
     for folder in _made_by_jobs(root):
         if not os.access(folder, os.W_OK | os.X_OK):
             yield (
                 folder,
-                Message("no file can be made here by {user_name}: {problem}", user_name(), os.strerror(errno.EACCES)),
+                Message("{account} can't create files here: {problem}", user_name(), os.strerror(errno.EACCES)),
             )
     for folder in (root.models, root.configs):
         if not os.access(folder, os.R_OK | os.X_OK):
-            yield folder, Message("can't be read by {user_name}", user_name())
+            yield folder, Message("{account} can't read it", user_name())
 
 
 def _made_by_jobs(root: Root) -> Iterator[Path]:
@@ -131,14 +129,14 @@ def filesystem(root: Root) -> Finding:
             "filesystem",
             apart,
             Message(
-                "let jobs/running, jobs/failed and jobs/done lie on one filesystem, with no mount in "
-                "between; jobs/inbox may be another"
+                "put jobs/running, jobs/failed and jobs/done on one filesystem, without a mount in between; "
+                "jobs/inbox may be on another"
             ),
         )
     if not _moves(root.inbox, root.running):
-        text = Message("jobs/inbox is another filesystem: jobs are copied from there, and drawn as from any")
+        text = Message("jobs/inbox is on another filesystem: jobs are copied from there, and run as usual")
         return ok("filesystem", text)
-    return ok("filesystem", Message("a job can be moved from the inbox to where it ends"))
+    return ok("filesystem", Message("a job can be moved from the inbox to jobs/done/"))
 
 
 def what_lies_apart(root: Root) -> str:
@@ -149,7 +147,7 @@ def what_lies_apart(root: Root) -> str:
         return ""
     here, there = apart[0]
     return Message(
-        "no file can be moved from {here} to {there}, which is another filesystem, or mounted by itself",
+        "files can't be moved from {here} to {there}, which is another filesystem or mount",
         root.show(here),
         root.show(there),
     )
@@ -178,12 +176,12 @@ def hard_links(root: Root) -> Finding:
         except OSError as error:
             return warning(
                 Message("hard links"),
-                Message("pictures in outputs/ will be copies of those in jobs/done/: {problem}", error.strerror),
-                Message("nothing is lost but space; to save it, let both lie on one filesystem that has hard links"),
+                Message("images in outputs/ will be copies of those in jobs/done/: {problem}", error.strerror),
+                Message("this only costs space; to save it, put both on one filesystem that has hard links"),
             )
         finally:
             second.unlink(missing_ok=True)
-    return ok(Message("hard links"), Message("pictures in outputs/ take no space of their own"))
+    return ok(Message("hard links"), Message("images in outputs/ take no extra space"))
 
 
 def events(root: Root, settings: Settings) -> Finding:
@@ -192,7 +190,7 @@ def events(root: Root, settings: Settings) -> Finding:
         return ok(
             "inotify",
             Message(
-                "not used (use_inotify: off): the inbox is scanned every {rescan_seconds} s",
+                "not used (use_inotify: off): the inbox is scanned every {seconds} s",
                 f"{settings.rescan_seconds:g}",
             ),
         )
@@ -200,7 +198,7 @@ def events(root: Root, settings: Settings) -> Finding:
         return warning(
             "inotify",
             Message(
-                "jobs/inbox lies on a share ({share}), and the kernel doesn't tell what other machines write there",
+                "jobs/inbox is on a share ({share}), and the kernel reports no changes made by other machines",
                 share,
             ),
             Message("set `use_inotify: off` and `settle_seconds: 10` in configs/sdbatch.yaml"),
@@ -216,7 +214,7 @@ def events(root: Root, settings: Settings) -> Finding:
         return warning(
             "inotify",
             Message(
-                "{why} ({limits}); jobs are found all the same, within {rescan_seconds} seconds",
+                "{why} ({limits}); jobs are still found, within {seconds} seconds",
                 why,
                 _limits(),
                 f"{settings.rescan_seconds:g}",
@@ -230,12 +228,12 @@ def events(root: Root, settings: Settings) -> Finding:
     else:
         observer.stop()
         observer.join()
-    return ok("inotify", Message("a dropped file is noticed at once ({limits})", _limits()))
+    return ok("inotify", Message("a new file is noticed at once ({limits})", _limits()))
 
 
 def _limits() -> str:
     said = [f"{name} {(INOTIFY / name).read_text().strip()}" for name in LIMITS if (INOTIFY / name).exists()]
-    return ", ".join(said) or Message("this system tells no limits")
+    return ", ".join(said) or Message("this system reports no limits")
 
 
 def space(root: Root, settings: Settings) -> Iterator[Finding]:
@@ -245,11 +243,9 @@ def space(root: Root, settings: Settings) -> Iterator[Finding]:
         free, files_left = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else FEW_FILES
         said = Message("{free} GB are free for {folder}", f"{free / 1e9:.1f}", root.show(folder))
         if files_left < FEW_FILES:
-            said += Message(", and room for {files_left} more files", files_left)
-        remedy = Message(
-            "delete old folders in jobs/done/ and outputs/ (the pictures lie in both), or use a larger disk"
-        )
-        kept = settings.kept_free(disk.f_blocks * disk.f_frsize)
+            said += Message(", and {number} more files fit", files_left)
+        remedy = Message("delete old folders in jobs/done/ and outputs/ (images are in both), or use a larger disk")
+        kept = settings.bytes_kept_free(disk.f_blocks * disk.f_frsize)
         if free < max(NO_SPACE, kept) or not files_left:
             yield problem("space", said, remedy)
         elif free < LITTLE_SPACE or files_left < FEW_FILES:
@@ -265,15 +261,16 @@ def clock(root: Root) -> Finding:
     remedy = Message("set it (timedatectl set-time, or a time server in your own network)")
     ahead = max((folder.stat().st_mtime - now for folder in root.folders() if folder.exists()), default=0.0)
     if now < RELEASED:
-        return warning("clock", Message("it says {said}, which is before sdbatch was written", said), remedy)
+        return warning("clock", Message("it shows {time}, which is before sdbatch was written", said), remedy)
     if ahead > CLOCK_SLACK:
         text = Message(
-            "it says {said}, but a folder of jobs was changed {ahead} seconds after that: set back, or a file ",
+            "it shows {time}, but a folder of jobs changed {seconds} seconds later: the clock was set "
+            "back, or a file server's clock differs",
             said,
             f"{ahead:.0f}",
         )
-        return warning("clock", text + Message("server's clock is another"), remedy)
-    return ok("clock", Message("it says {said}", said))
+        return warning("clock", text, remedy)
+    return ok("clock", Message("it shows {time}", said))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -73,7 +73,7 @@ class InstallPlan:
         """Do it.
 
         Raises:
-            InstallError: a command failed; its own words are in it.
+            InstallError: a command failed; with its message.
             OSError: a file can't be written.
         """
         for command in self.before:
@@ -97,7 +97,7 @@ def plan_install(root: Root, settings: Settings, *, user: bool) -> InstallPlan:
     """Unit, account and folders for the machine, or a unit for the current user.
 
     Raises:
-        InstallError: the service could not run like that; says what to do.
+        InstallError: the service could not run like this; says what to do.
     """
     if user:
         unit = _units(user) / UNIT
@@ -123,7 +123,7 @@ def read_admins(path: Path) -> bytes | None:
     """The configuration, if only root could have written it; None if there is none.
 
     Raises:
-        InstallError: others could have.
+        InstallError: others could have written it.
     """
     try:
         folder = open_folder(path.parent, os.O_RDONLY)
@@ -146,9 +146,9 @@ def read_admins(path: Path) -> bytes | None:
 def _refuse_others(path: Path, place: Path, status: os.stat_result) -> None:
     if not is_admins(status):
         raise InstallError(
-            "{place} is {whose}: what {name} says is put into the service's unit, and others than "
-            "root could have written it. Look through it, then make it yours: chown root:root "
-            "{parent} {path}; chmod go-w {parent} {path}",
+            "{place} is {whose}: the service's unit takes {name} from it, and others than root could "
+            "have written it. Check it, then make it root's: chown root:root {parent} {path}; chmod go-w "
+            "{parent} {path}",
             place,
             whose(status),
             path.name,
@@ -171,7 +171,7 @@ def _opened(root: Root, settings: Settings) -> Iterator[str]:
         for why in _homes(root, settings)
     )
     yield Message(
-        "systemd restarts it after {watchdog} seconds of silence: hang_seconds in configs/sdbatch.yaml",
+        "systemd restarts it after {seconds} seconds without a sign of life: hang_seconds in configs/sdbatch.yaml",
         _watchdog(settings),
     )
 
@@ -185,9 +185,9 @@ def _refuse_systems(root: Root, path: Path) -> None:
         if is_above or (not is_data and any(place.is_relative_to(folder) for folder in closed)):
             which = f" ({place})" * (place != path)
             raise InstallError(
-                "allow_paths in configs/sdbatch.yaml: the service is not let into {path}{which}, where "
-                "the system's files or its own lie; name a folder of pictures, such as one in /srv, "
-                "/mnt, /media, /data or a home",
+                "allow_paths in configs/sdbatch.yaml: the service gets no access to {path}{which}, which "
+                "holds system files or its own; use a folder of images, such as one in /srv, /mnt, /media, "
+                "/data or a home",
                 path,
                 which,
             )
@@ -298,32 +298,29 @@ def _homes(root: Root, settings: Settings) -> Iterator[str]:
     """What the service must read in home folders: itself, its root, or checkpoints."""
     entries = files.below(root.models) if root.models.is_dir() else ()
     links = [path.resolve() for path in entries if path.is_symlink() and not _is_planted(path)]
-    reasons = {
-        Message("sdbatch lies in {}"): _ours(),
-        Message("the root lies in {}"): [root.path, root.path.resolve(), *_linked(root)],
-        Message("models/ has a link to {}"): links,
-        Message("allow_paths in configs/sdbatch.yaml names {}"): settings.allow_paths,
-        Message("configs/sdbatch.yaml names {}"): _named(settings),
-    }
-    for why, places in reasons.items():
-        for place in dict.fromkeys(places):
-            if any(place.is_relative_to(home) for home in HOMES):
-                yield why.format(place)
+
+    def homes(places: Iterable[Path]) -> Iterator[Path]:
+        return (p for p in dict.fromkeys(places) if any(p.is_relative_to(home) for home in HOMES))
+
+    own = [root.path, root.path.resolve(), *_linked(root)]
+    yield from (Message("sdbatch is installed in {place}", place) for place in homes(_ours()))
+    yield from (Message("the root is in {place}", place) for place in homes(own))
+    yield from (Message("models/ has a link to {place}", place) for place in homes(links))
+    yield from (Message("allow_paths in configs/sdbatch.yaml names {place}", p) for p in homes(settings.allow_paths))
+    yield from (Message("configs/sdbatch.yaml names {place}", place) for place in homes(_named(settings)))
 
 
 def _refuse_unreachable(root: Root) -> None:
     """The account sdbatch must be able to read the interpreter, the package and the root."""
     for place in (*_ours(), root.path):
         if any(place.is_relative_to(folder) for folder in ("/tmp", "/var/tmp")):  # noqa: S108 - nothing is put there
-            raise InstallError(
-                "{place}: the service has a /tmp of its own and could not see it; put it elsewhere", place
-            )
+            raise InstallError("{place}: the service has a /tmp of its own and can't see it; put it elsewhere", place)
         for folder in place.parents:
             if folder.exists() and not folder.stat().st_mode & 0o001:
                 raise InstallError(
-                    "the account sdbatch could not get to {place}: {folder} is closed to others. Put it "
-                    "where all may look, such as /opt or /srv, or run the service as yourself: sdbatch "
-                    "install --user",
+                    "the account sdbatch can't reach {place}: {folder} is closed to others. Put it where "
+                    "everyone may look, such as /opt or /srv, or run the service as yourself: sdbatch install "
+                    "--user",
                     place,
                     folder,
                 )
@@ -331,11 +328,11 @@ def _refuse_unreachable(root: Root) -> None:
 
 def _run(command: list[str]) -> None:
     if shutil.which(command[0]) is None:
-        raise InstallError("{command} is not there: is this a machine with systemd?", command[0])
+        raise InstallError("there is no {command}: does this machine have systemd?", command[0])
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
     if ended.returncode:
         raise InstallError(
-            "`{names}` failed: {part}",
+            "`{command}` failed: {problem}",
             " ".join(command),
-            ended.stderr.strip() or Message("exit code {returncode}", ended.returncode),
+            ended.stderr.strip() or Message("exit code {number}", ended.returncode),
         )

@@ -56,15 +56,15 @@ class Ownership:
     def lines(self) -> Iterator[str]:
         """What will be changed."""
         root, show = self.root, self.root.show
-        yield Message("{root}: root's, and nobody else's to change", root.path)
+        yield Message("{root}: belongs to root, and nobody else may change it", root.path)
         yield Message(
-            "{configs}, {models} and all in them: root's, nobody else's to change",
+            "{configs}, {models} and everything in them belong to root, and nobody else may change them",
             show(root.configs),
             show(root.models),
         )
         yield (
             Message(
-                "{names} and all in them: the account {account}'s; its group may write in {running} and {failed}",
+                "{folders} and everything in them: owned by {account}; its group may write in {running} and {failed}",
                 ", ".join(show(folder) for folder in self._services()),
                 ACCOUNT,
                 show(root.running),
@@ -76,7 +76,7 @@ class Ownership:
         """Change it.
 
         Raises:
-            InstallError: a folder is somebody else's link, or there is no account.
+            InstallError: a folder is another user's link, or there is no account.
         """
         root = self.root
         if not root.path.is_dir():
@@ -85,7 +85,7 @@ class Ownership:
             account = pwd.getpwnam(ACCOUNT)
         except KeyError as error:
             raise InstallError(
-                "there is no account {account}: `systemd-sysusers` should have made it", ACCOUNT
+                "there is no account {account}: `systemd-sysusers` should have created it", ACCOUNT
             ) from error
         self._close(root.path)
         for folder in (root.configs, root.models):
@@ -98,7 +98,7 @@ class Ownership:
         if self._elsewhere:
             self.told.append(
                 Message(
-                    "{count} files stay whose they were, as they have names outside of these folders too",
+                    "{count} files keep their owner, since they have names outside of these folders too",
                     len(self._elsewhere),
                 )
             )
@@ -117,8 +117,8 @@ class Ownership:
                 os.fchmod(handle, 0o755)
                 self.told.append(
                     Message(
-                        "{folder} was {whose}, and others could exchange the folders in it: it is root's now, "
-                        "with mode 0755. See whether all that lies in its configs/ and models/ is yours",
+                        "{folder} was {whose}, and others could replace the folders in it: it now belongs to root, "
+                        "with mode 0755. Check that everything in its configs/ and models/ is yours",
                         folder,
                         whose(status),
                     )
@@ -134,7 +134,7 @@ class Ownership:
             return
         except OSError as error:
             raise InstallError(
-                "{folder}: {problem}; see what it is, take it away, and install again", folder, error.strerror
+                "{folder}: {problem}; see what it is, remove it, and install again", folder, error.strerror
             ) from error
         try:
             changed = sum(self._set(handle, rule) for handle in _all_in(top))
@@ -144,7 +144,7 @@ class Ownership:
             owner = "root" if rule.uid == ADMIN else ACCOUNT
             self.told.append(
                 Message(
-                    "{folder}: {changed} files and folders became {owner}'s", self.root.show(folder), changed, owner
+                    "{folder}: {count} files and folders now belong to {owner}", self.root.show(folder), changed, owner
                 )
             )
 

@@ -40,14 +40,14 @@ class Target:
         """From linux-x86_64, or manylinux_2_34_x86_64 to state the glibc too.
 
         Raises:
-            BundleError: it is neither, or no version of Python.
+            BundleError: the platform or the Python version is invalid.
         """
         match = re.fullmatch(r"(?:linux-|manylinux_2_(?P<glibc>\d+)_)(?P<machine>x86_64|aarch64)", name)
         if match is None:
             known = "linux-x86_64, linux-aarch64, or manylinux_2_34_x86_64 and the like"
-            raise BundleError("--platform {name}: sdbatch serves on Linux; say one of {known}", name, known)
+            raise BundleError("--platform {name}: sdbatch runs on Linux; use one of {known}", name, known)
         if not re.fullmatch(r"3\.\d+", python):
-            raise BundleError("--python {python}: say it like 3.11, as the server's `python3 --version` begins", python)
+            raise BundleError("--python {python}: give it like 3.11, as in `python3 --version` on the server", python)
         return cls(match["machine"], int(match["glibc"] or 28), python)
 
     @property
@@ -107,4 +107,4 @@ def _pip(*arguments: str, pip: tuple[str, ...] = ("-m", "pip")) -> None:
     command = [sys.executable, *pip, "--disable-pip-version-check", *arguments]
     # Standard output is the command's own answer.
     if subprocess.run(command, stdout=2, check=False).returncode:
-        raise BundleError("pip could not {arguments} what is needed; what it says above tells why", arguments[0])
+        raise BundleError("pip could not {command} the packages; see its message above", arguments[0])

@@ -23,7 +23,7 @@ from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
 from sdbatch.renderer.pictures.decoding import decode
 from sdbatch.renderer.samplers import SAMPLERS
-from sdbatch.renderer.sampling.guidance import Rows, guided
+from sdbatch.renderer.sampling.guidance import Asking, Rows, guided
 from sdbatch.renderer.sampling.noise import NoiseSource
 from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
 
@@ -49,26 +49,44 @@ def draw(
     on_step: OnStep,
     fallback: MemoryFallback | None = None,
 ) -> Iterator[Drawn]:
-    """Generate the batches of a job, from the one with image `start_at` on.
+    """Draw a job's batches one after the other; the arguments are those of `samplings`."""
+    fallback = fallback or MemoryFallback(model.device)
+    for batch, asking in samplings(model, job, lines, init, start_at, on_step, fallback):
+        latents = run(asking, partial(predict, model, fallback))
+        yield Drawn(batch, latents, decode(model, latents, fallback))
+
+
+@torch.inference_mode()
+def samplings(
+    model: Model,
+    job: AnyJob,
+    lines: Sequence[str] | None,
+    init: npt.NDArray[np.float32] | None,
+    start_at: int,
+    on_step: OnStep,
+    fallback: MemoryFallback,
+) -> Iterator[tuple[Batch, Asking]]:
+    """A job's batches, from the one that holds picture `start_at` on, each with what asks for its latents.
+
+    Each must have got its latents before the next is asked for: they share their noise.
 
     Args:
         model: the resident model.
         job: what to draw.
         lines: the lines of `from_file`, or None.
         init: for img2img the init image, [3, H, W] in [-1, 1].
-        start_at: the first picture that is missing; batches wholly before it are skipped.
+        start_at: the first missing image; batches that are completely before it are skipped.
         on_step: called after each evaluation of the UNet.
         fallback: what the job does when memory runs out, and who is told.
 
     Raises:
-        OutOfMemory: there is not enough, whatever it does.
-        JobError: the job asks for what the model has not, or the model gave numbers that are not finite.
+        OutOfMemory: memory is not sufficient in any way.
+        JobError: the model lacks what the job needs.
     """
     if model.channels != job.C:
-        raise JobError("C: {c} latent channels, but the checkpoint has {channels}", job.C, model.channels)
+        raise JobError("C: {count} latent channels, but the checkpoint has {channels}", job.C, model.channels)
     if job.ddim_steps > len(model.alphas):
-        raise JobError("ddim_steps: at most {count}, the steps that the model was trained on", len(model.alphas))
-    fallback = fallback or MemoryFallback(model.device)
+        raise JobError("ddim_steps: the limit is {count}, the steps the model was trained on", len(model.alphas))
     strength = job.strength if isinstance(job, Img2Img) else None
     wish = Wish(job.ddim_steps, job.ddim_eta, strength, job.schedule)
     course = SAMPLERS[job.sampler](model.alphas, wish)
@@ -81,17 +99,14 @@ def draw(
     )
     evaluations = course.evaluations
     for batch in batches(job, lines):
-        shape = (len(batch.prompts), *start.shape)
-        noise = source.of_batch(batch.first, shape)
+        noise = source.of_batch(batch.first, (len(batch.prompts), *start.shape))
         if batch.first + len(batch.prompts) <= start_at:
             start.skip(noise)
             continue
         fallback.first = batch.first
         x = start.latents(len(batch.prompts), noise)
         told = partial(_tell, on_step, batch, count(1), evaluations)
-        asking = guided(course.sample(x, noise), *_contexts(model, job, batch, fallback), job.scale, told)
-        latents = run(asking, partial(_predict, model, fallback))
-        yield Drawn(batch, latents, decode(model, latents, fallback))
+        yield batch, guided(course.sample(x, noise), *_contexts(model, job, batch, fallback), job.scale, told)
 
 
 @dataclass(frozen=True)
@@ -142,7 +157,8 @@ def _contexts(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback)
         return prompts, fallback.in_rows(model.encode_prompts, [job.negative_prompt] * len(batch.prompts))
 
 
-def _predict(model: Model, fallback: MemoryFallback, rows: Rows) -> Tensor:
+def predict(model: Model, fallback: MemoryFallback, rows: Rows) -> Tensor:
+    """The noise in each row, as many at once as memory allows."""
     with computing(model.dtype, model.device):
         return fallback.in_rows(model.predict_noise, rows.x, rows.timesteps, rows.context)
 

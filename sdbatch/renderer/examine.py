@@ -20,16 +20,13 @@ from sdbatch.messages import Message
 ASKING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"}
 CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in OpenAI's vocabulary
 
-REINSTALL = Message("install sdbatch anew, with all it needs (make, or the bundle's install.sh)")
+REINSTALL = Message("reinstall sdbatch with all its dependencies (make, or the bundle's install.sh)")
 NO_GPU = Message(
-    "see what nvidia-smi says; a torch built for a newer CUDA than the driver knows needs a "
-    "newer driver, or a torch built for an older CUDA. To draw on the CPU all the same, set "
-    "`device: cpu` in configs/sdbatch.yaml"
+    "see nvidia-smi; a torch built for a newer CUDA than the driver supports needs a newer "
+    "driver, or a torch for an older CUDA. To use the CPU, set `device: cpu` in "
+    "configs/sdbatch.yaml"
 )
-MISFIT = Message(
-    "lay a whole Stable Diffusion v1 checkpoint there (its sha256 tells whether it was "
-    "copied whole), and the config that belongs to it"
-)
+MISFIT = Message("copy a complete Stable Diffusion v1 checkpoint there (compare its sha256), and its config")
 
 
 def examine(device: str, model: tuple[Path, Path] | None, asked: list[str]) -> Iterator[Finding]:
@@ -62,7 +59,7 @@ def libraries() -> Finding:
     return ok(
         "torch",
         Message(
-            "{version__}, {cuda}; diffusers {version___2}, transformers {version___3}",
+            "{torch}, {cuda}; diffusers {diffusers}, transformers {transformers}",
             torch.__version__,
             cuda,
             diffusers.__version__,
@@ -87,7 +84,7 @@ def drawing_device(asked: str) -> Finding:
             if float(drawn.sum()) != 36 * 9:
                 return problem(
                     "device",
-                    Message("{asked} computes wrongly: {float} for 324", asked, float(drawn.sum())),
+                    Message("{device} computes wrongly: {result} instead of 324", asked, float(drawn.sum())),
                     NO_GPU,
                 )
         except Exception as error:
@@ -98,7 +95,7 @@ def drawing_device(asked: str) -> Finding:
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
         text = Message(
-            "{get_device_name}, {free} of {whole} GiB free, {driver}",
+            "{gpu}, {free} of {whole} GiB free, {driver}",
             torch.cuda.get_device_name(device),
             f"{free / 2**30:.1f}",
             f"{whole / 2**30:.1f}",
@@ -107,13 +104,13 @@ def drawing_device(asked: str) -> Finding:
         return ok("device", text)
     if asked == "auto" and NVIDIA_DRIVER.exists():
         text = Message(
-            "jobs will be drawn on the CPU: there is an NVIDIA GPU, but this torch ({version__}) can't use it",
+            "jobs will run on the CPU: there is an NVIDIA GPU, but this torch ({version}) can't use it",
             torch.__version__,
         )
         return warning("device", text, Message("install a torch that is built for CUDA; {no_gpu}", NO_GPU))
     return ok(
         "device",
-        Message("the CPU, {get_num_threads} threads (a 512x512 picture takes it minutes)", torch.get_num_threads()),
+        Message("the CPU, {count} threads (a 512x512 image takes minutes)", torch.get_num_threads()),
     )
 
 
@@ -134,7 +131,7 @@ def tokenizer() -> Finding:
     if found != tokens:
         return problem(
             "tokenizer",
-            Message('"{text}" becomes {found}, not {tokens}', text, found, tokens),
+            Message('"{text}" gives {found}, not {tokens}', text, found, tokens),
             REINSTALL,
         )
     return ok("tokenizer", Message("CLIP's vocabulary, from the package"))
@@ -149,7 +146,7 @@ def fitting(ckpt: Path, config: Path) -> Finding:
     fits = Message("is whole") if ckpt.is_dir() else Message("fits {name}", config.name)
     return ok(
         "checkpoint",
-        Message("{ckpt} {fits}: {numbers} million weights", ckpt, fits, f"{numbers / 1e6:,.0f}"),
+        Message("{ckpt} {fits}: {number} million weights", ckpt, fits, f"{numbers / 1e6:,.0f}"),
     )
 
 
@@ -158,10 +155,10 @@ def network(asked: list[str]) -> Finding:
     if asked:
         return problem(
             "network",
-            Message("something asked for it, and was refused: {names}", ", ".join(dict.fromkeys(asked))),
-            Message("drawing needs none; tell the authors of sdbatch, with this line"),
+            Message("something tried to use it, and was refused: {names}", ", ".join(dict.fromkeys(asked))),
+            Message("generating needs no network; please report this line to the authors of sdbatch"),
         )
-    return ok("network", Message("none is needed: nothing so far asked for it"))
+    return ok("network", Message("not needed: nothing has asked for it so far"))
 
 
 def guard(asked: list[str]) -> None:
@@ -176,7 +173,7 @@ def guard(asked: list[str]) -> None:
         elif not event.startswith("socket.get"):
             return
         asked.append(f"{address} ({event.removeprefix('socket.')})")
-        raise PermissionError(Message("sdbatch doctor lets nothing reach the network, not even {address}", address))
+        raise PermissionError(Message("sdbatch doctor blocks the network, also {address}", address))
 
     sys.addaudithook(refuse)
 

@@ -24,9 +24,9 @@ _BESIDE = {
     Message("moving averages"): r"model_ema\.",
     Message("the noise schedule"): r"(betas|alphas_\w+|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar)$",
     "positions": r".*position_ids$",
-    Message("layers that the config leaves out"): r"cond_stage_model\.model\.transformer\.resblocks\.",
+    Message("layers that are not in the config"): r"cond_stage_model\.model\.transformer\.resblocks\.",
     Message(
-        "what training needed"
+        "what only training needs"
     ): r"(first_stage_model\.loss|cond_stage_model\.model\.(visual|logit_scale|text_projection))",
     Message("the text encoder's other half"): r"cond_stage_model\.transformer\.to_logits",
 }
@@ -38,11 +38,11 @@ class Verified:
 
     Attributes:
         weights: how many numbers the networks have.
-        precisions: in what the file holds the weights, most first.
-        lacking: what is missing or of another shape or does not fit together, in words; empty for a whole checkpoint.
-        broken: names of weights that hold what is not a number.
-        beside: how many names of each known kind lie there unused.
-        unexpected: other names that nothing asks for.
+        precisions: of the stored weights, the most frequent first.
+        lacking: what is missing, has another shape, or does not fit, in words; empty for a complete checkpoint.
+        broken: names of weights with values that are not numbers.
+        beside: for each known kind of unused weights, the number of names.
+        unexpected: other unused names.
     """
 
     weights: int
@@ -103,7 +103,7 @@ def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Con
     """Convert as the first load would do; returns the path of the result, or None if no conversion is needed.
 
     Raises:
-        JobError: the checkpoint can't be drawn with, or there is no room.
+        JobError: the checkpoint can't be used, or there is no space.
         OSError: the disk failed.
     """
     place = conversions.place(ckpt, config, dtype)
@@ -114,8 +114,8 @@ def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Con
         return None
     if conversions.find(place) is None and conversions.keep(place, plan, weights, dtype, told) is None:
         raise JobError(
-            "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml bounds "
-            "it, and a fiftieth of the disk stays free",
+            "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml limits it, "
+            "and a fiftieth of the disk stays free",
             conversions.folder,
             plan.name,
         )
@@ -126,7 +126,7 @@ def convert_file(ckpt: Path, config: Path, out: Path, dtype: torch.dtype, told: 
     """Write the used weights as safetensors in `dtype`, with the names of the original release.
 
     Raises:
-        JobError: the checkpoint can't be drawn with, or is a folder.
+        JobError: the checkpoint can't be used, or is a folder.
         OSError: the disk failed or is full.
     """
     if ckpt.is_dir():

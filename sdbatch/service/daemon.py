@@ -71,7 +71,7 @@ def prepare(root: Root) -> None:
     """Create the root's folders.
 
     Raises:
-        ConfigError: they can't be made.
+        ConfigError: they can't be created.
         OSError: the disk failed or is full.
     """
     try:
@@ -82,7 +82,7 @@ def prepare(root: Root) -> None:
         if files.is_disk_trouble(error):
             raise
         raise ConfigError(
-            "{root}: the folders of a root can't be made here: {problem}", root.path, error.strerror
+            "{root}: can't create the folders of a root here: {problem}", root.path, error.strerror
         ) from error
 
 

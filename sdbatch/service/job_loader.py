@@ -9,7 +9,7 @@ from sdbatch.job.model_config import read_model_config
 from sdbatch.job.parameters import Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined
 from sdbatch.service.task import Task
 from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
@@ -29,8 +29,8 @@ class JobLoader:
         """The job of a claim, checked, with copies of the files that it names.
 
         Raises:
-            JobError: it can't be drawn, or was cancelled.
-            InputsPending: a file that it names is still on its way.
+            JobError: it is invalid, or was cancelled.
+            InputsPending: a file that it names is still being copied.
         """
         self.spool.require_own(claim)
         self.spool.raise_if_cancelled(claim)
@@ -44,7 +44,9 @@ class JobLoader:
             if not parsed.notes:
                 raise
             # A file may be missing because of a part of the job file that was not understood.
-            raise JobError("\n".join([str(error), *(f"note: {note}" for note in parsed.notes)])) from error
+            raise JobError(
+                joined("\n", [error.message, *(Message("note: {note}", note) for note in parsed.notes)])
+            ) from error
 
     def _with_files(self, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
         """The job with all files that it names."""
@@ -59,7 +61,7 @@ class JobLoader:
         lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
         size = job.picture_size if isinstance(job, Txt2Img) else None
         if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
-            raise JobError("\n".join(problems))
+            raise JobError(joined("\n", problems))
         model = self.root.find_weights(job.ckpt, job.config, job.vae)
         made = read_model_config(model.ckpt, model.config)
         sized = of_size("H, W", size, made) if size else []  # of img2img the renderer knows
@@ -93,8 +95,8 @@ class JobLoader:
             self.spool.split(claim, len(parts))
         if claim.part > len(parts):
             raise JobError(
-                "{file}: holds {count} of {parts} jobs since it was mended, and not number {part}: "
-                "nothing is left to draw here, and this folder may be deleted",
+                "{file}: contains only {count} of {parts} jobs now, and not number {part}: there is nothing "
+                "left to run, and this folder may be deleted",
                 claim.file,
                 len(parts),
                 claim.parts,
@@ -103,8 +105,8 @@ class JobLoader:
         part = parts[claim.part - 1]
         if 0 < claim.parts < len(parts):
             more = Message(
-                "{file}: holds {count} jobs since it was mended, and held {parts}: only number {part} is "
-                "drawn here; drop what was added into the inbox, in a file of its own",
+                "{file}: contains {count} jobs now, and contained {parts}: only number {part} runs here; "
+                "drop the new ones into the inbox as a file of their own",
                 claim.file,
                 len(parts),
                 claim.parts,

@@ -23,7 +23,7 @@ from sdbatch.storage.root import Root
 
 READ_BYTES = 2000
 FREE_SOME = Message(
-    ", but for what min_free_bytes keeps free: make room (`sdbatch prune`, old folders in jobs/done/ and outputs/)"
+    "; min_free_bytes must stay free: make room (`sdbatch prune`, old folders in jobs/done/ and outputs/)"
 )
 FAILURES = "failures-in-a-row"
 APART_AGAIN_SECONDS = 5.0
@@ -34,10 +34,10 @@ class Readiness:
     """Checked once per pass of the loop.
 
     Attributes:
-        problem: why nothing is drawn, in words for a person; empty while all is well.
-        is_resting: whether all that holds it is the hours in which to draw: as the configuration wants it.
-        is_ready: whether a job can be drawn at once. Neither ready nor a problem: a renderer is on its way.
-        is_held: whether everything is left where it is: a person wants it, or there is nowhere to put it.
+        problem: why no job runs, for people; empty if all is well.
+        is_resting: whether the active hours are the only reason.
+        is_ready: whether a job can run at once. Neither ready nor a problem: a renderer is starting.
+        is_held: whether no file is touched: a person paused it, or images can't be saved.
     """
 
     def __init__(self, root: Root, engine: Engine, settings: Settings) -> None:
@@ -68,8 +68,8 @@ class Readiness:
         if self._failures < self.settings.max_consecutive_crashes:
             return
         text = Message(
-            "{failures} jobs in a row failed by the machine's fault, as it seems. The last of them:\n"
-            "{why}\nSee to the machine, drop what lies in jobs/failed/ again, and remove this file.\n",
+            "{count} jobs in a row failed, probably because of the machine. The last one:\n{why}\nCheck "
+            "the machine, retry what is in jobs/failed/, and remove this file.\n",
             self._failures,
             why,
         )
@@ -102,7 +102,7 @@ class Readiness:
         """Check the space before a job starts, not during a job.
 
         Raises:
-            TemporarilyUnavailable: it may need more than there is; a smaller one may not.
+            TemporarilyUnavailable: it may need more space; a smaller job may not.
         """
         if isinstance(task.job, Txt2Img):
             width, height = task.job.picture_size
@@ -113,18 +113,18 @@ class Readiness:
         for folder in (self.root.running, task.outdir):
             if (room := self._room(folder)) < need:
                 raise TemporarilyUnavailable(
-                    "{id} may need {need} MB, and {free} MB are free for {folder}/{free_some}",
+                    "{id} may need {need} MB; {folder}/ has {free} MB left{free_some}",
                     task.claim.id,
                     f"{need / 1e6:,.1f}",
-                    f"{max(0, room) / 1e6:,.1f}",
                     self.root.show(folder),
+                    f"{max(0, room) / 1e6:,.1f}",
                     FREE_SOME,
                 )
 
     def _room(self, folder: Path) -> int:
         """Bytes that jobs may use on the disk of a folder; negative if too little is free."""
         usage = shutil.disk_usage(folder)
-        return usage.free - self.settings.kept_free(usage.total)
+        return usage.free - self.settings.bytes_kept_free(usage.total)
 
     def _without_room(self) -> str:
         """No job starts on a full disk."""
@@ -144,9 +144,7 @@ class Readiness:
                 files.clear(self.root.now)  # whatever somebody laid there
         if is_within or self.root.now.exists():
             return ""
-        return Message(
-            "waits until {start} (active_hours: {active_hours})", f"{start:%H:%M}", self.settings.active_hours
-        )
+        return Message("waits until {start} (active_hours: {hours})", f"{start:%H:%M}", self.settings.active_hours)
 
     def _paused(self) -> str:
         try:
@@ -155,18 +153,19 @@ class Readiness:
             self._is_unloaded = False
             return ""
         except OSError as error:
-            return Message("jobs/PAUSE is there, but can't be read: {problem}", error.strerror)
+            return Message("jobs/PAUSE exists, but can't be read: {problem}", error.strerror)
         reason = said.decode("utf-8", "replace").strip()
         self._is_unloaded = "unload" in re.findall(r"\w+", reason.lower())
         reason = re.sub(r"^unload\b\W*", "", reason, flags=re.IGNORECASE)
-        return Message("paused until jobs/PAUSE is removed{part}{reason}", ": " if reason else "", reason)
+        template = "paused until jobs/PAUSE is removed: {reason}" if reason else "paused until jobs/PAUSE is removed"
+        return Message(template, *filter(None, [reason]))
 
     def _unwritable(self) -> str:
         """Images that can't be saved would be generated for nothing."""
         for folder in (self.root.running, self.root.done, self.root.failed, self.root.outputs, self.root.state):
             if not os.access(folder, os.W_OK | os.X_OK):
                 return Message(
-                    "{folder} is not there or can't be written by the service's user", self.root.show(folder)
+                    "{folder} does not exist, or the service's user can't write there", self.root.show(folder)
                 )
         return ""
 
@@ -184,7 +183,7 @@ class Readiness:
         if self.root.has_checkpoint():
             return ""
         return Message(
-            "there is no checkpoint in {models}: copy one there, or a link to it (or mount its disk)", self.root.models
+            "there is no checkpoint in {models}: copy or link one there (or mount its disk)", self.root.models
         )
 
     def _without_engine(self, now: float) -> str:
@@ -198,7 +197,7 @@ class Readiness:
                 self.engine.stop()
                 raise EngineDown("the renderer did not start within {limit} seconds", f"{limit:g}")  # noqa: TRY301
         except EngineDown as error:
-            self._engine_problem, self._again_at, self._starting_since = str(error), now + ENGINE_AGAIN_SECONDS, None
+            self._engine_problem, self._again_at, self._starting_since = error.message, now + ENGINE_AGAIN_SECONDS, None
         else:
             # During the next start, the last failure is still the best answer.
             self._engine_problem = "" if is_ready else self._engine_problem

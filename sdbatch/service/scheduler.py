@@ -28,10 +28,10 @@ class Scheduler:
     """Chooses the next job. Its memory is only a convenience: after a restart nothing is lost.
 
     Attributes:
-        waiting: claimed jobs whose files are still on their way, and when they were last looked for.
-        deferred: claimed jobs that let all others pass, and when they were last tried.
-        owed: claimed jobs whose attempts could not be written down as they are.
-        unmovable: files in the inbox that are not ours to move, and why.
+        waiting: claimed jobs whose files are still being copied, and when they were last checked.
+        deferred: claimed jobs that let all others go first, and when they were last tried.
+        owed: claimed jobs whose correct attempts could not be written to disk.
+        unmovable: files in the inbox that can't be moved, and why.
     """
 
     def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness) -> None:
@@ -52,8 +52,7 @@ class Scheduler:
             return self._absent if self.deferred else ""
         job, error = min(self.spool.unreadable.items())
         return Message(
-            "{job} waits, as it can't be read: {problem}: {filename}; let the service's user read "
-            "it, or see to the disk",
+            "{job} waits, since it can't be read: {problem}: {path}; let the service's user read it, or check the disk",
             job,
             error.strerror,
             error.filename,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdbatch.errors import printable
-from sdbatch.messages import Message
+from sdbatch.messages import Message, here, joined, lines
 from sdbatch.spool.status_reader import RESTING, Facts, read_overview, seconds_since
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
@@ -25,7 +25,7 @@ REASON_LINES = 3
 REDRAW_SECONDS = 0.2
 WATCH_SECONDS = 1.0  # as often as the service writes
 LEAST_BAR = 8
-COLOURS = {"drawing": "green", "paused": "red", Message("ended without a word"): "red", "stopped": "yellow"}
+COLOURS = {"drawing": "green", "paused": "red", "ended without a word": "red", "stopped": "yellow"}
 
 
 def show(root: Root, now: datetime) -> None:
@@ -69,7 +69,11 @@ class Bar:
         if job := facts.get("job"):
             line = _BarLine(job, str(job.get("name") or job["id"]))
         else:
-            line = _text(f"{facts['state']}: {facts['problem']}" if facts.get("problem") else str(facts["state"]))
+            line = _text(
+                Message("{state}: {problem}", _state(facts), facts["problem"])
+                if facts.get("problem")
+                else _state(facts)
+            )
         with suppress(OSError, ValueError):  # the terminal was closed: the service goes on
             self.live.update(line, refresh=True)
 
@@ -78,41 +82,47 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
     parts: list[RenderableType] = [_service(facts, now)]
     if facts.get("problem"):
         since = facts.get("problem_since")
-        held = Message(", since {duration} ago", duration(seconds_since(since, now))) if since else ""
-        what, style = (Message("a job waits"), "yellow") if facts["job"] else (Message("nothing is drawn"), "bold red")
+        held = Message(", for {time}", duration(seconds_since(since, now))) if since else ""
+        what, style = (
+            (Message("a job waits"), "yellow") if facts["job"] else (Message("nothing is generated"), "bold red")
+        )
         if facts.get("state") == RESTING:
             style = "yellow"
-        parts.append(_text(f"{what}{held}: {facts['problem']}", style))
+        parts.append(_text(Message("{what}{since}: {problem}", what, held, facts["problem"]), style))
     if facts.get("configuration"):
         parts.append(
-            _text(Message("the configuration is wrong; the old one stays: {facts}", facts["configuration"]), "red")
+            _text(
+                Message(
+                    "the new configuration is wrong and not used: {problem}",
+                    facts["configuration"],
+                ),
+                "red",
+            )
         )
     if facts["is_running"]:
-        parts.append(_text(Message("the inbox {get}", facts.get("inbox"))))
+        parts.append(_text(Message("the inbox {state}", facts.get("inbox"))))
     if job := facts["job"]:
         parts += [
             Text(),
-            _text(Message("drawing {name}, attempt {get}", _name(job), job.get("attempt")), "bold"),
+            _text(Message("generating {job}, attempt {number}", _name(job), job.get("attempt")), "bold"),
         ]
-        parts.append(_BarLine(job) if with_bar else _text(f"  {_pictures(job)}"))
+        parts.append(_BarLine(job) if with_bar else _text("  " + _pictures(job)))
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
-        parts.append(
-            _text(Message("still empty, and taken when something is in it: {names}", ", ".join(facts["empty"])))
-        )
+        parts.append(_text(Message("still empty; taken once they have content: {names}", ", ".join(facts["empty"]))))
     parts += _listed(facts["unmovable"], facts["unmovable_count"], Message("stays in the inbox"), "red")
-    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], Message("no job"), "yellow")
+    parts += _listed(facts["no_jobs"]["files"], facts["no_jobs"]["count"], Message("not a job"), "yellow")
     if facts["failures"]:
         parts += [Text(), _text(Message("failed last"), "bold"), *_failures(facts["failures"], now)]
     return Group(*parts)
 
 
 def _service(facts: Facts, now: datetime) -> Text:
-    state = str(facts.get("state"))
+    state = _state(facts)
     heard = seconds_since(facts.get("updated_at"), now)
-    ago = Message(", last heard of {duration} ago", duration(heard)) if heard < float("inf") else ""
+    ago = Message(", last heard of {time} ago", duration(heard)) if heard < float("inf") else ""
     who = (
-        Message("sdbatch {facts} on {get}, pid {get_2}", facts["version"], facts.get("host"), facts.get("pid"))
+        Message("sdbatch {version} on {host}, pid {pid}", facts["version"], facts.get("host"), facts.get("pid"))
         if facts.get("version")
         else ""
     )
@@ -120,7 +130,7 @@ def _service(facts: Facts, now: datetime) -> Text:
         text, who = Message("the service is not running: {state}{ago}", state, ago), ""
     else:
         text = Message(
-            "{state} ({who}; {get} done and {get_2} failed since its start)",
+            "{state} ({who}; {done} done and {failed} failed since its start)",
             state,
             who,
             facts.get("done"),
@@ -137,7 +147,7 @@ class _BarLine:
     label: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        told = _pictures(self.job)
+        told = here(_pictures(self.job))
         label = _text(self.label)
         label.truncate(max(options.max_width - len(told) - LEAST_BAR - 2, 0), overflow="ellipsis")
         row = Table.grid(padding=(0, 1), expand=True)
@@ -150,42 +160,46 @@ class _BarLine:
 
 def _pictures(job: Facts) -> str:
     left = job.get("eta_seconds")
-    eta = Message(", {duration} left", duration(_number(left))) if left is not None else ""
-    step = Message(", step {get} of {get_2}", job.get("step"), job.get("steps")) if job.get("step") else ""
-    return Message("{get} of {get_2} pictures{step}{eta}", job.get("pictures_done"), job.get("pictures"), step, eta)
+    eta = Message(", {time} left", duration(_number(left))) if left is not None else ""
+    step = Message(", step {step} of {steps}", job.get("step"), job.get("steps")) if job.get("step") else ""
+    return Message("{done} of {all} images{step}{left}", job.get("pictures_done"), job.get("pictures"), step, eta)
 
 
 def _queue(queue: Facts) -> Iterator[Text]:
     total = queue["claimed"] + queue["ready"] + queue["settling"]
-    more = [Message("{queue} still arriving", queue["settling"])] if queue["settling"] else []
-    more += [Message("{queue} waiting for files", queue["waiting_for_files"])] if queue["waiting_for_files"] else []
-    yield _text(Message("queue: {part}", total or "empty") + (f" ({', '.join(more)})" if more else ""), "bold")
+    more = [Message("{number} still arriving", queue["settling"])] if queue["settling"] else []
+    more += [Message("{number} waiting for files", queue["waiting_for_files"])] if queue["waiting_for_files"] else []
+    said = Message("queue: {number}", total) if total else Message("queue: empty")
+    yield _text(said + Message(" ({details})", joined(", ", more)) if more else said, "bold")
     shown = queue["next"][:QUEUED]
     for number, entry in enumerate(shown, 1):
         yield _text(f"{number:>4}  {entry.get('file') or entry.get('id')}")
     if total > len(shown):
-        yield _text(Message("      and {total} more", total - len(shown)))
+        yield _text(Message("      and {number} more", total - len(shown)))
 
 
 def _listed(files: dict[str, str], count: int, what: str, style: str) -> Iterator[Text]:
     """The first of some files with a note each, and the number of the others."""
     shown = [*files.items()][:FILES]
     for name, why in shown:
-        yield _text(f"{what}: {name}: {why}", style)
+        yield _text(Message("{what}: {name}: {problem}", what, name, why), style)
     if count > len(shown):
-        yield _text(Message("      and {count} more", count - len(shown)), style)
+        yield _text(Message("      and {number} more", count - len(shown)), style)
 
 
 def _failures(failures: list[Facts], now: datetime) -> Iterator[Text]:
     for failure in failures:
-        yield _text(
-            Message("  {failure}, {duration} ago", failure["id"], duration(seconds_since(failure["failed_at"], now)))
-        )
-        lines = failure["reason"].splitlines()
-        for line in lines[:REASON_LINES]:
-            yield _text(f"      {line}", "red")
-        if len(lines) > REASON_LINES:
+        yield _text(Message("  {job}, {time} ago", failure["id"], duration(seconds_since(failure["failed_at"], now))))
+        told = lines(failure["reason"])
+        for line in told[:REASON_LINES]:
+            yield _text("      " + line, "red")
+        if len(told) > REASON_LINES:
             yield _text("      ...")
+
+
+def _state(facts: Facts) -> str:
+    """One of ours, or whatever another version wrote."""
+    return Message(str(facts.get("state")))
 
 
 def _name(job: Facts) -> str:
@@ -198,4 +212,4 @@ def _number(value: Any) -> float:
 
 def _text(text: str, style: str = "") -> Text:
     """Text without markup or control characters."""
-    return Text(printable(text), style=style)
+    return Text(printable(here(text)), style=style)

@@ -20,7 +20,7 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw, Engine
 from sdbatch.errors import Cancelled, EngineDown, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
-from sdbatch.messages import Message
+from sdbatch.messages import Message, packed_within
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.service.job_loader import JobLoader
@@ -31,9 +31,9 @@ from sdbatch.service.task import Drawing, Task, count_staged, manifest_of
 from sdbatch.spool import handover, retention, status_reader
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
-from sdbatch.spool.latecomers import Latecomers
+from sdbatch.spool.late_writes import LateWrites
 from sdbatch.spool.publish import Names, Publisher
-from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, WRITTEN_ON, Claim, Spool
+from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import SAMPLES, Root
@@ -76,7 +76,7 @@ class Service:
         self.readiness = Readiness(root, engine, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.index_writer = IndexWriter(root)
-        self.latecomers = Latecomers(root, self.spool, self.inbox)
+        self.late_writes = LateWrites(root, self.spool, self.inbox)
         self.scheduler = Scheduler(self.spool, self.inbox, self.readiness)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
@@ -111,15 +111,15 @@ class Service:
                 self.scheduler.waiting[claim.id] = now.mono
                 continue  # others go first
             except JobError as error:
-                self._fail(claim, str(error), clock(), is_cancelled=isinstance(error, Cancelled))
+                self._fail(claim, error.message, clock(), is_cancelled=isinstance(error, Cancelled))
             except RendererDied as error:
-                self._retry(claim, str(error), clock())
+                self._retry(claim, error.message, clock())
             except RootBusy:
                 raise
             except (Stopped, EngineDown):
                 self.scheduler.refund_attempt(claim, attempts)  # not the job's doing
             except TemporarilyUnavailable as error:
-                self.scheduler.defer(claim, now.mono, str(error))
+                self.scheduler.defer(claim, now.mono, error.message)
                 continue
             except OSError as error:
                 self._blame(error, claim, attempts, clock())
@@ -127,7 +127,7 @@ class Service:
                 self.log.exception("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts)
                 self._fail(
                     claim,
-                    Message("an error inside sdbatch ({name__}); its log says more", type(error).__name__),
+                    Message("an error inside sdbatch ({name}); see its log", type(error).__name__),
                     clock(),
                 )
             return True
@@ -142,7 +142,7 @@ class Service:
         self.inbox.scan(now.mono, lambda: clock().mono, is_busy=self._is_busy)
         self._is_busy = False  # until there is a job
         if not unheld:
-            self.latecomers.check(now.mono)
+            self.late_writes.check(now.mono)
         self._check_readiness(now)
         if unheld and not self.readiness.is_held:  # else folders are away, which is told
             raise unheld
@@ -218,7 +218,7 @@ class Service:
             at_once=True,
             state="paused",
             job=None,
-            problem=Message("the disk fails; jobs are kept: {problem}", files.in_words(error)),
+            problem=Message("the disk fails; no job is lost: {problem}", files.in_words(error)),
         )
 
     def is_drained(self) -> bool:
@@ -351,7 +351,7 @@ class Service:
             raise EngineDown("the renderer did not start within {limit} seconds", f"{limit:g}")
         if silent > limit:
             raise RendererDied(
-                "it showed no sign of life for {limit} seconds, the hang_seconds in configs/sdbatch.yaml", f"{limit:g}"
+                "it showed no sign of life for {limit} seconds (hang_seconds in configs/sdbatch.yaml)", f"{limit:g}"
             )
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
@@ -373,7 +373,10 @@ class Service:
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """The manifest, then the move to done/ that makes it so."""
-        notes = self._what_changed(task)
+        assert drawing.finished is not None, "a stream ends with Finished, or raises"
+        notes = [*task.notes, *drawing.finished.notes, *self._what_changed(task)]
+        if notes:
+            self.spool.note(task.claim, other=task.claim.other | {"notes": packed_within(notes)})
         if task.job.skip_save:
             files.remove_tree(self.spool.folder(task.claim) / SAMPLES)  # needed for the grid, published nowhere
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
@@ -387,12 +390,12 @@ class Service:
     def _what_changed(self, task: Task) -> list[str]:
         """Notes on what others did to the job's file since it was claimed; what was drawn is what lies there then."""
         claim = task.claim
-        notes = []
+        notes: list[str] = []
         if later := self.spool.release(claim):
             self.inbox.expect()
-            notes.append(WRITTEN_ON.format(printable(later)))
+            notes.append(written_on(printable(later)))
         if handover.restore(self.spool.folder(claim) / claim.file, task.source):
-            notes.append(Message("the job file was changed while it was drawn; that lies beside it, and was not drawn"))
+            notes.append(Message("the job file was changed while the job ran; the change was kept, but not used"))
         for note in notes:
             self._log(claim).warning(note)
         return notes
@@ -404,7 +407,7 @@ class Service:
         try:
             if later := self.spool.fail(claim, text):
                 self.inbox.expect()
-                self._log(claim).warning(WRITTEN_ON.format(printable(later)))
+                self._log(claim).warning(written_on(printable(later)))
         except OSError as error:
             if files.is_disk_trouble(error) or not folder.is_dir():
                 self.scheduler.defer(claim)
@@ -433,7 +436,7 @@ class Service:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
         if claim.attempts >= self.settings.max_attempts and self._count_staged(claim) <= claim.staged:
             told = Message(
-                "the renderer died at each of {attempts} attempts to draw this job.\n{text}", claim.attempts, text
+                "the renderer crashed in each of {attempts} attempts at this job.\n{details}", claim.attempts, text
             )
             self._fail(claim, told, now)
             self.readiness.count_failure(told)

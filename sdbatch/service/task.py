@@ -14,7 +14,6 @@ from sdbatch import __version__
 from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped, Tick
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
-from sdbatch.messages import Message
 from sdbatch.spool.inputs import Staged
 from sdbatch.spool.publish import Names
 from sdbatch.spool.spool import Claim
@@ -58,7 +57,7 @@ class Task:
         strengths = (path.with_name(LORA_CONFIG) for path in self.loras)
         weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
         weights += [path for path in strengths if path.is_file()]
-        looks = [_glance(path) for path in weights]
+        looks = [_quick_fingerprint(path) for path in weights]
         told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -134,7 +133,7 @@ def manifest_of(
     return Manifest(
         id=claim.id,
         source=claim.source.encode("utf-8", "backslashreplace").decode(),
-        part=Message("{part} of {parts}", claim.part, claim.parts) if claim.parts > 1 else None,
+        part=f"{claim.part} of {claim.parts}" if claim.parts > 1 else None,
         source_sha256=hashlib.sha256(task.source).hexdigest(),
         parent=task.parent,
         attempts=claim.attempts,
@@ -174,7 +173,7 @@ def manifest_of(
         checkpoint=_checkpoint(task, loaded, root),
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
-        notes=[*task.notes, *finished.notes, *notes],
+        notes=[*notes],
         first_prompt=None if task.lines is None else task.lines[0],
     )
 
@@ -196,14 +195,14 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
     return told
 
 
-def _glance(path: Path) -> str:
+def _quick_fingerprint(path: Path) -> str:
     """A quick way to distinguish weight files: size, beginning and end; for a folder those of all files.
 
     Place and time do not count: a root may be moved or restored from a backup.
     """
     if path.is_dir():
         parts = [part for part in islice(files.below(path), MOST_FOLDERS) if part.is_file()]
-        looks = [f"{part.relative_to(path)} {_glance(part)}" for part in parts]
+        looks = [f"{part.relative_to(path)} {_quick_fingerprint(part)}" for part in parts]
         return hashlib.sha256("\n".join(looks).encode("utf-8", "surrogateescape")).hexdigest()
     if not path.is_file():
         return path.name

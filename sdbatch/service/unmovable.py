@@ -26,7 +26,7 @@ class Unmovable:
     """Its memory is only a convenience: after a restart everything is tried again.
 
     Attributes:
-        why: names from the inbox on, and why each stays there.
+        why: paths from the inbox, each with the reason.
     """
 
     def __init__(self, inbox: Path) -> None:
@@ -52,7 +52,7 @@ class Unmovable:
             return False
         self._again.pop(folder, None)
         if _is_anothers(arrival.name, folder):
-            text = Message("only who owns it may take it out of {folder}: chmod -t {folder}", folder)
+            text = Message("only its owner may remove it from {folder}: chmod -t {folder}", folder)
             self._note(arrival, arrival.name, errno.EPERM, text, now)
             return False
         return True
@@ -67,7 +67,7 @@ class Unmovable:
         text = files.in_words(error)
         if error.errno == errno.EFBIG:
             text = Message(
-                "it has more than {most_bytes:,} bytes, as no job file has, and would have to be copied: take it out",
+                "it is larger than {most:,} bytes, which no job file is, and would have to be copied: remove it",
                 MOST_BYTES,
             )
         elif isinstance(error, PermissionError):
@@ -103,8 +103,8 @@ class Unmovable:
 
 def _closed(folder: str) -> str:
     return Message(
-        "the service may not take files out of {folder}, which belongs to someone else: chgrp "
-        "{getegid} {folder}; chmod g+w {folder}",
+        "the service may not move files out of {folder}, which belongs to someone else: chgrp "
+        "{group} {folder}; chmod g+w {folder}",
         folder,
         os.getegid(),
     )

@@ -36,7 +36,7 @@ def fetch(dropped: Path, target: Path, job_id: str) -> None:
     with files.open_regular(dropped) as readable:  # a file that can't be read can't be taken
         if readable is not None and os.fstat(readable.fileno()).st_size > MOST_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(dropped))
-    holder = holder_of(dropped, job_id)
+    holder = hidden_folder_of(dropped, job_id)
     try:
         files.make_dir(holder)
         files.move(dropped, holder / dropped.name)
@@ -47,7 +47,7 @@ def fetch(dropped: Path, target: Path, job_id: str) -> None:
     _copy(holder / dropped.name, target)
 
 
-def holder_of(dropped: Path, job_id: str) -> Path:
+def hidden_folder_of(dropped: Path, job_id: str) -> Path:
     """The hidden folder that holds a file on another filesystem from its claim to the end of its job."""
     return dropped.with_name(f"{TAKEN}{job_id}")
 
@@ -80,7 +80,7 @@ def restore(file: Path, data: bytes) -> bool:
     return True
 
 
-def take_along(companion: Path, target: Path) -> None:
+def move_companion(companion: Path, target: Path) -> None:
     """Move a small file that belongs to a dropped one."""
     try:
         files.rename(companion, target)
@@ -121,7 +121,7 @@ def arrived_in(folder: Path) -> Path | None:
     return next((path for path in folder.iterdir() if path.name.startswith(ARRIVED)), None)
 
 
-def is_as_it_came(arrived: Path) -> bool:
+def is_unchanged(arrived: Path) -> bool:
     """Whether a file is unchanged: its name ends with the digest of the bytes that were used.
 
     A file with another hard link counts as unchanged: later writes are complete there.
@@ -133,7 +133,7 @@ def is_as_it_came(arrived: Path) -> bool:
     return data is not None and hashlib.sha256(data).hexdigest().startswith(digest[0])
 
 
-def retire(arrived: Path, place: Path) -> None:
+def keep_for_late_writes(arrived: Path, place: Path) -> None:
     """Keep the original file for a while, to notice later writes; delete it if that is not possible.
 
     Not synced: after a power cut no program has it open any more, and the job has its bytes.

@@ -85,7 +85,7 @@ class StabilityTracker:
         known = self.seen.get(path)
         return known is not None and known.signature[0] > 0 and now - known.still_since >= self.settle_seconds
 
-    def lose_sight(self, path: str) -> None:
+    def mark_unreadable(self, path: str) -> None:
         """Note that the file can't be read now: it keeps its place, but must settle again."""
         if known := self.seen.get(path):
             known.signature = _OUT_OF_SIGHT
@@ -135,12 +135,12 @@ class Inbox:
             return (
                 Message("is watched")
                 if self.watcher.is_listening
-                else Message("is looked through every {rescan_seconds} s", f"{self.rescan_seconds:g}")
+                else Message("is scanned every {seconds} s", f"{self.rescan_seconds:g}")
             )
         if self.is_away:
             error = self.unreadable[str(self.folder)]
             if isinstance(error, FileNotFoundError):
-                return Message("is not there: make the folder {folder} again, or mount its share", self.folder)
+                return Message("does not exist: create the folder {folder} again, or mount its share", self.folder)
             return Message("can't be read: {problem}: {folder}", error.strerror, self.folder)
         folder, error = min(self.unreadable.items())
         more = Message(", and {count} more folders", len(self.unreadable) - 1) if len(self.unreadable) > 1 else ""
@@ -183,7 +183,7 @@ class Inbox:
         strange: list[no_jobs.NoJob] = []
         unreadable: dict[str, OSError] = {}
         taken: list[str] = []
-        for entry in tread(self.folder, unreadable, taken, self.ignored):
+        for entry in walk_with_pauses(self.folder, unreadable, taken, self.ignored):
             yield
             if entry is None or (status := _status_of(entry, unreadable)) is None:
                 continue
@@ -209,7 +209,7 @@ class Inbox:
                 seen.priority = priority_of(path, relative)
             arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority)
             ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
-        self._mind(unreadable, found)
+        self._keep_unreadable(unreadable, found)
         self.stability.keep_only(found)
         ready.sort(key=lambda item: item[:3])
         self.queue = deque(arrival for *_, arrival in ready if arrival.name not in self._claimed)
@@ -295,12 +295,12 @@ class Inbox:
             if name not in before:
                 self.log.warning("lies in the inbox and is no job", source=name, reason=why)
 
-    def _mind(self, unreadable: dict[str, OSError], found: set[str]) -> None:
+    def _keep_unreadable(self, unreadable: dict[str, OSError], found: set[str]) -> None:
         """Keep the queued files of folders that can't be read now; report once when this starts and when it ends."""
         if unreadable:
             hidden = [p for p in self.stability.seen if not unreadable.keys().isdisjoint(map(str, Path(p).parents))]
             for path in set(hidden) - found:  # listing a folder can fail in the middle
-                self.stability.lose_sight(path)
+                self.stability.mark_unreadable(path)
                 found.add(path)
         was_readable, self.unreadable = not self.unreadable, unreadable
         if unreadable and was_readable:
@@ -330,10 +330,10 @@ def walk(folder: Path, unreadable: dict[str, OSError], ignored: Iterable[str] = 
 
     Folders that can't be read completely are noted in `unreadable`.
     """
-    return (entry for entry in tread(folder, unreadable, [], ignored) if entry is not None)
+    return (entry for entry in walk_with_pauses(folder, unreadable, [], ignored) if entry is not None)
 
 
-def tread(
+def walk_with_pauses(
     folder: Path, unreadable: dict[str, OSError], taken: list[str], ignored: Iterable[str] = ()
 ) -> Iterator[os.DirEntry[str] | None]:
     """Like `walk`, with a None for each folder: on a slow share even empty folders take time.

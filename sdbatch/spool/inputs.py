@@ -83,7 +83,7 @@ class InputStager:
             size = os.fstat(file.fileno()).st_size
             if size > self.max_bytes:
                 raise JobError(
-                    '{field}: "{named}" has {size:,} bytes; the limit is {max_bytes:,}',
+                    '{field}: "{named}" has {size:,} bytes; the limit is {most:,}',
                     field,
                     named,
                     size,
@@ -103,7 +103,7 @@ class InputStager:
             with self.root.open(field, place, found) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == digest:
                     return found
-        raise JobError('{field}: "{places}" is gone or was changed since the manifest was written', field, places[0])
+        raise JobError('{field}: "{place}" is gone or was changed since the manifest was written', field, places[0])
 
     def _find(self, field: str, named: str, folder: Path, source: str, now: float) -> Path:
         places = [self.root.inbox / place for place in beside(source)]

@@ -26,7 +26,7 @@ _ENDING = re.compile(r"-(rerun|again|follow-up)(-\d+)?$")  # earlier versions wr
 LONGEST_BASE = 26  # of a name that gets an ending: an id has room for 40 characters
 
 
-def matching(named: str, places: Iterable[Path]) -> list[Path]:
+def folders_matching(named: str, places: Iterable[Path]) -> list[Path]:
     """The job folders that `named` means: by id, by number (of a file or of one job), by name, else by part of the id.
 
     The first of these that matches wins, so that a number does not match the time of another job.
@@ -35,10 +35,10 @@ def matching(named: str, places: Iterable[Path]) -> list[Path]:
     if not named:
         return []  # it is a part of every id
     found = {folder.name: folder for place in places for folder in folders(place)}
-    return [found[name] for name in meant(named, list(found))]
+    return [found[name] for name in ids_matching(named, list(found))]
 
 
-def meant(named: str, ids: Sequence[str]) -> list[str]:
+def ids_matching(named: str, ids: Sequence[str]) -> list[str]:
     """The same for a list of ids."""
     slug = slug_of(named) if is_job_name(named) else named
     tries: list[Callable[[str], bool]] = [
@@ -53,9 +53,9 @@ def meant(named: str, ids: Sequence[str]) -> list[str]:
     return []
 
 
-def the_one(named: str, found: Sequence[str]) -> list[str]:
+def first_of_file(named: str, found: Sequence[str]) -> list[str]:
     """If `named` is the number of a file, its first job; otherwise all that were found."""
-    is_file = _NUMBER.fullmatch(named) and len({file_of(name) for name in found}) == 1
+    is_file = _NUMBER.fullmatch(named) and len({file_id(name) for name in found}) == 1
     return [name for name in found if is_file and _part_of(name) == 1] or [*found]
 
 
@@ -65,17 +65,17 @@ def find_job(root: Root, named: str) -> Path:
     Raises:
         JobError: there is none, or there are several.
     """
-    found = matching(named, (root.running, root.done, root.failed))
+    found = folders_matching(named, (root.running, root.done, root.failed))
     if not found:
         raise JobError(
             'there is no job "{named}" in jobs/running/, done/ or failed/; give its id or a part of it', named
         )
     folder_of = {folder.name: folder for folder in found}
-    names = the_one(named, list(folder_of))
+    names = first_of_file(named, list(folder_of))
     if len(names) > 1:
         last = "\n".join(f"  {name}" for name in names[-10:])
         raise JobError(
-            '{count} jobs have "{named}" in their ids; give more of it. The last of them:\n{last}',
+            '{count} job ids contain "{named}"; give more of it. The last ones:\n{last}',
             len(names),
             named,
             last,
@@ -83,13 +83,13 @@ def find_job(root: Root, named: str) -> Path:
     return folder_of[names[0]]
 
 
-def file_of(job_id: str) -> str:
+def file_id(job_id: str) -> str:
     """The part of the id that all jobs of one file share. A name that is no id is returned unchanged."""
     match = _ID.fullmatch(job_id)
     return match[1] if match else job_id
 
 
-def padded(named: str) -> str:
+def with_leading_zeros(named: str) -> str:
     """A number with leading zeros, as in ids."""
     match = _NUMBER.fullmatch(named)
     return f"{int(match[1]):06}" if match else named
@@ -101,11 +101,11 @@ def number_of(job_id: str) -> str:
     return match[2] if match else job_id
 
 
-def of_many(place: Path) -> dict[str, str]:
+def numbers_of_split_files(place: Path) -> dict[str, str]:
     """For each job in a folder whose file has several jobs there: the file's number, by the job's id."""
     names = [folder.name for folder in folders(place)]
-    counts = Counter(map(file_of, names))
-    return {name: number_of(name) for name in names if counts[file_of(name)] > 1}
+    counts = Counter(map(file_id, names))
+    return {name: number_of(name) for name in names if counts[file_id(name)] > 1}
 
 
 def next_name(root: Root, job_id: str, ending: Literal["rerun", "follow-up"]) -> str:

@@ -18,8 +18,8 @@ from sdbatch.storage.file_names import NOBODYS_PREFIXES, PARTIAL_SUFFIXES, SUFFI
 TOLD = 20  # by name; the others are counted
 PARTIAL_SECONDS = 600.0  # after which a copy that does not grow counts as abandoned
 GLANCE_BYTES = 4 << 10
-RENAME = Message("a job's name ends in .yaml, .yml or .json: rename it to {}")
-READS_LIKE_ONE = Message("it reads like a job, but its name does not end like one: rename it to {}")
+RENAME = "the name of a job file ends in .yaml, .yml or .json: rename it to {name}"
+READS_LIKE_ONE = "its content is a job, but its name does not end like one: rename it to {name}"
 GIVEN_UP = Message("a copy that did not come to its end: copy it again")
 OTHER = Message("its name is no job's, which ends in .yaml, .yml or .json; if a job names it, it is well here")
 
@@ -66,10 +66,10 @@ def judge(name: str, rest: float = 0.0, reads_like_job: Callable[[], bool] = lam
     if suffix in _BY_SUFFIX:
         return NoJob(name, _BY_SUFFIX[suffix]) if _BY_SUFFIX[suffix] else None
     if meant := _meant(file, stem, suffix):
-        return NoJob(name, RENAME.format(meant), is_meant=True)
+        return NoJob(name, Message(RENAME, meant), is_meant=True)
     if suffix not in _TEXTS:
         return NoJob(name, OTHER)
-    return NoJob(name, READS_LIKE_ONE.format(f"{stem}.yaml"), is_meant=True) if reads_like_job() else None
+    return NoJob(name, Message(READS_LIKE_ONE, f"{stem}.yaml"), is_meant=True) if reads_like_job() else None
 
 
 def reads_like_job(path: str) -> bool:

@@ -13,7 +13,8 @@ import yaml
 
 from sdbatch.config.settings import Retention
 from sdbatch.spool.inbox import beside, walk
-from sdbatch.spool.spool import ERROR, INPUTS, MANIFEST, arrived, read_claim
+from sdbatch.spool.reason import ERROR
+from sdbatch.spool.spool import INPUTS, MANIFEST, arrived, read_claim
 from sdbatch.storage import files
 from sdbatch.storage.file_names import SENT, is_job_name
 from sdbatch.storage.root import Root

@@ -32,21 +32,19 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined, pack
 from sdbatch.spool import handover
 from sdbatch.spool.order import MOST_CLAIM, Priorities
+from sdbatch.spool.reason import CLAIM, ERROR
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.telemetry import log
 
-CLAIM, MANIFEST, ERROR = "claim.json", "manifest.yaml", "error.txt"
+MANIFEST = "manifest.yaml"
 INPUTS, EARLIER = "inputs", "earlier-"  # copies of what a job names, and those from before it was tried again
 _ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
 MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
-WRITTEN_ON = Message(
-    "the job file was written on after it was taken; what it holds now is another job: {} in the inbox"
-)
 HALT, CANCEL = "halt", "cancel"  # marks for a running job: stop between two batches; stop at once, for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
@@ -86,12 +84,12 @@ class Claim:
     """A claimed job, as claim.json describes it. `Spool.note` changes both.
 
     Attributes:
-        id: the name of its folder in running/, then done/ or failed/.
+        id: the name of its folder in running/, later in done/ or failed/.
         file: the dropped file's name in that folder.
-        source: where it lay in the inbox.
+        source: its place in the inbox.
         part: which job of the file this is, from 1.
-        parts: how many the file holds; 0 until it was parsed.
-        attempts: how often the renderer was given it since a picture of it was last finished.
+        parts: how many jobs the file has; 0 until it is parsed.
+        attempts: how often the renderer got it since its last finished image.
         outputs: the names its pictures get in the output folder, once chosen.
         priority: of several files that wait, the one with the most goes first.
         staged: how many pictures were finished when it was last given to the renderer.
@@ -128,7 +126,7 @@ class Spool:
     """Claims, finishes, fails and recovers jobs. It knows nothing of their content, or of the engine.
 
     Attributes:
-        unreadable: claimed jobs that can't be read now, and why. They stay where they are and let the others pass.
+        unreadable: claimed jobs that can't be read now, and why. They wait, and the others go first.
     """
 
     def __init__(self, root: Root) -> None:
@@ -249,10 +247,10 @@ class Spool:
         if self._is_own(self.folder(claim)):
             return
         raise JobError(
-            "This folder was put into jobs/running/ by hand, or came there with a back-up: its name is no job's, "
-            "or that of a job that has ended.\n"
-            "Nothing was drawn of it. To draw it as it lies here: sdbatch retry, with the name of this folder.\n"
-            "To draw it with changes, drop its job file into jobs/inbox/. Otherwise delete it."
+            "This folder was put into jobs/running/ by hand or from a backup: its name is not a job id, "
+            "or that job has already ended.\nNothing was generated. To run it: sdbatch retry, with the "
+            "name of this folder.\nTo run it with changes, drop its job file into jobs/inbox/. Otherwise "
+            "delete it."
         )
 
     def _is_own(self, folder: Path) -> bool:
@@ -267,8 +265,9 @@ class Spool:
         """
         claim = read_claim(failed) or self._rebuilt(failed)
         if claim is None:
-            raise JobError("{name} holds no job file any more", failed.name)
+            raise JobError("there is no job file in {name} any more", failed.name)
         _set_inputs_aside(failed, claim)
+        claim.other.pop("error", None)
         claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
         # The service must be able to read it, whatever the umask of the user.
         files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
@@ -301,7 +300,7 @@ class Spool:
                 return None
             raise
         with suppress(OSError):
-            handover.take_along(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
+            handover.move_companion(dropped.with_name(name + ".sha256"), folder / f"{file}.sha256")
         return claim
 
     def _fetch(self, claim: Claim, dropped: Path) -> None:
@@ -312,7 +311,9 @@ class Spool:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            self.note(claim, held=f"{handover.holder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}")
+            self.note(
+                claim, held=f"{handover.hidden_folder_of(Path(claim.source), claim.id).as_posix()}/{dropped.name}"
+            )
             handover.fetch(dropped, target, claim.id)
 
     def make_own(self, claim: Claim) -> None:
@@ -330,8 +331,8 @@ class Spool:
                 return ""
         if (arrived := handover.arrived_in(folder)) is None:
             return ""
-        if handover.is_as_it_came(arrived):
-            handover.retire(arrived, self.root.state / handover.RETIRED / claim.id)
+        if handover.is_unchanged(arrived):
+            handover.keep_for_late_writes(arrived, self.root.state / handover.RETIRED / claim.id)
             return ""
         return self._show(handover.put_back(arrived, place))
 
@@ -398,7 +399,7 @@ class Spool:
         Returns what `release` returns.
 
         Raises:
-            OSError: the disk failed, or the folder isn't ours to move.
+            OSError: the disk failed, or the folder can't be moved.
         """
         folder, ended, later = self.folder(claim), claim, ""
         if not self._is_own(folder):
@@ -406,9 +407,10 @@ class Spool:
             ended = replace(claim, id=new, outputs=None)
         with self._of_its_own(folder):  # whatever lies in the way of a mark, the folder goes
             if later := self.release(claim):
-                text = f"{text.rstrip()}\n{WRITTEN_ON.format(later)}"
-            if claim.inputs:
-                self._write(claim)  # what they were, in case they are mended
+                text = joined("\n", [text, written_on(later)])
+            claim.other["error"] = pack(text)
+            if claim.file:
+                self._write(claim)  # also what its inputs were, in case they are mended
             handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
             _unmark(folder)
@@ -475,11 +477,16 @@ class Spool:
         files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
 
 
+def written_on(path: str) -> Message:
+    """What became of a file that somebody wrote into after it was claimed."""
+    return Message("the job file was changed after it was taken; the change is a new job: {path} in the inbox", path)
+
+
 def read_claim(folder: Path) -> Claim | None:
     """The claim in a folder; None without one, or without the file it claims.
 
     Raises:
-        OSError: it can't be read now. That is no sign that it is not there.
+        OSError: it can't be read now, although it may exist.
     """
     if (claim := _noted(folder)) is None:
         return None

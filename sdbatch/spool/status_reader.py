@@ -15,15 +15,20 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from sdbatch.errors import Cancelled, JobError, printable
-from sdbatch.messages import Message
+from sdbatch.errors import Cancelled, JobError
+from sdbatch.messages import Message, restored
 from sdbatch.spool import no_jobs
 from sdbatch.spool.order import Priorities, QueueEntry, in_order, priority_of, priority_of_folder
+from sdbatch.spool.reason import read_reason
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name, is_nobodys_folder, natural_key
 from sdbatch.storage.root import Root
 
 RESTING = Message("outside its hours")  # the state of a service that waits for its active_hours, as it should
+STATES = (  # what else `state` may be
+    *(Message("starting"), Message("idle"), Message("drawing"), Message("paused"), Message("stopped")),
+    *(Message("waiting for files"), Message("waiting for the inbox")),
+)
 SHOWN = 20  # of the queue
 MOST_GLANCES = 500  # files that are looked into for their priority
 FAILURES = 5
@@ -72,14 +77,15 @@ def check_root(root: Root) -> None:
     if not os.access(root.status.parent, os.R_OK | os.X_OK) or (
         root.status.exists() and not os.access(root.status, os.R_OK)
     ):
-        raise JobError("{parent} can't be read by you: who looks there must be in its group", root.status.parent)
+        raise JobError("you can't read {folder}: only its group may", root.status.parent)
 
 
 def read_status(root: Root) -> Facts:
     """The content of status.json; empty if there is none, or it is not ours."""
     try:
         facts = json.loads(files.read_regular(root.status, MOST_BYTES) or b"{}")
-    except (OSError, ValueError, RecursionError):
+        facts = restored(facts, facts.pop("messages", None))
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -176,14 +182,13 @@ def _last_state(facts: Facts) -> str:
 
 def _failure(folder: Path) -> Facts | None:
     try:
-        reason = files.read_regular(folder / "error.txt", REASON_BYTES) or b""
+        reason = read_reason(folder, REASON_BYTES) or ""
         when = datetime.fromtimestamp((folder / "error.txt").stat().st_mtime, UTC)
     except OSError:
         return None
-    text = printable(reason.decode("utf-8", "replace").strip())
-    if text == Cancelled.TEXT:
+    if reason == Cancelled.TEXT:
         return None
-    return {"id": folder.name, "reason": text, "failed_at": when.isoformat(timespec="seconds")}
+    return {"id": folder.name, "reason": reason, "failed_at": when.isoformat(timespec="seconds")}
 
 
 def _folders(place: Path) -> list[str]:

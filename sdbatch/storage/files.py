@@ -47,7 +47,8 @@ def is_disk_trouble(error: OSError) -> bool:
 
 def in_words(error: OSError) -> str:
     """The error and its file for a person, without the number."""
-    return ": ".join(str(part) for part in (error.strerror or Message("an error of the disk"), error.filename) if part)
+    problem = error.strerror or Message("a disk error")
+    return Message("{problem}: {path}", problem, error.filename) if error.filename else Message("{problem}", problem)
 
 
 def _step(name: str, path: Path) -> None:
@@ -65,7 +66,7 @@ def _at(path: Path) -> Iterator[tuple[str, int]]:
         if isinstance(error.filename, str) and "/" not in error.filename:  # it was said by its name in the folder
             error.filename = str(path.parent / error.filename)
         if error.errno == errno.ELOOP:
-            error.strerror = Message("a link lies there, and is not followed")
+            error.strerror = Message("a link is there, and it is not followed")
         raise
     finally:
         os.close(handle)
@@ -116,7 +117,7 @@ def make_shared_dir(folder: Path, mode: int) -> None:
     """Create a folder of this mode, whatever the umask of who asks.
 
     Raises:
-        FileExistsError: something has the name.
+        FileExistsError: the name is taken.
     """
     with _at(folder) as (name, above):
         os.mkdir(name, dir_fd=above)
@@ -145,7 +146,7 @@ def create(path: Path, data: bytes) -> None:
     """A new file that may be lost in a power cut.
 
     Raises:
-        FileExistsError: something has the name.
+        FileExistsError: the name is taken.
     """
     with _at(path) as (_, folder), _create_file(path, folder) as file:
         file.write(data)
@@ -401,7 +402,7 @@ def open_file(path: Path) -> BufferedReader:
     """Open a file for reading; links are followed.
 
     Raises:
-        OSError: as `open` does; EINVAL for a pipe, socket, device or folder, which is not waited for.
+        OSError: as `open` does; EINVAL for a pipe, socket, device or folder.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -31,8 +31,8 @@ class RootLock:
         """Make sure that no other service can work on this root.
 
         Raises:
-            RootBusy: another one does.
-            OSError: it can't be said now; a trouble of the disk, whatever it is.
+            RootBusy: another service uses it.
+            OSError: the disk fails, so it is unknown.
         """
         try:
             if self._handle is not None and self._is_there(self._handle):
@@ -72,7 +72,7 @@ class RootLock:
         except BlockingIOError as error:
             holder = os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
             raise RootBusy(
-                "{path}: another sdbatch serves this root already (pid {holder})", self.root.path, holder
+                "{path}: another sdbatch already serves this root (pid {holder})", self.root.path, holder
             ) from error
         with suppress(OSError):  # on a full disk the lock holds without a pid in it
             os.truncate(handle, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdbatch.errors import JobError, Missing, NoRoot, TemporarilyUnavailable
-from sdbatch.messages import Message
+from sdbatch.messages import Message, joined
 from sdbatch.storage import files
 from sdbatch.storage.file_names import DEFAULT_CONFIG
 from sdbatch.storage.safe_open import open_beneath
@@ -53,9 +53,9 @@ class Root:
     """The folders of one service, and what the configuration says about jobs.
 
     Attributes:
-        allowed: folders outside that they may name.
-        named: models under names of the admin's.
-        defaults: fields of a job with the values that they have here where it doesn't say them.
+        allowed: folders outside the root that jobs may name.
+        named: models with a name in the configuration.
+        defaults: values for fields that a job leaves out.
     """
 
     path: Path
@@ -87,14 +87,14 @@ class Root:
 
         Raises:
             NoRoot: it isn't there.
-            OSError: nobody can say; it may not be looked at, or its disk fails.
+            OSError: it can't be read, or its disk fails.
         """
         try:
             folder.lstat()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NoRoot(
-                "{path} is no root (there is no {folder}): mount its disk, name another with --root, or "
-                "make one: sdbatch init {path}",
+                "{path} is not a root (there is no {folder}): mount its disk, give another with --root, or "
+                "create one: sdbatch init {path}",
                 self.path,
                 self.show(folder),
             ) from error
@@ -117,11 +117,13 @@ class Root:
         _refuse_pattern(field, named)
         if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
             raise Missing(
-                '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it', field, named
+                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
+                field,
+                named,
             )
         hint = self._hint(field, named, bases)
         said = Message(
-            '{field}: there is no "{named}" (looked in {places}){hint}', field, named, self._places(bases), hint
+            '{field}: there is no "{named}" (searched in {places}){hint}', field, named, self._places(bases), hint
         )
         raise Missing(said, may_be_drawn=not hint and self._may_be_drawn(named))
 
@@ -139,7 +141,7 @@ class Root:
         """Open a file that `find` found; a link that changed since then can't lead out of the root.
 
         Raises:
-            JobError: it is no plain file, or leads out of the root by now.
+            JobError: it is no plain file, or now leads out of the root.
         """
         path = found.resolve()
         place = next((p.resolve() for p in (self.path, *self.allowed) if _is_below(path, p.resolve())), self.path)
@@ -179,7 +181,8 @@ class Root:
                     self._refuse_links_out(field, named, path)
                 if not _exists(path):
                     raise TemporarilyUnavailable(
-                        '{field}: "{named}" is a link to a file that is not there; mount its disk, or mend it',
+                        '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the '
+                        "link",
                         field,
                         named,
                     )
@@ -188,14 +191,14 @@ class Root:
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
                 raise TemporarilyUnavailable(
-                    '{field}: "{named}" lies behind a link to a disk that is not there', field, named
+                    '{field}: "{named}" is behind a link to a disk that is not mounted', field, named
                 )
         _refuse_pattern(field, named)
         looked = self._places(bases)
         if hint := self._hint(field, named, bases):
-            raise JobError('{field}: there is no "{named}" (looked in {looked}){hint}', field, named, looked, hint)
+            raise JobError('{field}: there is no "{named}" (searched in {places}){hint}', field, named, looked, hint)
         raise JobError(
-            '{field}: there is no "{named}" (looked in {looked}); copy the file there, or put a link to it',
+            '{field}: there is no "{named}" (searched in {places}); copy the file there, or link it',
             field,
             named,
             looked,
@@ -206,7 +209,7 @@ class Root:
         if path.is_dir():
             for number, part in enumerate(files.below(path)):
                 if number > MOST_FOLDERS:
-                    raise JobError('{field}: "{named}" holds too many files for a model', field, named)
+                    raise JobError('{field}: "{named}" has too many files for a model', field, named)
                 self._inside(field, os.path.relpath(part, self.path.resolve()), self.path.resolve())
 
     def find_weights(self, ckpt: str, config: str, vae: str = "") -> ModelFiles:
@@ -237,7 +240,7 @@ class Root:
         path = as_stored(Path(named))
         if not _exists(path):
             raise TemporarilyUnavailable(
-                "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or mend it", field, named
+                "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or correct it", field, named
             )
         return path
 
@@ -251,7 +254,7 @@ class Root:
         self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
         if path == self.path.resolve() or self._leads_into(path, OURS):
             raise JobError(
-                'outdir: "{named}" is no folder for pictures; use one in outputs/, such as outputs/mine', named
+                'outdir: "{named}" can\'t be an output folder; use one in outputs/, such as outputs/mine', named
             )
         return path
 
@@ -263,14 +266,16 @@ class Root:
     def _places(self, bases: Sequence[Path]) -> str:
         """Folders as an error names them."""
         names = [Message("the root") if base == self.path else f"{self.show(base)}/" for base in dict.fromkeys(bases)]
-        return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        if len(names) == 1:
+            return names[0]
+        return Message("{names} and {name}", joined(", ", names[:-1]), names[-1])
 
     def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
         """The name in another case that exists, if a job may name it."""
         for base in bases:
             found = in_other_case(self._normal(field, named, base))
             if found is not None and self._may_be_told(field, found):
-                return Message("; did you mean {relpath}?", os.path.relpath(found, base))
+                return Message("; did you mean {path}?", os.path.relpath(found, base))
         return ""
 
     def _may_be_told(self, field: str, found: Path) -> bool:
@@ -292,7 +297,7 @@ class Root:
     def _normal(self, field: str, named: str, base: Path) -> Path:
         """`named` below `base`, in its stored spelling, without resolving links; `..` may not lead out."""
         if "\0" in named:
-            raise JobError("{field}: a path can't hold a NUL character", field)
+            raise JobError("{field}: a path can't contain a NUL character", field)
         path = Path(os.path.normpath(base / named))
         if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
             raise JobError(
@@ -322,7 +327,7 @@ class Root:
 def _refuse_pattern(field: str, named: str) -> None:
     """Refuse * and ?: a job names one file, and waiting for a pattern would never end."""
     if "*" in named or "?" in named:
-        raise JobError('{field}: "{named}" is a pattern; name one file or folder', field, named)
+        raise JobError('{field}: "{named}" is a pattern; give one file or folder', field, named)
 
 
 def _has_weights(folder: Path, depth: int, any_name: bool, seen: set[tuple[int, int]]) -> bool:

@@ -36,7 +36,7 @@ def open_folder(path: Path, flags: int = _PASS) -> int:
     On the way only links of the admin and of the current account are followed.
 
     Raises:
-        OSError: ELOOP if another's link lies on the way; else as `os.open` does.
+        OSError: ELOOP if there is another user's link on the way; else as `os.open` does.
     """
     flags |= os.O_DIRECTORY | os.O_CLOEXEC
     try:
@@ -79,7 +79,7 @@ def _follow(path: Path) -> int:
 
 def _refuse_others(path: Path, owner: int, links: int) -> None:
     if owner not in {0, os.geteuid()}:
-        text = Message("a link on the way there was made by the account {owner}, and is not followed", owner)
+        text = Message("the account {owner} made a link on the way there; it is not followed", owner)
         raise OSError(errno.ELOOP, text, str(path))
     if links > _MOST_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

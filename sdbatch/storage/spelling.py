@@ -39,14 +39,14 @@ def _walk(path: Path, key: Callable[[str], str], *, is_needed: Callable[[str], b
     for number, part in enumerate(parts):
         found = [place / part for place in places if os.path.lexists(place / part)]
         if is_needed(part):
-            found += [twin for place in places for twin in _twins(place, part, key)]
+            found += [twin for place in places for twin in _other_spellings(place, part, key)]
         if not found:
             return places[0].joinpath(*parts[number:]), False
         places = found[:MOST_TWINS]
     return places[0], True
 
 
-def _twins(folder: Path, name: str, key: Callable[[str], str]) -> list[Path]:
+def _other_spellings(folder: Path, name: str, key: Callable[[str], str]) -> list[Path]:
     """The names in a folder that are other spellings of a name."""
     wanted = key(name)
     try:

@@ -29,7 +29,7 @@ def send(message: str, level: str, facts: Mapping[str, object]) -> None:
     """Send one entry; each fact becomes a field in capitals.
 
     Raises:
-        OSError: nobody listens there, or the entry is larger than a datagram may be.
+        OSError: there is no journal, or the entry is too large for a datagram.
     """
     fields: dict[str, object] = {
         "MESSAGE": message,

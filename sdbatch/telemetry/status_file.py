@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch import __version__
+from sdbatch.messages import Message, packed_within
 from sdbatch.storage import files
 from sdbatch.telemetry import systemd
 
@@ -49,6 +50,7 @@ class StatusFile:
         self.facts["updated_at"] = wall.isoformat(timespec="seconds")
         systemd.notify(STATUS=self.sentence())
         told = {name: _asked(fact) for name, fact in self.facts.items()}
+        told["messages"] = packed_within(told)
         with suppress(OSError):  # a full disk is reported elsewhere
             files.write_atomically(self.path, json.dumps(told, indent=1).encode(), durable=False)
 
@@ -74,12 +76,12 @@ def _asked(fact: Any) -> Any:
 def duration(seconds: float) -> str:
     """A time for people: 45 s, 12 min, 3 h 20 min, 2 days."""
     if seconds == float("inf"):
-        return "an unknown time"
+        return Message("an unknown time")
     whole = max(0, int(seconds))
     if whole < 100:
-        return f"{whole} s"
+        return Message("{number} s", whole)
     if whole < 100 * 60:
-        return f"{round(whole / 60)} min"
+        return Message("{number} min", round(whole / 60))
     if whole < 100 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{round(whole / 86400)} days"
+        return Message("{hours} h {minutes} min", whole // 3600, whole % 3600 // 60)
+    return Message("{number} days", round(whole / 86400))

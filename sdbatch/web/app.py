@@ -50,32 +50,28 @@ def create_app(
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_SECONDS
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     page = ProxyFix(app.wsgi_app, x_for=0, x_proto=1, x_prefix=1)
-    app.wsgi_app = _sifted(page)  # type: ignore[assignment, method-assign] # as Flask says
+    app.wsgi_app = _without_untrusted_headers(page)  # type: ignore[assignment, method-assign] # as Flask says
     guard.install(app, clock, sleep, account)
     language.install(app)
     for view in (queue, form, pictures):
         app.register_blueprint(view.pages)
     app.register_error_handler(HTTPException, _say)
-    app.register_error_handler(JobError, _say_job_error)
+    app.register_error_handler(JobError, lambda error: _error(error.message, 422))
     app.register_error_handler(FileNotFoundError, lambda _: _say(NotFound()))
-    app.register_error_handler(OSError, _say_disk_trouble)
+    app.register_error_handler(OSError, lambda error: _error(disk_trouble(error), 503))
     return app
 
 
 def _say(error: HTTPException) -> tuple[str, int]:
     code = error.code or 500
-    return render_template("error.html", text=WORDS.get(code, error.description), code=code), code
+    return _error(WORDS.get(code, error.description), code)
 
 
-def _say_job_error(error: JobError) -> tuple[str, int]:
-    return render_template("error.html", text=str(error), code=422), 422
+def _error(text: str | None, code: int) -> tuple[str, int]:
+    return render_template("error.html", text=text, code=code), code
 
 
-def _say_disk_trouble(error: OSError) -> tuple[str, int]:
-    return render_template("error.html", text=disk_trouble(error), code=503), 503
-
-
-def _sifted(page: "WSGIApplication") -> "WSGIApplication":
+def _without_untrusted_headers(page: "WSGIApplication") -> "WSGIApplication":
     """Remove headers that only a trusted proxy may set."""
 
     def answer(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:

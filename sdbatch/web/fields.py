@@ -139,11 +139,11 @@ def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind,
     """The kind of the first job of a file, and its values for the form.
 
     Raises:
-        JobError: it holds no job.
+        JobError: it contains no job.
     """
     first = parse(text.encode(), file_name, defaults)[0]
     if first.job is None:
-        raise first.error or JobError("{file_name} holds no job", file_name)
+        raise first.error or JobError("there is no job in {file_name}", file_name)
     return kind_of(first.job), {name: _written(value) for name, value in first.job.model_dump().items()}
 
 

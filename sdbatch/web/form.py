@@ -60,9 +60,10 @@ def drop() -> tuple[str, int] | Response:
             retention.sweep_uploads(site().root, datetime.now(UTC))
             filled["init_img"] = uploads.take(upload, site().root, site().settings)
             del filled[UPLOAD]
-        path = submit_text(_job_file(filled), _file_name(filled), site().root)
+        called = (filled.get("name") or filled.get("prompt", ""))[:60]
+        path = submit_text(_job_file(filled), f"{slug_of(f'{called}.yaml')}.yaml", site().root)
     except (JobError, OSError) as error:
-        say(disk_trouble(error) if isinstance(error, OSError) else str(error), "danger")
+        say(disk_trouble(error) if isinstance(error, OSError) else error.message, "danger")
         return _refuse(filled)
     say(Message("Dropped as {path}.", site().root.show(path)), "success")
     return redirect(url_for("queue.show"), 303)
@@ -134,14 +135,9 @@ def _preview(filled: Mapping[str, str]) -> dict[str, object]:
 def _check(text: str) -> Iterator[tuple[str, bool]]:
     try:
         for line, is_good in check_data(text.encode(), JOB_FILE, None, site().root, site().settings.limits):
-            if Message('there is no "{uploaded}"', UPLOADED) not in line:  # it comes with the form
+            if f'there is no "{UPLOADED}"' not in line:  # it comes with the form
                 yield line, is_good
     except TemporarilyUnavailable as error:
-        yield str(error), False
+        yield error.message, False
     except OSError as error:
         yield disk_trouble(error), False
-
-
-def _file_name(filled: Mapping[str, str]) -> str:
-    """A file name from the job's name, or else from its prompt."""
-    return f"{slug_of((filled.get('name') or filled.get('prompt', ''))[:60] + '.yaml')}.yaml"

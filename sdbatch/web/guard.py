@@ -125,17 +125,17 @@ def split_bind(bind: str) -> tuple[str, int]:
     """Address and port of `127.0.0.1:8123` or `[::1]:8123`; for `unix:/run/sdbatch/web.sock` the path, and no port.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it has another form.
     """
     if bind.startswith("unix:"):
         path = bind.removeprefix("unix:")
         if not path.startswith("/"):
-            raise ConfigError("{bind}: say the whole path, such as unix:/run/sdbatch/web.sock", bind)
+            raise ConfigError("{bind}: give the whole path, such as unix:/run/sdbatch/web.sock", bind)
         return path, 0
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(\d{1,5})", bind)
     if match is None or int(match[2]) > 65535:
         raise ConfigError(
-            "{bind}: say an address and a port, such as 127.0.0.1:8123 or [::1]:8123, or unix: and a path", bind
+            "{bind}: must be an address and a port, such as 127.0.0.1:8123 or [::1]:8123, or unix: and a path", bind
         )
     return match[1].strip("[]"), int(match[2])
 
@@ -147,7 +147,7 @@ def require_password(host: str, web: Web) -> None:
         ConfigError: there is none, or it is no hash.
     """
     if web.password and not re.match(r"(scrypt|pbkdf2):", web.password):
-        raise ConfigError("web.password: is no line of `sdbatch web --hash-password`; put one there, not the password")
+        raise ConfigError("web.password: must be a line from `sdbatch web --hash-password`, not the password")
     if not web.password and not host.startswith("/") and not _is_loopback(host):
         raise ConfigError(
             "{host} can be reached from the network: set web.password in configs/sdbatch.yaml to a "
@@ -206,11 +206,11 @@ def _is_own_name() -> bool:
 
 
 def _refuse_strangers() -> None:
-    if (why := _strange()) and request.endpoint != "static":
+    if (why := _why_refused()) and request.endpoint != "static":
         abort(403, why)
 
 
-def _strange() -> str:
+def _why_refused() -> str:
     """Why this account may not use the page; empty if it may, or if a password will be asked."""
     if site().settings.web.password:
         return ""
@@ -242,7 +242,7 @@ def _bound_body() -> None:
 
 def body_limit() -> int:
     """How many bytes the body of a request may have; few before the visitor is known."""
-    if not (_is_own_name() and _is_logged_in() and not _strange()):
+    if not (_is_own_name() and _is_logged_in() and not _why_refused()):
         return SMALL_BYTES
     return FORM_BYTES + (site().settings.limits.input_bytes if request.endpoint == "form.drop" else 0)
 

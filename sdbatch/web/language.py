@@ -1,35 +1,21 @@
-"""English and Chinese. The English sentence is the key: what chinese.json lacks is shown in English.
-
-The page's own sentences are translated where they are shown, those of others retold there.
-"""
-
-import json
-import re
-from functools import cache
-from importlib.resources import files
+"""The visitor's language: messages are put into it where they are shown."""
 
 from flask import Blueprint, Flask, g, redirect, request, session
 from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Response
 
+from sdbatch.history.records import PictureRecord
+from sdbatch.messages import Message, shown, unpack
+from sdbatch.spool.reason import message_of
 from sdbatch.telemetry.status_file import duration
-from sdbatch.web import translation
-from sdbatch.web.site import own_path
+from sdbatch.web.site import own_path, site
 
 NAMES = {"en": "English", "zh": "中文"}
 HTML_NAMES = {"en": "en", "zh": "zh-Hans"}
 LONGEST = 500  # characters of what a browser prefers: it is looked at before the login
 
 pages = Blueprint("language", __name__)
-
-
-@cache
-def chinese() -> dict[str, str]:
-    """Chinese by English."""
-    text = files("sdbatch.web").joinpath("chinese.json").read_text(encoding="utf-8")
-    sentences: dict[str, str] = json.loads(text)
-    return sentences
 
 
 def language() -> str:
@@ -47,28 +33,29 @@ def preferred(text: str) -> LanguageAccept:
     return parse_accept_header(text[:LONGEST], LanguageAccept)
 
 
-def translate(text: str, **values: object) -> str:
-    """A sentence in the visitor's language, `{name}` replaced by `values`."""
-    sentence = chinese().get(text, text) if language() == "zh" else text
-    return sentence.format(**values) if values else sentence
+def translate(template: str, /, **values: object) -> str:
+    """A message of the page, in the visitor's language."""
+    return told(Message.of(template, values))
 
 
-def retell(text: str) -> str:
-    """What was said elsewhere, in the visitor's language as far as it is known there."""
-    if language() != "zh":
-        return text
-    return chinese()[text] if text in chinese() else translation.in_chinese(text)
+def told(text: object) -> str:
+    """What was said elsewhere, also packed as JSON, in the visitor's language."""
+    return shown(unpack(text), language())
 
 
-def spell_duration(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min, 2 days."""
-    text = duration(seconds)
-    return re.sub("an unknown time|[a-z]+", lambda unit: translate(unit[0]), text) if language() == "zh" else text
+def why_failed(picture: PictureRecord) -> str:
+    """The reason of a failed job, in the visitor's language."""
+    return told(message_of(site().root.failed / picture.job, picture.reason))
 
 
 def install(app: Flask) -> None:
     """Give templates `_`, `told` and `duration`, and visitors a switch."""
-    app.jinja_env.globals |= {"_": translate, "told": retell, "duration": spell_duration}
+    app.jinja_env.globals |= {
+        "_": translate,
+        "told": told,
+        "why_failed": why_failed,
+        "duration": lambda seconds: told(duration(seconds)),
+    }
     app.context_processor(lambda: {"language": language(), "html_language": HTML_NAMES[language()], "languages": NAMES})
     app.register_blueprint(pages)
 

@@ -52,13 +52,9 @@ def _find_socket(ends: Ends) -> tuple[int, int] | None:
         with suppress(OSError):
             for line in table.read_text().splitlines()[1:]:
                 words = line.split()
-                if _ends(words[1], words[2]) == ends and (inode := int(words[9])):
+                if (*_address(words[1]), *_address(words[2])) == ends and (inode := int(words[9])):
                     return int(words[7]), inode
     return None
-
-
-def _ends(here: str, there: str) -> Ends:
-    return (*_address(here), *_address(there))
 
 
 def _address(text: str) -> tuple[str, int]:

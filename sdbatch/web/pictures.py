@@ -74,7 +74,7 @@ def show(path: str) -> str:
     try:
         restored = restore.restore(site().root, picture)
     except JobError as error:
-        restored = restore.Restored("", [str(error)])
+        restored = restore.Restored("", [error.message])
     return render_template(
         "picture.html",
         picture=picture,

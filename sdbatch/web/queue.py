@@ -65,8 +65,8 @@ def _facts() -> dict[str, object]:
         "latest": site().history.search(limit=LATEST),
         "stale": site().stale,
         "facts": status_reader.read_overview(site().root, now),
-        "files": job_names.of_many(site().root.running),
-        "failed_files": job_names.of_many(site().root.failed),
+        "files": job_names.numbers_of_split_files(site().root.running),
+        "failed_files": job_names.numbers_of_split_files(site().root.failed),
         "is_paused": site().root.pause.exists(),
         "since": lambda text: seconds_since(text, now),
     }

@@ -1,5 +1,6 @@
 """What every view needs: the root, the settings, and the form of the answers."""
 
+import json
 import math
 import re
 import sqlite3
@@ -14,7 +15,8 @@ from werkzeug.wrappers import Response
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
 from sdbatch.history.history import History
-from sdbatch.messages import Message
+from sdbatch.messages import Message, pack
+from sdbatch.storage.files import in_words
 from sdbatch.storage.root import Root
 
 PATIENCE = 0.03  # seconds: a search then shows what it has found, and continues while scrolling
@@ -99,7 +101,8 @@ def own_path(back: str) -> str:
 
 def say(text: str, kind: str) -> None:
     """Show a message on the next page. It is stored in a cookie, which browsers limit to 4 kB."""
-    flash(text if len(text) <= LONGEST_SAID else f"{text[:LONGEST_SAID]}...", kind)
+    packed = pack(text)
+    flash(packed if len(json.dumps(packed)) <= LONGEST_SAID else f"{text[:LONGEST_SAID]}...", kind)
 
 
 def done(act: Callable[[], str], view: str) -> Response:
@@ -107,7 +110,7 @@ def done(act: Callable[[], str], view: str) -> Response:
     try:
         say(act(), "success")
     except JobError as error:
-        say(str(error), "danger")
+        say(error.message, "danger")
     except OSError as error:
         say(disk_trouble(error), "danger")
     return redirect(url_for(view), 303)
@@ -115,4 +118,4 @@ def done(act: Callable[[], str], view: str) -> Response:
 
 def disk_trouble(error: OSError) -> str:
     """A disk error in words: a vanished file, a full disk, missing rights."""
-    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    return in_words(error) if error.strerror else str(error)

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from sdbatch.errors import JobError
-from sdbatch.imaging.stripped import bare
+from sdbatch.imaging.strip_metadata import strip_metadata
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.storage.safe_open import open_beneath
@@ -31,7 +31,7 @@ def opened(root: Root, path: str) -> BufferedReader:
     """Open a file by its path from the root; no link can lead out of its folder.
 
     Raises:
-        FileNotFoundError: there is none, or it is none to show.
+        FileNotFoundError: there is none, or it may not be shown.
     """
     place, below = _place(root, path)
     try:
@@ -100,7 +100,7 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded below
-            with Image.open(bare(file), formats=("PNG", "JPEG", "WEBP")) as picture:
+            with Image.open(strip_metadata(file), formats=("PNG", "JPEG", "WEBP")) as picture:
                 if picture.width * picture.height <= most_pixels:
                     picture.draft("RGB", (SIDE, SIDE))
                     small = picture.convert("RGB")
@@ -110,8 +110,8 @@ def _small(file: BufferedReader, most_pixels: int) -> bytes:
     except Exception as error:  # with damaged files Pillow may raise anything
         if isinstance(error, OSError) and files.is_disk_trouble(error):
             raise
-        raise JobError("the picture is damaged") from error
-    raise JobError("the picture has more than {most_pixels:,} pixels", most_pixels)
+        raise JobError("the image is damaged") from error
+    raise JobError("the image has more than {most:,} pixels", most_pixels)
 
 
 def make_room(bucket: Path) -> None:

@@ -29,12 +29,12 @@ def take(upload: FileStorage, root: Root, settings: Settings) -> str:
     """Save an image in jobs/inbox/uploads/; returns its path from the root.
 
     Raises:
-        JobError: it is no picture that a job could start from, or too large; or there is no room for more of them.
+        JobError: it is no usable image, too large, or there is no space for it.
     """
     size = upload.stream.seek(0, os.SEEK_END)
     upload.stream.seek(0)
     if size > (most := settings.limits.input_bytes):
-        raise JobError("init_img: the picture has {size:,} bytes; the limit is {most:,}", size, most)
+        raise JobError("init_img: the image has {size:,} bytes; the limit is {most:,}", size, most)
     with _TAKING:
         make_folder(root.inbox, root.uploads)
         _check_room(root, settings, size)
@@ -56,9 +56,9 @@ def _taken(upload: FileStorage, root: Root, limits: Limits) -> str:
 def _check_room(root: Root, settings: Settings, size: int) -> None:
     waiting = sum(_size(path) for path in root.uploads.iterdir())
     if waiting + size > (most := MOST_WAITING * settings.limits.input_bytes):
-        raise JobError("init_img: the pictures that wait in jobs/inbox/uploads/ may have {most:,} bytes in all", most)
+        raise JobError("init_img: all waiting images in jobs/inbox/uploads/ together may have {most:,} bytes", most)
     usage = shutil.disk_usage(root.uploads)
-    if usage.free - size < settings.kept_free(usage.total):
+    if usage.free - size < settings.bytes_kept_free(usage.total):
         raise JobError("init_img: the disk is nearly full ({free:,} bytes are left)", usage.free)
 
 

@@ -38,10 +38,10 @@ class Strength:
     """The strength of the layers whose names begin with `prefix`.
 
     Attributes:
-        alpha: of all layers that `alphas` does not name; None: as much as the rank.
-        rank: of all layers whose matrices do not tell it.
+        alpha: for all layers that are not in `alphas`; None: equal to the rank.
+        rank: for all layers whose matrices do not show it.
         is_stable: alpha is divided by the root of the rank (rsLoRA, arXiv:2312.03732).
-        feedforward: of (IA)^3: the ends of names of layers whose input is scaled, not their output.
+        feedforward: for (IA)^3: ends of the names of layers whose input is scaled, not their output.
     """
 
     prefix: str = ""
@@ -65,7 +65,7 @@ def beside(path: Path) -> Strength | None:
     """The strength from PEFT's file beside the weights; None if there is none.
 
     Raises:
-        JobError: it can't be read, or is of a kind that can't be put on.
+        JobError: it can't be read, or this kind is not supported.
     """
     try:
         said: Any = json.loads(files.read_file(path.parent / LORA_CONFIG, MOST_BYTES))
@@ -85,8 +85,7 @@ def beside(path: Path) -> Strength | None:
     strength = _strength(path, "", said, LORA_CONFIG)
     if strength.alpha is None and said.get("peft_type") != "IA3":
         raise JobError(
-            "loras: {lora_config} beside {name} does not say how strong it is: there is no "
-            "lora_alpha in it; lay the one there that PEFT saved with it",
+            "loras: {config} beside {name} lacks lora_alpha; put the one there that PEFT saved with it",
             LORA_CONFIG,
             path.name,
         )
@@ -117,7 +116,7 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
     kind, start = str(told.get("peft_type", "LORA")), str(told.get("init_lora_weights", "")).lower()
     if kind not in KINDS:
         raise JobError(
-            "loras: {name} is of the kind {kind} ({where}); put on can be {names}",
+            "loras: {name} is of type {kind} ({where}); supported are {names}",
             path.name,
             kind[:20],
             where,
@@ -125,8 +124,8 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
         )
     if start.startswith(_SPLIT):
         raise JobError(
-            "loras: {name} was begun with {start} ({where}), which changes the model itself: save it "
-            "anew as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
+            "loras: {name} was initialized with {start} ({where}), which changes the model itself: save "
+            "it again as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
             path.name,
             start[:20],
             where,
@@ -143,7 +142,7 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
         )
     except _TooFreeError as error:
         raise JobError(
-            "loras: {where} of {name} has the pattern {problem}, which could take long to match; "
+            "loras: {where} of {name} has the pattern {problem}, which could take too long to match; "
             "name the layers in alpha_pattern and rank_pattern",
             where,
             path.name,
@@ -157,7 +156,7 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-        raise ValueError(Message("{value} is no strength or rank", str(value)[:20]))
+        raise ValueError(Message("{value} is not a strength or rank", str(value)[:20]))
     return float(value)
 
 
@@ -173,7 +172,7 @@ def _ending(pattern: str) -> Ending:
     """A PEFT pattern: in nearly all files the end of a name, which is compared directly.
 
     Raises:
-        _TooFreeError: it is not of the few forms that surely end.
+        _TooFreeError: it is not one of the few safe forms.
     """
     with suppress(_TooFreeError):
         return _end(pattern)

@@ -75,7 +75,8 @@ def _made(parts: Parts) -> Callable[[], Tensor] | None:
     if "hada_w1_a" in parts:
         return lambda: _half(parts, 1) * _half(parts, 2)
     if any(slot.startswith("lokr") for slot in parts):
-        return lambda: _kron(_factor(parts, 1), _factor(parts, 2))
+        one, other = _factor(parts, 1), _factor(parts, 2)
+        return lambda: torch.kron(one.reshape(*one.shape, *(1 for _ in other.shape[one.ndim :])), other.contiguous())
     return None
 
 
@@ -99,10 +100,6 @@ def _factor(parts: Parts, number: int) -> Tensor:
 def _core(core: Tensor, out: Tensor, inside: Tensor) -> Tensor:
     """[out, in, ...] from a core [rank, rank, ...] and two matrices [rank, out] and [rank, in] (Tucker, CP)."""
     return torch.einsum("ij...,ip,jr->pr...", core, out, inside)
-
-
-def _kron(one: Tensor, other: Tensor) -> Tensor:
-    return torch.kron(one.reshape(*one.shape, *(1 for _ in other.shape[one.ndim :])), other.contiguous())
 
 
 def _along(scales: Tensor, weight: Tensor, axis: int) -> Tensor:

@@ -64,7 +64,7 @@ _SLOTS = {
 _OTHERS = {
     r"[._](oft|boft)_": "an OFT",
     r"\.(a1|a2|b1|b2|c1|c2)\.weight$": "a GLoRA",
-    r"lora_(embedding_|E$|E\.)|ranknum|vera_lambda|fourierft_|hra_|\.poly": Message("of a kind that can't be put on"),
+    r"lora_(embedding_|E$|E\.)|ranknum|vera_lambda|fourierft_|hra_|\.poly": Message("of a type that is not supported"),
     r"lora_[AB](\.\w+)?\.bias$|lora_(up|down)\.bias$": Message("a LoRA with biases of its own"),
     r"^base_model\.model\.(?!.*lora_).*\.bias$|\.(original_module|modules_to_save)\.": (
         Message("a LoRA with whole layers of its own (PEFT: bias, modules_to_save)")
@@ -91,9 +91,9 @@ class LoraWeights:
 
     Attributes:
         name: the file's.
-        weight: how much of it is wanted; 1 is as it was trained.
-        layers: what it has for each layer, by the name in the file.
-        scales: with what those are multiplied, by the same names.
+        weight: its strength; 1 is as trained.
+        layers: the matrices of each layer, by the name in the file.
+        scales: the factor of each layer, by the same names.
     """
 
     name: str
@@ -106,7 +106,7 @@ def read_lora(path: Path, weight: float) -> LoraWeights:
     """Read a LoRA: a file, or the folder that PEFT or diffusers made for it.
 
     Raises:
-        JobError: it can't be read, or is none, or of a kind that can't be put on.
+        JobError: it can't be read, is no LoRA, or of an unsupported kind.
     """
     layers: dict[str, Parts] = {}
     scales: dict[str, float] = {}
@@ -117,7 +117,7 @@ def read_lora(path: Path, weight: float) -> LoraWeights:
         strengths = _strengths(file, found, has_alphas=bool(alphas))
         for layer, own in parts.items():
             before = f"{network}.{layer}" if network else layer
-            layers[before] = _settled(layer, own, strengths)
+            layers[before] = _normalized(layer, own, strengths)
             scales[before] = _scale(layer, layers[before], alphas, strengths)
     return LoraWeights(path.name, weight, layers, scales)
 
@@ -149,7 +149,7 @@ def _refuse_others(name: str, found: Mapping[str, Tensor]) -> None:
             raise JobError("loras: {name} is {kind}: it has {key}; {put_on}", name, kind, _short(key), PUT_ON)
 
 
-PUT_ON = Message("put on can be LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and whole differences")
+PUT_ON = Message("supported are LoRA, LoCon, LoHa, LoKr, DoRA, (IA)^3 and full differences")
 
 
 def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
@@ -171,7 +171,7 @@ def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str,
     if strange or halves or not parts:
         kind = _what_else(found) if strange or not parts else ""
         raise JobError(
-            "loras: {name} is no LoRA that can be read: {part}",
+            "loras: {name} is not a readable LoRA: {what}",
             name,
             kind or _listed(strange or halves or [Message("it is empty")]),
         )
@@ -185,7 +185,7 @@ def _layer(name: str) -> str:
 
 def _what_else(found: Mapping[str, Tensor]) -> str:
     if any(key.startswith(names.UNET) and key.endswith("time_embed.0.weight") for key in found):
-        return Message("it is a model: name it as `ckpt`")
+        return Message("it is a model: use it as `ckpt`")
     told = what_it_is(found)
     return "" if "LoRA" in told else told
 
@@ -194,7 +194,7 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
     """The strengths that are stored outside the matrices.
 
     Raises:
-        JobError: PEFT saved them, and what it said is not there.
+        JobError: PEFT saved them, and its adapter_config.json is missing.
     """
     said = adapter_config.in_header(file)
     is_peft = all(key.startswith(PEFT) for key in found)
@@ -202,8 +202,8 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
         own = adapter_config.beside(file)
         if own is None and is_peft and not said and not has_alphas:
             raise JobError(
-                "loras: {name} was saved by PEFT, which keeps how strong it is in {lora_config}: lay "
-                "that beside it, or name the folder that holds both",
+                "loras: {name} was saved by PEFT, which keeps its strength in {config}: put that beside it, "
+                "or give the folder with both",
                 file.name,
                 LORA_CONFIG,
             )
@@ -222,7 +222,7 @@ def _scale(layer: str, parts: Parts, alphas: Mapping[str, float], strengths: Seq
     return 1.0
 
 
-def _settled(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
+def _normalized(layer: str, parts: Parts, strengths: Sequence[Strength]) -> Parts:
     """(IA)^3 in one form: the growth of each row or column."""
     if "on_input" in parts:
         side = {} if bool(parts["on_input"]) else {"on_output": torch.ones(1)}
@@ -241,7 +241,7 @@ def apply_loras(model: Model, loras: Sequence[LoraWeights]) -> Iterator[None]:
     """The model has the LoRAs inside the block, and after it exactly its former weights.
 
     Raises:
-        JobError: a LoRA has layers that the model has not, or of other shapes.
+        JobError: a LoRA has layers that the model lacks, or with other shapes.
     """
     places = _layers(model) if loras else {}
     wanted: dict[nn.Module, list[tuple[LoraWeights, str]]] = {}
@@ -296,7 +296,7 @@ def _require_layers(lora: LoraWeights, places: Mapping[str, nn.Module]) -> None:
             )
     if len(strange) < len(lora.layers) or all(re.search(r"_?blocks?[._]\d|layers[._]\d", name) for name in strange):
         raise JobError("loras: {name} is for another model: this one has no {listed}", lora.name, _listed(strange))
-    raise JobError("loras: {name} names its layers in a way that is not known: {listed}", lora.name, _listed(strange))
+    raise JobError("loras: {name} uses unknown layer names: {listed}", lora.name, _listed(strange))
 
 
 def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
@@ -330,7 +330,7 @@ def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
 def _require_numbers(lora: LoraWeights, name: str) -> None:
     if spoilt := [slot for slot, part in lora.layers[name].items() if not bool(part.isfinite().all())]:
         raise JobError(
-            "loras: {name} is damaged: {weight} ({spoilt}) holds what is not a number; copy it again",
+            "loras: {name} is damaged: {weight} ({part}) contains values that are not numbers; copy it again",
             lora.name,
             _short(name),
             spoilt[0],
@@ -354,13 +354,9 @@ def _layers(model: Model) -> dict[str, nn.Module]:
 
 def flat_name(name: str) -> str:
     """The name of a layer without parts that libraries added at one time or another."""
-    flat = _flat(name[_before(name) :])
+    before = _BEFORE.match(name)
+    flat = _flat(name[before.end() :] if before else name)
     return re.sub(r"self_attn_to_([qkv])$", r"self_attn_\1_proj", re.sub(r"self_attn_to_out(_0)?$", _OUT, flat))
-
-
-def _before(name: str) -> int:
-    match = _BEFORE.match(name)
-    return match.end() if match else 0
 
 
 def _flat(path: str) -> str:

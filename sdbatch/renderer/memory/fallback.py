@@ -14,8 +14,8 @@ moved colours by 4 of 255 on the mean with a small random decoder, and by 20 wit
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -36,12 +36,15 @@ class MemoryFallback:
     """How far down one job is.
 
     Attributes:
-        tell: takes each step, in words.
-        make_room: lets go of what lies in memory besides and says what that was, or nothing if there is no such thing.
-        first: the picture from which on a step is told to hold.
-        rows: how many rows go through a network at once; None is all.
-        is_sliced: whether pictures are decoded one at a time.
-        tile: the side of a tile in latents; None is a picture as a whole.
+        tell: called with a message for each step.
+        make_room: frees other memory, and returns what that was, or nothing.
+        first: the image from which a step counts, for its message.
+        rows: the number of rows for one call of a network; None is all.
+        is_sliced: whether images are decoded one at a time.
+        tile: the side of a tile in latents; None is the whole image.
+        beside: held while another thread may use the device, too.
+        alone: keeps the other thread from it; None where there is none. What that one holds may be all that was
+            lacking, so before the first step down, and from then on, the job works alone.
     """
 
     device: torch.device
@@ -51,12 +54,15 @@ class MemoryFallback:
     rows: int | None = None
     is_sliced: bool = False
     tile: int | None = None
+    beside: AbstractContextManager[object] = field(default_factory=nullcontext)
+    alone: Callable[[], AbstractContextManager[object]] | None = None
+    is_alone: bool = False
 
     def in_rows(self, network: Callable[..., Tensor], *rows: Sequence[Any] | Tensor) -> Tensor:
         """`network(*rows)`, on as many rows at once as memory allows.
 
         Raises:
-            OutOfMemory: not even one row goes through.
+            OutOfMemory: memory is not sufficient for one row.
         """
         count = len(rows[0])
 
@@ -94,8 +100,24 @@ class MemoryFallback:
         `since` says from when on a step down holds, if not from the picture that is drawn.
 
         Raises:
-            OutOfMemory: there is no step left.
+            OutOfMemory: no step is left.
         """
+        if self.alone is None:
+            return self._walk_down(work, step_down, since)
+        if not self.is_alone:
+            try:
+                with self.beside:
+                    return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+        with self.alone():
+            if not self.is_alone:
+                self.is_alone = True
+                release(self.device)
+            return self._walk_down(work, step_down, since)
+
+    def _walk_down(self, work: Callable[[], T], step_down: Callable[[], str], since: str) -> T:
         while True:
             try:
                 return work()
@@ -109,7 +131,9 @@ class MemoryFallback:
             if not told:
                 raise OutOfMemory(said)
             release(self.device)
-            self.tell(Message("out of memory: {part} {told}", since or f"from picture {self.first} on", told))
+            self.tell(
+                Message("out of memory: {since} {told}", since or Message("from image {number} on", self.first), told)
+            )
 
     def _fewer_rows(self, count: int) -> str:
         now = min(self.rows or count, count)
@@ -117,7 +141,7 @@ class MemoryFallback:
             return ""
         self.rows = -(-now // 2)
         return Message(
-            "{rows} of {count} rows went through the networks at once (guidance makes two of a picture)",
+            "{rows} of {count} rows went through the network at once (with guidance an image has two)",
             self.rows,
             count,
         )
@@ -126,7 +150,7 @@ class MemoryFallback:
         if self.is_sliced or len(latents) == 1:
             return ""
         self.is_sliced = True
-        return Message("pictures were decoded one at a time")
+        return Message("images were decoded one at a time")
 
     def _smaller_tiles(self, model: Model, latents: Tensor) -> str:
         side = min(self.tile or max(TILES) + 1, max(latents.shape[-2:]))
@@ -134,7 +158,7 @@ class MemoryFallback:
             return ""
         self.tile = next(tile for tile in TILES if tile < side)
         return Message(
-            "the autoencoder worked in tiles of {tile} pixels: colours may be off, seams may show",
+            "the autoencoder worked in tiles of {size} pixels: colours may be off, seams may show",
             self.tile * model.factor,
         )
 

@@ -5,6 +5,7 @@ removes none. During a switch, the memory never exceeds the limit, or one model 
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,13 +36,15 @@ class ModelCache:
     """Loads models, and removes them.
 
     Attributes:
-        most_bytes: what the weights of all models may take together; 0 is the one in use alone.
-        models: by what makes them what they are; the one used last stands last.
+        most_bytes: the limit for the weights of all models; 0 keeps only the current one.
+        models: by their identity, the most recently used last.
+        settle: waits until no other job uses a model: only then its memory can be freed.
     """
 
     def __init__(self, device: torch.device, most_bytes: int, conversions: Conversions) -> None:
         self.device, self.most_bytes, self.conversions = device, most_bytes, conversions
         self.models: dict[tuple[object, ...], CachedModel] = {}
+        self.settle: Callable[[], None] = lambda: None
         self._in_use: tuple[object, ...] | None = None
 
     def get(
@@ -50,15 +53,16 @@ class ModelCache:
         """A model, and the seconds it took to load; 0 if it was loaded already.
 
         Raises:
-            JobError: it can't be loaded; those that lie here stay.
-            OutOfMemory: there is not enough even for it alone.
+            JobError: it can't be loaded; the others stay.
+            OutOfMemory: memory is not sufficient for this model alone.
         """
         dtype = dtype_of(precision, self.device)
         key = (_identity(ckpt), _identity(config), vae and _identity(vae), dtype)
         started, self._in_use = time.monotonic(), None
-        fallback.make_room = self.let_go_of_others
+        fallback.make_room = self.unload_others
         found = self.models.pop(key, None)
         if found is None:
+            self.settle()
 
             def load() -> Model:
                 model = load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
@@ -81,11 +85,11 @@ class ModelCache:
         """The sha256 of a file of weights."""
         return fingerprint(path, self.conversions.checksums)
 
-    def let_go_of_others(self) -> str:
+    def unload_others(self) -> str:
         """Remove all models except the current one; returns what was removed, or nothing."""
-        others = [key for key in self.models if key != self._in_use]
-        names = ", ".join(self.models.pop(key).name for key in others)
-        return Message("no other model is kept ({names} was)", names) if names else ""
+        others = [self.models.pop(key, None) for key in [*self.models] if key != self._in_use]
+        names = ", ".join(cached.name for cached in others if cached)
+        return Message("no other model is kept in memory ({names} was)", names) if names else ""
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used models to get this many bytes."""

@@ -13,7 +13,7 @@ from sdbatch.renderer.models.diffusers_folder import read_part
 from sdbatch.renderer.models.plan import ModelPlan, Weights
 from sdbatch.renderer.weights.checkpoint import read_weights
 
-_BEFORE = re.compile(
+_BEFORE = re.compile(  # what programs put before all keys
     r"^(module\.|model\.)?(first_stage_model\.|vae\.|autoencoder\.)(?=(encoder|decoder|quant|post_quant))"
 )
 
@@ -27,7 +27,7 @@ def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
     Raises:
         JobError: it can't be read, or is no autoencoder of the model's shapes.
     """
-    found = {_bare(key): weight for key, weight in _read(vae).items()}
+    found = {names.vae_today(_BEFORE.sub("", key, count=1)): weight for key, weight in _read(vae).items()}
     levels = len(plan.vae.network.config["block_out_channels"])
     own: dict[str, Tensor] = {}
     for key in plan.vae.network.state_dict():
@@ -38,19 +38,14 @@ def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
     if lacking := [*plan.vae.lacking(own)]:
         kind = what_it_is(found)
         said = kind if kind and not own else lacking[0]
-        raise JobError("vae: the autoencoder {name} does not fit {model}: {said}", vae.name, plan.name, said)
+        raise JobError("vae: the autoencoder {name} does not fit {model}: {misfits}", vae.name, plan.name, said)
     if spoilt := next((key for key, weight in own.items() if not bool(weight.isfinite().all())), ""):
         raise JobError(
-            "vae: the autoencoder {name} is damaged: {spoilt} holds what is not a number; copy it again",
+            "vae: the autoencoder {name} is damaged: {weight} contains values that are not numbers; copy it again",
             vae.name,
             spoilt,
         )
     return {**weights, **own}
-
-
-def _bare(key: str) -> str:
-    """A key without a common prefix."""
-    return names.vae_today(_BEFORE.sub("", key, count=1))
 
 
 def _read(vae: Path) -> Weights:

@@ -77,7 +77,7 @@ def bert_network(**numbers: Any) -> Any:
     """An unfilled `LDMBertEncoder`.
 
     Raises:
-        JobError: the numbers are beyond all reason.
+        JobError: the numbers are beyond the limits.
     """
     require_within_limits("the text encoder", numbers)
     # Seconds of imports that no other model needs.

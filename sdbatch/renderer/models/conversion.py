@@ -35,7 +35,7 @@ class Conversions:
     Attributes:
         folder: state/models.
         checksums: the cache of `fingerprint`.
-        most_bytes: what may lie in the folder; the least recently used goes first. 0 converts nothing.
+        most_bytes: the limit of the folder; the least recently used conversion is deleted first. 0 converts nothing.
     """
 
     folder: Path

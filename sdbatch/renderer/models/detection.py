@@ -9,33 +9,33 @@ from sdbatch.messages import Message
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.networks import OTHER_CHANNELS
 
-UNSUPPORTED = Message("only Stable Diffusion v1 and v2 are drawn")
+UNSUPPORTED = Message("only Stable Diffusion v1 and v2 are supported")
 
 # A name in the file, and the kind of file that has it; the first match counts.
 _TELLTALES = (
     (r"(^|\.)(lora_(up|down|A|B)|hada_w1_a|lokr_w1)\b|_lora\.(up|down)\.|\.lora\.(up|down)\.|^lora_",
-     Message("it is a LoRA: name it in `loras`, beside a whole checkpoint")),
+     Message("it is a LoRA: use it in `loras`, with a complete checkpoint")),
     (r"^control_model\.|controlnet_|^input_hint_block\.", Message("it is a ControlNet; {unsupported}", UNSUPPORTED)),
     (r"^conditioner\.embedders\.1\.", Message("it is an SDXL model; {unsupported}", UNSUPPORTED)),
     (r"^conditioner\.embedders\.0\.model\.", Message("it is an SDXL refiner; {unsupported}", UNSUPPORTED)),
     (r"\.joint_blocks\.|^joint_blocks\.", Message("it is an SD3 model; {unsupported}", UNSUPPORTED)),
     (r"(^|\.)double_blocks\.", Message("it is a Flux model; {unsupported}", UNSUPPORTED)),
     (r"^cond_stage_model\.transformer\.attn_layers\.",
-     Message("it has the BERT text encoder of the LAION-400M model; name "
+     Message("it has the BERT text encoder of the LAION-400M model; use "
 "configs/latent-diffusion/txt2img-1p4B-eval.yaml")),
     (r"^cond_stage_model\.model\.transformer\.",
-     Message("it has the text encoder of a v2 model; name a v2 config, such as "
+     Message("it has the text encoder of a v2 model; use a v2 config, such as "
 "configs/stable-diffusion/v2-inference-v.yaml")),
     (r"^cond_stage_model\.transformer\.text_model\.",
-     Message("it has the text encoder of a v1 model; name a v1 config, such as "
+     Message("it has the text encoder of a v1 model; use a v1 config, such as "
 "configs/stable-diffusion/v1-inference.yaml")),
     (r"^string_to_(param|token)|^emb_params$|^clip_[lg]$|^<.+>$",
-     Message("it is a textual inversion (an embedding): those are not drawn with")),
-    (r"^model\.diffusion_model\.", Message("it holds a UNet without a text encoder; a whole checkpoint has both")),
+     Message("it is a textual inversion (an embedding), which is not supported")),
+    (r"^model\.diffusion_model\.", Message("it has a UNet but no text encoder; a complete checkpoint has both")),
     (r"^(down_blocks|mid_block)\.\d*\.?(resnets|attentions)\.|^text_model\.encoder\.",
-     Message("it is one part of a folder in diffusers format; name the folder")),
+     Message("it is one part of a folder in diffusers format; give the folder")),
     (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|down\.|mid\.|up\.)",
-     Message("it is an autoencoder alone: name it as `vae`, beside a whole checkpoint")),
+     Message("it is only an autoencoder: use it as `vae`, with a complete checkpoint")),
 )  # fmt: skip
 
 

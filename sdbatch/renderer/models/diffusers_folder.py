@@ -18,7 +18,7 @@ from sdbatch.job.model_config import MAX_CONFIG_BYTES
 from sdbatch.messages import Message
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.detection import UNSUPPORTED
-from sdbatch.renderer.models.ldm_checkpoint import told
+from sdbatch.renderer.models.ldm_checkpoint import as_file_errors
 from sdbatch.renderer.models.networks import OTHER_CHANNELS
 from sdbatch.renderer.models.plan import ModelPart, ModelPlan, Prediction, noise_schedule
 from sdbatch.renderer.models.text_encoder import V2_PADDING, clip_network, clip_tokenizer
@@ -58,7 +58,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """All weights of the folder's networks, with names `part/key`.
 
     Raises:
-        JobError: a part has none, or none that can be read.
+        JobError: a part has no weights, or unreadable ones.
     """
     return {f"{part}/{key}": weight for part in STEMS for key, weight in read_part(folder, part).items()}
 
@@ -73,15 +73,10 @@ def read_part(folder: Path, part: str, *, stems_of: str = "") -> dict[str, Tenso
     for path in weight_files(folder, part, stems_of=stems_of):
         try:
             found = read_weights(path, f"{part}/{path.name}")
-            weights |= {_today(key): weight for key, weight in found.items()}
+            weights |= {names.vae_today(key).removeprefix("text_model."): weight for key, weight in found.items()}
         except JobError as error:
             raise JobError("{no_usable}; {problem}", _no_usable(folder, part), error) from error
     return weights
-
-
-def _today(key: str) -> str:
-    """The present name of a key in the libraries."""
-    return names.vae_today(key).removeprefix("text_model.")
 
 
 def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
@@ -92,14 +87,12 @@ def weight_files(folder: Path, part: str, *, stems_of: str = "") -> list[Path]:
         if (folder / part / name).is_file():
             return [folder / part / name]
         if index.is_file():
-            with told(_no_usable(folder, part)):
+            with as_file_errors(_no_usable(folder, part)):
                 shards = {str(shard) for shard in _json(folder, part, index)["weight_map"].values()}
             if len(shards) > MOST_SHARDS or any("/" in shard or shard.startswith(".") for shard in shards):
-                raise JobError(
-                    "{no_usable}; {name} lists files that are none of its own", _no_usable(folder, part), index.name
-                )
+                raise JobError("{what}; {name} lists files that are not its own", _no_usable(folder, part), index.name)
             return [folder / part / shard for shard in sorted(shards)]
-    raise JobError("{no_usable}; there is no {known} in it", _no_usable(folder, part), known[0])
+    raise JobError("{what}; there is no {name} in it", _no_usable(folder, part), known[0])
 
 
 def plan_folder(folder: Path) -> ModelPlan:
@@ -110,7 +103,7 @@ def plan_folder(folder: Path) -> ModelPlan:
     """
     unet = _config(folder, "unet")
     _refuse_what_is_not_drawn(folder, unet)
-    with told(_no_usable(folder, "unet")), torch.device("meta"):
+    with as_file_errors(_no_usable(folder, "unet")), torch.device("meta"):
         blocks(
             len(unet["block_out_channels"]),
             unet.get("layers_per_block", 1),
@@ -118,12 +111,12 @@ def plan_folder(folder: Path) -> ModelPlan:
         )
         unet_network = UNet2DConditionModel.from_config(unet)
     vae = _config(folder, "vae")
-    with told(_no_usable(folder, "vae")), torch.device("meta"):
+    with as_file_errors(_no_usable(folder, "vae")), torch.device("meta"):
         blocks(len(vae["block_out_channels"]), vae.get("layers_per_block", 1))
         vae_network = AutoencoderKL.from_config(vae)
         scale_factor = float(vae_network.config["scaling_factor"])
     text = _config(folder, "text_encoder")
-    with told(_no_usable(folder, "text_encoder")):
+    with as_file_errors(_no_usable(folder, "text_encoder")):
         text_network = clip_network(**{key: value for key, value in text.items() if key in TEXT_NUMBERS})
     schedule = _config(folder, "scheduler")
     is_open_clip = text_network.config.hidden_act == "gelu"
@@ -173,12 +166,12 @@ def _refuse_what_is_not_drawn(folder: Path, unet: Mapping[str, Any]) -> None:
 def _config(folder: Path, part: str) -> dict[str, Any]:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     found = _json(folder, part, folder / part / name)
-    require_within_limits(Message("{part}/{name} of the model folder {name_2}", part, name, folder.name), found)
+    require_within_limits(Message("{part}/{name} of the model folder {folder}", part, name, folder.name), found)
     return found
 
 
 def _json(folder: Path, part: str, path: Path) -> dict[str, Any]:
-    with told(_no_usable(folder, part)):
+    with as_file_errors(_no_usable(folder, part)):
         data = files.read_file(path, MAX_CONFIG_BYTES * 64)  # an index of shards names every weight
         content: Any = json.loads(data)
         if not isinstance(content, dict):

@@ -37,8 +37,8 @@ def plan_original(ckpt: Path, config: Path, weights: Mapping[str, Tensor]) -> Mo
         JobError: the config can't be read, or the checkpoint has another text encoder.
     """
     numbers = LdmConfig(config)
-    with told(
-        Message("no network can be built from the config {name}; is it complete, and a v1 or v2 model's?", config.name)
+    with as_file_errors(
+        Message("the config {name} does not describe a network; is it complete, and of a v1 or v2 model?", config.name)
     ):
         unet, vae = build_unet(numbers), build_vae(numbers)
     return ModelPlan(
@@ -87,9 +87,9 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
         numbers.text_encoder, names.TEXT
     )
     try:
-        with told(
+        with as_file_errors(
             Message(
-                "the text encoder in the checkpoint {name} is not the {text_encoder} of its config",
+                "the text encoder in the checkpoint {name} is not the {encoder} of its config",
                 ckpt.name,
                 numbers.text_encoder,
             )
@@ -103,9 +103,9 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
     except JobError as error:
         if not isinstance(error.__cause__, LookupError | ValueError) or isinstance(error.__cause__, LimitExceeded):
             raise
-        kind = what_it_is(weights) or Message("it is no whole Stable Diffusion checkpoint")
+        kind = what_it_is(weights) or Message("it is not a complete Stable Diffusion checkpoint")
         raise JobError(
-            "the checkpoint {name} has no text encoder at {prefix}*, where the config {place} looks for it: {kind}",
+            "the checkpoint {name} has no text encoder at {prefix}*, where the config {config} expects it: {kind}",
             ckpt.name,
             prefix,
             numbers.name,
@@ -114,7 +114,7 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
 
 
 @contextmanager
-def told(text: str) -> Iterator[None]:
+def as_file_errors(text: str) -> Iterator[None]:
     """Any exception inside becomes an error about the files, because libraries raise anything."""
     try:
         yield
@@ -123,4 +123,4 @@ def told(text: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and is_disk_trouble(error):
             raise
-        raise JobError(f"{text} ({error})" if isinstance(error, LimitExceeded) else text) from error
+        raise JobError(text + Message(" ({details})", error) if isinstance(error, LimitExceeded) else text) from error

@@ -32,11 +32,11 @@ class Model:
 
     Attributes:
         alphas: alpha bar of the training schedule, float64, [timesteps].
-        scale_factor: latents are the autoencoder's times this.
+        scale_factor: latents are the autoencoder's output times this.
         channels: latent channels (C).
         factor: pixels of a side per latent (f).
-        dtype: in what it computes; see precision.py.
-        prediction: what the UNet gives: v1 the noise, v2 mostly the velocity.
+        dtype: the type in which it computes; see precision.py.
+        prediction: what the UNet predicts: v1 the noise, v2 mostly the velocity.
         suspect: what is told of where the networks give what is not a number.
     """
 
@@ -187,16 +187,16 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
     """Check that all weights exist with the right shapes, and that the networks fit each other.
 
     Raises:
-        JobError: not so, with the first of what is wrong.
+        JobError: they do not; it names the first problems.
     """
     lacking = plan.lacking(weights)
     if lacking and lacking == [*plan.vae.lacking({})]:
         raise JobError(
-            "{name} has no autoencoder of its own: name one with `vae:` (a file, such as vae-ft-mse)", plan.name
+            "{name} has no autoencoder of its own: give one with `vae:` (a file, such as vae-ft-mse)", plan.name
         )
     if lacking:
         more = Message(" and {count} more", len(lacking) - SHOWN) if len(lacking) > SHOWN else ""
-        hint = other_unet(weights) or Message("Is it a Stable Diffusion v1 or v2 model, whole, and the config its own?")
+        hint = other_unet(weights) or Message("Is it a complete Stable Diffusion v1 or v2 model? Is this its config?")
         raise JobError(
             "{name} does not fit {config}: {names}{more}. {hint}",
             plan.name,
@@ -206,7 +206,7 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
             hint,
         )
     if misfits := fit_problems(plan):
-        raise JobError("{name} is not a Stable Diffusion model that fits together: {misfits}", plan.name, misfits[0])
+        raise JobError("{name} is not a consistent Stable Diffusion model: {misfits}", plan.name, misfits[0])
 
 
 def fit_problems(plan: ModelPlan) -> list[str]:
@@ -215,15 +215,15 @@ def fit_problems(plan: ModelPlan) -> list[str]:
     vocabulary = len(plan.tokenizer)
     needs = {
         Message(
-            "its text encoder reads {max_position_embeddings} tokens, not {text_positions}",
+            "its text encoder reads {count} tokens, not {most}",
             text.max_position_embeddings,
             TEXT_POSITIONS,
         ): (text.max_position_embeddings == TEXT_POSITIONS),
         Message(
-            "its text encoder knows {vocab_size} tokens, the vocabulary has {vocabulary}", text.vocab_size, vocabulary
+            "its text encoder knows {count} tokens, the vocabulary has {vocabulary}", text.vocab_size, vocabulary
         ): (text.vocab_size >= vocabulary),
         Message(
-            "its text encoder is {hidden_size} wide, its UNet reads {unet}",
+            "its text encoder is {width} wide, its UNet reads {unet}",
             text.hidden_size,
             unet["cross_attention_dim"],
         ): (text.hidden_size == unet["cross_attention_dim"]),

@@ -44,14 +44,14 @@ class LdmConfig:
                 raise
             raise JobError("the config {name} can't be read: {problem}", self.name, error.strerror) from error
         except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise JobError("the config {name} is not a model's yaml with model: params:", self.name) from error
+            raise JobError("the config {name} is not a model config with model: params:", self.name) from error
         self._refuse_what_is_not_drawn()
 
     def __call__(self, dotted: str, kind: Callable[[Any], T], default: T | None = None) -> T:
         """The value at `dotted` as `kind`; the default if there is no value.
 
         Raises:
-            JobError: naming the key that is missing or not such a value.
+            JobError: the key is missing, or its value has another type.
         """
         value: Any = self.params
         for key in dotted.split("."):
@@ -63,7 +63,7 @@ class LdmConfig:
         try:
             return kind(value)
         except (TypeError, ValueError, OverflowError) as error:
-            told = f": {error}" if isinstance(error, LimitExceeded) else ""
+            told = Message(": {problem}", error) if isinstance(error, LimitExceeded) else ""
             raise JobError(
                 "the config {name}: model.params.{dotted} is not a usable value{told}", self.name, dotted, told
             ) from error
@@ -89,15 +89,15 @@ class LdmConfig:
         elif self("unet_config.params.num_classes", str, ""):
             other = Message("a model that is guided by a picture (unCLIP)")
         elif self("parameterization", str, "eps") not in PREDICTIONS:
-            other = Message('a model with parameterization "{params}"', self.params["parameterization"])
+            other = Message('a model with parameterization "{name}"', self.params["parameterization"])
         if other:
             raise JobError(
-                "the config {name} is of {other}; only Stable Diffusion v1 and v2 are drawn", self.name, other
+                "the config {name} is of {other}; only Stable Diffusion v1 and v2 are supported", self.name, other
             )
         if self.text_encoder not in TEXT_ENCODERS:
             known = ", ".join(TEXT_ENCODERS)
             raise JobError(
-                "the config {name} wants the text encoder {text_encoder}; known are {known}",
+                "the config {name} needs the text encoder {encoder}; known are {known}",
                 self.name,
                 self.text_encoder,
                 known,

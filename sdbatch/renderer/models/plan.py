@@ -24,7 +24,7 @@ class ModelPart:
 
     Attributes:
         computes_in_half: whether the network may; the autoencoder may not (see `layers_in_half`).
-        sized_by: names of unused weights that tell how large the network is, and are kept with those in use.
+        sized_by: names of unused weights that show the network's size, and are kept with the used ones.
     """
 
     network: Any
@@ -40,11 +40,14 @@ class ModelPart:
             if found is None:
                 yield Message("{name} is missing", name)
             elif not found.is_floating_point():
-                yield Message("{name} holds no floating-point numbers (a quantized checkpoint?)", name)
+                yield Message("{name} contains no floating-point numbers (a quantized checkpoint?)", name)
             # The original keeps some linear layers as 1x1 convolutions.
             elif found.shape != wanted.shape and found.squeeze().shape != wanted.squeeze().shape:
                 yield Message(
-                    "{name} is {list}, the config asks for {list_2}", name, list(found.shape), list(wanted.shape)
+                    "{name} has shape {found}, the config expects {wanted}",
+                    name,
+                    list(found.shape),
+                    list(wanted.shape),
                 )
 
     def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -80,10 +83,10 @@ class ModelPlan:
 
     Attributes:
         name: as errors call it, such as "the checkpoint model.ckpt".
-        config: what says how large the networks are, as errors call it.
-        scale_factor: latents are the autoencoder's times this.
+        config: the source of the networks' sizes, as errors call it.
+        scale_factor: latents are the autoencoder's output times this.
         alphas: alpha bar of the training schedule, float64, [timesteps].
-        prediction: what the UNet's output is.
+        prediction: what the UNet predicts.
     """
 
     name: str
@@ -130,7 +133,7 @@ def noise_schedule(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArr
     """Alpha bar of the training schedule.
 
     Raises:
-        JobError: the numbers make none.
+        JobError: the numbers are invalid.
     """
     try:
         is_one = 0 < start <= end < 1 and 1 <= timesteps <= MAX_TIMESTEPS
@@ -139,7 +142,7 @@ def noise_schedule(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArr
         alphas = None
     if alphas is None:
         raise JobError(
-            "{name}: linear_start {start}, linear_end {end}, timesteps {timesteps} make no noise schedule",
+            "{name}: linear_start {start}, linear_end {end} and timesteps {timesteps} give no noise schedule",
             name,
             start,
             end,

@@ -34,7 +34,7 @@ def _computes(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the device computes in it: tried with the two main operations, because devices claim too much.
 
     Raises:
-        OutOfMemory: there is none even for that; nothing is known of the device then.
+        OutOfMemory: memory is not sufficient to try; then nothing is known.
     """
     try:
         ones = torch.ones(1, 8, 8, 8, device=device, dtype=dtype)

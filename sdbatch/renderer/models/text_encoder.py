@@ -71,7 +71,7 @@ def clip_network(**numbers: Any) -> Any:
     """An empty `CLIPTextModel`.
 
     Raises:
-        JobError: the numbers are beyond all reason.
+        JobError: the numbers are beyond the limits.
     """
     require_within_limits("the text encoder", numbers)
     with torch.device("meta"):

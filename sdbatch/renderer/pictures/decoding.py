@@ -18,7 +18,7 @@ def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
 
     Raises:
         JobError: the sampler's or the float32 decoder's numbers are not finite.
-        OutOfMemory: there is not enough, whatever is done.
+        OutOfMemory: memory is not sufficient in any way.
     """
     if not torch.isfinite(latents).all():
         raise _no_picture(
@@ -34,7 +34,7 @@ def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
         half = str(model.dtype).removeprefix("torch.")
         fallback.tell(
             Message(
-                "decoded again in float32, since the decoder's numbers ran over in {half}: picture {numbers}",
+                "decoded again in float32, because of overflow in {half}: image {numbers}",
                 half,
                 numbers,
             )
@@ -46,4 +46,4 @@ def decode(model: Model, latents: Tensor, fallback: MemoryFallback) -> Pixels:
 
 def _no_picture(part: str, hint: str) -> JobError:
     """Raise an error instead of saving a black image."""
-    return JobError("{part} gave numbers that are not finite, so there is no picture; {hint}", part, hint)
+    return JobError("{part} gave values that are not finite, so there is no image; {hint}", part, hint)

@@ -51,7 +51,7 @@ def lay(
     """Write the grid into the job's folder; yields each part with its sha256.
 
     Raises:
-        OutOfMemory: there is not enough for a part of one picture.
+        OutOfMemory: memory is not sufficient for a part of one image.
     """
     with Image.open(samples[0]) as first:
         sheet = sheet_of(*first.size, columns, len(samples))
@@ -61,7 +61,7 @@ def lay(
         if sheet.pictures == 1:
             return ""
         sheet = sheet.halved()
-        return Message("{pictures} pictures a part", sheet.pictures)
+        return Message("{count} images a part", sheet.pictures)
 
     def write() -> str:
         return write_grid(path, samples[done : done + sheet.pictures], sheet.columns, mark)
@@ -77,7 +77,7 @@ def lay(
     if len(parts) > 1:
         fallback.tell(
             Message(
-                "the grid is in {count} parts, {name} to {name_2}, with {columns} pictures in a row: few "
+                "the grid is in {count} parts, {first} to {last}, with {columns} images in a row: few "
                 "programs open a larger one",
                 len(parts),
                 parts[0].name,

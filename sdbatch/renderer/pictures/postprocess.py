@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.messages import Message
 from sdbatch.renderer.memory.fallback import MemoryFallback
-from sdbatch.renderer.pictures.safety import SafetyChecker, card
+from sdbatch.renderer.pictures.safety import SafetyChecker, grey_card
 from sdbatch.renderer.pictures.watermark import Watermark, has_room
 
 
@@ -27,14 +27,12 @@ class Postprocess:
         finished = list(pixels)
         withheld = self.checker.withheld(pixels, fallback) if self.checker else []
         for i in withheld:
-            finished[i] = card(*finished[i].shape[:2])
+            finished[i] = grey_card(*finished[i].shape[:2])
         if withheld:
             numbers = ", ".join(str(fallback.first + i) for i in withheld)
-            fallback.tell(
-                Message("withheld by the safety checker, a grey card in its place: picture {numbers}", numbers)
-            )
+            fallback.tell(Message("withheld by the safety checker, replaced by a grey card: image {numbers}", numbers))
         if self.watermark and not has_room(pixels[0]):
-            fallback.tell(Message("pictures under 256x256 pixels are too small for a watermark"))
+            fallback.tell(Message("images under 256x256 pixels are too small for a watermark"))
         return [self.mark(picture) for picture in finished]
 
     def mark(self, pixels: Pixels) -> Pixels:

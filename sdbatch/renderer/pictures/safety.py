@@ -32,7 +32,7 @@ from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
 
 GREY = (128, 128, 128)
-CARD = Message("withheld by\nthe safety checker")
+CARD = "withheld by\nthe safety checker"
 # Of CLIP's training pictures, by colour.
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
@@ -45,7 +45,7 @@ class SafetyChecker:
     """A loaded checker.
 
     Raises:
-        JobError: the folder holds none, or one that is damaged.
+        JobError: the folder contains no checker, or a damaged one.
     """
 
     def __init__(self, folder: Path, device: torch.device, checksums: Path) -> None:
@@ -56,7 +56,7 @@ class SafetyChecker:
 
     def withheld(self, pixels: Pixels, fallback: MemoryFallback) -> list[int]:
         """The numbers of the images [batch, H, W, 3] to replace."""
-        seen = torch.from_numpy(np.stack([as_clip_sees(picture, self._side) for picture in pixels]))
+        seen = torch.from_numpy(np.stack([clip_input(picture, self._side) for picture in pixels]))
         flags = fallback.in_rows(self._flag, seen.to(self.device))
         return [i for i, flag in enumerate(flags.tolist()) if flag]
 
@@ -70,7 +70,7 @@ class Checkers:
     """Which checker is used for which model; the last one stays loaded.
 
     Attributes:
-        choice: `auto` for the one in the model's own folder, if it brings one; `off`; or the folder of one for all.
+        choice: `auto` for the checker in the model's folder, if there is one; `off`; or the folder of one for all.
 
     Raises:
         EngineDown: there is no such folder.
@@ -81,8 +81,8 @@ class Checkers:
         self._loaded: SafetyChecker | None = None
         if choice not in {"auto", "off"} and not Path(choice, "config.json").is_file():
             raise EngineDown(
-                "safety_checker: {choice} is no folder with a safety checker (a config.json and its "
-                "weights); configs/sdbatch.yaml names it",
+                "safety_checker: {choice} is not a folder with a safety checker (config.json and weights); "
+                "it is set in configs/sdbatch.yaml",
                 choice,
             )
 
@@ -103,7 +103,7 @@ class Checkers:
         return self._loaded
 
 
-def card(height: int, width: int) -> Pixels:
+def grey_card(height: int, width: int) -> Pixels:
     """The card that replaces an image, [H, W, 3]."""
     picture = Image.new("RGB", (width, height), GREY)
     font = ImageFont.load_default(size=max(6, width // 14))
@@ -112,7 +112,7 @@ def card(height: int, width: int) -> Pixels:
     return np.asarray(picture)
 
 
-def as_clip_sees(pixels: Pixels, side: int) -> npt.NDArray[np.float32]:
+def clip_input(pixels: Pixels, side: int) -> npt.NDArray[np.float32]:
     """An image as [3, side, side]: short side scaled, centre cropped, colours normalized (as in CLIP)."""
     picture = Image.fromarray(pixels)
     width, height = (side * length // min(picture.size) for length in picture.size)

@@ -16,7 +16,7 @@ class Watermark:
     """Writes one text into images.
 
     Raises:
-        EngineDown: the package that does it is not installed; better no picture than one without its mark.
+        EngineDown: its package is not installed; no image is better than one without the watermark.
     """
 
     def __init__(self, text: str) -> None:
@@ -24,8 +24,8 @@ class Watermark:
             from imwatermark import WatermarkEncoder  # noqa: PLC0415 - an extra, and OpenCV takes its time
         except ImportError as error:
             raise EngineDown(
-                "watermark: needs the package invisible-watermark ({problem}); install "
-                "sdbatch[watermark], or take `watermark` out of configs/sdbatch.yaml",
+                "watermark: needs the package invisible-watermark ({problem}); install sdbatch[watermark], "
+                "or remove `watermark` from configs/sdbatch.yaml",
                 error,
             ) from error
         self.text = text

@@ -27,11 +27,11 @@ def guided(
     """What a sampler asks, as rows.
 
     Args:
-        sampling: the sampler, not begun.
+        sampling: the sampler, not started.
         prompts: encoded, [batch, tokens, width].
-        unconditional: the negative ones; None leaves guidance out.
-        scale: how far to go from them to the prompts, and beyond.
-        on_step: called whenever the sampler is about to get its answer.
+        unconditional: the encoded negative prompts; None means no guidance.
+        scale: the guidance scale.
+        on_step: called before the sampler gets each answer.
     """
 
     def predict(x: Tensor, timestep: float) -> Asking:

@@ -34,10 +34,10 @@ _OTHERS = {
         Message("is a web page, not a file of weights: copy the file itself, whole")
     ),
     rb"GGUF": Message(
-        "is a GGUF file, which is not read: only .ckpt, .safetensors and folders in diffusers format are"
+        "is a GGUF file, which is not supported: use .ckpt, .safetensors or a folder in diffusers format"
     ),
-    rb"\x89HDF": Message("is a file of TensorFlow (HDF5), which is not read: take one for PyTorch"),
-    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": Message("is a picture, not a file of weights"),
+    rb"\x89HDF": Message("is a TensorFlow file (HDF5), which is not supported: use one for PyTorch"),
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP": Message("is an image, not a file of weights"),
     rb"7z\xbc\xaf|Rar!|\x1f\x8b|\x28\xb5\x2f\xfd|\xfd7zXZ": Message("is a packed archive: unpack it first"),
     rb"[\t\r\n\x20-\x7e]{16}": (
         Message("is a text, not a file of weights (an error message in its place?): copy the file itself, whole")
@@ -61,7 +61,7 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     Errors call the file `called`, with its field; by default it is the job's checkpoint.
 
     Raises:
-        JobError: not such a file, cut short, or it holds more than weights.
+        JobError: no such file, a truncated one, or it contains more than weights.
     """
     called = called or Message("ckpt: the checkpoint {name}", path.name)
     try:
@@ -84,7 +84,7 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]:
     if int.from_bytes(head[:8], "little") > MOST_HEADER:
-        raise JobError("{called} has a header that is longer than any model's", called)
+        raise JobError("{called} has a longer header than any model", called)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -110,16 +110,16 @@ def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
         raise JobError(
-            "{called} is damaged or was copied incompletely ({st_size:,} bytes lie here); copy it again",
+            "{called} is damaged or was copied incompletely (it has {size:,} bytes); copy it again",
             called,
             path.stat().st_size,
         ) from error
     if not isinstance(content, dict):
-        raise JobError("{called} holds no named weights", called)
+        raise JobError("{called} contains no named weights", called)
     if "string_to_param" in content:
-        raise JobError("{called} is a textual inversion (an embedding): those are not drawn with", called)
+        raise JobError("{called} is a textual inversion (an embedding), which is not supported", called)
     if any(key in LEFTOVERS or (key.isdigit() and isinstance(content[key], list | tuple)) for key in content):
-        raise JobError("{called} is a hypernetwork: those are not drawn with", called)
+        raise JobError("{called} is a hypernetwork, which is not supported", called)
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
@@ -140,14 +140,14 @@ def write_weights(
     The library's writer needs all weights in memory at once; this one holds one at a time.
 
     Args:
-        path: where; its folder must exist.
+        path: the file to write; its folder must exist.
         weights: as `read_weights` gives them.
-        dtypes: which to write, and in what precision.
+        dtypes: the weights to write, with their precision.
         metadata: short texts for the file's header.
-        on_written: told the bytes written, and those in all.
+        on_written: called with the bytes written, and the total.
 
     Raises:
-        OSError: the disk failed or is full, or gave back something else than was written.
+        OSError: the disk failed or is full, or the copy differs.
     """
     # Larger types first, so that each is aligned to its size.
     names = sorted(dtypes, key=lambda name: (-dtypes[name].itemsize, name))
@@ -162,7 +162,7 @@ def write_weights(
     with files.drafted(path, durable=True) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in names:
-            file.write(_bytes_of(weights[name].to(dtypes[name])))
+            file.write(_bits(weights[name].to(dtypes[name])).numpy().data)
             on_written(header[name]["data_offsets"][1], end)
         files.to_disk(file)
         try:
@@ -175,12 +175,8 @@ def write_weights(
         if written.keys() != dtypes.keys() or any(
             not torch.equal(_bits(written[name]), _bits(weights[name].to(dtypes[name]))) for name in names
         ):
-            raise OSError(errno.EIO, Message("the disk gave back something else than was written"), str(path))
+            raise OSError(errno.EIO, Message("the disk returned other data than was written"), str(path))
 
 
 def _bits(weight: Tensor) -> Tensor:
     return weight.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _bytes_of(weight: Tensor) -> memoryview:
-    return _bits(weight).numpy().data

@@ -25,9 +25,7 @@ class LimitExceeded(ValueError):
     """A number that no model of these kinds has."""
 
     def __init__(self, value: object, most: int) -> None:
-        super().__init__(
-            Message("{value} is more than {most:,}, the most that any such model has", str(value)[:20], most)
-        )
+        super().__init__(Message("{value} is more than {most:,}, the limit of any such model", str(value)[:20], most))
 
 
 def layers(value: Any) -> int:
@@ -58,7 +56,7 @@ def require_within_limits(called: str, numbers: Mapping[str, Any]) -> None:
     """Check that every number in a network's json file is reasonable, at any depth.
 
     Raises:
-        JobError: one is.
+        JobError: a number is beyond its limit.
     """
     for key, value in numbers.items():
         try:

@@ -58,9 +58,9 @@ class Storage:
 
     Attributes:
         key: its name there.
-        kind: the class that stands for its type, such as FloatStorage.
-        numel: how many numbers.
-        offset: where in it those begin that are meant.
+        kind: the class of its type, such as FloatStorage.
+        numel: the number of elements.
+        offset: the position of the first used element.
     """
 
     key: str
@@ -95,7 +95,7 @@ def read(data: memoryview, start: int = 0) -> Read:
     Raises:
         MoreThanWeights: it names code.
         TooMuch: it is too long.
-        Exception: of many kinds, where it is damaged.
+        Exception: of many kinds, if it is damaged.
     """
     stream, reader = io.BytesIO(data[start : start + MOST_BYTES]), _Reader()
     try:

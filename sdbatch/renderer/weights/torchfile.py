@@ -48,9 +48,9 @@ def read_torch_file(path: Path, *, is_zip: bool) -> Any:
     """The content: named weights as tensors that stay in the file, everything else inert.
 
     Raises:
-        MoreThanWeights: it holds code, or objects.
-        Packed: it is another program's archive.
-        Exception: of many kinds, where it is damaged.
+        MoreThanWeights: it contains code or objects.
+        Packed: it is an archive of another program.
+        Exception: of many kinds, if it is damaged.
     """
     with path.open("rb") as file:
         content, places = _read_zip(file) if is_zip else _read_row(file)
@@ -78,12 +78,12 @@ def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
         pickle = next((name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None)
         if pickle is None:
             raise UnsupportedArchive(
-                Message("is an archive of something else: unpack it, and name the file of weights in it")
+                Message("is an archive of something else: unpack it, and give the file of weights in it")
             )
         prefix = pickle.removesuffix("data.pkl")
         if (order := members.get(f"{prefix}byteorder")) and archive.open(order).read(10) != b"little":
             raise UnsupportedArchive(
-                Message("was written by a machine with the other order of bytes: save it anew as .safetensors")
+                Message("was written on a machine with another byte order: save it again as .safetensors")
             )
         with archive.open(pickle) as stream:
             data = stream.read(pickled.MOST_BYTES + 1)
@@ -95,7 +95,7 @@ def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
 def _place(file: io.BufferedReader, member: zipfile.ZipInfo) -> tuple[int, int]:
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
         raise UnsupportedArchive(
-            Message("was packed anew, its weights compressed or encrypted: unpack it and save it as .safetensors")
+            Message("was repacked, with its weights compressed or encrypted: unpack it and save it as .safetensors")
         )
     file.seek(member.header_offset)
     name, extra = struct.unpack("<26x2H", file.read(LOCAL_HEADER))
@@ -110,7 +110,7 @@ def _read_row(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
     for _ in range(5):
         read.append(pickled.read(data, read[-1].end if read else 0))
         if read[0].content != MAGIC:
-            raise ValueError(Message("no file of torch's"))
+            raise ValueError(Message("not a torch file"))
     content, kinds, at = read[3].content, read[3].kinds, read[4].end
     places = {}
     for key in map(pickled.plain, read[4].content):
@@ -145,7 +145,7 @@ def _tensor(placed: Placed, places: Mapping[str, tuple[int, int]], whole: torch.
     """A view into the file; None if it repeats numbers many times, since no weight does and a copy would be huge.
 
     Raises:
-        ValueError: it reaches beyond its numbers.
+        ValueError: it exceeds its storage.
     """
     storage, kind = placed.storage, _KINDS[placed.storage.kind]
     dtype = getattr(torch, placed.dtype) if placed.dtype else kind

@@ -23,11 +23,11 @@ class Damaged(ValueError):
     """The pixel data are damaged."""
 
 
-def bare(file: BinaryIO) -> BinaryIO:
+def strip_metadata(file: BinaryIO) -> BinaryIO:
     """A PNG or JPEG with only its pixels; any other file unchanged.
 
     Raises:
-        Damaged: a checksum is wrong, or it is in more pieces or larger than any picture.
+        Damaged: a checksum is wrong, or it has too many chunks or is too large.
     """
     start = file.read(8)
     if start == SIGNATURE:

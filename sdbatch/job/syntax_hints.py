@@ -230,5 +230,5 @@ def _in_a_string(problem: str) -> str:
     if "escape" in problem:
         return Message("a backslash starts an escape in JSON; in a path write / instead, in a text \\\\")
     if "Unterminated" in problem:
-        return Message("the quote that ends this text is missing")
+        return Message("the closing quote is missing")
     return ""

@@ -19,7 +19,7 @@ HELD_SECONDS, MOST_HELD = 3600.0, 1000
 WARNING = "a job file was written on after it was taken, and is claimed anew"
 
 
-class Latecomers:
+class LateWrites:
     """Checked once per pass of the loop."""
 
     def __init__(self, root: Root, spool: Spool, inbox: Inbox) -> None:
@@ -48,7 +48,7 @@ class Latecomers:
     def _check_file(self, name: str, now: float, *, is_spare: bool) -> None:
         path, (seen, first) = self.folder / name, self._seen[name]
         signature = signature_of(str(path))
-        if signature != seen and not handover.is_as_it_came(path):
+        if signature != seen and not handover.is_unchanged(path):
             self._put_back(path)
         elif is_spare or now - first >= HELD_SECONDS:
             files.delete(path)
