@@ -4,6 +4,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,3 +73,22 @@ def draw_all(
 def pixels_of(drawn: Sequence[Drawn]) -> dict[int, Pixels]:
     """Pictures by their number in the job."""
     return {one.batch.first + i: picture for one in drawn for i, picture in enumerate(one.pixels)}
+
+
+WEBUI = REFERENCE.with_name("reference-webui")
+
+
+@functools.cache
+def webui_model() -> Model:
+    """The reference model with another final norm in its text encoder: see reference-webui/README.md."""
+    model = load_model(CKPT, CONFIG)
+    with np.load(WEBUI / "final_norm.npz") as norm, torch.no_grad():
+        for name in norm.files:
+            getattr(model.text_encoder.final_layer_norm, name).copy_(torch.from_numpy(norm[name]))
+    return model
+
+
+def webui_case(name: str) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
+    """A job's fields, and the latents [iteration, n_samples, 4, h, w] that it ends with."""
+    with np.load(WEBUI / "latents" / f"{name}.npz") as latents:
+        return json.loads((WEBUI / "cases" / f"{name}.json").read_text()), latents["arr_0"]

@@ -56,6 +56,9 @@ from sdbatch.job.parameters import Img2Img, Txt2Img
         ("sampling_setps", "ddim_steps"),
         ("output_file", "outdir"),
         ("picture", "init_img"),
+        ("subseed_strength", "variation_strength"),
+        ("CLIP_stop_at_last_layers", "clip_skip"),
+        ("ENSD", "eta_noise_seed_delta"),
     ],
 )
 def test_the_hint_is_the_field_of_that_meaning(given: str, field: str) -> None:
@@ -66,11 +69,11 @@ def test_the_hint_is_the_field_of_that_meaning(given: str, field: str) -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("subseed", "there are no seed variations here"),
+        ("use_karras_sigmas", "the sampler is set by sampler and schedule"),
+        ("seed_resize_from_h", "a seed is not resized here"),
         ("style", "there are no styles here; write their text into prompt and negative_prompt"),
         ("styles", "there are no styles here"),
-        ("clip_skip", "the text encoder is always used to its last layer"),
-        ("use_karras_sigmas", "the sampler is set by sampler and schedule"),
+        ("embeddings", "embeddings are named in the prompt, with prompt_syntax: webui"),
         ("enable_hr", "images are not upscaled here"),
         ("hr_scale", "images are not upscaled here"),
         ("restore_faces", "faces are not restored here"),

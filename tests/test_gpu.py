@@ -260,8 +260,8 @@ def test_a_lora_leaves_the_memory_and_the_bits_of_the_weights_as_they_were(tmp_p
     assert cached.model.dtype == torch.float16
     weights = {name: weight.cpu() for name, weight in weights_of(cached.model).items()}
     taken = torch.cuda.memory_allocated(GPU)
-    job = small_draw(tmp_path / "worn", loras=[{"file": "x.safetensors", "weight": 1.0}])
-    worn = digests(render(renderer, job.model_copy(update={"loras": (tmp_path / "x.safetensors",)})))
+    job = small_draw(tmp_path / "worn")
+    worn = digests(render(renderer, job.model_copy(update={"loras": ((tmp_path / "x.safetensors", 1.0),)})))
     assert worn
     assert set(worn).isdisjoint(plain)
     assert torch.cuda.memory_allocated(GPU) == taken

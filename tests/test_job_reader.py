@@ -32,6 +32,13 @@ SHARED = {
     "precision": "autocast",
     "vae": "",
     "loras": [],
+    "seeding": "auto",
+    "rng": "device",
+    "variation_seed": 0,
+    "variation_strength": 0.0,
+    "eta_noise_seed_delta": 0,
+    "prompt_syntax": "plain",
+    "clip_skip": 1,
     "plms": False,
     "sampler": "ddim",
     "schedule": "automatic",
@@ -271,7 +278,7 @@ def test_a_misspelt_field_in_json_is_told_with_its_line() -> None:
     assert read_error(text, "a.json") == "line 5: ddim_step: there is no such field; did you mean ddim_steps?"
 
 
-SEED = "a whole number from 0 to 4294967295 (default 42)"
+SEED = "a whole number from -1 to 4294967295 (default 42)"
 STEPS = "a whole number from 1 to 1000 (default 50)"
 SCALE = "a number from 0 to 100 (default 7.5)"
 SIDE = "a whole number from 64 to 8192 in steps of 8 (default 512)"
@@ -283,7 +290,7 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("seed", -1, f"-1 is not {SEED}"),
+        ("seed", -2, f"-2 is not {SEED}"),
         ("seed", 2**32, f"4294967296 is not {SEED}"),
         ("seed", True, f"true is not {SEED}"),
         ("seed", "42", f'"42" is not {SEED}; remove the quotes: 42'),
@@ -385,7 +392,7 @@ def test_yaml_words_and_numbers_of_another_kind_are_told(written: str, told: str
 
 
 def test_every_wrong_field_of_a_job_is_told_in_the_order_of_the_file() -> None:
-    text = "seed: -1\nprompt: 5\nH: 510\nbanana: 1\n"
+    text = "seed: -2\nprompt: 5\nH: 510\nbanana: 1\n"
     assert [line.split(": ")[:2] for line in read_error(text).split("\n")] == [
         ["line 1", "seed"],
         ["line 2", "prompt"],

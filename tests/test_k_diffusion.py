@@ -21,8 +21,8 @@ from sdbatch.renderer.k_diffusion.sigmas import TrainingSigmas
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.samplers import SAMPLERS
 from sdbatch.renderer.sampling.brownian import BrownianPath
-from sdbatch.renderer.sampling.guidance import guided
-from sdbatch.renderer.sampling.sampler import Noise, Wish, run
+from sdbatch.renderer.sampling.guidance import Asking, Led, Part, guided
+from sdbatch.renderer.sampling.sampler import Noise, Sampling, Wish, run
 from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
 WEBUI = Path(__file__).parent / "reference_webui"
@@ -121,6 +121,10 @@ def _noise(generators: list[torch.Generator], shape: tuple[int, ...], paths: lis
     return noise
 
 
+def _asking(sampling: Sampling, led: Led, scale: float) -> Asking:
+    return guided(sampling, lambda _: led, scale, lambda: None)
+
+
 @pytest.mark.parametrize("name", PLAIN)
 @torch.inference_mode()
 def test_latents_are_those_of_the_web_uis(name: str) -> None:
@@ -141,7 +145,7 @@ def test_latents_are_those_of_the_web_uis(name: str) -> None:
         )
         sampling = course.sample(course.start.mix(start, None), noise)
         prompts, negative = (model.encode_prompts([text] * 2) for text in (job.prompt, job.negative_prompt))
-        asking = guided(sampling, prompts, negative, job.scale, lambda: None)
+        asking = _asking(sampling, Led([[Part(context)] for context in prompts], [*negative]), job.scale)
         drawn.append(run(asking, lambda rows: model.predict_noise(rows.x, rows.timesteps, rows.context)).numpy())
     expected = np.load(WEBUI / "expected" / name / "latents.npz")["arr_0"]
     assert np.abs(np.stack(drawn) - expected).max() / np.abs(expected).max() < 1e-4

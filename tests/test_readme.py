@@ -98,6 +98,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/operations.md",
+    "docs/prompts.md",
     "docs/reliability.md",
     "docs/security.md",
 ]

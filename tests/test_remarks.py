@@ -330,7 +330,7 @@ SAID = [
     'line 1: prompt: "#ff0000 red" is a comment and was ignored; put the whole value in quotes if it is part of it',
     "H, W: the model was trained on 512x512; at 64x64 images may be noise or repeat themselves",
     "n_rows: has no effect with skip_grid",
-    'prompt: "(red:1.2)" is read as plain words: there are no weights here',
+    'prompt: "(red:1.2)" is read as plain words: only prompt_syntax: webui reads it',
 ]
 
 

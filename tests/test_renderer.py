@@ -182,8 +182,8 @@ def test_loras_that_are_too_strong_are_suspected_before_the_checkpoint(
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
     huge = {f"{name}.lora_{side}.weight": torch.full((64, 64), 3e18) for side in ("down", "up")}
     save_file(huge, tmp_path / "l.safetensors")
-    job = small_draw(tmp_path / "job", loras=[{"file": "l.safetensors"}])
-    request = job.model_copy(update={"loras": (tmp_path / "l.safetensors",)}).model_dump_json()
+    job = small_draw(tmp_path / "job")
+    request = job.model_copy(update={"loras": ((tmp_path / "l.safetensors", 1.0),)}).model_dump_json()
     resident.serve(io.StringIO(request))
     told = events()[-1]["text"]
     assert "not finite, so there is no image; loras: l.safetensors may be too strong" in told

@@ -16,6 +16,8 @@ from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
 from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message, joined, lines
+from sdbatch.prompts.reading import readings
+from sdbatch.prompts.weights import PromptWeights, find_prompt_weights
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
@@ -49,8 +51,9 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             if parsed.error is not None:
                 raise parsed.error
             assert parsed.job is not None, "either a job or an error"
-            said, notes = _describe(parsed.job, beside, root, limits)
+            said, read, notes = _describe(parsed.job, beside, root, limits)
             yield label + said, True
+            yield from ((label + line, True) for line in read)
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
         except (JobError, TemporarilyUnavailable) as error:  # the service would let the latter wait
@@ -60,8 +63,8 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
                 yield label + Message("note: {note}", note), False
 
 
-def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str]]:
-    """Images, size, sampler, steps and prompt, and the remarks on them.
+def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str], list[str]]:
+    """Images, size, sampler, steps and prompt; how the prompt is read; and the remarks on them.
 
     Files are searched beside the job file and in the root. The model is searched only if `root` exists, because jobs
     are also written on other machines.
@@ -77,11 +80,12 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
     if problems := limits.problems(count, job.ddim_steps, size):
         raise JobError(joined("\n", problems))
     root.output_folder(job.outdir)
-    made = ModelConfig()
+    made, named = ModelConfig(), PromptWeights()
     if root.inbox.is_dir():
         model = root.find_weights(job.ckpt, job.config, job.vae)
         for lora in job.loras:
             root.find_model("loras", lora.file)
+        named = find_prompt_weights(job, lines, root)
         made = read_model_config(model.ckpt, model.config)
     if size:
         notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
@@ -97,7 +101,8 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
         job.outdir,
         _drawn(job, lines),
     )
-    return said, [*notes, *remarks(job, lines, made)]
+    read = [*readings(job, lines, named, root, made.encoder)]
+    return said, read, [*notes, *remarks(job, lines, made), *named.notes]
 
 
 def _drawn(job: AnyJob, lines: list[str] | None) -> str:

@@ -35,6 +35,8 @@ NEEDS_RESTART = (
     "device",
     "default_model",
     "models",
+    "lora_folders",
+    "embedding_folders",
     "converted_bytes",
     "model_cache_bytes",
     "safety_checker",
@@ -189,7 +191,8 @@ class Environment(EnvSettingsSource):
         return by_new_names(super().__call__(), lambda *_: None)
 
 
-ABOUT_JOBS = ("default_model", "models", "allow_paths", "limits", "defaults")  # what a job is checked by
+# What a job is checked by.
+ABOUT_JOBS = ("default_model", "models", "lora_folders", "embedding_folders", "allow_paths", "limits", "defaults")
 
 
 class Settings(BaseSettings):
@@ -201,6 +204,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
     default_model: DefaultModel = DefaultModel()
     models: dict[str, NamedModel] = {}
+    lora_folders: tuple[Path, ...] = ()
+    embedding_folders: tuple[Path, ...] = ()
     converted_bytes: int = Field(20_000_000_000, ge=0)
     model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
@@ -246,6 +251,8 @@ class Settings(BaseSettings):
             allowed=tuple(map(as_stored, self.allow_paths)),
             named=tuple(self.models.items()),
             defaults=tuple(self.defaults.model_dump().items()),
+            lora_folders=tuple(as_stored(place.path / folder) for folder in self.lora_folders),
+            embedding_folders=tuple(as_stored(place.path / folder) for folder in self.embedding_folders),
         )
 
     @classmethod

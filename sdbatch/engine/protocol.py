@@ -48,7 +48,8 @@ class Draw(Message):
     ckpt: Path
     config: Path
     vae: Path | None = None  # in place of the checkpoint's own autoencoder
-    loras: tuple[Path, ...] = ()  # the files of the job's loras
+    loras: tuple[tuple[Path, float], ...] = ()  # files and weights: the job's loras, and those that its prompts name
+    embeddings: dict[str, Path] = {}  # those that its prompts may name, by name
     start_at: int  # the first picture that is missing
     halt: Path  # once this is there, no further batch is begun
     cancel: Path  # once this is there, no further step is made
@@ -76,6 +77,7 @@ class Loaded(Message):
     checkpoint_sha256: str
     vae_sha256: str = ""
     lora_sha256: tuple[str, ...] = ()
+    embedding_sha256: dict[str, str] = {}  # of those that the prompts do name
     device: str
     versions: dict[str, str]
     computed_in: str = "float32"  # or float16, bfloat16

@@ -45,6 +45,7 @@ class Origin:
     rng: str  # "CPU" or "GPU": where the noise was drawn
     vae_sha256: str = ""  # of a separate autoencoder
     lora_sha256: tuple[str, ...] = ()  # of the job's LoRAs
+    embedding_sha256: Mapping[str, str] = field(default_factory=dict)  # of the embeddings that its prompts name
     finish: Mapping[str, str] = field(default_factory=dict)  # the postprocessing
 
 
@@ -172,6 +173,8 @@ def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
         told["vae"] = origin.vae_sha256
     if origin.lora_sha256:
         told["loras"] = [*origin.lora_sha256]
+    if origin.embedding_sha256:
+        told["embeddings"] = dict(origin.embedding_sha256)
     return told | dict(origin.finish)
 
 

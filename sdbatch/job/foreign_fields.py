@@ -49,6 +49,13 @@ _NAMES = {
     ),
     "seed": "random_seed noise_seed rng_seed manual_seed rand_seed seeds seed_value",
     "ddim_eta": "eta eta_ddim",
+    "seeding": "seed_mode seeds_by",
+    "rng": "randn_source rng_source random_source random_number_source",
+    "variation_seed": "subseed var_seed variationseed",
+    "variation_strength": "subseed_strength variation variation_amount var_seed_strength variation_seed_strength",
+    "eta_noise_seed_delta": "ensd",
+    "prompt_syntax": "syntax prompt_format prompt_style prompt_parser emphasis",
+    "clip_skip": "clipskip clip_stop_at_last_layers clip_layer stop_at_clip_layer",
     "ckpt": (
         "model checkpoint model_name model_id sd_model sd_model_checkpoint sd_model_name ckpt_name ckpt_path "
         "model_path checkpoint_path checkpoint_name pretrained_model_name_or_path base_model base_model_name weights "
@@ -91,23 +98,19 @@ _NAMES = {
     "priority": "urgency prio queue_position",
 }
 _SAMPLERS = (
-    "use_karras_sigmas karras sigmas s_churn s_noise s_tmin s_tmax s_min_uncond rho eta_noise_seed_delta ensd ddim "
-    "use_ddim dpm_solver dpm klms"
+    "use_karras_sigmas karras sigmas s_churn s_noise s_tmin s_tmax s_min_uncond rho ddim use_ddim dpm_solver dpm klms"
 )
 # Reasons why we have no such field, and its names in other programs.
 _ABSENT: dict[str, str] = {
     Message("the sampler is set by sampler and schedule, its noise by ddim_eta"): _SAMPLERS,
-    Message("there are no seed variations here"): (
-        "subseed subseed_strength variation_seed variation variations variation_amount variation_strength "
-        "with_variations seed_resize_from_h seed_resize_from_w seed_behavior seed_increment random_variations"
+    Message("a seed is not resized here, and variations are of one other seed"): (
+        "variations with_variations seed_resize_from_h seed_resize_from_w seed_behavior seed_increment "
+        "random_variations"
     ),
     Message("there are no styles here; write their text into prompt and negative_prompt"): (
         "style styles style_preset preset presets negative_style style_selections style_name art_style "
         "prompt_template prompt_magic expansion"
     ),
-    Message(
-        "the text encoder is always used to its last layer"
-    ): "clip_skip clipskip clip_stop_at_last_layers clip_layer",
     Message("images are not upscaled here"): (
         "enable_hr hires highres hires_fix highres_fix upscale upscaler upscale_factor upscaling scale_by hr_scale "
         "upscale_by hires_upscale hires_steps hires_upscaler hires_strength esrgan realesrgan firstphase_width "
@@ -129,9 +132,10 @@ _ABSENT: dict[str, str] = {
     Message("a job has one model, and no refiner"): (
         "refiner refiner_checkpoint refiner_switch_at refiner_model refiner_steps refiner_strength"
     ),
-    Message("there are no embeddings or hypernetworks here"): (
-        "embedding embeddings textual_inversion hypernetwork hypernetworks hypernet hypernet_strength embeds ti"
+    Message("embeddings are named in the prompt, with prompt_syntax: webui"): (
+        "embedding embeddings textual_inversion embeds ti"
     ),
+    Message("there are no hypernetworks here"): "hypernetwork hypernetworks hypernet hypernet_strength",
     Message("guidance is set by scale alone, as in the scripts"): (
         "cfg_rescale guidance_rescale cfg_rescale_multiplier dynamic_thresholding mimic_scale freeu pag_scale "
         "true_cfg adm_scale clip_guidance_scale sharpness tome_ratio token_merging token_merging_ratio"

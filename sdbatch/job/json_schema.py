@@ -16,6 +16,8 @@ def job_schema() -> dict[str, Any]:
     _, definitions = models_json_schema([(Txt2Img, "validation"), (Img2Img, "validation")])
     kinds: dict[str, Any] = definitions["$defs"]
     for kind in (kinds["Txt2Img"], kinds["Img2Img"]):
+        seed = kind["properties"]["seed"]
+        seed["anyOf"] = [{rule: seed.pop(rule) for rule in ("type", "minimum", "maximum")}, {"const": "random"}]
         kind["properties"]["$schema"] = {
             "type": "string",
             "description": "For editors; sdbatch does not read it.",

@@ -32,6 +32,10 @@ def _printable(text: str) -> str:
     return text
 
 
+def _undecided(value: object) -> object:
+    return RANDOM if isinstance(value, str) and value.strip().lower() == "random" else value
+
+
 def _just_false(value: object) -> object:
     if value is not False:
         raise ValueError(Message("must be false"))  # 0 is not, though it is equal
@@ -103,6 +107,8 @@ def _instead(path: str, field: str | None) -> str:
 
 MAX_PROMPT = 10_000  # characters
 MAX_LORAS = 20
+MAX_SEED = 2**32 - 1
+RANDOM = -1  # a seed that is yet to be decided
 
 Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_printable)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
@@ -226,8 +232,62 @@ class Job(BaseModel):
         [{"file": "models/lora/pencil.safetensors", "weight": 0.8}],
         max_length=MAX_LORAS,
     )
-    seed: int = _field(
-        42, "Seed", "One seed for the whole job: image 7 is the seventh image of this seed.", 42, ge=0, le=2**32 - 1
+    seed: Annotated[int, BeforeValidator(_undecided)] = _field(
+        42,
+        "Seed",
+        "Seed of the random numbers; random or -1 chooses one, and the manifest shows it.",
+        42,
+        RANDOM,
+        ge=RANDOM,
+        le=MAX_SEED,
+    )
+    seeding: Literal["auto", "job", "picture"] = _field(
+        "auto",
+        "Seeding",
+        "job: one generator for all, as in the scripts; picture: each has its own, with seed + its number; "
+        "auto: job for DDIM and PLMS, else picture.",
+        "picture",
+    )
+    rng: Literal["device", "cpu", "nv"] = _field(
+        "device", "Random numbers", "Who draws them: the device, the CPU, or nv: the CPU as an NVIDIA GPU would.", "cpu"
+    )
+    variation_seed: int = _field(
+        0,
+        "Variation seed",
+        "What a variation is led to; each picture's number is added. With seeding: picture.",
+        7,
+        ge=0,
+        le=MAX_SEED,
+    )
+    variation_strength: float = _field(
+        0.0,
+        "Variation strength",
+        "How far the first noise is turned to that of variation_seed: 0 not at all, 1 all the way.",
+        0.1,
+        ge=0,
+        le=1,
+    )
+    eta_noise_seed_delta: int = _field(
+        0,
+        "Eta noise seed delta",
+        "The web UIs' ENSD: added to the seed behind the first noise. With seeding: picture.",
+        31337,
+        ge=0,
+        le=MAX_SEED,
+    )
+    prompt_syntax: Literal["plain", "webui"] = _field(
+        "plain",
+        "Prompt syntax",
+        "webui: weights in brackets, any length, BREAK, AND, [from:to:when], LoRAs and embeddings.",
+        "webui",
+    )
+    clip_skip: int = _field(
+        1,
+        "CLIP skip",
+        "From which layer of the text encoder the words are taken, counted from the last; v1 models only.",
+        2,
+        ge=1,
+        le=12,
     )
     precision: Literal["autocast", "full"] = _field(
         "autocast", "Precision", "full: float32; autocast: float16 on a GPU, float32 on a CPU.", "full"
@@ -247,6 +307,20 @@ class Job(BaseModel):
             raise FieldError("ddim_eta", "must be 0 with plms: true")
         if self.ddim_eta and sampler.eta is None:
             raise FieldError("ddim_eta", "must be 0 with sampler: {sampler}", self.sampler)
+        return self
+
+    @property
+    def seeded_by(self) -> Literal["job", "picture"]:
+        """What `seeding` means."""
+        if self.seeding != "auto":
+            return self.seeding
+        return "job" if self.sampler in ("ddim", "plms") else "picture"
+
+    @model_validator(mode="after")
+    def _pictures_vary_by_their_own_seeds(self) -> Self:
+        for name in ("variation_strength", "eta_noise_seed_delta"):
+            if getattr(self, name) and self.seeded_by == "job":
+                raise FieldError(name, "needs seeding: picture")
         return self
 
     @model_validator(mode="after")

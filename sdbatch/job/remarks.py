@@ -13,33 +13,37 @@ from sdbatch.job.parameters import AnyJob, Img2Img
 from sdbatch.messages import Message
 
 FAR = 2  # times as many pixels on a side as the model was trained on, or that part of them
+_WEBUI = Message("only prompt_syntax: webui reads it")
 # Prompt syntax of the web UIs that the scripts do not know.
 _SYNTAX = (
-    (r"<(?:lora|lyco|hypernet):[^<>\n]{1,200}>", Message("name a LoRA in `loras`")),
-    (r"<[\w-]{2,60}>|\bembedding:\S+", Message("there are no embeddings here")),
+    (r"<(?:lora|lyco|hypernet):[^<>\n]{1,200}>", Message("name a LoRA in `loras`, or set prompt_syntax: webui")),
+    (r"<[\w-]{2,60}>|\bembedding:\S+", Message("with prompt_syntax: webui embeddings go by their bare names")),
     (
         r"\[[^\[\]\n]{0,200}:[\d. ]{1,12}\]|\[[^\[\]\n]{1,200}\|[^\[\]\n]{0,200}\]",
-        Message("a prompt is the same at each step"),
+        _WEBUI,
     ),
-    (r"\([^()\n]{1,200}:\s*[-+]?[\d.]+\s*\)", Message("there are no weights here")),
+    (r"\([^()\n]{1,200}:\s*[-+]?[\d.]+\s*\)|\(\([^()\n]{1,200}\)\)|\[\[[^\[\]\n]{1,200}\]\]", _WEBUI),
     (r"\([^()\n]{1,200}\)(?:[-+]+(?![\w-])|[\d.]*\d)", Message("there are no weights here")),
-    (r"\(\([^()\n]{1,200}\)\)|\[\[[^\[\]\n]{1,200}\]\]|\{\{[^{}\n]{1,200}\}\}", Message("there are no weights here")),
+    (r"\{\{[^{}\n]{1,200}\}\}", Message("there are no weights here")),
     (r"\{[^{}\n]{0,200}\|[^{}\n]{0,200}\}", Message("none of them is chosen")),
     (r"(?<!\w)__[\w/*-]{1,60}?__(?!\w)", Message("wildcards are not filled in")),
     (r"(?<!\S)--[a-z][\w-]{0,30}(?: +[^\s-]\S{0,30})?", Message("write options as fields of the job")),
 )
 _JOINED = re.compile(r"(?<![\w'])(?:BREAK|AND|ADDCOMM|ADDBASE|ADDCOL|ADDROW)(?![\w'])")
-_JOINED_WHY = Message("a prompt is read as one")
+_JOINED_WHY = Message("a prompt is read as one, but for BREAK and AND with prompt_syntax: webui")
 _PATTERNS = [(re.compile(pattern), why) for pattern, why in _SYNTAX]
+_NOWHERE = [(pattern, why) for pattern, why in _PATTERNS if "webui" not in why]
 
 
 def remarks(job: AnyJob, lines: Sequence[str] | None, made: ModelConfig) -> list[str]:
     """The remarks on a job; `lines` are those of from_file."""
     prompts = [("prompt", job.prompt), ("negative_prompt", job.negative_prompt)]
     found = [*_of_fields(job, lines)]
+    is_webui = job.prompt_syntax == "webui"
     for field, text in prompts if lines is None else prompts[1:]:
-        found += [Message("{field}: {problem}", field, what) for what in _of_text(text, made)]
-    return found + (_of_lines(lines, made) if lines else [])
+        said = (what for _, what in _of_text(text, made, is_webui=is_webui))
+        found += [Message("{field}: {problem}", field, what) for what in said]
+    return found + (_of_lines(lines, made, is_webui=is_webui) if lines else [])
 
 
 def of_size(field: str, size: tuple[int, int], made: ModelConfig) -> list[str]:
@@ -79,47 +83,42 @@ def _of_img2img(job: Img2Img) -> Iterator[str]:
         yield Message(template, f"{job.strength:g}", job.ddim_steps)
 
 
-def _of_text(text: str, made: ModelConfig) -> Iterator[str]:
-    """Parts of a prompt without effect."""
-    count, rest = tokens.unread(text, made.encoder)
+def _of_text(text: str, made: ModelConfig, *, is_webui: bool) -> Iterator[tuple[str, str]]:
+    """Parts of a prompt without effect, with a key for each kind."""
+    count, rest = (0, "") if is_webui else tokens.unread(text, made.encoder)
     if count:
-        yield _too_long(count, rest)
-    for what, found in _plain_words(text):
-        yield Message("{text} is read as plain words: {why}", _quoted(found), what)
+        yield "tokens", _too_long(count, rest)
+    for why, found in _plain_words(text, is_webui=is_webui):
+        yield why, Message("{text} is read as plain words: {why}", _quoted(found), why)
 
 
-def _plain_words(text: str) -> Iterator[tuple[str, str]]:
+def _plain_words(text: str, *, is_webui: bool) -> Iterator[tuple[str, str]]:
     """Syntax of other programs that is plain text here, each reason once."""
     told: dict[str, str] = {}
-    for pattern, why in _PATTERNS:
+    for pattern, why in _NOWHERE if is_webui else _PATTERNS:
         if found := pattern.search(text):
             told.setdefault(why, found[0])
-    if not text.isupper() and (found := _JOINED.search(text)):
+    if not is_webui and not text.isupper() and (found := _JOINED.search(text)):
         told[_JOINED_WHY] = found[0]
     yield from told.items()
 
 
-def _of_lines(lines: Sequence[str], made: ModelConfig) -> list[str]:
+def _of_lines(lines: Sequence[str], made: ModelConfig, *, is_webui: bool) -> list[str]:
     """The same for a prompt file: each reason once, with its lines."""
     places: dict[str, list[int]] = {}
     said: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        for key, what in _of_line(line, made):
+        for key, what in (*_of_line(line), *_of_text(line, made, is_webui=is_webui)):
             places.setdefault(key, []).append(number)
             said.setdefault(key, what)
     return [Message("from_file: {lines}: {problem}", _lines(numbers), said[key]) for key, numbers in places.items()]
 
 
-def _of_line(line: str, made: ModelConfig) -> Iterator[tuple[str, str]]:
+def _of_line(line: str) -> Iterator[tuple[str, str]]:
     if not line.strip():
         yield "empty", Message("empty, and used as a prompt like the others")
     elif line.lstrip().startswith(("#", "//")):
         yield "comment", Message("{text} is used as a prompt: there are no comments here", _quoted(line.strip()))
-    count, rest = tokens.unread(line, made.encoder)
-    if count:
-        yield "tokens", _too_long(count, rest)
-    for why, found in _plain_words(line):
-        yield why, Message("{text} is read as plain words: {why}", _quoted(found), why)
 
 
 def _lines(numbers: list[int]) -> str:

@@ -23,6 +23,12 @@ def unread(text: str, encoder: str) -> tuple[int, str]:
     return len(counted.ids) - READ, text[counted.offsets[READ][0] :]
 
 
+def encode(text: str, encoder: str) -> list[int]:
+    """A text's tokens, without the marks of its start and end."""
+    ids: list[int] = (_bert() if encoder == "bert" else _clip()).encode(text, add_special_tokens=False).ids
+    return ids
+
+
 @cache
 def _clip() -> "Tokenizer":
     from tokenizers import (  # noqa: PLC0415 - a short prompt, as most are, needs no counting

@@ -287,10 +287,11 @@ def _linked(root: Root) -> list[Path]:
 
 
 def _named(settings: Settings) -> list[Path]:
-    """The absolute paths of models in the configuration, with links resolved."""
+    """The absolute paths of models and their folders in the configuration, with links resolved."""
     models = (settings.default_model, *settings.models.values())
     named = [Path(name) for model in models for name in model.model_dump().values()]
-    absolute = [path for path in (*named, Path(settings.safety_checker)) if path.is_absolute()]
+    named += [Path(settings.safety_checker), *settings.lora_folders, *settings.embedding_folders]
+    absolute = [path for path in named if path.is_absolute()]
     return [*absolute, *(path.resolve() for path in absolute)]
 
 

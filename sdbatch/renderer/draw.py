@@ -21,9 +21,10 @@ from sdbatch.job.parameters import AnyJob, Batch, Img2Img, Txt2Img, batches
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
+from sdbatch.renderer.models.prompts import Learned, PromptEncoder
 from sdbatch.renderer.pictures.decoding import decode
 from sdbatch.renderer.samplers import SAMPLERS
-from sdbatch.renderer.sampling.guidance import Asking, Rows, guided
+from sdbatch.renderer.sampling.guidance import Asking, Led, Part, Rows, guided
 from sdbatch.renderer.sampling.noise import NoiseSource
 from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
 
@@ -48,10 +49,11 @@ def draw(
     start_at: int,
     on_step: OnStep,
     fallback: MemoryFallback | None = None,
+    learned: Learned | None = None,
 ) -> Iterator[Drawn]:
     """Draw a job's batches one after the other; the arguments are those of `samplings`."""
     fallback = fallback or MemoryFallback(model.device)
-    for batch, asking in samplings(model, job, lines, init, start_at, on_step, fallback):
+    for batch, asking in samplings(model, job, lines, init, start_at, on_step, fallback, learned):
         latents = run(asking, partial(predict, model, fallback))
         yield Drawn(batch, latents, decode(model, latents, fallback))
 
@@ -65,6 +67,7 @@ def samplings(
     start_at: int,
     on_step: OnStep,
     fallback: MemoryFallback,
+    learned: Learned | None = None,
 ) -> Iterator[tuple[Batch, Asking]]:
     """A job's batches, from the one that holds picture `start_at` on, each with what asks for its latents.
 
@@ -78,6 +81,7 @@ def samplings(
         start_at: the first missing image; batches that are completely before it are skipped.
         on_step: called after each evaluation of the UNet.
         fallback: what the job does when memory runs out, and who is told.
+        learned: the embeddings that the prompts name.
 
     Raises:
         OutOfMemory: memory is not sufficient in any way.
@@ -106,7 +110,8 @@ def samplings(
         fallback.first = batch.first
         x = start.latents(len(batch.prompts), noise)
         told = partial(_tell, on_step, batch, count(1), evaluations)
-        yield batch, guided(course.sample(x, noise), *_contexts(model, job, batch, fallback), job.scale, told)
+        led = _led(model, job, batch, fallback, learned or {})
+        yield batch, guided(course.sample(x, noise), led, job.scale, told)
 
 
 @dataclass(frozen=True)
@@ -148,13 +153,16 @@ def _start_img2img(
     return _Start(shape, course, x0=fallback.encode(model, picture, source.draw_on_cpu((job.n_samples, *shape))))
 
 
-def _contexts(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback) -> tuple[Tensor, Tensor | None]:
+def _led(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback, learned: Learned) -> Callable[[int], Led]:
     """The encoded prompts of a batch, and the encoded negative prompts if guidance needs them."""
     with computing(model.dtype, model.device):
-        prompts = fallback.in_rows(model.encode_prompts, list(batch.prompts))
-        if job.scale == 1.0:
-            return prompts, None
-        return prompts, fallback.in_rows(model.encode_prompts, [job.negative_prompt] * len(batch.prompts))
+        if job.prompt_syntax == "webui":
+            encoder = PromptEncoder(model, learned, job.clip_skip, job.ddim_steps, fallback.in_rows)
+            return encoder.led(batch.prompts, job.negative_prompt, job.scale)
+        encode = partial(fallback.in_rows, partial(model.encode_prompts, clip_skip=job.clip_skip))
+        away = None if job.scale == 1.0 else encode([job.negative_prompt] * len(batch.prompts))
+        plain = Led([[Part(context)] for context in encode([*batch.prompts])], None if away is None else [*away])
+        return lambda _: plain
 
 
 def predict(model: Model, fallback: MemoryFallback, rows: Rows) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,7 @@ class Drawing:
 
     Attributes:
         fallback: what the finishing of its pictures does when memory runs out.
+        learned: the embeddings that its prompts name.
         said: what its notes begin with.
         staged: the samples that lie in its folder.
         error: why it goes no further, whoever met it.
@@ -48,6 +50,7 @@ class Drawing:
     origin: pictures.Origin
     notes: Notes
     fallback: MemoryFallback
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     staged: list[Path] = field(default_factory=list)
     error: JobError | OSError | None = None

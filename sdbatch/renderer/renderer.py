@@ -52,6 +52,7 @@ from sdbatch.renderer.memory.model_cache import ModelCache
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import forbid_tf32
+from sdbatch.renderer.models.prompts import read_embeddings
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.renderer.pictures.safety import Checkers
@@ -117,7 +118,7 @@ class Renderer:
         try:
             init = self._read_init(drawing)
             drawing.keep_staged()
-            loras = [read_lora(path, lora.weight) for path, lora in zip(task.loras, task.job.loras, strict=True)]
+            loras = [read_lora(path, weight) for path, weight in task.loras]
             with ExitStack() as worn:
                 fallback.run(lambda: worn.enter_context(apply_loras(drawing.model, loras)), lambda: "")
                 self._sample(drawing, init, fallback, finisher)
@@ -135,7 +136,9 @@ class Renderer:
             files.sweep(folder)  # a renderer before this one may have been killed
         cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
         postprocess = Postprocess(self.checkers.of(task.ckpt, fallback), self.watermark)
-        lora_sha256 = tuple(self.model_cache.fingerprint(path) for path in task.loras)
+        lora_sha256 = tuple(self.model_cache.fingerprint(path) for path, _ in task.loras)
+        learned = read_embeddings(cached.model, task.job, task.lines, task.embeddings)
+        embedding_sha256 = {name: self.model_cache.fingerprint(task.embeddings[name]) for name in learned}
         self.answer(
             protocol.Loaded(
                 job_id=task.job_id,
@@ -143,6 +146,7 @@ class Renderer:
                 checkpoint_sha256=cached.sha256,
                 vae_sha256=cached.vae_sha256,
                 lora_sha256=lora_sha256,
+                embedding_sha256=embedding_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
                 computed_in=str(cached.model.dtype).removeprefix("torch."),
@@ -151,7 +155,7 @@ class Renderer:
             )
         )
         rng = "CPU" if self.device.type == "cpu" else "GPU"
-        made_by = task.ckpt.stem, cached.sha256, rng, cached.vae_sha256, lora_sha256
+        made_by = task.ckpt.stem, cached.sha256, rng, cached.vae_sha256, lora_sha256, embedding_sha256
         return Drawing(
             task,
             self.answer,
@@ -160,6 +164,7 @@ class Renderer:
             pictures.Origin(*made_by, postprocess.origin),
             notes,
             MemoryFallback(self.device, notes.add, fallback.make_room),
+            learned,
             started=started,
         )
 
@@ -183,7 +188,8 @@ class Renderer:
             drawing.check()
 
         count = count_pictures(task.job, task.lines)
-        for batch, asking in samplings(model, task.job, task.lines, init, len(drawing.staged), on_step, fallback):
+        start_at, learned = len(drawing.staged), drawing.learned
+        for batch, asking in samplings(model, task.job, task.lines, init, start_at, on_step, fallback, learned):
             finisher.take(drawing, batch, run(asking, partial(predict, model, fallback)))
             if batch.first + len(batch.prompts) < count and task.halt.exists():
                 drawing.is_halted = True
@@ -226,7 +232,7 @@ def _suspecting(model: Model, task: Draw) -> Model:
     """The model, with whom to blame where it gives what is not a number."""
     if not task.loras:
         return model
-    named = ", ".join(lora.file for lora in task.job.loras)
+    named = ", ".join(path.name for path, _ in task.loras)
     return replace(
         model,
         suspect=Message("loras: {named} may be too strong (try a smaller weight), or {suspect}", named, model.suspect),

@@ -1,15 +1,17 @@
 """Turns a claimed file into a task that is ready to run: parsed, checked against the limits, with all its files."""
 
+import secrets
 from dataclasses import replace
 
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
 from sdbatch.job import reader
 from sdbatch.job.model_config import read_model_config
-from sdbatch.job.parameters import Txt2Img, count_pictures
+from sdbatch.job.parameters import MAX_SEED, RANDOM, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
 from sdbatch.messages import Message, joined
+from sdbatch.prompts.weights import find_prompt_weights
 from sdbatch.service.task import Task
 from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
@@ -53,6 +55,7 @@ class JobLoader:
         folder = self.spool.folder(claim)
         job = parsed.job
         assert job is not None, "either a job or an error"
+        job = job.model_copy(update={"seed": self._seed(claim, job.seed), "seeding": job.seeded_by})
         staged = [
             self.inputs.stage(name, named, folder, claim, parsed.kept, now)
             for name in ("init_img", "from_file")
@@ -65,7 +68,8 @@ class JobLoader:
         model = self.root.find_weights(job.ckpt, job.config, job.vae)
         made = read_model_config(model.ckpt, model.config)
         sized = of_size("H, W", size, made) if size else []  # of img2img the renderer knows
-        loras = tuple(self.root.find_model("loras", lora.file) for lora in job.loras)
+        loras = tuple((self.root.find_model("loras", lora.file), lora.weight) for lora in job.loras)
+        named = find_prompt_weights(job, lines, self.root)
         return Task(
             claim=claim,
             source=self._parsed[0],
@@ -76,11 +80,21 @@ class JobLoader:
             ckpt=model.ckpt,
             config=model.config,
             vae=model.vae,
-            loras=loras,
-            notes=(*parsed.notes, *sized, *remarks(job, lines, made)),
+            loras=(*loras, *named.loras),
+            embeddings=named.embeddings,
+            notes=(*parsed.notes, *sized, *remarks(job, lines, made), *named.notes),
             filled=parsed.filled,
             outdir=make_outdir(self.root.output_folder(job.outdir), job.skip_save),
         )
+
+    def _seed(self, claim: Claim, asked: int) -> int:
+        """The seed; one by lot is noted with the claim, and stays, however often the job is tried."""
+        if asked != RANDOM:
+            return asked
+        if claim.seed is None:
+            self.spool.note(claim, seed=secrets.randbelow(MAX_SEED + 1))
+        assert claim.seed is not None, "it was just noted"
+        return claim.seed
 
     def _read(self, claim: Claim) -> reader.Parsed:
         """The claim's part of its file; a file of several jobs is split when it is read first."""

@@ -284,6 +284,7 @@ class Service:
             config=task.config,
             vae=task.vae,
             loras=task.loras,
+            embeddings=dict(task.embeddings),
             start_at=start_at,
             halt=folder / HALT,
             cancel=folder / CANCEL,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -41,7 +41,8 @@ class Task:
     config: Path
     outdir: Path
     vae: Path | None = None
-    loras: tuple[Path, ...] = ()
+    loras: tuple[tuple[Path, float], ...] = ()
+    embeddings: Mapping[str, Path] = field(default_factory=dict)  # that prompts may name
     notes: tuple[str, ...] = ()  # what of it has no effect
     filled: dict[str, Any] = field(default_factory=dict)  # what the root's defaults said for it
 
@@ -54,8 +55,9 @@ class Task:
     def origin(self) -> str:
         """A digest of everything that determines the images: a started job continues only with the same."""
         fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
-        strengths = (path.with_name(LORA_CONFIG) for path in self.loras)
-        weights = [path for path in (self.ckpt, self.config, self.vae, *self.loras) if path]
+        loras = [path for path, _ in self.loras]
+        strengths = (path.with_name(LORA_CONFIG) for path in loras)
+        weights = [path for path in (self.ckpt, self.config, self.vae, *loras, *self.embeddings.values()) if path]
         weights += [path for path in strengths if path.is_file()]
         looks = [_quick_fingerprint(path) for path in weights]
         told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
@@ -189,8 +191,13 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
         told |= {"vae": root.show(task.vae), "vae_sha256": loaded.vae_sha256}
     if task.loras:
         told["loras"] = [
-            {"file": root.show(path), "weight": lora.weight, "sha256": sha256}
-            for path, lora, sha256 in zip(task.loras, task.job.loras, loaded.lora_sha256, strict=True)
+            {"file": root.show(path), "weight": weight, "sha256": sha256}
+            for (path, weight), sha256 in zip(task.loras, loaded.lora_sha256, strict=True)
+        ]
+    if loaded.embedding_sha256:
+        told["embeddings"] = [
+            {"name": name, "file": root.show(task.embeddings[name]), "sha256": sha256}
+            for name, sha256 in loaded.embedding_sha256.items()
         ]
     return told
 

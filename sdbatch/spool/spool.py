@@ -95,6 +95,7 @@ class Claim:
         staged: how many pictures were finished when it was last given to the renderer.
         held: where the dropped file lies from the inbox on, if that is on another filesystem.
         inputs: for each field that names a file, what it named and the digest of the copy that is drawn from.
+        seed: the one that was drawn by lot for a job that wants that.
         drawn_from: a digest of all that the pictures come from, if any were begun.
         other: what claim.json says beside, as a newer version may; it is kept.
     """
@@ -111,6 +112,7 @@ class Claim:
     staged: int = 0
     held: Annotated[str, AfterValidator(_as_held)] = ""
     inputs: dict[str, tuple[str, str]] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     drawn_from: str = ""
     other: dict[str, Any] = field(default_factory=dict)
 

@@ -56,12 +56,15 @@ class Root:
         allowed: folders outside the root that jobs may name.
         named: models with a name in the configuration.
         defaults: values for fields that a job leaves out.
+        lora_folders, embedding_folders: where prompts find more by name, beside those in models/.
     """
 
     path: Path
     allowed: tuple[Path, ...] = ()
     named: "tuple[tuple[str, NamedModel], ...]" = ()
     defaults: tuple[tuple[str, Any], ...] = ()
+    lora_folders: tuple[Path, ...] = ()
+    embedding_folders: tuple[Path, ...] = ()
 
     inbox = _Place("jobs/inbox")  # files that people drop
     uploads = _Place("jobs/inbox/uploads")  # pictures that visitors of the page sent, until the jobs have copies

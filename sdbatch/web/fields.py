@@ -65,6 +65,7 @@ def _fields(kind: Kind) -> tuple[Field, ...]:
 
 def _field(name: str, rules: dict[str, Any]) -> Field:
     kind: Type
+    rules = {**rules.get("anyOf", [{}])[0], **rules}  # a seed may be a word, too: here its number -1
     match rules:
         case {"enum": _}:
             kind = "choice"

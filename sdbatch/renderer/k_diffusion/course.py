@@ -29,13 +29,17 @@ class KDiffusion:
     is_brownian: bool = False
 
     def __call__(self, alphas: Alphas, wish: Wish) -> Course:
-        """With `strength` the last int(min(strength, 0.999) * steps) + 1 steps are walked, as in the web UIs."""
+        """With `strength` the last int(min(strength, 0.999) * steps) + 1 steps are walked, as in the web UIs.
+
+        Strength 0 walks none, where they walk one: it keeps the init image.
+        """
         training = TrainingSigmas(alphas)
         make = schedules.SCHEDULES.get(wish.schedule, self.automatic)
         sigmas = schedules.ended(make(training, wish.steps + self.drops_last), drops_last=self.drops_last)
         if wish.strength is not None:
-            sigmas = sigmas[wish.steps - int(min(wish.strength, 0.999) * wish.steps) - 1 :]
+            walked = int(min(wish.strength, 0.999) * wish.steps) + 1 if wish.strength else 0
+            sigmas = sigmas[wish.steps - walked :]
         start = Level(1, float(sigmas[0]))
         positive = sigmas[sigmas > 0]
-        brownian = (float(positive.min()), float(positive.max())) if self.is_brownian else None
+        brownian = (float(positive.min()), float(positive.max())) if self.is_brownian and len(positive) else None
         return Course(start, lambda x, noise: self.sample(training.ask, x, sigmas, noise, wish.eta), brownian)

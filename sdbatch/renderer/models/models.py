@@ -69,14 +69,31 @@ class Model:
             network.to(device)
         return replace(self, device=device, levels=self.levels.to(device))
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """[batch, 77, width]: the last hidden state behind the final norm (`FrozenCLIPEmbedder` and the others)."""
+    def encode_prompts(self, prompts: list[str], clip_skip: int = 1) -> Tensor:
+        """[batch, 77, width], as `encode_tokens` gives them; the end of a prompt that is too long is left out."""
         tokens = self.tokenizer(
             prompts, truncation=True, max_length=TEXT_POSITIONS, padding="max_length", return_tensors="pt"
         )
-        ids = tokens["input_ids"].to(self.device)
-        hidden: Tensor = self.text_encoder(input_ids=ids, return_dict=True).last_hidden_state
-        return hidden
+        return self.encode_tokens(tokens["input_ids"].to(self.device), clip_skip)
+
+    def encode_tokens(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
+        """[batch, 77, width]: the last hidden state behind the final norm (`FrozenCLIPEmbedder` and the others).
+
+        With `clip_skip` n it is the n-th from the end, behind the same norm; only OpenAI's CLIP has that.
+        """
+        if clip_skip == 1 or not self.skips_layers:
+            hidden: Tensor = self.text_encoder(input_ids=ids, return_dict=True).last_hidden_state
+            return hidden
+        states = self.text_encoder(input_ids=ids, return_dict=True, output_hidden_states=True).hidden_states
+        if clip_skip >= len(states):
+            raise JobError("clip_skip: at most {count}, the layers of the model's text encoder", len(states) - 1)
+        skipped: Tensor = self.text_encoder.final_layer_norm(states[-clip_skip])
+        return skipped
+
+    @property
+    def skips_layers(self) -> bool:
+        """Whether `clip_skip` has an effect: v2's encoder ends before its last layer anyway, and BERT is another."""
+        return getattr(self.text_encoder.config, "hidden_act", "") == "quick_gelu"
 
     def predict_noise(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """[rows, C, h, w]: the noise in `x`; `timesteps` [rows] may be fractions.

@@ -55,10 +55,11 @@ def is_safetensors(path: Path) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
-def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
+def read_weights(path: Path, called: str = "", inside: str = "state_dict") -> dict[str, Tensor]:
     """Every tensor of a .ckpt or .safetensors file, on the CPU and memory-mapped.
 
-    Errors call the file `called`, with its field; by default it is the job's checkpoint.
+    Errors call the file `called`, with its field; by default it is the job's checkpoint. In a .ckpt the tensors may
+    lie one level down, under the name `inside`.
 
     Raises:
         JobError: no such file, a truncated one, or it contains more than weights.
@@ -73,7 +74,7 @@ def read_weights(path: Path, called: str = "") -> dict[str, Tensor]:
     if is_safe:
         return _read_safetensors(path, head, called)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        return _read_pickle(path, called, is_zip=head[:2] == b"PK")
+        return _read_pickle(path, called, inside, is_zip=head[:2] == b"PK")
     if told := next((told for pattern, told in _OTHERS.items() if re.match(pattern, head, re.DOTALL)), ""):
         raise JobError("{called} {told}", called, told)
     raise JobError(
@@ -93,9 +94,9 @@ def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]
         ) from error
 
 
-def _read_pickle(path: Path, called: str, *, is_zip: bool) -> dict[str, Tensor]:
+def _read_pickle(path: Path, called: str, inside: str, *, is_zip: bool) -> dict[str, Tensor]:
     try:
-        content = read_torch_file(path, is_zip=is_zip)
+        content = read_torch_file(path, is_zip=is_zip, inside=inside)
     except MoreThanWeights as error:
         raise JobError(
             "{called} holds more than weights (Python objects or code), so it was not loaded; "

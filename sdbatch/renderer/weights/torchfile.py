@@ -44,8 +44,10 @@ class UnsupportedArchive(Exception):
     """An archive whose weights can't be mapped: compressed, encrypted, or not from torch."""
 
 
-def read_torch_file(path: Path, *, is_zip: bool) -> Any:
+def read_torch_file(path: Path, *, is_zip: bool, inside: str) -> Any:
     """The content: named weights as tensors that stay in the file, everything else inert.
+
+    They may lie one level down, under the name `inside`.
 
     Raises:
         MoreThanWeights: it contains code or objects.
@@ -53,9 +55,9 @@ def read_torch_file(path: Path, *, is_zip: bool) -> Any:
         Exception: of many kinds, if it is damaged.
     """
     with path.open("rb") as file:
-        content, places = _read_zip(file) if is_zip else _read_row(file)
+        content, places = _read_zip(file, inside) if is_zip else _read_row(file)
     whole = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-    return _filled(content, places, whole)  # type: ignore[arg-type] # as if it gave another class than its own
+    return _filled(_named(content, inside), places, whole)  # type: ignore[arg-type] # as if it gave another class than its own
 
 
 class _Short(io.BufferedReader):
@@ -69,7 +71,7 @@ class _Short(io.BufferedReader):
         return data
 
 
-def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_zip(file: io.BufferedReader, inside: str) -> tuple[Any, dict[str, tuple[int, int]]]:
     """The content of data.pkl, and the position of each storage in bytes."""
     with zipfile.ZipFile(_Short(io.FileIO(file.fileno(), closefd=False))) as archive:
         members = {info.filename: info for info in archive.infolist()}
@@ -88,7 +90,7 @@ def _read_zip(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
         with archive.open(pickle) as stream:
             data = stream.read(pickled.MOST_BYTES + 1)
     content = pickled.read(memoryview(data)).content
-    used = {placed.storage.key for placed in _placed(content).values()}
+    used = {placed.storage.key for placed in _placed(_named(content, inside)).values()}
     return content, {key: _place(file, members[f"{prefix}data/{key}"]) for key in used}
 
 
@@ -122,23 +124,21 @@ def _read_row(file: io.BufferedReader) -> tuple[Any, dict[str, tuple[int, int]]]
     return content, places
 
 
-def _named(content: Any) -> Any:
-    """The weights by name; training puts them one level down."""
-    inner = content.get("state_dict") if isinstance(content, dict) else None
+def _named(content: Any, inside: str) -> Any:
+    """The weights by name."""
+    inner = content.get(inside) if isinstance(content, dict) else None
     return inner if isinstance(inner, dict) else content
 
 
-def _placed(content: Any) -> dict[str, Placed]:
-    named = _named(content)
+def _placed(named: Any) -> dict[str, Placed]:
     return {key: value for key, value in named.items() if isinstance(value, Placed)} if isinstance(named, dict) else {}
 
 
 def _filled(content: Any, places: Mapping[str, tuple[int, int]], whole: torch.UntypedStorage) -> Any:
-    found = _named(content)
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         return content
     tensors = {name: _tensor(placed, places, whole) for name, placed in _placed(content).items()}
-    return {name: tensors.get(name, value) for name, value in found.items() if tensors.get(name, value) is not None}
+    return {name: tensors.get(name, value) for name, value in content.items() if tensors.get(name, value) is not None}
 
 
 def _tensor(placed: Placed, places: Mapping[str, tuple[int, int]], whole: torch.UntypedStorage) -> Tensor | None:

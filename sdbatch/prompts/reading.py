@@ -1,0 +1,74 @@
+"""How a prompt is read, for a person to see before it is drawn: chunks, weights, tokens, and what was recognised."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from sdbatch.errors import printable
+from sdbatch.job import tokens
+from sdbatch.job.parameters import AnyJob
+from sdbatch.prompts.chunks import Vector, chunks
+from sdbatch.prompts.syntax import BREAK, Weighted, emphasis, joined, stages, without_networks
+from sdbatch.prompts.weights import PromptWeights
+from sdbatch.storage import files
+from sdbatch.storage.root import Root
+
+MOST_STAGES, MOST_LETTERS = 4, 400  # of a prompt that changes; of a line
+MOST_HEADER = 1 << 20  # bytes of a safetensors file's header
+
+
+def readings(job: AnyJob, lines: Sequence[str] | None, named: PromptWeights, root: Root, encoder: str) -> Iterator[str]:
+    """Lines on the prompt, of `from_file` the first, and on the negative one; nothing where they are plain text."""
+    if job.prompt_syntax != "webui":
+        return
+    used: dict[str, None] = {}
+    for field, text in (("prompt", lines[0] if lines else job.prompt), ("negative_prompt", job.negative_prompt)):
+        parts = joined(without_networks(text)[0]) if field == "prompt" else [(text, 1.0)]
+        for number, (part, weight) in enumerate(parts, 1):
+            each = f"{field} {number} of {len(parts)}{_times(weight)}" if len(parts) > 1 else field + _times(weight)
+            found = stages(part, job.ddim_steps) if part.strip() else []
+            for place, stage in enumerate(found[:MOST_STAGES]):
+                since = f" from step {found[place - 1].last + 2} on" if place else ""
+                said = _chunked(stage.text, named.embeddings, encoder, used)
+                yield printable(f"{each}{since}: {said}"[:MOST_LETTERS])
+            if len(found) > MOST_STAGES:
+                yield f"{each}: {len(found) - MOST_STAGES} more changes"
+    for path, weight in named.loras:
+        yield printable(f"LoRA {path.stem}{_times(weight)}: {root.show(path)}")
+    for name in used:
+        path = named.embeddings[name]
+        count = _vectors(path)
+        known = f"{count} vectors" if count else "counted as one token here: how many it has is seen when it is drawn"
+        yield printable(f"embedding {name}: {root.show(path)}, {known}")
+
+
+def _chunked(text: str, embeddings: Mapping[str, Path], encoder: str, used: dict[str, None]) -> str:
+    """Of one text: how many tokens its chunks have, and its runs with their weights."""
+    counts = {name: _vectors(path) or 1 for name, path in embeddings.items()}
+    found = chunks(text, partial(tokens.encode, encoder=encoder), counts)
+    used |= {token.embedding: None for chunk in found for token in chunk.tokens if isinstance(token, Vector)}
+    numbers = " + ".join(str(len(chunk.tokens)) for chunk in found)
+    size = f"{numbers} tokens" if len(found) == 1 else f"{len(found)} chunks, {numbers} tokens"
+    return f"{size}: {' '.join(_run(run) for run in emphasis(text) if run.text.strip())}"
+
+
+def _run(run: Weighted) -> str:
+    return "BREAK" if run == BREAK else f'"{run.text.strip()}"{_times(run.weight)}'
+
+
+def _times(weight: float) -> str:
+    return "" if weight == 1 else f" x {weight:.4g}"
+
+
+def _vectors(path: Path) -> int:
+    """How many vectors an embedding has, where its file says so at its beginning; else 0."""
+    if path.suffix.lower() != ".safetensors":
+        return 0
+    try:
+        size = int.from_bytes(files.read_file(path, 8), "little")
+        header = json.loads(files.read_file(path, 8 + min(size, MOST_HEADER))[8:])
+        (shape,) = (about["shape"] for name, about in header.items() if name != "__metadata__")
+        return int(shape[0]) if len(shape) > 1 else 1
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return 0

@@ -1,0 +1,141 @@
+"""The weights that prompts name: LoRAs as <lora:name:0.8>, embeddings by their bare names. Where each of them lies."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from sdbatch.errors import JobError, printable
+from sdbatch.job.messages import likely
+from sdbatch.job.parameters import AnyJob
+from sdbatch.messages import Message
+from sdbatch.prompts.syntax import Network, without_networks
+from sdbatch.storage import files
+from sdbatch.storage.root import LORA_CONFIG, WEIGHTS, Root
+
+LORAS = ("loras", "lora", "Lora", "LyCORIS")  # folders in models/, as programs call them
+EMBEDDINGS = ("embeddings",)
+MOST = 20_000  # files looked at
+STRONGEST = 10  # of a LoRA
+MOST_WORDS, ALIKE = 200, 2  # that are looked at for slips; letters at the start of which none is
+_WORD = re.compile(r"(embedding:)?([\w-]{4,60})")
+
+
+class Worn(NamedTuple):
+    """A LoRA's file or folder, and its weight."""
+
+    path: Path
+    weight: float
+
+
+class PromptWeights(NamedTuple):
+    """What a job's prompts name, and what is to be said of it. Embeddings go by name."""
+
+    loras: tuple[Worn, ...] = ()
+    embeddings: Mapping[str, Path] = {}
+    notes: tuple[str, ...] = ()
+
+
+def find_prompt_weights(job: AnyJob, lines: Sequence[str] | None, root: Root) -> PromptWeights:
+    """What the prompts of a job with `prompt_syntax: webui` name, as far as it lies there.
+
+    Raises:
+        JobError: a LoRA is not there, or something is asked of it that can't be done.
+    """
+    if job.prompt_syntax != "webui":
+        return PromptWeights()
+    field, prompts = ("prompt", [job.prompt]) if lines is None else ("from_file", [*lines])
+    loras, notes = _loras(field, prompts, root)
+    known = _by_name(root, EMBEDDINGS, root.embedding_folders)
+    texts = [without_networks(text)[0] for text in dict.fromkeys(prompts)] + [job.negative_prompt]
+    run_together = "\n".join(re.sub(r"\s+", "", text).casefold() for text in texts)
+    named = {name: path for name, path in known.items() if re.sub(r"\s+", "", name).casefold() in run_together}
+    notes += _misspelt(texts, known, named)
+    return PromptWeights(loras, named, tuple(notes))
+
+
+def _loras(field: str, prompts: Sequence[str], root: Root) -> tuple[tuple[Worn, ...], list[str]]:
+    """What stands in <lora:...>: a job wears the same LoRAs in all its pictures."""
+    asked = {text: without_networks(text)[1] for text in dict.fromkeys(prompts)}
+    first = next(iter(asked.values()), [])
+    for number, text in enumerate(prompts, 1):
+        if asked[text] != first:
+            raise JobError(
+                "{field}: line {number} names other LoRAs than line 1; all images of a job have the same LoRAs: name "
+                "them on each line, or make several jobs",
+                field,
+                number,
+            )
+    notes: list[str] = [
+        Message("{field}: {text} is left out: it is unknown here", field, _shown(network))
+        for network in first
+        if network.kind not in ("lora", "lyco", "hypernet")
+    ]
+    named = [_wanted(field, network) for network in first if network.kind in ("lora", "lyco", "hypernet")]
+    known = _by_name(root, LORAS, root.lora_folders) if named else {}
+    return tuple(Worn(_found(field, name, known), weight) for name, weight in named), notes
+
+
+def _wanted(field: str, network: Network) -> tuple[str, float]:
+    """A LoRA's name and weight. One weight may be told for the text encoder and another for the UNet: not here."""
+    shown = _shown(network)
+    if network.kind == "hypernet":
+        raise JobError("{field}: {text}: hypernetworks are not supported; delete it", field, shown)
+    name, *others = (argument.strip() for argument in network.arguments)
+    given = [part.partition("=") for part in others]
+    if strange := [key for key, sign, _ in given if sign and key not in ("te", "unet")]:
+        part = "{field}: {text}: {name}= is not supported, only one weight for the whole LoRA"
+        raise JobError(part, field, shown, printable(strange[0][:60]))
+    weights = {_number(value if sign else key) for key, sign, value in given} or {1.0}
+    if len(weights) > 1:
+        raise JobError("{field}: {text}: a LoRA has one weight here, for the text encoder and the UNet", field, shown)
+    (weight,) = weights
+    if weight is None or abs(weight) > STRONGEST:
+        wrong = "{field}: {text}: the weight must be a number from {low} to {high}, as in <lora:pencil:0.8>"
+        raise JobError(wrong, field, shown, -STRONGEST, STRONGEST)
+    return name, weight
+
+
+def _shown(network: Network) -> str:
+    return printable(f"<{network.kind}:{':'.join(network.arguments)[:100]}>")
+
+
+def _number(text: str) -> float | None:
+    with suppress(ValueError):
+        return float(text)
+    return None
+
+
+def _found(field: str, name: str, known: Mapping[str, Path]) -> Path:
+    if name in known:
+        return known[name]
+    hint = likely(name, known)
+    instead = Message("did you mean {name}?", printable(hint)) if hint else Message("copy its file or a link there")
+    missing = '{field}: there is no LoRA "{name}" (searched in models/loras/); {hint}'
+    raise JobError(missing, field, printable(name[:60]), instead)
+
+
+def _by_name(root: Root, places: Iterable[str], more: Iterable[Path]) -> dict[str, Path]:
+    """Files of weights below folders, by their names without suffix; a folder that is a LoRA by its own."""
+    found: dict[str, Path] = {}
+    for folder in (*(root.models / place for place in places), *more):
+        for path in islice(files.below(folder), MOST) if folder.is_dir() else ():
+            if path.name == LORA_CONFIG:
+                found.setdefault(path.parent.name, path.parent)
+            elif path.suffix.lower() in WEIGHTS:
+                found.setdefault(path.stem, path)
+    return found
+
+
+def _misspelt(texts: Iterable[str], known: Mapping[str, Path], named: Mapping[str, Path]) -> Iterator[str]:
+    """Words that are meant as embeddings, or likely so."""
+    words = {word: mark for text in texts for mark, word in _WORD.findall(text)}
+    for word, mark in islice(words.items(), MOST_WORDS):
+        near = [name for name in known if name.casefold().startswith(word.casefold()[:ALIKE])]
+        hint = likely(word, near)
+        if word.casefold() not in {name.casefold() for name in named} and (mark or hint):
+            text = 'prompt: "{word}" is read as words; there is no such embedding in models/embeddings/'
+            said = Message(text, word)
+            yield said + Message("; did you mean {name}?", printable(hint)) if hint else said
