@@ -83,7 +83,7 @@ def measure_ours(root: Path, jobs: list[dict[str, Any]], device: str) -> list[Fi
     """What the manifests tell."""
     for number, (name, job) in enumerate(zip(FILES, jobs, strict=True)):
         (root / "jobs" / "inbox" / f"{number}-{name}").write_text(json.dumps(job))
-    environment = os.environ | {"SDBATCH_DEVICE": device, "SDBATCH_SETTLE_SECONDS": "0"}
+    environment = os.environ | {"SDBATCH_DEVICES": device, "SDBATCH_SETTLE_SECONDS": "0"}
     command = [sys.executable, "-m", "sdbatch", "serve", "--root", str(root), "--drain"]
     ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     if ended.returncode != 0:

@@ -58,7 +58,7 @@ def drain(jobs: int, place: str) -> None:
     began = time.perf_counter()
     while not service.is_drained() or not times:
         start = time.perf_counter()
-        if service.run_once(system_clock):
+        if service.turn(system_clock):
             times.append(time.perf_counter() - start)
     total = time.perf_counter() - began
     assert service.done == jobs, (service.done, service.failed)
@@ -128,7 +128,7 @@ def crawl(waiting: int, place: str, seconds: float) -> None:
     service.spool.recover()
     began, first = time.perf_counter(), 0.0
     while time.perf_counter() < began + seconds:
-        if not service.run_once(system_clock) and not service.inbox.is_scanning:
+        if not service.turn(system_clock) and not service.inbox.is_scanning:
             time.sleep(0.5)
         first = first or (time.perf_counter() - began if service.done else 0.0)
     print(json.dumps({"first": first, "done": service.done, "waited": max(waits) * 1000}))

@@ -134,7 +134,7 @@ def measure_service(root: Path, device: str) -> float:
     """Seconds from the start of `sdbatch serve` until it tells systemd that it is ready."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(root / "notify"))
-        environment = os.environ | {"SDBATCH_DEVICE": device, "NOTIFY_SOCKET": str(root / "notify")}
+        environment = os.environ | {"SDBATCH_DEVICES": device, "NOTIFY_SOCKET": str(root / "notify")}
         command = [sys.executable, "-m", "sdbatch", "serve", "--root", str(root)]
         began = time.monotonic()
         with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as service:

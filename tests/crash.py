@@ -70,23 +70,32 @@ OnDraw = Callable[[Draw], None]
 
 
 def drain(
-    root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None, *, is_elsewhere: bool = False
+    root: Root,
+    on_step: OnStep | None = None,
+    on_draw: OnDraw | None = None,
+    *,
+    is_elsewhere: bool = False,
+    seed: int | None = None,
 ) -> int:
     """What `sdbatch serve --drain` does, in a process of its own; its exit code, or minus the signal."""
 
     def work() -> int:
         if is_elsewhere:
             os.rename = elsewhere(root.inbox)
-        return serve(root, on_step, on_draw)
+        return serve(root, on_step, on_draw, seed)
 
     return in_child(work)
 
 
-def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None) -> int:
-    """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events."""
+def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None, seed: int | None = None) -> int:
+    """The same in this process, which is spoilt for anything else: with the fake engine, no settling, no events.
+
+    With a seed there are two seats, whose events come in an order drawn by lot.
+    """
+    devices = ("one",) if seed is None else ("one", "two")
     # The history can be made anew, and its file would double the states.
     IndexWriter.start = lambda self: None  # type: ignore[method-assign] # noqa: ARG005
-    daemon.make_engine = lambda *_, **__: FakeEngine(on_draw)
+    daemon.make_engine = lambda *_, **__: FakeEngine(on_draw, devices, seed)
     daemon.TROUBLE_NAP_SECONDS, daemon.NAP_SECONDS, scheduler.ASK_AGAIN_SECONDS = 0.0, 0.01, 0.05
     status_file.MIN_INTERVAL = float("inf")  # or the number of steps would depend on the time
     files.on_step = on_step
@@ -144,9 +153,9 @@ def digests(records: list[dict[str, Any]]) -> dict[str, list[str]]:
 def samples_in(root: Root) -> Samples:
     """The finished samples of every job, and their inodes: a sample drawn again has another."""
     return {
-        (path.relative_to(place).parts[0], "/".join(path.relative_to(place).parts[1:])): path.stat().st_ino
+        (path.relative_to(place).parts[0], f"samples/{path.name}"): path.stat().st_ino
         for place in (root.running, root.done)
-        for path in place.glob("*/samples/*.png")
+        for path in place.glob("*/**/samples/*.png")
         if not path.name.startswith(".")
     }
 

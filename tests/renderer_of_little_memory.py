@@ -5,7 +5,7 @@ from typing import Any
 
 from small_memory import SmallMemory
 
-from sdbatch.renderer import renderer
+from sdbatch.renderer import company, renderer
 from sdbatch.renderer.draw import samplings
 
 
@@ -15,5 +15,5 @@ def limited(*arguments: Any) -> Generator[Any]:
 
 
 if __name__ == "__main__":
-    vars(renderer)["samplings"] = limited
+    vars(company)["samplings"] = limited
     renderer.main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ from sdbatch.client import control
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, Event, RendererConfig, StagedSample
+from sdbatch.engine.protocol import Draw, Engine, Event, RendererConfig, StagedSample
 from sdbatch.errors import RendererDied
-from sdbatch.service import readiness
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 
@@ -51,7 +51,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     return record
 
 
-def starts(root: Root, engine: FakeEngine, **settings: object) -> Service:
+def starts(root: Root, engine: Engine, **settings: object) -> Service:
     service = Service(root, Settings.model_validate(settings), engine)
     service.spool.recover()
     return service
@@ -132,33 +132,20 @@ def test_a_file_of_three_jobs_that_was_mended_down_to_one(start: Start, root: Ro
         assert told.startswith(f"three.yaml: contains only 1 of 3 jobs now, and not number {number}: ")
 
 
-class NeverReady(LocalEngine):
-    """Says that it is ready, and then a renderer never says a word."""
-
-    def __init__(self, root: Root, clock: FakeClock) -> None:
-        super().__init__(RendererConfig(device="cpu", checksums=root.state / "checksums.json"))
-        self.clock, self.is_down = clock, False
-        self.command = ["sleep", "60"]
-
-    def is_ready(self) -> bool:
-        return True
-
-    def _hear_first_word(self, _patience: float) -> bool:
-        self.clock.sleep(1)
-        return False
-
-
 def test_a_start_that_hangs_costs_no_job_an_attempt_wherever_it_hangs(root: Root, clock: FakeClock) -> None:
     drop_job(root, "a.yaml", SMALL + "prompt: a\n")
-    engine = NeverReady(root, clock)
-    service = starts(root, engine, hang_seconds=20)  # type: ignore[arg-type]
-    for _ in range(12):
-        service.run_once(clock)
-        clock.sleep(1)
-    assert not list(root.failed.iterdir())
-    assert json.loads((only(root.running) / "claim.json").read_text())["attempts"] == 0
-    service.engine = service.readiness.engine = FakeEngine()
-    clock.sleep(readiness.ENGINE_AGAIN_SECONDS)
+    engine = LocalEngine(RendererConfig(device="cpu", checksums=root.state / "checksums.json"))
+    engine.command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    service = starts(root, engine, hang_seconds=20)
+    try:
+        for _ in range(40):
+            service.turn(clock)
+            clock.sleep(1)
+        assert "did not start within 20 seconds" in service.problem
+    finally:
+        service.seats.stop()
+    assert not [*root.failed.iterdir(), *root.running.iterdir()]
+    service.use(FakeEngine())
     drain(service, clock)
     assert service.done == 1
 
@@ -169,9 +156,9 @@ def fails_first(root: Root, clock: FakeClock) -> Service:
     engine.before = die_unless_it_begins
     service = starts(root, engine, max_attempts=1)
     while not service.failed:
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
-    service.engine = FakeEngine()
+    service.use(FakeEngine())
     return service
 
 

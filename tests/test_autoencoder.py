@@ -154,7 +154,10 @@ def test_it_stays_in_float32_where_the_rest_is_half(other: dict[str, Tensor], tm
     ("change", "said"),
     [
         (lambda w: {k: v for k, v in w.items() if "quant_conv" not in k}, r"quant_conv\.\w+ is missing"),
-        (lambda w: w | {"decoder.conv_in.weight": torch.ones(3)}, r"conv_in\.weight is \[3\], the config expects"),
+        (
+            lambda w: w | {"decoder.conv_in.weight": torch.ones(3)},
+            r"conv_in\.weight has shape \[3\], the config expects",
+        ),
         (lambda _: {"lora_unet_x.lora_up.weight": torch.ones(3)}, "it is a LoRA"),
         (lambda _: {"a": torch.ones(3)}, "is missing"),
     ],

@@ -64,7 +64,7 @@ class Bustle:
             return
         files.on_step = None
         for _ in range(self.chance.randrange(1, 3)):
-            self.service.run_once(self.clock)
+            self.service.turn(self.clock)
             self.clock.sleep(0.5)
         waiting = sorted(self.root.inbox.glob("x/[0-9].yaml"))
         match self.chance.randrange(6):
@@ -86,7 +86,7 @@ def busy_root(root: Root, clock: FakeClock) -> tuple[Service, Counter[str]]:
     service = Service(root, Settings(), FakeEngine())
     service.spool.recover()
     for _ in range(10):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(0.5)
     for number in range(4):
         drop_job(root, f"x/{number}.yaml", job(f"second-{number}"))
@@ -127,7 +127,7 @@ def test_pictures_and_models_are_links_and_what_is_written_on_is_not(
     drop_job(root, "a.yaml", job("a"))
     drain(start(), clock)
     drop_job(root, "b.yaml", job("b"))
-    (root.configuration).write_text("device: cpu\n")
+    (root.configuration).write_text("devices: cpu\n")
     root.configuration.chmod(0o640)
     (root.models / "far.ckpt").symlink_to("/data/far.ckpt")
     os.mkfifo(root.inbox / "pipe.yaml")

@@ -127,7 +127,7 @@ def test_a_target_takes_wheels_for_its_glibc_and_older_ones() -> None:
     [
         (["--ckpt", "none.ckpt"], "is not a file"),
         (["--ckpt", "."], "a folder"),
-        (["--config", "a.yaml"], "with --ckpt"),
+        (["--config", "a.yaml"], "give --ckpt too"),
     ],
 )
 def test_a_model_that_can_not_go_along_is_refused_at_once(tmp_path: Path, options: list[str], said: str) -> None:

@@ -28,8 +28,11 @@ SYSTEM |= {"Arguments", "Options", "Commands", "Error", "[env var: {}]", "[defau
 SYSTEM |= {"Show this message and exit.", "Try [blue]'{command_path} {help_option}'[/] for help."}
 
 
-def texts(node: ast.expr, constants: dict[str, set[str]]) -> set[str] | None:
-    """What an expression may be, where the code itself tells it."""
+Constants = list[tuple[str, int, set[str]]]  # names, the lines where they get a text, and which
+
+
+def texts(node: ast.expr, constants: Constants) -> set[str] | None:
+    """What an expression may be, where the code itself tells it: of a name, what it was given last."""
     match node:
         case ast.Constant(value=str(text)):
             return {text}
@@ -37,24 +40,41 @@ def texts(node: ast.expr, constants: dict[str, set[str]]) -> set[str] | None:
             both = texts(one, constants), texts(other, constants)
             return both[0] | both[1] if both[0] is not None and both[1] is not None else None
         case ast.Name(id=name):
-            return constants.get(name)
+            found = [(line, text) for known, line, text in constants if known == name and line <= node.lineno]
+            return max(found)[1] if found else None
     return None
 
 
 def calls(path: Path) -> Iterator[tuple[ast.Call, set[str] | None]]:
     """Where a file says something, and which templates; None where they come from elsewhere."""
     tree = ast.parse(path.read_text())
-    constants: dict[str, set[str]] = {}
+    constants: Constants = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            found = texts(node.value, {})
+            found = texts(node.value, [])
             if found:
-                constants.setdefault(node.targets[0].id, set()).update(found)
+                constants.append((node.targets[0].id, node.lineno, found))
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (node.args or node.keywords):
             name = ast.unparse(node.func).rpartition(".")[2]
             if name in SAYING and not (name == "OutOfMemory" or ast.unparse(node.func) == "protocol.Message"):
                 yield node, texts(node.args[1 if name == "FieldError" else 0], constants)
+
+
+def findings(path: Path) -> Iterator[tuple[ast.Call, set[str]]]:
+    """What a file finds, each with the templates of its text; a remedy in words has no parameters."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"ok", "warning", "problem"}:
+            yield node, texts(node.args[1], []) or set()
+
+
+def templates_of_findings() -> Iterator[str]:
+    for path in PACKAGE.rglob("*.py"):
+        for call, found in findings(path):
+            yield from found
+            if ast.unparse(call.func) != "ok":
+                remedies = texts(call.args[2], []) or set()
+                yield from (text for text in remedies if not text.startswith("systemctl "))  # a command in any language
 
 
 def templates_of_code() -> Iterator[str]:
@@ -89,7 +109,14 @@ def templates_of_help(command: Any = None) -> Iterator[str]:
 
 
 def said() -> set[str]:
-    return {*templates_of_code(), *templates_of_the_page(), *templates_of_fields(), *templates_of_help(), *SYSTEM}
+    return {
+        *templates_of_code(),
+        *templates_of_findings(),
+        *templates_of_the_page(),
+        *templates_of_fields(),
+        *templates_of_help(),
+        *SYSTEM,
+    }
 
 
 def words(template: str) -> str:
@@ -117,3 +144,6 @@ def test_a_message_is_a_template_with_its_values(path: Path) -> None:
         for template in found or ():
             if is_whole and "FieldError" not in ast.unparse(call.func):
                 assert len(messages.slots(template)) == len(call.args) - 1, ast.unparse(call)
+    for call, found in findings(path):
+        before = 2 if ast.unparse(call.func) == "ok" else 3
+        assert {len(messages.slots(template)) for template in found} <= {len(call.args) - before}, ast.unparse(call)

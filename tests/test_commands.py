@@ -140,11 +140,11 @@ def test_init_keeps_what_is_there(tmp_path: Path) -> None:
     root = Root(tmp_path / "root")
     first = run_sdbatch("init", root.path)
     assert "no checkpoint yet" in first.stdout
-    (root.configs / "sdbatch.yaml").write_text("device: cpu\n")
+    (root.configs / "sdbatch.yaml").write_text("devices: cpu\n")
     (tmp_path / "model.ckpt").write_bytes(b"x")
     second = run_sdbatch("init", root.path, "--model", tmp_path / "model.ckpt")
     assert "no checkpoint" not in second.stdout
-    assert (root.configs / "sdbatch.yaml").read_text() == "device: cpu\n"
+    assert (root.configs / "sdbatch.yaml").read_text() == "devices: cpu\n"
     assert (root.models / "ldm/stable-diffusion-v1/model.ckpt").read_bytes() == b"x"
 
 

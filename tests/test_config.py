@@ -26,7 +26,7 @@ from sdbatch.telemetry import log
 @pytest.fixture(autouse=True)
 def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even the device, which all other tests have there."""
-    monkeypatch.delenv("SDBATCH_DEVICE")
+    monkeypatch.delenv("SDBATCH_DEVICES")
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def origins(path: Path) -> dict[str, tuple[object, str]]:
 
 
 def test_every_value_says_where_it_came_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path.write_text("# mine\ndevice: cpu\nlimits:\n  pictures: 3\n  steps: 9\n")
+    path.write_text("# mine\ndevices: cpu\nlimits:\n  pictures: 3\n  steps: 9\n")
     monkeypatch.setenv("SDBATCH_LIMITS__STEPS", "7")
     monkeypatch.setenv("SDBATCH_ALLOW_PATHS", '["/data"]')
     found = origins(path)
-    assert found["device"] == ("cpu", f"{path}, line 2")
+    assert found["devices"] == ("cpu", f"{path}, line 2")
     assert found["limits.pictures"] == (3, f"{path}, line 4")
     assert found["limits.steps"] == (7, "SDBATCH_LIMITS__STEPS in the environment")
     assert found["allow_paths"] == (["/data"], "SDBATCH_ALLOW_PATHS in the environment")
@@ -60,8 +60,8 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("\ndevise: cpu\n", "line 2: devise: there is no such field; did you mean device?"),
-        ("zzz: 1\n", "line 1: zzz: there is no such field; fields are engine, device, "),
+        ("\ndevises: cpu\n", "line 2: devises: there is no such field; did you mean devices?"),
+        ("zzz: 1\n", "line 1: zzz: there is no such field; fields are engine, devices, "),
         ("_env_file: x\n", "line 1: _env_file: there is no such field"),
         ("1: x\n", "line 1: 1: there is no such field"),
         ("limits:\n  pictres: 5\n", "line 2: limits.pictres: there is no such field; did you mean pictures?"),
@@ -72,14 +72,17 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
         ("limits: 5\n", "line 1: limits: 5 is not a group of pixels, pictures, "),
         ("max_attempts: 0\n", "line 1: max_attempts: 0 is not a whole number from 1 to 100 (default 3)"),
         ("use_inotify: perhaps\n", 'line 1: use_inotify: "perhaps" is not true or false (default true)'),
-        ("device: tpu\n", 'line 1: device: "tpu" is not auto, cpu, cuda, or cuda:1 and so on (default "auto")'),
-        ("engine: ray\n", 'line 1: engine: "ray" is not local or fake'),
+        (
+            "devices: tpu\n",
+            'line 1: devices: "tpu" is not auto, cpu, cuda, cuda:1 and so on, or a list of these such as [cuda:0',
+        ),
+        ("engine: ray\n", 'line 1: engine: "ray" is not local, fake or fake-process'),
         ("allow_paths: [3]\n", "line 1: allow_paths: 3 is not a list of paths (default [])"),
         ("max_attempts: 1\nmax_attempts: 2\n", "line 2: max_attempts: is given twice (first on line 1); remove one"),
         ("a: [\n", "line 2, column 1: this is not valid YAML"),
         ("engine: @local\n", 'line 1: engine: put the engine in quotes: engine: "@local"'),
-        ("max_attempts:5\n", "must be names and values, such as `device: auto`"),
-        ("- a\n", "must be names and values, such as `device: auto`"),
+        ("max_attempts:5\n", "must be names and values, such as `devices: auto`"),
+        ("- a\n", "must be names and values, such as `devices: auto`"),
     ],
 )
 def test_what_is_wrong_is_told_as_in_a_job_file(path: Path, text: str, told: str) -> None:
@@ -96,7 +99,7 @@ def test_null_and_a_key_with_nothing_behind_it_stand_for_the_default(path: Path)
 
 
 def test_all_that_is_wrong_is_told_at_once(path: Path) -> None:
-    path.write_text("max_attempts: 0\ndevise: cpu\n")
+    path.write_text("max_attempts: 0\ndevicez: cpu\n")
     with pytest.raises(ConfigError) as error:
         sources.load(path)
     assert len(str(error.value).splitlines()) == 2
@@ -105,7 +108,7 @@ def test_all_that_is_wrong_is_told_at_once(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("SDBATCH_DEVICE", "tpu", '"tpu" is not auto, cpu'),
+        ("SDBATCH_DEVICES", "tpu", '"tpu" is not auto, cpu'),
         ("SDBATCH_LIMITS__STEPS", "0", '"0" is not a whole number from 1'),
         ("SDBATCH_ALLOW_PATHS", "/data", "/data is not JSON"),
         ("SDBATCH_LIMITS", "abc", "abc is not JSON"),
@@ -121,19 +124,20 @@ def test_a_wrong_variable_is_told_by_its_name(
 
 
 def test_a_misspelt_variable_is_told_but_no_reason_not_to_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SDBATCH_DEVISE", "cpu")
+    monkeypatch.setenv("SDBATCH_DEVISES", "cpu")
+    monkeypatch.setenv("SDBATCH_LANG", "zh")
     assert sources.load(path).settings == Settings()
-    assert sources.unknown_variables() == ["SDBATCH_DEVISE is no setting; did you mean SDBATCH_DEVICE?"]
+    assert sources.unknown_variables() == ["SDBATCH_DEVISES is no setting; did you mean SDBATCH_DEVICES?"]
 
 
 def test_reload_takes_what_it_can_and_says_what_needs_a_restart(path: Path) -> None:
-    path.write_text("max_attempts: 5\ndevice: cpu\nlimits:\n  steps: 9\n")
+    path.write_text("max_attempts: 5\ndevices: cpu\nlimits:\n  steps: 9\n")
     with capture_logs() as said:
         settings, refused = sources.reload(path, Settings(), log.get())
     assert not refused
-    assert (settings.max_attempts, settings.limits.steps, settings.device) == (5, 9, "auto")
+    assert (settings.max_attempts, settings.limits.steps, settings.devices) == (5, 9, "auto")
     assert said[0]["changed"] == ["max_attempts: 3 -> 5", "limits.steps: 1000 -> 9"]
-    assert said[0]["needs_a_restart"] == ["device: auto -> cpu"]
+    assert said[0]["needs_a_restart"] == ["devices: auto -> cpu"]
 
 
 def test_reload_warns_of_a_hang_time_that_the_unit_does_not_fit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,13 +174,13 @@ def config(root: Root, *arguments: str, **variables: str) -> subprocess.Complete
 
 def test_config_prints_what_is_in_force_and_where_from(root: Root) -> None:
     root.configuration.write_text("max_attempts: 5\nlimits:\n  steps: 9\n")
-    said = config(root, SDBATCH_DEVICE="cpu", SDBATCH_MAX_ATEMPTS="7")
+    said = config(root, SDBATCH_DEVICES="cpu", SDBATCH_MAX_ATEMPTS="7")
     assert said.returncode == 0, said.stderr
     found = {line.split(": ")[0]: line.split("  ")[-1].strip() for line in said.stdout.splitlines()}
     assert found["max_attempts"] == "line 1"
     assert str(root.configuration) in said.stdout.splitlines()[0]
     assert found["limits.steps"] == "line 3"
-    assert found["device"] == "SDBATCH_DEVICE in the environment"
+    assert found["devices"] == "SDBATCH_DEVICES in the environment"
     assert found["rescan_seconds"] == "default"
     assert said.stdout.splitlines()[-1] == "note: SDBATCH_MAX_ATEMPTS is no setting; did you mean SDBATCH_MAX_ATTEMPTS?"
     (attempts,) = [v for v in json.loads(config(root, "--json").stdout) if v["key"] == "max_attempts"]
@@ -196,7 +200,7 @@ def test_config_says_where_a_running_service_still_differs(root: Root) -> None:
     now = datetime.now(UTC).isoformat()
     settings = Settings().model_dump(mode="json")
     root.status.write_text(json.dumps({"state": "idle", "updated_at": now, "settings": settings}))
-    root.configuration.write_text("max_attempts: 5\ndevice: cpu\n")
+    root.configuration.write_text("max_attempts: 5\ndevices: cpu\n")
     device, attempts = (line for line in config(root).stdout.splitlines() if "running service" in line)
     assert device == "  but the running service uses auto; restart it"
     assert attempts.startswith("  but the running service uses 3; reload it (systemctl reload sdbatch)")
@@ -221,7 +225,7 @@ def test_everybody_who_keeps_settings_gets_the_new_ones(root: Root, clock: FakeC
     text = "settle_seconds: 7\ninput_wait_seconds: 8\nmax_consecutive_crashes: 9\nlimits: {input_bytes: 5, steps: 6}\n"
     root.configuration.write_text(text + "hooks: {on_idle: [tell], timeout_seconds: 4}\nretention: {done_days: 3}\n")
     service.reload_requested = True
-    service.run_once(clock)
+    service.turn(clock)
     inputs = service.job_loader.inputs
     assert (service.inbox.stability.settle_seconds, inputs.wait_seconds, inputs.max_bytes) == (7, 8, 5)
     assert (service.job_loader.limits.steps, service.readiness.settings.max_consecutive_crashes) == (6, 9)

@@ -27,7 +27,7 @@ SMALL = "prompt: a\nn_iter: 3\nn_samples: 2\nH: 64\nW: 64\n"
 def let_pass(service: Service, clock: FakeClock, seconds: float = 20) -> None:
     until = clock.mono + seconds
     while clock.mono < until:
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(0.5)
 
 
@@ -60,7 +60,7 @@ class During(FakeEngine):
 
 
 def use(service: Service, engine: FakeEngine) -> None:
-    service.engine = service.readiness.engine = engine
+    service.use(engine)
 
 
 def test_a_pause_finishes_the_pictures_in_work_and_keeps_the_model(start: Start, root: Root, clock: FakeClock) -> None:
@@ -85,6 +85,7 @@ def test_a_pause_that_unloads_ends_the_renderer(start: Start, root: Root, clock:
     service = start()
     engine = During(lambda: None)
     use(service, engine)
+    let_pass(service, clock)
     control.pause(root, unload=True)
     let_pass(service, clock)
     assert engine.stops
@@ -97,6 +98,7 @@ def test_a_pause_that_asks_for_it_in_ones_own_words_unloads_too(
 ) -> None:
     service = start()
     use(service, engine := During(lambda: None))
+    let_pass(service, clock)
     root.pause.write_text(text)
     let_pass(service, clock)
     assert engine.stops
@@ -116,7 +118,9 @@ def test_a_job_in_work_is_cancelled_at_its_next_step(start: Start, root: Root, c
     assert control.retry_all(root) == []
 
 
-@pytest.mark.parametrize("number", range(6), ids=["loaded", "step", "sample 0", "sample 1", "grid", "finished"])
+@pytest.mark.parametrize(
+    "number", range(7), ids=["loaded", "step", "sampled", "sample 0", "sample 1", "grid", "finished"]
+)
 def test_a_job_of_one_batch_is_cancelled_at_any_moment(start: Start, root: Root, clock: FakeClock, number: int) -> None:
     drop_job(root, "a.yaml", SMALL.replace("n_iter: 3", "n_iter: 1"))
     service = start()
@@ -222,7 +226,7 @@ def test_a_bumped_file_is_next(start: Start, root: Root, clock: FakeClock) -> No
     for name in ("1.yaml", "2.yaml", "x/3.yaml"):
         drop_job(root, name, SMALL)
     service = start(lambda _: clock.sleep(10))
-    service.run_once(clock)
+    service.turn(clock)
     assert control.prioritize(root, "3").startswith("jobs/inbox/urgent/x/3.yaml goes first")
     drain(service, clock)
     assert order(root)[0] == "3"
@@ -251,7 +255,7 @@ def test_a_bumped_file_waits_for_a_picture_on_its_way_to_its_old_place(
     for second in range(30):
         part.write_bytes(b"x" * (second + 1))
         clock.sleep(1)
-        service.run_once(clock)
+        service.turn(clock)
     part.rename(root.inbox / "mine.png")
     drain(service, clock)
     assert (service.done, service.failed) == (1, 0)
@@ -278,7 +282,7 @@ def test_what_is_urgent_already_keeps_its_turn(start: Start, root: Root, clock: 
     for name in ("urgent/1.yaml", "urgent/2.yaml", "3.yaml"):
         drop_job(root, name, SMALL)
     service = start(lambda _: clock.sleep(10))
-    service.run_once(clock)
+    service.turn(clock)
     assert "is already in jobs/inbox/urgent/" in control.prioritize(root, "1.yaml")
     assert control.prioritize(root, "3.yaml").endswith("goes first, after what was in jobs/inbox/urgent/ before")
     drain(service, clock)
@@ -289,7 +293,7 @@ def test_an_urgent_file_goes_before_the_parts_of_a_claimed_one(start: Start, roo
     drop_job(root, "many.yaml", "---\n".join([SMALL] * 4))
     service = start(lambda _: clock.sleep(10))
     while not service.done:
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     drop_job(root, "urgent/now.yaml", SMALL)
     drain(service, clock, 100)
@@ -337,7 +341,7 @@ def test_a_job_that_the_disk_has_no_room_for_is_not_begun(
     assert order(root) == ["small"]
     service.engine.drawn.clear()  # type: ignore[attr-defined]
     clock.sleep(60)
-    service.run_once(clock)
+    service.turn(clock)
     assert service.engine.drawn == []  # type: ignore[attr-defined]
     monkeypatch.undo()
     drain(service, clock)

@@ -112,6 +112,32 @@ def test_killed_at_every_durable_step_with_the_inbox_on_another_filesystem(
     assert at > len(undisturbed[0]), "it was killed at all steps"
 
 
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.thorough)])
+def test_two_seats_are_killed_at_every_durable_step(undisturbed: Undisturbed, tmp_path: Path, every: int) -> None:
+    """Each time with another order of what the renderers tell."""
+    steps, pictures = undisturbed
+    for at in range(1, len(steps) + 1, every):
+        root = make_root(tmp_path / str(at))
+        fill(root)
+        assert drain(root, StepCounter(at, kill_self), seed=at) == KILLED
+        before = samples_in(root)
+        assert drain(root, seed=at + 1) in (ALL_DONE_BUT_THE_TYPO, 0)
+        check(root, pictures, before)
+
+
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.thorough)])
+def test_the_disk_of_two_seats_fails_once_at_every_durable_step(
+    undisturbed: Undisturbed, tmp_path: Path, every: int
+) -> None:
+    steps, pictures = undisturbed
+    for at in range(1, len(steps) + 1, every):
+        root = make_root(tmp_path / str(at))
+        fill(root)
+        failing = FailingOnce(root, at, (errno.EIO, errno.ENOSPC)[at % 2], tmp_path / "drawn before")
+        assert drain(root, failing, seed=at) == ALL_DONE_BUT_THE_TYPO
+        check(root, pictures, failing.drawn_before())
+
+
 # By turns, as each run costs the same for both; under the marker, the other way round.
 BY_TURNS = pytest.mark.parametrize(
     "errors",

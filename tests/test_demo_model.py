@@ -32,6 +32,7 @@ def test_the_file_stays_small() -> None:
     assert (evaluate.MODEL / "model.safetensors").stat().st_size <= 15_000_000
 
 
+@pytest.mark.thorough
 def test_the_yardstick_knows_every_thing_before_every_colour(yardstick: Any) -> None:
     for thing, colour in data.held_out():
         picture = yardstick.picture(thing, colour)
@@ -39,6 +40,7 @@ def test_the_yardstick_knows_every_thing_before_every_colour(yardstick: Any) -> 
         assert evaluate.background(picture) == colour
 
 
+@pytest.mark.thorough
 def test_noise_passes_for_nothing_in_particular(yardstick: Any) -> None:
     """A yardstick that anything fits would prove nothing."""
     noise = np.random.default_rng(1).integers(0, 256, (20, 64, 64, 3), np.uint8)
@@ -47,6 +49,7 @@ def test_noise_passes_for_nothing_in_particular(yardstick: Any) -> None:
     assert sum(hits) <= 3
 
 
+@pytest.mark.thorough
 def test_it_draws_the_asked_thing_before_the_asked_colour(model: Model, yardstick: Any) -> None:
     ranks, colours, _ = evaluate.obedience(model, yardstick, SEED)
     assert ranks.count(0) >= 0.7 * len(ranks)
@@ -54,11 +57,13 @@ def test_it_draws_the_asked_thing_before_the_asked_colour(model: Model, yardstic
     assert right >= 0.9 * len(ranks)
 
 
+@pytest.mark.thorough
 def test_img2img_keeps_the_layout_at_little_strength(model: Model, yardstick: Any) -> None:
     similar, _, _ = evaluate.transformed(model, yardstick, 0.4, SEED)
     assert np.median(similar) >= 0.45
 
 
+@pytest.mark.thorough
 def test_img2img_follows_the_prompt_at_great_strength(model: Model, yardstick: Any) -> None:
     _, right, _ = evaluate.transformed(model, yardstick, 0.9, SEED)
     assert np.mean(right) >= 0.6

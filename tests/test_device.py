@@ -17,6 +17,7 @@ from tests_support import drain, only, small_draw
 from torch.cuda._utils import _get_device_index
 
 from sdbatch.engine.protocol import RendererConfig
+from sdbatch.renderer import company as company_module
 from sdbatch.renderer import draw as draw_module
 from sdbatch.renderer import drawing as drawing_module
 from sdbatch.renderer import renderer as renderer_module
@@ -24,7 +25,7 @@ from sdbatch.renderer.device import memory
 from sdbatch.renderer.draw import samplings
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.renderer import Renderer, find_device
-from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.noise import JobNoise
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 
@@ -76,14 +77,14 @@ def test_the_peak_is_the_gpus_own_count_from_the_jobs_start_on(monkeypatch: pyte
 def test_each_job_is_told_with_the_memory_that_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = [0]
     monkeypatch.setattr(renderer_module, "reset_peak", lambda _: taken.append(0))
-    for module in (renderer_module, drawing_module):
+    for module in (company_module, drawing_module):
         monkeypatch.setattr(module, "peak_bytes", lambda _: taken[-1])
 
     def greedy(*arguments: object) -> object:
         taken[-1] += 1_000 * len(taken)
         return samplings(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(renderer_module, "samplings", greedy)
+    monkeypatch.setattr(company_module, "samplings", greedy)
     answers = io.StringIO()
     renderer = Renderer(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), answers)
     for name in ("first", "second"):
@@ -97,8 +98,8 @@ def test_the_manifest_records_a_gpus_peak_and_is_silent_of_a_cpus(
     peak: int | None, recorded: dict[str, int], start: Callable[..., Service], root: Root, clock: FakeClock
 ) -> None:
     service = start()
-    render = service.engine.render
-    service.engine.render = lambda draw: (  # type: ignore[method-assign]
+    render = service.engine.render  # type: ignore[attr-defined]
+    service.engine.render = lambda draw: (  # type: ignore[attr-defined]
         event.model_copy(update={"peak_bytes": peak}) if event.type == "finished" else event for event in render(draw)
     )
     drop_job(root, "a.yaml", "prompt: a\n")
@@ -130,7 +131,8 @@ def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
         return torch.empty(2, 4, 8, 8, device=NOWHERE)
 
     decoded: list[torch.Tensor] = []
-    monkeypatch.setattr(NoiseSource, "seeded", lambda *_: SimpleNamespace(of_batch=lambda *_: noise))
+    source: SimpleNamespace = SimpleNamespace(of_batch=lambda *_: noise, fork=lambda: source)
+    monkeypatch.setattr(JobNoise, "seeded", lambda *_: source)
     monkeypatch.setattr(draw_module, "computing", lambda *_: nullcontext())  # there is no autocast for it
     monkeypatch.setattr(draw_module, "decode", lambda model, latents, _: decoded.append(model.decode(latents)))
     # PLMS comes to its last formula at the fourth step.

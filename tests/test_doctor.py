@@ -61,9 +61,9 @@ def test_what_is_no_root_is_told_how_to_become_one(tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_a_finding_among_others(root: Root) -> None:
-    (root.configs / "sdbatch.yaml").write_text("devise: cpu\n")
+    (root.configs / "sdbatch.yaml").write_text("devises: cpu\n")
     settings, found = doctor._settings(root)
-    assert (found.level, "devise" in found.text) == ("problem", True)
+    assert (found.level, "devises" in found.text) == ("problem", True)
     assert all(finding.level != "problem" for finding in environment.check_all(root, settings)), (
         "the rest goes by defaults"
     )
@@ -133,11 +133,11 @@ def test_a_kernel_without_watches_is_a_warning(root: Root, monkeypatch: pytest.M
 def test_a_share_is_known_by_what_it_is_mounted_as(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     here = str(root.inbox.resolve()).replace(" ", "\\040")
     mounts = f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:5 / {here} rw,relatime shared:3 - fuse.sshfs host: rw\n"
-    assert filesystem.filesystem_type(root.inbox, mounts) == "fuse.sshfs"
-    assert filesystem.filesystem_type(root.done, mounts) == "ext4"
     listed = root.path / "mountinfo"
     listed.write_text(mounts)
     monkeypatch.setattr(filesystem, "MOUNTS", listed)
+    assert filesystem.mount_of(root.inbox) == (str(root.inbox.resolve()), "fuse.sshfs")
+    assert filesystem.mount_of(root.done) == ("/", "ext4")
     assert "use_inotify: off" in environment.events(root, Settings()).remedy
     assert environment.events(root, Settings(use_inotify=False)).level == "ok"
 

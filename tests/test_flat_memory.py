@@ -24,11 +24,11 @@ def draw(service: Service, root: Root, clock: FakeClock, first: int) -> int:
         drop_job(root, f"{n}.yaml", f"prompt: a {n}\noutdir: outputs/{n}\n{gone}{sizes}")
     before = service.done + service.failed
     while service.done + service.failed < before + JOBS:
-        if not service.run_once(clock):
+        if not service.turn(clock):
             clock.sleep(5)
     for _ in range(3):
         clock.sleep(late_writes.HELD_SECONDS)  # files that somebody may write on into are let go of after an hour
-        service.run_once(clock)
+        service.turn(clock)
     gc.collect()
     return len(gc.get_objects())
 

@@ -4,7 +4,6 @@ The rest of the suite draws on the CPU, on a machine with a GPU too.
 """
 
 import io
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from small_models import TINY_TEXT, changed, small_v2
 from test_lora import kohya, random_matrices, weights_of
 from test_memory_fallback import INIT, apart
 from test_precision import model_in, overflowing, pixels_of_float32
-from tests_support import drain_for_real, only, run_sdbatch, small_draw
+from tests_support import drain_for_real, event_of, only, run_sdbatch, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.local import LocalEngine
@@ -41,7 +40,7 @@ from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.models.precision import forbid_tf32, half_of
 from sdbatch.renderer.renderer import Renderer, find_device
-from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.philox import Philox
 from sdbatch.renderer.sampling.sampler import run
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
@@ -75,7 +74,7 @@ def render(renderer: Renderer, *jobs: Draw) -> list[dict[str, Any]]:
     answers = io.StringIO()
     renderer.answer = Answers(answers)
     renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in jobs)))
-    return [json.loads(line) for line in answers.getvalue().splitlines()]
+    return [event_of(line) for line in answers.getvalue().splitlines()]
 
 
 def digests(events: list[dict[str, Any]]) -> list[str]:
@@ -128,16 +127,13 @@ def test_a_decoder_that_runs_over_in_float16_is_repeated_in_float32_and_told() -
 @pytest.mark.parametrize(
     ("job", "init"),
     [
-        (small_txt2img(ddim_eta=0.7), None),
-        (small_txt2img(plms=True), None),
-        (small_img2img(strength=0.5), INIT[:, :64, :64]),
+        (small_txt2img(ddim_eta=0.7, rng="cpu"), None),
+        (small_txt2img(plms=True, rng="cpu"), None),
+        (small_img2img(strength=0.5, rng="cpu"), INIT[:, :64, :64]),
     ],
     ids=["DDIM", "PLMS", "img2img"],
 )
-def test_full_agrees_with_the_cpu_from_the_same_noise(
-    job: AnyJob, init: npt.NDArray[np.float32] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(NoiseSource, "draw", NoiseSource.draw_on_cpu)
+def test_full_agrees_with_the_cpu_from_the_same_noise(job: AnyJob, init: npt.NDArray[np.float32] | None) -> None:
     (ours, _), (theirs, _) = (
         drawn_by(model, job, init) for model in (model_in(torch.float32).to(GPU), reference_model())
     )
@@ -291,14 +287,14 @@ def breaking_once(mark: Path) -> str:
     return f"""
 import torch
 from pathlib import Path
-from sdbatch.renderer import renderer
-samplings, mark = renderer.samplings, Path({str(mark)!r})
+from sdbatch.renderer import company, renderer
+samplings, mark = company.samplings, Path({str(mark)!r})
 def breaking(model, *arguments):
     if not mark.exists():
         mark.touch()
         torch.ones(4, device=model.device)[torch.tensor([1 << 20], device=model.device)].tolist()
     yield from samplings(model, *arguments)
-renderer.samplings = breaking
+company.samplings = breaking
 renderer.main()
 """
 
@@ -309,7 +305,7 @@ def test_an_error_that_sticks_costs_one_renderer_and_one_attempt(model_root: Roo
     service = Service(model_root, Settings(settle_seconds=0), engine)
     for name in ("1.yaml", "2.yaml"):
         drop_job(model_root, name, SMALL)
-    drain_for_real(service, engine, jobs=2)
+    drain_for_real(service, jobs=2)
     records = [yaml.safe_load((folder / "manifest.yaml").read_text()) for folder in sorted(model_root.done.iterdir())]
     assert [record["attempts"] for record in records] == [2, 1]
 
@@ -317,7 +313,7 @@ def test_an_error_that_sticks_costs_one_renderer_and_one_attempt(model_root: Roo
 def test_the_whole_service_draws_on_the_gpu_and_says_so(model_root: Root) -> None:
     drop_job(model_root, "a.yaml", SMALL)
     ended = run_sdbatch(
-        "serve", "--root", model_root.path, "--drain", env=os.environ | {"SDBATCH_DEVICE": "cuda"}, timeout=240
+        "serve", "--root", model_root.path, "--drain", env=os.environ | {"SDBATCH_DEVICES": "cuda"}, timeout=240
     )
     assert ended.returncode == 0, ended.stderr
     folder = only(model_root.done)
@@ -326,3 +322,11 @@ def test_the_whole_service_draws_on_the_gpu_and_says_so(model_root: Root) -> Non
     assert record["peak_bytes"] > 0
     with Image.open(folder / "samples/00000.png") as picture:
         assert "RNG: GPU" in picture.text["parameters"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seed", [0, 42, 2**32 + 5])
+def test_a_gpus_random_numbers_are_computed_on_a_cpu(seed: int) -> None:
+    numbers, generator = Philox(seed), torch.Generator(GPU).manual_seed(seed)
+    for shape in ((4, 64, 64), (4, 96, 64), (3,)):
+        theirs = torch.randn(*shape, generator=generator, device=GPU).cpu()
+        assert torch.allclose(torch.from_numpy(numbers.randn(shape)), theirs, atol=1e-4)

@@ -1,7 +1,6 @@
 """Grids: one picture like the scripts', or parts that programs can open and memory can hold."""
 
 import io
-import json
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 import yaml
 from harness import FakeClock, drop_job
 from PIL import Image
-from tests_support import drain, small_draw
+from tests_support import drain, event_of, small_draw
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
@@ -20,7 +19,6 @@ from sdbatch.engine.protocol import Draw, Event, RendererConfig, StagedGrid
 from sdbatch.errors import Cancelled, OutOfMemory
 from sdbatch.history import scan
 from sdbatch.imaging.pictures import write_grid
-from sdbatch.messages import unpack
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.pictures import grid
 from sdbatch.renderer.pictures.grid import LONGEST, MOST, Sheet, lay, sheet_of
@@ -135,7 +133,7 @@ def render(task: Draw) -> list[dict[str, Any]]:
     Renderer(RendererConfig(device="cpu", checksums=task.folder / "checksums.json"), answers).serve(
         io.StringIO(task.model_dump_json())
     )
-    return [json.loads(line) for line in answers.getvalue().splitlines()]
+    return [event_of(line) for line in answers.getvalue().splitlines()]
 
 
 def test_a_grid_that_can_not_be_made_at_all_costs_no_job_its_pictures(
@@ -145,7 +143,7 @@ def test_a_grid_that_can_not_be_made_at_all_costs_no_job_its_pictures(
     events = render(small_draw(tmp_path, n_samples=2))
     assert not [event for event in events if event["type"] == "grid"]
     assert [event["type"] for event in events[-3:]] == ["sample", "sample", "finished"]
-    assert unpack(events[-1]["notes"][-1]).startswith("the grid is incomplete: out of memory")
+    assert events[-1]["notes"][-1].startswith("the grid is incomplete: out of memory")
     with pytest.raises(OutOfMemory):
         render(small_draw(tmp_path, n_samples=2, skip_save=True))  # of which nothing would be left
 
@@ -161,7 +159,7 @@ def test_a_job_is_cancelled_between_two_parts_of_its_grid(tmp_path: Path, monkey
     monkeypatch.setattr(grid, "write_grid", write)
     grid_part, failed = render(task)[-2:]
     assert grid_part["type"] == "grid"
-    assert failed["text"]["template"] == Cancelled.TEXT
+    assert failed["text"] == Cancelled.TEXT
 
 
 class InParts(FakeEngine):

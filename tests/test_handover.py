@@ -35,7 +35,7 @@ def until_done(service: Service, clock: FakeClock, jobs: int = 1) -> None:
     for _ in range(100):
         if service.done + service.failed >= jobs:
             return
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     raise AssertionError("nothing was drawn")
 
@@ -123,7 +123,7 @@ def test_what_nobody_writes_on_into_is_let_go_after_an_hour_and_drawn_once(
     assert not path.exists()
     for _ in range(3):
         clock.sleep(late_writes.HELD_SECONDS / 2)
-        service.run_once(clock)
+        service.turn(clock)
     assert not list((root.state / handover.RETIRED).iterdir())
     assert prompts(service) == ["first"]
 
@@ -137,7 +137,7 @@ def test_of_many_the_oldest_are_let_go_first(
     service = start()
     drain(service, clock)
     clock.sleep(late_writes.CHECK_SECONDS)
-    service.run_once(clock)
+    service.turn(clock)
     held = sorted(path.name.split("-")[2].partition(".")[0] for path in (root.state / handover.RETIRED).iterdir())
     assert held == ["3", "4"]
 
@@ -162,7 +162,7 @@ def test_a_file_that_has_another_name_elsewhere_may_be_changed_there(
 
 def test_our_own_file_that_is_changed_while_it_is_drawn(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "a.yaml", FIRST)
-    service = start(lambda draw: (draw.folder / "a.yaml").write_text(SECOND) and None)
+    service = start(lambda draw: (draw.halt.parent / "a.yaml").write_text(SECOND) and None)
     drain(service, clock)
     folder = only(root.done)
     assert ((folder / "a.yaml").read_text(), (folder / "changed.yaml").read_text()) == (FIRST, SECOND)
@@ -197,7 +197,7 @@ def test_a_stop_at_any_step_of_the_handover_loses_nothing(start: Start, root: Ro
         files.on_step = StepCounter(at, stop)
         try:
             with pytest.raises(Stop):
-                service.run_once(clock)
+                service.turn(clock)
         finally:
             files.on_step = None
         writer.write(SECOND)
@@ -241,7 +241,7 @@ def test_a_real_filesystem_in_the_inbox_is_served(start: Start, root: Root, cloc
 
 def drain_but(service: Service, clock: FakeClock, name: str) -> None:
     for _ in range(60):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(0.5)
     assert [path.rpartition("/")[2] for path in service.scheduler.unmovable.why] == [name]
 

@@ -32,7 +32,7 @@ def test_each_event_reaches_its_command_as_json(
     monkeypatch.setattr(hooks, "GOODBYE_SECONDS", 60)
     service = start(hooks={"on_done": command, "on_failed": command, "on_idle": command})
     drain(service, clock)
-    service.run_once(clock)
+    service.turn(clock)
     service.hooks.finish()
     done, failed, idle = map(json.loads, heard.read_text().splitlines())
     assert done["event"] == "on_done"
@@ -49,7 +49,7 @@ def test_a_command_that_fails_hangs_or_is_not_there_costs_no_job(start: Start, r
     commands = {"on_done": ["sleep", "60"], "on_failed": ["/nonexistent"], "on_idle": ["false"]}
     service = start(hooks=commands | {"timeout_seconds": 0.1})
     drain(service, clock)
-    service.run_once(clock)
+    service.turn(clock)
     service.hooks.finish()
     assert service.done == 1
     assert service.hooks._waiting.empty(), "each had its end"

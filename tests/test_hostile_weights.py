@@ -300,7 +300,7 @@ def test_a_config_that_asks_for_too_much_of_each_is_refused(tmp_path: Path) -> N
         set_to(f"{UNET}num_res_blocks", 60)(params)
         set_to(f"{UNET}transformer_depth", 60)(params)
 
-    with pytest.raises(JobError, match=r"no network can be built.*7200 is more than 256"):
+    with pytest.raises(JobError, match=r"does not describe a network.*7200 is more than 256"):
         load_model(CKPT, changed(much, tmp_path))
 
 

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "engine": {"job", "storage", "telemetry"},
     "spool": {"config", "job", "storage", "telemetry"},
     "client": {"config", "imaging", "job", "prompts", "spool", "storage"},
-    "history": {"imaging", "job", "spool", "storage"},
+    "history": {"imaging", "job", "prompts", "spool", "storage"},
     "operations": {"config", "engine", "job", "spool", "storage"},
     "service": {"config", "engine", "history", "job", "operations", "prompts", "spool", "storage", "telemetry"},
     "web": {"client", "config", "history", "imaging", "job", "spool", "storage", "telemetry"},
@@ -155,7 +155,7 @@ def test_spool_and_service_do_not_know_which_engine_runs() -> None:
         name
         for name, found in MODULES.items()
         for other in ours(found)
-        if package_of(name) in {"spool", "service"} and package_of(other) == "engine" and other != "engine.protocol"
+        if package_of(name) in {"spool", "service"} and other in {"engine.local", "engine.fake"}
     }
     assert knowing == {"service.daemon"}, "which makes the engine that the configuration names"
 

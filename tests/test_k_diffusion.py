@@ -1,31 +1,24 @@
 """The samplers and schedules of the web UIs, held against k-diffusion's own and against latents drawn by it."""
 
-import functools
 import json
 from collections.abc import Generator
 from dataclasses import replace
 from math import cos
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from reference_model import draw_all, small_img2img, small_txt2img
-from tests_support import REFERENCE
+from reference_model import WEBUI, draw_all, small_img2img, small_txt2img, webui_case, webui_model
 from torch import Tensor
 
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.renderer.k_diffusion.course import KDiffusion
 from sdbatch.renderer.k_diffusion.schedules import SCHEDULES
 from sdbatch.renderer.k_diffusion.sigmas import TrainingSigmas
-from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.samplers import SAMPLERS
-from sdbatch.renderer.sampling.brownian import BrownianPath
-from sdbatch.renderer.sampling.guidance import Asking, Led, Part, guided
-from sdbatch.renderer.sampling.sampler import Noise, Sampling, Wish, run
+from sdbatch.renderer.sampling.sampler import Wish, run
 from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
-WEBUI = Path(__file__).parent / "reference_webui"
 ALPHAS = alphas_cumprod(0.00085, 0.012, 1000)
 TRAINING = TrainingSigmas(ALPHAS)
 K = {name: sampler for name, sampler in SAMPLERS.items() if isinstance(sampler, KDiffusion)}
@@ -90,65 +83,14 @@ def test_levels_of_five_steps(schedule: str, levels: list[float]) -> None:
     assert SCHEDULES[schedule](TRAINING, 5).tolist() == pytest.approx(levels, rel=2e-3)
 
 
-@functools.cache
-def webui_model() -> Model:
-    """The reference model with a final norm under which emphasis does something."""
-    model = load_model(REFERENCE / "model" / "model.ckpt", REFERENCE / "model" / "v1-inference-tiny.yaml")
-    norm = json.loads((WEBUI / "final_norm.json").read_text())
-    weights = {name.removeprefix("cond_stage_model.transformer."): torch.tensor(w) for name, w in norm.items()}
-    own = model.text_encoder.state_dict()
-    prefix = "" if "text_model.final_layer_norm.weight" in own else "text_model."
-    named = {name.removeprefix(prefix): weight for name, weight in weights.items()}
-    model.text_encoder.load_state_dict(named, strict=False)
-    assert all(torch.equal(model.text_encoder.state_dict()[name], weight) for name, weight in named.items())
-    return model
+CASES = sorted(case.stem for case in (WEBUI / "cases").glob("*.json"))
 
 
-PLAIN = [
-    case.stem
-    for case in sorted((WEBUI / "cases").glob("*.json"))
-    if not {"clip_skip", "variation_seed"} & json.loads(case.read_text()).keys()
-    and json.loads(case.read_text())["prompt"] == "a nice blue car"
-]
-
-
-def _noise(generators: list[torch.Generator], shape: tuple[int, ...], paths: list[BrownianPath]) -> Noise:
-    def noise(sigma: float = 0, sigma_next: float = 0) -> Tensor:
-        if paths:
-            return torch.stack([path(sigma, sigma_next) for path in paths])
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-    return noise
-
-
-def _asking(sampling: Sampling, led: Led, scale: float) -> Asking:
-    return guided(sampling, lambda _: led, scale, lambda: None)
-
-
-@pytest.mark.parametrize("name", PLAIN)
-@torch.inference_mode()
+@pytest.mark.parametrize("name", CASES)
 def test_latents_are_those_of_the_web_uis(name: str) -> None:
-    fields, model = json.loads((WEBUI / "cases" / f"{name}.json").read_text()), webui_model()
-    job = small_txt2img(**{name: fields[name] for name in Txt2Img.model_fields if name in fields})
-    course = SAMPLERS[job.sampler](model.alphas, Wish(job.ddim_steps, job.ddim_eta, schedule=job.schedule))
-    drawn = []
-    for first in range(0, 4, 2):
-        seeds = [job.seed + first, job.seed + first + 1]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (4, job.H // 8, job.W // 8)
-
-        start = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        noise = _noise(
-            generators,
-            shape,
-            [BrownianPath(start[0], seed, *course.brownian) for seed in seeds] if course.brownian else [],
-        )
-        sampling = course.sample(course.start.mix(start, None), noise)
-        prompts, negative = (model.encode_prompts([text] * 2) for text in (job.prompt, job.negative_prompt))
-        asking = _asking(sampling, Led([[Part(context)] for context in prompts], [*negative]), job.scale)
-        drawn.append(run(asking, lambda rows: model.predict_noise(rows.x, rows.timesteps, rows.context)).numpy())
-    expected = np.load(WEBUI / "expected" / name / "latents.npz")["arr_0"]
-    assert np.abs(np.stack(drawn) - expected).max() / np.abs(expected).max() < 1e-4
+    fields, expected = webui_case(name)
+    drawn = np.stack([one.latents.numpy() for one in draw_all(Txt2Img.model_validate(fields), model=webui_model())])
+    assert np.abs(drawn - expected).max() / np.abs(expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", K)

@@ -58,7 +58,7 @@ def test_a_lock_that_was_deleted_is_taken_anew_before_anything_is_claimed(
 ) -> None:
     service, lock = locked(start, root)
     LOSSES[loss](root)
-    assert not service.run_once(clock)
+    assert not service.turn(clock)
     with pytest.raises(RootBusy, match=f"pid {os.getpid()}"):
         RootLock(root).hold()
     drop_job(root, "a.yaml", JOB)
@@ -79,7 +79,7 @@ def test_who_finds_another_service_at_work_stops_before_it_claims(
     other.hold()
     drop_job(root, "a.yaml", JOB)
     with pytest.raises(RootBusy):
-        service.run_once(clock)
+        service.turn(clock)
     assert not lock.is_held
     assert only(root.inbox).name == "a.yaml"
     assert not [*root.running.iterdir()]
@@ -103,7 +103,7 @@ def test_who_finds_another_service_at_work_publishes_nothing(
         service.engine.before = lambda _: other_starts()  # type: ignore[attr-defined]
     drop_job(root, "a.yaml", JOB)
     with pytest.raises(RootBusy):
-        service.run_once(clock)
+        service.turn(clock)
     assert not [*root.done.iterdir(), *root.failed.iterdir(), *root.outputs.rglob("*.png")]
     other.release()
     service = start()
@@ -116,7 +116,7 @@ def test_a_root_that_is_away_is_no_place_for_a_lock(start: Start, root: Root, cl
     away = root.path.with_name("away")
     root.path.rename(away)
     root.path.mkdir()
-    assert not service.run_once(clock)
+    assert not service.turn(clock)
     assert "does not exist" in service.problem
     with pytest.raises(OSError, match="lock can't be held"):
         lock.hold()
@@ -210,7 +210,7 @@ def test_a_root_on_sshfs_whose_connection_is_cut_is_served_on_and_by_one_service
         wait_for(lambda: len(done(near)) == 1, "a job before")
         cut(point)
         wait_for(
-            lambda: "nothing is generated for now" in log.read_text() or "the disk fails" in log.read_text(),
+            lambda: "nothing is drawn for now" in log.read_text() or "the disk fails" in log.read_text(),
             "the log to tell",
         )
         subprocess.run(["fusermount3", "-u", "-z", point], check=True)

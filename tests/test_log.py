@@ -14,8 +14,7 @@ from harness import drop_job
 from tests_support import only, run_sdbatch
 
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import RendererConfig
-from sdbatch.errors import EngineDown
+from sdbatch.engine.protocol import Ended, RendererConfig
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import journal as journald
 from sdbatch.telemetry import log
@@ -102,7 +101,7 @@ def test_logs_shows_a_jobs_lines_to_people_and_to_programs(root: Root) -> None:
     assert said.returncode == 0, said.stderr
     first, second, *_ = said.stdout.splitlines()
     assert first.endswith("  info     claimed  source=a.yaml")
-    assert second.endswith("  info     drawing  attempt=1 pictures=1")
+    assert second.endswith("  info     drawing  attempt=1 pictures=1 seat=fake")
     assert run_sdbatch("logs", folder.name, "--json", "--root", root.path).stdout == (folder / "log.jsonl").read_text()
 
 
@@ -193,7 +192,9 @@ def test_what_a_renderer_prints_is_a_line_of_json_as_all_are(
 ) -> None:
     engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"))
     engine.command = [sys.executable, "-c", "print('a library warns')"]
-    with pytest.raises(EngineDown, match="a library warns"):
-        list(iter(engine.is_ready, True))  # asks on; bounded by the test's own timeout
+    engine.start("cpu")
+    _, ended = engine.events.get()  # bounded by the test's own timeout
+    assert isinstance(ended, Ended)
+    assert "a library warns" in ended.text
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["text"] == "a library warns"

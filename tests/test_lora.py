@@ -411,7 +411,7 @@ def test_an_empty_file_is_told(tmp_path: Path) -> None:
 )
 def test_a_header_that_says_what_is_not_understood_is_told(told: str, tmp_path: Path) -> None:
     save_file(peft(random_matrices()), tmp_path / "l.safetensors", metadata={"lora_adapter_metadata": told})
-    with pytest.raises(JobError, match=r"header of l\.safetensors (is damaged|has the pattern)|of the kind OFT"):
+    with pytest.raises(JobError, match=r"header of l\.safetensors (is damaged|has the pattern)|of type OFT"):
         read_lora(tmp_path / "l.safetensors", 1.0)
 
 

@@ -34,7 +34,7 @@ class Run:
         engine = FakeEngine(lambda draw: self.drawn.append(draw.job.prompt))
         service = Service(root, Settings.model_validate({"settle_seconds": 0, "rescan_seconds": 1000}), engine)
         clock = FakeClock()
-        while not (service.run_once(clock) is False and service.is_drained()):
+        while not (service.turn(clock) is False and service.is_drained()):
             clock.sleep(1)
             engine.drawn.clear()
             if len(self.drawn) == count // 2:

@@ -22,7 +22,7 @@ import yaml
 from harness import drop_job
 from reference_model import CKPT, CONFIG, draw_all, no_report, pixels_of, reference_model, small_img2img, small_txt2img
 from small_memory import SmallMemory, small_memory
-from tests_support import HERE, drain_for_real, notes_of, only, small_draw
+from tests_support import HERE, drain_for_real, event_of, notes_of, only, small_draw
 from torch import Tensor
 
 from sdbatch.config.settings import Settings
@@ -31,6 +31,7 @@ from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import OutOfMemory
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.parameters import AnyJob
+from sdbatch.messages import unpack
 from sdbatch.renderer import renderer as renderer_module
 from sdbatch.renderer.device.memory import is_out_of_memory
 from sdbatch.renderer.draw import draw
@@ -191,7 +192,7 @@ def test_the_next_job_is_not_poorer_and_the_model_stays(tmp_path: Path) -> None:
     large, small = task(tmp_path / "large", H=256, W=256), task(tmp_path / "small")
     with small_memory(cached.model.vae.decoder, 32 * 128 * 128 * 4):
         renderer.serve(io.StringIO("\n".join(job.model_dump_json() for job in (large, small))))
-    events = [json.loads(line) for line in answers.getvalue().splitlines()]
+    events = [event_of(line) for line in answers.getvalue().splitlines()]
     notes = {event["job_id"]: event["notes"] for event in events if event["type"] == "finished"}
     assert len(notes["large"]) == 2, "one at a time, then in tiles"
     assert notes["small"] == [], "two at once, as ever"
@@ -216,7 +217,7 @@ def test_loras_that_find_no_memory_have_the_other_models_let_go(
 
     monkeypatch.setattr(renderer_module, "apply_loras", apply_loras)
     renderer.serve(io.StringIO(task(tmp_path / "job").model_dump_json()))
-    last = json.loads(answers.getvalue().splitlines()[-1])
+    last = event_of(answers.getvalue().splitlines()[-1])
     assert last["notes"] == ["out of memory: from image 0 on no other model is kept in memory (other.ckpt was)"]
 
 
@@ -227,7 +228,7 @@ def test_a_renderer_at_the_end_of_its_memory_says_so_in_the_jobs_notes_and_ends(
     job = task(tmp_path / "job")
     with small_memory(cached.model.unet, 100), pytest.raises(OutOfMemory):
         renderer.serve(io.StringIO(job.model_dump_json()))
-    notes = json.loads((job.folder / "notes.json").read_text())
+    notes = [unpack(note) for note in json.loads((job.folder / "notes.json").read_text())]
     assert notes[-1] == "out of memory, even with the smallest batch: this renderer stops"
 
 
@@ -258,7 +259,7 @@ def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    events = [event_of(line) for line in ended.stdout.splitlines()]
     notes = {event["job_id"]: event["notes"] for event in events if event["type"] == "finished"}
     assert notes["large"][-1].endswith("seams may show")
     assert notes["small"] == []
@@ -274,11 +275,11 @@ def test_a_job_that_no_renderer_finds_memory_for_fails_in_plain_words_and_the_ne
     model = "prompt: a\nckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nddim_steps: 1\nn_iter: 1\nn_samples: 1\n"
     drop_job(model_root, "1-large.yaml", model + "H: 256\nW: 256\n")
     drop_job(model_root, "2-small.yaml", model + "H: 64\nW: 64\n")
-    drain_for_real(service, engine, jobs=2)
+    drain_for_real(service, jobs=2)
     failed, done = only(model_root.failed), only(model_root.done)
     told = (failed / "error.txt").read_text()
     assert told.startswith("the renderer crashed in each of 2 attempts at this job.")
     assert told.splitlines()[-1].startswith("out of memory, even with the smallest batch; use a smaller H")
     assert "Traceback" not in told
-    assert json.loads((failed / "notes.json").read_text())[-1].endswith("this renderer ends")
+    assert unpack(json.loads((failed / "notes.json").read_text())[-1]).endswith("this renderer stops")
     assert notes_of(yaml.safe_load((done / "manifest.yaml").read_text())) == []

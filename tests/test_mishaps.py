@@ -16,7 +16,7 @@ from harness import FakeClock, drop_job, make_root
 from tests_support import REFERENCE, drain, only, run_sdbatch
 
 from sdbatch.engine.local import LocalEngine
-from sdbatch.engine.protocol import Draw, RendererConfig, Tick
+from sdbatch.engine.protocol import Draw, Ready, RendererConfig
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.service.service import Service
@@ -62,12 +62,12 @@ def test_a_start_on_a_disk_that_can_not_be_read_waits_and_forgets_nothing(
     drop_job(root, "three.yaml", "---\n".join([SMALL] * 3))
     service = start(lambda _: clock.sleep(10))
     while not service.done:
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     claims = {path: path.read_bytes() for path in root.running.glob("*/claim.json")}
     unreadable(monkeypatch, "claim.json")
     service = start()
-    assert not service.run_once(clock)
+    assert not service.turn(clock)
     assert not service.is_drained()
     assert "can't be read: Input/output error" in service.problem
     monkeypatch.undo()
@@ -82,7 +82,7 @@ def test_a_claimed_job_that_can_not_be_read_lets_the_others_pass_and_is_told(
     drop_job(root, "two.yaml", "---\n".join([SMALL] * 2))
     service = start()
     while not service.done:
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     (folder,) = root.running.iterdir()
     drop_job(root, "next.yaml", SMALL)
@@ -96,7 +96,7 @@ def test_a_claimed_job_that_can_not_be_read_lets_the_others_pass_and_is_told(
     monkeypatch.setattr(files, "read_regular", refused)
     service = start()
     for _ in range(20):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     assert service.done == 1
     assert only(root.running) == folder
@@ -114,7 +114,7 @@ def test_a_part_whose_note_is_damaged_is_still_that_part(start: Start, root: Roo
     drop_job(root, "two.yaml", SMALL + "name: one\n---\n" + SMALL + "name: two\n")
     service = start()
     while not service.done:
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     (only(root.running) / "claim.json").write_bytes(b"{")
     drain(service, clock)
@@ -175,7 +175,7 @@ def test_a_job_whose_file_is_on_a_bad_sector_lets_the_others_pass(
     troubles = 0
     for _ in range(20):
         try:
-            service.run_once(clock)
+            service.turn(clock)
         except OSError:
             troubles += 1
         clock.sleep(5)
@@ -254,14 +254,14 @@ def request(prompts: int) -> Draw:
 
 def test_a_renderer_that_does_not_read_on_does_not_stop_the_service(tmp_path: Path) -> None:
     engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"))
-    says_ready = 'import os, sys, time; os.write(int(sys.argv[1]), b\'{"type": "ready"}\\n\'); time.sleep(600)'
+    says_ready = 'import os, sys, time; os.write(int(sys.argv[2]), b\'{"type": "ready"}\\n\'); time.sleep(600)'
     engine.command = [sys.executable, "-c", says_ready]
-    events = engine.render(request(prompts=900))
+    renderer = engine.start("cpu")
     try:
-        assert [next(events) for _ in range(3)] == [Tick()] * 3
+        renderer.draw(request(prompts=900))
+        assert engine.events.get() == (renderer, Ready())
     finally:
-        events.close()
-        engine.stop()
+        renderer.stop()
 
 
 def test_a_renderer_that_can_not_be_started_is_the_machines_fault_and_leaks_nothing(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_renderer_that_can_not_be_started_is_the_machines_fault_and_leaks_noth
     before = open_files()
     for _ in range(5):
         with pytest.raises(EngineDown, match="can't start a renderer"):
-            engine.is_ready()
+            engine.start("cpu")
     assert not open_files() - before
 
 
@@ -321,7 +321,7 @@ def test_a_job_that_had_ended_but_could_not_be_read_at_the_start_is_settled_late
     (spool.folder(claim) / mark).write_text("cancelled\n")
     unreadable(monkeypatch, "claim.json")
     service = start()
-    service.run_once(clock)
+    service.turn(clock)
     assert only(root.running).name == claim.id
     monkeypatch.undo()
     drain(service, clock)

@@ -172,7 +172,7 @@ def test_a_disk_that_fails_leaves_nothing(
 
 def test_what_is_read_back_changed_is_not_kept(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "sha256", lambda _: "other")
-    with pytest.raises(OSError, match="gave back something else"):
+    with pytest.raises(OSError, match="returned other data"):
         catalog.import_model(CKPT, root, "new.ckpt", no_report)
     assert not (root.models / "new.ckpt").exists()
 
@@ -291,5 +291,5 @@ def test_converting_ahead_is_what_the_first_load_finds(tmp_path: Path) -> None:
 
 def test_converting_ahead_without_room_is_told(tmp_path: Path) -> None:
     small = Conversions(tmp_path / "models", tmp_path / "checksums.json", 1000)
-    with pytest.raises(JobError, match=r"there is no room in .*: converted_bytes in configs/sdbatch\.yaml bounds it"):
+    with pytest.raises(JobError, match=r"there is no room in .*: converted_bytes in configs/sdbatch\.yaml limits it"):
         model_tools.convert_ahead(CKPT, CONFIG, torch.float32, small, no_report)

@@ -81,7 +81,7 @@ def told(root: Root, service: Service, clock: FakeClock, seconds: float = 5) -> 
     drain(service, clock)
     for _ in range(3):
         clock.sleep(seconds)
-        service.run_once(clock)
+        service.turn(clock)
     found: dict[str, Any] = json.loads(root.status.read_text())["no_jobs"]
     return found
 
@@ -141,7 +141,7 @@ def test_a_file_that_still_arrives_is_not_told_and_a_copy_that_was_given_up_is(
     for n in range(5):
         lay(root, "batch.zip", text="more" * (n + 1))
         clock.sleep(1)
-        service.run_once(clock)
+        service.turn(clock)
     assert service.inbox.no_jobs["count"] == 0
     lay(root, "truck.yaml.filepart")
     assert told(root, service, clock)["files"].keys() == {"batch.zip"}

@@ -206,7 +206,7 @@ class Admin:
         hold = self.root.state / "hold"
         hold.touch()
         drop_job(self.root, "long.yaml", LONG)
-        wait_for(lambda: [*self.root.running.glob("*-long/samples")], "the job to be drawn")
+        wait_for(lambda: [*self.root.running.glob("*-long/**/samples")], "the job to be drawn")
         assert "the group of /srv/sdbatch/jobs/running" in self._eve("cancel", "long", code=1)
         self._alice("sdbatch cancel long --root /srv/sdbatch")
         wait_for(lambda: [*self.root.failed.glob("*-long/error.txt")], "the job to be cancelled")

@@ -121,7 +121,7 @@ def test_with_many_claimed_jobs_the_queue_is_shown_as_it_is_drawn(
 
     service = start(pause, settle_seconds=0)
     for _ in range(12):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(2)
     if not is_running:
         root.status.unlink()
@@ -149,7 +149,7 @@ def test_a_job_that_others_pass_is_shown_last_by_service_and_folders(
     drop_job(root, "later.yaml", job("later"))
     assert claims[0] is not None
     service.scheduler.defer(claims[0], clock.mono, "its disk is away")
-    service.run_once(clock)
+    service.turn(clock)
     line = [{"file": "later.yaml"}, {"id": claims[0].id}]
     assert json.loads(root.status.read_text())["queue"]["next"] == line
     assert status_reader.read_overview(root, clock.wall)["queue"]["next"] == line

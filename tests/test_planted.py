@@ -207,5 +207,5 @@ def test_attempts_are_not_counted_from_below_none(root: Root) -> None:
 
 def test_a_folder_in_the_place_of_a_mark_ends_with_the_hours(root: Root, start: Start, clock: FakeClock) -> None:
     (root.path / "jobs" / "NOW").mkdir()
-    start(active_hours="00:00-23:59").run_once(clock)
+    start(active_hours="00:00-23:59").turn(clock)
     assert not root.now.exists()

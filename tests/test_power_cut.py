@@ -34,16 +34,16 @@ def memory() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(scope="module")
-def states(memory: Path) -> list[Tree]:
-    """Every different tree that a power cut may leave of a drain, recorded as it happens."""
-    root, note = make_root(memory / "recorded"), memory / "trees"
+@pytest.fixture(scope="module", params=[None, pytest.param(7, marks=pytest.mark.thorough)], ids=["one", "two"])
+def states(memory: Path, request: pytest.FixtureRequest) -> list[Tree]:
+    """Every different tree that a power cut may leave of a drain with one seat or two, recorded as it happens."""
+    root, note = make_root(memory / f"recorded-{request.param}"), memory / "trees"
     fill(root)
 
     def record() -> int:
         recording = Recording(root.path)
         recording.start()
-        code = serve(root)
+        code = serve(root, seed=request.param)
         trees = {tuple(sorted(tree.items())) for tree in trees_after_a_power_cut(recording, seed=1)}
         note.write_bytes(pickle.dumps(sorted(trees, key=repr)))
         return code

@@ -120,7 +120,7 @@ def test_a_decoder_that_runs_over_in_half_is_repeated_in_float32_and_told() -> N
     overflowing(spoilt.vae.decoder, 1e7)
     drawn = draw_with(spoilt, told)
     assert told == [
-        f"decoded again in float32, because of overflow in float16: picture {numbers}" for numbers in ("0, 1", "2, 3")
+        f"decoded again in float32, because of overflow in float16: image {numbers}" for numbers in ("0, 1", "2, 3")
     ]
     for one in drawn:
         with torch.inference_mode():

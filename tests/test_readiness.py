@@ -15,6 +15,7 @@ from tests_support import drain, only
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw, Event, Tick
+from sdbatch.engine.seats import AGAIN_SECONDS
 from sdbatch.errors import Cancelled, EngineDown, RendererDied
 from sdbatch.operations import environment
 from sdbatch.service import readiness
@@ -36,7 +37,7 @@ def let_pass(service: Service, clock: FakeClock, seconds: float) -> None:
     """Time goes by, with a pass every half second."""
     until = clock.mono + seconds
     while clock.mono < until:
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(0.5)
 
 
@@ -71,7 +72,7 @@ def test_after_five_machine_failures_in_a_row_the_inbox_is_left_alone(
     assert len(names(root.inbox)) == 3, "a restart changes nothing"
 
     root.pause.unlink()
-    service.engine = service.readiness.engine = FakeEngine()  # the machine was seen to
+    service.use(FakeEngine())  # the machine was seen to
     drain(service, clock)
     assert service.done == 3
     assert status(root)["problem"] == ""
@@ -153,7 +154,7 @@ def test_without_an_engine_jobs_wait_and_it_is_asked_again(start: Start, root: R
     assert service.failed == 2
     assert status(root)["problem"] == "the driver is gone"
     engine.down = ""
-    clock.sleep(readiness.ENGINE_AGAIN_SECONDS)
+    clock.sleep(AGAIN_SECONDS)
     drain(service, clock)
     assert service.done == 1
 
@@ -289,7 +290,7 @@ def test_a_problem_is_logged_once_and_its_end_too(start: Start, root: Root, cloc
     root.pause.unlink()
     let_pass(service, clock, 20)
     problem = "paused until jobs/PAUSE is removed"
-    assert logged == [f"nothing is generated for now: {problem}", f"the problem is gone: {problem}"]
+    assert logged == [f"nothing is drawn for now: {problem}", f"the problem is gone: {problem}"]
 
 
 def test_systemd_hears_of_it(
@@ -299,7 +300,7 @@ def test_systemd_hears_of_it(
         manager.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         root.pause.write_text("two\nlines\n")
-        start().run_once(clock)
+        start().turn(clock)
         assert manager.recv(4096) == b"STATUS=paused: paused until jobs/PAUSE is removed: two lines"
 
 

@@ -257,8 +257,8 @@ def test_other_comments_are_just_comments(text: str) -> None:
 def test_the_size_that_a_model_was_made_for_stands_in_its_config(tmp_path: Path) -> None:
     nothing = tmp_path / "none"
     assert read_model_config(nothing, DATA / "configs/v1-inference.yaml") == ModelConfig(512)
-    assert read_model_config(nothing, DATA / "configs/v2-inference.yaml") == ModelConfig(512)
-    assert read_model_config(nothing, DATA / "configs/v2-inference-v.yaml") == ModelConfig(768)
+    assert read_model_config(nothing, DATA / "configs/v2-inference.yaml") == ModelConfig(512, "open_clip")
+    assert read_model_config(nothing, DATA / "configs/v2-inference-v.yaml") == ModelConfig(768, "open_clip")
     assert read_model_config(nothing, DATA / "configs/txt2img-1p4B-eval.yaml") == ModelConfig(256, "bert")
     assert read_model_config(nothing, DATA / "demo/v1-inference.yaml") == ModelConfig(64)
     (tmp_path / "unet").mkdir()
@@ -359,3 +359,10 @@ def test_img2img_is_told_of_its_picture_s_size(root: Root) -> None:
     drop_job(root, "a.yaml", "prompt: a\ninit_img: a.png\n")
     assert "note: init_img: the model was trained on 512x512; at 64x64 images" in validated(root)[1]
     assert REFERENCE.is_dir()
+
+
+@pytest.mark.parametrize(("config", "effect"), [("v1-inference.yaml", True), ("v2-inference.yaml", False)])
+def test_clip_skip_is_for_the_text_encoder_of_v1(config: str, *, effect: bool) -> None:
+    made = read_model_config(Path("none.ckpt"), DATA / "configs" / config)
+    said = remarks(read_job("prompt: a\nclip_skip: 2\n"), None, made)
+    assert [line for line in said if line.startswith("clip_skip: has no effect")] == said[:1] * (not effect)

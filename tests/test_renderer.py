@@ -17,7 +17,7 @@ from crash import KILLED, in_child
 from harness import StepCounter, kill_self
 from reference_model import CKPT, CONFIG
 from safetensors.torch import save_file
-from tests_support import REFERENCE, small_draw
+from tests_support import REFERENCE, event_of, small_draw
 
 from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw, RendererConfig
@@ -55,7 +55,7 @@ def events(resident: Renderer) -> Events:
         nonlocal answers
         said, answers = answers.getvalue(), io.StringIO()
         resident.answer = Answers(answers)
-        return [json.loads(line) for line in said.splitlines()]
+        return [event_of(line) for line in said.splitlines()]
 
     heard()
     return heard
@@ -204,11 +204,11 @@ def test_what_a_start_hung_on_is_not_loaded_ahead_again(tmp_path: Path) -> None:
         asked.append(1)
         return []
 
-    engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), preload)
+    engine = LocalEngine(RendererConfig(device="cpu", checksums=tmp_path / "checksums.json"), preload=preload)
     engine.command = [sys.executable, "-c", "import time; time.sleep(60)"]
     for _ in range(3):
-        engine.start()
-        engine.stop()
+        engine.start("cpu").stop()
+        engine.events.get()
     assert asked == [1]
 
 

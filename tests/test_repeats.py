@@ -109,5 +109,5 @@ def test_an_idle_service_clears_them_by_the_rules_of_keep(start: Start, root: Ro
     drain(service, clock)
     clock.wall += timedelta(days=1)
     clock.sleep(retention.EVERY_SECONDS)
-    service.run_once(clock)
+    service.turn(clock)
     assert not picture.exists()

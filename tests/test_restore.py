@@ -124,7 +124,7 @@ def test_another_programs_picture_is_restored_as_far_as_it_goes(root: Root) -> N
     restored = restore(root, lay(root.path / "webui.png", WEBUI))
     assert parse(restored.text) == Txt2Img(
         prompt="a cat", negative_prompt="ugly", ddim_steps=20, scale=7.0, seed=5, H=64, W=64, n_iter=1, n_samples=1,
-        ckpt="models/sub/v3.safetensors", sampler="euler_a",
+        ckpt="models/sub/v3.safetensors", sampler="euler_a", rng="nv", prompt_syntax="webui",
     )  # fmt: skip
     assert restored.notes == [
         "drawn by another program: the same seed need not give the same picture",
@@ -137,7 +137,7 @@ def test_a_model_that_is_not_there_is_told(root: Root) -> None:
 
 
 def test_values_that_no_job_may_have_are_left_out_and_told(root: Root) -> None:
-    text = "a\nSteps: 5000, Sampler: DDIM, CFG scale: 7, Seed: -1, Size: 65x64, Version: sdbatch 0.1"
+    text = "a\nSteps: 5000, Sampler: DDIM, CFG scale: 7, Seed: -2, Size: 65x64, Version: sdbatch 0.1"
     restored = restore(root, lay(root.path / "a.png", text))
     assert parse(restored.text) == Txt2Img(prompt="a", scale=7.0, H=64, n_iter=1, n_samples=1)
     assert {note.partition(":")[0] for note in restored.notes} == {"ddim_steps", "seed", "W"}

@@ -80,7 +80,7 @@ def test_a_removal_that_was_interrupted_is_finished_at_the_next_start(filled: Ro
 
 def test_an_idle_service_tidies_up_once_an_hour(filled: Root, start: Start, clock: FakeClock) -> None:
     service = start(retention={"done_count": 2})
-    service.run_once(clock)
+    service.turn(clock)
     assert len(list(filled.done.glob("2*"))) == 2
     assert (filled.done / "notes").is_dir()
 
@@ -99,12 +99,12 @@ def test_what_a_waiting_job_may_name_is_kept_until_it_is_drawn(filled: Root, sta
     filled.pause.touch()
     service = start(retention={"done_count": 2})
     for _ in range(3):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(retention.EVERY_SECONDS)
     assert len(list(filled.done.glob("2*"))) == 4
     filled.pause.unlink()
     drain(service, clock)
-    service.run_once(clock)
+    service.turn(clock)
     assert len(list(filled.done.glob("2*"))) == 2
 
 
@@ -139,7 +139,7 @@ def test_what_a_waiting_job_names_stays_on_a_full_disk(
     drop_job(filled, "two.json", '{"prompt": "a", "init_img": "outputs/txt2img-samples/samples/00001.png"}')
     service = start(retention={"done_count": 0, "outputs": outputs})
     for _ in range(200):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     assert sorted(filled.done.glob("2*")) == ([first, second] if outputs else [first])
     assert (filled.outputs / "txt2img-samples/samples/00001.png").exists()
@@ -157,7 +157,7 @@ def test_nothing_goes_while_it_can_not_be_told_what_waiting_jobs_name(
     monkeypatch.setattr(retention, "_undrawn", refuse)
     service = start(retention={"done_count": 0})
     for _ in range(200):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     assert len(list(filled.done.glob("2*"))) == 4
 

@@ -236,7 +236,7 @@ def test_root_does_as_the_account_whose_root_it_is(place: Accounts, root: Root) 
     (place.srv / "job.yaml").chmod(0o600)
     said = place.sdbatch("submit", "/srv/job.yaml", *ROOT)
     assert said.returncode == 1
-    assert "this is done as sdbatch, whose root it is" in said.stderr
+    assert "this ran as sdbatch, the owner of the root folder" in said.stderr
 
 
 def test_the_admin_brings_models_in_and_members_can_not(place: Accounts, root: Root) -> None:

@@ -142,7 +142,7 @@ def test_a_checker_that_no_picture_needs_is_let_go(tmp_path: Path) -> None:
 
 
 def test_a_configured_checker_that_is_not_there_stops_the_service_and_no_job(tmp_path: Path) -> None:
-    with pytest.raises(EngineDown, match=r"safety_checker: .*absent is no folder with a safety checker"):
+    with pytest.raises(EngineDown, match=r"safety_checker: .*absent is not a folder with a safety checker"):
         Checkers(str(tmp_path / "absent"), CPU, tmp_path / "checksums.json")
 
 

@@ -150,14 +150,14 @@ def test_a_job_killed_in_the_middle_goes_on_and_gives_the_same_bytes(model_root:
 
     drop_job(root, "job.json", json.dumps(LONG))
     with serving(root) as service:
-        wait_for(lambda: list(root.running.glob("*/samples/00002.png")), "the first iteration")
+        wait_for(lambda: list(root.running.glob("*/**/samples/00002.png")), "the first iteration")
         (renderer,) = renderers(service)
         service.kill()
         service.wait()
     wait_for(lambda: not is_alive(renderer), "the renderer to die with its service")
-    staged = only(root.running) / "samples" / "00000.png"
+    (staged,) = only(root.running).rglob("samples/00000.png")
     inode = staged.stat().st_ino
-    assert not (only(root.running) / "samples" / "00003.png").exists(), "too late to be in the middle"
+    assert not staged.with_name("00003.png").exists(), "too late to be in the middle"
     drain(root)
     assert shas(only(root.done)) == shas(only(whole.done))
     assert (only(root.done) / "samples/00000.png").stat().st_ino == inode, "drawn once"
@@ -168,7 +168,7 @@ def test_a_killed_renderer_costs_no_attempt_of_a_job_that_gets_on(model_root: Ro
     (root.state / "hold").touch()
     drop_job(root, "job.json", json.dumps(LONG))
     with serving(root, engine="fake-process") as service:
-        wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")
+        wait_for(lambda: list(root.running.glob("*/**/samples/00000.png")), "the first picture")
         for pid in renderers(service):
             os.kill(pid, signal.SIGKILL)
         (root.state / "hold").unlink()
@@ -180,10 +180,10 @@ def test_a_killed_renderer_costs_no_attempt_of_a_job_that_gets_on(model_root: Ro
 def test_a_gpu_that_is_not_there_is_told_and_the_inbox_stays_as_it_is(model_root: Root) -> None:
     drop_job(model_root, "job.json", json.dumps(LONG))
     drop_job(model_root, "typo.yaml", "promt: a")
-    drain(model_root, code=69, env=os.environ | {"SDBATCH_DEVICE": "cuda:77"})
+    drain(model_root, code=69, env=os.environ | {"SDBATCH_DEVICES": "cuda:77"})
     assert only(model_root.inbox).name == "job.json"
     assert "did you mean prompt?" in (only(model_root.failed) / "error.txt").read_text(), "who can't be helped is told"
-    assert "device: cuda:77 can't be used" in json.loads(model_root.status.read_text())["problem"]
+    assert "devices: cuda:77 can't be used" in json.loads(model_root.status.read_text())["problem"]
     drop_job(model_root, "job.json", json.dumps(SMALL))
     drain(model_root)
 
@@ -216,7 +216,7 @@ def test_sigterm_stops_in_mid_job_within_seconds_and_nothing_is_lost(model_root:
     (root.state / "hold").touch()  # it makes steps, and no picture after the first
     drop_job(root, "job.json", json.dumps(LONG))
     with serving(root, engine="fake-process") as service:
-        wait_for(lambda: list(root.running.glob("*/samples/00000.png")), "the first picture")
+        wait_for(lambda: list(root.running.glob("*/**/samples/00000.png")), "the first picture")
         service.terminate()
         assert service.wait(timeout=60) == 0
     assert json.loads(root.status.read_text())["state"] == "stopped"
@@ -343,7 +343,7 @@ def test_nothing_ever_asks_the_network(model_root: Root, tmp_path: Path) -> None
             "\nsettle_second: 2\n",
             "sdbatch.yaml: line 2: settle_second: there is no such field; did you mean settle_seconds?",
         ),
-        ("device: [\n", "sdbatch.yaml: line 2, column 1: this is not valid YAML"),
+        ("devices: [\n", "sdbatch.yaml: line 2, column 1: this is not valid YAML"),
         ("- a\n", "sdbatch.yaml: must be names and values"),
     ],
 )
@@ -358,9 +358,9 @@ def test_a_bad_configuration_exits_with_78_and_says_where(tmp_path: Path, config
 
 def test_a_bad_environment_exits_with_78_too(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root").path
-    ended = run_sdbatch("serve", "--root", root, "--drain", env=os.environ | {"SDBATCH_DEVICE": "tpu"})
+    ended = run_sdbatch("serve", "--root", root, "--drain", env=os.environ | {"SDBATCH_DEVICES": "tpu"})
     assert ended.returncode == 78
-    assert 'SDBATCH_DEVICE in the environment: "tpu" is not auto, cpu' in ended.stderr
+    assert 'SDBATCH_DEVICES in the environment: "tpu" is not auto, cpu' in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -368,7 +368,7 @@ def test_a_drain_that_is_stopped_before_its_end_says_so(model_root: Root) -> Non
     (model_root.state / "hold").touch()
     drop_job(model_root, "job.json", json.dumps(LONG))
     with serving(model_root, engine="fake-process", drain=True) as service:
-        wait_for(lambda: list(model_root.running.glob("*/samples/00000.png")), "the first picture")
+        wait_for(lambda: list(model_root.running.glob("*/**/samples/00000.png")), "the first picture")
         service.terminate()
         assert service.wait(timeout=60) == 1
 

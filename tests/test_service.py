@@ -16,7 +16,10 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw, Event, Failed
 from sdbatch.errors import RendererDied
+from sdbatch.job.manifest import Manifest
+from sdbatch.service import service as service_file
 from sdbatch.service.service import Service
+from sdbatch.service.task import Task, manifest_of
 from sdbatch.spool import inbox
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
@@ -176,7 +179,7 @@ def test_a_picture_still_being_copied_is_waited_for_and_others_go_first(
     for second in range(20):
         part.write_bytes(b"x" * (second + 1))
         clock.sleep(1)
-        service.run_once(clock)
+        service.turn(clock)
     assert [draw.job.prompt for draw in service.engine.drawn] == ["b"]  # type: ignore[attr-defined]
     part.rename(root.inbox / "truck.png")
     drain(service, clock)
@@ -226,7 +229,7 @@ def test_a_job_that_kills_the_renderer_three_times_fails_and_the_queue_goes_on(
 
     def die(draw: Draw) -> None:
         if draw.job.prompt == "deadly":
-            attempts.append(json.loads((draw.folder / "claim.json").read_text())["attempts"])
+            attempts.append(json.loads((draw.halt.parent / "claim.json").read_text())["attempts"])
             raise RendererDied("the renderer ended with signal 9; its last words:\nout of memory")
 
     service = start(die)
@@ -264,7 +267,7 @@ def test_a_stop_in_mid_job_leaves_it_claimed_and_costs_no_attempt(start: Start, 
     service.inbox.scan(clock.mono)
     clock.sleep(2)
     service.stop_requested = True
-    service.run_once(clock)
+    service.turn(clock)
     folder = only(root.running)
     assert json.loads((folder / "claim.json").read_text())["attempts"] == 0
     drain(start(), clock)
@@ -276,7 +279,7 @@ def test_a_job_goes_on_at_the_first_missing_picture(start: Start, root: Root, cl
 
     def lose_the_third(draw: Draw) -> None:
         if draw.start_at == 0:
-            for _ in first.engine.render(draw):  # draws all of it
+            for _ in first.engine.render(draw):  # type: ignore[attr-defined]  # draws all of it
                 pass
             (draw.folder / "samples/00002.png").unlink()
             raise RendererDied("killed")
@@ -312,15 +315,15 @@ def test_a_full_disk_keeps_the_job_and_costs_no_attempt(
 def test_a_disk_that_fails_the_renderer_keeps_the_job_too(start: Start, root: Root, clock: FakeClock) -> None:
     drop_job(root, "1.yaml", "prompt: a\n" + SMALL)
     service = start()
-    render = service.engine.render
+    render = service.engine.render  # type: ignore[attr-defined]
 
     def full(draw: Draw) -> Generator[Event]:
         yield Failed(job_id=draw.job_id, fault="disk", text="No space left on device")
 
-    service.engine.render = full  # type: ignore[method-assign]
+    service.engine.render = full  # type: ignore[attr-defined]
     with pytest.raises(OSError, match="No space left"):
         drain(service, clock)
-    service.engine.render = render  # type: ignore[method-assign]
+    service.engine.render = render  # type: ignore[attr-defined]
     drain(service, clock)
     assert manifest(only(root.done))["attempts"] == 1
 
@@ -405,14 +408,18 @@ def test_names_that_no_file_can_have_cost_their_own_job_alone(
     assert told in error_of(root)
 
 
-def test_a_slip_of_our_own_costs_one_job_and_not_the_service(start: Start, root: Root, clock: FakeClock) -> None:
-    def slip(draw: Draw) -> None:
-        if draw.job.prompt == "a":
+def test_a_slip_of_our_own_costs_one_job_and_not_the_service(
+    start: Start, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slip(task: Task, *rest: Any) -> Manifest:
+        if task.job.prompt == "a":
             raise ZeroDivisionError
+        return manifest_of(task, *rest)
 
+    monkeypatch.setattr(service_file, "manifest_of", slip)
     drop_job(root, "1.yaml", "prompt: a\n" + SMALL)
     drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
-    service = start(slip)
+    service = start()
     drain(service, clock)
     assert (service.done, service.failed) == (1, 1)
     assert error_of(root) == "an error inside sdbatch (ZeroDivisionError); see its log\n"

@@ -314,7 +314,7 @@ def test_a_queue_of_events_that_runs_over_costs_no_file(tmp_path: Path) -> None:
 # Inboxes that go away
 
 AWAY = "trouble with the inbox; looking again every few seconds"
-PAUSED = "nothing is generated for now"
+PAUSED = "nothing is drawn for now"
 
 
 def told(log: Path) -> list[str]:
@@ -389,7 +389,7 @@ def test_a_folder_of_jobs_in_work_that_goes_away_and_comes_back(tmp_path: Path) 
         root.running.rename(root.path / "away")
         drop_job(root, "a.yaml", "prompt: a")
         drop_job(root, "typo.yaml", "promt: a")
-        wait_for(lambda: "jobs/running is not there" in (status(root)["problem"] or ""), "the problem to be told")
+        wait_for(lambda: "jobs/running does not exist" in (status(root)["problem"] or ""), "the problem to be told")
         before = status(root)["updated_at"]
         wait_for(lambda: status(root)["updated_at"] > before, "the service to go on telling")
         assert not root.running.exists(), "nothing takes its place"
@@ -452,7 +452,7 @@ def test_a_job_waits_for_its_picture_while_the_inbox_is_away(
     assert service.spool.claim(job, clock.wall)
     root.inbox.rename(root.path / "away")
     for _ in range(60):
-        assert not service.run_once(clock)
+        assert not service.turn(clock)
         clock.sleep(1)
     assert (service.failed, len(service.scheduler.waiting)) == (0, 1)
     (root.path / "away").rename(root.inbox)

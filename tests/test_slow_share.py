@@ -61,7 +61,7 @@ def serve(service: Service, clock: FakeClock, seconds: float) -> None:
     """The service's loop for so long."""
     until = clock.mono + seconds
     while clock.mono < until:
-        if not service.run_once(clock) and not service.inbox.is_scanning:
+        if not service.turn(clock) and not service.inbox.is_scanning:
             clock.sleep(0.5)
 
 
@@ -106,7 +106,7 @@ def test_an_idle_service_comes_back_to_its_loop_while_it_looks(
     longest, began, looks = 0.0, clock.mono, 0
     while looks == 0 or service.inbox.is_scanning:
         before, looks = clock.mono, looks + 1
-        assert not service.run_once(clock)
+        assert not service.turn(clock)
         assert not service.is_drained() or not service.inbox.is_scanning, "nobody knows yet"
         longest = max(longest, clock.mono - before)
     assert longest < inbox.IDLE_STRETCH + 2 * ENTRY, "signals and the watchdog wait no longer"
@@ -143,7 +143,7 @@ def test_a_file_that_the_disk_would_not_move_keeps_its_place_while_it_looks(
 ) -> None:
     service = start(settle_seconds=0)
     while service.inbox.is_scanning or not service.inbox.queue:
-        service.run_once(clock)
+        service.turn(clock)
     clock.sleep(10)
     service.inbox.scan(clock.mono, lambda: clock().mono, is_busy=True)
     assert service.inbox.is_scanning

@@ -165,7 +165,7 @@ def test_a_picture_on_its_way_under_another_normal_form_is_waited_for(
     for second in range(30):
         part.write_bytes(b"x" * (second + 1))
         clock.sleep(1)
-        service.run_once(clock)
+        service.turn(clock)
     part.rename(root.inbox / f"{nfd('é')}.png")
     drain(service, clock)
     assert (service.done, service.failed) == (1, 0)

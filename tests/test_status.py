@@ -103,7 +103,7 @@ def test_status_json_tells_the_queue_in_its_order_and_the_last_failures(
     for name in ("job-10.yaml", "job-2.yaml"):
         drop_job(root, name, "prompt: a\n" + SMALL)
     for _ in range(20):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     facts = json.loads(root.status.read_text())
     assert facts["queue"] == {
@@ -124,7 +124,7 @@ def test_status_json_tells_the_queue_in_its_order_and_the_last_failures(
     service.engine.down = ""  # type: ignore[attr-defined]
     drain(service, clock, 100)
     clock.sleep(2)
-    service.run_once(clock)
+    service.turn(clock)
     assert json.loads(root.status.read_text())["problem_since"] is None
 
 
@@ -171,7 +171,7 @@ def test_what_is_urgent_stands_before_what_is_claimed_and_what_waits_for_a_disk_
     drop_job(root, "urgent/now.yaml", "prompt: a\n" + SMALL)
     drop_job(root, "later.yaml", "prompt: a\n" + SMALL)
     for _ in range(5):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(2)
     line = [{"file": "urgent/now.yaml"}, {"id": claim.id}, {"file": "later.yaml"}]
     assert json.loads(root.status.read_text())["queue"]["next"] == line
@@ -191,14 +191,14 @@ def test_a_file_that_the_service_may_not_take_is_told_with_the_remedy(
     monkeypatch.setattr(files, "move", refuse)
     service = start()
     for _ in range(5):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(2)
     text = " ".join(shown(root, clock).split())
     assert "stays in the inbox: batch/1.yaml: the service may not move files out of" in text
     assert f"chmod g+w {root.inbox}/batch" in text
     (root.inbox / "batch/1.yaml").unlink()
     for _ in range(5):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(2)
     assert json.loads(root.status.read_text())["unmovable"] == {}
 
@@ -207,14 +207,14 @@ def test_a_file_that_holds_nothing_is_told_until_it_does(start: Start, root: Roo
     (root.inbox / "empty.yaml").touch()
     service = start()
     drain(service, clock)
-    service.run_once(clock)
+    service.turn(clock)
     assert "still empty; taken once they have content: empty.yaml" in shown(root, clock)
     assert "queue: empty" in shown(root, clock)
     drop_job(root, "empty.yaml", "prompt: a\n" + SMALL)
     clock.sleep(6)
     drain(service, clock)
     clock.sleep(2)
-    service.run_once(clock)
+    service.turn(clock)
     assert service.done == 1
     assert "empty.yaml" not in shown(root, clock)
 
@@ -226,7 +226,7 @@ def test_a_refused_configuration_is_told_until_it_is_mended(start: Start, root: 
         root.configuration.write_text(text)
         service.reload_requested = True
         clock.sleep(2)
-        service.run_once(clock)
+        service.turn(clock)
         said = " ".join(shown(root, clock).split())
         assert ("the new configuration is wrong and not used" in said) == bool(told)
         assert told in said

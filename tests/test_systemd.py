@@ -76,12 +76,12 @@ def test_ready_is_told_once_and_only_when_the_model_is_loaded(
     service = Service(root, Settings(), engine)
     drop_job(root, "typo.yaml", "promt: a")
     for _ in range(10):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(0.5)
     assert set(told()) == {"EXTEND_TIMEOUT_USEC=60000000"}
     engine.is_loaded = True
-    service.run_once(clock)
-    service.run_once(clock)
+    service.turn(clock)
+    service.turn(clock)
     assert told() == ["READY=1"]
 
 
@@ -99,7 +99,7 @@ def test_ready_does_not_wait_for_the_first_job_to_be_done(
     service = Service(root, Settings(settle_seconds=0), Watching())
     drop_job(root, "a.yaml", "prompt: a")
     for _ in range(4):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(3)
     assert heard.count("READY=1") == 1
 
@@ -110,7 +110,7 @@ def test_a_service_that_can_not_draw_is_ready_all_the_same(
     service = start()
     assert isinstance(service.engine, FakeEngine)
     service.engine.down = "the driver is gone"
-    service.run_once(clock)
+    service.turn(clock)
     assert told() == ["READY=1"]
 
 
@@ -161,7 +161,7 @@ def test_the_watchdog_is_fed_by_progress_and_not_by_the_loop_while_a_job_is_draw
     service = Service(root, Settings(settle_seconds=0), engine)
     drop_job(root, "a.yaml", "prompt: a")
     for _ in range(4):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     assert service.done == 1
     assert engine.fed["loading"] == 30, "hang_seconds bounds it"
@@ -398,7 +398,7 @@ def test_what_the_unit_opens_is_said_with_its_reason(at_opt: None) -> None:
     assert "# the service may write in /srv/x, but not in its configs/ and models/\n" in told
     assert "# the service may write in /mnt/a: allow_paths in configs/sdbatch.yaml\n" in told
     assert "home folders (not write there): configs/sdbatch.yaml names /home/alice/v.ckpt\n" in told
-    assert "after 660 seconds of silence: hang_seconds" in told
+    assert "after 660 seconds without a sign of life: hang_seconds" in told
 
 
 def as_user(folder: Path) -> dict[str, str]:

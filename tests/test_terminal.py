@@ -107,7 +107,7 @@ def test_outside_its_hours_it_rests_and_says_so_and_draws_when_asked(
     with structlog.testing.capture_logs() as logged:
         service.log = structlog.get_logger()
         for _ in range(10):
-            service.run_once(clock)
+            service.turn(clock)
             clock.sleep(1)
     assert [(line["log_level"], line["event"]) for line in logged] == [("info", "outside its hours")]
     facts = json.loads(root.status.read_text())
@@ -121,12 +121,12 @@ def test_outside_its_hours_it_rests_and_says_so_and_draws_when_asked(
     drain(service, clock)
     assert service.done == 1
     clock.sleep(11 * 3600)
-    service.run_once(clock)
+    service.turn(clock)
     assert not root.now.exists(), "from here on its hours count again"
     clock.sleep(10 * 3600)
     drop_job(root, "b.yaml", "prompt: b\n")
     for _ in range(10):
-        service.run_once(clock)
+        service.turn(clock)
         clock.sleep(1)
     assert service.done == 1
 

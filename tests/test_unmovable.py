@@ -61,7 +61,7 @@ def refuse_to_move(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def serve(service: Service, clock: FakeClock, seconds: float) -> None:
     until = clock.mono + seconds
     while clock.mono < until:
-        if not service.run_once(clock):
+        if not service.turn(clock):
             clock.sleep(2)
 
 
@@ -109,7 +109,7 @@ def test_files_that_fail_to_be_moved_are_tried_with_growing_pauses(
     monkeypatch.setattr(service.scheduler.unmovable.log, "warning", told, raising=False)
     with monkeypatch.context() as patch:
         refuse_to_move(patch, "fixed")
-        service.run_once(clock)
+        service.turn(clock)
         assert 0 < len(steps.names) < 60 * 10, "signals and the watchdog have their turn between a few of them"
         serve(service, clock, 600)
         tried = [step for step in steps.names if step.startswith("mkdir")]

@@ -588,7 +588,7 @@ def test_a_password_is_told_to_nobody(root: Root, start: Start, clock: FakeClock
     told = run_sdbatch("config", "--root", root.path)
     assert "web.password: ***" in told.stdout
     service = start(web={"password": HASH})
-    service.run_once(clock)
+    service.turn(clock)
     assert HASH not in root.status.read_text() + told.stdout
 
 
@@ -923,7 +923,7 @@ def test_a_picture_too_large_or_damaged_has_no_thumbnail(root: Root, drawn: Path
 def test_no_file_but_pictures_and_records_of_two_folders_is_shown(
     root: Root, visitor: Visitor, view: str, path: str
 ) -> None:
-    root.configuration.write_text("device: cpu\n")
+    root.configuration.write_text("devices: cpu\n")
     (root.outputs / "link.png").symlink_to(root.configuration)
     (root.outputs / "folder.png").mkdir()
     os.mkfifo(root.outputs / "pipe.png")
@@ -931,7 +931,7 @@ def test_no_file_but_pictures_and_records_of_two_folders_is_shown(
         (root.outputs / name).write_text("<script>alert(1)</script>")
     answer = visitor.client.get(f"/{view}/{path}", headers={"Host": "127.0.0.1"}, follow_redirects=True)
     assert answer.status_code == 404
-    assert "device: cpu" not in answer.text
+    assert "devices: cpu" not in answer.text
 
 
 def test_a_part_of_a_picture_is_sent_where_it_is_asked_for(root: Root, drawn: Path, visitor: Visitor) -> None:

@@ -175,7 +175,7 @@ def test_no_nesting_and_no_time_of_a_file_stops_an_idle_service(
     (far := root.uploads / "far.png").touch()
     os.utime(far, (3e11, 3e11))  # the year 11476; some filesystems keep less
     with nested(root.inbox):
-        start().run_once(clock)
+        start().turn(clock)
     assert [*root.uploads.iterdir()] == [far]
 
 
@@ -194,7 +194,7 @@ def test_an_idle_service_and_the_next_picture_sweep(
         (old,) = root.uploads.iterdir()
         os.utime(old, (1e9, 1e9))
         if sweeps == "service":
-            start().run_once(clock)
+            start().turn(clock)
             assert not old.exists()
         else:
             send(visitor)

@@ -1,5 +1,6 @@
 """Helpers that tests call by name."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,16 +13,16 @@ from typing import Any
 
 from harness import FakeClock
 
-from sdbatch.engine.local import LocalEngine
 from sdbatch.engine.protocol import Draw
 from sdbatch.job.parameters import Txt2Img
+from sdbatch.messages import unpack
 from sdbatch.service.service import Service, system_clock
 from sdbatch.storage.root import Root
 
 # The small model gains nothing from threads, and those of several renderers would wait for each other, spinning.
 os.environ["OMP_NUM_THREADS"] = "1"
 # The reference pictures are a CPU's: a GPU draws other noise. test_gpu.py asks for one by name.
-os.environ["SDBATCH_DEVICE"] = "cpu"
+os.environ["SDBATCH_DEVICES"] = "cpu"
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference"
@@ -46,23 +47,23 @@ def drain(service: Service, clock: FakeClock, seconds: float = 600) -> None:
     """Run passes until nothing is left; time goes by between those that find nothing."""
     until = clock.mono + seconds
     while clock.mono < until:
-        if not service.run_once(clock):
+        if not service.turn(clock):
             if service.is_drained():
                 return
             clock.sleep(0.5)
     raise AssertionError(f"not drained: {list(service.root.inbox.iterdir())}, {list(service.root.running.iterdir())}")
 
 
-def drain_for_real(service: Service, engine: LocalEngine, jobs: int, seconds: float = 200) -> None:
+def drain_for_real(service: Service, jobs: int, seconds: float = 200) -> None:
     """Run passes of a service with a real renderer until so many jobs ended; then that ends too."""
     until = time.monotonic() + seconds
     try:
         while service.done + service.failed < jobs:
             assert time.monotonic() < until
-            if not service.run_once(system_clock):
+            if not service.turn(system_clock):
                 time.sleep(0.05)  # a real renderer has no clock to inject
     finally:
-        engine.stop()
+        service.seats.stop()
 
 
 def notes_of(record: dict[str, Any]) -> list[str]:
@@ -104,3 +105,13 @@ def small_draw(folder: Path, ckpt: Path = REFERENCE / "model/model.ckpt", start_
         halt=folder / "halt",
         cancel=folder / "cancel",
     )
+
+
+def event_of(line: str | bytes) -> dict[str, Any]:
+    """A renderer's line, with its texts as people read them."""
+    event: dict[str, Any] = json.loads(line)
+    if "text" in event:
+        event["text"] = unpack(event["text"])
+    if "notes" in event:
+        event["notes"] = [unpack(note) for note in event["notes"]]
+    return event

@@ -17,7 +17,7 @@ from sdbatch.cli.common import JsonOption, RootOption, app, echo, named_root
 from sdbatch.errors import JobError, printable
 from sdbatch.history import times
 from sdbatch.history.records import JobRecord, PictureRecord
-from sdbatch.messages import Message
+from sdbatch.messages import Message, here
 from sdbatch.spool import status_reader
 from sdbatch.storage import files
 from sdbatch.storage.spelling import as_stored
@@ -76,7 +76,7 @@ def history(  # noqa: PLR0913 - each is an option
     from sdbatch.cli import tables  # noqa: PLC0415 - rich
 
     if kind not in (None, "txt2img", "img2img"):
-        raise typer.BadParameter(Message("--kind must be txt2img or img2img"))
+        raise typer.BadParameter(here(Message("--kind must be txt2img or img2img")))
     place = named_root(root)
     drawn = times.since(since, datetime.now(UTC)) if since else None
     opened = _open(place, anew=rebuild)
@@ -225,8 +225,11 @@ def rerun(
 ) -> None:
     """Submit a job again: the same images, or others with --seed.
 
-    Example:
+    JOB/NUMBER draws that image alone if it has its own seed (seeding: picture).
+
+    Examples:
       sdbatch rerun 000042 --seed 7
+      sdbatch rerun 000042/7
 
     Exit codes:
       0   submitted
@@ -237,10 +240,8 @@ def rerun(
 
     place = named_root(root)
     opened = _open(place)
-    job_id = _find(opened, job).job
-    known = opened.job(job_id)
-    assert known is not None, "it was just found"
-    _drop(place, restore.rerun(place, known, seed), job_id, "rerun", dry_run=dry_run)
+    found = _find(opened, job)
+    _drop(place, restore.rerun(place, found, seed), found.job, "rerun", dry_run=dry_run)
 
 
 def _open(place: "Root", *, anew: bool = False) -> "History":

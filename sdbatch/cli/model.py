@@ -12,7 +12,7 @@ import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, admins_root, app, configured, echo, open_root, stored
 from sdbatch.errors import JobError
-from sdbatch.messages import Message
+from sdbatch.messages import Message, here
 from sdbatch.operations import catalog
 from sdbatch.storage.file_names import DEFAULT_CONFIG
 
@@ -84,7 +84,7 @@ def import_model(
     """
     place, _ = configured(admins_root(root, "models"))
     if "/" in name or name.startswith("."):
-        raise typer.BadParameter(Message("--as takes a name without folders"))
+        raise typer.BadParameter(here(Message("--as takes a name without folders")))
     with _bar("copying") as told:
         target = catalog.import_model(file, place, name, told, link=link)
     echo(Message("{target} is ready: jobs name it with `ckpt: {name}`", place.show(target), target.name))
@@ -124,7 +124,7 @@ def verify(
         if verified.is_whole
         else Message("does not fit {config}", _config(place, found))
     )
-    typer.echo(f"{place.show(found.ckpt)} {fits}")
+    echo(Message("{ckpt} {fits}", place.show(found.ckpt), fits))
     echo(
         Message(
             "  {weights} million weights are used, in {names}",
@@ -198,9 +198,9 @@ def _config(place: "Root", found: "ModelFiles") -> str:
 
 def _list(title: str, names: list[str]) -> None:
     if names:
-        typer.echo(f"  {title}: {len(names)}")
+        echo(Message("  {title}: {count}", title, len(names)))
         for name in names[:SHOWN]:
-            typer.echo(f"    {name}")
+            echo(Message("    {name}", name))
         if len(names) > SHOWN:
             echo(Message("    and {count} more", len(names) - SHOWN))
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sdbatch.cli.common import JsonOption, RootOption, app, named_root
-from sdbatch.messages import Message
+from sdbatch.messages import Message, here
 from sdbatch.spool import status_reader
 
 
@@ -43,7 +43,7 @@ def status(
         typer.echo(json.dumps(status_reader.read_overview(place, datetime.now(UTC)), indent=1))
         return
     if watch and not sys.stdout.isatty():
-        raise typer.BadParameter(Message("--watch needs a terminal; elsewhere use --json"))
+        raise typer.BadParameter(here(Message("--watch needs a terminal; elsewhere use --json")))
     from sdbatch.service import screen  # noqa: PLC0415 - rich, which --json has no need of
 
     if not watch:

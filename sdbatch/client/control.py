@@ -61,11 +61,8 @@ def cancel(root: Root, name: str) -> str:
     cancelled = _mark(root, claimed)
     if len(cancelled) == 1:
         return Message("{name} is cancelled; it goes to jobs/failed/ with its finished images", cancelled[0].name)
-    return Message(
-        "{count} jobs of {file} are cancelled; they go to jobs/failed/ with their finished images",
-        len(cancelled),
-        number_of(claimed[0].name),
-    )
+    template = "{count} jobs of {file} are cancelled; they go to jobs/failed/ with their finished images"
+    return Message(template, len(cancelled), number_of(claimed[0].name))
 
 
 def cancel_all(root: Root) -> list[str]:

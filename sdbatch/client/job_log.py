@@ -26,11 +26,8 @@ def log_lines(root: Root, named: str, *, as_json: bool) -> Iterator[str]:
     except FileNotFoundError:
         data = b""
     if not data:
-        raise JobError(
-            "there is no log in {folder}; systemd's journal may have it: journalctl JOB_ID={name}",
-            folder,
-            folder.name,
-        )
+        template = "there is no log in {folder}; systemd's journal may have it: journalctl JOB_ID={name}"
+        raise JobError(template, folder, folder.name)
     for line in data.decode("utf-8", "replace").splitlines():
         yield printable(line) if as_json else _for_people(line)
 

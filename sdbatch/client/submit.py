@@ -4,6 +4,7 @@ A job names its image and prompt file by their path from the job file. To keep t
 the inbox, which appears complete.
 """
 
+import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -73,9 +74,8 @@ def _is_found_from_inbox(field: str, named: str, found: Path, root: Root) -> boo
 
 def _refuse_job_names(field: str, named: str) -> None:
     if is_job_name(Path(named).name):
-        raise JobError(
-            '{field}: "{named}" would be taken for a job in the inbox; give it a name that ends in .txt', field, named
-        )
+        template = '{field}: "{named}" would be taken for a job in the inbox; give it a name that ends in .txt'
+        raise JobError(template, field, named)
 
 
 def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
@@ -85,8 +85,7 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
     draft = files.draft_of(root.inbox / secrets.token_hex(8))
     try:
         for named, source in along.items():
-            parts = (place / named).parts
-            _copy(source, draft / _without_dots(parts), root)
+            _copy(source, Path(os.path.normpath(draft / place / named)), root)
         _copy(path, draft / place / path.name, root)
         target = _free_name(root, slug_of(path.name))
         files.move(draft, target)
@@ -94,17 +93,6 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
         files.remove_tree(draft)
         raise
     return target / place / path.name
-
-
-def _without_dots(parts: tuple[str, ...]) -> Path:
-    """A path with `..` resolved."""
-    walked: list[str] = []
-    for part in parts:
-        if part == "..":
-            walked.pop()
-        else:
-            walked.append(part)
-    return Path(*walked)
 
 
 def _copy(source: Path, target: Path, root: Root) -> None:

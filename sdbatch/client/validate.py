@@ -128,11 +128,8 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
         found = root.find(field, named, [root.inbox, root.path])
     elif (outside := lies_beside(named, beside, root)) is not None:
         if not outside.exists():
-            raise Missing(
-                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
-                field,
-                named,
-            )
+            template = '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link'
+            raise Missing(template, field, named)
         if not outside.is_file():
             raise JobError('{field}: "{named}" is not a file', field, named)
         found = outside
@@ -142,13 +139,8 @@ def find_named(field: str, named: str, beside: Path | None, root: Root, limits: 
     if not found.is_file():
         raise JobError('{field}: "{named}" is not a file', field, named)
     if (size := found.stat().st_size) > limits.input_bytes:
-        raise JobError(
-            '{field}: "{named}" has {size:,} bytes; the limit is {most:,}',
-            field,
-            named,
-            size,
-            limits.input_bytes,
-        )
+        template = '{field}: "{named}" has {size:,} bytes; the limit is {most:,}'
+        raise JobError(template, field, named, size, limits.input_bytes)
     return found
 
 

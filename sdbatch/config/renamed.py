@@ -9,6 +9,7 @@ Key = tuple[str, ...]
 
 NOW_CALLED: dict[Key, str] = {
     ("attempts",): "max_attempts",
+    ("device",): "devices",
     ("events",): "use_inotify",
     ("free_bytes",): "min_free_bytes",
     ("hooks", "limit_seconds"): "timeout_seconds",

@@ -32,7 +32,7 @@ OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m"
 # Settings that a reload does not change.
 NEEDS_RESTART = (
     "engine",
-    "device",
+    "devices",
     "default_model",
     "models",
     "lora_folders",
@@ -41,6 +41,8 @@ NEEDS_RESTART = (
     "model_cache_bytes",
     "safety_checker",
     "watermark",
+    "batching",
+    "batch_rows",
     "use_inotify",
     "allow_paths",
     "defaults",
@@ -201,7 +203,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SDBATCH_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     engine: Literal["local", "fake", "fake-process"] = "local"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or cuda:1 and so on")
+    devices: str = Field(
+        "auto",
+        pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
+        description="auto, cpu, cuda, cuda:1 and so on, or a list of these such as [cuda:0, cuda:1]",
+    )
     default_model: DefaultModel = DefaultModel()
     models: dict[str, NamedModel] = {}
     lora_folders: tuple[Path, ...] = ()
@@ -210,12 +216,15 @@ class Settings(BaseSettings):
     model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
     watermark: str = Field("", max_length=64)
+    batching: Literal["job", "shared", "fixed"] = "job"
+    batch_rows: int = Field(32, ge=1, le=1024)
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     use_inotify: bool = True
     repeats: Literal["draw", "skip"] = "draw"
     ignore_folders: tuple[str, ...] = ()
     input_wait_seconds: float = Field(10.0, ge=0, le=86400)
+    order: Literal["free", "strict"] = "free"
     max_attempts: int = Field(3, ge=1, le=100)
     hang_seconds: float = Field(600.0, ge=1, le=86400)
     max_consecutive_crashes: int = Field(5, ge=1, le=1000)
@@ -231,6 +240,13 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     web: Web = Web()
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _list_devices(cls, devices: Any) -> Any:
+        """With commas, as a variable has it."""
+        listed = ",".join(map(str, devices)) if isinstance(devices, list | tuple) else devices
+        return listed.replace(" ", "") if isinstance(listed, str) else listed
 
     @field_validator("active_hours")
     @classmethod

@@ -82,11 +82,8 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
     told = tuple(Message("{path}: line {line}: {problem}", path, lines.get(old, 1), now_called(old)) for old in renamed)
     lines = {new_key(key): line for key, line in lines.items()}
     if twice := next((name for name, new in _old_variables().items() if new in os.environ), ""):
-        raise ConfigError(
-            "{old} in the environment is now called {new}, and both are given; delete the old one",
-            twice,
-            _old_variables()[twice],
-        )
+        template = "{old} in the environment is now called {new}, and both are given; delete the old one"
+        raise ConfigError(template, twice, _old_variables()[twice])
     try:
         overriding = Environment(Settings)()
     except SettingsError as error:  # a list or group must be JSON
@@ -140,7 +137,7 @@ def warn_of_a_short_watchdog(settings: Settings, logger: Log) -> None:
 def unknown_variables() -> list[str]:
     """SDBATCH_* variables with an old or unknown name; these do not stop the start."""
     known = {"__".join(key).upper() for key, _ in leaves(Settings.model_construct())}
-    known |= {name.upper() for name in Settings.model_fields} | {"ROOT"}  # which the commands read
+    known |= {name.upper() for name in Settings.model_fields} | {"ROOT", "LANG"}  # which the commands read
     given = sorted(name.removeprefix(PREFIX) for name in map(str.upper, os.environ) if name.startswith(PREFIX))
     renamed = _old_variables()
     hints = {name: likely(name, known) for name in given if name not in known and PREFIX + name not in renamed}
@@ -195,7 +192,7 @@ def _read(path: Path, content: bytes | None) -> tuple[dict[str, Any], dict[Key, 
             return {}, {}
         case [Document(value=dict(values), lines=lines)]:
             return _resolved(values), {tuple(map(str, key)): line for key, line in lines.items()}
-    raise ConfigError("{path}: must be names and values, such as `device: auto`", path)
+    raise ConfigError("{path}: must be names and values, such as `devices: auto`", path)
 
 
 def _resolved(value: Any) -> Any:

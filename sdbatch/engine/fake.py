@@ -4,16 +4,19 @@
 """
 
 import hashlib
+import queue
 import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 from sdbatch import messages
 from sdbatch.engine.protocol import (
     Draw,
+    Ended,
     Event,
     Failed,
     Finished,
@@ -22,32 +25,55 @@ from sdbatch.engine.protocol import (
     Message,
     Ready,
     RendererConfig,
+    Sampled,
     StagedGrid,
     StagedSample,
     Stepped,
+    Tick,
+    Unfit,
 )
-from sdbatch.errors import Cancelled, EngineDown
-from sdbatch.job.parameters import Txt2Img, batches
+from sdbatch.errors import Cancelled, EngineDown, JobError, RendererDied
+from sdbatch.job.parameters import Txt2Img, batches, count_pictures
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
+SILENCE = 0.2  # how often nobody has anything to tell
 REMEMBERED = 100  # jobs to remember: a service with this engine may run for months
 
 
 class FakeEngine:
     """Draws grey cards of the right size, at the right names, through the same durable steps as the renderer.
 
-    `before` is called with each job before it is drawn and may raise what an engine raises. While the file `hold`
-    exists a job makes steps, but its second batch is not drawn.
+    It needs no time: each event is made when it is asked for. With a `seed` those of several jobs come in an order
+    that is drawn by lot, the same for the same seed. `before` is called with each job before it is drawn and may raise
+    what a renderer's end is told by. While the file `hold` exists a job makes steps, but its second batch is not drawn.
     """
 
-    def __init__(self, before: Callable[[Draw], None] | None = None, hold: Path | None = None) -> None:
-        self.before, self.hold = before, hold
-        self.drawn: list[Draw] = []  # the last of them
+    def __init__(
+        self,
+        before: Callable[[Draw], None] | None = None,
+        devices: Sequence[str] = ("fake",),
+        seed: int | None = None,
+        hold: Path | None = None,
+    ) -> None:
+        self.before, self.devices, self.hold = before, devices, hold
+        self.given: list[str] = []  # the ids of the last jobs that were handed over
+        self.drawn: list[Draw] = []  # the last jobs that were begun
         self.down = ""  # why no renderer can be had
+        self.dice = None if seed is None else Random(seed)  # noqa: S311 - no secret
+        self.ahead = 0 if seed is None else 1
+        self.renderers: list[FakeRenderer] = []
 
-    def start(self) -> None:
+    @property
+    def events(self) -> "FakeEngine":
+        """Itself: each event is made when it is asked for."""
+        return self
+
+    def start(self, device: str) -> "FakeRenderer":
         """Nothing to load."""
+        self.is_ready()
+        self.renderers.append(renderer := FakeRenderer(self, device))
+        return renderer
 
     def is_ready(self) -> bool:
         """At once, unless `down` says why not."""
@@ -56,11 +82,18 @@ class FakeEngine:
         return True
 
     def stop(self) -> None:
-        """Nothing to end."""
+        """A renderer is ended."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> "tuple[FakeRenderer, Event]":  # noqa: ARG002 - as queue.SimpleQueue has it
+        """The next event of one of the renderers: who has a say is drawn by lot, and sometimes nobody has."""
+        telling = [renderer for renderer in self.renderers if renderer.has_news()]
+        if not telling or (self.dice and self.dice.random() < SILENCE):
+            raise queue.Empty
+        renderer = self.dice.choice(telling) if self.dice else telling[0]
+        return renderer, renderer.next_event()
 
     def render(self, task: Draw) -> Generator[Event]:
         """The stream of a renderer that needs no time."""
-        self.is_ready()
         if self.before:
             self.before(task)
         self.drawn.append(task)
@@ -89,6 +122,7 @@ class FakeEngine:
 
     def _samples(self, task: Draw) -> Iterator[Event]:
         size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
+        last = count_pictures(task.job, task.lines)
         for batch in batches(task.job, task.lines):
             while True:
                 yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
@@ -97,6 +131,8 @@ class FakeEngine:
                 if not (batch.first and self.hold and self.hold.exists()):
                     break
                 time.sleep(0.05)
+            if batch.first + len(batch.prompts) == last:
+                yield Sampled(job_id=task.job_id)
             for i, prompt in enumerate(batch.prompts):
                 index = batch.first + i
                 path = task.folder / SAMPLES / f"{index:05}.png"
@@ -112,6 +148,62 @@ class FakeEngine:
                 )
             if task.halt.exists():
                 return
+
+
+class FakeRenderer:
+    """The streams of the jobs that it was given."""
+
+    def __init__(self, engine: FakeEngine, device: str) -> None:
+        self.engine, self.device = engine, device
+        self.streams: dict[str, Generator[Event]] = {}
+        self._is_told_ready = False
+
+    def draw(self, draw: Draw) -> None:
+        """Hand a job over."""
+        self.engine.given.append(draw.job_id)
+        del self.engine.given[:-REMEMBERED]
+        self.streams[draw.job_id] = self.engine.render(draw)
+
+    def stop(self) -> None:
+        """Its streams are dropped where they are."""
+        for stream in self.streams.values():
+            stream.close()
+        self.engine.renderers.remove(self)
+        self.engine.stop()
+
+    def has_news(self) -> bool:
+        """Whether it would tell something."""
+        try:
+            return bool(self.streams) or (self.engine.is_ready() and not self._is_told_ready)
+        except EngineDown:
+            return True
+
+    def next_event(self) -> Event:
+        """What it tells next, as a real one does of what goes wrong in it."""
+        if not self.streams:
+            return self._first_word()
+        job_id = self.engine.dice.choice([*self.streams]) if self.engine.dice else next(iter(self.streams))
+        event: Event | None
+        try:
+            event = next(self.streams[job_id], None)
+        except RendererDied as error:
+            event = Ended(text=error.message)
+        except EngineDown as error:
+            event = Unfit(text=error.message)
+        except (JobError, OSError) as error:
+            is_disk = isinstance(error, OSError) and files.is_disk_trouble(error)
+            text = error.message if isinstance(error, JobError) else str(error)
+            event = Failed(job_id=job_id, fault="disk" if is_disk else "job", text=text)
+        if event is None:
+            del self.streams[job_id]
+        return event or Tick()
+
+    def _first_word(self) -> Event:
+        try:
+            self._is_told_ready = self.engine.is_ready()
+        except EngineDown as error:
+            return Unfit(text=error.message)
+        return Ready()
 
 
 def _write_card(path: Path, width: int, height: int, grey: int) -> str:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sdbatch.messages import Message
+
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there while the driver is loaded
 Level = Literal["ok", "warning", "problem"]
 
@@ -24,16 +26,16 @@ class Finding:
     remedy: str = ""
 
 
-def ok(about: str, text: str) -> Finding:
+def ok(about: str, text: str, *values: object) -> Finding:
     """All is well."""
-    return Finding("ok", about, text)
+    return Finding("ok", about, Message(text, *values) if values else text)
 
 
-def warning(about: str, text: str, remedy: str) -> Finding:
-    """It works, but not as it should."""
-    return Finding("warning", about, text, remedy)
+def warning(about: str, text: str, remedy: str, *values: object) -> Finding:
+    """It works, but not as it should; `values` are those of `text`."""
+    return Finding("warning", about, Message(text, *values) if values else text, remedy)
 
 
-def problem(about: str, text: str, remedy: str) -> Finding:
+def problem(about: str, text: str, remedy: str, *values: object) -> Finding:
     """It does not work."""
-    return Finding("problem", about, text, remedy)
+    return Finding("problem", about, Message(text, *values) if values else text, remedy)

@@ -1,25 +1,24 @@
-"""The local engine: one renderer process, started again whenever it died."""
+"""The local engine: a renderer is a child process on one device of this machine."""
 
 import os
-import select
+import queue
 import signal
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from pydantic import ValidationError
 
-from sdbatch.engine.protocol import EVENT, Draw, Event, Failed, Finished, Halted, Ready, RendererConfig, Tick, Unfit
-from sdbatch.errors import EngineDown, RendererDied
+from sdbatch.engine.protocol import EVENT, Draw, Ended, Event, Ready, Renderer, RendererConfig
+from sdbatch.errors import EngineDown
 from sdbatch.messages import Message
 from sdbatch.telemetry import log
 
-TICK_SECONDS = 0.5
 LAST_BREATH_SECONDS = 5
 RENDERER, FAKE_RENDERER = "sdbatch.renderer.renderer", "sdbatch.engine.fake"  # modules that are run as programs
 LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
@@ -27,168 +26,158 @@ LAST_WORDS = 20  # lines of the renderer's output that go into error.txt
 # On a CPU that others use too, OpenMP's threads wait for each other spinning, and a drawing takes 30 times as long.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 class LocalEngine:
-    """Talks to the renderer: requests on its standard input, answers from a pipe of their own."""
+    """A renderer for each device."""
+
+    ahead = 1
 
     def __init__(
-        self, config: RendererConfig, preload: Callable[[], Sequence[Path]] = tuple, program: str = RENDERER
+        self,
+        config: RendererConfig,
+        devices: Sequence[str] = (),
+        preload: Callable[[], Sequence[Path]] = tuple,
+        program: str = RENDERER,
     ) -> None:
-        self.command = [sys.executable, "-m", program, config.model_dump_json()]
-        self._preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_ready = False  # its first word came
-        self._answers = -1  # the reading end of the renderer's pipe
-        self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
-        self._unread = b""
-        self._listener: threading.Thread | None = None
-        self.log = log.get()
+        self.config, self.devices = config, devices or [config.device]
+        self.command = [sys.executable, "-m", program]
+        self.events: queue.SimpleQueue[tuple[Renderer, Event]] = queue.SimpleQueue()
+        self.preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
 
-    def start(self) -> None:
-        """Start the renderer: its imports take seconds, which pass while the first files settle."""
-        # One that ended before its first word is not replaced here: why it did is still to be read.
-        if self._process is None or (self._is_ready and self._process.poll() is not None):
-            self.stop()
-            # A pipe of its own for answers: libraries print on standard output as they like.
-            self._answers, theirs = os.pipe()
-            try:
-                self._process = self._begin(theirs)
-            except OSError as error:
-                os.close(self._answers)
-                raise EngineDown("can't start a renderer: {problem}", error.strerror) from error
-            finally:
-                os.close(theirs)
-            self._last_words.clear()
-            self._unread = b""
-            assert self._process.stdout is not None
-            self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
-            self._listener.start()
-
-    def _begin(self, answers: int) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [*self.command, str(answers), *map(str, self._preload())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(answers,),
-            env=PATIENT | os.environ,
-            # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
-            start_new_session=True,
-        )
-        assert process.stdin is not None
-        os.set_blocking(process.stdin.fileno(), False)
-        return process
-
-    def is_ready(self) -> bool:
-        """Whether the renderer has said its first word."""
-        if self._process is not None and self._is_ready and self._process.poll() is not None:
-            raise EngineDown(self._died().message)  # while it had nothing to do: another would fare no better just now
-        self.start()
-        return self._is_ready or self._hear_first_word(0)
-
-    def render(self, draw: Draw) -> Generator[Event]:
-        """Hand the job over, yield what comes back, with a Tick when nothing does."""
-        self.start()
-        is_open = True
+    def start(self, device: str) -> "LocalRenderer":
+        """Begin a child process: its imports take seconds, which pass while the first files settle."""
+        environment = _outlook(device, self.devices)
+        config = self.config.model_copy(update={"device": device})
+        command = [*self.command, config.model_dump_json()]
         try:
-            while not (self._is_ready or self._hear_first_word(TICK_SECONDS)):
-                yield Tick(is_starting=True)
-            yield from self._send(draw)
-            while is_open:
-                line = self._read_line()
-                event = self._event(line)
-                is_open = not isinstance(event, (Finished, Halted, Failed))
-                yield event
+            return LocalRenderer(command, environment, self.preload(), self._hear)
+        except OSError as error:
+            raise EngineDown("can't start a renderer: {problem}", error.strerror) from error
+
+    def _hear(self, renderer: "LocalRenderer", event: Event) -> None:
+        if isinstance(event, Ended) and not renderer.is_ready:
+            self.preload = tuple  # what it was to load may be what it hung or died on; a job will tell
+        self.events.put((renderer, event))
+
+
+class LocalRenderer:
+    """Jobs go to its standard input, answers come from a pipe of their own: libraries print as they like."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        preload: Sequence[Path],
+        hear: Callable[["LocalRenderer", Event], None],
+    ) -> None:
+        answers, theirs = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [*command, str(theirs), *map(str, preload)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs,),
+                env=PATIENT | os.environ | environment,
+                # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(answers)
+            raise
         finally:
-            if is_open:
-                self.stop()  # its further answers would be taken for those of the next job
+            os.close(theirs)
+        self.is_ready = False
+        self.log = log.get()
+        self._hear = hear
+        self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
+        self._jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._listener = self._begin(self._listen, self.process.stdout)
+        self._begin(self._read, os.fdopen(answers, "rb"))
+        self._begin(self._write, self.process.stdin)
+
+    def draw(self, draw: Draw) -> None:
+        """Hand a job over: in a thread, as a pipe holds no long prompt file."""
+        self._jobs.put(draw.model_dump_json().encode() + b"\n")
 
     def stop(self) -> None:
-        """Kill the renderer. Everything it finished is on disk; everything else is drawn again."""
-        if self._process is not None:
-            if not self._is_ready:
-                self._preload = tuple  # what it was to load may be what it hung or died on; a job will tell
-            self._process.kill()
-            with suppress(subprocess.TimeoutExpired):  # a driver can hold a dead process for long
-                self._process.wait(LAST_BREATH_SECONDS)
-            if self._process.stdin is not None:
-                with suppress(BrokenPipeError):
-                    self._process.stdin.close()
-            os.close(self._answers)
-            self._process, self._is_ready = None, False
+        """Kill it. Everything it finished is on disk; everything else is drawn again."""
+        self.process.kill()
+        with suppress(subprocess.TimeoutExpired):  # a driver can hold a dead process for long
+            self.process.wait(LAST_BREATH_SECONDS)
 
-    def _hear_first_word(self, patience: float) -> bool:
-        """Whether Ready came, within `patience` seconds.
+    def _begin(self, work: Callable[[IO[bytes]], None], pipe: IO[bytes]) -> threading.Thread:
+        thread = threading.Thread(target=work, args=(pipe,), daemon=True)
+        thread.start()
+        return thread
 
-        Raises:
-            EngineDown: something else came, or the renderer ended without a word.
-        """
+    def _write(self, pipe: IO[bytes]) -> None:
+        with suppress(BrokenPipeError), pipe:  # that it is gone is told by the end of its answers
+            while line := self._jobs.get():
+                pipe.write(line)
+                pipe.flush()
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        told = None
+        with pipe:
+            for line in pipe:
+                try:
+                    event = EVENT.validate_json(line)
+                except ValidationError:
+                    told = Message("the renderer sent an invalid answer")
+                    self.process.kill()
+                    break
+                self.is_ready = self.is_ready or isinstance(event, Ready)
+                self._hear(self, event)
+        self._jobs.put(b"")
+        self._hear(self, Ended(text=told or self._how_it_ended()))
+
+    def _how_it_ended(self) -> Message:
         try:
-            event = self._event(self._read_line(patience))
-        except RendererDied as error:
-            self.stop()
-            raise EngineDown(error.message) from error
-        if isinstance(event, Unfit):
-            self.stop()
-            raise EngineDown(event.text)
-        self._is_ready = isinstance(event, Ready)
-        return self._is_ready
-
-    def _send(self, draw: Draw) -> Generator[Event]:
-        """With a Tick whenever the renderer does not read on: a pipe holds no long prompt file."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        pipe, left = self._process.stdin.fileno(), draw.model_dump_json().encode() + b"\n"
-        while left:
-            _, writable, _ = select.select([], [pipe], [], TICK_SECONDS)
-            if not writable:
-                yield Tick()
-                continue
-            try:
-                left = left[os.write(pipe, left) :]
-            except BrokenPipeError as error:
-                raise self._died() from error
-            except BlockingIOError:
-                continue
-
-    def _read_line(self, patience: float = TICK_SECONDS) -> bytes:
-        """One line, or nothing after `patience` seconds of silence."""
-        while b"\n" not in self._unread:
-            readable, _, _ = select.select([self._answers], [], [], patience)
-            if not readable:
-                return b""
-            chunk = os.read(self._answers, 1 << 16)
-            if not chunk:
-                raise self._died()
-            self._unread += chunk
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
-
-    def _event(self, line: bytes) -> Event:
-        try:
-            return EVENT.validate_json(line) if line else Tick()
-        except ValidationError as error:
-            raise RendererDied("the renderer sent an invalid answer") from error
-
-    def _died(self) -> RendererDied:
-        assert self._process is not None
-        try:
-            code = self._process.wait(LAST_BREATH_SECONDS)
+            code = self.process.wait(LAST_BREATH_SECONDS)
         except subprocess.TimeoutExpired:  # it closed its pipe and hangs in some library's goodbye
+            self.process.kill()
             code = -signal.SIGKILL
-        self.stop()
-        if self._listener is not None:
-            self._listener.join(LAST_BREATH_SECONDS)  # its very last words may still be on their way
+        self._listener.join(LAST_BREATH_SECONDS)  # its very last words may still be on their way
         cause = Message("signal {number}", -code) if code < 0 else Message("exit code {number}", code)
         if not self._last_words:
-            return RendererDied("the renderer ended with {cause}", cause)
+            return Message("the renderer ended with {cause}", cause)
         words = "\n".join(self._last_words)
-        return RendererDied("the renderer ended with {cause}; its last words:\n{words}", cause, words)
+        return Message("the renderer ended with {cause}; its last words:\n{words}", cause, words)
 
     def _listen(self, pipe: IO[bytes]) -> None:
         """Pass the renderer's log on, and keep its end for error.txt."""
-        for line in pipe:
-            text = line.decode(errors="replace").rstrip()
-            self._last_words.append(text)
-            self.log.info("the renderer says", text=text)
-        pipe.close()
+        with pipe:
+            for line in pipe:
+                text = line.decode(errors="replace").rstrip()
+                self._last_words.append(text)
+                self.log.info("the renderer says", text=text)
+
+
+def every_device() -> list[str]:
+    """What `auto` means: each NVIDIA GPU; where at most one can be counted, the renderer looks itself."""
+    if said := os.environ.get(VISIBLE):
+        count = len(said.split(","))
+    else:
+        try:
+            told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            told = ""
+        count = sum(line.startswith("GPU ") for line in told.splitlines())
+    return [f"cuda:{number}" for number in range(count)] if count > 1 else ["auto"]
+
+
+def _outlook(device: str, devices: Sequence[str]) -> dict[str, str]:
+    """The environment in which a renderer sees no other device, or uses its part of the CPU."""
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and number:
+        visible = os.environ.get(VISIBLE, "").split(",")
+        return {VISIBLE: visible[int(number)] if len(visible) > int(number) and any(visible) else number}
+    shares = [*devices].count("cpu")
+    if kind == "cpu" and shares > 1 and "OMP_NUM_THREADS" not in os.environ:
+        return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // shares))}
+    return {}

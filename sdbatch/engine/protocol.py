@@ -5,7 +5,7 @@ pictures under their final names, complete from the moment they have them. A ren
 `Sampled` it can be given another, while the last one's pictures are decoded and written. So each event says whose.
 """
 
-from collections.abc import Generator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -33,6 +33,8 @@ class RendererConfig(Message):
     model_cache_bytes: int = 0  # what loaded models may take
     safety_checker: str = "auto"  # auto, off, or the folder of one
     watermark: str = ""
+    batching: Literal["job", "shared", "fixed"] = "job"
+    batch_rows: int = 32  # at most, in one pass of the network
 
 
 class Draw(Message):
@@ -149,37 +151,66 @@ class Failed(Message):
     text: Text
 
 
+class Ended(Message):
+    """The renderer's process is gone; not said by itself."""
+
+    type: Literal["ended"] = "ended"
+    text: Text
+
+
 class Tick(Message):
-    """Nothing happened for a moment: the service looks after its other business."""
+    """Nobody told anything for a moment."""
 
     type: Literal["tick"] = "tick"
-    is_starting: bool = False  # no renderer has said its first word yet: what hangs is none of the job's doing
+    job_id: str = ""
 
 
-Event = Ready | Unfit | Loaded | Stepped | StagedSample | StagedGrid | Sampled | Finished | Halted | Failed | Tick
+Said = Loaded | Stepped | StagedSample | StagedGrid | Sampled | Finished | Halted | Failed
+Event = Ready | Unfit | Said | Ended | Tick
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
-class Engine(Protocol):
-    """What the service sees of renderers, wherever they run."""
+class Renderer(Protocol):
+    """The supervisor's end of one renderer, from its start to its end. What it tells comes out of the one queue."""
 
-    def start(self) -> None:
-        """Get ready ahead of the first job; returns at once."""
-
-    def is_ready(self) -> bool:
-        """Whether a job would be drawn at once; False while a renderer is on its way.
-
-        Raises:
-            EngineDown: none can be had for now; the next call tries again.
-        """
-
-    def render(self, draw: Draw) -> Generator[Event]:
-        """Draw; the stream ends when the job has Finished, Halted or Failed. Closed earlier, the work is dropped.
-
-        Raises:
-            EngineDown: no renderer could be had, and the job was not begun.
-            RendererDied: the renderer ended; the next call starts another.
-        """
+    def draw(self, draw: Draw) -> None:
+        """Hand a job over; returns at once. What can't be handed over any more is told by `Ended`."""
 
     def stop(self) -> None:
-        """End the renderer, whatever it does; a job in it can be drawn again."""
+        """End it, whatever it does: its jobs can be drawn again. What it still tells is told by nobody."""
+
+
+class Source(Protocol):
+    """Where the events of all renderers of an engine come out."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> tuple[Renderer, Event]:
+        """The next, and who told it.
+
+        Raises:
+            queue.Empty: nobody told anything for `timeout` seconds.
+        """
+
+
+class Engine(Protocol):
+    """Where renderers run: on this machine, on others, or nowhere.
+
+    Attributes:
+        ahead: how many jobs are put at hand for seats that are busy.
+    """
+
+    ahead: int
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """A seat each."""
+
+    @property
+    def events(self) -> Source:
+        """One queue for all."""
+
+    def start(self, device: str) -> Renderer:
+        """Begin a renderer; returns at once. `Ready` or `Unfit` is the first that it tells.
+
+        Raises:
+            EngineDown: none can be had for now.
+        """

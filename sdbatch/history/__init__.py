@@ -1,1 +1,1 @@
-"""Every picture found again: an index of what lies in the folders, searched and kept up to date."""
+"""The index of all images, searched and kept up to date."""

@@ -1,7 +1,7 @@
-"""state/history.db as a file: opened as far as its rights go, made anew where it is damaged, followed where it goes.
+"""The file state/history.db: opened as far as its permissions allow, and rebuilt if it is damaged.
 
-Any other process may write it, delete it or make it anew at any time: each question looks first whether the name still
-leads to the file that is open. A damaged one is thrown away, as all in it can be read from the folders again.
+Any other process may write, delete or rebuild it at any time. So each question first checks whether the name is still
+that of the open file. A damaged file is thrown away, because everything can be read from the folders again.
 """
 
 import errno
@@ -46,12 +46,12 @@ class Database:
         self._connect()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             self._connection.close()
 
     def ask(self, question: Callable[[sqlite3.Connection], Result], *, is_new: bool = False) -> Result:
-        """An answer from the file; if that turns out to be damaged, from one that is made anew.
+        """An answer from the file; if it turns out to be damaged, it is rebuilt first.
 
         Raises:
             OSError: it is locked, or its disk full or failing.
@@ -72,7 +72,7 @@ class Database:
             return self.ask(question, is_new=True)
 
     def throw_away(self) -> None:
-        """Have another, without a row, in its place: in memory, where the file is not ours to replace."""
+        """Replace the file by an empty one; in memory if the file may not be replaced."""
         with self._lock:
             self.close()
             if not self.writable:
@@ -83,7 +83,7 @@ class Database:
             self._connect()
 
     def verify(self, most: int) -> None:
-        """Throw the file away if something in it is wrong; unless it is larger than `most` bytes."""
+        """Throw the file away if it is damaged; it is not checked if it is larger than `most` bytes."""
         with self._lock, suppress(FileNotFoundError):
             if self.writable and self._path.stat().st_size <= most and not _is_whole(self._connection):
                 self.throw_away()
@@ -115,7 +115,7 @@ class Database:
 
 
 def _identity(path: Path, writable: bool) -> tuple[object, ...]:
-    """What tells a file from another of its name; from itself too, where it is read without its locks."""
+    """What distinguishes two files of the same name. A file that is read without locks is always another one."""
     try:
         status = path.stat()
     except OSError:
@@ -136,17 +136,17 @@ def _open_or_mend(path: Path) -> sqlite3.Connection:
 
 
 def _require_rights(path: Path) -> None:
-    """SQLite opens what it may not write too, and says so with the first row."""
+    """Read one row: only then SQLite reports missing permissions."""
     for needed in (path, path.parent):
         if needed.exists() and not os.access(needed, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(needed))
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection | None:
-    """A connection that leaves no trace.
+    """A connection that leaves no files.
 
-    Beside a file that nobody has open there is no log of what is being written, and whoever may write nothing there
-    can't make one: it is read as if it never changed, until it does.
+    If nobody has the file open, its write-ahead log is missing, and without write permission it can't be created. Then
+    the file is read as if it never changed, until it does.
     """
     with suppress(sqlite3.Error):
         how = "mode=ro" if _log_of(path).exists() else "immutable=1"
@@ -163,7 +163,7 @@ def _log_of(path: Path) -> Path:
 
 
 def _is_whole(database: sqlite3.Connection) -> bool:
-    """Whether all of its pages make sense, and so do the grams: to SQLite these are rows of bytes."""
+    """Whether all pages are valid, and the grams too, which SQLite only knows as bytes."""
     try:
         (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
         database.execute("PRAGMA busy_timeout = 0")  # the next asks for a lock to write, and isn't worth a wait

@@ -1,4 +1,4 @@
-"""How something was drawn, for a person to read: names and values, the same for a command and for the page."""
+"""How an image was made, for people: names and values, the same in the command and on the page."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ MOST = 1000  # characters of a value
 
 
 def parameters(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str, str]]:
-    """Of the job: by their titles the main fields, and those that say what doesn't hold anyway."""
+    """The job's main fields by title, and those that differ from the defaults."""
     try:
         return _parameters(restore.fields_of(root, what), APART)
     except JobError:
@@ -38,7 +38,7 @@ def parameters(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str, s
 
 
 def of_file(root: Root, path: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Of a picture that the history knows nothing of: what it says of itself, and what of that no job can have.
+    """What an image outside the history says about itself, and which of its settings no job can have.
 
     Raises:
         JobError: there is no such picture.
@@ -73,7 +73,7 @@ def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[st
 
 
 def circumstances(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str, str]]:
-    """Of a done job: when and how long, on which device, by which versions."""
+    """When a done job ran, how long, on which device, and with which versions."""
     record = restore.record_of(root, what)
     folder = root.done / (what.job if isinstance(what, PictureRecord) else what.id)
     timings, versions, checkpoint = (group(record, key) for key in ("timings", "versions", "checkpoint"))

@@ -1,8 +1,8 @@
-"""Pictures in outputs/ that no job folder tells of, and how they were drawn, as far as something there says it.
+"""Images in outputs/ without a job folder, and how they were made, if they say it.
 
-That may be our own text in the picture (its job's folder was cleaned away), another program's `parameters`, or a
-setup.json beside the pictures, as the earlier web service left it: outputs/txt2img/2023-04-18-18-01-48-0.32/setup.json
-with samples/. In folders that we publish into there may be a setup.json too; what a picture says of itself goes before.
+The source may be our own text in the image (its job folder was deleted), another program's `parameters`, or a
+setup.json beside the images, as the earlier web service wrote it: outputs/txt2img/2023-04-18-18-01-48-0.32/setup.json
+with samples/. Our own output folders may also contain a setup.json; the texts in an image are preferred.
 """
 
 import json
@@ -26,9 +26,9 @@ _STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)")
 def read_pictures(
     root: Root, folder: Path, names: Sequence[str], reader: Reader, passed_over: list[str]
 ) -> Iterator[JobEntry]:
-    """Entries for pictures of these names in a folder of outputs/: one each, and one for those of a setup.json.
+    """Entries for images with these names in a folder of outputs/: one each, and one for those of a setup.json.
 
-    Those that can't be read in time are named in `passed_over`.
+    Images that can't be read in time are listed in `passed_over`.
     """
     silent: list[tuple[Path, PictureInfo]] = []
     for path in (folder / name for name in sorted(names)):
@@ -59,7 +59,7 @@ def _job(said: PictureInfo) -> Facts:
 
 
 def read_setup(path: Path) -> Facts:
-    """A setup.json's arguments, named as fields of a job are; nothing where there is none, or none that can be read."""
+    """The arguments in a setup.json, with the names of our fields; empty if there is none, or it can't be read."""
     try:
         content = json.loads(files.read_regular(path, MAX_SETUP) or b"{}")
     except (OSError, ValueError, RecursionError):
@@ -68,7 +68,7 @@ def read_setup(path: Path) -> Facts:
 
 
 def _entry(root: Root, told_by: Path, job: Facts, pictures: list[Path], size: tuple[int, int]) -> JobEntry:
-    """An entry for pictures that a folder's setup.json tells of, or one of them itself."""
+    """An entry for images that a folder's setup.json describes, or for one image."""
     place = told_by if told_by.is_dir() else told_by.parent
     stamp = stamp_of(place / SETUP if told_by.is_dir() else told_by)
     names = [path.relative_to(place).as_posix() for path in pictures]
@@ -87,7 +87,7 @@ def _entry(root: Root, told_by: Path, job: Facts, pictures: list[Path], size: tu
 
 
 def _named_time(folder: str) -> datetime | None:
-    """When the earlier web service drew: its folders are named by that, in its own time zone, taken for ours."""
+    """The time in a folder name of the earlier web service, taken as local time."""
     match = _STAMP.match(folder)
     try:
         return datetime(*map(int, match.groups())).astimezone(UTC) if match else None  # type: ignore[arg-type]

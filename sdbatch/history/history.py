@@ -1,7 +1,7 @@
-"""The history: every picture found again, by its words, its seed, its model, and what came of it.
+"""The history: finds every image by its words, seed, model and lineage.
 
-It is an index. The truth lies in jobs/done/, jobs/failed/ and outputs/; state/history.db holds nothing that is not
-read from there, so it may be deleted or damaged at any time, and where it can't be written, the same is done in memory.
+It is an index of jobs/done/, jobs/failed/ and outputs/. state/history.db contains nothing else, so it may be deleted or
+damaged at any time. If it can't be written, the index is built in memory.
 """
 
 import json
@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"[0-9]{5,}")  # as samples are named
 
 
 class History:
-    """What was drawn under one root. Threads may share it.
+    """The images of one root. Threads may share it.
 
     Attributes:
         database: the file, or what stands in for it.
@@ -47,9 +47,9 @@ class History:
 
     @classmethod
     def open(cls, root: Root, *, in_memory: bool = True) -> "History":
-        """The history of a root, brought up to date as far as it can be written.
+        """The history of a root, brought up to date if it can be written.
 
-        A damaged file is made anew; one that is another user's is read as it is; without either all is kept in memory.
+        A damaged file is rebuilt; another user's file is only read; if neither is possible, the index is in memory.
 
         Raises:
             OSError, sqlite3.Error: the file can't be written, and `in_memory` is false.
@@ -67,15 +67,15 @@ class History:
         return history
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.database.close()
 
     def verify(self, *, all_of_it: bool = False) -> None:
-        """See to it that the file is no damaged one; a large one is read through only if `all_of_it` is asked for."""
+        """Make sure that the file is not damaged; a large one is checked completely only with `all_of_it`."""
         self.database.verify(LAST if all_of_it else SMALL)
 
     def refresh(self) -> int:
-        """Take in what is new in the folders, and forget what is gone; says how many jobs that were.
+        """Read what is new in the folders, and remove what is gone; returns the number of jobs.
 
         Raises:
             OSError: the file is locked, or its disk full or failing.
@@ -86,7 +86,7 @@ class History:
         )
 
     def catch_up(self) -> None:
-        """The same, as far as it can be done: what can't is told in `stale`."""
+        """The same as far as possible; `stale` says what is not."""
         try:
             self.refresh()
             self.stale = "" if self.database.writable else Message("state/{name} is read-only", DATABASE)
@@ -94,12 +94,12 @@ class History:
             self.stale = str(error.strerror)
 
     def rebuild(self) -> int:
-        """Throw away what is known and read the folders again; says how many jobs there are."""
+        """Delete the index and read all folders again; returns the number of jobs."""
         self.database.throw_away()
         return self.refresh()
 
     def add(self, folder: Path) -> None:
-        """Take in one folder of jobs/done/ or jobs/failed/, in the place of what was known of that job."""
+        """Read one folder of jobs/done/ or jobs/failed/, and replace what was known about this job."""
         if self.database.writable:
             self.database.ask(lambda db: sync.take_in(self.root, db, [folder]))
 
@@ -148,10 +148,10 @@ class History:
         return search.search(self.database.ask, match, numbers, oldest, before, max(1, limit), self.patience)
 
     def picture(self, path: str, before: int = LAST) -> PictureRecord | None:
-        """A picture by where it lies, from the root: in its job's folder or in outputs/.
+        """An image by its path from the root, in its job's folder or in outputs/.
 
-        Thousands may have had a name in outputs/ one after another, where that is emptied each night: the last of them
-        is meant, or the last with a key below `before`.
+        Thousands may have had the same name in outputs/, if that is emptied each night: the last of them is returned,
+        or the last with a key below `before`.
         """
         path = posixpath.normpath(path)
         folder, file = posixpath.split(path)
@@ -168,7 +168,7 @@ class History:
         return found[0] if found else None
 
     def find(self, named: str) -> PictureRecord | JobRecord:
-        """A picture by where it lies, or as JOB/NUMBER; or a job by its id, or a part of it that only one job has.
+        """An image by its path or as JOB/NUMBER; or a job by its id, or a part that only one id has.
 
         Raises:
             JobError: there is none, or there are several.
@@ -180,15 +180,14 @@ class History:
         if which:
             pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]
             if not pictures:
-                raise JobError(
-                    '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has', job_id, which
-                )
+                template = '{job_id} has no picture "{which}"; `sdbatch show {job_id}` lists what it has'
+                raise JobError(template, job_id, which)
         found = pictures[0] if pictures else self.job(job_id)
         assert found is not None, "its id was just read"
         return found
 
     def _one_job(self, part: str) -> str:
-        """As `naming.matching` has it, for one job: a file's number means its first."""
+        """As `folders_matching`, for one job: the number of a file means its first job."""
         part = normal(part)
         ending, number = f"-{part}", f"Z-{with_leading_zeros(part)}"
         question = (
@@ -210,17 +209,17 @@ class History:
         return ids[0]
 
     def job(self, id: str) -> JobRecord | None:  # noqa: A002 - what it is called everywhere
-        """A job by its whole id."""
+        """A job by its complete id."""
         found = self.database.ask(lambda db: db.execute(f"{JOB_QUESTION} WHERE id = ?", (id,)).fetchone())
         return JobRecord(*found) if found else None
 
     def pictures_of(self, job_id: str) -> list[PictureRecord]:
-        """A job's pictures in their order; none of one that failed before the first."""
+        """The images of a job in order; none if it failed before the first."""
         within = " WHERE j.id = ? AND p.key BETWEEN j.key - j.pictures + 1 AND j.key ORDER BY p.key DESC"
         return self._pictures(within, (job_id,))
 
     def parent(self, job_id: str) -> Relative | None:
-        """The job that a job came from, and the picture of it: by its manifest, or by the init image that it named."""
+        """The parent of a job, and the image that it started from, by its manifest or its init image."""
         job = self.job(job_id)
         if job is None or job.parent_job:
             return Relative(job.parent_job, job.parent_picture) if job and job.parent_job else None
@@ -228,7 +227,7 @@ class History:
         return Relative(picture.job, picture.file) if picture else None
 
     def children(self, job_id: str) -> list[Relative]:
-        """Likewise the other way, oldest first."""
+        """The follow-ups of a job, oldest first."""
         pictures = self.pictures_of(job_id)
         files = json.dumps(
             [(path, each.file, each.key) for each in pictures for path in {each.path, each.published} if path]
@@ -251,7 +250,7 @@ class History:
         return [Relative(child, picture) for _, child, picture in rows]
 
     def checkpoints(self) -> list[str]:
-        """The checkpoints that jobs were drawn with, as they named them."""
+        """The checkpoints of all jobs, as the jobs named them."""
         step = "SELECT min(ckpt) FROM jobs WHERE ckpt > ?"
         found, last = [], ""
         while last is not None:
@@ -265,11 +264,11 @@ class History:
 
 
 def _plain_name(word: str) -> str:
-    """A word; of a picture's path or file name what its pictures are found by."""
+    """A word; for a path or file name, the word by which its images are found."""
     return index.name_of(word) if "/" in word or word.lower().endswith(index.SUFFIXES) else word
 
 
 def _names_of(picture: PictureRecord) -> tuple[str, str, str]:
-    """What a person may call a job's picture: samples/00002.png, 00002.png, 00002."""
+    """The names of a job's image: samples/00002.png, 00002.png, 00002."""
     name = posixpath.basename(picture.file)
     return picture.file, name, name.rpartition(".")[0]

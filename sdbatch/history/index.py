@@ -1,16 +1,15 @@
-"""state/history.db: rows and pieces of text in SQLite, and nothing that could not be read from the folders again.
+"""The tables of state/history.db in SQLite. Everything in them can be read from the folders again.
 
-    jobs       a row each; `key` is that of its first picture
-    places     the folders that were looked into: their time then, how much was in them, and when that was
-    pictures   a row each; `is_found` are those that no job has. `key` is when it was drawn, in milliseconds since 1970,
-               moved on to where enough keys in a row are free: so one number is the order, the place to go on from,
-               and the time
-    grams      for each first picture of a prompt, its `run`: the pieces of the text, facts to filter by, such as
-               seed=42, and the span of time that it is in. Their lists are met with each other from the newest on, so
-               a search ends with a full page
+    jobs       one row each; `key` is that of its first image
+    places     the folders that were read: their modification time, their size, and when they were read
+    pictures   one row each; `is_found` means that it belongs to no job. `key` is its time in milliseconds since 1970,
+               moved to the next place with enough free consecutive keys. So one number gives the order, the time, and
+               the place from which to continue
+    grams      for each first image of a prompt, its `run`: the pieces of the text, facts for filters such as seed=42,
+               and its time span. The lists are intersected from the newest on, so a search ends with a full page
 
-The index of grams holds no text (`content=''`), so a row is taken out by telling SQLite the pieces that were put in.
-They hang on this file's version and on Python's tables of Unicode: where either is another, all is made anew.
+The index of grams stores no text (`content=''`), so a row is removed by giving SQLite the same pieces again. The pieces
+depend on the version of this file and on Python's Unicode tables; if either changes, the index is rebuilt.
 """
 
 import errno
@@ -69,7 +68,7 @@ PRAGMA user_version = {_RULES};
 
 
 def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
-    """Open or create the file, writable, with its tables.
+    """Open or create the file with its tables, writable.
 
     Raises:
         sqlite3.Error: it is no database, is locked for longer than `wait_seconds`, or can't be written.
@@ -90,19 +89,19 @@ def connect(path: Path, wait_seconds: float) -> sqlite3.Connection:
 
 
 def _refuse_links(path: Path) -> None:
-    """SQLite opens by names, and would write wherever a link of one leads."""
+    """SQLite opens files by name, and would write wherever a link leads."""
     for name in (path, *(path.with_name(path.name + suffix) for suffix in BESIDE)):
         if name.is_symlink():
             raise OSError(errno.ELOOP, "a link in the history's place is not followed", str(name))
 
 
 def is_current(database: sqlite3.Connection) -> bool:
-    """Whether the tables are there, and made by the same rules as ours."""
+    """Whether the tables exist and follow the present rules."""
     return bool(database.execute("PRAGMA user_version").fetchone()[0] == _RULES)
 
 
 def create(database: sqlite3.Connection, *, anyway: bool = True) -> None:
-    """Make the tables anew, without a row; with `anyway` false only if no other process just did."""
+    """Create empty tables; without `anyway` only if no other process has just done it."""
     with writing(database):
         if anyway or not is_current(database):
             for statement in _SCHEMA.split(";\n"):
@@ -111,7 +110,7 @@ def create(database: sqlite3.Connection, *, anyway: bool = True) -> None:
 
 @contextmanager
 def writing(database: sqlite3.Connection) -> Iterator[None]:
-    """All that is written in the block, or nothing."""
+    """Everything in the block is written, or nothing."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -123,7 +122,7 @@ def writing(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def insert(database: sqlite3.Connection, entry: JobEntry) -> None:
-    """Put an entry in, in the place of what was there of the same id; within `writing`."""
+    """Insert an entry, and replace one with the same id; within `writing`."""
     remove(database, entry.id)
     if entry.state == "done":
         _replace_found(database, [shot.published for shot in entry.shots if shot.published])
@@ -148,7 +147,7 @@ def insert(database: sqlite3.Connection, entry: JobEntry) -> None:
 
 
 def remove(database: sqlite3.Connection, job_id: str) -> bool:
-    """Take a job and its pictures out; says whether it was there; within `writing`."""
+    """Remove a job and its images; returns whether it was there; within `writing`."""
     job = database.execute("SELECT key, pictures FROM jobs WHERE id = ?", (job_id,)).fetchone()
     if job is None:
         return False
@@ -171,20 +170,20 @@ _TEXTS = """
 
 
 def _text_of(rows: list[tuple[Any, ...]]) -> str:
-    """The prompts, the job's name and its file's, why it failed, and the names of its pictures."""
+    """The prompts, the name of the job and of its file, the reason of a failure, and the names of the images."""
     _, prompt, _, negative, name, reason, file, *_ = rows[0]
     return "\n".join((prompt, negative, name, reason, name_of(file), *(name_of(row[2]) for row in rows)))
 
 
 def _grams_of(database: sqlite3.Connection, job_id: str) -> list[tuple[int, str]]:
-    """What a job's runs are found by: put in and taken out alike, since it is made of the rows alone."""
+    """The search pieces of a job's runs, made from the rows alone, so that the same can be removed later."""
     rows = database.execute(f"{_TEXTS} WHERE j.id = ? ORDER BY p.key DESC", (job_id,))
     runs = [(run, [*some]) for run, some in groupby(rows, key=itemgetter(0))]
     return [(run, _grams(run, _text_of(some), facts(*some[0][7:]))) for run, some in runs]
 
 
 def _replace_found(database: sqlite3.Connection, published: list[str]) -> None:
-    """Pictures that were found in outputs/ before their job was known are its own."""
+    """Images that were found in outputs/ before their job was known now belong to the job."""
     # By an index of found ones alone: thousands of jobs may have published under that name before.
     question = "SELECT j.id FROM pictures p JOIN jobs j ON j.number = p.job WHERE p.is_found AND p.published = ?"
     for path in published:
@@ -193,19 +192,19 @@ def _replace_found(database: sqlite3.Connection, published: list[str]) -> None:
 
 
 def _rescan_folders(database: sqlite3.Connection, published: list[str]) -> None:
-    """What a job leaves in outputs/ when it goes is found there."""
+    """The images in outputs/ of a removed job will be found again."""
     folders = {path.rpartition("/")[0] for path in published}
     database.executemany("DELETE FROM places WHERE path = ?", [(folder,) for folder in folders])
 
 
 def name_of(path: str) -> str:
-    """What the path of a picture or job file says: its name without the suffix, and the folders that somebody named."""
+    """The words in the path of an image or job file: its name without suffix, and folders that a person named."""
     base = path.rpartition(".")[0] if path.lower().endswith(SUFFIXES) else path
     return " ".join(part for part in base.split("/") if part not in EVERYWHERE)
 
 
 def facts(state: str, seed: int | None, ckpt: str, kind: str) -> list[str]:
-    """What can be filtered by. A checkpoint is meant by its path, its name, or its name without the suffix."""
+    """The facts for filters. A checkpoint has its path, its name, and its name without suffix."""
     name = ckpt.rpartition("/")[2]
     names = {ckpt, name, name.rpartition(".")[0] or name}
     return [
@@ -217,17 +216,17 @@ def facts(state: str, seed: int | None, ckpt: str, kind: str) -> list[str]:
 
 
 def fact(key: str, value: object) -> str:
-    """One of them; no piece of a text has such a sign in it."""
+    """One fact; its separator does not occur in pieces of text."""
     return f"{key}={'_'.join(str(value).replace(chr(0), ' ').split()).casefold()}"
 
 
 def span(key: int) -> str:
-    """The span of time that a key is in, as a fact."""
+    """The time span of a key, as a fact."""
     return fact("span", key >> SPAN)
 
 
 def expression(tokens: Iterable[str]) -> str:
-    """All of these, for MATCH: nothing in them has a meaning of its own."""
+    """An expression for MATCH that contains all of these, quoted."""
     return " ".join('"' + token.replace('"', '""') + '"' for token in tokens)
 
 
@@ -236,9 +235,9 @@ def _grams(key: int, text: str, told: Iterable[str]) -> str:
 
 
 def _free_keys(database: sqlite3.Connection, at: int, count: int) -> int:
-    """The highest of `count` keys in a row that are free, none below `at`.
+    """The highest of `count` free consecutive keys, none below `at`.
 
-    Thousands may share a moment, so the end of those is not stepped to but leapt over, and then closed in on.
+    Thousands may share a moment, so the search makes growing steps, and then narrows down.
     """
 
     def is_taken(key: int) -> bool:

@@ -1,7 +1,7 @@
-"""What came of what: a job's family as a tree, of which a large one is shown in part.
+"""A job's ancestors and follow-ups as a tree; of a large one only a part.
 
-Whose family is asked for stands in the middle of it: first comes the way to it from above, then what came of it, then
-its siblings, and so on outwards, until there are as many as are wanted.
+The tree grows outwards from the job: first its ancestors, then its follow-ups, then its siblings, and so on, up to the
+limit.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ FAMILY = 100  # jobs of a tree
 
 
 def lineage(history: History, asked: str, most: int = FAMILY) -> Lineage:
-    """A job's family: a tree of up to `most` jobs, of which the asked one is marked."""
+    """A job's tree of up to `most` jobs; the job itself is marked."""
     above = _ancestors(history, asked)
     shown = above[: max(1, most // 2)]
     way = [asked, *(kin.job for kin in shown)]
@@ -30,7 +30,7 @@ def lineage(history: History, asked: str, most: int = FAMILY) -> Lineage:
 
 
 def _ancestors(history: History, job_id: str) -> list[Relative]:
-    """Upwards, each with the picture that the one below started from."""
+    """The ancestors upwards, each with the image that the next one started from."""
     above: list[Relative] = []
     seen = {job_id}
     while (parent := history.parent(job_id)) is not None and parent.job not in seen and len(above) < MOST_ABOVE:

@@ -1,4 +1,4 @@
-"""What the history answers with: pictures, jobs, and what came of what."""
+"""The types of the history: images, jobs, and their lineage."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +18,7 @@ PICTURE_QUESTION = (
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is said of a job, and of each of its pictures.
+    """What a job and each of its images have in common.
 
     Attributes:
         key: where it stands: newer ones have a greater key.
@@ -47,7 +47,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class PictureRecord(Drawn):
-    """A picture of the history.
+    """An image of the history.
 
     Attributes:
         file: from its job's folder; empty where a job failed before its first picture.
@@ -85,7 +85,7 @@ class JobRecord(Drawn):
 
 
 class Relative(NamedTuple):
-    """A relative, and the picture that the younger of the two started from; None where the job was drawn again."""
+    """A parent or follow-up, and the image that the younger one started from; None for a repeat."""
 
     job: str
     picture: str | None
@@ -93,7 +93,7 @@ class Relative(NamedTuple):
 
 @dataclass(frozen=True)
 class Lineage:
-    """A job among those that it came from and that came of it.
+    """A job with its ancestors and follow-ups.
 
     Attributes:
         picture: the picture of the job above that it started from, by its file; None where that was drawn again.

@@ -1,7 +1,7 @@
-"""A job file back from what was drawn: the job itself, the same once more, or a follow-up on one of its pictures.
+"""Makes a job file from an image or job: the same job, a repeat, or a follow-up.
 
-What is asked of a finished job is written as its manifest would say it, in short: so the new job knows what it came
-from. Of any other picture it is a plain job file.
+For a finished job, the result is like its manifest, in short form, so that the new job knows its parent. For any other
+image it is a plain job file.
 """
 
 from dataclasses import dataclass, field
@@ -18,9 +18,10 @@ from sdbatch.imaging.origin import PictureInfo, why_unknown
 from sdbatch.imaging.reader_process import Reader
 from sdbatch.job import reader
 from sdbatch.job.manifest import VERSION, dump
-from sdbatch.job.parameters import Img2Img, Txt2Img, job_kind
+from sdbatch.job.parameters import Img2Img, Txt2Img, auto_seeding, job_kind
 from sdbatch.job.samplers import SAMPLERS, Sampler
 from sdbatch.messages import Message, joined, lines
+from sdbatch.prompts.weights import find_prompt_weights
 from sdbatch.spool.spool import INPUTS, MANIFEST
 from sdbatch.storage import files
 from sdbatch.storage.root import FILES, SAMPLES, WEIGHTS, Root
@@ -46,14 +47,14 @@ MOST_WEIGHTS = 2000  # files looked through for a checkpoint of some name
 
 @dataclass(frozen=True)
 class Restored:
-    """The text of a job file, and what of the picture could not be carried over."""
+    """The text of a job file, and the settings of the image that could not be used."""
 
     text: str
     notes: list[str] = field(default_factory=list)
 
 
 def restore(root: Root, what: PictureRecord | JobRecord | Path) -> Restored:
-    """The job file that something was drawn by: a picture or job of the history, or any picture or setup.json.
+    """The job file of an image or job of the history, of any other image, or of a setup.json.
 
     Raises:
         JobError: nothing tells how it was drawn.
@@ -68,11 +69,23 @@ def restore(root: Root, what: PictureRecord | JobRecord | Path) -> Restored:
         for name in (*FILES, "ckpt")
         if fields.get(name) and not _is_there(root, name, str(fields[name]))
     ]
-    return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", [*dict.fromkeys(notes + misfits + missing)])
+    told = [*dict.fromkeys(notes + misfits + missing + _lacking(root, fields))]
+    return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", told)
+
+
+def _lacking(root: Root, fields: Fields) -> list[str]:
+    """LoRAs that the prompt names, and that are not there."""
+    try:
+        find_prompt_weights(job_kind(fields).model_validate(fields), None, root)
+    except JobError as error:
+        return [error.message]
+    except ValidationError:
+        pass  # said when it is dropped
+    return []
 
 
 def fields_of(root: Root, what: PictureRecord | JobRecord) -> Fields:
-    """The fields of the job that something was drawn by, as far as a job can have them.
+    """The fields of the job that made something, as far as a job can have them.
 
     Raises:
         JobError: nothing tells how it was drawn.
@@ -81,7 +94,7 @@ def fields_of(root: Root, what: PictureRecord | JobRecord) -> Fields:
 
 
 def record_of(root: Root, what: PictureRecord | JobRecord) -> Fields:
-    """The manifest of a done job; nothing of any other."""
+    """The manifest of a done job; empty for any other."""
     return _record(root, what.job) if what.state == "done" else {}
 
 
@@ -93,7 +106,7 @@ def follow_up(
     strength: float | None = None,
     **fields: Any,
 ) -> str:
-    """The text of an img2img job that starts from a picture; what is not given is as it was drawn.
+    """The text of an img2img job that starts from an image; values that are not given stay the same.
 
     Raises:
         JobError: a value is none that the field takes, or the picture is there no more.
@@ -112,22 +125,39 @@ def follow_up(
     return _checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
 
 
-def rerun(root: Root, job: JobRecord, seed: int | None = None) -> str:
-    """The text of a job file that draws a job once more, with another seed if one is given.
+def rerun(root: Root, what: JobRecord | PictureRecord, seed: int | None = None) -> str:
+    """The text of a job file that runs a job again, with another seed if one is given.
+
+    Of a picture it draws that one alone where it has a seed of its own, else all of its job.
 
     Raises:
         JobError: nothing tells how it was drawn.
     """
-    changed = {} if seed is None else {"seed": seed}
-    record = record_of(root, job)
+    record = record_of(root, what)
+    job = record["job"] if record else fields_of(root, what)
+    if isinstance(what, PictureRecord) and what.file and job.get("seeding") == "picture":
+        job = _alone(root, what, job)
+    job = job | ({} if seed is None else {"seed": seed})
     if record:
-        head = {"sdbatch_manifest": VERSION, "id": job.id}
-        return _checked(dump({**head, "job": record["job"] | changed, "inputs": record.get("inputs", [])}))
-    return _checked(job_text(root, fields_of(root, job) | changed))
+        head = {"sdbatch_manifest": VERSION, "id": what.job}
+        return _checked(dump({**head, "job": job, "inputs": record.get("inputs", [])}))
+    return _checked(job_text(root, job))
+
+
+def _alone(root: Root, picture: PictureRecord, job: Fields) -> Fields:
+    """The job of one picture: with its own seed, and its own line of a prompt file."""
+    checked = job_kind(job).model_validate(job)
+    alone = (
+        job | checked.seeds_of(picture.number) | {"n_iter": 1, "n_samples": 1, "skip_grid": True, "skip_save": False}
+    )
+    if job.get("from_file"):
+        said = said_by(root.path / picture.path)
+        alone |= {"from_file": "", "prompt": said.fields["prompt"]}
+    return alone
 
 
 def job_text(root: Root, fields: Fields) -> str:
-    """A job file of these fields, without those that say what holds anyway; not where the root has its own word."""
+    """A job file with these fields, without default values, unless the root has its own."""
     known = job_kind(fields).model_fields
     own = {name for name, _ in root.defaults} & {*known}
     fields = {name: known[name].get_default(call_default_factory=True) for name in own} | fields
@@ -156,7 +186,7 @@ def _origin(what: PictureRecord | JobRecord) -> str:
 
 
 def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Fields, list[str]]:
-    """A job's fields as its folder has them, or as a found picture says."""
+    """The fields of a job, from its folder, or from a found image."""
     job_id = what.job
     if what.state == "earlier":
         return told_by_file(root, root.path / (what.path if isinstance(what, PictureRecord) else what.id))
@@ -175,7 +205,7 @@ def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Field
 
 
 def _with_copies(root: Root, folder: Path, job: Fields) -> Fields:
-    """The fields of a job without a manifest; where a file that it named is gone, with the copy in its folder."""
+    """The fields of a job without a manifest; a named file that is gone is replaced by the copy in its folder."""
     copies = {
         name: next(iter(folder.glob(f"{INPUTS}/{name}.*")), None)
         for name in FILES
@@ -185,7 +215,7 @@ def _with_copies(root: Root, folder: Path, job: Fields) -> Fields:
 
 
 def _with_files(root: Root, job_id: str, record: Fields) -> tuple[Fields, list[str]]:
-    """A manifest's job; where a file that it named is another by now, with the copy that was kept."""
+    """The job of a manifest; a named file that has changed is replaced by the copy."""
     job, notes = dict(record["job"]), list[str]()
     kept = {entry.get("field"): entry for entry in record.get("inputs", []) if isinstance(entry, dict)}
     for name in FILES:
@@ -223,7 +253,7 @@ def _is_there(root: Root, field: str, named: str) -> bool:
 
 
 def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
-    """What a picture says of itself, or the setup.json beside it, or that itself.
+    """What an image, or a setup.json, says about its job.
 
     Raises:
         JobError: nothing tells how it was drawn.
@@ -239,18 +269,15 @@ def told_by_file(root: Root, path: Path) -> tuple[Fields, list[str]]:
         base = path.parent.parent if path.parent.name == SAMPLES else path.parent
         fields = foreign_pictures.read_setup(base / foreign_pictures.SETUP)
         if not fields:
-            raise JobError(
-                "{path}: does not say how it was made: {silence}, no setup.json beside it",
-                path,
-                why_unknown(said),
-            )
+            template = "{path}: does not say how it was made: {silence}, no setup.json beside it"
+            raise JobError(template, path, why_unknown(said))
     if not fields:
         raise JobError("{path}: nothing there says how it was drawn: no setup.json that can be read", path)
     return fields, []
 
 
 def said_by(path: Path) -> PictureInfo:
-    """What a picture says of itself.
+    """What an image says about its job.
 
     Raises:
         JobError: there is none, or it can't be read in time.
@@ -265,18 +292,23 @@ def said_by(path: Path) -> PictureInfo:
 
 
 def _with_model(root: Root, said: PictureInfo) -> tuple[Fields, list[str]]:
-    """The fields, with the checkpoint of the name that another program tells, where one lies here."""
-    if not said.model or said.is_own:
+    """The fields with the checkpoint and the autoencoder that another program names, if they exist here."""
+    if said.is_own:
         return said.fields, said.notes
-    if path := _find_weights(root, said.model):
-        return said.fields | {"ckpt": path}, said.notes
-    note = Message("Model: there is no {model} in models/; the job uses the default ckpt", printable(said.model))
-    return said.fields, [*said.notes, note]
+    found = {"ckpt": _find_weights(root, said.model), "vae": _find_weights(root, said.vae)}
+    notes = [*said.notes]
+    if said.model and not found["ckpt"]:
+        text = "Model: there is no {model} in models/; the job uses the default ckpt"
+        notes.append(Message(text, printable(said.model)))
+    if said.vae and not found["vae"]:
+        lacking = "VAE: there is no {vae} in models/; the job uses the checkpoint's own"
+        notes.append(Message(lacking, printable(said.vae)))
+    return said.fields | {name: path for name, path in found.items() if path}, notes
 
 
 def _find_weights(root: Root, stem: str) -> str:
-    """The checkpoint of this name, with or without its suffix, in models/, from the root; empty where there is none."""
-    for number, path in enumerate(files.below(root.models) if root.models.is_dir() else ()):
+    """A checkpoint in models/ with this name, with or without suffix, as a path from the root; or empty."""
+    for number, path in enumerate(files.below(root.models) if stem and root.models.is_dir() else ()):
         if number > MOST_WEIGHTS:
             break
         if stem in (path.stem, path.name) and path.suffix.lower() in WEIGHTS:
@@ -285,7 +317,7 @@ def _find_weights(root: Root, stem: str) -> str:
 
 
 def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
-    """The fields that a job can have, and why the others were left out: another program's values need not be ours."""
+    """The fields that a job can have, and why the others were left out: values of another program may not be valid."""
     known = Txt2Img.model_fields | Img2Img.model_fields
     notes = [
         printable(Message("{name}: is not a field of a job, and was left out", name))
@@ -301,6 +333,8 @@ def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
         fitting = {name: value for name, value in fitting.items() if name not in ("init_img", "strength")}
     if "init_img" in fitting:
         fitting = {name: value for name, value in fitting.items() if name in Img2Img.model_fields}
+    if fitting.get("seeding") == auto_seeding(fitting.get("sampler", "ddim")):
+        del fitting["seeding"]
     try:
         job_kind(fitting).model_validate(fitting)
     except ValidationError as error:
@@ -311,7 +345,7 @@ def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
 
 
 def _number(value: Any, kind: Any) -> Any:
-    """A number that was kept as text, or a whole one with a point."""
+    """A number that was stored as text, or a whole number with a decimal point."""
     if kind not in (int, float) or not isinstance(value, str | float):
         return value
     try:
@@ -322,7 +356,7 @@ def _number(value: Any, kind: Any) -> Any:
 
 
 def _record(root: Root, job_id: str) -> Fields:
-    """A done job's manifest; nothing where it can't be understood any more."""
+    """The manifest of a done job; empty if it can't be read."""
     try:
         record = scan.read_record(root.done / job_id / MANIFEST)
     except OSError:

@@ -1,7 +1,7 @@
-"""What folders of jobs say of the pictures in them: the entries of the history, read from files alone.
+"""Reads job folders as entries of the history, from files alone.
 
-A done folder is read by its manifest, a failed one by the file that was dropped and error.txt. Whoever has the folder
-may have edited it, so everything is taken as far as it makes sense, and nothing raises for what it says.
+A done folder is read from its manifest, a failed one from the dropped file and error.txt. People may have edited them,
+so everything is used as far as it makes sense, and invalid content never raises an error.
 """
 
 import json
@@ -34,7 +34,7 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class PictureEntry:
-    """One picture of an entry: its file from the entry's folder, and where else it lies, from the root."""
+    """One image of an entry: its file relative to the entry's folder, and its other place, from the root."""
 
     file: str
     published: str | None = None
@@ -44,7 +44,7 @@ class PictureEntry:
 
 @dataclass(frozen=True)
 class JobEntry:
-    """A job as the history has it.
+    """A job in the history.
 
     Attributes:
         id: its folder's name; of what was found in outputs/, where it lies.
@@ -79,7 +79,7 @@ class JobEntry:
 
 
 def read_folder(root: Root, folder: Path) -> JobEntry | None:
-    """A done or failed job folder's entry; None where it is neither (any more)."""
+    """The entry of a done or failed job folder; None if it is neither."""
     is_done = folder.parent == root.done
     try:
         stamp = stamp_of(folder / (MANIFEST if is_done else ERROR))
@@ -118,7 +118,7 @@ def _done(root: Root, folder: Path, stamp: int) -> JobEntry:
 
 
 def _lines(folder: Path, record: Facts) -> list[str]:
-    """The prompt file's lines, of which the manifest has only the beginnings."""
+    """The lines of the prompt file; the manifest has only their beginnings."""
     for listed in _list(record, "inputs"):
         file = _inner(_text(listed, "file"))
         if _text(listed, "field") == "from_file" and file:
@@ -128,7 +128,7 @@ def _lines(folder: Path, record: Facts) -> list[str]:
 
 
 def _whole(listed: Facts, lines: list[str]) -> str | None:
-    """A listed picture's own prompt, if it has one, as whole as it is to be had."""
+    """The own prompt of a listed image, complete if possible."""
     short, number = _text(listed, "prompt", MAX_PROMPT), listed.get("index")
     line = lines[number % len(lines)] if lines and isinstance(number, int) else ""
     return line if short and line.startswith(short.removesuffix("...")) else short or None
@@ -172,7 +172,7 @@ def _entry(
 
 
 def of_job(job: Facts) -> Facts:
-    """An entry's fields that a job's parameters tell."""
+    """The fields of an entry that come from the job's parameters."""
     seed, steps = job.get("seed"), job.get("ddim_steps")
     return {
         "prompt": _text(job, "prompt", MAX_PROMPT),
@@ -188,14 +188,14 @@ def of_job(job: Facts) -> Facts:
 
 
 def read_record(manifest: Path) -> Facts:
-    """A manifest's content; nothing where it can't be understood any more."""
+    """The content of a manifest; empty if it can't be read."""
     data = files.read_regular(manifest, MAX_RECORD) or b""
     document = next(read_yaml(data.decode("utf-8", "replace")), None)
     return document.value if isinstance(document, Document) and isinstance(document.value, dict) else {}
 
 
 def parse_dropped(folder: Path, root: Root) -> reader.Parsed | None:
-    """The job of a folder as it would be drawn now: its part of the file; None where there is none to read."""
+    """The job of a folder's file, parsed again; None if there is none."""
     claim = read_claim(folder)
     if claim is None or _inner(claim.file) != claim.file:
         return None
@@ -211,12 +211,12 @@ def _parse(data: bytes, name: str, defaults: str) -> list[reader.Parsed]:
 
 
 def stamp_of(path: Path) -> int:
-    """When a file was written, in nanoseconds, as far as SQLite can count."""
+    """When a file was written, in nanoseconds, within SQLite's range."""
     return min(path.stat().st_mtime_ns, 2**63 - 1)
 
 
 def moment(stamp: int) -> datetime:
-    """A file's time, given in nanoseconds; the first of all for one that no calendar has."""
+    """A file's time from nanoseconds; the earliest time if it is outside the calendar."""
     try:
         return datetime.fromtimestamp(stamp / 1e9, UTC)
     except (ValueError, OverflowError, OSError):
@@ -224,7 +224,7 @@ def moment(stamp: int) -> datetime:
 
 
 def size_of(picture: Path) -> tuple[int, int]:
-    """Width and height in pixels; 0 where they can't be told."""
+    """Width and height in pixels; 0 if unknown."""
     return png_text.size(picture) or (0, 0)
 
 
@@ -236,13 +236,13 @@ def _samples(folder: Path) -> Iterator[PictureEntry]:
 
 
 def from_root(root: Root, named: str) -> str:
-    """A path that a job named, as the history knows pictures: from the root, without detours."""
+    """A path that a job named, relative to the root and normalized."""
     path = posixpath.normpath(named)
     return path.removeprefix(f"{root.path}/")
 
 
 def _inner(file: str) -> str:
-    """A name inside the folder; empty where it leads out of it."""
+    """A name inside the folder; empty if it leads out."""
     path = posixpath.normpath(file) if file else ""
     return "" if path.startswith(("/", "..")) or path == "." else path
 

@@ -1,9 +1,9 @@
-"""One answer to a search, newest first, from the index of grams.
+"""Answers one search, newest first, from the index of grams.
 
-SQLite meets the lists of pieces with each other from the newest on, and returns with the first row that is in all: that
-is soon, but where two frequent words are never in the same text. So it is stopped after a moment, and the lists are met
-for one span of time after another, each a list too. Others get their turn in between, and whoever can't wait is told
-where to go on.
+SQLite intersects the lists of pieces from the newest on, and returns the first row that is in all of them. That is
+fast, except if two frequent words are never in the same text. So it is stopped after a moment, and the lists are
+intersected for one time span after another (a span is a list too). Other threads can work in between, and a caller that
+can't wait learns where to continue.
 """
 
 import math
@@ -23,7 +23,7 @@ Ask = Callable[[Callable[[sqlite3.Connection], Any]], Any]
 
 
 class Found(list[PictureRecord]):
-    """What was found; `rest` is the key to go on from, None where there is no more."""
+    """The images; `rest` is the key from which to continue, None if there are no more."""
 
     rest: int | None = None
 
@@ -31,9 +31,9 @@ class Found(list[PictureRecord]):
 def search(
     ask: Ask, match: str, numbers: tuple[str, ...], since: int, before: int | None, limit: int, patience: float
 ) -> Found:
-    """Up to `limit` pictures with keys from `since` to below `before`; fewer, if more than `patience` seconds go by.
+    """Up to `limit` images with keys from `since` to below `before`; fewer if more than `patience` seconds pass.
 
-    They have all the pieces of `match`, and those of `numbers` that are a picture's own, as it is named: 00007.
+    They have all pieces of `match`, and those of `numbers` that are part of an image's own name: 00007.
     """
     now = perf_counter()
     deadline = now + patience
@@ -66,7 +66,7 @@ def _bounds(database: sqlite3.Connection, below: int, since: int) -> tuple[int, 
 def _step(
     database: sqlite3.Connection, match: str, oldest: int, end: int, limit: int, seconds: float
 ) -> tuple[list[int], int]:
-    """Runs with keys up to `end`, and the key down to which there is none but these."""
+    """Runs with keys up to `end`, and the key down to which these are all."""
     question = """
         SELECT g.rowid FROM grams g WHERE grams MATCH ? AND g.rowid <= ? AND g.rowid >= ? ORDER BY g.rowid DESC"""
     runs: list[int] = []
@@ -88,7 +88,7 @@ def _step(
 
 
 def _step_in_span(database: sqlite3.Connection, match: str, oldest: int, end: int, limit: int) -> tuple[list[int], int]:
-    """The same for the rest of the span of time in which the next picture is, which is not stopped."""
+    """The same for the rest of the time span with the next image; this query is not stopped."""
     (last,) = database.execute("SELECT max(key) FROM pictures WHERE key <= ?", (end,)).fetchone()
     if last is None:
         return [], oldest
@@ -98,7 +98,7 @@ def _step_in_span(database: sqlite3.Connection, match: str, oldest: int, end: in
 
 
 def _pictures(database: sqlite3.Connection, runs: list[int], below: int, limit: int, numbers: tuple[str, ...]) -> Found:
-    """The pictures of runs; of those that are found by a picture's number those alone that have it."""
+    """The images of runs; if an image's number was searched, only images with it."""
     which = " WHERE p.run IN (SELECT value FROM json_each(?)) AND p.key < ?"
     prompts = "coalesce(p.prompt, j.prompt) || j.negative"
     texts = f"p.file || coalesce(p.published, '') || {prompts} || j.name || j.reason || j.file"
@@ -108,7 +108,7 @@ def _pictures(database: sqlite3.Connection, runs: list[int], below: int, limit: 
 
 
 def _rest(database: sqlite3.Connection, reached: int) -> int | None:
-    """The key behind that of the next picture which no run from `reached` on has."""
+    """The key after the next image that no run from `reached` on has."""
     question = "SELECT key + 1 FROM pictures WHERE key < ? AND run < ? ORDER BY key DESC LIMIT 1"
     (rest,) = database.execute(question, (reached, reached)).fetchone() or (None,)
     return rest

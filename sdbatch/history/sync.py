@@ -1,9 +1,9 @@
-"""What the folders have become since the index was brought up to date: jobs that are new or gone, found pictures.
+"""Updates the index from the folders: new and removed jobs, and found images.
 
-It looks first, and locks only to write what it found: another may be writing, for long.
+It reads first, and locks only to write, because another process may write for long.
 
-A folder in which nothing was made, renamed or deleted since is not read again: its time tells, once it is older than
-the coarsest clock of a filesystem.
+A folder in which nothing was created, renamed or deleted is not read again: its modification time shows this, once it
+is older than the coarsest clock of a filesystem.
 """
 
 import json
@@ -31,14 +31,14 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def refresh(root: Root, database: sqlite3.Connection, passed_over: list[str]) -> int:
-    """Bring the index up to date; says how many jobs were taken in or out, and which pictures could not be read."""
+    """Update the index; returns how many jobs were added or removed, and which images could not be read."""
     with Reader() as reader:
         sync_folder = partial(_sync_folder, root, database, reader, passed_over)
         return _refresh_jobs(root, database) + _refresh_outputs(root, database, sync_folder)
 
 
 def take_in(root: Root, database: sqlite3.Connection, folders: Sequence[Path]) -> int:
-    """Put job folders in; what was known of one that is neither done nor failed (any more) goes."""
+    """Add job folders; a job that is neither done nor failed is removed."""
     entries = [(folder, scan.read_folder(root, folder)) for folder in folders]
     with index.writing(database):
         for folder, entry in entries:
@@ -76,7 +76,7 @@ def _refresh_jobs(root: Root, database: sqlite3.Connection) -> int:
 
 
 def _refresh_outputs(root: Root, database: sqlite3.Connection, look_into: Callable[[Path, list[str]], int]) -> int:
-    """Take in what lies in outputs/ and belongs to no job; forget what was found there and is gone."""
+    """Add images in outputs/ that belong to no job; remove those that are gone."""
     if not root.outputs.is_dir():
         return 0  # likewise
     rows = database.execute("SELECT path, mtime, names, looked FROM places WHERE path NOT GLOB 'jobs/*'")
@@ -115,7 +115,7 @@ def _sync_folder(
     folder: Path,
     names: list[str],
 ) -> int:
-    """Bring one folder's found pictures up to date."""
+    """Update the found images of one folder."""
     shown = root.show(folder)
     there = {f"{shown}/{name}" for name in names}
     # Asked of each name that lies there, since thousands of jobs may have had each of them one after another.
@@ -142,7 +142,7 @@ def _sync_folder(
 
 
 def _found_in(database: sqlite3.Connection, shown: str) -> dict[str, str]:
-    """The found pictures of a folder, not of those in it, and the entry that each belongs to."""
+    """The found images of a folder without subfolders, and the entry of each."""
     question = (
         "SELECT p.published, j.id FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - j.pictures + 1 AND j.key "
         "WHERE j.state = 'earlier' AND j.place IN (?, ?)"
@@ -156,7 +156,7 @@ def _forget(database: sqlite3.Connection, job_ids: Iterable[str]) -> int:
 
 
 def _names(folder: Path) -> dict[str, bool]:
-    """The names of a folder's pictures and subfolders, but for grids and what is hidden, and whether it is a folder."""
+    """The images and subfolders of a folder, without grids and hidden files, and whether it is a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         return {
             entry.name: entry.is_dir(follow_symlinks=False)
@@ -173,20 +173,20 @@ def _is_job(folder: Path) -> bool:
 
 
 def _stamp(folder: Path) -> int:
-    """When a job failed: one that was retried may have failed once more since."""
+    """When a job failed, because a retried job may fail again."""
     with suppress(OSError):
         return scan.stamp_of(folder / ERROR)
     return 0
 
 
 def _time_told(folder: Path) -> int:
-    """The same of a folder of outputs/: what a setup.json tells of samples/ lies above it, and may come later."""
+    """The same for a folder of outputs/: the setup.json for samples/ is one level up, and may appear later."""
     times = (_time(folder), _time(folder.parent) if folder.name == SAMPLES else 1)
     return sum(times) if all(times) else 0
 
 
 def _time(folder: Path) -> int:
-    """When a folder was changed, in nanoseconds; 0 where that is too close to say that nothing came after it."""
+    """When a folder was changed, in nanoseconds; 0 if that is too recent to exclude later changes."""
     try:
         changed = folder.stat().st_mtime_ns
     except OSError:

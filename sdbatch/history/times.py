@@ -1,4 +1,4 @@
-"""Times as people give them: 2026-11-20, 2026-11-20 18:30, or how long ago: 90m, 12h, 3d, 2w."""
+"""Times that people type: 2026-11-20, 2026-11-20 18:30, or how long ago: 90m, 12h, 3d, 2w."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(day
 
 
 def since(text: str, now: datetime) -> datetime:
-    """The moment that a person means; a time without a zone is this machine's.
+    """The time that a text means; without a zone it is local time.
 
     Raises:
         JobError: it can't be understood.

@@ -1,10 +1,11 @@
-"""Cut text into the pieces that it is searched by. Prompts and the words of a search are cut in the same way.
+"""Cuts text into the pieces for the search; prompts and search words are cut in the same way.
 
-Where spaces divide words, the pieces are the beginnings of each word: "truck" is found by t, tr, tru and so on.
-Where none do, as in Chinese, the pieces are all runs of one, two or three characters: 一只可爱的猫 is found by 猫,
-by 可爱 and by 爱的猫; of longer runs all threes must be there.
-SQLite's own prefixes would need a list for each length, of every fact beside the words too; its trigrams can't find
-two characters, which most Chinese words have, and cut a rare English word into frequent pieces.
+In scripts with spaces the pieces are the beginnings of each word: "truck" is found by t, tr, tru and so on. In scripts
+without spaces, such as Chinese, they are all runs of one, two or three characters: 一只可爱的猫 is found by
+猫, by 可爱 and by 爱的猫; a longer search text needs all its runs of three.
+
+SQLite's own prefix index would need a list for each length, also of every fact. Its trigrams can't find two characters,
+the length of most Chinese words, and cut a rare English word into frequent pieces.
 """
 
 import re
@@ -16,9 +17,9 @@ _ROW = "\x1f"  # stands before each character of a script that puts no blanks be
 
 
 class _Folding(dict[int, str]):
-    """Characters in one case and width and without accents: café is found by cafe. Punctuation only parts words.
+    """Normalizes case, width and accents: café is found by cafe. Punctuation only separates words.
 
-    One by one, as Python's time to sort the marks of a letter grows with the square of their number.
+    Character by character, because Python's time to sort the marks of a letter grows with the square of their number.
     """
 
     def __missing__(self, code: int) -> str:
@@ -31,7 +32,7 @@ _FOLDED = _Folding({ord(c): to for c, to in zip("øØłŁđĐħĦ", "oollddhh", 
 
 
 def _marked(character: str) -> str:
-    """By Unicode's category. Lo are the letters of scripts without cases, most of which put no blanks between words."""
+    """By Unicode category. Lo are letters of scripts without case, most of which have no spaces between words."""
     if "\u0300" <= character < "\u0370":  # the accents of Latin, Greek and Cyrillic letters
         return ""
     category = unicodedata.category(character)
@@ -41,7 +42,7 @@ def _marked(character: str) -> str:
 
 
 def pieces(text: str) -> set[str]:
-    """What a text is found by."""
+    """The pieces by which a text is found."""
     return {
         part[at : at + size]
         for part, longest in _parts(text)
@@ -51,7 +52,7 @@ def pieces(text: str) -> set[str]:
 
 
 def pieces_of_words(text: str) -> list[str]:
-    """The pieces of every text that has these words in it."""
+    """The pieces that every text with these words has."""
     return [
         part[at : at + longest]
         for part, longest in _parts(text)
@@ -60,6 +61,6 @@ def pieces_of_words(text: str) -> list[str]:
 
 
 def _parts(text: str) -> list[tuple[str, int]]:
-    """The words of a text, and the rows of characters that don't stand apart; each with its longest piece."""
+    """Words, and runs of characters in scripts without spaces, each with its longest piece."""
     found = re.findall(f"(?:{_ROW}.)+|[^{_ROW} ]+", text.translate(_FOLDED))
     return [(part.replace(_ROW, ""), IN_A_ROW if part[0] == _ROW else BEGINNING) for part in found]

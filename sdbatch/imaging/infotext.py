@@ -7,8 +7,9 @@ once from start to end, without regular expressions that could backtrack.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from sdbatch.errors import printable
@@ -23,18 +24,28 @@ _SURE = {"Steps", "Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
 _PIPED = re.compile(r"\s*Steps: \d+ \| ")
 _BLANKS = re.compile(r"\s*")
 _QUOTED = json.JSONDecoder()
+EMPHASIS, NO_EMPHASIS = "Original", "None"  # the web UIs' names for weights in brackets, and brackets that are letters
+_RNGS = {"CPU": "cpu", "NV": "nv", "GPU": "nv"}
+_ON_THE_CPU = {"ComfyUI", "SwarmUI", "Fooocus", "InvokeAI"}
 _NEGATIVE = "Negative prompt:"
 _NUMBERS: dict[str, tuple[str, Callable[[str], int | float]]] = {
     "Steps": ("ddim_steps", int),
     "CFG scale": ("scale", float),
     "Seed": ("seed", int),
     "Eta": ("ddim_eta", float),
+    "Eta DDIM": ("ddim_eta", float),
+    "Clip skip": ("clip_skip", int),
+    "Variation seed": ("variation_seed", int),
+    "Variation seed strength": ("variation_strength", float),
+    "ENSD": ("eta_noise_seed_delta", int),
 }
 # About the image, but without effect on generating it.
 _SILENT = {
     *("Model", "Model hash", "Version", "RNG", "Size", "Sampler", "Schedule type", "Denoising strength"),
     *("Batch size", "Batch pos"),
 }
+_HASHES = {"Lora hashes", "TI hashes", "Hashes", "VAE", "VAE hash", "Emphasis", "Civitai resources", "Civitai metadata"}
+_HASHES |= {"Created Date", "User", "Time taken", "App", "Operations", "Backend"}
 _WEIGHTED = re.compile(r"\([^()]*:\s*\d|\(\(|\[\[|<(lora|lyco|hypernet):")
 
 
@@ -133,6 +144,7 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     fields: dict[str, Any] = {"prompt": told.prompt, "n_iter": 1, "n_samples": 1}
     if told.negative:
         fields["negative_prompt"] = told.negative
+    fields |= _as_there(told)
     for key, (name, kind) in _NUMBERS.items():
         if key in settings:
             try:
@@ -147,9 +159,9 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     if told.is_img2img:
         template = "Denoising strength: {value}: its start image is not given; for img2img give init_img and strength"
         notes.append(Message(template, printable(settings["Denoising strength"][:80])))
-    if _WEIGHTED.search(told.prompt + told.negative):
-        notes.append(Message("prompt: weights in brackets and <lora:...> are plain words here"))
-    notes += [_left_out(key, value) for key, value in settings.items() if key not in _SILENT and key not in _NUMBERS]
+    notes += _of_the_prompt(told, fields)
+    known = {*_SILENT, *_HASHES, *_NUMBERS}
+    notes += [_left_out(key, value) for key, value in settings.items() if key not in known]
     notes += told.notes
     more = len(notes) - MOST_NOTES
     return fields, notes if more <= 0 else [
@@ -171,6 +183,54 @@ def _sampler(settings: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     return {"sampler": name, "schedule": schedule or "automatic"}, [] if schedule else [
         _left_out("Schedule type", kind)
     ]
+
+
+def _as_there(told: Infotext) -> dict[str, str]:
+    """How the program draws random numbers and reads prompts.
+
+    The web UIs take a GPU's random numbers if the text does not say otherwise, ComfyUI and its kin the CPU's. Where
+    brackets are letters, but a LoRA stands beside them, they are escaped.
+    """
+    settings, is_ours = told.settings, told.settings.get("Version", "").startswith("sdbatch")
+    if told.program and not is_ours:
+        found = {"seeding": "picture", "rng": "cpu"} if told.program in _ON_THE_CPU else {}
+        return found | ({"prompt_syntax": "webui"} if found and _weighted(told) else {})
+    has_letters = settings.get("Emphasis", NO_EMPHASIS if is_ours else EMPHASIS) == NO_EMPHASIS
+    has_lora = "<lora:" in told.prompt
+    found = {"rng": _RNGS.get(settings.get("RNG", "GPU"), "nv")} if "RNG" in settings or not is_ours else {}
+    if not is_ours or {"Variation seed", "ENSD"} & settings.keys():
+        found["seeding"] = "picture"
+    if has_lora or not has_letters:
+        found["prompt_syntax"] = "webui"
+    if has_lora and has_letters:
+        found |= {"prompt": _escaped(told.prompt), "negative_prompt": _escaped(told.negative)}
+    return found
+
+
+def _escaped(text: str) -> str:
+    """With brackets that are letters, but for what stands in <...>."""
+    return re.sub(r"(<\w+:[^<>]*>)|([()\[\]\\])", lambda found: found[1] or f"\\{found[2]}", text)
+
+
+def lora_words(loras: Iterable[tuple[str, float]]) -> str:
+    """LoRAs of these files and weights as the web UIs name them behind a prompt."""
+    return "".join(f" <lora:{PurePath(file).stem}:{weight:g}>" for file, weight in loras)
+
+
+def _weighted(told: Infotext) -> bool:
+    return bool(_WEIGHTED.search(told.prompt + told.negative))
+
+
+def _of_the_prompt(told: Infotext, fields: dict[str, Any]) -> list[str]:
+    """What of the prompt is read in another way here."""
+    emphasis = told.settings.get("Emphasis", EMPHASIS)
+    if emphasis not in (EMPHASIS, NO_EMPHASIS):
+        return [Message("Emphasis: {value} is not available; it is Original here", printable(emphasis[:80]))]
+    if not told.program or not _weighted(told):
+        return []
+    if fields.get("prompt_syntax") == "webui":
+        return [Message("prompt: {program} weights words a little differently", told.program)]
+    return [Message("prompt: weights in brackets and <lora:...> are plain words here")]
 
 
 def _left_out(key: str, value: str) -> str:

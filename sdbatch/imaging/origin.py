@@ -27,7 +27,7 @@ class PictureInfo:
     Attributes:
         fields: of a job; empty if nothing was understood.
         notes: settings that can't be used.
-        model: the checkpoint as another program names it.
+        model, vae: the checkpoint and the autoencoder as another program names them.
         strength: of another program's img2img, whose init image is unknown.
         is_own: whether we wrote it.
         program: the other program, if known.
@@ -39,6 +39,7 @@ class PictureInfo:
     fields: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     model: str = ""
+    vae: str = ""
     strength: float | None = None
     is_own: bool = False
     unread: list[str] = field(default_factory=list)
@@ -53,7 +54,7 @@ def read(path: Path) -> PictureInfo | None:
     size = written.width, written.height
     job = own_text(written).get("job")
     if isinstance(job, dict):  # with from_file, only the other text contains this image's prompt
-        own = infotext.parse(written.texts.get("parameters", "")).prompt if job.get("from_file") else ""
+        own = _own_prompt(job, written.texts.get("parameters", "")) if job.get("from_file") else ""
         return PictureInfo(*size, job | ({"prompt": own} if own else {}), is_own=True, program="sdbatch")
     told = other_programs.read(written.texts)
     if told is None:
@@ -66,7 +67,17 @@ def read(path: Path) -> PictureInfo | None:
         notes.append(ELSEWHERE)
     strength = _number(told.settings["Denoising strength"]) if told.is_img2img else None
     program = " ".join(filter(None, (told.program, version[:80]))) or "a web UI"
-    return PictureInfo(*size, fields, notes, told.settings.get("Model", "")[:1000], strength, program=program)
+    model, vae = (told.settings.get(key, "")[:1000] for key in ("Model", "VAE"))
+    vae = "" if vae in ("None", "Automatic") else vae
+    return PictureInfo(*size, fields, notes, model, vae, strength, program=program)
+
+
+def _own_prompt(job: dict[str, Any], parameters: str) -> str:
+    """The line of a prompt file that an image of ours was made from."""
+    listed = job.get("loras")
+    loras = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    named = [(str(each.get("file")), w) for each in loras if isinstance(w := each.get("weight"), int | float)]
+    return infotext.parse(parameters).prompt.removesuffix(infotext.lora_words(named))
 
 
 def own_text(written: png_text.Written) -> dict[str, Any]:

@@ -4,6 +4,7 @@ stable-diffusion-webui and Forge write `parameters`, in JPEG and WebP the same a
 SwarmUI their own JSON under that name; InvokeAI `invokeai_metadata`, before that `sd-metadata` and `Dream`; NovelAI
 `Description` and a JSON `Comment`; ComfyUI its graph, as `prompt`; Easy Diffusion a text for each field. All of it is
 untrusted: JSON is used as far as it makes sense, and a graph is walked once.
+Long, as each of eight programs has a form of its own.
 """
 
 import json

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from sdbatch import __version__
 from sdbatch.errors import JobError
+from sdbatch.imaging.infotext import EMPHASIS, NO_EMPHASIS, lora_words
 from sdbatch.imaging.strip_metadata import strip_metadata
 from sdbatch.job.parameters import AnyJob, Img2Img, img2img_size
 from sdbatch.job.samplers import SAMPLERS, SCHEDULES
@@ -82,12 +83,8 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
         raise JobError("init_img: the image is damaged, or was copied incompletely") from error
     width, height = img2img_size(*picture.size)
     if width * height > max_drawn:
-        raise JobError(
-            "init_img: would become {width}x{height}; scale it down to {most:,} pixels",
-            width,
-            height,
-            max_drawn,
-        )
+        template = "init_img: would become {width}x{height}; scale it down to {most:,} pixels"
+        raise JobError(template, width, height, max_drawn)
     picture = picture.resize((width, height), resample=Image.Resampling.LANCZOS)
     pixels = np.asarray(picture, dtype=np.float32) / 255.0
     return (2.0 * pixels - 1.0).transpose(2, 0, 1), notes
@@ -96,12 +93,8 @@ def load_init(path: Path, max_read: int, max_drawn: int) -> tuple[npt.NDArray[np
 def _upright(opened: Image.Image, max_read: int) -> tuple[Image.Image, list[str]]:
     """The first frame as RGB, upright, and what was changed."""
     if opened.width * opened.height > max_read:
-        raise JobError(
-            "init_img: {width}x{height} is too large; the limit is {most:,} pixels",
-            opened.width,
-            opened.height,
-            max_read,
-        )
+        template = "init_img: {width}x{height} is too large; the limit is {most:,} pixels"
+        raise JobError(template, opened.width, opened.height, max_read)
     notes: list[str] = []
     if getattr(opened, "n_frames", 1) > 1:
         notes.append(Message("init_img has several frames; the first was used"))
@@ -159,7 +152,7 @@ def write_sample(
     """
     text = PngImagePlugin.PngInfo()
     height, width = pixels.shape[:2]
-    text.add_text("parameters", parameters(job, origin, prompt, width, height))
+    text.add_text("parameters", parameters(job, origin, prompt, width, height, index))
     told = {"sdbatch": __version__, "iteration": iteration, **exact(job, origin, index)}
     # ASCII, since a tEXt chunk is Latin-1: any reader gets the JSON as it was.
     text.add_text("sdbatch", json.dumps(told))
@@ -178,28 +171,44 @@ def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
     return told | dict(origin.finish)
 
 
-def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int) -> str:
+def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int, index: int = 0) -> str:
     """The `parameters` text in the form of stable-diffusion-webui, which every viewer reads."""
+    seeds, is_varied = job.seeds_of(index), job.variation_strength > 0
+    embeddings = (f"{name}: {sha256[:10]}" for name, sha256 in origin.embedding_sha256.items())
     settings: dict[str, object] = {
         "Steps": job.ddim_steps,
         "Sampler": SAMPLERS[job.sampler].title,
         **({"Schedule type": SCHEDULES[job.schedule]} if SAMPLERS[job.sampler].automatic else {}),
         "CFG scale": job.scale,
-        "Seed": job.seed,
+        "Seed": seeds["seed"],
         "Size": f"{width}x{height}",
         "Model hash": origin.model_sha256[:10],
         "Model": origin.model,
+        "VAE hash": origin.vae_sha256[:10] or None,
+        "Denoising strength": job.strength if isinstance(job, Img2Img) else None,
+        "Clip skip": job.clip_skip if job.clip_skip > 1 else None,
+        "Variation seed": seeds["variation_seed"] if is_varied else None,
+        "Variation seed strength": job.variation_strength if is_varied else None,
+        "Eta DDIM": (job.ddim_eta or None) if job.sampler == "ddim" else None,
+        "Eta": job.ddim_eta if job.ddim_eta != (SAMPLERS[job.sampler].eta or 0) and job.sampler != "ddim" else None,
+        "ENSD": job.eta_noise_seed_delta or None,
+        "Emphasis": _emphasis(job, prompt),
+        "TI hashes": ", ".join(embeddings) or None,
+        "RNG": {"cpu": "CPU", "nv": "NV"}.get(job.rng, origin.rng),
+        "Version": f"sdbatch {__version__}",
     }
-    if isinstance(job, Img2Img):
-        settings["Denoising strength"] = job.strength
-    if job.ddim_eta != (SAMPLERS[job.sampler].eta or 0):
-        settings["Eta"] = job.ddim_eta
-    settings |= {"RNG": origin.rng, "Version": f"sdbatch {__version__}"}
-    lines = [prompt]
+    lines = [prompt + lora_words((lora.file, lora.weight) for lora in job.loras)]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
-    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items()))
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None))
     return "\n".join(lines)
+
+
+def _emphasis(job: AnyJob, prompt: str) -> str | None:
+    """What the web UIs are to read in brackets; nothing where there are none."""
+    if job.prompt_syntax == "webui":
+        return EMPHASIS
+    return NO_EMPHASIS if any(sign in prompt + job.negative_prompt for sign in "()[]\\") else None
 
 
 def _quoted(value: object) -> str:

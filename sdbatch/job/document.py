@@ -4,6 +4,7 @@ A job file may come from anybody. So nothing here recurses with the input, follo
 key win. YAML is read from libyaml's events, because its tree builder overflows the C stack on nested brackets. JSON is
 read object by object, because the json module gives no lines. Valid but forbidden input is read to its end, so that
 only this job fails, and not those after it.
+Long, as no parser for YAML or JSON gives lines and bounds its work.
 """
 
 import json
@@ -118,9 +119,8 @@ def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[
         return Message("line {line}: {problem}", slip[0] + 1, slip[1])
     if slip := syntax_hints.beside_the_others(source, context.line if context else mark.line, mark.line, problem):
         return Message("line {line}: {problem}", slip[0] + 1, slip[1])
-    return Message(
-        "line {line}, column {column}: this is not valid YAML: {problem}", mark.line + 1, mark.column + 1, problem
-    )
+    template = "line {line}, column {column}: this is not valid YAML: {problem}"
+    return Message(template, mark.line + 1, mark.column + 1, problem)
 
 
 def _events(text: str) -> Iterator[Event]:
@@ -348,9 +348,8 @@ def read_json(text: str) -> Iterator[Document | JobError]:
     except json.JSONDecodeError as error:
         yield JobError(_not_json(text, error))
     except RecursionError:
-        yield JobError(
-            "line {line}: nested too deeply; a job is flat: fields and values; {unread}", reader.line(), _UNREAD
-        )
+        template = "line {line}: nested too deeply; a job is flat: fields and values; {unread}"
+        yield JobError(template, reader.line(), _UNREAD)
 
 
 def _not_json(text: str, error: json.JSONDecodeError) -> str:

@@ -167,15 +167,17 @@ def read_asked(record: dict[str, Any]) -> Asked:
         raise JobError("follow_up: must be fields and values, such as `prompt: ...`; or remove the block")
     block = {str(key).replace("-", "_"): value for key, value in block.items()}
     left = NOT_CARRIED_OVER | ({"sampler"} if job.get("sampler") == "plms" else set())
-    fields = {key: value for key, value in job.items() if key not in left} | block
+    carried = {key: value for key, value in job.items() if key not in left}
     wanted = block.get("init_img", 0)
     pictures = [Picture.model_validate(entry) for entry in _listed(record, "pictures")]
     picture = _picked(pictures, wanted, folder)
     if picture is None:
-        return Asked(fields, Parent(job=job_id), {})
+        return Asked(carried | block, Parent(job=job_id), {})
+    if job.get("seeding") == "picture":
+        carried["seed"] = picture.seed
     place = f"{folder}/{picture.file}"
     kept = {"init_img": ((place, picture.published or place), picture.sha256)}
-    return Asked(fields | {"init_img": place}, Parent(job=job_id, picture=picture.file), kept)
+    return Asked(carried | block | {"init_img": place}, Parent(job=job_id, picture=picture.file), kept)
 
 
 def _is_ours(name: object) -> TypeGuard[str]:

@@ -23,7 +23,7 @@ class ModelConfig:
     """
 
     side: int = 0
-    encoder: str = "clip"  # or bert
+    encoder: str = "clip"  # or open_clip, bert
 
 
 def read_model_config(ckpt: Path, config: Path) -> ModelConfig:
@@ -62,8 +62,9 @@ def _of_yaml(config: Path) -> ModelConfig:
     latents = int(params["image_size"])
     if params.get("parameterization") == "v" and latents == 64:
         latents = V2_SIDE
-    is_bert = str(params["cond_stage_config"]["target"]).endswith("BERTEmbedder")
-    return ModelConfig(latents * 2 ** (len(levels) - 1), "bert" if is_bert else "clip")
+    embedder = str(params["cond_stage_config"]["target"]).rpartition(".")[2]
+    encoder = {"BERTEmbedder": "bert", "FrozenOpenCLIPEmbedder": "open_clip"}.get(embedder, "clip")
+    return ModelConfig(latents * 2 ** (len(levels) - 1), encoder)
 
 
 def _of_folder(folder: Path) -> ModelConfig:

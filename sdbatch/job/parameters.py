@@ -2,6 +2,7 @@
 
 A job with `init_img` does what `scripts/img2img.py` does, any other what `scripts/txt2img.py` does. Jobs know no files
 and no queue: paths are text until the service has resolved them inside its root.
+Long, as it lists every parameter with its limits and words.
 """
 
 import re
@@ -312,15 +313,20 @@ class Job(BaseModel):
     @property
     def seeded_by(self) -> Literal["job", "picture"]:
         """What `seeding` means."""
-        if self.seeding != "auto":
-            return self.seeding
-        return "job" if self.sampler in ("ddim", "plms") else "picture"
+        return auto_seeding(self.sampler) if self.seeding == "auto" else self.seeding
+
+    def seeds_of(self, number: int) -> dict[str, int]:
+        """The seeds by which image `number` of the job, from 0, is drawn alone."""
+        own = number if self.seeded_by == "picture" else 0
+        return {"seed": self.seed + own, "variation_seed": self.variation_seed + own * bool(self.variation_strength)}
 
     @model_validator(mode="after")
     def _pictures_vary_by_their_own_seeds(self) -> Self:
         for name in ("variation_strength", "eta_noise_seed_delta"):
             if getattr(self, name) and self.seeded_by == "job":
                 raise FieldError(name, "needs seeding: picture")
+        if self.fixed_code and self.seeded_by == "picture":
+            raise FieldError("fixed_code", "needs seeding: job")
         return self
 
     @model_validator(mode="after")
@@ -429,6 +435,11 @@ def with_sampler(fields: dict[str, Any]) -> dict[str, Any]:
     if isinstance(sampler, str) and sampler in SAMPLERS and SAMPLERS[sampler].eta:
         fields.setdefault("ddim_eta", SAMPLERS[sampler].eta)
     return fields
+
+
+def auto_seeding(sampler: object) -> Literal["job", "picture"]:
+    """What `seeding: auto` means: DDIM and PLMS draw as the scripts, all others as the web UIs."""
+    return "job" if sampler in ("ddim", "plms") else "picture"
 
 
 def job_kind(fields: dict[str, Any]) -> type[Txt2Img | Img2Img]:

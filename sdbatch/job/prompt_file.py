@@ -19,11 +19,8 @@ def read_lines(path: Path) -> list[str]:
     """
     data = files.read_regular(path, MAX_BYTES + 1) or b""
     if len(data) > MAX_BYTES or data.count(b"\n") > MAX_LINES:
-        raise JobError(
-            "from_file: the file is too long; the limit is {lines:,} lines and {bytes:,} bytes",
-            MAX_LINES,
-            MAX_BYTES,
-        )
+        template = "from_file: the file is too long; the limit is {lines:,} lines and {bytes:,} bytes"
+        raise JobError(template, MAX_LINES, MAX_BYTES)
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -32,12 +29,8 @@ def read_lines(path: Path) -> list[str]:
         raise JobError("from_file: the file is empty; it needs a prompt on each line")
     for number, line in enumerate(lines, 1):
         if len(line) > MAX_PROMPT:
-            raise JobError(
-                "from_file: line {number} has {count:,} characters; the limit of a prompt is {most:,}",
-                number,
-                len(line),
-                MAX_PROMPT,
-            )
+            template = "from_file: line {number} has {count:,} characters; the limit of a prompt is {most:,}"
+            raise JobError(template, number, len(line), MAX_PROMPT)
         if any(category(c) == "Cc" and c != "\t" for c in line):
             raise JobError("from_file: line {number} contains a control character; remove it", number)
     return lines

@@ -2,6 +2,7 @@
 
 One file may hold several jobs: YAML documents, a JSON array, or JSON objects one after another. Each is valid or
 invalid alone. After a syntax error nothing can be recognized, so the rest of the file is one invalid job.
+Long, as most of it says what is wrong.
 """
 
 import re
@@ -85,9 +86,8 @@ def _decode(data: bytes) -> str:
     if found := _UNPRINTABLE.search(text):
         line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())
         code = f"{ord(found[0]):04X}"
-        raise JobError(
-            "line {line}, column {column}: control character U+{code}; is the file damaged?", line, column, code
-        )
+        template = "line {line}, column {column}: control character U+{code}; is the file damaged?"
+        raise JobError(template, line, column, code)
     return text
 
 
@@ -156,12 +156,8 @@ class _Written:
                 )
                 raise JobError("{where}{name}: {text}", self._where(name), name, text)
         if len(self.given) > MAX_FIELDS:
-            raise JobError(
-                "{where}{count:,} fields; the limit is {most} per job",
-                self._where(name),
-                len(self.given),
-                MAX_FIELDS,
-            )
+            template = "{where}{count:,} fields; the limit is {most} per job"
+            raise JobError(template, self._where(name), len(self.given), MAX_FIELDS)
         self.given.pop("$schema", None)  # editors' own
         self.fields = {name: value for name, value in self.given.items() if not _is_unsaid(name, value)}
         self.is_idle_strength = (
@@ -206,9 +202,8 @@ class _Written:
             for at, comment in self.document.cut.items():
                 is_its_own = at == path and name in _TEXTS and name in self.fields
                 if is_its_own or (name == "loras" and len(at) > len(path) > 0 and at[: len(path)] == path):
-                    yield Message(
-                        "line {line}: {field}: {problem}", self.document.lines.get(at, self.start), name, _cut(comment)
-                    )
+                    template = "line {line}: {field}: {problem}"
+                    yield Message(template, self.document.lines.get(at, self.start), name, _cut(comment))
         for name in filter(_TEXTS.__contains__, self.fields):
             if said := syntax_hints.in_curly_quotes(self.fields[name]):
                 yield Message("{where}{field}: {problem}", self._where(name), name, said)
@@ -217,12 +212,8 @@ class _Written:
         if self.fields.get("laion400m") is True:
             for name, value in LAION400M.items():
                 if self.fields.get(name, value) != value:
-                    yield Message(
-                        "{where}{name}: has no effect: laion400m sets it to {value}",
-                        self._where(name),
-                        name,
-                        value,
-                    )
+                    template = "{where}{name}: has no effect: laion400m sets it to {value}"
+                    yield Message(template, self._where(name), name, value)
 
     def _where(self, name: str) -> str:
         return Message("line {line}: ", self.document.lines.get(self.paths.get(name, ()), self.start))

@@ -39,6 +39,8 @@ def remarks(job: AnyJob, lines: Sequence[str] | None, made: ModelConfig) -> list
     """The remarks on a job; `lines` are those of from_file."""
     prompts = [("prompt", job.prompt), ("negative_prompt", job.negative_prompt)]
     found = [*_of_fields(job, lines)]
+    if job.clip_skip > 1 and made.encoder != "clip":
+        found.append(Message("clip_skip: has no effect on this model: it is for v1's text encoder"))
     is_webui = job.prompt_syntax == "webui"
     for field, text in prompts if lines is None else prompts[1:]:
         said = (what for _, what in _of_text(text, made, is_webui=is_webui))
@@ -128,9 +130,8 @@ def _lines(numbers: list[int]) -> str:
 
 def _too_long(count: int, rest: str) -> str:
     number = Message("1 token") if count == 1 else Message("{count} tokens", count)
-    return Message(
-        "{number} from {text} on have no effect: the text encoder reads {most}", number, _quoted(rest), tokens.READ
-    )
+    template = "{number} from {text} on have no effect: the text encoder reads {most}"
+    return Message(template, number, _quoted(rest), tokens.READ)
 
 
 def _quoted(text: str) -> str:

@@ -128,9 +128,8 @@ def _foreign_sign(line: str) -> str:
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return Message("a tab at the start of the line; YAML needs spaces there")
     if found := _WIDE.fullmatch(line):
-        return Message(
-            "{field}: a full-width colon; write {instead}", found["name"], _shown(found["name"] + ": " + found["value"])
-        )
+        template = "{field}: a full-width colon; write {instead}"
+        return Message(template, found["name"], _shown(found["name"] + ": " + found["value"]))
     head = re.match(r"[^:]*:?.", line)
     if head and (what := invisible(head[0])):
         return Message("{character} in place of a space; write {instead}", what, _shown(plain_spaces(line)))

@@ -98,13 +98,11 @@ def _become(uid: int) -> None:
     os.environ |= {"HOME": home, "USER": name_of(uid), "LOGNAME": name_of(uid)}
     # From here on, imports are read as that account.
     if closed := [place for place in _needed() if not os.access(place, os.R_OK | os.X_OK)]:
-        raise JobError(
-            "{why}; but that account can't reach {closed}: install sdbatch and its Python where everyone "
-            "may look, such as /opt, then {remedy}",
-            why,
-            closed[0],
-            remedy,
+        template = (
+            "{why}; but that account can't reach {closed}: install sdbatch and its Python where everyone may look, "
+            "such as /opt, then {remedy}"
         )
+        raise JobError(template, why, closed[0], remedy)
 
 
 def _needed() -> list[Path]:

@@ -12,6 +12,8 @@ from sdbatch.messages import Message, here
 from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
 
+SEPARATORS = ", \uff0c"
+
 
 def config_lines(root: Root, *, as_json: bool) -> Iterator[str]:
     """Every key with its value and where it was set, and the value of a running service if it differs.
@@ -27,7 +29,7 @@ def config_lines(root: Root, *, as_json: bool) -> Iterator[str]:
     width = max(len(_setting(value)) for value in values)
     yield Message("settings in use; line numbers are those of {path}", read.path)
     for value in values:
-        yield f"{_setting(value):{width}}  {here(value.origin).removeprefix(f'{read.path}, ')}"
+        yield f"{_setting(value):{width}}  {here(value.origin).removeprefix(str(read.path)).lstrip(SEPARATORS)}"
         if other := _difference(value, running):
             yield Message("  but the running service uses {value}; {remedy}", _shown(other["running"]), _remedy(value))
     yield from _notes(read)

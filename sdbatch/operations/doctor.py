@@ -2,6 +2,7 @@
 
 The checks that need torch run in a child process, `renderer/examine.py`, with a time limit: a crash or a hang of torch
 is a finding too. Nothing is changed, except hidden files that are created and deleted again.
+Long, as each check has its words and its remedy.
 """
 
 import json
@@ -18,6 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sdbatch import __version__
 from sdbatch.config import sources
@@ -26,7 +28,7 @@ from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, Level, ok, problem, w
 from sdbatch.engine.local import PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.job.parameters import Txt2Img
-from sdbatch.messages import Message, here, joined
+from sdbatch.messages import Message, here, joined, unpack
 from sdbatch.operations import environment
 from sdbatch.spool import status_reader
 from sdbatch.storage.files import read_regular
@@ -48,12 +50,10 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     yield finding
     root = settings.apply_to(root)
     yield from environment.check_all(root, settings)
-    yield from _driver(settings.device)
+    yield from _driver(settings.devices)
     if settings.engine != "local":
         yield warning(
-            "engine",
-            Message("it is the fake engine, which makes grey cards"),
-            Message("set `engine: local` in configs/sdbatch.yaml"),
+            "engine", "it is the fake engine, which makes grey cards", "set `engine: local` in configs/sdbatch.yaml"
         )
     else:
         yield from _engine(root, settings, ckpt, config, quick=quick)
@@ -89,7 +89,7 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
         if isinstance(error.__cause__, PermissionError):
             remedy = Message("run it as the service's user, or as a member of its group")
             return Settings.model_construct(), warning(
-                "settings", Message("{problem}; checked with the defaults", error), remedy
+                "settings", "{problem}; checked with the defaults", remedy, error
             )
         remedy = Message(
             "correct it; without it the settings are those of {root}/configs/sdbatch.yaml in a new root", root.path
@@ -101,20 +101,19 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
             "{path} contains the hash of the page's password, and every account on this machine may read it", path
         )
         return settings, warning("settings", text, Message("chmod o= {path}", path))
-    return settings, ok("settings", Message("{versions}; device {device}", said, settings.device))
+    return settings, ok("settings", "{versions}; devices {devices}", said, settings.devices)
 
 
-def _driver(device: str) -> Iterator[Finding]:
+def _driver(devices: str) -> Iterator[Finding]:
     """A GPU without a driver can't be used, and nothing else would report it."""
     gpus = [card for card in PCI.glob("*") if _is_nvidia_gpu(card)]
-    if gpus and not NVIDIA_DRIVER.exists() and device != "cpu":
+    if gpus and not NVIDIA_DRIVER.exists() and not set(devices.split(",")) <= {"cpu"}:
         yield warning(
             "driver",
-            Message("there is an NVIDIA GPU ({name}), but its driver isn't loaded", gpus[0].name),
-            Message(
-                "install NVIDIA's driver and restart the machine (`modprobe nvidia` shows the error), or "
-                "pass the GPU into the container; to use the CPU, set `device: cpu` in configs/sdbatch.yaml"
-            ),
+            "there is an NVIDIA GPU ({name}), but its driver isn't loaded",
+            "install NVIDIA's driver and restart the machine (`modprobe nvidia` shows the error), or "
+            "pass the GPU into the container; to use the CPU, set `devices: cpu` in configs/sdbatch.yaml",
+            gpus[0].name,
         )
 
 
@@ -137,16 +136,18 @@ def _engine(root: Root, settings: Settings, ckpt: str, config: str, *, quick: bo
         if not os.access(path, os.R_OK):
             yield problem(
                 "checkpoint",
-                Message("{path} can't be read", path),
+                "{path} can't be read",
                 Message("let the service's user read it: chmod a+r {path}", path),
+                path,
             )
             quick = True
     if quick:
         yield ok(
-            "checkpoint",
-            Message("{model} exists; it was not loaded, so it is not known whether it fits its config", model[0]),
+            "checkpoint", "{model} exists; it was not loaded, so it is not known whether it fits its config", model[0]
         )
     yield from _child(settings, None if quick else model)
+    for device in dict.fromkeys(settings.devices.split(",")[1:]):
+        yield from (finding for finding in _child(settings, None, device) if finding.about == "device")
 
 
 def _no_model(root: Root, ckpt: str, why: str) -> Finding:
@@ -162,10 +163,11 @@ def _no_model(root: Root, ckpt: str, why: str) -> Finding:
     return problem("checkpoint", why, remedy)
 
 
-def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Finding]:
-    """The findings of renderer/examine.py, line by line; if it ends early, that is a finding too."""
+def _child(settings: Settings, model: tuple[Path, Path] | None, device: str = "") -> Iterator[Finding]:
+    """The findings of renderer/examine.py about a device, line by line; if it ends early, that is a finding too."""
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), settings.device, *map(str, model or ())]
+    device = device or settings.devices.partition(",")[0]
+    command = [sys.executable, "-m", "sdbatch.renderer.examine", str(writing), device, *map(str, model or ())]
     open_checks = ["torch", "device", "tokenizer", *(["checkpoint"] if model else []), "network"]
     with os.fdopen(reading, encoding="utf-8") as answers, tempfile.TemporaryFile() as words:
         try:
@@ -183,11 +185,7 @@ def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Find
                 sys.executable,
                 error.strerror,
             )
-            yield problem(
-                "torch",
-                text,
-                Message("let this user run that Python, or install sdbatch with one that all may run"),
-            )
+            yield problem("torch", text, "let this user run that Python, or install sdbatch with one that all may run")
             return
         finally:
             os.close(writing)
@@ -195,7 +193,8 @@ def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Find
         timer.start()
         try:
             for line in answers:
-                finding = Finding(**json.loads(line))
+                told: dict[str, Any] = {name: unpack(text) for name, text in json.loads(line).items()}
+                finding = Finding(**told)
                 open_checks.remove(finding.about)
                 yield finding
             child.wait()
@@ -213,9 +212,7 @@ def _child(settings: Settings, model: tuple[Path, Path] | None) -> Iterator[Find
 def _broken_off(about: str, code: int, said: list[str], limit: float | None) -> Finding:
     if limit is not None:
         text = Message("no answer within {limit} seconds (hang_seconds in configs/sdbatch.yaml)", f"{limit:g}")
-        return problem(
-            about, text, Message("a slow disk, or a driver that hangs: see what `nvidia-smi` and `dmesg` say")
-        )
+        return problem(about, text, "a slow disk, or a driver that hangs: see what `nvidia-smi` and `dmesg` say")
     how = Message("signal {number}", -code) if code < 0 else Message("exit code {number}", code)
     text = joined("\n", [Message("the checking process ended with {how}; its last words:", how), *said])
     remedy = Message(
@@ -232,28 +229,41 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
             reason = said.decode(errors="replace").strip() or Message("a person created that file")
             yield warning(
                 "service",
-                Message("paused by {path}: {reason}", root.pause, reason),
+                "paused by {path}: {reason}",
                 Message("when that is done: sdbatch resume --root {root}", root.path),
+                root.pause,
+                reason,
             )
     if root.status.exists() and not os.access(root.status, os.R_OK):
         yield warning(
-            "service",
-            Message("{account} can't read {path}", root.status, environment.user_name()),
-            _ask_the_group(root),
+            "service", "{account} can't read {path}", _ask_the_group(root), environment.user_name(), root.status
         )
         return
     facts = status_reader.read_status(root)
     pid, trouble = facts.get("pid"), str(facts.get("problem") or "")
     if not status_reader.is_running(facts, datetime.now(UTC)):
-        yield ok("service", Message("none runs here now; start one: sdbatch serve --root {root}", root.path))
+        yield ok("service", "none runs here now; start one: sdbatch serve --root {root}", root.path)
     elif trouble and not root.pause.exists() and not (settings.active_hours and settings.active_hours in trouble):
         yield problem(
-            "service",
-            Message("it runs (process {pid}) and says: {trouble}", pid, trouble),
-            Message("do what it says; it then continues"),
+            "service", "it runs (process {pid}) and says: {trouble}", "do what it says; it then continues", pid, trouble
         )
     else:
-        yield ok("service", Message("it runs (process {pid}): {state}", pid, trouble or facts.get("state")))
+        yield ok("service", "it runs (process {pid}): {state}", pid, trouble or facts.get("state"))
+        yield from _seats(facts)
+
+
+def _seats(facts: status_reader.Facts) -> Iterator[Finding]:
+    """The devices that the service can't use now, while others work."""
+    for seat in facts.get("seats") or ():
+        if seat.get("state") in {"benched", "down"} and seat.get("problem"):
+            yield problem(
+                "seat",
+                "{device} is {state}: {problem}",
+                "see nvidia-smi and dmesg; the service tries this device again later",
+                seat.get("name"),
+                seat["state"],
+                seat["problem"],
+            )
 
 
 def _inbox(root: Root) -> Iterator[Finding]:
@@ -291,7 +301,7 @@ def _ask_the_group(root: Root) -> str:
 def _units() -> Iterator[Finding]:
     """What systemd says about units named sdbatch, of the system and of the user."""
     if not (SYSTEMD_RUNS.is_dir() and shutil.which("systemctl")):
-        yield ok("unit", Message("there is no systemd here; something else has to start `sdbatch serve`"))
+        yield ok("unit", "there is no systemd here; something else has to start `sdbatch serve`")
         return
     found = False
     for scope in ((), ("--user",)):
@@ -300,7 +310,7 @@ def _units() -> Iterator[Finding]:
             found = True
             yield _judge_unit(" ".join(("systemctl", *scope)), facts, "user's unit" if scope else "unit")
     if not found:
-        yield ok("unit", Message("there is no unit named sdbatch; `sdbatch serve` runs until it is stopped"))
+        yield ok("unit", "there is no unit named sdbatch; `sdbatch serve` runs until it is stopped")
 
 
 def _unit_facts(scope: tuple[str, ...]) -> dict[str, str]:
@@ -320,8 +330,9 @@ def _judge_unit(systemctl: str, facts: dict[str, str], about: str) -> Finding:
     if facts["LoadState"] != "loaded":
         return problem(
             about,
-            Message("systemd can't use it: {state}", facts["LoadState"]),
+            "systemd can't use it: {state}",
             "systemctl cat sdbatch; systemctl unmask sdbatch",
+            facts["LoadState"],
         )
     if active == "failed":
         why = f"{facts.get('Result', '')}, exit code {facts.get('ExecMainStatus', '')}"
@@ -337,8 +348,6 @@ def _judge_unit(systemctl: str, facts: dict[str, str], about: str) -> Finding:
         return warning(about, said, Message("{systemctl} enable --now sdbatch", systemctl))
     if enabled == "disabled":
         return warning(
-            about,
-            Message("{state}: it will not start at boot", said),
-            Message("{systemctl} enable sdbatch", systemctl),
+            about, "{state}: it will not start at boot", Message("{systemctl} enable sdbatch", systemctl), said
         )
     return ok(about, said)

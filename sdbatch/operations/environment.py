@@ -76,22 +76,19 @@ def folders(root: Root) -> Iterator[Finding]:
             text = Message("{named}: {why}, which is right if the service runs as {user}", named, why, name_of(owner))
             yield warning("folders", text, _as_the_owner(root, owner))
     if not refused:
-        yield ok("folders", Message("{account} can use all of {root}", root.path, user_name()))
+        yield ok("folders", "{account} can use all of {root}", user_name(), root.path)
     if os.geteuid() == 0 != owner:
         yield warning(
             "folders",
-            Message(
-                "they belong to {user}; root may do everything, so this check says nothing about that user",
-                name_of(owner),
-            ),
+            "they belong to {user}; root may do everything, so this check says nothing about that user",
             _as_the_owner(root, owner),
+            name_of(owner),
         )
 
 
 def _as_the_owner(root: Root, owner: int) -> str:
-    return Message(
-        "check again as the service's user: sudo -u {user} sdbatch doctor --root {root}", name_of(owner), root.path
-    )
+    template = "check again as the service's user: sudo -u {user} sdbatch doctor --root {root}"
+    return Message(template, name_of(owner), root.path)
 
 
 def _refusals(root: Root) -> Iterator[tuple[Path, str]]:
@@ -128,15 +125,13 @@ def filesystem(root: Root) -> Finding:
         return problem(
             "filesystem",
             apart,
-            Message(
-                "put jobs/running, jobs/failed and jobs/done on one filesystem, without a mount in between; "
-                "jobs/inbox may be on another"
-            ),
+            "put jobs/running, jobs/failed and jobs/done on one filesystem, without a mount in between; "
+            "jobs/inbox may be on another",
         )
     if not _moves(root.inbox, root.running):
         text = Message("jobs/inbox is on another filesystem: jobs are copied from there, and run as usual")
         return ok("filesystem", text)
-    return ok("filesystem", Message("a job can be moved from the inbox to jobs/done/"))
+    return ok("filesystem", "a job can be moved from the inbox to jobs/done/")
 
 
 def what_lies_apart(root: Root) -> str:
@@ -146,11 +141,8 @@ def what_lies_apart(root: Root) -> str:
     if not apart or apart == [way[:2]]:
         return ""
     here, there = apart[0]
-    return Message(
-        "files can't be moved from {here} to {there}, which is another filesystem or mount",
-        root.show(here),
-        root.show(there),
-    )
+    template = "files can't be moved from {here} to {there}, which is another filesystem or mount"
+    return Message(template, root.show(here), root.show(there))
 
 
 def _moves(here: Path, there: Path) -> bool:
@@ -176,12 +168,13 @@ def hard_links(root: Root) -> Finding:
         except OSError as error:
             return warning(
                 Message("hard links"),
-                Message("images in outputs/ will be copies of those in jobs/done/: {problem}", error.strerror),
-                Message("this only costs space; to save it, put both on one filesystem that has hard links"),
+                "images in outputs/ will be copies of those in jobs/done/: {problem}",
+                "this only costs space; to save it, put both on one filesystem that has hard links",
+                error.strerror,
             )
         finally:
             second.unlink(missing_ok=True)
-    return ok(Message("hard links"), Message("images in outputs/ take no extra space"))
+    return ok(Message("hard links"), "images in outputs/ take no extra space")
 
 
 def events(root: Root, settings: Settings) -> Finding:
@@ -189,19 +182,15 @@ def events(root: Root, settings: Settings) -> Finding:
     if not settings.use_inotify:
         return ok(
             "inotify",
-            Message(
-                "not used (use_inotify: off): the inbox is scanned every {seconds} s",
-                f"{settings.rescan_seconds:g}",
-            ),
+            "not used (use_inotify: off): the inbox is scanned every {seconds} s",
+            f"{settings.rescan_seconds:g}",
         )
     if share := share_of(root.inbox):
         return warning(
             "inotify",
-            Message(
-                "jobs/inbox is on a share ({share}), and the kernel reports no changes made by other machines",
-                share,
-            ),
-            Message("set `use_inotify: off` and `settle_seconds: 10` in configs/sdbatch.yaml"),
+            "jobs/inbox is on a share ({share}), and the kernel reports no changes made by other machines",
+            "set `use_inotify: off` and `settle_seconds: 10` in configs/sdbatch.yaml",
+            share,
         )
     observer = Observer()
     try:
@@ -213,22 +202,18 @@ def events(root: Root, settings: Settings) -> Finding:
         why = Message("no watches left") if is_full else Message("no events for the inbox: {problem}", error)
         return warning(
             "inotify",
-            Message(
-                "{why} ({limits}); jobs are still found, within {seconds} seconds",
-                why,
-                _limits(),
-                f"{settings.rescan_seconds:g}",
-            ),
-            Message(
-                "as root: sysctl fs.inotify.max_user_watches=524288 fs.inotify.max_user_instances=512, "
-                "and the same in /etc/sysctl.d/60-sdbatch.conf; or `use_inotify: off` in "
-                "configs/sdbatch.yaml"
-            ),
+            "{why} ({limits}); jobs are still found, within {seconds} seconds",
+            "as root: sysctl fs.inotify.max_user_watches=524288 fs.inotify.max_user_instances=512, "
+            "and the same in /etc/sysctl.d/60-sdbatch.conf; or `use_inotify: off` in "
+            "configs/sdbatch.yaml",
+            why,
+            _limits(),
+            f"{settings.rescan_seconds:g}",
         )
     else:
         observer.stop()
         observer.join()
-    return ok("inotify", Message("a new file is noticed at once ({limits})", _limits()))
+    return ok("inotify", "a new file is noticed at once ({limits})", _limits())
 
 
 def _limits() -> str:
@@ -261,7 +246,7 @@ def clock(root: Root) -> Finding:
     remedy = Message("set it (timedatectl set-time, or a time server in your own network)")
     ahead = max((folder.stat().st_mtime - now for folder in root.folders() if folder.exists()), default=0.0)
     if now < RELEASED:
-        return warning("clock", Message("it shows {time}, which is before sdbatch was written", said), remedy)
+        return warning("clock", "it shows {time}, which is before sdbatch was written", remedy, said)
     if ahead > CLOCK_SLACK:
         text = Message(
             "it shows {time}, but a folder of jobs changed {seconds} seconds later: the clock was set "
@@ -270,7 +255,7 @@ def clock(root: Root) -> Finding:
             f"{ahead:.0f}",
         )
         return warning("clock", text, remedy)
-    return ok("clock", Message("it shows {time}", said))
+    return ok("clock", "it shows {time}", said)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 The files in data/systemd/ are complete and valid; only paths and two values from the configuration are replaced.
 --dry-run shows the plan before anything is changed. A configuration that others than root could have written is not
 read, and what it may allow the service is limited.
+Long, as most of it refuses or explains what the unit would open.
 """
 
 import math
@@ -145,16 +146,11 @@ def read_admins(path: Path) -> bytes | None:
 
 def _refuse_others(path: Path, place: Path, status: os.stat_result) -> None:
     if not is_admins(status):
-        raise InstallError(
-            "{place} is {whose}: the service's unit takes {name} from it, and others than root could "
-            "have written it. Check it, then make it root's: chown root:root {parent} {path}; chmod go-w "
-            "{parent} {path}",
-            place,
-            whose(status),
-            path.name,
-            path.parent,
-            path,
+        template = (
+            "{place} is {whose}: the service's unit takes {name} from it, and others than root could have written it. "
+            "Check it, then make it root's: chown root:root {parent} {path}; chmod go-w {parent} {path}"
         )
+        raise InstallError(template, place, whose(status), path.name, path.parent, path)
 
 
 def _opened(root: Root, settings: Settings) -> Iterator[str]:
@@ -184,13 +180,11 @@ def _refuse_systems(root: Root, path: Path) -> None:
         is_above = any(other.is_relative_to(place) for other in (*SYSTEM, *map(Path, HOMES), *_ours(), root.path))
         if is_above or (not is_data and any(place.is_relative_to(folder) for folder in closed)):
             which = f" ({place})" * (place != path)
-            raise InstallError(
-                "allow_paths in configs/sdbatch.yaml: the service gets no access to {path}{which}, which "
-                "holds system files or its own; use a folder of images, such as one in /srv, /mnt, /media, "
-                "/data or a home",
-                path,
-                which,
+            template = (
+                "allow_paths in configs/sdbatch.yaml: the service gets no access to {path}{which}, which holds system "
+                "files or its own; use a folder of images, such as one in /srv, /mnt, /media, /data or a home"
             )
+            raise InstallError(template, path, which)
 
 
 def _places(root: Root, *folders: Path) -> list[Path]:
@@ -318,13 +312,11 @@ def _refuse_unreachable(root: Root) -> None:
             raise InstallError("{place}: the service has a /tmp of its own and can't see it; put it elsewhere", place)
         for folder in place.parents:
             if folder.exists() and not folder.stat().st_mode & 0o001:
-                raise InstallError(
-                    "the account sdbatch can't reach {place}: {folder} is closed to others. Put it where "
-                    "everyone may look, such as /opt or /srv, or run the service as yourself: sdbatch install "
-                    "--user",
-                    place,
-                    folder,
+                template = (
+                    "the account sdbatch can't reach {place}: {folder} is closed to others. Put it where everyone may "
+                    "look, such as /opt or /srv, or run the service as yourself: sdbatch install --user"
                 )
+                raise InstallError(template, place, folder)
 
 
 def _run(command: list[str]) -> None:

@@ -57,11 +57,8 @@ class Ownership:
         """What will be changed."""
         root, show = self.root, self.root.show
         yield Message("{root}: belongs to root, and nobody else may change it", root.path)
-        yield Message(
-            "{configs}, {models} and everything in them belong to root, and nobody else may change them",
-            show(root.configs),
-            show(root.models),
-        )
+        template = "{configs}, {models} and everything in them belong to root, and nobody else may change them"
+        yield Message(template, show(root.configs), show(root.models))
         yield (
             Message(
                 "{folders} and everything in them: owned by {account}; its group may write in {running} and {failed}",
@@ -133,9 +130,8 @@ class Ownership:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise InstallError(
-                "{folder}: {problem}; see what it is, remove it, and install again", folder, error.strerror
-            ) from error
+            template = "{folder}: {problem}; see what it is, remove it, and install again"
+            raise InstallError(template, folder, error.strerror) from error
         try:
             changed = sum(self._set(handle, rule) for handle in _all_in(top))
         finally:

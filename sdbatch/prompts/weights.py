@@ -62,12 +62,11 @@ def _loras(field: str, prompts: Sequence[str], root: Root) -> tuple[tuple[Worn, 
     first = next(iter(asked.values()), [])
     for number, text in enumerate(prompts, 1):
         if asked[text] != first:
-            raise JobError(
+            template = (
                 "{field}: line {number} names other LoRAs than line 1; all images of a job have the same LoRAs: name "
-                "them on each line, or make several jobs",
-                field,
-                number,
+                "them on each line, or make several jobs"
             )
+            raise JobError(template, field, number)
     notes: list[str] = [
         Message("{field}: {text} is left out: it is unknown here", field, _shown(network))
         for network in first

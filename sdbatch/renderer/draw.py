@@ -25,7 +25,7 @@ from sdbatch.renderer.models.prompts import Learned, PromptEncoder
 from sdbatch.renderer.pictures.decoding import decode
 from sdbatch.renderer.samplers import SAMPLERS
 from sdbatch.renderer.sampling.guidance import Asking, Led, Part, Rows, guided
-from sdbatch.renderer.sampling.noise import NoiseSource
+from sdbatch.renderer.sampling.noise import JobNoise, NoiseSource, PictureNoise
 from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
 
 OnStep = Callable[[Batch, int, int], None]  # batch, steps done, steps in all
@@ -71,7 +71,7 @@ def samplings(
 ) -> Iterator[tuple[Batch, Asking]]:
     """A job's batches, from the one that holds picture `start_at` on, each with what asks for its latents.
 
-    Each must have got its latents before the next is asked for: they share their noise.
+    They may be sampled side by side: each has the noise that it would have if it were sampled after the ones before.
 
     Args:
         model: the resident model.
@@ -94,7 +94,7 @@ def samplings(
     strength = job.strength if isinstance(job, Img2Img) else None
     wish = Wish(job.ddim_steps, job.ddim_eta, strength, job.schedule)
     course = SAMPLERS[job.sampler](model.alphas, wish)
-    source = NoiseSource.seeded(job.seed, model.device)
+    source = _noise_of(job, model.device)
     # The scripts encode the init image before autocast begins.
     start = (
         _start_txt2img(job, course, source)
@@ -103,15 +103,22 @@ def samplings(
     )
     evaluations = course.evaluations
     for batch in batches(job, lines):
-        noise = source.of_batch(batch.first, (len(batch.prompts), *start.shape))
-        if batch.first + len(batch.prompts) <= start_at:
-            start.skip(noise)
-            continue
-        fallback.first = batch.first
-        x = start.latents(len(batch.prompts), noise)
-        told = partial(_tell, on_step, batch, count(1), evaluations)
-        led = _led(model, job, batch, fallback, learned or {})
-        yield batch, guided(course.sample(x, noise), led, job.scale, told)
+        shape = (len(batch.prompts), *start.shape)
+        if batch.first + len(batch.prompts) > start_at:
+            fallback.first = batch.first
+            noise = source.fork().of_batch(batch.first, shape, course.brownian)
+            x = start.latents(len(batch.prompts), noise)
+            told = partial(_tell, on_step, batch, count(1), evaluations)
+            led = _led(model, job, batch, fallback, learned or {})
+            yield batch, guided(course.sample(x, noise), led, job.scale, told)
+        start.skip(source.of_batch(batch.first, shape, course.brownian))
+
+
+def _noise_of(job: AnyJob, device: torch.device) -> NoiseSource:
+    if job.seeded_by == "job":
+        return JobNoise.seeded(job.seed, device, job.rng)
+    variation = job.variation_seed, job.variation_strength
+    return PictureNoise(job.seed, device, job.rng, *variation, job.eta_noise_seed_delta)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class _Start:
         return self.course.start.mix(z, None if self.x0 is None else self.x0[:batch])
 
     def skip(self, noise: Noise) -> None:
-        """Draw and drop the random numbers of a batch that exists already."""
+        """Draw and drop the random numbers of a batch, for the next one."""
         if self.fixed is None:
             noise()
         self.course.rehearse(noise)
@@ -137,7 +144,7 @@ class _Start:
 def _start_txt2img(job: AnyJob, course: Course, source: NoiseSource) -> _Start:
     assert isinstance(job, Txt2Img), "an img2img job comes with its init image"
     shape = (job.C, job.H // job.f, job.W // job.f)
-    return _Start(shape, course, fixed=source.draw((job.n_samples, *shape)) if job.fixed_code else None)
+    return _Start(shape, course, fixed=source.fixed((job.n_samples, *shape)) if job.fixed_code else None)
 
 
 def _start_img2img(
@@ -150,7 +157,7 @@ def _start_img2img(
 ) -> _Start:
     picture = torch.from_numpy(init).to(model.device)[None]
     shape = (model.channels, init.shape[1] // model.factor, init.shape[2] // model.factor)
-    return _Start(shape, course, x0=fallback.encode(model, picture, source.draw_on_cpu((job.n_samples, *shape))))
+    return _Start(shape, course, x0=fallback.encode(model, picture, source.of_posterior((job.n_samples, *shape))))
 
 
 def _led(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback, learned: Learned) -> Callable[[int], Led]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from sdbatch.engine import protocol
@@ -26,6 +28,7 @@ from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.storage.files import is_disk_trouble
 from sdbatch.storage.root import SAMPLES
 
+Init = npt.NDArray[np.float32] | None  # an img2img job's: [3, H, W] in [-1, 1]
 VARYING = ("sdbatch", "iteration")  # in a sample's text: its writer's version, and what follows from the index
 
 

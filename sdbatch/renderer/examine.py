@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sdbatch.engine.finding import NVIDIA_DRIVER, Finding, ok, problem, warning
 from sdbatch.errors import SdbatchError
-from sdbatch.messages import Message
+from sdbatch.messages import Message, pack
 
 ASKING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"}
 CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in OpenAI's vocabulary
@@ -23,7 +23,7 @@ CAT = ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407])  # in Open
 REINSTALL = Message("reinstall sdbatch with all its dependencies (make, or the bundle's install.sh)")
 NO_GPU = Message(
     "see nvidia-smi; a torch built for a newer CUDA than the driver supports needs a newer "
-    "driver, or a torch for an older CUDA. To use the CPU, set `device: cpu` in "
+    "driver, or a torch for an older CUDA. To use the CPU, set `devices: cpu` in "
     "configs/sdbatch.yaml"
 )
 MISFIT = Message("copy a complete Stable Diffusion v1 checkpoint there (compare its sha256), and its config")
@@ -58,13 +58,11 @@ def libraries() -> Finding:
     cuda = Message("built for CUDA {cuda}", torch.version.cuda) if torch.version.cuda else Message("built without CUDA")
     return ok(
         "torch",
-        Message(
-            "{torch}, {cuda}; diffusers {diffusers}, transformers {transformers}",
-            torch.__version__,
-            cuda,
-            diffusers.__version__,
-            transformers.__version__,
-        ),
+        "{torch}, {cuda}; diffusers {diffusers}, transformers {transformers}",
+        torch.__version__,
+        cuda,
+        diffusers.__version__,
+        transformers.__version__,
     )
 
 
@@ -83,9 +81,7 @@ def drawing_device(asked: str) -> Finding:
             )
             if float(drawn.sum()) != 36 * 9:
                 return problem(
-                    "device",
-                    Message("{device} computes wrongly: {result} instead of 324", asked, float(drawn.sum())),
-                    NO_GPU,
+                    "device", "{device} computes wrongly: {result} instead of 324", NO_GPU, asked, float(drawn.sum())
                 )
         except Exception as error:
             # Torch only warns why it finds no GPU, such as "The NVIDIA driver on your system is too old".
@@ -108,10 +104,7 @@ def drawing_device(asked: str) -> Finding:
             torch.__version__,
         )
         return warning("device", text, Message("install a torch that is built for CUDA; {no_gpu}", NO_GPU))
-    return ok(
-        "device",
-        Message("the CPU, {count} threads (a 512x512 image takes minutes)", torch.get_num_threads()),
-    )
+    return ok("device", "the CPU, {count} threads (a 512x512 image takes minutes)", torch.get_num_threads())
 
 
 def _driver() -> str:
@@ -129,12 +122,8 @@ def tokenizer() -> Finding:
     text, tokens = CAT
     found = clip_tokenizer()(text)["input_ids"]
     if found != tokens:
-        return problem(
-            "tokenizer",
-            Message('"{text}" gives {found}, not {tokens}', text, found, tokens),
-            REINSTALL,
-        )
-    return ok("tokenizer", Message("CLIP's vocabulary, from the package"))
+        return problem("tokenizer", '"{text}" gives {found}, not {tokens}', REINSTALL, text, found, tokens)
+    return ok("tokenizer", "CLIP's vocabulary, from the package")
 
 
 def fitting(ckpt: Path, config: Path) -> Finding:
@@ -144,10 +133,7 @@ def fitting(ckpt: Path, config: Path) -> Finding:
     model = load_model(ckpt, config)
     numbers = sum(p.numel() for part in (model.unet, model.vae, model.text_encoder) for p in part.parameters())
     fits = Message("is whole") if ckpt.is_dir() else Message("fits {name}", config.name)
-    return ok(
-        "checkpoint",
-        Message("{ckpt} {fits}: {number} million weights", ckpt, fits, f"{numbers / 1e6:,.0f}"),
-    )
+    return ok("checkpoint", "{ckpt} {fits}: {number} million weights", ckpt, fits, f"{numbers / 1e6:,.0f}")
 
 
 def network(asked: list[str]) -> Finding:
@@ -155,10 +141,11 @@ def network(asked: list[str]) -> Finding:
     if asked:
         return problem(
             "network",
-            Message("something tried to use it, and was refused: {names}", ", ".join(dict.fromkeys(asked))),
-            Message("generating needs no network; please report this line to the authors of sdbatch"),
+            "something tried to use it, and was refused: {names}",
+            "generating needs no network; please report this line to the authors of sdbatch",
+            ", ".join(dict.fromkeys(asked)),
         )
-    return ok("network", Message("not needed: nothing has asked for it so far"))
+    return ok("network", "not needed: nothing has asked for it so far")
 
 
 def guard(asked: list[str]) -> None:
@@ -185,7 +172,7 @@ def main() -> None:
     guard(asked)
     with os.fdopen(int(answers), "w", encoding="utf-8") as pipe:
         for finding in examine(device, (Path(model[0]), Path(model[1])) if model else None, asked):
-            print(json.dumps(asdict(finding)), file=pipe, flush=True)
+            print(json.dumps({name: pack(text) for name, text in asdict(finding).items()}), file=pipe, flush=True)
 
 
 if __name__ == "__main__":

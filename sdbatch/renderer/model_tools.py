@@ -113,12 +113,11 @@ def convert_ahead(ckpt: Path, config: Path, dtype: torch.dtype, conversions: Con
     if is_ready(ckpt, plan, weights, dtype):
         return None
     if conversions.find(place) is None and conversions.keep(place, plan, weights, dtype, told) is None:
-        raise JobError(
-            "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml limits it, "
-            "and a fiftieth of the disk stays free",
-            conversions.folder,
-            plan.name,
+        template = (
+            "there is no room in {folder} for {name}: converted_bytes in configs/sdbatch.yaml limits it, and a "
+            "fiftieth of the disk stays free"
         )
+        raise JobError(template, conversions.folder, plan.name)
     return place
 
 

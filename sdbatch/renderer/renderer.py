@@ -17,18 +17,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from queue import Queue
-from threading import Thread
 from typing import IO
 
 import diffusers
-import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
 
@@ -38,17 +33,16 @@ from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
 from sdbatch.job.model_config import read_model_config
-from sdbatch.job.parameters import Batch, count_pictures
 from sdbatch.job.remarks import of_size
 from sdbatch.messages import Message
 from sdbatch.renderer.answers import Answers
-from sdbatch.renderer.device.memory import peak_bytes, reset_peak
-from sdbatch.renderer.draw import predict, samplings
-from sdbatch.renderer.drawing import Drawing, failed, fatal
+from sdbatch.renderer.company import Company, sizes_of
+from sdbatch.renderer.device.memory import reset_peak
+from sdbatch.renderer.drawing import Drawing, Init, failed, fatal
 from sdbatch.renderer.finishing import Finisher
 from sdbatch.renderer.lora.lora import apply_loras, read_lora
 from sdbatch.renderer.memory.fallback import MemoryFallback
-from sdbatch.renderer.memory.model_cache import ModelCache
+from sdbatch.renderer.memory.model_cache import ModelCache, identity
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import forbid_tf32
@@ -57,7 +51,7 @@ from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.renderer.pictures.safety import Checkers
 from sdbatch.renderer.pictures.watermark import Watermark
-from sdbatch.renderer.sampling.sampler import run
+from sdbatch.renderer.requests import Requests
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
@@ -80,6 +74,7 @@ class Renderer:
         self.checkers = Checkers(config.safety_checker, self.device, config.checksums)
         conversions = Conversions(config.checksums.parent / "models", config.checksums, config.converted_bytes)
         self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions)
+        self.sizes = sizes_of(config.batching, config.batch_rows)
         self.answer = Answers(answers)
 
     def preload(self, ckpt: Path, config: Path, vae: Path | None = None) -> None:
@@ -89,45 +84,60 @@ class Renderer:
         except (JobError, OSError, OutOfMemory) as error:
             print(f"the model to preload can't be loaded: {error}", file=sys.stderr)  # noqa: T201 - goes to the log
 
+    @torch.inference_mode()
     def serve(self, requests: IO[str]) -> None:
         """Until the service hangs up."""
-        lines: Queue[str] = Queue()
-        Thread(target=_read, args=(requests, lines), daemon=True).start()
-        # An empty line ends the wait for the next job, too.
-        with closing(Finisher(self.device, on_broken=lambda: lines.put(""))) as finisher:
+        jobs = Requests(requests)
+        with closing(Finisher(self.device, on_broken=jobs.end)) as finisher:
             self.model_cache.settle = finisher.settle
-            while line := lines.get():
-                task = Draw.model_validate_json(line)
-                try:
-                    self._draw(task, finisher)
-                except (JobError, OSError) as error:
-                    self.answer(failed(task, error))
-                except Exception as error:
-                    if (last := fatal(task, error)) is error:
-                        raise
-                    raise last from error
+            while (first := jobs.peek(wait=True)) is not None:
+                self._sample_together(first, jobs, finisher)
             finisher.settle()
 
-    def _draw(self, task: Draw, finisher: Finisher) -> None:
-        """One job: what an earlier attempt staged is checked and kept, the rest sampled and given to the finisher."""
+    def _sample_together(self, first: Draw, jobs: Requests, finisher: Finisher) -> None:
+        """A job, and those that come meanwhile and may join."""
+        weights, company = self._weights_of(first), Company(finisher, self.sizes)
+        with ExitStack() as worn:
+            while True:
+                while company.takes_more and (task := jobs.peek()) and self._weights_of(task) == weights:
+                    jobs.take()
+                    with _ending(task):
+                        self._join(company, task, finisher, worn)
+                if not company.drawings:
+                    return
+                with _ending(*(drawing.task for drawing in company.drawings)):
+                    company.step()
+
+    def _weights_of(self, task: Draw) -> tuple[object, ...]:
+        """Jobs with the same can be sampled together."""
+        try:
+            loras = [(identity(path), weight) for path, weight in task.loras]
+            return self.model_cache.key_of(task.ckpt, task.config, task.job.precision, task.vae), *loras
+        except OSError:
+            return task.ckpt, task.config, task.vae, task.loras  # loading will say what is wrong
+
+    def _join(self, company: Company, task: Draw, finisher: Finisher, worn: ExitStack) -> None:
+        """What an earlier attempt staged is checked and kept; the rest is sampled in company."""
         reset_peak(self.device)
         notes = Notes(task.folder)
         fallback = MemoryFallback(self.device, notes.add, beside=finisher.sampling, alone=finisher.paused)
-        drawing = self._begin(task, notes, fallback)
+        try:
+            drawing = self._begin(task, notes, fallback)
+        except (JobError, OSError) as error:
+            self.answer(failed(task, error))
+            return
         drawing.fallback.alone = lambda: finisher.sampling
         try:
             init = self._read_init(drawing)
             drawing.keep_staged()
-            loras = [read_lora(path, weight) for path, weight in task.loras]
-            with ExitStack() as worn:
+            if company.fallback is None:
+                loras = [read_lora(path, weight) for path, weight in task.loras]
                 fallback.run(lambda: worn.enter_context(apply_loras(drawing.model, loras)), lambda: "")
-                self._sample(drawing, init, fallback, finisher)
-                if drawing.error is None and not drawing.is_halted:
-                    self.answer(protocol.Sampled(job_id=task.job_id))
         except (JobError, OSError) as error:
-            drawing.error = drawing.error or error
-        drawing.peak = peak_bytes(self.device)
-        finisher.end(drawing)
+            drawing.error = error
+            finisher.end(drawing)
+        else:
+            company.join(drawing, init, fallback)
 
     def _begin(self, task: Draw, notes: Notes, fallback: MemoryFallback) -> Drawing:
         """With the job's model resident."""
@@ -168,7 +178,7 @@ class Renderer:
             started=started,
         )
 
-    def _read_init(self, drawing: Drawing) -> npt.NDArray[np.float32] | None:
+    def _read_init(self, drawing: Drawing) -> Init:
         task = drawing.task
         if task.init is None:
             return None
@@ -177,29 +187,18 @@ class Renderer:
         drawing.said = [*said, *of_size("init_img", size, read_model_config(task.ckpt, task.config))]
         return init
 
-    def _sample(
-        self, drawing: Drawing, init: npt.NDArray[np.float32] | None, fallback: MemoryFallback, finisher: Finisher
-    ) -> None:
-        task, model = drawing.task, drawing.model
 
-        def on_step(batch: Batch, step: int, steps: int) -> None:
-            self.answer(protocol.Stepped(job_id=task.job_id, first=batch.first, step=step, steps=steps))
-            finisher.check()
-            drawing.check()
-
-        count = count_pictures(task.job, task.lines)
-        start_at, learned = len(drawing.staged), drawing.learned
-        for batch, asking in samplings(model, task.job, task.lines, init, start_at, on_step, fallback, learned):
-            finisher.take(drawing, batch, run(asking, partial(predict, model, fallback)))
-            if batch.first + len(batch.prompts) < count and task.halt.exists():
-                drawing.is_halted = True
-                return
-
-
-def _read(requests: IO[str], lines: Queue[str]) -> None:
-    for line in requests:
-        lines.put(line)
-    lines.put("")
+@contextmanager
+def _ending(*tasks: Draw) -> Iterator[None]:
+    """An error inside ends the renderer; the jobs are told why where memory is the reason."""
+    try:
+        yield
+    except Exception as error:
+        for task in tasks:
+            last = fatal(task, error)
+        if last is error:
+            raise
+        raise last from error
 
 
 def find_device(asked: str) -> torch.device:
@@ -213,16 +212,17 @@ def find_device(asked: str) -> torch.device:
         # On the CPU a night would be lost; whoever wants the CPU can set it.
         raise EngineDown(
             "there is an NVIDIA driver, but torch finds no GPU; see nvidia-smi. To use the CPU, set "
-            "`device: cpu` in configs/sdbatch.yaml"
+            "`devices: cpu` in configs/sdbatch.yaml"
         )
     name = ("cuda" if is_gpu else "cpu") if asked == "auto" else asked
+    if asked.startswith("cuda:") and "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ","):
+        name = "cuda"  # the only one that it sees
     try:
         device = torch.zeros(1, device=name).device  # with its number: set_device takes no bare cuda
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).partition("\n")[0]
-        raise EngineDown(
-            "device: {asked} can't be used ({reason}); it is set in configs/sdbatch.yaml", asked, reason
-        ) from error
+        template = "devices: {asked} can't be used ({reason}); it is set in configs/sdbatch.yaml"
+        raise EngineDown(template, asked, reason) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # otherwise cuda:1 would still use some hundred megabytes of cuda:0
     return device

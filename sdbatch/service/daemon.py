@@ -11,7 +11,7 @@ from types import FrameType
 
 from sdbatch.config import sources
 from sdbatch.config.settings import DefaultModel, Settings
-from sdbatch.engine.local import FAKE_RENDERER, RENDERER, LocalEngine
+from sdbatch.engine.local import FAKE_RENDERER, RENDERER, LocalEngine, every_device
 from sdbatch.engine.protocol import Engine, RendererConfig
 from sdbatch.errors import ConfigError, JobError
 from sdbatch.service.service import Clock, Service, system_clock
@@ -42,7 +42,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     lock.hold()
     service = Service(root, settings, make_engine(root, settings, preload=not drain), lock)
     _heed_signals(service)
-    service.engine.start()
+    service.seats.look_after(system_clock().mono, settings.hang_seconds)  # imports take seconds, as settling does
     service.index_writer.start()
     service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
     sources.warn_of_a_short_watchdog(settings, service.log)
@@ -58,12 +58,13 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     finally:
         systemd.notify(STOPPING=1)
         service.inbox.watcher.stop()
-        service.engine.stop()
+        service.drop_all()
+        service.seats.stop()
         service.hooks.finish()
         service.index_writer.finish()
         if lock.is_held:  # otherwise another service writes the status
             now = system_clock()
-            service.status.tell(now.mono, now.wall, at_once=True, state="stopped", job=None)
+            service.status.tell(now.mono, now.wall, at_once=True, state="stopped", jobs=[], job=None)
         lock.release()
 
 
@@ -81,9 +82,8 @@ def prepare(root: Root) -> None:
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise ConfigError(
-            "{root}: can't create the folders of a root here: {problem}", root.path, error.strerror
-        ) from error
+        template = "{root}: can't create the folders of a root here: {problem}"
+        raise ConfigError(template, root.path, error.strerror) from error
 
 
 def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engine:
@@ -94,16 +94,19 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         return FakeEngine()
     chosen = settings.default_model if preload else DefaultModel(ckpt="")
     checker = settings.safety_checker
+    devices = every_device() if settings.devices == "auto" else settings.devices.split(",")
     config = RendererConfig(
-        device=settings.device,
+        device=devices[0],
         checksums=root.state / "checksums.json",
         converted_bytes=settings.converted_bytes,
         model_cache_bytes=settings.model_cache_bytes,
         safety_checker=checker if checker in {"auto", "off"} else str(as_stored(root.path / checker)),
         watermark=settings.watermark,
+        batching=settings.batching,
+        batch_rows=settings.batch_rows,
     )
     program = FAKE_RENDERER if settings.engine == "fake-process" else RENDERER
-    return LocalEngine(config, lambda: _to_preload(root, chosen), program)
+    return LocalEngine(config, devices, lambda: _to_preload(root, chosen), program)
 
 
 def _to_preload(root: Root, chosen: DefaultModel) -> Sequence[Path]:
@@ -117,12 +120,13 @@ def _to_preload(root: Root, chosen: DefaultModel) -> Sequence[Path]:
 def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
     recovered, troubles, told = False, 0, ""
     while not service.stop_requested:
-        service.manager.feed(clock().mono)
+        if not service.runs:
+            service.manager.feed(clock().mono)
         try:
             if not recovered:
                 service.failed += service.spool.recover()
                 recovered = True
-            worked = service.run_once(clock)
+            worked = service.turn(clock)
             if drain and not worked and (code := _end_of_drain(service)) is not None:
                 return code
             troubles = 0

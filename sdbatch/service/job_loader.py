@@ -1,5 +1,6 @@
 """Turns a claimed file into a task that is ready to run: parsed, checked against the limits, with all its files."""
 
+import os
 import secrets
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
 from sdbatch.spool.spool import Claim, Spool
 from sdbatch.storage import files
-from sdbatch.storage.root import Root
+from sdbatch.storage.root import FILES, Root
 
 
 class JobLoader:
@@ -27,12 +28,11 @@ class JobLoader:
         self.root, self.spool, self.inputs, self.limits = root, spool, inputs, limits
         self._parsed: tuple[bytes, str, list[reader.Parsed]] = (b"", "", [])
 
-    def parse(self, claim: Claim, now: float) -> Task:
-        """The job of a claim, checked, with copies of the files that it names.
+    def read(self, claim: Claim) -> tuple[bytes, reader.Parsed]:
+        """The file of a claim and its job.
 
         Raises:
             JobError: it is invalid, or was cancelled.
-            InputsPending: a file that it names is still being copied.
         """
         self.spool.require_own(claim)
         self.spool.raise_if_cancelled(claim)
@@ -40,8 +40,24 @@ class JobLoader:
         parsed = self._read(claim)
         if parsed.error is not None:
             raise parsed.error
+        return self._parsed[0], parsed
+
+    def may_need_others(self, parsed: reader.Parsed) -> bool:
+        """Whether it names a file that a job before it may still have to draw."""
+        named = [getattr(parsed.job, name, "") for name in FILES]
+        paths = [os.path.normpath(self.root.path / name).casefold() for name in named if name]
+        places = [f"{place}/".casefold() for place in (self.root.outputs, self.root.done)]
+        return any(path.startswith(place) for path in paths for place in places)
+
+    def find_files(self, source: bytes, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
+        """The job with what it names found, copied and bounded.
+
+        Raises:
+            JobError: it can't be drawn.
+            InputsPending: a file that it names is still on its way.
+        """
         try:
-            return self._with_files(parsed, claim, now)
+            return self._with_files(source, parsed, claim, now)
         except JobError as error:
             if not parsed.notes:
                 raise
@@ -50,7 +66,7 @@ class JobLoader:
                 joined("\n", [error.message, *(Message("note: {note}", note) for note in parsed.notes)])
             ) from error
 
-    def _with_files(self, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
+    def _with_files(self, source: bytes, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
         """The job with all files that it names."""
         folder = self.spool.folder(claim)
         job = parsed.job
@@ -58,7 +74,7 @@ class JobLoader:
         job = job.model_copy(update={"seed": self._seed(claim, job.seed), "seeding": job.seeded_by})
         staged = [
             self.inputs.stage(name, named, folder, claim, parsed.kept, now)
-            for name in ("init_img", "from_file")
+            for name in FILES
             if (named := getattr(job, name, ""))
         ]
         lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
@@ -72,7 +88,7 @@ class JobLoader:
         named = find_prompt_weights(job, lines, self.root)
         return Task(
             claim=claim,
-            source=self._parsed[0],
+            source=source,
             job=job,
             parent=parsed.parent,
             lines=lines,
@@ -108,14 +124,11 @@ class JobLoader:
         if len(parts) > 1 and not claim.parts:
             self.spool.split(claim, len(parts))
         if claim.part > len(parts):
-            raise JobError(
-                "{file}: contains only {count} of {parts} jobs now, and not number {part}: there is nothing "
-                "left to run, and this folder may be deleted",
-                claim.file,
-                len(parts),
-                claim.parts,
-                claim.part,
+            template = (
+                "{file}: contains only {count} of {parts} jobs now, and not number {part}: there is nothing left to "
+                "run, and this folder may be deleted"
             )
+            raise JobError(template, claim.file, len(parts), claim.parts, claim.part)
         part = parts[claim.part - 1]
         if 0 < claim.parts < len(parts):
             more = Message(

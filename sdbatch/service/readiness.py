@@ -12,8 +12,8 @@ from datetime import datetime, time
 from pathlib import Path
 
 from sdbatch.config.settings import Settings
-from sdbatch.engine.protocol import Engine
-from sdbatch.errors import EngineDown, TemporarilyUnavailable
+from sdbatch.engine.seats import Seats
+from sdbatch.errors import TemporarilyUnavailable
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.messages import Message
 from sdbatch.operations import environment
@@ -27,7 +27,6 @@ FREE_SOME = Message(
 )
 FAILURES = "failures-in-a-row"
 APART_AGAIN_SECONDS = 5.0
-ENGINE_AGAIN_SECONDS = 30.0  # a renderer's start costs seconds of a whole core
 
 
 class Readiness:
@@ -40,13 +39,11 @@ class Readiness:
         is_held: whether no file is touched: a person paused it, or images can't be saved.
     """
 
-    def __init__(self, root: Root, engine: Engine, settings: Settings) -> None:
-        self.root, self.engine, self.settings = root, engine, settings
+    def __init__(self, root: Root, seats: Seats, settings: Settings) -> None:
+        self.root, self.seats, self.settings = root, seats, settings
         self.problem, self.is_ready, self.is_held, self.is_resting = "", False, False, False
         self._failures = self._remembered()  # in a row
         self._is_unloaded = False
-        self._engine_problem, self._again_at = "", 0.0
-        self._starting_since: float | None = None
         self._apart = ""
         self._tried_at = float("-inf")
 
@@ -57,9 +54,9 @@ class Readiness:
         unwritable = self._unwritable() or self._lies_apart(now)
         self.is_held = bool(held or unwritable)
         if held and self._is_unloaded:
-            self.engine.stop()  # its memory is needed elsewhere; it is started again when needed
-        self.problem = held or unwritable or self._without_room() or self._without_model() or self._without_engine(now)
-        self.is_ready = not self.problem and self._starting_since is None
+            self.seats.unload()  # its memory is needed elsewhere; it is started again when needed
+        self.problem = held or unwritable or self._without_room() or self._without_model() or self._without_seat(now)
+        self.is_ready = not self.problem and self.seats.is_ready
 
     def count_failure(self, why: str) -> None:
         """A job failed because of the machine; after too many in a row the service pauses."""
@@ -186,19 +183,6 @@ class Readiness:
             "there is no checkpoint in {models}: copy or link one there (or mount its disk)", self.root.models
         )
 
-    def _without_engine(self, now: float) -> str:
-        if self._engine_problem and now < self._again_at:
-            return self._engine_problem
-        try:
-            is_ready = self.engine.is_ready()
-            self._starting_since = None if is_ready else self._starting_since or now
-            limit = self.settings.hang_seconds
-            if self._starting_since is not None and now - self._starting_since > limit:
-                self.engine.stop()
-                raise EngineDown("the renderer did not start within {limit} seconds", f"{limit:g}")  # noqa: TRY301
-        except EngineDown as error:
-            self._engine_problem, self._again_at, self._starting_since = error.message, now + ENGINE_AGAIN_SECONDS, None
-        else:
-            # During the next start, the last failure is still the best answer.
-            self._engine_problem = "" if is_ready else self._engine_problem
-        return self._engine_problem
+    def _without_seat(self, now: float) -> str:
+        self.seats.look_after(now, self.settings.hang_seconds)
+        return self.seats.problem

@@ -1,7 +1,7 @@
 """Decides which job is next: claimed jobs, then the inbox, and which jobs must wait."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
@@ -32,10 +32,11 @@ class Scheduler:
         deferred: claimed jobs that let all others go first, and when they were last tried.
         owed: claimed jobs whose correct attempts could not be written to disk.
         unmovable: files in the inbox that can't be moved, and why.
+        begun: ids of jobs in flight.
     """
 
-    def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness) -> None:
-        self.spool, self.inbox, self.readiness = spool, inbox, readiness
+    def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness, begun: Container[str] = ()) -> None:
+        self.spool, self.inbox, self.readiness, self.begun = spool, inbox, readiness, begun
         self._valid: dict[str, Signature] = {}  # files that were read while nothing could be drawn
         self.log = log.get()
         self.waiting: dict[str, float] = {}
@@ -51,12 +52,10 @@ class Scheduler:
         if not self.spool.unreadable:
             return self._absent if self.deferred else ""
         job, error = min(self.spool.unreadable.items())
-        return Message(
-            "{job} waits, since it can't be read: {problem}: {path}; let the service's user read it, or check the disk",
-            job,
-            error.strerror,
-            error.filename,
+        template = (
+            "{job} waits, since it can't be read: {problem}: {path}; let the service's user read it, or check the disk"
         )
+        return Message(template, job, error.strerror, error.filename)
 
     @property
     def lacks_room(self) -> bool:
@@ -70,9 +69,9 @@ class Scheduler:
             OSError: the disk failed.
         """
         if self.readiness.is_held:
-            claim = self.spool.cancelled()
+            claim = self.spool.cancelled(but=self.begun)
         elif not self.readiness.is_ready:
-            claim = self.spool.cancelled() or self._invalid(now, wall)
+            claim = self.spool.cancelled(but=self.begun) or self._invalid(now, wall)
         else:
             self._valid.clear()
             claim = self._first(now, wall) or next(self._able(now, self.deferred), None)
@@ -80,6 +79,15 @@ class Scheduler:
             claim.attempts = self.owed.get(claim.id, claim.attempts)
             self.deferred.pop(claim.id, None)
         return claim
+
+    def is_outranked(self, claim: Claim) -> bool:
+        """Whether another would go before a claimed job that is still to be begun."""
+        queue = self.inbox.queue
+        return bool(queue and queue[0].priority > claim.priority) or self.spool.priorities.have_changed()
+
+    def lets_pass(self, claim: Claim) -> bool:
+        """Whether a job that can't be begun now lets the others pass."""
+        return claim.id in self.waiting or claim.id in self.deferred
 
     def line(self, ids: list[str]) -> Iterator[tuple[str, str]]:
         """The present order of these claimed jobs ("id") and queued files ("file")."""
@@ -111,11 +119,11 @@ class Scheduler:
         self.waiting.pop(claim.id, None)
         self.owed.pop(claim.id, None)
 
-    def refund_attempt(self, claim: Claim, attempts: int) -> None:
-        """Do not count this attempt; if the disk refuses the note, it is remembered."""
+    def refund_attempt(self, claim: Claim, attempts: int, **notes: str) -> None:
+        """Note how many attempts count when one has ended; if the disk refuses the note, it is remembered."""
         self.owed[claim.id] = attempts
         with suppress(OSError):
-            self.spool.note(claim, attempts=attempts)
+            self.spool.note(claim, attempts=attempts, attempt="", **notes)
             del self.owed[claim.id]
 
     def _first(self, now: float, wall: datetime) -> Claim | None:
@@ -132,7 +140,7 @@ class Scheduler:
 
     def _able(self, now: float, looked: dict[str, float]) -> Iterator[Claim]:
         """Claimed jobs that may run now: the deferred ones if `looked` is about them, else the others."""
-        for claim in self.spool.claimed():
+        for claim in self.spool.claimed(but=self.begun):
             is_due = now - looked.get(claim.id, ANY_TIME) >= ASK_AGAIN_SECONDS
             if is_due and (claim.id in self.deferred) == (looked is self.deferred):
                 yield claim

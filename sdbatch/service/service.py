@@ -1,15 +1,15 @@
-"""The service: one pass takes one job the whole way.
+"""The service: many jobs in flight, each on its way through the line.
 
     inbox -> stable? -> claim -> parse -> render -> publish -> record
 
-Each arrow is one call in `run_once`, in this order; no other file knows the whole line. What the service remembers
-between passes is only a convenience: everything that counts lies in the folders, where spool.py recovers it.
+`_job` is one job's way, as a generator; `turn` drives all of them on: it fills the seats and takes in what their
+renderers tell. No other file knows the whole line. What the service remembers between turns is only a convenience:
+everything that counts lies in the folders, where spool.py recovers it.
 """
 
 import errno
 from collections import deque
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -17,18 +17,19 @@ from typing import Any, NamedTuple
 
 from sdbatch.config import sources
 from sdbatch.config.settings import Settings
-from sdbatch.engine import protocol
-from sdbatch.engine.protocol import Draw, Engine
-from sdbatch.errors import Cancelled, EngineDown, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
+from sdbatch.engine.protocol import Draw, Engine, Failed, Finished, Halted, Loaded, Tick
+from sdbatch.engine.seats import Died, Dropped, Heard, Seat, Seats
+from sdbatch.errors import Cancelled, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
 from sdbatch.messages import Message, packed_within
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.service.job_loader import JobLoader
 from sdbatch.service.readiness import Readiness
 from sdbatch.service.repeats import Repeats
+from sdbatch.service.run import Run, Stage, Steps
 from sdbatch.service.scheduler import Scheduler
-from sdbatch.service.task import Drawing, Task, count_staged, manifest_of
-from sdbatch.spool import handover, retention, status_reader
+from sdbatch.service.task import Drawing, Task, manifest_of
+from sdbatch.spool import attempts, handover, retention, status_reader
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.late_writes import LateWrites
@@ -36,11 +37,12 @@ from sdbatch.spool.publish import Names, Publisher
 from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
-from sdbatch.storage.root import SAMPLES, Root
+from sdbatch.storage.root import Root
 from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.status_file import StatusFile
 
 CANCEL_SECONDS = 30.0  # for a step to end by itself: a renderer that is ended has to load its model again
+PATIENCE_SECONDS = 0.5  # for something to be told, before the loop has its turn
 
 
 class Now(NamedTuple):
@@ -59,7 +61,7 @@ def system_clock() -> Now:
 
 
 class Stopped(Exception):
-    """The service was asked to stop in the middle of a job, which stays claimed and goes on next time."""
+    """A job was stopped by no fault of its own: it stays claimed and goes on later, and the attempt was none."""
 
 
 class Service:
@@ -68,16 +70,20 @@ class Service:
     def __init__(self, root: Root, settings: Settings, engine: Engine, lock: RootLock | None = None) -> None:
         self.root, self.settings, self.engine = root, settings, engine
         self.hold: Callable[[], None] = lock.hold if lock else lambda: None  # raises where another service has it
+        self.clock: Clock = system_clock
+        self.seats = Seats(engine)
         self.spool = Spool(root)
         self.inbox = Inbox(root.inbox, settings.settle_seconds, settings.rescan_seconds)
         inputs = InputStager(root, self.inbox, settings.limits.input_bytes, settings.input_wait_seconds)
         self.job_loader = JobLoader(root, self.spool, inputs, settings.limits)
         self.publisher = Publisher()
-        self.readiness = Readiness(root, engine, settings)
+        self.readiness = Readiness(root, self.seats, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.index_writer = IndexWriter(root)
         self.late_writes = LateWrites(root, self.spool, self.inbox)
-        self.scheduler = Scheduler(self.spool, self.inbox, self.readiness)
+        self.runs: dict[str, Run] = {}  # jobs in flight by their ids, the oldest first
+        self.at_hand: Run | None = None  # the next, parsed; a convenience: to the folders it is claimed, no more
+        self.scheduler = Scheduler(self.spool, self.inbox, self.readiness, begun=self.runs)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
         self.manager = systemd.Manager()
@@ -86,60 +92,111 @@ class Service:
         self.done = self.failed = 0
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
-        self._is_busy = False  # drawing one job after another
+        self._is_busy = False  # something got on in this turn
         self.stop_requested = self.reload_requested = False  # set by signal handlers, which do nothing else
         self._use(settings)
 
-    def run_once(self, clock: Clock) -> bool:
-        """Take one job the whole way, if there is one; says whether there was.
+    def use(self, engine: Engine) -> None:
+        """From now on another engine draws."""
+        self.engine = engine
+        self.seats = self.readiness.seats = Seats(engine)
+
+    def turn(self, clock: Clock) -> bool:
+        """Drive all jobs on, as far as they can go by now; says whether any did, or is in flight.
 
         Raises:
             OSError: the disk failed or is full; the job stays claimed, and the attempt does not count.
             RootBusy: another service works on this root, and has the jobs now.
         """
-        now = clock()
-        self._before_claim(now, clock)
-        while (claim := self.scheduler.next_claim(now.mono, now.wall)) is not None:
-            attempts, self._is_busy = claim.attempts, True
-            try:
-                task = self.job_loader.parse(claim, now.mono)
-                self.scheduler.waiting.pop(claim.id, None)
-                drawing = self._render(task, clock)
-                names = self._publish(task, drawing)
-                self._record(task, drawing, names, clock())
-            except InputsPending:
-                self.scheduler.waiting[claim.id] = now.mono
-                continue  # others go first
-            except JobError as error:
-                self._fail(claim, error.message, clock(), is_cancelled=isinstance(error, Cancelled))
-            except RendererDied as error:
-                self._retry(claim, error.message, clock())
-            except RootBusy:
-                raise
-            except (Stopped, EngineDown):
-                self.scheduler.refund_attempt(claim, attempts)  # not the job's doing
-            except TemporarilyUnavailable as error:
-                self.scheduler.defer(claim, now.mono, error.message)
-                continue
-            except OSError as error:
-                self._blame(error, claim, attempts, clock())
-            except Exception as error:  # a slip of ours must not cost the jobs behind this one
-                self.log.exception("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts)
-                self._fail(
-                    claim,
-                    Message("an error inside sdbatch ({name}); see its log", type(error).__name__),
-                    clock(),
-                )
-            return True
-        self._tell(now, state=self._state(), job=None)
-        self._rest(now)
-        return False
+        self.clock = clock
+        self._look_after(clock())
+        self._fill()
+        for event in self.seats.wait(PATIENCE_SECONDS if self.runs else 0):
+            self._heed(event)
+            if self.stop_requested:
+                self.drop_all()
+        self._finish_drawn()
+        if not self.runs and not self._is_busy:
+            self._tell(clock(), state=self._state())
+            self._rest(clock())
+        return self._is_busy or bool(self.runs)
 
-    def _before_claim(self, now: Now, clock: Clock) -> None:
+    def _job(self, run: Run) -> Steps:
+        """One job's way. At each `yield` the others go on; what it is sent is told by its renderer."""
+        source, parsed = self.job_loader.read(run.claim)
+        while self.runs and self.job_loader.may_need_others(parsed):
+            yield Stage.BEHIND
+        run.task = task = self.job_loader.find_files(source, parsed, run.claim, self.clock().mono)
+        self.scheduler.waiting.pop(run.id, None)
+        yield Stage.AT_HAND
+        drawing = yield from self._render(run, task)
+        yield Stage.DRAWN  # its seat gets its next job first
+        self.spool.raise_if_cancelled(run.claim)
+        names = self._publish(task, drawing)
+        self._record(task, drawing, names, self.clock())
+
+    def _advance(self, run: Run, event: Heard | Exception | None = None) -> None:
+        """Let a job go on until it waits for something. Whatever goes wrong in it is its own affair."""
+        self._is_busy, run.stage = True, None
+        try:
+            run.stage = run.steps.throw(event) if isinstance(event, Exception) else run.steps.send(event)
+        except StopIteration:
+            pass
+        except RootBusy:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
+            self._stumble(run, error)
+        finally:
+            if run.stage is None:
+                self._let_go(run)
+
+    def _stumble(self, run: Run, error: Exception) -> None:
+        """What becomes of a job that could not go on: by whose fault it is."""
+        claim = run.claim
+        match error:
+            case InputsPending():
+                self.scheduler.waiting[claim.id] = self.clock().mono  # others go first
+            case JobError():
+                self._fail(claim, error.message, self.clock(), is_cancelled=isinstance(error, Cancelled))
+            case RendererDied():
+                self._retry(run, error.message, self.clock())
+            case Stopped():
+                self.scheduler.refund_attempt(claim, run.attempts)
+            case TemporarilyUnavailable():
+                self.scheduler.defer(claim, self.clock().mono, error.message)
+            case OSError():
+                self._blame(error, run)
+            case _:  # a slip of ours must not cost the jobs behind this one
+                self.log.error("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts, exc_info=error)
+                told = Message("an error inside sdbatch ({name}); see its log", type(error).__name__)
+                self._fail(claim, told, self.clock())
+
+    def _let_go(self, run: Run) -> None:
+        """It is in flight no more. A renderer that still works on it is ended, and what else that has goes on later."""
+        self.runs.pop(run.id, None)
+        self.at_hand = None if self.at_hand is run else self.at_hand
+        if run.seat is not None and run.id in run.seat.jobs:
+            self._end_renderer(run.seat)
+
+    def _end_renderer(self, seat: Seat, why: str = "") -> None:
+        """The jobs that it had go on later; where it did wrong, which is `why`, that is a death."""
+        jobs = self.seats.give_up(seat)
+        for job_id in jobs:
+            if (run := self.runs.get(job_id)) is not None:
+                self._advance(run, Died(job_id, why, in_company=len(jobs) > 1) if why else Stopped())
+
+    def drop_all(self) -> None:
+        """What is drawn now goes on with the next start."""
+        self.at_hand = None
+        for run in [*self.runs.values()]:
+            if run.stage is not Stage.DRAWN:
+                self._advance(run, Stopped())
+
+    def _look_after(self, now: Now) -> None:
         """All that comes before a claim."""
         self._reload_if_asked()
         unheld = self._why_not_held()
-        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=self._is_busy)
+        self.inbox.scan(now.mono, lambda: self.clock().mono, is_busy=self._is_busy or bool(self.runs))
         self._is_busy = False  # until there is a job
         if not unheld:
             self.late_writes.check(now.mono)
@@ -147,13 +204,94 @@ class Service:
         if unheld and not self.readiness.is_held:  # else folders are away, which is told
             raise unheld
 
-    def _blame(self, error: OSError, claim: Claim, attempts: int, now: Now) -> None:
+    def _fill(self) -> None:
+        """Each free seat gets the job whose turn it is; one more is put at hand for the seat that is free next."""
+        while self.seats.free() and (run := self._next()) and (seat := self._seat_for(run)):
+            run.seat, self.at_hand, self.runs[run.id] = seat, None, run
+            self._advance(run)
+        if not self.readiness.is_ready or (self.runs and self.seats.ahead):
+            self._next()
+
+    def _next(self) -> Run | None:
+        """The job whose turn it is, parsed; None where there is none that can be begun now."""
+        is_ready, now = self.readiness.is_ready, self.clock()
+        if self.at_hand is not None and (not is_ready or self.scheduler.is_outranked(self.at_hand.claim)):
+            self.at_hand = None
+        while True:
+            if self.at_hand is None:
+                if (claim := self.scheduler.next_claim(now.mono, now.wall)) is None:
+                    return None
+                self.at_hand = run = Run(claim)
+                run.steps = self._job(run)
+            run = self.at_hand
+            if run.stage is not Stage.AT_HAND:
+                self._advance(run)
+            if run.stage is Stage.AT_HAND and is_ready:
+                return run
+            if self.at_hand is run or not self.scheduler.lets_pass(run.claim):
+                return None  # it waits for those before it; or it failed, and the loop has its turn
+
+    def _seat_for(self, run: Run) -> Seat | None:
+        """A free seat, if it may be the one that has the job's model; None while the job has to wait for others."""
+        is_alone = self.settings.order == "strict" or run.claim.alone == "machine"
+        if self.runs and (is_alone or any(other.claim.alone == "machine" for other in self.runs.values())):
+            return None
+        free = [seat for seat in self.seats.free() if self._suits(seat, run)]
+        return min(free, key=lambda s: (run.id in s.victims, s.model != run.model, bool(s.model)), default=None)
+
+    def _suits(self, seat: Seat, run: Run) -> bool:
+        """Whether nobody there wants to be alone, and a job is not to die there for the last time."""
+        if seat.jobs and any(other.claim.alone for other in (run, *(self.runs[job_id] for job_id in seat.jobs))):
+            return False
+        is_last = run.claim.attempts >= self.settings.max_attempts - 1
+        others = (other for other in self.seats if other.is_ready and run.id not in other.victims)
+        return not (is_last and run.id in seat.victims and any(others))
+
+    def _heed(self, event: Heard) -> None:
+        """Something was told: its job goes on, and all else is looked after."""
+        self._why_not_held()  # a share's hiccup stops no drawing, but another service does
+        now = self.clock()
+        if (run := self.runs.get(event.job_id)) is not None and run.stage is Stage.DRAWING:
+            self._advance(run, event)
+        self._heed_silence(now.mono)
+        drawing = [run.drawing for run in self.runs.values() if run.drawing]
+        if not isinstance(event, Tick) or all(each.loaded is None for each in drawing):
+            self.manager.feed(now.mono)  # a loading tells of nothing; hang_seconds bounds it
+        if self.at_hand is not None:
+            self._fill()
+        self.inbox.scan(now.mono, lambda: self.clock().mono, is_busy=True)
+        self._tell(now, state="drawing")
+        self._reload_if_asked()
+        if self.readiness.why_held(now.wall):  # the renderers finish their batches, no more
+            for claim in [run.claim for run in self.runs.values()]:
+                files.mark(self.spool.folder(claim) / HALT)
+
+    def _heed_silence(self, now: float) -> None:
+        """A renderer looks at cancel between its steps: while it loads, or hangs, the service does, and ends it."""
+        limit = self.settings.hang_seconds
+        for run in [*self.runs.values()]:
+            if run.seat is None or run.drawing is None or run.stage is not Stage.DRAWING:
+                continue
+            silent = now - run.drawing.heard
+            if (run.drawing.loaded is None or silent > CANCEL_SECONDS) and self.spool.is_cancelled(run.claim):
+                self._advance(run, Cancelled(Cancelled.TEXT))
+            elif silent > limit:
+                told = "it showed no sign of life for {limit} seconds (hang_seconds in configs/sdbatch.yaml)"
+                self._end_renderer(run.seat, Message(told, f"{limit:g}"))
+
+    def _finish_drawn(self) -> None:
+        """What was drawn in this turn is published and recorded."""
+        for run in [run for run in self.runs.values() if run.stage is Stage.DRAWN]:
+            self._advance(run)
+
+    def _blame(self, error: OSError, run: Run) -> None:
         """Trouble with a file costs its job; the disk's, or a folder of ours that went away, costs none."""
+        claim = run.claim
         if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
-            self._fail(claim, _of_file(error), now)
+            self._fail(claim, _of_file(error), self.clock())
         else:
             self.scheduler.defer(claim)
-            self.scheduler.refund_attempt(claim, attempts)
+            self.scheduler.refund_attempt(claim, run.attempts)
             raise error
 
     def _rest(self, now: Now) -> None:
@@ -217,7 +355,6 @@ class Service:
             now,
             at_once=True,
             state="paused",
-            job=None,
             problem=Message("the disk fails; no job is lost: {problem}", files.in_words(error)),
         )
 
@@ -247,6 +384,8 @@ class Service:
         return self.readiness.problem or self.scheduler.absent
 
     def _state(self) -> str:
+        if self.runs:
+            return "drawing"
         if self.problem:
             return status_reader.RESTING if self.readiness.is_resting else "paused"
         if not self.readiness.is_ready:
@@ -255,31 +394,43 @@ class Service:
             return Message("waiting for files")
         return Message("waiting for the inbox") if self.inbox.is_away else "idle"
 
-    def _render(self, task: Task, clock: Clock) -> Drawing:
-        """Let the engine draw what is missing, and keep the inbox and the status fresh meanwhile."""
-        claim, now = task.claim, clock()
+    def _render(self, run: Run, task: Task) -> Generator[Stage, Heard | None, Drawing]:
+        """Hand the job to its seat, for what is missing of it, and take in what is told."""
+        assert run.seat is not None, "the loop chose one"
+        self.spool.raise_if_cancelled(run.claim)
+        draw = self._begin_attempt(run, task)
+        self.seats.draw(run.seat, draw, run.model)
+        self._log(run.claim).info("drawing", pictures=task.total, seat=run.seat.name)
+        assert run.drawing is not None, "it was begun"
+        while run.drawing.finished is None:
+            if (event := (yield Stage.DRAWING)) is not None:
+                self._take_in(event, run, task, run.drawing)
+        return run.drawing
+
+    def _begin_attempt(self, run: Run, task: Task) -> Draw:
+        """Count the attempt, on disk, before a renderer sees the job."""
+        claim, now = run.claim, self.clock()
         folder = self.spool.folder(claim)
         files.clear(folder / HALT)
         self.readiness.require_space(task)
         if claim.drawn_from not in ("", origin := task.origin):
             self._drop_what_was_drawn(task)
-        files.make_dir(folder / SAMPLES)
-        start_at = count_staged(folder / SAMPLES)
-        drawing = Drawing(now.wall, now.mono)
-        attempts = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
-        if attempts >= self.settings.max_attempts:
+        start_at = attempts.count_staged(folder)
+        count = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
+        if count >= self.settings.max_attempts:
             raise RendererDied("or the service itself did")
-        self.spool.note(claim, attempts=attempts + 1, staged=start_at, drawn_from=origin)
+        staging = attempts.begin(folder)
+        self.spool.note(claim, attempts=count + 1, staged=start_at, drawn_from=origin, attempt=staging.name)
         self.scheduler.owed.pop(claim.id, None)
-        self._log(claim).info("drawing", pictures=task.total)
-        draw = Draw(
+        run.drawing = Drawing(now.wall, now.mono)
+        return Draw(
             job_id=claim.id,
             job=task.job,
             lines=task.lines,
             init=next((s.path for s in task.inputs if s.field == "init_img"), None),
             max_init_pixels=self.settings.limits.init_pixels,
             max_pixels=self.settings.limits.pixels,
-            folder=folder,
+            folder=staging,
             ckpt=task.ckpt,
             config=task.config,
             vae=task.vae,
@@ -289,12 +440,6 @@ class Service:
             halt=folder / HALT,
             cancel=folder / CANCEL,
         )
-        # Closing the stream early, as an exception here does, ends a renderer that still works on the job.
-        with closing(self.engine.render(draw)) as events:
-            for event in events:
-                self._heed(event, task, drawing, clock)
-        self.spool.raise_if_cancelled(claim)
-        return drawing
 
     def _drop_what_was_drawn(self, task: Task) -> None:
         """Take away pictures that came from another job file, input or model than there is now, as after a `retry`."""
@@ -303,69 +448,45 @@ class Service:
         for staged, name in (claim.outputs or {}).items():
             if files.same_content(folder / staged, task.outdir / name):
                 files.delete(task.outdir / name)
-        files.remove_tree(folder / SAMPLES)
-        for grid in folder.glob("grid-*.png"):
-            files.delete(grid)
+        attempts.drop(folder)
         self.spool.note(claim, outputs=None, staged=0)
 
-    def _heed(self, event: protocol.Event, task: Task, drawing: Drawing, clock: Clock) -> None:
-        """Take in one event of the engine's stream, and look after everything else."""
-        self._why_not_held()  # a share's hiccup stops no drawing, but another service does
-        now = clock()
-        self._take_in(event, task, drawing, now.mono)
-        self.inbox.scan(now.mono, lambda: clock().mono, is_busy=True)
-        self._tell(now, state="drawing", job=drawing.progress(task, now.mono))
-        self._reload_if_asked()
-        self._halt_if_asked(task.claim, now)
-        if self.stop_requested:
-            raise Stopped
-
-    def _halt_if_asked(self, claim: Claim, now: Now) -> None:
-        """A pause or the end of the hours lets the engine finish its batch, no more."""
-        if self.readiness.why_held(now.wall):
-            files.mark(self.spool.folder(claim) / HALT)
-
-    def _take_in(self, event: protocol.Event, task: Task, drawing: Drawing, now: float) -> None:
-        """Remember what an event says of the drawing, and what it means for the job."""
-        if isinstance(event, protocol.Tick):
-            self._heed_silence(task, drawing, now, is_starting=event.is_starting)
-        drawing.note(task, event, now)
-        if drawing.heard == now or drawing.loaded is None:  # a loading tells of nothing; hang_seconds bounds it
-            self.manager.feed(now)
+    def _take_in(self, event: Heard, run: Run, task: Task, drawing: Drawing) -> None:
+        """What was told of a drawing, and what it means for the job."""
+        claim = run.claim
         match event:
-            case protocol.Loaded():
-                self._log(task.claim).info("loaded", seconds=round(event.seconds, 1), device=event.device)
-            case protocol.Finished():
-                self.readiness.count_success()
-            case protocol.Halted():
+            case Tick():
+                return
+            case Dropped():
                 raise Stopped
-            case protocol.Failed():
-                self.spool.raise_if_cancelled(task.claim)
+            case Died():
+                run.died_in_company = event.in_company
+                raise RendererDied(event.text)
+            case Loaded():
+                times = run.seat.loads if run.seat else 0
+                self._log(claim).info("loaded", seconds=round(event.seconds, 1), device=event.device, times=times)
+            case Finished():
+                self.readiness.count_success()
+            case Halted():
+                attempts.settle(self.spool.folder(claim), claim.attempt)
+                raise Stopped
+            case Failed():
+                self.spool.raise_if_cancelled(claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
-
-    def _heed_silence(self, task: Task, drawing: Drawing, now: float, *, is_starting: bool) -> None:
-        """A renderer looks at cancel between its steps: while it loads, or hangs, the service does, and ends it."""
-        silent, limit = now - drawing.heard, self.settings.hang_seconds
-        if drawing.loaded is None or silent > CANCEL_SECONDS:
-            self.spool.raise_if_cancelled(task.claim)
-        if silent > limit and is_starting:
-            raise EngineDown("the renderer did not start within {limit} seconds", f"{limit:g}")
-        if silent > limit:
-            raise RendererDied(
-                "it showed no sign of life for {limit} seconds (hang_seconds in configs/sdbatch.yaml)", f"{limit:g}"
-            )
+        drawing.note(task, event, self.clock().mono)
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
         """Pictures into the output folder, under names that were chosen and written down first."""
-        claim = task.claim
+        claim, folder = task.claim, self.spool.folder(task.claim)
         self.hold()
+        attempts.settle(folder, claim.attempt, with_samples=not task.job.skip_save)
         staged = drawing.to_publish(task.job)
         self.root.output_folder(task.job.outdir)  # what leads where may have changed while it was drawn
         if claim.outputs is None or set(claim.outputs) != set(staged):
             self.spool.note(claim, outputs=self.publisher.choose_names(task.outdir, staged))
         assert claim.outputs is not None, "just chosen"
         return self.publisher.publish(
-            self.spool.folder(claim),
+            folder,
             task.outdir,
             claim.outputs,
             write_down=lambda chosen: self.spool.note(claim, outputs=chosen),
@@ -374,12 +495,10 @@ class Service:
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """The manifest, then the move to done/ that makes it so."""
-        assert drawing.finished is not None, "a stream ends with Finished, or raises"
+        assert drawing.finished is not None, "it is drawn"
         notes = [*task.notes, *drawing.finished.notes, *self._what_changed(task)]
         if notes:
             self.spool.note(task.claim, other=task.claim.other | {"notes": packed_within(notes)})
-        if task.job.skip_save:
-            files.remove_tree(self.spool.folder(task.claim) / SAMPLES)  # needed for the grid, published nowhere
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
@@ -433,9 +552,17 @@ class Service:
         self._tell(now)
         self.hooks.tell("on_failed", **about(claim, self.root.failed), reason=text)
 
-    def _retry(self, claim: Claim, text: str, now: Now) -> None:
-        """The renderer died: the job stays claimed for another attempt, up to the limit."""
-        if claim.attempts >= self.settings.max_attempts and self._count_staged(claim) <= claim.staged:
+    def _retry(self, run: Run, text: str, now: Now) -> None:
+        """Its renderer died: the job stays claimed for another attempt, up to the limit; deaths in company are none."""
+        claim = run.claim
+        if run.seat is not None and run.drawing is not None:
+            self.seats.count_death(run.seat, run.id)
+        if run.died_in_company:
+            self._log(claim).warning("renderer died, with several jobs: each is drawn alone next", reason=text)
+            self.scheduler.refund_attempt(claim, run.attempts, alone="renderer")
+        elif claim.attempts >= self.settings.max_attempts and (
+            attempts.count_staged(self.spool.folder(claim)) <= claim.staged
+        ):
             told = Message(
                 "the renderer crashed in each of {attempts} attempts at this job.\n{details}", claim.attempts, text
             )
@@ -443,10 +570,7 @@ class Service:
             self.readiness.count_failure(told)
         else:
             self._log(claim).warning("renderer died", reason=text)
-
-    def _count_staged(self, claim: Claim) -> int:
-        samples = self.spool.folder(claim) / SAMPLES
-        return count_staged(samples) if samples.is_dir() else 0
+            self.scheduler.refund_attempt(claim, claim.attempts)
 
     def _log(self, claim: Claim) -> log.Log:
         """For lines about a job; those also go into its folder."""
@@ -462,11 +586,13 @@ class Service:
             "unmovable_count": len(self.scheduler.unmovable.why),
             "failures": [*self.failures],
         }
+        jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
+        told |= {"jobs": jobs, "job": jobs[0] if jobs else None, "seats": [seat.told() for seat in self.seats]}
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 
     def _queue(self) -> status_reader.Facts:
-        ids = status_reader.claimed(self.root, self.status.facts.get("job"))
+        ids = status_reader.claimed(self.root, self.runs)
         settling, held = self.inbox.unsettled, len(self.scheduler.waiting)
         return status_reader.queue_of(len(ids), len(self.inbox.queue), settling, held, self.scheduler.line(ids))
 

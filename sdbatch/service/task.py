@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbatch import __version__
-from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped, Tick
+from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
 from sdbatch.spool.inputs import Staged
@@ -85,8 +85,7 @@ class Drawing:
 
     def note(self, task: Task, event: Event, now: float) -> None:
         """Note an event at `now`, on a clock that never steps back."""
-        if not isinstance(event, Tick):
-            self.heard = now
+        self.heard = now
         match event:
             case Loaded():
                 self.loaded = event
@@ -106,6 +105,7 @@ class Drawing:
         return {
             "id": task.claim.id,
             "name": task.job.name,
+            "prompt": _short(task.job.prompt or (task.lines or [""])[0]),
             "attempt": task.claim.attempts,
             "started_at": self.started.isoformat(timespec="seconds"),
             "pictures_done": done,
@@ -145,7 +145,7 @@ def manifest_of(
             Picture(
                 file=s.file,
                 sha256=s.sha256,
-                seed=task.job.seed,
+                seed=task.job.seeds_of(s.index)["seed"],
                 iteration=s.iteration,
                 index=s.index,
                 prompt=None if task.lines is None else _short(s.prompt),
@@ -217,12 +217,6 @@ def _quick_fingerprint(path: Path) -> str:
         size = file.seek(0, os.SEEK_END)
         ends = [(file.seek(at), file.read(GLANCE_BYTES))[1] for at in (0, max(0, size - GLANCE_BYTES))]
     return f"{size}-{hashlib.sha256(b''.join(ends)).hexdigest()}"
-
-
-def count_staged(folder: Path) -> int:
-    """The number of samples without a gap, from the first on."""
-    names = {path.name for path in folder.iterdir()}
-    return next(i for i in range(len(names) + 1) if f"{i:05}.png" not in names)
 
 
 def _short(prompt: str) -> str:

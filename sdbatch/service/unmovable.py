@@ -102,12 +102,11 @@ class Unmovable:
 
 
 def _closed(folder: str) -> str:
-    return Message(
-        "the service may not move files out of {folder}, which belongs to someone else: chgrp "
-        "{group} {folder}; chmod g+w {folder}",
-        folder,
-        os.getegid(),
+    template = (
+        "the service may not move files out of {folder}, which belongs to someone else: chgrp {group} {folder}; chmod "
+        "g+w {folder}"
     )
+    return Message(template, folder, os.getegid())
 
 
 def _is_anothers(path: str, folder: str) -> bool:

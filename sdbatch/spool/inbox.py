@@ -8,6 +8,8 @@ back, because a writer had to wait for the share too.
 
 On a slow share it takes long to look through thousands of files. The scan is then made in parts, with pauses while jobs
 run. Until it ends, the queue of the last scan is used.
+
+The file is long because a scan is one pass: it settles, sorts and judges what it meets, with one look at each file.
 """
 
 import os

@@ -82,13 +82,8 @@ class InputStager:
         with self.root.open(field, named, found) as file:
             size = os.fstat(file.fileno()).st_size
             if size > self.max_bytes:
-                raise JobError(
-                    '{field}: "{named}" has {size:,} bytes; the limit is {most:,}',
-                    field,
-                    named,
-                    size,
-                    self.max_bytes,
-                )
+                template = '{field}: "{named}" has {size:,} bytes; the limit is {most:,}'
+                raise JobError(template, field, named, size, self.max_bytes)
             files.make_dir(copy.parent)
             files.copy_atomically(file, copy)
 

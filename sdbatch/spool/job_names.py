@@ -74,12 +74,8 @@ def find_job(root: Root, named: str) -> Path:
     names = first_of_file(named, list(folder_of))
     if len(names) > 1:
         last = "\n".join(f"  {name}" for name in names[-10:])
-        raise JobError(
-            '{count} job ids contain "{named}"; give more of it. The last ones:\n{last}',
-            len(names),
-            named,
-            last,
-        )
+        template = '{count} job ids contain "{named}"; give more of it. The last ones:\n{last}'
+        raise JobError(template, len(names), named, last)
     return folder_of[names[0]]
 
 

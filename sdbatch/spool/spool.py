@@ -7,13 +7,17 @@ The protocol on disk, by which every crash is recovered:
                                  folder may be deleted; after it the job is never lost. handover.py says how the file
                                  is copied so that nobody else has it open, and how it comes from another filesystem
     running/<id>.<n>-.../        jobs 2 to n of a file that holds several, each with the whole file
-    running/<id>/samples/        finished images; an image with its name is complete
+    running/<id>/attempt-.../    what a renderer writes now; an image with its name is complete
+    running/<id>/samples/        images of attempts that have ended; see attempts.py
     running/<id>/manifest.yaml   is written last: all images are published
     done/<id>/                   the same folder, by ONE rename; a folder with a manifest in running/ only needs this
     failed/<id>/                 likewise, with error.txt instead of the manifest
 
 An attempt is counted in claim.json, and synced, before the renderer gets the job. So a job that crashes the machine
-can't do so forever. `<id>` is time, number and name. Ids sort by arrival even if the clock goes back.
+can't do so forever. If the service ended with several jobs in flight, no attempt counts, and each runs alone next.
+`<id>` is time, number and name. Ids sort by arrival even if the clock goes back.
+
+The file is long because recovery must know every step, and what claim.json may hold.
 """
 
 import errno
@@ -22,18 +26,18 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.messages import Message, joined, pack
-from sdbatch.spool import handover
+from sdbatch.spool import attempts, handover
 from sdbatch.spool.order import MOST_CLAIM, Priorities
 from sdbatch.spool.reason import CLAIM, ERROR
 from sdbatch.storage import files
@@ -49,7 +53,7 @@ HALT, CANCEL = "halt", "cancel"  # marks for a running job: stop between two bat
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
 _RESERVED = re.compile(
-    r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*"
+    r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*|attempt-.*"
     r"|copied|arrived-[0-9a-f]+",
     re.IGNORECASE,
 )
@@ -97,6 +101,8 @@ class Claim:
         inputs: for each field that names a file, what it named and the digest of the copy that is drawn from.
         seed: the one that was drawn by lot for a job that wants that.
         drawn_from: a digest of all that the pictures come from, if any were begun.
+        attempt: the folder of the attempt under way.
+        alone: what it is to have for itself next, as it ended in company: its renderer, or all of the machine.
         other: what claim.json says beside, as a newer version may; it is kept.
     """
 
@@ -114,6 +120,8 @@ class Claim:
     inputs: dict[str, tuple[str, str]] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     drawn_from: str = ""
+    attempt: str = ""
+    alone: Literal["", "renderer", "machine"] = ""
     other: dict[str, Any] = field(default_factory=dict)
 
 
@@ -159,14 +167,17 @@ class Spool:
         for place in (self.root.done, self.root.failed):
             for half in place.glob(files.BUSY_PREFIX + "*"):
                 files.remove_tree(half)  # its removal was under way
+        begun: list[Claim] = []
         for folder in _folders(self.root.running):
             with self._of_its_own(folder):
-                failed += self._bring_in_order(folder)
+                failed += self._bring_in_order(folder, begun)
+        for claim in begun if len(begun) > 1 else ():
+            self.note(claim, attempts=max(0, claim.attempts - 1), attempt="", alone="machine")
         for place in (self.root.status.parent, self.root.state):
             self._clear_drafts(place.glob(files.BUSY_PREFIX + "*"))
         return failed
 
-    def _bring_in_order(self, folder: Path) -> bool:
+    def _bring_in_order(self, folder: Path, begun: list[Claim]) -> bool:
         """Repair one job's folder; returns whether the job must end in failed/."""
         if folder.name.startswith(files.BUSY_PREFIX):
             files.remove_tree(folder)  # the rename that splits off never happened
@@ -176,7 +187,9 @@ class Spool:
         if folder.name in self.unreadable:
             return False  # it may be whole
         if claim is not None:
-            return self._settle(folder, claim) == self.root.failed
+            place = self._settle(folder, claim)
+            begun += [claim] if claim.attempt and place is None else []
+            return place == self.root.failed
         if {path.name for path in folder.iterdir()} <= {CLAIM}:
             files.remove_tree(folder)  # the rename that claims never happened
             return False
@@ -201,13 +214,13 @@ class Spool:
                 raise
             self.log.warning("left as it is, since it can't be brought in order", path=str(path), error=str(error))
 
-    def claimed(self) -> Iterator[Claim]:
+    def claimed(self, but: Container[str] = ()) -> Iterator[Claim]:
         """The jobs in running/ in order. Each is read when its turn comes, because there may be a thousand."""
         folders = [folder for folder in _folders(self.root.running) if not folder.name.startswith(".")]
         for gone in self.unreadable.keys() - {folder.name for folder in folders}:
             del self.unreadable[gone]
         for job_id, priority in self.priorities.sorted(folder.name for folder in folders):
-            if (claim := self._read(self.root.running / job_id)) is not None:
+            if job_id not in but and (claim := self._read(self.root.running / job_id)) is not None:
                 claim.priority = priority  # as a person may have bumped it
                 yield claim
 
@@ -220,14 +233,19 @@ class Spool:
             return self.root.done
         if (folder / ERROR).is_file():
             self.release(claim)
+            attempts.clear(folder)
             files.move(folder, self.root.failed / folder.name)
             return self.root.failed
         return None
 
-    def cancelled(self) -> Claim | None:
+    def cancelled(self, but: Container[str] = ()) -> Claim | None:
         """A claimed job that a person cancelled."""
-        marks = self.root.running.glob(f"*/{CANCEL}")
-        return next((claim for mark in marks if (claim := self._read(mark.parent)) is not None), None)
+        folders = [mark.parent for mark in self.root.running.glob(f"*/{CANCEL}") if mark.parent.name not in but]
+        return next((claim for folder in folders if (claim := self._read(folder)) is not None), None)
+
+    def is_cancelled(self, claim: Claim) -> bool:
+        """Whether a person cancelled a job."""
+        return (self.folder(claim) / CANCEL).exists()
 
     def raise_if_cancelled(self, claim: Claim) -> None:
         """Raise Cancelled if a person cancelled the job.
@@ -235,7 +253,7 @@ class Spool:
         Raises:
             Cancelled: it is one.
         """
-        if (self.folder(claim) / CANCEL).exists():
+        if self.is_cancelled(claim):
             raise Cancelled(Cancelled.TEXT)
 
     def require_own(self, claim: Claim) -> None:
@@ -270,7 +288,8 @@ class Spool:
             raise JobError("there is no job file in {name} any more", failed.name)
         _set_inputs_aside(failed, claim)
         claim.other.pop("error", None)
-        claim.attempts, mode = 0, stat.S_IMODE((failed / CLAIM).lstat().st_mode)
+        claim.attempts, claim.attempt, claim.alone = 0, "", ""
+        mode = stat.S_IMODE((failed / CLAIM).lstat().st_mode)
         # The service must be able to read it, whatever the umask of the user.
         files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
         _unmark(failed)
@@ -392,6 +411,7 @@ class Spool:
         """Move a job with a manifest to done/."""
         folder = self.folder(claim)
         self.release(claim)
+        attempts.clear(folder)
         _unmark(folder)
         files.move(folder, self.root.done / claim.id)
 
@@ -414,7 +434,9 @@ class Spool:
             if claim.file:
                 self._write(claim)  # also what its inputs were, in case they are mended
             handover.unlink_others(folder / claim.file)  # a person mends it, and not the other parts' too
+            attempts.settle(folder)
             files.write_atomically(folder / ERROR, printable(text.rstrip()).encode() + b"\n")
+            attempts.clear(folder)
             _unmark(folder)
             files.sweep(folder / SAMPLES)  # its renderer may have been killed
             if ended is not claim and claim.file:

@@ -7,7 +7,7 @@ nothing for a while counts as stopped. Invalid content of a file never raises an
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from heapq import nsmallest
@@ -42,7 +42,7 @@ Facts = dict[str, Any]
 _KEYS = (
     *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
     *("no_jobs", "queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed"),
-    *("job", "updated_at"),
+    *("job", "jobs", "seats", "updated_at"),
 )
 
 
@@ -50,8 +50,10 @@ def read_overview(root: Root, now: datetime) -> Facts:
     """All that `sdbatch status` shows: the keys of status.json, and a few more."""
     facts = dict.fromkeys(_KEYS) | read_status(root)
     runs = is_running(facts, now)
-    job = facts.get("job") if runs else None
-    facts["job"] = job if isinstance(job, dict) and job.get("id") else None
+    told = facts["jobs"] if isinstance(facts["jobs"], list) else [facts["job"]]  # an older service told of one
+    facts["jobs"] = jobs = [job for job in told if runs and isinstance(job, dict) and job.get("id")]
+    facts["job"] = jobs[0] if jobs else None
+    facts["seats"] = [seat for seat in (runs and facts["seats"]) or () if isinstance(seat, dict)]
     if not runs:
         facts |= {"state": _last_state(facts), "problem": paused(root), "problem_since": None}
     said = facts.get("queue")
@@ -63,7 +65,7 @@ def read_overview(root: Root, now: datetime) -> Facts:
     names = [*_lying(root.inbox, ignored_folders(facts))]
     facts["no_jobs"] = _listed(facts["no_jobs"]) if runs else no_jobs.told(filter(None, map(no_jobs.judge, names)))
     waiting = set(filter(is_job_name, names)).difference(unfilled)
-    facts["queue"] = queue(root, said if runs and isinstance(said, dict) else {}, facts["job"], waiting, last)
+    facts["queue"] = queue(root, said if runs and isinstance(said, dict) else {}, jobs, waiting, last)
     return facts | {"is_running": runs, "failures": failures(root)}
 
 
@@ -99,12 +101,12 @@ def is_running(facts: Facts, now: datetime) -> bool:
     return not (is_ours and age > SETTLED_SECONDS and not _is_alive(facts["pid"]))
 
 
-def queue(root: Root, said: Facts, job: Facts | None, waiting: set[str], last: Iterable[str] = ()) -> Facts:
+def queue(root: Root, said: Facts, jobs: Iterable[Facts], waiting: set[str], last: Iterable[str] = ()) -> Facts:
     """The waiting jobs and files in order, read from the folders; files of one priority as the service ordered them.
 
-    `last` are ids and names that the service skips for now.
+    `jobs` are in flight. `last` are ids and names that the service skips for now.
     """
-    ids, last = claimed(root, job), set(last)
+    ids, last = claimed(root, [str(job["id"]) for job in jobs]), set(last)
     arrived = {name: number for number, name in enumerate(_told_files(said))}
     is_glanced = len(waiting) <= MOST_GLANCES
 
@@ -140,9 +142,9 @@ def queue_of(claimed: int, ready: int, settling: int, held: int, line: Iterable[
     return {**numbers, "next": [{kind: name} for kind, name in islice(line, SHOWN)]}
 
 
-def claimed(root: Root, job: Facts | None) -> list[str]:
-    """The ids of claimed jobs, except the running one."""
-    return sorted(name for name in _folders(root.running) if name != (job or {}).get("id"))
+def claimed(root: Root, begun: Container[str]) -> list[str]:
+    """The ids of claimed jobs, except those in flight."""
+    return sorted(name for name in _folders(root.running) if name not in begun)
 
 
 def failures(root: Root) -> list[Facts]:

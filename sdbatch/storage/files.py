@@ -6,6 +6,8 @@ kernel may have dropped its pages, and would report success the second time.
 
 Other users may write in the same folders. So names are created, changed and deleted through a handle of their folder
 (safe_open.py), links are not followed, and drafts have names that nobody can guess.
+
+The file is long so that no other file opens one for writing.
 """
 
 import errno
@@ -99,8 +101,8 @@ def sync_dir(folder: Path) -> None:
         os.close(handle)
 
 
-def make_dir(folder: Path) -> None:
-    """Create a folder and what is missing above it; no error where it exists."""
+def make_dir(folder: Path, *, durable: bool = True) -> None:
+    """Create a folder and what is missing above it; no error where it exists. `durable=False`: the caller syncs."""
     missing = [folder, *folder.parents]
     for path in reversed(missing[: next(i for i, p in enumerate(missing) if p.is_dir())]):
         _step("mkdir", path)
@@ -110,7 +112,8 @@ def make_dir(folder: Path) -> None:
             except FileExistsError:
                 if not path.is_dir():
                     raise
-        sync_dir(path.parent)
+        if durable:
+            sync_dir(path.parent)
 
 
 def make_shared_dir(folder: Path, mode: int) -> None:

@@ -25,30 +25,23 @@ SHARES = {
 
 def share_of(folder: Path) -> str:
     """The kind of network share that holds a folder; empty for a local disk."""
-    kind = filesystem_type(folder, MOUNTS.read_text() if MOUNTS.exists() else "").removeprefix("fuse.")
+    kind = mount_of(folder)[1].removeprefix("fuse.")
     return kind if kind in SHARES else ""
 
 
-def filesystem_type(path: Path, mounts: str) -> str:
-    """The type of the folder's filesystem ("ext4", "nfs4", "fuse.sshfs"), from the kernel's list; or empty."""
-    return _mount_of(path, mounts)[1]
-
-
 def mount_points(folders: Iterable[Path]) -> set[str]:
-    """The mount points of these folders, from the kernel's list; if there is none, one for all."""
-    mounts = MOUNTS.read_text() if MOUNTS.exists() else ""
-    return {_mount_of(folder, mounts)[0] for folder in folders}
+    """The mount points of these folders; one for all without the kernel's list."""
+    return {mount_of(folder)[0] for folder in folders}
 
 
-def _mount_of(path: Path, mounts: str) -> tuple[str, str]:
-    """The mount point of a folder, and its type."""
-    real, best, kind = path.resolve(), Path(), ""
-    for line in mounts.splitlines():
+def mount_of(folder: Path) -> tuple[str, str]:
+    """The mount point of a folder, and its type ("ext4", "nfs4", "fuse.sshfs"), from the kernel's list; else empty."""
+    real, best, kind = folder.resolve(), Path(), ""
+    for line in MOUNTS.read_text().splitlines() if MOUNTS.exists() else []:
         before, _, after = line.partition(" - ")
         # The kernel writes a blank in a name as \040.
         point = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), before.split()[4]))
-        if (point == real or point in real.parents) and len(point.parts) >= len(
-            best.parts
-        ):  # a later covers an earlier
+        covers = len(point.parts) >= len(best.parts)  # also an earlier one of the same name
+        if covers and (point == real or point in real.parents):
             best, kind = point, after.split()[0]
     return str(best), kind

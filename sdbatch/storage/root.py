@@ -5,6 +5,7 @@ import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ PUBLISHED = re.compile(r"(?:grid-)?\d{1,20}\.png")  # names that jobs' pictures 
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
+_exists, _is_link = os.path.exists, os.path.islink  # a Path raises on names that no file can have
 
 
 class ModelFiles(NamedTuple):
@@ -38,14 +40,8 @@ class ModelFiles(NamedTuple):
     vae: Path | None  # where the checkpoint's own autoencoder isn't used
 
 
-class _Place:
-    """A path below each root."""
-
-    def __init__(self, relative: str) -> None:
-        self.relative = relative
-
-    def __get__(self, root: "Root", _: type) -> Path:
-        return root.path / self.relative
+def _below(relative: str) -> cached_property[Path]:
+    return cached_property(lambda root: root.path / relative)
 
 
 @dataclass(frozen=True)
@@ -66,19 +62,19 @@ class Root:
     lora_folders: tuple[Path, ...] = ()
     embedding_folders: tuple[Path, ...] = ()
 
-    inbox = _Place("jobs/inbox")  # files that people drop
-    uploads = _Place("jobs/inbox/uploads")  # pictures that visitors of the page sent, until the jobs have copies
-    running = _Place("jobs/running")  # claimed jobs, a folder each
-    done = _Place("jobs/done")  # finished jobs, a folder each
-    failed = _Place("jobs/failed")  # jobs that can't be drawn, a folder each with error.txt
-    status = _Place("jobs/status.json")  # what the service does now
-    pause = _Place("jobs/PAUSE")  # while it is there, nothing is drawn
-    now = _Place("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
-    outputs = _Place("outputs")  # the pictures where the original scripts put them
-    models = _Place("models")  # checkpoints, often behind links
-    configs = _Place("configs")  # the checkpoints' yaml files and the service's own configuration
-    configuration = _Place("configs/sdbatch.yaml")
-    state = _Place("state")  # the lock and what can be rebuilt
+    inbox = _below("jobs/inbox")  # files that people drop
+    uploads = _below("jobs/inbox/uploads")  # pictures that visitors of the page sent, until the jobs have copies
+    running = _below("jobs/running")  # claimed jobs, a folder each
+    done = _below("jobs/done")  # finished jobs, a folder each
+    failed = _below("jobs/failed")  # jobs that can't be drawn, a folder each with error.txt
+    status = _below("jobs/status.json")  # what the service does now
+    pause = _below("jobs/PAUSE")  # while it is there, nothing is drawn
+    now = _below("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
+    outputs = _below("outputs")  # the pictures where the original scripts put them
+    models = _below("models")  # checkpoints, often behind links
+    configs = _below("configs")  # the checkpoints' yaml files and the service's own configuration
+    configuration = _below("configs/sdbatch.yaml")
+    state = _below("state")  # the lock and what can be rebuilt
 
     def folders(self) -> tuple[Path, ...]:
         """All folders that must exist before the service can run."""
@@ -95,12 +91,11 @@ class Root:
         try:
             folder.lstat()
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise NoRoot(
-                "{path} is not a root (there is no {folder}): mount its disk, give another with --root, or "
-                "create one: sdbatch init {path}",
-                self.path,
-                self.show(folder),
-            ) from error
+            template = (
+                "{path} is not a root (there is no {folder}): mount its disk, give another with --root, or create one: "
+                "sdbatch init {path}"
+            )
+            raise NoRoot(template, self.path, self.show(folder)) from error
 
     def find(self, field: str, named: str, bases: Sequence[Path]) -> Path:
         """The file that a job names, searched in each of `bases` in order; it is inside the root, with links resolved.
@@ -112,18 +107,14 @@ class Root:
         for base in bases:
             path = self._inside(field, named, base)
             if self._leads_into(path, SECRET):
-                raise JobError(
-                    '{field}: "{named}" is a file of the service; name one beside the job or in outputs/', field, named
-                )
+                template = '{field}: "{named}" is a file of the service; name one beside the job or in outputs/'
+                raise JobError(template, field, named)
             if _exists(path):
                 return path
         _refuse_pattern(field, named)
-        if any(os.path.islink(self._normal(field, named, base)) for base in bases):  # noqa: PTH114 - as in find_model
-            raise Missing(
-                '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link',
-                field,
-                named,
-            )
+        if any(_is_link(self._normal(field, named, base)) for base in bases):
+            template = '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link'
+            raise Missing(template, field, named)
         hint = self._hint(field, named, bases)
         said = Message(
             '{field}: there is no "{named}" (searched in {places}){hint}', field, named, self._places(bases), hint
@@ -178,34 +169,28 @@ class Root:
         bases = (self.path, self.configs if field.endswith("config") else self.models)
         for base in bases:
             path = self._normal(field, named, base)
-            if _exists(path) or os.path.islink(path):  # noqa: PTH114 - Path.is_symlink raises on overlong names
+            if _exists(path) or _is_link(path):
                 if not any(_is_below(path, folder) for folder in (self.models, self.configs)):
                     path = self._inside(field, named, base)
                     self._refuse_links_out(field, named, path)
                 if not _exists(path):
-                    raise TemporarilyUnavailable(
+                    template = (
                         '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the '
-                        "link",
-                        field,
-                        named,
+                        "link"
                     )
+                    raise TemporarilyUnavailable(template, field, named)
                 if not path.is_file() and not path.is_dir():
                     raise JobError('{field}: "{named}" is not a file', field, named)
                 return path
             if any(p.is_symlink() and not p.exists() for p in path.parents if _is_below(p, self.path)):
-                raise TemporarilyUnavailable(
-                    '{field}: "{named}" is behind a link to a disk that is not mounted', field, named
-                )
+                template = '{field}: "{named}" is behind a link to a disk that is not mounted'
+                raise TemporarilyUnavailable(template, field, named)
         _refuse_pattern(field, named)
         looked = self._places(bases)
         if hint := self._hint(field, named, bases):
             raise JobError('{field}: there is no "{named}" (searched in {places}){hint}', field, named, looked, hint)
-        raise JobError(
-            '{field}: there is no "{named}" (searched in {places}); copy the file there, or link it',
-            field,
-            named,
-            looked,
-        )
+        template = '{field}: there is no "{named}" (searched in {places}); copy the file there, or link it'
+        raise JobError(template, field, named, looked)
 
     def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
         """Check that all files of a folder are inside the root, because any user may have made it."""
@@ -242,9 +227,8 @@ class Root:
             return self.find_model(field, named)
         path = as_stored(Path(named))
         if not _exists(path):
-            raise TemporarilyUnavailable(
-                "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or correct it", field, named
-            )
+            template = "{field} in configs/sdbatch.yaml: there is no {named}; mount its disk, or correct it"
+            raise TemporarilyUnavailable(template, field, named)
         return path
 
     def output_folder(self, named: str) -> Path:
@@ -254,7 +238,8 @@ class Root:
             JobError: it leads out of the root, or into the service's own folders.
         """
         path = self._inside("outdir", named, self.path)
-        self._inside("outdir", f"{named}/{SAMPLES}", self.path)  # may be there already, and be a link
+        if _is_link(path / SAMPLES):
+            self._inside("outdir", f"{named}/{SAMPLES}", self.path)
         if path == self.path.resolve() or self._leads_into(path, OURS):
             raise JobError(
                 'outdir: "{named}" can\'t be an output folder; use one in outputs/, such as outputs/mine', named
@@ -303,12 +288,8 @@ class Root:
             raise JobError("{field}: a path can't contain a NUL character", field)
         path = Path(os.path.normpath(base / named))
         if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
-            raise JobError(
-                '{field}: "{named}" leads out of the root {path}; only files inside it may be named',
-                field,
-                named,
-                self.path,
-            )
+            template = '{field}: "{named}" leads out of the root {path}; only files inside it may be named'
+            raise JobError(template, field, named, self.path)
         return as_stored(path)
 
     def _inside(self, field: str, named: str, base: Path) -> Path:
@@ -318,12 +299,8 @@ class Root:
         except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
             raise JobError('{field}: "{named}" can\'t be followed to a file', field, named) from error
         if not any(_is_below(path, place.resolve()) for place in (self.path, *self.allowed)):
-            raise JobError(
-                '{field}: "{named}" is a link out of the root {path}; only files inside it may be named',
-                field,
-                named,
-                self.path,
-            )
+            template = '{field}: "{named}" is a link out of the root {path}; only files inside it may be named'
+            raise JobError(template, field, named, self.path)
         return path
 
 
@@ -360,14 +337,6 @@ def _place(folder: Path) -> tuple[int, int]:
 def _is_weights(path: Path, *, any_name: bool) -> bool:
     try:
         return (any_name or path.suffix.lower() in WEIGHTS) and path.stat().st_size > 0 and path.is_file()
-    except OSError:
-        return False
-
-
-def _exists(path: Path) -> bool:
-    """Whether the file exists; false for an impossible name."""
-    try:
-        return path.exists()
     except OSError:
         return False
 

@@ -4,6 +4,7 @@ Without a password only accounts of this machine that may submit jobs can use it
 another site could let its own name point to 127.0.0.1 (DNS rebinding). With a password each visitor logs in; before
 that, request bodies are small. Each change is a POST with a token that no other site knows. The content security policy
 lets the browser load and run only our own files.
+Long, as all that may refuse a request is in this one place.
 """
 
 import hashlib

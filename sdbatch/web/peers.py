@@ -87,12 +87,11 @@ def refusal(account: int | None, root: Root) -> str:
             "The account {name} may not drop jobs here: ask an admin to set web.password in configs/sdbatch.yaml.", name
         )
     group = _group_name(min(groups))
-    return Message(
-        "The account {name} may not drop jobs here: ask an admin to add it to the group {group} "
-        "(sudo usermod -aG {group} {name}), or to set web.password in configs/sdbatch.yaml.",
-        name,
-        group,
+    template = (
+        "The account {name} may not drop jobs here: ask an admin to add it to the group {group} (sudo usermod -aG "
+        "{group} {name}), or to set web.password in configs/sdbatch.yaml."
     )
+    return Message(template, name, group)
 
 
 def _rights(root: Root) -> tuple[set[int], set[int]]:

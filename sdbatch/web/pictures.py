@@ -16,7 +16,7 @@ from werkzeug.wsgi import wrap_file
 from sdbatch.client.validate import submit_text
 from sdbatch.errors import JobError
 from sdbatch.history import describe, lineage, restore, times
-from sdbatch.history.records import Lineage, PictureRecord
+from sdbatch.history.records import JobRecord, Lineage, PictureRecord
 from sdbatch.history.search import Found
 from sdbatch.messages import Message
 from sdbatch.spool.job_names import next_name
@@ -79,6 +79,7 @@ def show(path: str) -> str:
         "picture.html",
         picture=picture,
         restored=restored,
+        is_seeded_alone=restore.record_of(site().root, picture).get("job", {}).get("seeding") == "picture",
         parameters=describe.parameters(site().root, picture),
         siblings=order,
         before=order[place - 1] if place else None,
@@ -149,12 +150,12 @@ def follow_up() -> AnyResponse:
 
 @pages.post("/again")
 def again() -> AnyResponse:
-    """Submit a job again, with another seed if one is given."""
-    job = site().history.job(request.form.get("job", ""))
-    if job is None:
-        abort(404)
+    """Submit a job again, or one image alone if it has its own seed; with another seed if one is given."""
+    what: JobRecord | PictureRecord | None = site().history.job(request.form.get("job", ""))
+    if what is None:
+        what = _known(request.form.get("job", ""))
     seed = _whole(request.form.get("seed", ""))
-    return done(lambda: _drop(job.id, restore.rerun(site().root, job, seed), "rerun"), "queue.show")
+    return done(lambda: _drop(what.job, restore.rerun(site().root, what, seed), "rerun"), "queue.show")
 
 
 def _family(job_id: str) -> list[tuple[int, Lineage, list[PictureRecord]]]:

@@ -4,6 +4,7 @@ Waitress reads a whole request without a thread before our code sees it. Slow vi
 connection counts against a limit, and each body uses memory or disk. So a connection that is silent or too slow is
 closed; a new one over the limit replaces another; and the page decides how large a body may be as soon as the header is
 there.
+Long, as waitress bounds none of this itself.
 """
 
 import logging

@@ -74,21 +74,16 @@ def beside(path: Path) -> Strength | None:
     except OSError as error:
         if files.is_disk_trouble(error):
             raise
-        raise JobError(
-            "loras: {lora_config} beside {name} can't be read: {problem}", LORA_CONFIG, path.name, error.strerror
-        ) from error
+        template = "loras: {lora_config} beside {name} can't be read: {problem}"
+        raise JobError(template, LORA_CONFIG, path.name, error.strerror) from error
     except (ValueError, RecursionError) as error:
-        raise JobError(
-            "loras: {lora_config} beside {name} is damaged; copy it again", LORA_CONFIG, path.name
-        ) from error
+        template = "loras: {lora_config} beside {name} is damaged; copy it again"
+        raise JobError(template, LORA_CONFIG, path.name) from error
     said = said if isinstance(said, dict) else {}
     strength = _strength(path, "", said, LORA_CONFIG)
     if strength.alpha is None and said.get("peft_type") != "IA3":
-        raise JobError(
-            "loras: {config} beside {name} lacks lora_alpha; put the one there that PEFT saved with it",
-            LORA_CONFIG,
-            path.name,
-        )
+        template = "loras: {config} beside {name} lacks lora_alpha; put the one there that PEFT saved with it"
+        raise JobError(template, LORA_CONFIG, path.name)
     return strength
 
 
@@ -115,21 +110,14 @@ def in_header(path: Path) -> list[Strength]:
 def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> Strength:
     kind, start = str(told.get("peft_type", "LORA")), str(told.get("init_lora_weights", "")).lower()
     if kind not in KINDS:
-        raise JobError(
-            "loras: {name} is of type {kind} ({where}); supported are {names}",
-            path.name,
-            kind[:20],
-            where,
-            ", ".join(KINDS),
-        )
+        template = "loras: {name} is of type {kind} ({where}); supported are {names}"
+        raise JobError(template, path.name, kind[:20], where, ", ".join(KINDS))
     if start.startswith(_SPLIT):
-        raise JobError(
-            "loras: {name} was initialized with {start} ({where}), which changes the model itself: save "
-            "it again as a plain LoRA (PEFT: path_initial_model_for_weight_conversion)",
-            path.name,
-            start[:20],
-            where,
+        template = (
+            "loras: {name} was initialized with {start} ({where}), which changes the model itself: save it again as a "
+            "plain LoRA (PEFT: path_initial_model_for_weight_conversion)"
         )
+        raise JobError(template, path.name, start[:20], where)
     try:
         return Strength(
             prefix=prefix,
@@ -141,17 +129,14 @@ def _strength(path: Path, prefix: str, told: Mapping[str, Any], where: str) -> S
             feedforward=_ends(told.get("feedforward_modules") or ()),
         )
     except _TooFreeError as error:
-        raise JobError(
-            "loras: {where} of {name} has the pattern {problem}, which could take too long to match; "
-            "name the layers in alpha_pattern and rank_pattern",
-            where,
-            path.name,
-            error,
-        ) from error
+        template = (
+            "loras: {where} of {name} has the pattern {problem}, which could take too long to match; name the layers "
+            "in alpha_pattern and rank_pattern"
+        )
+        raise JobError(template, where, path.name, error) from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise JobError(
-            "loras: {where} of {name} is damaged ({problem}); copy it again", where, path.name, str(error)[:80]
-        ) from error
+        template = "loras: {where} of {name} is damaged ({problem}); copy it again"
+        raise JobError(template, where, path.name, str(error)[:80]) from error
 
 
 def _number(value: Any) -> float:

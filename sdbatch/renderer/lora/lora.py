@@ -3,6 +3,7 @@
 W' = W + weight * change, summed in float32. It reads the names of kohya's scripts and LyCORIS, which the model sites
 use, those of the diffusers library and PEFT over time, and mixtures. Afterwards the original weights are put back, not
 subtracted.
+Long, as many programs spell the names differently.
 """
 
 import re
@@ -134,12 +135,8 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
     if not apart:
         inner = next((part for name in FILES for part in sorted(path.glob(f"*/{name}"))), None)
         hint = Message("; did you mean its folder {name}?", inner.parent.name) if inner else ""
-        raise JobError(
-            "loras: the folder {name} holds no LoRA: there is no {names} in it{hint}",
-            path.name,
-            " or ".join(FILES[:3:2]),
-            hint,
-        )
+        template = "loras: the folder {name} holds no LoRA: there is no {names} in it{hint}"
+        raise JobError(template, path.name, " or ".join(FILES[:3:2]), hint)
     yield from apart
 
 
@@ -170,11 +167,8 @@ def _sorted(name: str, found: Mapping[str, Tensor]) -> tuple[dict[str, dict[str,
     halves = [layer for layer, own in parts.items() if not is_whole(own) and "on_input" not in own]
     if strange or halves or not parts:
         kind = _what_else(found) if strange or not parts else ""
-        raise JobError(
-            "loras: {name} is not a readable LoRA: {what}",
-            name,
-            kind or _listed(strange or halves or [Message("it is empty")]),
-        )
+        template = "loras: {name} is not a readable LoRA: {what}"
+        raise JobError(template, name, kind or _listed(strange or halves or [Message("it is empty")]))
     return parts, alphas
 
 
@@ -201,12 +195,11 @@ def _strengths(file: Path, found: Mapping[str, Tensor], *, has_alphas: bool) -> 
     if is_peft or file.name.startswith("adapter_model."):
         own = adapter_config.beside(file)
         if own is None and is_peft and not said and not has_alphas:
-            raise JobError(
-                "loras: {name} was saved by PEFT, which keeps its strength in {config}: put that beside it, "
-                "or give the folder with both",
-                file.name,
-                LORA_CONFIG,
+            template = (
+                "loras: {name} was saved by PEFT, which keeps its strength in {config}: put that beside it, or give "
+                "the folder with both"
             )
+            raise JobError(template, file.name, LORA_CONFIG)
         said += [own] if own else []
     return said
 
@@ -288,12 +281,8 @@ def _require_layers(lora: LoraWeights, places: Mapping[str, nn.Module]) -> None:
         return
     for pattern, whose in _OTHER_MODELS.items():
         if any(re.search(pattern, name) for name in strange):
-            raise JobError(
-                "loras: {name} is for another model, {whose}: this one has no {listed}",
-                lora.name,
-                whose,
-                _listed(strange),
-            )
+            template = "loras: {name} is for another model, {whose}: this one has no {listed}"
+            raise JobError(template, lora.name, whose, _listed(strange))
     if len(strange) < len(lora.layers) or all(re.search(r"_?blocks?[._]\d|layers[._]\d", name) for name in strange):
         raise JobError("loras: {name} is for another model: this one has no {listed}", lora.name, _listed(strange))
     raise JobError("loras: {name} uses unknown layer names: {listed}", lora.name, _listed(strange))
@@ -306,9 +295,8 @@ def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
     try:
         shape = shape_of(parts)
     except RuntimeError as error:
-        raise JobError(
-            "loras: {name} is damaged: the matrices for {weight} don't fit together", lora.name, _short(name)
-        ) from error
+        template = "loras: {name} is damaged: the matrices for {weight} don't fit together"
+        raise JobError(template, lora.name, _short(name)) from error
     if "ia3" in parts:
         side = weight.shape[0 if "on_output" in parts else 1]
         fits, shape = parts["ia3"].numel() == side, tuple(parts["ia3"].shape)
@@ -318,23 +306,14 @@ def _require_shape(lora: LoraWeights, name: str, layer: nn.Module) -> None:
     fits = fits and all(parts[slot].numel() in sizes for slot, sizes in sides.items() if slot in parts)
     fits = fits and sum(part.numel() for part in parts.values()) <= MOST_TIMES * weight.numel()
     if not fits:
-        raise JobError(
-            "loras: {name} is for another model: {weight} changes a weight of {theirs}, here it is {ours}",
-            lora.name,
-            _short(name),
-            list(shape),
-            list(weight.shape),
-        )
+        template = "loras: {name} is for another model: {weight} changes a weight of {theirs}, here it is {ours}"
+        raise JobError(template, lora.name, _short(name), list(shape), list(weight.shape))
 
 
 def _require_numbers(lora: LoraWeights, name: str) -> None:
     if spoilt := [slot for slot, part in lora.layers[name].items() if not bool(part.isfinite().all())]:
-        raise JobError(
-            "loras: {name} is damaged: {weight} ({part}) contains values that are not numbers; copy it again",
-            lora.name,
-            _short(name),
-            spoilt[0],
-        )
+        template = "loras: {name} is damaged: {weight} ({part}) contains values that are not numbers; copy it again"
+        raise JobError(template, lora.name, _short(name), spoilt[0])
 
 
 def _layers(model: Model) -> dict[str, nn.Module]:

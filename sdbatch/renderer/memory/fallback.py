@@ -140,11 +140,8 @@ class MemoryFallback:
         if now == 1:
             return ""
         self.rows = -(-now // 2)
-        return Message(
-            "{rows} of {count} rows went through the network at once (with guidance an image has two)",
-            self.rows,
-            count,
-        )
+        template = "{rows} of {count} rows went through the network at once (with guidance an image has two)"
+        return Message(template, self.rows, count)
 
     def _one_picture(self, latents: Tensor) -> str:
         if self.is_sliced or len(latents) == 1:

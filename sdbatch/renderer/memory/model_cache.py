@@ -56,8 +56,8 @@ class ModelCache:
             JobError: it can't be loaded; the others stay.
             OutOfMemory: memory is not sufficient for this model alone.
         """
+        key = self.key_of(ckpt, config, precision, vae)
         dtype = dtype_of(precision, self.device)
-        key = (_identity(ckpt), _identity(config), vae and _identity(vae), dtype)
         started, self._in_use = time.monotonic(), None
         fallback.make_room = self.unload_others
         found = self.models.pop(key, None)
@@ -81,6 +81,10 @@ class ModelCache:
         self.models[key], self._in_use = found, key
         return found, seconds
 
+    def key_of(self, ckpt: Path, config: Path, precision: str, vae: Path | None) -> tuple[object, ...]:
+        """The identity of a model in a precision."""
+        return identity(ckpt), identity(config), vae and identity(vae), dtype_of(precision, self.device)
+
     def fingerprint(self, path: Path) -> str:
         """The sha256 of a file of weights."""
         return fingerprint(path, self.conversions.checksums)
@@ -98,7 +102,7 @@ class ModelCache:
         release(self.device)
 
 
-def _identity(path: Path) -> tuple[object, ...]:
+def identity(path: Path) -> tuple[object, ...]:
     """The present identity of a file, or of all files of a folder: new content is another model."""
     parts = [part for part in files.below(path) if part.is_file()] if path.is_dir() else [path]
     stats = [part.stat() for part in parts]

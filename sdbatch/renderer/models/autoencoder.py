@@ -40,11 +40,10 @@ def with_autoencoder(plan: ModelPlan, weights: Weights, vae: Path) -> Weights:
         said = kind if kind and not own else lacking[0]
         raise JobError("vae: the autoencoder {name} does not fit {model}: {misfits}", vae.name, plan.name, said)
     if spoilt := next((key for key, weight in own.items() if not bool(weight.isfinite().all())), ""):
-        raise JobError(
-            "vae: the autoencoder {name} is damaged: {weight} contains values that are not numbers; copy it again",
-            vae.name,
-            spoilt,
+        template = (
+            "vae: the autoencoder {name} is damaged: {weight} contains values that are not numbers; copy it again"
         )
+        raise JobError(template, vae.name, spoilt)
     return {**weights, **own}
 
 

@@ -51,9 +51,5 @@ def other_unet(weights: Mapping[str, Tensor]) -> str:
     channels = entrance.shape[1] if entrance is not None and entrance.ndim == 4 else 0
     if channels not in OTHER_CHANNELS:
         return ""
-    return Message(
-        "it is {other_channels} (its UNet reads {channels} channels); {unsupported}",
-        OTHER_CHANNELS[channels],
-        channels,
-        UNSUPPORTED,
-    )
+    template = "it is {other_channels} (its UNet reads {channels} channels); {unsupported}"
+    return Message(template, OTHER_CHANNELS[channels], channels, UNSUPPORTED)

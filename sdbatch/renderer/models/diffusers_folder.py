@@ -149,9 +149,8 @@ def _prediction(folder: Path, schedule: Mapping[str, Any]) -> Prediction:
     ]
     if found is None or strange:
         why = ", ".join(strange) or Message("prediction_type {schedule}", schedule["prediction_type"])
-        raise JobError(
-            "the model folder {name} is not of a v1 or v2 model (its scheduler says {why})", folder.name, why
-        )
+        template = "the model folder {name} is not of a v1 or v2 model (its scheduler says {why})"
+        raise JobError(template, folder.name, why)
     return found
 
 
@@ -180,9 +179,8 @@ def _json(folder: Path, part: str, path: Path) -> dict[str, Any]:
 
 
 def _no_usable(folder: Path, part: str) -> str:
-    return Message(
-        "the model folder {name} has no usable {part}/: a folder in diffusers format has unet, "
-        "vae, text_encoder and scheduler",
-        folder.name,
-        part,
+    template = (
+        "the model folder {name} has no usable {part}/: a folder in diffusers format has unet, vae, text_encoder and "
+        "scheduler"
     )
+    return Message(template, folder.name, part)

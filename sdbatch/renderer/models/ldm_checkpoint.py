@@ -104,13 +104,10 @@ def _text_encoder(ckpt: Path, numbers: LdmConfig, weights: Mapping[str, Tensor])
         if not isinstance(error.__cause__, LookupError | ValueError) or isinstance(error.__cause__, LimitExceeded):
             raise
         kind = what_it_is(weights) or Message("it is not a complete Stable Diffusion checkpoint")
-        raise JobError(
-            "the checkpoint {name} has no text encoder at {prefix}*, where the config {config} expects it: {kind}",
-            ckpt.name,
-            prefix,
-            numbers.name,
-            kind,
-        ) from error
+        template = (
+            "the checkpoint {name} has no text encoder at {prefix}*, where the config {config} expects it: {kind}"
+        )
+        raise JobError(template, ckpt.name, prefix, numbers.name, kind) from error
 
 
 @contextmanager

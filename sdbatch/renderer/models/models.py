@@ -214,14 +214,8 @@ def require_fit(plan: ModelPlan, weights: Weights) -> None:
     if lacking:
         more = Message(" and {count} more", len(lacking) - SHOWN) if len(lacking) > SHOWN else ""
         hint = other_unet(weights) or Message("Is it a complete Stable Diffusion v1 or v2 model? Is this its config?")
-        raise JobError(
-            "{name} does not fit {config}: {names}{more}. {hint}",
-            plan.name,
-            plan.config,
-            "; ".join(lacking[:SHOWN]),
-            more,
-            hint,
-        )
+        template = "{name} does not fit {config}: {names}{more}. {hint}"
+        raise JobError(template, plan.name, plan.config, "; ".join(lacking[:SHOWN]), more, hint)
     if misfits := fit_problems(plan):
         raise JobError("{name} is not a consistent Stable Diffusion model: {misfits}", plan.name, misfits[0])
 

@@ -64,9 +64,8 @@ class LdmConfig:
             return kind(value)
         except (TypeError, ValueError, OverflowError) as error:
             told = Message(": {problem}", error) if isinstance(error, LimitExceeded) else ""
-            raise JobError(
-                "the config {name}: model.params.{dotted} is not a usable value{told}", self.name, dotted, told
-            ) from error
+            template = "the config {name}: model.params.{dotted} is not a usable value{told}"
+            raise JobError(template, self.name, dotted, told) from error
 
     @property
     def text_encoder(self) -> str:
@@ -91,17 +90,12 @@ class LdmConfig:
         elif self("parameterization", str, "eps") not in PREDICTIONS:
             other = Message('a model with parameterization "{name}"', self.params["parameterization"])
         if other:
-            raise JobError(
-                "the config {name} is of {other}; only Stable Diffusion v1 and v2 are supported", self.name, other
-            )
+            template = "the config {name} is of {other}; only Stable Diffusion v1 and v2 are supported"
+            raise JobError(template, self.name, other)
         if self.text_encoder not in TEXT_ENCODERS:
             known = ", ".join(TEXT_ENCODERS)
-            raise JobError(
-                "the config {name} needs the text encoder {encoder}; known are {known}",
-                self.name,
-                self.text_encoder,
-                known,
-            )
+            template = "the config {name} needs the text encoder {encoder}; known are {known}"
+            raise JobError(template, self.name, self.text_encoder, known)
 
 
 def build_unet(numbers: LdmConfig) -> Any:

@@ -43,12 +43,8 @@ class ModelPart:
                 yield Message("{name} contains no floating-point numbers (a quantized checkpoint?)", name)
             # The original keeps some linear layers as 1x1 convolutions.
             elif found.shape != wanted.shape and found.squeeze().shape != wanted.squeeze().shape:
-                yield Message(
-                    "{name} has shape {found}, the config expects {wanted}",
-                    name,
-                    list(found.shape),
-                    list(wanted.shape),
-                )
+                template = "{name} has shape {found}, the config expects {wanted}"
+                yield Message(template, name, list(found.shape), list(wanted.shape))
 
     def dtypes(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
         """The type of each stored weight, if the network computes in `dtype`."""
@@ -141,11 +137,6 @@ def noise_schedule(name: str, start: Any, end: Any, timesteps: Any) -> npt.NDArr
     except (TypeError, ValueError):
         alphas = None
     if alphas is None:
-        raise JobError(
-            "{name}: linear_start {start}, linear_end {end} and timesteps {timesteps} give no noise schedule",
-            name,
-            start,
-            end,
-            timesteps,
-        )
+        template = "{name}: linear_start {start}, linear_end {end} and timesteps {timesteps} give no noise schedule"
+        raise JobError(template, name, start, end, timesteps)
     return alphas

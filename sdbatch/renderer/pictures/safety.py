@@ -143,15 +143,13 @@ def _fill(network: Any, folder: Path) -> Any:
     names = [folder / f"{stem}{ending}" for ending in ENDINGS for stem in STEMS["text_encoder"]]
     path = next((path for path in names if path.is_file()), None)
     if path is None:
-        raise JobError(
-            "the safety checker in {name} has no weights, such as {example}; copy it again", folder.name, names[0].name
-        )
+        template = "the safety checker in {name} has no weights, such as {example}; copy it again"
+        raise JobError(template, folder.name, names[0].name)
     found = {_plain(key): weight for key, weight in read_weights(path, f"safety_checker/{path.name}").items()}
     part = ModelPart(network, _plain, computes_in_half=False)
     if lacking := next(part.lacking(found), ""):
-        raise JobError(
-            "the safety checker in {name} does not fit its config.json: {key}; copy it again", folder.name, lacking
-        )
+        template = "the safety checker in {name} does not fit its config.json: {key}; copy it again"
+        raise JobError(template, folder.name, lacking)
     part.fill(found, torch.float32, {})
     for module in network.modules():
         if hasattr(module, "position_ids"):  # a buffer that no file needs to hold

@@ -89,9 +89,8 @@ def _read_safetensors(path: Path, head: bytes, called: str) -> dict[str, Tensor]
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise JobError(
-            "{called} is a damaged safetensors file: {problem}", called, str(error)[:SHOWN_LETTERS]
-        ) from error
+        template = "{called} is a damaged safetensors file: {problem}"
+        raise JobError(template, called, str(error)[:SHOWN_LETTERS]) from error
 
 
 def _read_pickle(path: Path, called: str, inside: str, *, is_zip: bool) -> dict[str, Tensor]:
@@ -110,11 +109,8 @@ def _read_pickle(path: Path, called: str, inside: str, *, is_zip: bool) -> dict[
     except Exception as error:  # with damaged files readers may raise anything: struct.error, IndexError, ...
         if is_out_of_memory(error) or (isinstance(error, OSError) and files.is_disk_trouble(error)):
             raise
-        raise JobError(
-            "{called} is damaged or was copied incompletely (it has {size:,} bytes); copy it again",
-            called,
-            path.stat().st_size,
-        ) from error
+        template = "{called} is damaged or was copied incompletely (it has {size:,} bytes); copy it again"
+        raise JobError(template, called, path.stat().st_size) from error
     if not isinstance(content, dict):
         raise JobError("{called} contains no named weights", called)
     if "string_to_param" in content:

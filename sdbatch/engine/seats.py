@@ -1,0 +1,277 @@
+"""The seats: the supervisor's ends of all renderers, each with its own start, backoff and bench.
+
+A renderer can be thrown away at any time, so what it told is taken in only while it sits on its seat.
+"""
+
+import queue
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdbatch.engine.protocol import (
+    Draw,
+    Ended,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Halted,
+    Loaded,
+    Ready,
+    Renderer,
+    Said,
+    Sampled,
+    StagedSample,
+    Tick,
+    Unfit,
+)
+from sdbatch.errors import EngineDown
+from sdbatch.messages import Message, joined
+from sdbatch.telemetry import log
+
+AGAIN_SECONDS = 30.0  # between starts that fail: each costs seconds of a whole core
+BENCH_AFTER, BENCH_SECONDS = 3, 1800.0  # different jobs that died on a seat, one after another; until it is tried again
+FINISHING = 2  # jobs of a renderer whose pictures are written while others are sampled
+MOST = 1000  # events that are taken in before the loop has its turn
+REMEMBERED = 30  # pictures by which a seat's speed is told
+
+Model = tuple[object, ...]  # the files that a job is drawn with
+
+
+@dataclass(frozen=True)
+class Died:
+    """The renderer ended while it had the job, and others too if this was in company."""
+
+    job_id: str
+    text: str
+    in_company: bool = False
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The renderer is gone by no fault of the job, which may be drawn elsewhere."""
+
+    job_id: str
+
+
+def _names(devices: Sequence[str]) -> list[str]:
+    """Each device's own, or with a number where there are several of it: cpu-1, cpu-2."""
+    return [
+        device if [*devices].count(device) == 1 else f"{device}-{[*devices[: number + 1]].count(device)}"
+        for number, device in enumerate(devices)
+    ]
+
+
+Heard = Said | Died | Dropped | Tick
+
+
+@dataclass(eq=False)
+class Seat:
+    """One renderer's place.
+
+    Attributes:
+        jobs: what its renderer holds, and of each whether it is still to be sampled.
+        capacity: how many of those it can sample at a time.
+        model: what it drew with last, and so has loaded.
+        problem: why nothing can be drawn here; the last reason while another start is under way.
+        loads: how often it loaded a model since the service started.
+    """
+
+    name: str
+    device: str
+    capacity: int = 1
+    renderer: Renderer | None = None
+    is_ready: bool = False
+    is_benched: bool = False
+    jobs: dict[str, bool] = field(default_factory=dict)
+    model: Model = ()
+    problem: str = ""
+    restarts: int = -1
+    loads: int = 0
+    since: float = 0.0  # its renderer was started, on the clock that never steps back
+    again_at: float = float("-inf")
+    victims: set[str] = field(default_factory=set)  # jobs that died here since one was drawn
+    pictures: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it can be given a job now."""
+        return self.is_ready and sum(self.jobs.values()) < self.capacity and len(self.jobs) < self.capacity + FINISHING
+
+    @property
+    def state(self) -> str:
+        """One word for a person."""
+        if self.is_benched:
+            return "benched"
+        if self.is_ready:
+            return "drawing" if self.jobs else "idle"
+        return "down" if self.renderer is None else "starting"
+
+    def told(self) -> dict[str, Any]:
+        """What status.json says of it."""
+        spent = self.pictures[-1] - self.pictures[0] if self.pictures else 0
+        return {
+            "name": self.name,
+            "device": self.device,
+            "state": self.state,
+            "problem": self.problem,
+            "model": str(self.model[0]) if self.model else None,
+            "jobs": [*self.jobs],
+            "pictures_a_minute": round(60 * (len(self.pictures) - 1) / spent, 1) if spent else None,
+            "restarts": max(0, self.restarts),
+            "loads": self.loads,
+        }
+
+
+class Seats:
+    """All of them, and the one queue of what their renderers tell."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.ahead = engine, engine.ahead
+        self.seats = [Seat(name, device) for name, device in zip(_names(engine.devices), engine.devices, strict=True)]
+        self.log = log.get()
+        self._now = 0.0
+        self._heard: deque[Heard] = deque()
+
+    def __iter__(self) -> Iterator[Seat]:
+        return iter(self.seats)
+
+    def free(self) -> list[Seat]:
+        """Those that can be given a job now."""
+        return [seat for seat in self.seats if seat.is_free]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a job would be drawn at once, or as soon as another one is."""
+        return any(seat.is_ready for seat in self.seats)
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be drawn on any of them."""
+        if self.is_ready or not all(seat.problem for seat in self.seats):
+            return ""
+        if len(self.seats) == 1:
+            return self.seats[0].problem
+        return joined("; ", [Message("{device}: {problem}", seat.name, seat.problem) for seat in self.seats])
+
+    def look_after(self, now: float, start_seconds: float) -> None:
+        """Start what should run, and give up a start that takes longer than `start_seconds`."""
+        self._now = now
+        for seat in self.seats:
+            self._take_in(0)
+            if seat.renderer is None and now >= seat.again_at:
+                self._start(seat)
+            elif seat.renderer is not None and not seat.is_ready and now - seat.since > start_seconds:
+                self._fail(seat, Message("the renderer did not start within {limit} seconds", f"{start_seconds:g}"))
+            self._take_in(0)
+
+    def draw(self, seat: Seat, draw: Draw, model: Model) -> None:
+        """Hand a job to a seat that is free."""
+        assert seat.renderer is not None, "it is ready"
+        seat.jobs[draw.job_id], seat.model = True, model
+        seat.renderer.draw(draw)
+
+    def wait(self, seconds: float) -> Iterator[Heard]:
+        """What is told of jobs: at least a Tick, after so many seconds at most, and all that is there by then."""
+        self._take_in(seconds)
+        for _ in range(MOST):
+            if not self._heard:
+                self._take_in(0)
+            if not self._heard:
+                return
+            yield self._heard.popleft()
+
+    def give_up(self, seat: Seat) -> list[str]:
+        """End a seat's renderer; another comes when it is needed. Says which jobs it had."""
+        jobs = [*seat.jobs]
+        if seat.renderer is not None:
+            seat.renderer.stop()
+        seat.renderer, seat.is_ready, seat.model = None, False, ()
+        seat.jobs.clear()
+        return jobs
+
+    def unload(self) -> None:
+        """End those that have nothing to do."""
+        for seat in self.seats:
+            if seat.renderer is not None and not seat.jobs:
+                self.give_up(seat)
+
+    def stop(self) -> None:
+        """End them all."""
+        for seat in self.seats:
+            self.give_up(seat)
+        self._heard.clear()
+
+    def count_death(self, seat: Seat, job_id: str) -> None:
+        """A job died here. Where different ones do and there are other seats, this one rests for a while."""
+        seat.victims.add(job_id)
+        if len(seat.victims) >= BENCH_AFTER and len(self.seats) > 1:
+            self.give_up(seat)
+            seat.is_benched, seat.again_at = True, self._now + BENCH_SECONDS
+            told = "{count} different jobs crashed here, {job} last; this device rests for a while"
+            seat.problem = Message(told, len(seat.victims), job_id)
+            self.log.error("a seat is benched", seat=seat.name, problem=seat.problem)
+
+    def _start(self, seat: Seat) -> None:
+        if seat.is_benched:
+            seat.is_benched = False
+            seat.victims.pop()  # the next job that dies benches it again
+        try:
+            seat.renderer = self.engine.start(seat.device)
+        except EngineDown as error:
+            self._fail(seat, error.message)
+        else:
+            seat.since = self._now
+            seat.restarts += 1
+
+    def _fail(self, seat: Seat, problem: str) -> None:
+        """No renderer can be had here for now; what it held is drawn elsewhere, or later."""
+        self._heard += map(Dropped, self.give_up(seat))
+        if problem != seat.problem and len(self.seats) > 1:
+            self.log.error("a seat is out of order", seat=seat.name, problem=problem)
+        seat.problem, seat.again_at = problem, self._now + AGAIN_SECONDS
+
+    def _take_in(self, seconds: float) -> None:
+        """What renderers told goes to those it is for: each its seat, and what is of jobs on to the service."""
+        try:
+            renderer, event = (
+                self.engine.events.get(timeout=seconds) if seconds else self.engine.events.get(block=False)
+            )
+        except queue.Empty:
+            if seconds:
+                self._heard.append(Tick())
+            return
+        seat = next((seat for seat in self.seats if seat.renderer is renderer), None)
+        if seat is not None:  # else it was given up, and whatever it did is nobody's any more
+            self._hear(seat, event)
+
+    def _hear(self, seat: Seat, event: Event) -> None:
+        match event:
+            case Ready():
+                seat.is_ready, seat.problem = True, ""
+            case Unfit():
+                self._fail(seat, event.text)
+            case Ended() if seat.jobs:
+                jobs = self.give_up(seat)
+                self._heard += [Died(job_id, event.text, in_company=len(jobs) > 1) for job_id in jobs]
+            case Ended():
+                self._fail(seat, event.text)  # while it had nothing to do: another would fare no better just now
+            case Tick():
+                self._heard.append(event)
+            case _ if event.job_id in seat.jobs:
+                self._note(seat, event)
+                self._heard.append(event)
+
+    def _note(self, seat: Seat, event: Said) -> None:
+        match event:
+            case Loaded() if event.seconds:
+                seat.loads += 1
+            case StagedSample():
+                seat.pictures.append(self._now)
+            case Sampled():
+                seat.jobs[event.job_id] = False
+            case Finished() | Halted() | Failed():
+                del seat.jobs[event.job_id]
+                if isinstance(event, Finished):
+                    seat.victims.clear()

@@ -1,0 +1,144 @@
+"""Jobs that are sampled together, since they are drawn with the same weights; with `batching: job` one alone."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor
+
+from sdbatch.engine import protocol
+from sdbatch.errors import JobError
+from sdbatch.job.parameters import Batch, count_pictures
+from sdbatch.renderer.device.memory import peak_bytes
+from sdbatch.renderer.draw import predict, samplings
+from sdbatch.renderer.drawing import Drawing, Init
+from sdbatch.renderer.finishing import Finisher
+from sdbatch.renderer.memory.fallback import MemoryFallback
+from sdbatch.renderer.sampling.guidance import Asking
+from sdbatch.renderer.sampling.packing import Packing
+
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+def sizes_of(batching: str, rows: int) -> tuple[int, ...]:
+    """How many rows may go through the network at once; none where each job's batch goes alone."""
+    if batching == "job":
+        return ()
+    return (rows,) if batching == "fixed" else (*(size for size in SIZES if size < rows), rows)
+
+
+@dataclass(eq=False)
+class _Member:
+    """A job, as far as it is sampled here.
+
+    Attributes:
+        first: the first picture of the next batch that is begun.
+        begun: batches that are sampled now, in their order.
+    """
+
+    drawing: Drawing
+    finisher: Finisher
+    first: int
+    samplings: Iterator[tuple[Batch, Asking]] = field(init=False)
+    begun: deque[Batch] = field(default_factory=deque)
+
+    @property
+    def has_more(self) -> bool:
+        drawing = self.drawing
+        is_over = drawing.error is not None or drawing.is_halted
+        return not is_over and self.first < count_pictures(drawing.task.job, drawing.task.lines)
+
+    def on_step(self, batch: Batch, step: int, steps: int) -> None:
+        """Of batches side by side the first is told of: it ends first."""
+        if batch is self.begun[0]:
+            event = protocol.Stepped(job_id=self.drawing.task.job_id, first=batch.first, step=step, steps=steps)
+            self.drawing.answer(event)
+        self.finisher.check()
+        self.drawing.check()
+
+
+class Company:
+    """The jobs, each until its last batch is sampled.
+
+    Attributes:
+        fallback: what they do when memory runs out in the network; None until there is a job.
+    """
+
+    def __init__(self, finisher: Finisher, sizes: tuple[int, ...]) -> None:
+        self._finisher, self._packing = finisher, Packing(sizes)
+        self._is_shared = bool(sizes)
+        self._members: list[_Member] = []
+        self.fallback: MemoryFallback | None = None
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether another job may join."""
+        return self._is_shared or not self._members
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        """Of all that are here."""
+        return [member.drawing for member in self._members]
+
+    def join(self, drawing: Drawing, init: Init, fallback: MemoryFallback) -> None:
+        """Sample a job, too, from its next step on; `fallback` is what it does when memory runs out for it alone."""
+        task, staged = drawing.task, len(drawing.staged)
+        member = _Member(drawing, self._finisher, staged)
+        member.samplings = samplings(
+            drawing.model, task.job, task.lines, init, staged, member.on_step, fallback, drawing.learned
+        )
+        self._members.append(member)
+        if not self._is_shared:
+            self.fallback = fallback
+        elif self.fallback is None:
+            self.fallback = MemoryFallback(
+                drawing.model.device, self._tell, fallback.make_room, beside=fallback.beside, alone=fallback.alone
+            )
+
+    def step(self) -> None:
+        """Begin what there is room for, and let what is sampled get on by one pass of the network."""
+        for member in [*self._members]:
+            while member.has_more and (not member.begun or self._packing.has_room):
+                self._begin(member)
+            self._let_go_if_over(member)
+        if self._members and self.fallback:
+            self._packing.step(partial(predict, self._members[0].drawing.model, self.fallback))
+
+    def _begin(self, member: _Member) -> None:
+        drawing = member.drawing
+        if member.first > len(drawing.staged) and drawing.task.halt.exists():
+            drawing.is_halted = True
+            return
+        try:
+            batch, asking = next(member.samplings)
+        except (JobError, OSError) as error:
+            drawing.error = drawing.error or error
+            return
+        member.begun.append(batch)
+        member.first = batch.first + len(batch.prompts)
+        self._packing.add(asking, partial(self._end, member, batch))
+
+    def _end(self, member: _Member, batch: Batch, latents: Tensor | Exception) -> None:
+        member.begun.remove(batch)
+        if isinstance(latents, Tensor):
+            self._finisher.take(member.drawing, batch, latents)
+        elif isinstance(latents, (JobError, OSError)):
+            member.drawing.error = member.drawing.error or latents
+        else:
+            raise latents
+        self._let_go_if_over(member)
+
+    def _let_go_if_over(self, member: _Member) -> None:
+        if member.begun or member.has_more or member not in self._members:
+            return
+        self._members.remove(member)
+        drawing = member.drawing
+        if drawing.error is None and not drawing.is_halted:
+            drawing.answer(protocol.Sampled(job_id=drawing.task.job_id))
+        drawing.peak = peak_bytes(drawing.model.device)
+        self._finisher.end(drawing)
+
+    def _tell(self, text: str) -> None:
+        for drawing in self.drawings:
+            drawing.notes.add(text)

@@ -1,0 +1,87 @@
+"""The folders of a job's attempts: a renderer writes into one of its own, and only the service moves from it.
+
+    running/<id>/attempt-<token>/    samples/, grids and notes, each file complete from the moment it has its name
+    running/<id>/samples/            what an attempt finished, once its renderer was through with it
+
+A renderer that was given up, as on a machine out of reach, may go on writing: nobody looks where it does. What was
+finished goes over to the next attempt by renames, so no picture is drawn twice.
+"""
+
+import secrets
+from pathlib import Path
+
+from sdbatch.storage import files
+from sdbatch.storage.root import SAMPLES
+
+ATTEMPT = "attempt-"
+NOTES = "notes.json"  # what a renderer said of the pictures
+
+
+def begin(folder: Path) -> Path:
+    """A folder for a new attempt, with all that earlier ones finished; noting its name in `folder` syncs that too."""
+    staging = folder / f"{ATTEMPT}{secrets.token_hex(8)}"
+    earlier = _attempts(folder)
+    files.make_dir(staging, durable=False)
+    if (folder / SAMPLES).is_dir():
+        files.sync_dir(folder)
+        files.rename(folder / SAMPLES, staging / SAMPLES)
+    else:
+        files.make_dir(staging / SAMPLES, durable=False)
+    for attempt in earlier:  # file by file: who was given up may have a hand on the folder
+        for path in _samples(attempt):
+            if not (staging / SAMPLES / path.name).exists():
+                files.rename(path, staging / SAMPLES / path.name)
+    for place in (folder, *earlier):
+        _move_grids_and_notes(place, staging)
+    files.sync_dir(staging)
+    if earlier:
+        files.sync_dir(staging / SAMPLES)
+        files.sync_dir(folder)
+        _remove(earlier)
+    return staging
+
+
+def settle(folder: Path, name: str = "", *, with_samples: bool = True) -> None:
+    """What an attempt finished, or all of them, lies in the job's own folder from now on; its renderer is through."""
+    for attempt in [folder / name] if name else _attempts(folder):
+        if with_samples and (attempt / SAMPLES).is_dir() and not (folder / SAMPLES).exists():
+            files.rename(attempt / SAMPLES, folder / SAMPLES)
+        for path in _samples(attempt) if with_samples else ():
+            if not (folder / SAMPLES / path.name).exists():
+                files.rename(path, folder / SAMPLES / path.name)
+        _move_grids_and_notes(attempt, folder)
+
+
+def clear(folder: Path) -> None:
+    """Take away what is left of attempts, once what they finished lies elsewhere for good."""
+    _remove(_attempts(folder))
+
+
+def drop(folder: Path) -> None:
+    """Take away all that was drawn of a job."""
+    for drawn in (folder / SAMPLES, folder / NOTES, *folder.glob("grid-*.png"), *_attempts(folder)):
+        files.remove_tree(drawn)
+
+
+def count_staged(folder: Path) -> int:
+    """How many samples of a job lie there without a gap from the first on."""
+    names = {path.name for place in (folder, *_attempts(folder)) for path in _samples(place)}
+    return next(i for i in range(len(names) + 1) if f"{i:05}.png" not in names)
+
+
+def _attempts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{ATTEMPT}*") if path.is_dir() and not path.is_symlink())
+
+
+def _samples(place: Path) -> list[Path]:
+    return [path for path in (place / SAMPLES).glob("*.png") if not path.name.startswith(files.BUSY_PREFIX)]
+
+
+def _move_grids_and_notes(source: Path, target: Path) -> None:
+    for path in (*source.glob("grid-*.png"), *source.glob(NOTES)):
+        files.rename(path, target / path.name)
+
+
+def _remove(attempts: list[Path]) -> None:
+    for attempt in attempts:
+        files.remove_tree(attempt)
