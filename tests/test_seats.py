@@ -441,3 +441,39 @@ def test_the_first_of_several_that_were_begun_is_not_blamed(root: Root) -> None:
     Spool(root).recover()
     claims = [read_claim(folder) for folder in sorted(root.running.iterdir())]
     assert [(claim.attempts, claim.alone, claim.attempt) for claim in claims if claim] == [(1, "machine", "")] * 2
+
+
+# Several jobs that are sampled together.
+
+
+def test_a_seat_is_given_as_many_jobs_as_it_can_sample_and_only_those_of_the_same_weights(
+    root: Root, clock: FakeClock
+) -> None:
+    drop(root, *"abc")
+    drop_job(root, "3-d.yaml", f"prompt: d\nname: d\n{SIZE}precision: full\n")
+    drop_job(root, "4-e.yaml", f"prompt: e\nname: e\n{SIZE}")
+    hold = root.path / "hold"
+    hold.touch()
+    service = serve(root, FakeEngine(seed=0, hold=hold, capacity=3))
+    turn_until(service, clock, lambda: len(service.runs) == 3)
+    for _ in range(50):
+        service.turn(clock)
+        clock.sleep(0.1)
+    assert begun(service) == [*"abc"], "as many as it can sample"
+    hold.unlink()
+    turn_until(service, clock, lambda: service.done == 5)
+    assert begun(service) == [*"abcde"], "d waits until all are sampled, and e does not pass it"
+
+
+def test_other_weights_wait_though_there_is_room(root: Root, clock: FakeClock) -> None:
+    drop(root, "a")
+    drop_job(root, "1-b.yaml", f"prompt: b\nname: b\n{SIZE}precision: full\n")
+    hold = root.path / "hold"
+    hold.touch()
+    service = serve(root, FakeEngine(seed=0, hold=hold, capacity=3))
+    for _ in range(50):
+        service.turn(clock)
+        clock.sleep(0.1)
+    assert begun(service) == ["a"]
+    hold.unlink()
+    turn_until(service, clock, lambda: service.done == 2)

@@ -30,7 +30,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class LocalEngine:
-    """A renderer for each device."""
+    """Starts a renderer process for each device."""
 
     ahead = 1
 
@@ -42,6 +42,8 @@ class LocalEngine:
         program: str = RENDERER,
     ) -> None:
         self.config, self.devices = config, devices or [config.device]
+        # Enough to fill a pass of the network with jobs of one image, each of two rows.
+        self.capacity = 1 if config.batching == "job" else max(2, config.batch_rows // 2)
         self.command = [sys.executable, "-m", program]
         self.events: queue.SimpleQueue[tuple[Renderer, Event]] = queue.SimpleQueue()
         self.preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
@@ -150,7 +152,7 @@ class LocalRenderer:
         return Message("the renderer ended with {cause}; its last words:\n{words}", cause, words)
 
     def _listen(self, pipe: IO[bytes]) -> None:
-        """Pass the renderer's log on, and keep its end for error.txt."""
+        """Forward the renderer's log, and keep its end for error.txt."""
         with pipe:
             for line in pipe:
                 text = line.decode(errors="replace").rstrip()

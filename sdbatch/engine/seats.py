@@ -129,7 +129,8 @@ class Seats:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.ahead = engine, engine.ahead
-        self.seats = [Seat(name, device) for name, device in zip(_names(engine.devices), engine.devices, strict=True)]
+        names = zip(_names(engine.devices), engine.devices, strict=True)
+        self.seats = [Seat(name, device, engine.capacity) for name, device in names]
         self.log = log.get()
         self._now = 0.0
         self._heard: deque[Heard] = deque()
@@ -174,7 +175,8 @@ class Seats:
 
     def wait(self, seconds: float) -> Iterator[Heard]:
         """What is told of jobs: at least a Tick, after so many seconds at most, and all that is there by then."""
-        self._take_in(seconds)
+        if not self._heard:
+            self._take_in(seconds)
         for _ in range(MOST):
             if not self._heard:
                 self._take_in(0)

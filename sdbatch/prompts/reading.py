@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from sdbatch import messages
 from sdbatch.errors import printable
 from sdbatch.job import tokens
 from sdbatch.job.parameters import AnyJob
+from sdbatch.messages import Message
 from sdbatch.prompts.chunks import Vector, chunks
 from sdbatch.prompts.syntax import BREAK, Weighted, emphasis, joined, stages, without_networks
 from sdbatch.prompts.weights import PromptWeights
@@ -26,31 +28,35 @@ def readings(job: AnyJob, lines: Sequence[str] | None, named: PromptWeights, roo
     for field, text in (("prompt", lines[0] if lines else job.prompt), ("negative_prompt", job.negative_prompt)):
         parts = joined(without_networks(text)[0]) if field == "prompt" else [(text, 1.0)]
         for number, (part, weight) in enumerate(parts, 1):
-            each = f"{field} {number} of {len(parts)}{_times(weight)}" if len(parts) > 1 else field + _times(weight)
+            count = Message(" {number} of {count}", number, len(parts)) if len(parts) > 1 else ""
             found = stages(part, job.ddim_steps) if part.strip() else []
             for place, stage in enumerate(found[:MOST_STAGES]):
-                since = f" from step {found[place - 1].last + 2} on" if place else ""
-                said = _chunked(stage.text, named.embeddings, encoder, used)
-                yield printable(f"{each}{since}: {said}"[:MOST_LETTERS])
+                since = Message(" from step {number} on", found[place - 1].last + 2) if place else ""
+                size, runs = _chunked(stage.text, named.embeddings, encoder, used)
+                head = messages.joined("", [field, count, _times(weight), since])
+                yield Message("{field}: {size}: {text}", head, size, printable(runs[:MOST_LETTERS]))
             if len(found) > MOST_STAGES:
-                yield f"{each}: {len(found) - MOST_STAGES} more changes"
+                yield Message("{field}: {count} more changes", field, len(found) - MOST_STAGES)
     for path, weight in named.loras:
-        yield printable(f"LoRA {path.stem}{_times(weight)}: {root.show(path)}")
+        yield Message("LoRA {name}: {path}", printable(path.stem + _times(weight)), printable(root.show(path)))
     for name in used:
-        path = named.embeddings[name]
-        count = _vectors(path)
-        known = f"{count} vectors" if count else "counted as one token here: how many it has is seen when it is drawn"
-        yield printable(f"embedding {name}: {root.show(path)}, {known}")
+        shown, lies = printable(name), printable(root.show(named.embeddings[name]))
+        if vectors := _vectors(named.embeddings[name]):
+            yield Message("embedding {name}: {path}, {count} vectors", shown, lies, vectors)
+        else:
+            yield Message("embedding {name}: {path}, counted as one token here", shown, lies)
 
 
-def _chunked(text: str, embeddings: Mapping[str, Path], encoder: str, used: dict[str, None]) -> str:
+def _chunked(text: str, embeddings: Mapping[str, Path], encoder: str, used: dict[str, None]) -> tuple[Message, str]:
     """Of one text: how many tokens its chunks have, and its runs with their weights."""
     counts = {name: _vectors(path) or 1 for name, path in embeddings.items()}
     found = chunks(text, partial(tokens.encode, encoder=encoder), counts)
     used |= {token.embedding: None for chunk in found for token in chunk.tokens if isinstance(token, Vector)}
     numbers = " + ".join(str(len(chunk.tokens)) for chunk in found)
-    size = f"{numbers} tokens" if len(found) == 1 else f"{len(found)} chunks, {numbers} tokens"
-    return f"{size}: {' '.join(_run(run) for run in emphasis(text) if run.text.strip())}"
+    size = Message("{count} tokens", numbers)
+    if len(found) > 1:
+        size = Message("{count} chunks, {numbers} tokens", len(found), numbers)
+    return size, " ".join(_run(run) for run in emphasis(text) if run.text.strip())
 
 
 def _run(run: Weighted) -> str:

@@ -46,6 +46,12 @@ class Run:
         assert self.task is not None, "it is parsed"
         return self.task.ckpt, self.task.config, self.task.vae
 
+    @property
+    def weights(self) -> tuple[object, ...]:
+        """All that its network's weights come from: only with the same can jobs be sampled together."""
+        assert self.task is not None, "it is parsed"
+        return *self.model, self.task.loras, self.task.job.precision
+
     def progress(self, now: float) -> dict[str, Any]:
         """What status.json says of it, once it is begun."""
         assert self.task is not None
