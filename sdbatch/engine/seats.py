@@ -175,7 +175,8 @@ class Seats:
 
     def wait(self, seconds: float) -> Iterator[Heard]:
         """What is told of jobs: at least a Tick, after so many seconds at most, and all that is there by then."""
-        self._take_in(seconds)
+        if not self._heard:
+            self._take_in(seconds)
         for _ in range(MOST):
             if not self._heard:
                 self._take_in(0)

@@ -13,7 +13,7 @@ from sdbatch.service.repeats import Repeats
 from sdbatch.service.unmovable import IN_A_ROW, Unmovable
 from sdbatch.spool import status_reader
 from sdbatch.spool.inbox import Arrival, Inbox, Signature, signature_of
-from sdbatch.spool.order import QueueEntry, in_order
+from sdbatch.spool.order import QueueEntry, bumped_files, in_order
 from sdbatch.spool.spool import Claim, Spool
 from sdbatch.storage import files
 from sdbatch.telemetry import log
@@ -45,6 +45,7 @@ class Scheduler:
         self.unmovable = Unmovable(inbox.folder)
         self.repeats: Repeats | None = None  # where repeats are skipped
         self._absent = ""
+        self._bumped: set[str] = set()
 
     @property
     def absent(self) -> str:
@@ -68,6 +69,7 @@ class Scheduler:
         Raises:
             OSError: the disk failed.
         """
+        self._bumped = bumped_files(self.spool.root.running)
         if self.readiness.is_held:
             claim = self.spool.cancelled(but=self.begun)
         elif not self.readiness.is_ready:
@@ -83,7 +85,9 @@ class Scheduler:
     def is_outranked(self, claim: Claim) -> bool:
         """Whether another would go before a claimed job that is still to be begun."""
         queue = self.inbox.queue
-        return bool(queue and queue[0].priority > claim.priority) or self.spool.priorities.have_changed()
+        return bool(queue and queue[0].priority > claim.priority) or self._bumped != bumped_files(
+            self.spool.root.running
+        )
 
     def lets_pass(self, claim: Claim) -> bool:
         """Whether a job that can't be begun now lets the others pass."""

@@ -60,22 +60,17 @@ class Priorities:
     def __init__(self, running: Path) -> None:
         self.running = running
         self._known: dict[str, int] = {}
-        self._bumped: set[str] = set()
 
     def sorted(self, ids: Iterable[str]) -> list[tuple[str, int]]:
         """The ids in order, with their priorities."""
         numbers = {job_id: found[0] if (found := _NUMBER.match(job_id)) else job_id for job_id in ids}
         self._known = {number: known for number, known in self._known.items() if number in set(numbers.values())}
-        bumped = self._bumped = bumped_files(self.running)
+        bumped = bumped_files(self.running)
         ranked = [
             (job_id, max(self._of(job_id, number), _FOLDERS[URGENT] * (number in bumped)))
             for job_id, number in numbers.items()
         ]
         return sorted(ranked, key=lambda entry: (-entry[1], entry[0]))
-
-    def have_changed(self) -> bool:
-        """Whether a person put other jobs first since they were last asked for."""
-        return bumped_files(self.running) != self._bumped
 
     def _of(self, job_id: str, number: str) -> int:
         if number not in self._known:
