@@ -74,8 +74,8 @@ def main() -> None:
         calls.mkdir()
         (hook / "sitecustomize.py").write_text(HOOK)
         environment = os.environ | {"PYTHONPATH": f"{hook}:{options.program}", "IDLE_FOLDER": str(calls)}
-        environment |= {"SDBATCH_DEVICES": options.devices, "SDBATCH_DEVICE": options.devices}
-        environment |= {"SDBATCH_SETTLE_SECONDS": "0"}
+        # By the name that older versions know, too.
+        environment |= {"SDBATCH_DEVICE": options.devices, "SDBATCH_SETTLE_SECONDS": "0"}
         began = time.monotonic()
         command = [sys.executable, "-m", "sdbatch", "serve", "--root", str(root), "--drain"]
         subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL, cwd=options.program)
