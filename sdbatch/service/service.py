@@ -139,7 +139,7 @@ class Service:
 
     def _advance(self, run: Run, event: Heard | Exception | None = None) -> None:
         """Continue a job until it waits for something. An error in it concerns this job alone."""
-        self._is_busy, run.stage = True, None
+        run.stage = None
         try:
             run.stage = run.steps.throw(event) if isinstance(event, Exception) else run.steps.send(event)
         except StopIteration:
@@ -149,6 +149,7 @@ class Service:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
             self._stumble(run, error)
         finally:
+            self._is_busy |= not self.scheduler.lets_pass(run.claim)  # to find out that it has to wait is no work
             if run.stage is None:
                 self._let_go(run)
 
