@@ -78,8 +78,8 @@ def test_notes_of_a_done_job_keep_their_messages(root: Root, start: Start, clock
         job = history.job(only(root.done).name)
         assert job is not None
         notes = dict(describe.circumstances(root, job))["notes"]
-    assert "there are no weights here" in notes
-    assert "there are no weights here" not in shown(notes, "zh")
+    assert "is read as plain words" in notes
+    assert "is read as plain words" not in shown(notes, "zh")
 
 
 def test_status_json_keeps_the_problem_as_a_message(root: Root, start: Start, clock: FakeClock) -> None:
