@@ -111,6 +111,8 @@ def test_status_json_tells_the_queue_in_its_order_and_the_last_failures(
         "ready": 2,
         "settling": 0,
         "waiting_for_files": 0,
+        "pictures": None,
+        "eta_seconds": None,
         "next": [{"file": "job-2.yaml"}, {"file": "job-10.yaml"}],
     }
     assert (facts["state"], facts["problem"]) == ("paused", "the driver is gone")

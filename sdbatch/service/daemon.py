@@ -44,6 +44,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     _heed_signals(service)
     service.seats.look_after(system_clock().mono, settings.hang_seconds)  # imports take seconds, as settling does
     service.index_writer.start()
+    service.outlook.start()
     service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
     sources.warn_of_a_short_watchdog(settings, service.log)
     if settings.use_inotify:

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 from sdbatch.config import sources
 from sdbatch.config.settings import Settings
-from sdbatch.engine.protocol import Draw, Engine, Failed, Finished, Halted, Loaded, Tick
+from sdbatch.engine.protocol import Draw, Engine, Failed, Finished, Halted, Loaded, StagedSample, Stepped, Tick
 from sdbatch.engine.seats import Died, Dropped, Heard, Seat, Seats
 from sdbatch.errors import Cancelled, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
 from sdbatch.messages import Message, packed_within
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.service.job_loader import JobLoader
+from sdbatch.service.outlook import Outlook
 from sdbatch.service.readiness import Readiness
 from sdbatch.service.repeats import Repeats
 from sdbatch.service.run import Run, Stage, Steps
@@ -80,6 +81,7 @@ class Service:
         self.readiness = Readiness(root, self.seats, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.index_writer = IndexWriter(root)
+        self.outlook = Outlook(root)
         self.late_writes = LateWrites(root, self.spool, self.inbox)
         self.runs: dict[str, Run] = {}  # jobs in flight by their ids, the oldest first
         self.at_hand: Run | None = None  # the next, parsed; a convenience: to the folders it is claimed, no more
@@ -424,7 +426,7 @@ class Service:
         staging = attempts.begin(folder)
         self.spool.note(claim, attempts=count + 1, staged=start_at, drawn_from=origin, attempt=staging.name)
         self.scheduler.owed.pop(claim.id, None)
-        run.drawing = Drawing(now.wall, now.mono)
+        run.drawing = Drawing(now.wall, now.mono, drawn=start_at)
         return Draw(
             job_id=claim.id,
             job=task.job,
@@ -476,7 +478,10 @@ class Service:
             case Failed():
                 self.spool.raise_if_cancelled(claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
-        drawing.note(task, event, self.clock().mono)
+        before, now = drawing.drawn, self.clock().mono
+        drawing.note(task, event, now)
+        if isinstance(event, Stepped | StagedSample):
+            self.outlook.pace.note(self.outlook.work_of(task.job, drawing.drawn - before), now)
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
         """Publish the images in the output folder, under names that were written down first."""
@@ -597,7 +602,18 @@ class Service:
     def _queue(self) -> status_reader.Facts:
         ids = status_reader.claimed(self.root, self.runs)
         settling, held = self.inbox.unsettled, len(self.scheduler.waiting)
-        return status_reader.queue_of(len(ids), len(self.inbox.queue), settling, held, self.scheduler.line(ids))
+        line = status_reader.queue_of(len(ids), len(self.inbox.queue), settling, held, self.scheduler.line(ids))
+        queue = self.outlook.told(line, ids, self.inbox)
+        return queue | {"eta_seconds": self._time_for(queue.pop("work"))}
+
+    def _time_for(self, work: float | None) -> int | None:
+        """Seconds for so much and for what is in flight; None while it is unknown, or nothing is drawn."""
+        drawn = [(run.task, run.drawing) for run in self.runs.values() if run.task and run.drawing]
+        if work is None or self.readiness.problem or not (work or drawn):
+            return None
+        work += sum(self.outlook.work_of(task.job, task.total - drawing.drawn) for task, drawing in drawn)
+        now, seconds = self.clock().mono, self.outlook.pace.seconds_for(work)
+        return seconds and max(seconds, *(drawing.estimate.seconds_left(now) or 0 for _, drawing in drawn))
 
 
 def _of_file(error: OSError) -> str:

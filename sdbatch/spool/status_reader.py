@@ -107,7 +107,8 @@ def queue(root: Root, said: Facts, jobs: Iterable[Facts], waiting: set[str], las
     `jobs` are in flight. `last` are ids and names that the service skips for now.
     """
     ids, last = claimed(root, [str(job["id"]) for job in jobs]), set(last)
-    arrived = {name: number for number, name in enumerate(_told_files(said))}
+    told = _told_entries(said)
+    arrived = {name: number for number, name in enumerate(told)}
     is_glanced = len(waiting) <= MOST_GLANCES
 
     def ranked(name: str) -> QueueEntry:
@@ -123,17 +124,19 @@ def queue(root: Root, said: Facts, jobs: Iterable[Facts], waiting: set[str], las
     line = in_order((QueueEntry("id", *entry) for entry in known), files_there)
     rest = [("id", name) for name in ids if name in last] + [("file", name) for name in sorted(waiting & last)]
     settling, held = (said[key] if isinstance(said.get(key), int) else 0 for key in ("settling", "waiting_for_files"))
-    told = chain(((entry.kind, entry.name) for entry in line), rest)
-    return queue_of(len(ids), max(0, len(waiting) - settling), settling, held, told)
+    names = chain(((entry.kind, entry.name) for entry in line), rest)
+    found = queue_of(len(ids), max(0, len(waiting) - settling), settling, held, names)
+    found["next"] = [told.get(entry.get("file") or entry["id"], {}) | entry for entry in found["next"]]
+    figures = {key: said.get(key) for key in ("pictures", "eta_seconds")}
+    return found | {key: figure if isinstance(figure, int) else None for key, figure in figures.items()}
 
 
-def _told_files(said: Facts) -> Iterator[str]:
-    """The names of waiting files, in the order of the service."""
+def _told_entries(said: Facts) -> dict[str, Facts]:
+    """What the service told of waiting jobs and files, by their names, in its order."""
     order = said.get("next")
-    for entry in order if isinstance(order, list) else []:
-        name = entry.get("file") if isinstance(entry, dict) else None
-        if isinstance(name, str):
-            yield name
+    entries = [entry for entry in order if isinstance(entry, dict)] if isinstance(order, list) else []
+    named = ((entry.get("file") or entry.get("id"), entry) for entry in entries)
+    return {name: entry for name, entry in named if isinstance(name, str)}
 
 
 def queue_of(claimed: int, ready: int, settling: int, held: int, line: Iterable[tuple[str, str]]) -> Facts:
