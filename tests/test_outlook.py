@@ -140,9 +140,9 @@ def test_the_time_for_the_whole_queue_comes_from_the_pace_of_all_that_was_drawn_
     service = Service(root, Settings(), Timed(clock, "one", "two"))
     seen: list[tuple[float, int | None]] = []
 
-    def note(facts: dict[str, Any]) -> None:
+    def note(_: dict[str, Any]) -> None:
         service.outlook.read_waiting()
-        seen.append((clock.mono, facts["queue"]()["eta_seconds"]))
+        seen.append((clock.mono, service._queue()["eta_seconds"]))
 
     service.status.watcher = note
     drain(service, clock)

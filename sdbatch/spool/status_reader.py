@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from heapq import nsmallest
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sdbatch.errors import Cancelled, JobError
@@ -28,6 +28,7 @@ RESTING = Message("outside its hours")  # the state of a service that waits for 
 STATES = (  # what else `state` may be
     *(Message("starting"), Message("idle"), Message("drawing"), Message("paused"), Message("stopped")),
     *(Message("waiting for files"), Message("waiting for the inbox")),
+    *(Message("benched"), Message("down")),  # and a seat's
 )
 SHOWN = 20  # of the queue
 MOST_GLANCES = 500  # files that are looked into for their priority
@@ -90,6 +91,11 @@ def read_status(root: Root) -> Facts:
     except (OSError, ValueError, RecursionError, AttributeError, TypeError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def model_of(seat: Facts) -> str:
+    """The checkpoint that a seat has loaded, with its folder, as many are named model.ckpt."""
+    return "/".join(PurePath(str(seat["model"])).parts[-2:]) if seat.get("model") else ""
 
 
 def is_running(facts: Facts, now: datetime) -> bool:

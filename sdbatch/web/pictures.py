@@ -27,6 +27,8 @@ AT_ONCE = 60  # thumbnails
 MOST_AT_ONCE = 20 * AT_ONCE  # for a visitor who returns to a scrolled page
 ASKED = ("words", "kind", "ckpt", "since", "seed", "failed")  # what a search can be narrowed by
 KEPT_SECONDS = 86400  # by browsers: pictures do not change, but for a name in outputs/ that is drawn anew
+DRAWN_SECONDS = 60  # by browsers: a job that is tried again may be drawn anew
+GONE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'
 FAMILY = 50  # jobs of a lineage
 MOST = 2**63 - 1  # what a column of the index holds
 
@@ -132,6 +134,18 @@ def thumbnail(path: str) -> AnyResponse:
     except JobError:
         abort(404)
     return send_file(kept, "image/jpeg", max_age=KEPT_SECONDS)
+
+
+@pages.get("/drawn/<job>/<name>")
+def drawn(job: str, name: str) -> AnyResponse:
+    """A picture of a job that may still be drawn, small or as it is; where it is gone by now, an empty one."""
+    for _ in range(thumbnails.MOVES):  # it may be moved between the look and the opening
+        with suppress(FileNotFoundError):
+            path = thumbnails.path_of_drawn(site().root, job, name)
+            answer = file(path) if "large" in request.args else thumbnail(path)
+            answer.cache_control.max_age = DRAWN_SECONDS
+            return answer
+    return Response(GONE, mimetype="image/svg+xml", headers={"Cache-Control": "no-store"})
 
 
 @pages.post("/follow-up")
