@@ -197,8 +197,10 @@ def look_at_what_is_drawn(page: Page) -> None:
     check_access(page)
     drawn.first.focus()
     page.keyboard.press("Enter")
-    expect(page).to_have_url(re.compile("large=1"))
+    expect(page.locator("img.large")).to_be_visible()
+    check_access(page)
     page.go_back()
+    expect(drawn).to_have_count(3)
 
 
 def test_the_whole_story(page: Page, site: Site, size: str, theme: str) -> None:

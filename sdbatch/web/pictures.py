@@ -9,7 +9,7 @@ from io import BufferedReader, BytesIO
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from flask import Blueprint, Response, abort, make_response, render_template, request, send_file, url_for
+from flask import Blueprint, Response, abort, make_response, redirect, render_template, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
 from werkzeug.wsgi import wrap_file
 
@@ -137,12 +137,21 @@ def thumbnail(path: str) -> AnyResponse:
 
 
 @pages.get("/drawn/<job>/<name>")
-def drawn(job: str, name: str) -> AnyResponse:
-    """A picture of a job that may still be drawn, small or as it is; where it is gone by now, an empty one."""
+def show_drawn(job: str, name: str) -> AnyResponse | str:
+    """A picture of a job in flight, large; once the job is done, the page of the picture."""
+    path = thumbnails.path_of_drawn(site().root, job, name)
+    if site().history.picture(path) is not None:
+        return redirect(url_for("pictures.show", path=path))
+    return render_template("drawn.html", job=job, name=name)
+
+
+@pages.get("/drawn/<job>/<name>/<any(small, large):size>")
+def drawn(job: str, name: str, size: str) -> AnyResponse:
+    """The picture itself; where it is gone by now, an empty one."""
     for _ in range(thumbnails.MOVES):  # it may be moved between the look and the opening
         with suppress(FileNotFoundError):
             path = thumbnails.path_of_drawn(site().root, job, name)
-            answer = file(path) if "large" in request.args else thumbnail(path)
+            answer = file(path) if size == "large" else thumbnail(path)
             answer.cache_control.max_age = DRAWN_SECONDS
             return answer
     return Response(GONE, mimetype="image/svg+xml", headers={"Cache-Control": "no-store"})

@@ -63,8 +63,8 @@ def _place(root: Root, path: str) -> tuple[Path, str]:
             return root.done, "/".join(below)
         case ["jobs", "done", job, name] if name.lower().endswith(RECORDS):
             return root.done, f"{job}/{name}"
-        case ["jobs", "running" | "failed" as place, _, *attempt, "samples", name] if (
-            name.endswith(".png") and all(part.startswith(ATTEMPT) for part in attempt)
+        case ["jobs", "running" | "failed" as place, _, *attempt, "samples", name] if name.endswith(".png") and all(
+            part.startswith(ATTEMPT) for part in attempt
         ):
             return getattr(root, place), "/".join(parts[2:])
         case ["jobs", "failed", _, "inputs", name] if name.startswith("init_img.") and _is_picture(name):
