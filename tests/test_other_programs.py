@@ -35,6 +35,7 @@ WHOLE = {
     "seed": foreign.SEED,
     "W": foreign.WIDTH,
     "H": foreign.HEIGHT,
+    "sampler": "ddim",
 }
 
 

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdbatch.errors import JobError
+from sdbatch.imaging.infotext import parse, to_fields
+from sdbatch.job.parameters import Txt2Img
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.prompts import PromptEncoder, read_embeddings
 from sdbatch.renderer.sampling.guidance import Led, Part, Rows, guided
@@ -29,41 +31,6 @@ def encoded(text: str, model: Model | None = None, **learned: Tensor) -> Tensor:
     """[tokens, width] of a prompt that does not change."""
     (context,) = encoder(model or webui_model(), **learned).timeline(text).contexts
     return context
-
-
-# As the web UIs draw: Euler's method in a few lines, with the prompts and the network of the project.
-
-
-def sigmas_of(model: Model, steps: int) -> Tensor:
-    """The uniform schedule: timesteps evenly from the last to the first, log sigma between whole ones."""
-    logs = torch.from_numpy(np.log((1 - model.alphas) / model.alphas) / 2).float()
-    at = torch.linspace(len(logs) - 1, 0, steps)
-    whole = at.floor().long()
-    return torch.cat([torch.lerp(logs[whole], logs[at.ceil().long()], at - whole).exp(), torch.zeros(1)])
-
-
-def euler(model: Model, x: Tensor, steps: int) -> Sampling:
-    sigmas = sigmas_of(model, steps)
-    for step, timestep in enumerate(torch.linspace(len(model.alphas) - 1, 0, steps)):
-        e = yield x / (sigmas[step] ** 2 + 1).sqrt(), float(timestep)
-        x = x + e * (sigmas[step + 1] - sigmas[step])
-    return x
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("case", ["webui-emphasis", "webui-break-and-long"])
-def test_a_prompt_leads_where_the_web_uis_go(case: str) -> None:
-    fields, expected = webui_case(case)
-    model, shape = webui_model(), expected.shape[2:]
-    latents = []
-    for first in range(0, expected.shape[0] * expected.shape[1], expected.shape[1]):
-        seeds = [fields["seed"] + first + i for i in range(expected.shape[1])]
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        led = encoder(model).led([fields["prompt"]] * len(seeds), fields["negative_prompt"], fields["scale"])
-        x = noise * sigmas_of(model, fields["ddim_steps"])[0]
-        asking = guided(euler(model, x, fields["ddim_steps"]), led, fields["scale"], lambda: None)
-        latents.append(run(asking, lambda rows: model.predict_noise(rows.x, rows.timesteps, rows.context)).numpy())
-    assert np.abs(np.stack(latents) - expected).max() / np.abs(expected).max() < 1e-4
 
 
 # Encoding
@@ -247,3 +214,29 @@ def test_an_embedding_is_read_only_where_a_prompt_names_it(easy: dict[str, Path]
 def test_its_vectors_take_the_place_of_its_name() -> None:
     own = webui_model().text_encoder.get_input_embeddings().weight[webui_model().tokenizer("red")["input_ids"][1]]
     assert torch.equal(encoded("a easynegative truck", easynegative=own[None]), encoded("a red truck"))
+
+
+# There: a picture of a web UI. Back: its job, and that picture
+
+
+@pytest.mark.parametrize(
+    ("case", "settings"),
+    [
+        ("webui-emphasis", "Sampler: Euler"),
+        ("webui-euler-karras", "Sampler: Euler Karras"),
+        ("webui-dpmpp-sde", "Sampler: DPM++ SDE, Schedule type: Karras"),
+        ("webui-clip-skip", "Sampler: Euler a, Clip skip: 2"),
+        ("webui-variation", "Sampler: Euler a, Variation seed: 101, Variation seed strength: 0.3"),
+    ],
+)
+def test_what_a_web_ui_wrote_into_a_picture_draws_that_picture(case: str, settings: str) -> None:
+    """The third of each case: the first of its second batch."""
+    fields, expected = webui_case(case)
+    text = (
+        f"{fields['prompt']}\nNegative prompt: {fields['negative_prompt']}\nSteps: 8, {settings}, CFG scale: 7, "
+        f"Seed: {fields['seed'] + 2}, Size: 64x64, RNG: CPU, Version: v1.10.1"
+    )
+    told, notes = to_fields(parse(text))
+    assert notes == []
+    (drawn,) = draw_all(Txt2Img.model_validate(told), model=webui_model())
+    assert np.abs(drawn.latents.numpy()[0] - expected[1, 0]).max() / np.abs(expected).max() < 1e-4

@@ -19,7 +19,17 @@ from sdbatch.job import foreign_fields, syntax_hints
 from sdbatch.job.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.job.manifest import Asked, Kept, Parent, read_asked
 from sdbatch.job.messages import likely, no_such, raised, refused, shown, unknown
-from sdbatch.job.parameters import LAION400M, NOT_FOR_IMG2IMG, AnyJob, Img2Img, Lora, Txt2Img, job_kind
+from sdbatch.job.parameters import (
+    LAION400M,
+    NOT_FOR_IMG2IMG,
+    SYNONYMS,
+    AnyJob,
+    Img2Img,
+    Lora,
+    Txt2Img,
+    defaults_that_fit,
+    job_kind,
+)
 from sdbatch.messages import Message, joined, lines
 
 MAX_BYTES = 256 * 1024
@@ -144,11 +154,11 @@ class _Written:
             raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
+            name = SYNONYMS.get(name, name)
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)
             self.paths[name] = path
             if name in self.given:
-                template = "{where}{name}: is given twice, as {name} and with hyphens; remove one"
-                raise JobError(template, self._where(name), name)
+                raise JobError("{where}{name}: is given twice, in two spellings; remove one", self._where(name), name)
             self.given[name] = value
             if what := syntax_hints.invisible(key) if name not in _KNOWN else "":
                 text = Message(
@@ -168,7 +178,7 @@ class _Written:
         self.kind = job_kind(self.fields)
         if self.kind is Img2Img and self.fields.get("laion400m") is False:
             del self.fields["laion400m"]  # false is allowed for img2img
-        self.filled = {name: value for name, value in defaults if self._lacks(name)}
+        self.filled = defaults_that_fit({name: value for name, value in defaults if self._lacks(name)}, self.fields)
         self.fields |= self.filled
 
     def _lacks(self, name: str) -> bool:

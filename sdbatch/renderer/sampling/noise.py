@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from sdbatch.renderer.sampling.brownian import BrownianPath
 from sdbatch.renderer.sampling.philox import Philox
 from sdbatch.renderer.sampling.sampler import Noise
 
 Rng = Literal["device", "cpu", "nv"]
+Ends = tuple[float, float]  # the levels between which a Brownian path lies
 ALIKE = 0.9995  # noises of which one is not turned to the other, but mixed
 
 
@@ -41,7 +43,13 @@ class Generator:
 
 
 class NoiseSource(Protocol):
-    """Where a job's random numbers come from."""
+    """Where a job's random numbers come from.
+
+    Attributes:
+        goes_on: whether a batch's numbers hang on what was drawn for those before it.
+    """
+
+    goes_on: ClassVar[bool]
 
     def fixed(self, shape: Sequence[int]) -> Tensor:
         """The start noise of all batches, with fixed_code."""
@@ -49,8 +57,8 @@ class NoiseSource(Protocol):
     def of_posterior(self, shape: Sequence[int]) -> Tensor:
         """The noise by which an init image's latents are sampled from what the autoencoder gives."""
 
-    def of_batch(self, first: int, shape: Sequence[int]) -> Noise:
-        """The noise of the batch that starts with image `first`."""
+    def of_batch(self, first: int, shape: Sequence[int], brownian: Ends | None = None) -> Noise:
+        """The noise of the batch that starts with image `first`; with `brownian`, along a path behind the first."""
 
     def fork(self) -> "NoiseSource":
         """Another that goes on from here with the same numbers."""
@@ -62,6 +70,7 @@ class JobNoise:
 
     main: Generator
     cpu: Generator
+    goes_on: ClassVar[bool] = True
 
     @classmethod
     def seeded(cls, seed: int, device: torch.device, rng: Rng = "device") -> "JobNoise":
@@ -78,8 +87,8 @@ class JobNoise:
         """The scripts sample it on the CPU even with a GPU."""
         return self.cpu.draw(shape)
 
-    def of_batch(self, first: int, shape: Sequence[int]) -> Noise:  # noqa: ARG002 - it goes on from the last batch
-        """From the one generator."""
+    def of_batch(self, first: int, shape: Sequence[int], brownian: Ends | None = None) -> Noise:  # noqa: ARG002
+        """From the one generator, which goes on from the last batch; a path has no other increments than these."""
         return lambda *_: self.main.draw(shape)
 
     def fork(self) -> "JobNoise":
@@ -104,6 +113,7 @@ class PictureNoise:
     variation_seed: int = 0
     variation_strength: float = 0.0
     later: int = 0
+    goes_on: ClassVar[bool] = False
 
     def fixed(self, shape: Sequence[int]) -> Tensor:
         """That of the first pictures."""
@@ -113,8 +123,8 @@ class PictureNoise:
         """None: the latents are the posterior's mean, the same for all pictures."""
         return torch.zeros(*shape, device=self.device)
 
-    def of_batch(self, first: int, shape: Sequence[int]) -> Noise:
-        """A row from each picture's generator."""
+    def of_batch(self, first: int, shape: Sequence[int], brownian: Ends | None = None) -> Noise:
+        """A row from each picture's generator, or along its path."""
         numbers = range(first, first + shape[0])
         generators = [self._generator(self.seed + number) for number in numbers]
         starts: list[Tensor] | None = [generator.draw(shape[1:]) for generator in generators]
@@ -124,10 +134,16 @@ class PictureNoise:
         if self.later:
             generators = [self._generator(self.seed + number + self.later) for number in numbers]
 
-        def noise(sigma: float = 0, sigma_next: float = 0) -> Tensor:  # noqa: ARG001 - of a Brownian path alone
+        paths = [BrownianPath(shape[1:], self.seed + number, brownian, self._draw) for number in numbers if brownian]
+
+        def noise(sigma: float = 0, sigma_next: float = 0) -> Tensor:
             nonlocal starts
-            drawn = [generator.draw(shape[1:]) for generator in generators] if starts is None else starts
-            starts = None
+            if starts is not None:
+                drawn, starts = starts, None
+            elif paths:
+                drawn = [path(sigma, sigma_next).to(self.device) for path in paths]
+            else:
+                drawn = [generator.draw(shape[1:]) for generator in generators]
             return torch.stack(drawn)
 
         return noise
@@ -138,6 +154,9 @@ class PictureNoise:
 
     def _generator(self, seed: int) -> Generator:
         return Generator(seed, self.device, self.rng)
+
+    def _draw(self, seed: int, shape: Sequence[int]) -> Tensor:
+        return self._generator(seed).draw(shape).cpu()
 
 
 def turned(one: Tensor, other: Tensor, share: float) -> Tensor:
