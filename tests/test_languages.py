@@ -103,7 +103,7 @@ def test_a_message_passes_from_the_renderer_to_the_service() -> None:
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_commands_answer_in_the_language_of_the_terminal(root: Root, tmp_path: Path, language: str) -> None:
     job = tmp_path / "a.yaml"
-    job.write_text("prompt: a\nsampler: Euler\n")
+    job.write_text("prompt: a\nsampler: Eulr\n")
     place = ("--root", str(root.path))
     is_chinese = language == "zh"
     for arguments, code in (
