@@ -16,6 +16,7 @@ from sdbatch.service import outlook
 from sdbatch.service.outlook import Outlook
 from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
+from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.progress import HALF_SECONDS, Pace
 
@@ -69,7 +70,7 @@ def test_a_waiting_file_is_read_once_and_again_when_it_was_changed(
     root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    read = outlook.files.read_regular
+    read = files.read_regular
 
     def noted(path: Path, most: int) -> bytes | None:
         looked.append(path.name)
@@ -79,7 +80,7 @@ def test_a_waiting_file_is_read_once_and_again_when_it_was_changed(
     drop_job(root, "b.yaml", "promt: b\n")
     service = resting(root)
     monkeypatch.setattr(Service, "_next", lambda _: None)
-    monkeypatch.setattr(outlook.files, "read_regular", noted)
+    monkeypatch.setattr(files, "read_regular", noted)
     told(service, clock)
     looked.clear()
     told(service, clock)
