@@ -144,7 +144,8 @@ def _comfyui(texts: Texts) -> Infotext | None:
     if not graph or len(graph) > MOST_NODES:
         return None
     sampling = [key for key, inputs in graph.items() if _samples(inputs)]
-    for key in sorted(sampling[:MOST_PASSES], key=lambda key: _goes_on(graph, key))[:1] or _guided(graph):
+    guided = [key for key, inputs in graph.items() if "positive" in inputs]
+    for key in (sorted(sampling[:MOST_PASSES], key=lambda key: _goes_on(graph, key)) or guided)[:1]:
         inputs = graph[key]
         said: Facts = {name: _value(graph, inputs[name]) for name in _COMFY if name in inputs}
         words = {side: _words(graph, inputs.get(side), side) for side in ("positive", "negative")}
@@ -184,10 +185,6 @@ def _samples(inputs: Facts) -> bool | None:
 def _goes_on(graph: dict[str, Facts], key: str) -> bool:
     """Whether a sampler node continues from the result of another."""
     return _first(graph, graph[key].get("latent_image"), _samples) is not None
-
-
-def _guided(graph: dict[str, Facts]) -> list[str]:
-    return [key for key, inputs in graph.items() if "positive" in inputs][:1]
 
 
 def _size(inputs: Facts) -> object:
