@@ -84,6 +84,7 @@ def test_plms_is_one_sampler_by_either_field() -> None:
 def test_what_does_not_fit_together_is_told() -> None:
     assert refused(plms=True, schedule="karras").endswith("schedule: PLMS has its own; remove schedule")
     assert refused(schedule="karras").endswith("schedule: DDIM has its own; remove schedule")
+    assert refused(sampler="DDIM Karras").endswith("line 2: sampler: DDIM has a schedule of its own; write DDIM")
     assert refused(sampler="DPM++ 2M Karras", schedule="simple").endswith("already; remove one of them")
     assert refused(sampler="dpmpp_2m", ddim_eta=0.5).endswith("ddim_eta: must be 0 with sampler: dpmpp_2m")
 

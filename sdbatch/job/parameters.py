@@ -430,6 +430,10 @@ def with_our_names(fields: dict[str, Any]) -> dict[str, Any]:
         fields["schedule"] = resolve_schedule(said) or said
     if isinstance(said := fields.get("sampler"), str) and (found := resolve(said)):
         fields["sampler"], schedule = found
+        if schedule and SAMPLERS[found[0]].automatic is None:
+            raise FieldError(
+                "sampler", "{sampler} has a schedule of its own; write {sampler}", SAMPLERS[found[0]].title
+            )
         if schedule and fields.setdefault("schedule", schedule) not in (schedule, "automatic"):
             raise FieldError("schedule", "sampler says {schedule} already; remove one of them", schedule)
         fields |= {"schedule": schedule} if schedule else {}
