@@ -160,7 +160,7 @@ def test_reload_of_a_wrong_configuration_changes_nothing(path: Path) -> None:
         settings, refused = sources.reload(path, Settings(rescan_seconds=9), log.get())
     assert settings.rescan_seconds == 9
     assert refused == said[0]["error"]
-    assert said[0]["event"] == "the new configuration is wrong and not used"
+    assert said[0]["event"] == "the configuration is wrong; the old one stays"
     assert "line 1: max_attempts: 0 is not" in said[0]["error"]
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from harness import FakeClock, drop_job
-from tests_support import REFERENCE, drain, lay_model, nested, only, run_sdbatch
+from tests_support import drain, lay_model, nested, only, run_sdbatch
 
 from sdbatch.client import control
 from sdbatch.engine.fake import FakeEngine
@@ -403,19 +403,6 @@ def test_the_commands_do_as_they_say(tmp_path: Path) -> None:
         ended = run_sdbatch(*command, "--root", root.path)
         assert ended.returncode == 1
         assert ended.stderr.startswith("sdbatch: ")
-
-
-def test_a_real_renderer_stops_between_two_batches_and_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
-    from test_renderer import render, task  # noqa: PLC0415 - torch, for this one alone
-
-    whole = render(task(tmp_path / "whole"))
-    halted = task(tmp_path / "halted")
-    halted.halt.touch()
-    assert REFERENCE.is_dir()
-    first = render(halted, last="halted")
-    assert first == whole[:1]
-    halted.halt.unlink()
-    assert render(task(tmp_path / "halted", start_at=1)) == whole
 
 
 def test_a_real_renderer_stops_a_cancelled_job_within_its_batch(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from sdbatch.job.parameters import Img2Img, Txt2Img
         ("height", "H"),
         ("Width", "W"),
         ("size", "H and W"),
-        ("steps", "ddim_steps"),
+        ("sampler_name", "sampler"),
+        ("scheduler", "schedule"),
         ("num_inference_steps", "ddim_steps"),
         ("numInferenceSteps", "ddim_steps"),
         ("sampling-steps", "ddim_steps"),
@@ -68,9 +69,7 @@ def test_the_hint_is_the_field_of_that_meaning(given: str, field: str) -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("sampler_name", "the sampler is DDIM, or PLMS with plms: true"),
-        ("sampler", "the sampler is DDIM, or PLMS with plms: true"),
-        ("scheduler", "the sampler is DDIM, or PLMS with plms: true"),
+        ("use_karras_sigmas", "the sampler is set by sampler and schedule"),
         ("seed_resize_from_h", "a seed is not resized here"),
         ("style", "there are no styles here; write their text into prompt and negative_prompt"),
         ("styles", "there are no styles here"),
@@ -130,7 +129,7 @@ def test_a_job_of_the_web_uis_is_known_as_one() -> None:
     }
     said = read_error(json.dumps(job, indent=1), "job.json").split("\n")
     assert said[0] == "line 1: this is a request of the web UIs' HTTP API; its fields have other names here"
-    assert any("steps: there is no such field; did you mean ddim_steps?" in line for line in said)
+    assert any("cfg_scale: there is no such field; did you mean scale?" in line for line in said)
     job = {"init_images": ["iVBORw0KGgo"], "denoising_strength": 0.5, "prompt": "a"}
     assert "HTTP API" in read_error(json.dumps(job), "job.json")
     assert "HTTP API" not in read_error('{"prompt": "a", "steps": 5, "width": 512}', "job.json")

@@ -36,7 +36,7 @@ def test_its_settings_become_fields() -> None:
     fields, notes = to_fields(parse(WEBUI))
     assert fields == {
         "prompt": "a cat, (blue:1.2)\nand a dog", "negative_prompt": "bad,\nugly", "n_iter": 1, "n_samples": 1,
-        "ddim_steps": 20, "scale": 7.0, "seed": 965400086, "W": 512, "H": 768, "plms": True,
+        "ddim_steps": 20, "scale": 7.0, "seed": 965400086, "W": 512, "H": 768, "sampler": "plms",
         "seeding": "picture", "rng": "nv", "prompt_syntax": "webui",
     }  # fmt: skip
     assert notes == []
@@ -45,7 +45,7 @@ def test_its_settings_become_fields() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ("Sampler: DPM++ 2M Karras", "Sampler: DPM++ 2M Karras is not available; the job uses DDIM"),
+        ("Sampler: UniPC", "Sampler: UniPC is not available; the job uses DDIM"),
         ("NGMS: 2", "NGMS: 2 can't be used here"),
         ("Denoising strength: 0.7, Hires upscale: 2", "Hires upscale: 2 can't be used here"),
         ("Denoising strength: 0.7", "Denoising strength: 0.7: its start image is not given"),

@@ -40,6 +40,8 @@ SHARED = {
     "prompt_syntax": "plain",
     "clip_skip": 1,
     "plms": False,
+    "sampler": "ddim",
+    "schedule": "automatic",
 }
 TXT2IMG = SHARED | {
     "laion400m": False,
@@ -182,7 +184,7 @@ def test_names_may_have_hyphens_as_on_the_command_line_of_the_scripts(name: str)
 @pytest.mark.parametrize("field", ["ddim_steps", "from_file"])
 def test_a_field_in_both_spellings_is_an_error(field: str) -> None:
     text = f"prompt: a\n{field}: 5\n{field.replace('_', '-')}: 5\n"
-    assert read_error(text) == f"line 3: {field}: is given twice, as {field} and with hyphens; remove one"
+    assert read_error(text) == f"line 3: {field}: is given twice, in two spellings; remove one"
 
 
 def test_laion400m_stands_for_its_model_and_output_folder_over_what_else_is_said() -> None:
@@ -723,7 +725,8 @@ MANIFEST = Manifest(
     source_sha256="0" * 64,
     parent=None,
     attempts=1,
-    job=TXT2IMG | {"prompt": "a truck", "name": "study", "plms": True, "seed": 7, "H": 256, "n_rows": 5},
+    job=TXT2IMG
+    | {"prompt": "a truck", "name": "study", "plms": True, "sampler": "plms", "seed": 7, "H": 256, "n_rows": 5},
     pictures=[
         Picture(
             file=f"samples/0000{i}.png",

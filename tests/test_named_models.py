@@ -85,7 +85,7 @@ def test_a_model_on_a_disk_that_is_away_is_waited_for(root: Root, tmp_path: Path
 
 
 def test_a_path_in_the_configuration_that_leads_nowhere_says_where_it_stands(root: Root) -> None:
-    with pytest.raises(JobError, match=r'models: v15: ckpt: there is no "b\.ckpt" \(looked in the root and models/\)'):
+    with pytest.raises(JobError, match=r"models: v15: ckpt: there is no .b\.ckpt. .searched in the root and models/."):
         named(root, v15={"ckpt": "b.ckpt"}).find_weights("v15", "")
 
 

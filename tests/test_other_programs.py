@@ -35,6 +35,7 @@ WHOLE = {
     "seed": foreign.SEED,
     "W": foreign.WIDTH,
     "H": foreign.HEIGHT,
+    "sampler": "ddim",
 }
 
 
@@ -104,7 +105,7 @@ def test_a_comfyui_picture_from_another_picture_and_with_linked_values(tmp_path:
     graph["14"] = {"class_type": "PrimitiveString", "inputs": {"value": "linked"}}
     said = said_by(foreign.png(tmp_path / "a.png", {"prompt": json.dumps(graph)}))
     assert (said.fields["prompt"], said.fields["seed"], said.strength) == ("linked", 77, 0.6)
-    assert said.notes[0].startswith("Denoising strength: 0.6: it was drawn from another picture"), said.notes
+    assert said.notes[0].startswith("Denoising strength: 0.6: its start image is not given"), said.notes
 
 
 def drawn_by_comfyui(graph: dict[str, Any], tmp_path: Path) -> PictureInfo:

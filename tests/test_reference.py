@@ -69,5 +69,5 @@ def test_the_model_was_loaded_once_for_all_jobs(drawn: Root) -> None:
 def test_a_prompt_that_is_too_long_for_the_text_encoder_is_told(drawn: Root) -> None:
     record = yaml.safe_load((done_folder(drawn, "long-chinese-prompt") / "manifest.yaml").read_text())
     (note,) = notes_of(record)
-    assert note.startswith("prompt: its end has no effect, ")
-    assert note.endswith(" on: the text encoder reads 75")
+    assert note.startswith("prompt: 513 tokens from ")
+    assert note.endswith(" on have no effect: the text encoder reads 75")

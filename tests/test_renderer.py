@@ -33,7 +33,7 @@ def task(folder: Path, start_at: int = 0, ckpt: Path = CKPT) -> Draw:
 
 
 Events = Callable[[], list[dict[str, Any]]]
-Render = Callable[[Draw], list[str]]
+Render = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,12 @@ def events(resident: Renderer) -> Events:
 
 @pytest.fixture
 def render(resident: Renderer, events: Events) -> Render:
-    """Draws a job; the digests of the samples, as the renderer tells them."""
+    """Draws a job; the digests of the samples, as the renderer tells them; `last` is the end of the stream."""
 
-    def rendered(draw: Draw) -> list[str]:
+    def rendered(draw: Draw, last: str = "finished") -> list[str]:
         resident.serve(io.StringIO(draw.model_dump_json()))
         told = events()
-        assert told[-1]["type"] == "finished"
+        assert told[-1]["type"] == last
         return [event["sha256"] for event in told if event["type"] == "sample"]
 
     return rendered
@@ -81,6 +81,17 @@ def test_a_whole_sample_of_the_same_job_is_kept(tmp_path: Path, render: Render) 
     (tmp_path / "samples/00001.png").unlink()
     assert render(task(tmp_path, start_at=1)) == drawn
     assert first.stat().st_ino == inode
+
+
+def test_a_real_renderer_stops_between_two_batches_and_goes_on_with_the_same_bytes(
+    tmp_path: Path, render: Render
+) -> None:
+    whole = render(task(tmp_path / "whole"))
+    halted = task(tmp_path / "halted")
+    halted.halt.touch()
+    assert render(halted, last="halted") == whole[:1]
+    halted.halt.unlink()
+    assert render(task(tmp_path / "halted", start_at=1)) == whole
 
 
 def cut_short(sample: Path) -> None:

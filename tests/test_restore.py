@@ -124,10 +124,9 @@ def test_another_programs_picture_is_restored_as_far_as_it_goes(root: Root) -> N
     restored = restore(root, lay(root.path / "webui.png", WEBUI))
     assert parse(restored.text) == Txt2Img(
         prompt="a cat", negative_prompt="ugly", ddim_steps=20, scale=7.0, seed=5, H=64, W=64, n_iter=1, n_samples=1,
-        ckpt="models/sub/v3.safetensors", seeding="picture", rng="nv", prompt_syntax="webui",
+        ckpt="models/sub/v3.safetensors", sampler="euler_a", rng="nv", prompt_syntax="webui",
     )  # fmt: skip
     assert restored.notes == [
-        "Sampler: Euler a is not available; the job uses DDIM",
         "drawn by another program: the same seed need not give the same picture",
     ]
 

@@ -15,8 +15,8 @@ from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job.parameters import AnyJob, Batch, Img2Img
 from sdbatch.renderer.draw import draw
+from sdbatch.renderer.samplers import SAMPLERS
 from sdbatch.renderer.sampling.guidance import Led, Part, Rows, guided
-from sdbatch.renderer.sampling.registry import SAMPLERS
 from sdbatch.renderer.sampling.sampler import Course, Sampling, Wish, run
 from sdbatch.renderer.sampling.schedule import advance, alphas_cumprod, make_schedule
 
@@ -168,13 +168,14 @@ def test_strength_0_needs_no_step_and_no_noise(name: str) -> None:
     assert sampled(SAMPLERS[name](ALPHAS, Wish(10, strength=0.0))) == ([], 0)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLERS.keys() - {"lcm"})  # which counts on the noise that it puts back
 def test_a_perfect_prediction_leads_back_to_the_picture(name: str) -> None:
     x0, e = torch.full((1, 4, 8, 8), 0.3), torch.full((1, 4, 8, 8), -1.2)
     course = SAMPLERS[name](ALPHAS, Wish(25, strength=1.0))
     x = run(course.sample(course.start.mix(e, x0), lambda *_: torch.zeros(1)), lambda _: e)
-    # The last step leads to alphas_cumprod[0], where a little of the noise is left.
-    torch.testing.assert_close(x, sqrt(ALPHAS[0]) * x0 + sqrt(1 - ALPHAS[0]) * e, atol=1e-4, rtol=1e-4)
+    # The last step of the scripts leads to alphas_cumprod[0], where a little of the noise is left.
+    last = ALPHAS[0] if name in ("ddim", "plms") else 1.0
+    torch.testing.assert_close(x, sqrt(last) * x0 + sqrt(1 - last) * e, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

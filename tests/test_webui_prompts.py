@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference_model import draw_all, pixels_of, reference_model, small_txt2img, webui_case, webui_model
+from reference_model import draw_all, pixels_of, reference_model, small_txt2img, webui_model
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,41 +29,6 @@ def encoded(text: str, model: Model | None = None, **learned: Tensor) -> Tensor:
     """[tokens, width] of a prompt that does not change."""
     (context,) = encoder(model or webui_model(), **learned).timeline(text).contexts
     return context
-
-
-# As the web UIs draw: Euler's method in a few lines, with the prompts and the network of the project.
-
-
-def sigmas_of(model: Model, steps: int) -> Tensor:
-    """The uniform schedule: timesteps evenly from the last to the first, log sigma between whole ones."""
-    logs = torch.from_numpy(np.log((1 - model.alphas) / model.alphas) / 2).float()
-    at = torch.linspace(len(logs) - 1, 0, steps)
-    whole = at.floor().long()
-    return torch.cat([torch.lerp(logs[whole], logs[at.ceil().long()], at - whole).exp(), torch.zeros(1)])
-
-
-def euler(model: Model, x: Tensor, steps: int) -> Sampling:
-    sigmas = sigmas_of(model, steps)
-    for step, timestep in enumerate(torch.linspace(len(model.alphas) - 1, 0, steps)):
-        e = yield x / (sigmas[step] ** 2 + 1).sqrt(), float(timestep)
-        x = x + e * (sigmas[step + 1] - sigmas[step])
-    return x
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("case", ["webui-emphasis", "webui-break-and-long"])
-def test_a_prompt_leads_where_the_web_uis_go(case: str) -> None:
-    fields, expected = webui_case(case)
-    model, shape = webui_model(), expected.shape[2:]
-    latents = []
-    for first in range(0, expected.shape[0] * expected.shape[1], expected.shape[1]):
-        seeds = [fields["seed"] + first + i for i in range(expected.shape[1])]
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        led = encoder(model).led([fields["prompt"]] * len(seeds), fields["negative_prompt"], fields["scale"])
-        x = noise * sigmas_of(model, fields["ddim_steps"])[0]
-        asking = guided(euler(model, x, fields["ddim_steps"]), led, fields["scale"], lambda: None)
-        latents.append(run(asking, lambda rows: model.predict_noise(rows.x, rows.timesteps, rows.context)).numpy())
-    assert np.abs(np.stack(latents) - expected).max() / np.abs(expected).max() < 1e-4
 
 
 # Encoding

@@ -14,6 +14,7 @@ from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
+from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message, joined, lines
 from sdbatch.prompts.reading import readings
 from sdbatch.prompts.weights import PromptWeights, find_prompt_weights
@@ -90,7 +91,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
         notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
     shape = f"{size[0]}x{size[1]}" if size else Message("the size of init_img, which is not there yet")
     pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
-    sampler = "PLMS" if job.plms else "DDIM"
+    sampler = SAMPLERS[job.sampler].title + (f" {SCHEDULES[job.schedule]}" if job.schedule != "automatic" else "")
     said = Message(
         "{pictures} of {size}, {sampler}, {steps} steps, to {outdir}: {prompt}",
         pictures,

@@ -1,6 +1,6 @@
-"""An engine without a model: grey cards of the right size, through the same durable steps as the renderer.
+"""An engine without a model: grey cards of the right size, written with the same durable steps.
 
-`python -m sdbatch.engine.fake` is the same as a renderer process, for tests of how the service treats one.
+`python -m sdbatch.engine.fake` runs it as a renderer process, to test how the service handles one.
 """
 
 import hashlib
@@ -42,11 +42,11 @@ REMEMBERED = 100  # jobs to remember: a service with this engine may run for mon
 
 
 class FakeEngine:
-    """Draws grey cards of the right size, at the right names, through the same durable steps as the renderer.
+    """Makes grey cards of the right size and name, with the same durable steps as the renderer.
 
-    It needs no time: each event is made when it is asked for. With a `seed` those of several jobs come in an order
-    that is drawn by lot, the same for the same seed. `before` is called with each job before it is drawn and may raise
-    what a renderer's end is told by. While the file `hold` exists a job makes steps, but its second batch is not drawn.
+    It needs no time: each event is made when it is asked for. With a `seed`, the events of several jobs come in a
+    random order, the same for the same seed. `before` is called with each job before it starts, and may raise what
+    ends a renderer. While the file `hold` exists, a job makes steps, but does not finish its second batch.
     """
 
     def __init__(
@@ -71,22 +71,22 @@ class FakeEngine:
         return self
 
     def start(self, device: str) -> "FakeRenderer":
-        """Nothing to load."""
+        """There is nothing to load."""
         self.is_ready()
         self.renderers.append(renderer := FakeRenderer(self, device))
         return renderer
 
     def is_ready(self) -> bool:
-        """At once, unless `down` says why not."""
+        """True, unless `down` says why not."""
         if self.down:
             raise EngineDown(self.down)
         return True
 
     def stop(self) -> None:
-        """A renderer is ended."""
+        """There is nothing to stop."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> "tuple[FakeRenderer, Event]":  # noqa: ARG002 - as queue.SimpleQueue has it
-        """The next event of one of the renderers: who has a say is drawn by lot, and sometimes nobody has."""
+        """The next event of one of the renderers, chosen at random; sometimes there is none."""
         telling = [renderer for renderer in self.renderers if renderer.has_news()]
         if not telling or (self.dice and self.dice.random() < SILENCE):
             raise queue.Empty
@@ -94,7 +94,7 @@ class FakeEngine:
         return renderer, renderer.next_event()
 
     def render(self, task: Draw) -> Generator[Event]:
-        """The stream of a renderer that needs no time."""
+        """The events of a renderer that needs no time."""
         if self.before:
             self.before(task)
         self.drawn.append(task)
@@ -208,7 +208,7 @@ class FakeRenderer:
 
 
 def _write_card(path: Path, width: int, height: int, grey: int) -> str:
-    """A PNG of one grey, without an imaging library: the supervisor has none."""
+    """Write a PNG of one grey, without an imaging library, which the supervisor does not have."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -221,7 +221,7 @@ def _write_card(path: Path, width: int, height: int, grey: int) -> str:
 
 
 def main() -> None:
-    """As the renderer's `main`: the configuration as JSON, and the pipe that takes the answers."""
+    """Like the renderer's `main`: the configuration as JSON, and the pipe for the answers."""
     config = RendererConfig.model_validate_json(sys.argv[1])
     engine = FakeEngine(hold=config.checksums.with_name("hold"))
     with open(0, encoding="utf-8") as requests, open(int(sys.argv[2]), "w", encoding="utf-8") as answers:  # noqa: PTH123

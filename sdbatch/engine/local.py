@@ -30,7 +30,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class LocalEngine:
-    """A renderer for each device."""
+    """Starts a renderer process for each device."""
 
     ahead = 1
 
@@ -152,7 +152,7 @@ class LocalRenderer:
         return Message("the renderer ended with {cause}; its last words:\n{words}", cause, words)
 
     def _listen(self, pipe: IO[bytes]) -> None:
-        """Pass the renderer's log on, and keep its end for error.txt."""
+        """Forward the renderer's log, and keep its end for error.txt."""
         with pipe:
             for line in pipe:
                 text = line.decode(errors="replace").rstrip()

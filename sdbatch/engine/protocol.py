@@ -19,13 +19,13 @@ Text = Annotated[str, PlainValidator(unpack), PlainSerializer(pack)]
 
 
 class Message(BaseModel):
-    """Base of all messages."""
+    """The base of all messages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RendererConfig(Message):
-    """What a renderer is started with."""
+    """The settings of a renderer."""
 
     device: str  # auto, cpu, cuda, cuda:1 ...
     checksums: Path  # the cache of checkpoints' digests; what was converted lies beside it
@@ -38,7 +38,7 @@ class RendererConfig(Message):
 
 
 class Draw(Message):
-    """A job to draw. Paths are resolved; nothing is looked up on the other side."""
+    """A job to run. All paths are resolved; the renderer looks nothing up."""
 
     job_id: str
     job: AnyJob
@@ -58,20 +58,20 @@ class Draw(Message):
 
 
 class Ready(Message):
-    """The renderer's first word: it runs, its device can be used, and the model to preload is resident."""
+    """The first message: the renderer runs, its device works, and the model is loaded."""
 
     type: Literal["ready"] = "ready"
 
 
 class Unfit(Message):
-    """Its other possible first word, and its last: why nothing can be drawn here."""
+    """Sent instead of Ready, as the last message: why nothing can be generated here."""
 
     type: Literal["unfit"] = "unfit"
     text: Text
 
 
 class Loaded(Message):
-    """The job's model is resident."""
+    """The job's model is loaded."""
 
     type: Literal["loaded"] = "loaded"
     job_id: str
@@ -88,7 +88,7 @@ class Loaded(Message):
 
 
 class Stepped(Message):
-    """The sampler made a step of the batch that begins with picture `first`."""
+    """The sampler made a step of the batch that starts with image `first`."""
 
     type: Literal["stepped"] = "stepped"
     job_id: str
@@ -98,7 +98,7 @@ class Stepped(Message):
 
 
 class StagedSample(Message):
-    """A sample lies in the job's folder, on disk for good."""
+    """A sample is in the job's folder, durably."""
 
     type: Literal["sample"] = "sample"
     job_id: str
@@ -110,7 +110,7 @@ class StagedSample(Message):
 
 
 class StagedGrid(Message):
-    """The grid lies there too."""
+    """The grid is in the job's folder."""
 
     type: Literal["grid"] = "grid"
     job_id: str
@@ -126,7 +126,7 @@ class Sampled(Message):
 
 
 class Finished(Message):
-    """All of the job is staged."""
+    """All images of the job are staged."""
 
     type: Literal["finished"] = "finished"
     job_id: str
@@ -136,14 +136,14 @@ class Finished(Message):
 
 
 class Halted(Message):
-    """Stopped between two batches as asked; what is staged stays for later."""
+    """Stopped between two batches as requested; staged images stay."""
 
     type: Literal["halted"] = "halted"
     job_id: str
 
 
 class Failed(Message):
-    """The job was not drawn, by its own fault or because the disk failed; the renderer is well."""
+    """The job failed because of itself or because of the disk; the renderer is well."""
 
     type: Literal["failed"] = "failed"
     job_id: str
@@ -159,7 +159,7 @@ class Ended(Message):
 
 
 class Tick(Message):
-    """Nobody told anything for a moment."""
+    """Nothing happened for a moment, so the service can do other work."""
 
     type: Literal["tick"] = "tick"
     job_id: str = ""
@@ -171,31 +171,31 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="ty
 
 
 class Renderer(Protocol):
-    """The supervisor's end of one renderer, from its start to its end. What it tells comes out of the one queue."""
+    """The supervisor's view of one renderer, from its start to its end. Its events come out of the one queue."""
 
     def draw(self, draw: Draw) -> None:
-        """Hand a job over; returns at once. What can't be handed over any more is told by `Ended`."""
+        """Hand a job over, and return at once. If the renderer can't take it any more, `Ended` follows."""
 
     def stop(self) -> None:
-        """End it, whatever it does: its jobs can be drawn again. What it still tells is told by nobody."""
+        """End it, whatever it does; its jobs can be drawn again. Later events of it are dropped."""
 
 
 class Source(Protocol):
-    """Where the events of all renderers of an engine come out."""
+    """The queue of the events of all renderers of an engine."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> tuple[Renderer, Event]:
-        """The next, and who told it.
+        """The next event, and its renderer.
 
         Raises:
-            queue.Empty: nobody told anything for `timeout` seconds.
+            queue.Empty: there was none for `timeout` seconds.
         """
 
 
 class Engine(Protocol):
-    """Where renderers run: on this machine, on others, or nowhere.
+    """The service's view of the renderers, wherever they run.
 
     Attributes:
-        ahead: how many jobs are put at hand for seats that are busy.
+        ahead: how many jobs are prepared while all seats are busy.
         capacity: how many jobs a renderer samples at a time.
     """
 
@@ -211,8 +211,8 @@ class Engine(Protocol):
         """One queue for all."""
 
     def start(self, device: str) -> Renderer:
-        """Begin a renderer; returns at once. `Ready` or `Unfit` is the first that it tells.
+        """Start a renderer, and return at once. Its first event is `Ready` or `Unfit`.
 
         Raises:
-            EngineDown: none can be had for now.
+            EngineDown: none can be started now.
         """

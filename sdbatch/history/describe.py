@@ -9,12 +9,23 @@ from sdbatch.history import restore
 from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.history.scan import group
 from sdbatch.job.parameters import job_kind
+from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message, joined, restored
 from sdbatch.spool.reason import kept_messages
 from sdbatch.storage.root import Root
 
 MAIN = ("ddim_steps", "scale", "strength", "init_img")  # told even where they are the defaults
-APART = ("prompt", "negative_prompt", "name", "seed", "ckpt", "H", "W", "plms")  # in the index, or told otherwise
+APART = (
+    "prompt",
+    "negative_prompt",
+    "name",
+    "seed",
+    "ckpt",
+    "H",
+    "W",
+    "plms",
+    "sampler",
+)  # in the index, or told otherwise
 MOST = 1000  # characters of a value
 
 
@@ -42,14 +53,15 @@ def of_file(root: Root, path: Path) -> tuple[list[tuple[str, str]], list[str]]:
         fields, notes = restore.told_by_file(root, path)
     except JobError as error:
         return facts, [error.message]
-    told = [(title, value) for title, value in _parameters(fields, ("plms", "n_iter", "n_samples"))]
+    told = [(title, value) for title, value in _parameters(fields, ("plms", "sampler", "n_iter", "n_samples"))]
     return [fact for fact in [*facts, (Message("checkpoint"), said.model), *told] if fact[1]], notes
 
 
 def _parameters(fields: dict[str, Any], apart: Collection[str]) -> list[tuple[str, str]]:
     known = job_kind(fields).model_fields
+    name = fields.get("sampler", "plms" if fields.get("plms") else "ddim")  # of before there were others
     sampler: list[tuple[str, str]] = (
-        [(Message("Sampler"), "PLMS" if fields["plms"] else "DDIM")] if "plms" in fields else []
+        [(Message("Sampler"), SAMPLERS[name].title)] if {"sampler", "plms"} & fields.keys() and name in SAMPLERS else []
     )
     return sampler + [
         (Message(str(field.title)), _said(fields[name]))

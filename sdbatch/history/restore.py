@@ -19,6 +19,7 @@ from sdbatch.imaging.reader_process import Reader
 from sdbatch.job import reader
 from sdbatch.job.manifest import VERSION, dump
 from sdbatch.job.parameters import Img2Img, Txt2Img, auto_seeding, job_kind
+from sdbatch.job.samplers import SAMPLERS, Sampler
 from sdbatch.messages import Message, joined, lines
 from sdbatch.prompts.weights import find_prompt_weights
 from sdbatch.spool.spool import INPUTS, MANIFEST
@@ -162,6 +163,9 @@ def job_text(root: Root, fields: Fields) -> str:
     fields = {name: known[name].get_default(call_default_factory=True) for name in own} | fields
     if fields.get("from_file"):
         fields = {name: value for name, value in fields.items() if name != "prompt"}
+    if fields.get("plms") is True:
+        fields = {name: value for name, value in fields.items() if name != "sampler"}  # which says the same
+    sampler = SAMPLERS.get(fields.get("sampler", ""), Sampler(""))
     return dump(
         {
             name: value
@@ -169,6 +173,7 @@ def job_text(root: Root, fields: Fields) -> str:
             if name in ALWAYS
             or name in own
             or name not in known
+            or (name == "ddim_eta" and value != (sampler.eta or 0))
             or known[name].get_default(call_default_factory=True) != value
         }
     )

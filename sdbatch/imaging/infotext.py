@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from sdbatch.errors import printable
+from sdbatch.job.samplers import SAMPLERS, resolve, resolve_schedule
 from sdbatch.messages import Message
 
 FEWEST_PAIRS = 3  # a line with fewer belongs to the prompt, as in stable-diffusion-webui
@@ -39,7 +40,10 @@ _NUMBERS: dict[str, tuple[str, Callable[[str], int | float]]] = {
     "ENSD": ("eta_noise_seed_delta", int),
 }
 # About the image, but without effect on generating it.
-_SILENT = {"Model", "Model hash", "Version", "RNG", "Size", "Sampler", "Denoising strength", "Batch size", "Batch pos"}
+_SILENT = {
+    *("Model", "Model hash", "Version", "RNG", "Size", "Sampler", "Schedule type", "Denoising strength"),
+    *("Batch size", "Batch pos"),
+}
 _HASHES = {"Lora hashes", "TI hashes", "Hashes", "VAE", "VAE hash", "Emphasis", "Civitai resources", "Civitai metadata"}
 _HASHES |= {"Created Date", "User", "Time taken", "App", "Operations", "Backend"}
 _WEIGHTED = re.compile(r"\([^()]*:\s*\d|\(\(|\[\[|<(lora|lyco|hypernet):")
@@ -149,11 +153,9 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
                 notes.append(_left_out(key, settings[key]))
     if size := re.fullmatch(r"(\d{1,5})x(\d{1,5})", settings.get("Size", "")):
         fields |= {"W": int(size[1]), "H": int(size[2])}
-    sampler = settings.get("Sampler", "DDIM")
-    if sampler.upper() == "PLMS":
-        fields["plms"] = True
-    elif sampler.upper() != "DDIM":
-        notes.append(Message("Sampler: {sampler} is not available; the job uses DDIM", printable(sampler[:80])))
+    sampler, unknown = _sampler(settings)
+    fields |= sampler
+    notes += unknown
     if told.is_img2img:
         template = "Denoising strength: {value}: its start image is not given; for img2img give init_img and strength"
         notes.append(Message(template, printable(settings["Denoising strength"][:80])))
@@ -165,6 +167,21 @@ def to_fields(told: Infotext) -> tuple[dict[str, Any], list[str]]:
     return fields, notes if more <= 0 else [
         *notes[:MOST_NOTES],
         Message("{count} more that can't be used here", more),
+    ]
+
+
+def _sampler(settings: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The fields of the sampler, and what could not be carried over."""
+    said = settings.get("Sampler", "DDIM")
+    if (found := resolve(said)) is None:
+        return {}, [Message("Sampler: {sampler} is not available; the job uses DDIM", printable(said[:80]))]
+    name, schedule = found
+    if SAMPLERS[name].automatic is None:
+        return {"sampler": name}, []
+    kind = settings.get("Schedule type", "Automatic")
+    schedule = schedule or resolve_schedule(kind) or ""
+    return {"sampler": name, "schedule": schedule or "automatic"}, [] if schedule else [
+        _left_out("Schedule type", kind)
     ]
 
 

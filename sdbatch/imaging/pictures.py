@@ -17,6 +17,7 @@ from sdbatch.errors import JobError
 from sdbatch.imaging.infotext import EMPHASIS, NO_EMPHASIS, lora_words
 from sdbatch.imaging.strip_metadata import strip_metadata
 from sdbatch.job.parameters import AnyJob, Img2Img, img2img_size
+from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message
 from sdbatch.storage import files
 
@@ -176,7 +177,8 @@ def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int
     embeddings = (f"{name}: {sha256[:10]}" for name, sha256 in origin.embedding_sha256.items())
     settings: dict[str, object] = {
         "Steps": job.ddim_steps,
-        "Sampler": "PLMS" if job.plms else "DDIM",
+        "Sampler": SAMPLERS[job.sampler].title,
+        **({"Schedule type": SCHEDULES[job.schedule]} if SAMPLERS[job.sampler].automatic else {}),
         "CFG scale": job.scale,
         "Seed": seeds["seed"],
         "Size": f"{width}x{height}",
@@ -187,7 +189,8 @@ def parameters(job: AnyJob, origin: Origin, prompt: str, width: int, height: int
         "Clip skip": job.clip_skip if job.clip_skip > 1 else None,
         "Variation seed": seeds["variation_seed"] if is_varied else None,
         "Variation seed strength": job.variation_strength if is_varied else None,
-        "Eta DDIM": job.ddim_eta or None,
+        "Eta DDIM": (job.ddim_eta or None) if job.sampler == "ddim" else None,
+        "Eta": job.ddim_eta if job.ddim_eta != (SAMPLERS[job.sampler].eta or 0) and job.sampler != "ddim" else None,
         "ENSD": job.eta_noise_seed_delta or None,
         "Emphasis": _emphasis(job, prompt),
         "TI hashes": ", ".join(embeddings) or None,

@@ -39,7 +39,7 @@ _NAMES = {
         "count n_iters batchcount loops times"
     ),
     "ddim_steps": (
-        "steps step num_inference_steps inference_steps sampling_steps sample_steps sampler_steps num_steps n_steps "
+        "step num_inference_steps inference_steps sampling_steps sample_steps sampler_steps num_steps n_steps "
         "step_count num_sampling_steps plms_steps number_of_steps ddpm_steps diffusion_steps "
         "num_timesteps timesteps n_timesteps"
     ),
@@ -83,6 +83,11 @@ _NAMES = {
     "fixed_code": "fixed_noise fixed_latent fixed_start_code start_code same_noise",
     "precision": "dtype torch_dtype half fp16 float16 use_fp16 full_precision no_half half_precision bf16 revision",
     "plms": "use_plms",
+    "sampler": (
+        "sampler_name sampler_index sampling_method sample_method sampler_type method sampling samplers algorithm "
+        "solver"
+    ),
+    "schedule": "scheduler scheduler_type noise_schedule schedule_type",
     "laion400m": "laion laion_400m",
     "C": "latent_channels channels in_channels",
     "f": "downsampling_factor downsampling downsample_factor vae_scale_factor factor",
@@ -93,13 +98,11 @@ _NAMES = {
     "priority": "urgency prio queue_position",
 }
 _SAMPLERS = (
-    "sampler sampler_name sampler_index sampling_method sample_method sampler_type scheduler scheduler_type method "
-    "sampling samplers schedule noise_schedule schedule_type use_karras_sigmas karras sigmas s_churn s_noise s_tmin "
-    "s_tmax s_min_uncond rho ddim use_ddim dpm_solver dpm klms algorithm solver"
+    "use_karras_sigmas karras sigmas s_churn s_noise s_tmin s_tmax s_min_uncond rho ddim use_ddim dpm_solver dpm klms"
 )
 # Reasons why we have no such field, and its names in other programs.
 _ABSENT: dict[str, str] = {
-    Message("the sampler is DDIM, or PLMS with plms: true"): _SAMPLERS,
+    Message("the sampler is set by sampler and schedule, its noise by ddim_eta"): _SAMPLERS,
     Message("a seed is not resized here, and variations are of one other seed"): (
         "variations with_variations seed_resize_from_h seed_resize_from_w seed_behavior seed_increment "
         "random_variations"

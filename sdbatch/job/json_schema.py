@@ -27,7 +27,7 @@ def job_schema() -> dict[str, Any]:
             {"required": ["from_file"], "properties": {"from_file": {"minLength": 1}}},
         ]
     kinds["Txt2Img"]["if"] = {"required": ["plms"], "properties": {"plms": {"const": True}}}
-    kinds["Txt2Img"]["then"] = {"properties": {"ddim_eta": {"const": 0}}}
+    kinds["Txt2Img"]["then"] = {"properties": {"ddim_eta": {"const": 0}, "sampler": {"const": "plms"}}}
     kinds["Img2Img"]["properties"]["laion400m"] = {
         "title": "LAION-400M model",
         "description": "Not for img2img.",

@@ -166,7 +166,8 @@ def read_asked(record: dict[str, Any]) -> Asked:
     if not isinstance(block, dict):
         raise JobError("follow_up: must be fields and values, such as `prompt: ...`; or remove the block")
     block = {str(key).replace("-", "_"): value for key, value in block.items()}
-    carried = {key: value for key, value in job.items() if key not in NOT_CARRIED_OVER}
+    left = NOT_CARRIED_OVER | ({"sampler"} if job.get("sampler") == "plms" else set())
+    carried = {key: value for key, value in job.items() if key not in left}
     wanted = block.get("init_img", 0)
     pictures = [Picture.model_validate(entry) for entry in _listed(record, "pictures")]
     picture = _picked(pictures, wanted, folder)

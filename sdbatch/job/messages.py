@@ -120,6 +120,9 @@ def _groups(info: FieldInfo, inner: tuple[Any, ...]) -> str:
 def _instead(info: FieldInfo, details: ErrorDetails) -> str:
     """What a field allows, and the nearest valid value if one is likely meant."""
     value = details["input"]
+    choices = [each for each in get_args(info.annotation) if isinstance(each, str)]
+    if isinstance(value, str) and (nearest := likely(value, choices)):
+        return Message("{allowed}; {instead}", allowed(info), Message("did you mean {name}?", nearest))
     if isinstance(value, str) and (meant := _meant(value, info)):
         return Message("{allowed}; {instead}", allowed(info), meant)
     if details["type"] == "multiple_of":

@@ -14,14 +14,15 @@ from unicodedata import category
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from sdbatch.errors import JobError, printable
+from sdbatch.job.samplers import SAMPLERS, SamplerName, ScheduleName, resolve, resolve_schedule
 from sdbatch.messages import Message
 
 
 class FieldError(ValueError):
     """A field does not fit the others."""
 
-    def __init__(self, field: str, template: str) -> None:
-        super().__init__(Message(template))
+    def __init__(self, field: str, template: str, *values: object) -> None:
+        super().__init__(Message(template, *values))
         self.field = field
 
 
@@ -173,8 +174,22 @@ class Job(BaseModel):
         ge=1,
         le=1000,
     )
+    sampler: SamplerName = _field(
+        "ddim", "Sampler", "How the noise is removed; names of the web UIs are accepted too.", "dpmpp_2m", "euler_a"
+    )
+    schedule: ScheduleName = _field(
+        "automatic", "Schedule", "The noise levels of the steps; automatic: the sampler's own.", "karras"
+    )
     fixed_code: bool = _field(False, "Fixed code", "txt2img: every iteration starts from the same noise.", True)
-    ddim_eta: float = _field(0.0, "DDIM eta", "Noise added at each step; 0 is deterministic.", 0.0, 0.3, ge=0, le=1)
+    ddim_eta: float = _field(
+        0.0,
+        "Eta",
+        "Noise added at each step; 0 is deterministic. The default of ancestral and SDE samplers is 1.",
+        0.0,
+        0.3,
+        ge=0,
+        le=1,
+    )
     C: int = _field(4, "Latent channels", "4 for every v1 model.", 4, ge=1, le=64)
     f: int = _field(
         8,
@@ -279,10 +294,26 @@ class Job(BaseModel):
         "autocast", "Precision", "full: float32; autocast: float16 on a GPU, float32 on a CPU.", "full"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sampler_is_told_in_any_way(cls, fields: Any) -> Any:
+        return with_sampler(fields) if isinstance(fields, dict) else fields
+
+    @model_validator(mode="after")
+    def _sampler_has_what_is_asked(self) -> Self:
+        sampler = SAMPLERS[self.sampler]
+        if self.schedule != "automatic" and sampler.automatic is None:
+            raise FieldError("schedule", "{sampler} has its own; remove schedule", sampler.title)
+        if self.ddim_eta and self.sampler == "plms":
+            raise FieldError("ddim_eta", "must be 0 with plms: true")
+        if self.ddim_eta and sampler.eta is None:
+            raise FieldError("ddim_eta", "must be 0 with sampler: {sampler}", self.sampler)
+        return self
+
     @property
     def seeded_by(self) -> Literal["job", "picture"]:
         """What `seeding` means."""
-        return auto_seeding(getattr(self, "sampler", "ddim")) if self.seeding == "auto" else self.seeding
+        return auto_seeding(self.sampler) if self.seeding == "auto" else self.seeding
 
     def seeds_of(self, number: int) -> dict[str, int]:
         """The seeds by which image `number` of the job, from 0, is drawn alone."""
@@ -339,12 +370,6 @@ class Txt2Img(Job):
     def _laion400m_stands_for_a_model(cls, fields: Any) -> Any:
         return {**fields, **LAION400M} if isinstance(fields, dict) and fields.get("laion400m") is True else fields
 
-    @model_validator(mode="after")
-    def _plms_is_deterministic(self) -> Self:
-        if self.plms and self.ddim_eta:
-            raise FieldError("ddim_eta", "must be 0 with plms: true")
-        return self
-
 
 class Img2Img(Job):
     """From an image and a prompt to images: `scripts/img2img.py`."""
@@ -378,8 +403,38 @@ class Img2Img(Job):
         "outputs/trucks",
     )
 
+    @model_validator(mode="after")
+    def _sampler_is_one_of_img2img(self) -> Self:
+        if self.sampler == "plms":
+            raise FieldError("sampler", NOT_FOR_IMG2IMG["plms"])
+        return self
+
 
 AnyJob = Txt2Img | Img2Img
+
+
+def with_sampler(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with our names of sampler and schedule, `plms` in agreement, and the sampler's own eta.
+
+    Raises:
+        FieldError: they say two things.
+    """
+    fields = dict(fields)
+    if isinstance(said := fields.get("schedule"), str):
+        fields["schedule"] = resolve_schedule(said) or said
+    if isinstance(said := fields.get("sampler"), str) and (found := resolve(said)):
+        fields["sampler"], schedule = found
+        if schedule and fields.setdefault("schedule", schedule) not in (schedule, "automatic"):
+            raise FieldError("schedule", "sampler says {schedule} already; remove one of them", schedule)
+        fields |= {"schedule": schedule} if schedule else {}
+    if fields.get("plms") is True and fields.setdefault("sampler", "plms") != "plms":
+        raise FieldError("sampler", "plms: true asks for another; remove one of them")
+    sampler = fields.get("sampler", "ddim")
+    if sampler == "plms" and job_kind(fields) is Txt2Img:
+        fields.setdefault("plms", True)
+    if isinstance(sampler, str) and sampler in SAMPLERS and SAMPLERS[sampler].eta:
+        fields.setdefault("ddim_eta", SAMPLERS[sampler].eta)
+    return fields
 
 
 def auto_seeding(sampler: object) -> Literal["job", "picture"]:

@@ -144,11 +144,11 @@ class _Written:
             raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
+            name = _SYNONYMS.get(name, name)
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)
             self.paths[name] = path
             if name in self.given:
-                template = "{where}{name}: is given twice, as {name} and with hyphens; remove one"
-                raise JobError(template, self._where(name), name)
+                raise JobError("{where}{name}: is given twice, in two spellings; remove one", self._where(name), name)
             self.given[name] = value
             if what := syntax_hints.invisible(key) if name not in _KNOWN else "":
                 text = Message(
@@ -174,7 +174,8 @@ class _Written:
     def _lacks(self, name: str) -> bool:
         """Whether a field of this kind of job was left out."""
         is_its = name in self.kind.model_fields and not (self.kind is Img2Img and name in NOT_FOR_IMG2IMG)
-        return is_its and name not in self.fields
+        is_said = name in self.fields or (name == "sampler" and "plms" in self.fields)
+        return is_its and not is_said
 
     def job(self) -> AnyJob:
         """What it asks for.
@@ -235,6 +236,7 @@ class _Written:
 
 _STRENGTH = Img2Img.model_fields["strength"].default
 _KNOWN = Txt2Img.model_fields | Img2Img.model_fields
+_SYNONYMS = {"steps": "ddim_steps"}  # what all but the scripts call them
 _WORDS = ("prompt", "negative_prompt", "name")  # an empty text is valid for these
 _TEXTS = {name for name, info in _KNOWN.items() if info.annotation is str}
 _WORKFLOW = Message(

@@ -23,9 +23,9 @@ from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
 from sdbatch.renderer.models.prompts import Learned, PromptEncoder
 from sdbatch.renderer.pictures.decoding import decode
+from sdbatch.renderer.samplers import SAMPLERS
 from sdbatch.renderer.sampling.guidance import Asking, Led, Part, Rows, guided
 from sdbatch.renderer.sampling.noise import JobNoise, NoiseSource, PictureNoise
-from sdbatch.renderer.sampling.registry import SAMPLERS
 from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
 
 OnStep = Callable[[Batch, int, int], None]  # batch, steps done, steps in all
@@ -92,8 +92,8 @@ def samplings(
     if job.ddim_steps > len(model.alphas):
         raise JobError("ddim_steps: the limit is {count}, the steps the model was trained on", len(model.alphas))
     strength = job.strength if isinstance(job, Img2Img) else None
-    wish = Wish(job.ddim_steps, job.ddim_eta, strength)
-    course = SAMPLERS["plms" if job.plms else "ddim"](model.alphas, wish)
+    wish = Wish(job.ddim_steps, job.ddim_eta, strength, job.schedule)
+    course = SAMPLERS[job.sampler](model.alphas, wish)
     source = _noise_of(job, model.device)
     # The scripts encode the init image before autocast begins.
     start = (
@@ -106,12 +106,12 @@ def samplings(
         shape = (len(batch.prompts), *start.shape)
         if batch.first + len(batch.prompts) > start_at:
             fallback.first = batch.first
-            noise = source.fork().of_batch(batch.first, shape)
+            noise = source.fork().of_batch(batch.first, shape, course.brownian)
             x = start.latents(len(batch.prompts), noise)
             told = partial(_tell, on_step, batch, count(1), evaluations)
             led = _led(model, job, batch, fallback, learned or {})
             yield batch, guided(course.sample(x, noise), led, job.scale, told)
-        start.skip(source.of_batch(batch.first, shape))
+        start.skip(source.of_batch(batch.first, shape, course.brownian))
 
 
 def _noise_of(job: AnyJob, device: torch.device) -> NoiseSource:

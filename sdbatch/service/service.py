@@ -1,10 +1,10 @@
-"""The service: many jobs in flight, each on its way through the line.
+"""The service: many jobs at a time, each at its own step.
 
     inbox -> stable? -> claim -> parse -> render -> publish -> record
 
-`_job` is one job's way, as a generator; `turn` drives all of them on: it fills the seats and takes in what their
-renderers tell. No other file knows the whole line. What the service remembers between turns is only a convenience:
-everything that counts lies in the folders, where spool.py recovers it.
+`_job` is a generator with the steps of one job; no other file knows all of them. `turn` continues all jobs: it fills
+the seats and handles the events of their renderers. What the service remembers between turns is only a convenience:
+the folders contain everything, and spool.py recovers it from there.
 """
 
 import errno
@@ -46,7 +46,7 @@ PATIENCE_SECONDS = 0.5  # for something to be told, before the loop has its turn
 
 
 class Now(NamedTuple):
-    """A moment: seconds that never step back, for waiting, and the wall clock's time, for people."""
+    """A moment: `seconds` never step back and are for waiting; the wall clock's time is for people."""
 
     mono: float
     wall: datetime
@@ -56,16 +56,16 @@ Clock = Callable[[], Now]
 
 
 def system_clock() -> Now:
-    """The real one."""
+    """The system's clock."""
     return Now(monotonic(), datetime.now(UTC))
 
 
 class Stopped(Exception):
-    """A job was stopped by no fault of its own: it stays claimed and goes on later, and the attempt was none."""
+    """A job was stopped without a fault: it stays claimed, continues later, and the attempt is not counted."""
 
 
 class Service:
-    """Everything but the loop."""
+    """The whole service except its loop."""
 
     def __init__(self, root: Root, settings: Settings, engine: Engine, lock: RootLock | None = None) -> None:
         self.root, self.settings, self.engine = root, settings, engine
@@ -97,16 +97,16 @@ class Service:
         self._use(settings)
 
     def use(self, engine: Engine) -> None:
-        """From now on another engine draws."""
+        """Use another engine from now on."""
         self.engine = engine
         self.seats = self.readiness.seats = Seats(engine)
 
     def turn(self, clock: Clock) -> bool:
-        """Drive all jobs on, as far as they can go by now; says whether any did, or is in flight.
+        """Continue all jobs as far as possible; True if any continued or is in flight.
 
         Raises:
-            OSError: the disk failed or is full; the job stays claimed, and the attempt does not count.
-            RootBusy: another service works on this root, and has the jobs now.
+            OSError: the disk failed or is full; the job stays claimed, and the attempt is not counted.
+            RootBusy: another service uses this root, and has the jobs now.
         """
         self.clock = clock
         self._look_after(clock())
@@ -122,7 +122,7 @@ class Service:
         return self._is_busy or bool(self.runs)
 
     def _job(self, run: Run) -> Steps:
-        """One job's way. At each `yield` the others go on; what it is sent is told by its renderer."""
+        """The steps of one job. At each `yield` the other jobs continue; an event of its renderer may be sent to it."""
         source, parsed = self.job_loader.read(run.claim)
         while self.runs and self.job_loader.may_need_others(parsed):
             yield Stage.BEHIND
@@ -136,7 +136,7 @@ class Service:
         self._record(task, drawing, names, self.clock())
 
     def _advance(self, run: Run, event: Heard | Exception | None = None) -> None:
-        """Let a job go on until it waits for something. Whatever goes wrong in it is its own affair."""
+        """Continue a job until it waits for something. An error in it concerns this job alone."""
         self._is_busy, run.stage = True, None
         try:
             run.stage = run.steps.throw(event) if isinstance(event, Exception) else run.steps.send(event)
@@ -151,7 +151,7 @@ class Service:
                 self._let_go(run)
 
     def _stumble(self, run: Run, error: Exception) -> None:
-        """What becomes of a job that could not go on: by whose fault it is."""
+        """Decide what happens to a job that could not continue, by the kind of error."""
         claim = run.claim
         match error:
             case InputsPending():
@@ -172,28 +172,28 @@ class Service:
                 self._fail(claim, told, self.clock())
 
     def _let_go(self, run: Run) -> None:
-        """It is in flight no more. A renderer that still works on it is ended, and what else that has goes on later."""
+        """Take a job out of flight. A renderer that still works on it is stopped; its other jobs continue later."""
         self.runs.pop(run.id, None)
         self.at_hand = None if self.at_hand is run else self.at_hand
         if run.seat is not None and run.id in run.seat.jobs:
             self._end_renderer(run.seat)
 
     def _end_renderer(self, seat: Seat, why: str = "") -> None:
-        """The jobs that it had go on later; where it did wrong, which is `why`, that is a death."""
+        """Stop a renderer; its jobs continue later. With `why`, the renderer's fault, it counts as a crash."""
         jobs = self.seats.give_up(seat)
         for job_id in jobs:
             if (run := self.runs.get(job_id)) is not None:
                 self._advance(run, Died(job_id, why, in_company=len(jobs) > 1) if why else Stopped())
 
     def drop_all(self) -> None:
-        """What is drawn now goes on with the next start."""
+        """Stop all jobs that are being generated; they continue after the next start."""
         self.at_hand = None
         for run in [*self.runs.values()]:
             if run.stage is not Stage.DRAWN:
                 self._advance(run, Stopped())
 
     def _look_after(self, now: Now) -> None:
-        """All that comes before a claim."""
+        """Do all work that comes before a claim."""
         self._reload_if_asked()
         unheld = self._why_not_held()
         self.inbox.scan(now.mono, lambda: self.clock().mono, is_busy=self._is_busy or bool(self.runs))
@@ -205,7 +205,7 @@ class Service:
             raise unheld
 
     def _fill(self) -> None:
-        """Each free seat gets the job whose turn it is; one more is put at hand for the seat that is free next."""
+        """Give each free seat the job whose turn it is, and prepare one more for the next free seat."""
         while self.seats.free() and (run := self._next()) and (seat := self._seat_for(run)):
             run.seat, self.at_hand, self.runs[run.id] = seat, None, run
             self._advance(run)
@@ -213,7 +213,7 @@ class Service:
             self._next()
 
     def _next(self) -> Run | None:
-        """The job whose turn it is, parsed; None where there is none that can be begun now."""
+        """The job whose turn it is, parsed; None if no job can start now."""
         is_ready, now = self.readiness.is_ready, self.clock()
         if self.at_hand is not None and (not is_ready or self.scheduler.is_outranked(self.at_hand.claim)):
             self.at_hand = None
@@ -232,7 +232,7 @@ class Service:
                 return None  # it waits for those before it; or it failed, and the loop has its turn
 
     def _seat_for(self, run: Run) -> Seat | None:
-        """A free seat, if it may be the one that has the job's model; None while the job has to wait for others."""
+        """A free seat for the job, preferably one with its model; None while the job must wait for others."""
         is_alone = self.settings.order == "strict" or run.claim.alone == "machine"
         if self.runs and (is_alone or any(other.claim.alone == "machine" for other in self.runs.values())):
             return None
@@ -240,7 +240,7 @@ class Service:
         return min(free, key=lambda s: (run.id in s.victims, s.model != run.model, bool(s.model)), default=None)
 
     def _suits(self, seat: Seat, run: Run) -> bool:
-        """Whether nobody there wants to be alone or other weights, and a job is not to die there for the last time."""
+        """Whether a job may share the seat: same weights, none that must be alone, no last attempt where it crashed."""
         if any(self.runs[job_id].weights != run.weights for job_id, is_sampled in seat.jobs.items() if is_sampled):
             return False
         if seat.jobs and any(other.claim.alone for other in (run, *(self.runs[job_id] for job_id in seat.jobs))):
@@ -250,7 +250,7 @@ class Service:
         return not (is_last and run.id in seat.victims and any(others))
 
     def _heed(self, event: Heard) -> None:
-        """Something was told: its job goes on, and all else is looked after."""
+        """Handle one event of the engine, and do all other work."""
         self._why_not_held()  # a share's hiccup stops no drawing, but another service does
         now = self.clock()
         if (run := self.runs.get(event.job_id)) is not None and run.stage is Stage.DRAWING:
@@ -269,7 +269,7 @@ class Service:
                 files.mark(self.spool.folder(claim) / HALT)
 
     def _heed_silence(self, now: float) -> None:
-        """A renderer looks at cancel between its steps: while it loads, or hangs, the service does, and ends it."""
+        """The renderer checks for cancel between steps. While it loads or hangs, the service checks, and stops it."""
         limit = self.settings.hang_seconds
         for run in [*self.runs.values()]:
             if run.seat is None or run.drawing is None or run.stage is not Stage.DRAWING:
@@ -282,12 +282,12 @@ class Service:
                 self._end_renderer(run.seat, Message(told, f"{limit:g}"))
 
     def _finish_drawn(self) -> None:
-        """What was drawn in this turn is published and recorded."""
+        """Publish and record what was generated in this turn."""
         for run in [run for run in self.runs.values() if run.stage is Stage.DRAWN]:
             self._advance(run)
 
     def _blame(self, error: OSError, run: Run) -> None:
-        """Trouble with a file costs its job; the disk's, or a folder of ours that went away, costs none."""
+        """If a file is the cause, its job fails; if the disk or a missing folder is the cause, no job fails."""
         claim = run.claim
         if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
             self._fail(claim, _of_file(error), self.clock())
@@ -297,7 +297,7 @@ class Service:
             raise error
 
     def _rest(self, now: Now) -> None:
-        """Nothing is left to draw: told once, after some work; and time to tidy up."""
+        """No job is left: report it once after some work, and delete old jobs."""
         if now.mono >= self._tidy_at and (self.is_drained() or self.scheduler.lacks_room):
             self._tidy(now)
         if (self.done, self.failed) != self._told_idle and self.is_drained():
@@ -305,7 +305,7 @@ class Service:
             self.hooks.tell("on_idle", done=self.done, failed=self.failed)
 
     def _tidy(self, now: Now) -> None:
-        """What `retention:` gives up; where jobs wait, for room, only what none of them may name."""
+        """Delete what `retention:` selects; while jobs wait for space, only folders that none of them may name."""
         keep, is_drained = self.settings.retention, self.is_drained()
         self._tidy_at = now.mono + (retention.EVERY_SECONDS if is_drained else retention.FULL_SECONDS)
         retention.sweep_uploads(self.root, now.wall)
@@ -325,7 +325,7 @@ class Service:
             self.log.info("removed by the rules of retention", folder=self.root.show(folder))
 
     def _why_not_held(self) -> OSError | None:
-        """Nothing is claimed without the lock; why it can't be held now, if so."""
+        """Why the lock can't be held now; without it nothing is claimed."""
         try:
             self.hold()
         except OSError as error:
@@ -340,7 +340,7 @@ class Service:
             self._use(settings)
 
     def _use(self, settings: Settings) -> None:
-        """Hand the settings to those who keep some of their own."""
+        """Apply new settings."""
         self.settings = self.readiness.settings = settings
         self.inbox.stability.settle_seconds = settings.settle_seconds
         self.inbox.rescan_seconds = settings.rescan_seconds
@@ -352,7 +352,7 @@ class Service:
         self.status.facts["settings"] = settings.model_dump(mode="json")
 
     def tell_trouble(self, error: OSError, now: Now) -> None:
-        """The disk failed: say so, if only to systemd."""
+        """Report a disk error, at least to systemd."""
         self._tell(
             now,
             at_once=True,
@@ -361,16 +361,16 @@ class Service:
         )
 
     def is_drained(self) -> bool:
-        """Whether nothing is left that could still become a job."""
+        """Whether no file is left that could still become a job."""
         return not self.inbox.unreadable and self.has_drawn_all()  # in this order: all of the root may be away
 
     def has_drawn_all(self) -> bool:
-        """Whether nothing is left of what can be seen."""
+        """Whether no job is left that can be seen."""
         left = self.inbox.queue or self.inbox.unsettled or self.inbox.is_scanning
         return not left and next(self.spool.claimed(), None) is None and not self.spool.unreadable
 
     def _check_readiness(self, now: Now) -> None:
-        """Whether jobs can be drawn; a problem is logged once."""
+        """Whether jobs can run; a problem is logged once."""
         before = self.problem
         self.readiness.refresh(now.mono, now.wall)
         if self.problem and self.problem != before and self.readiness.is_resting:
@@ -382,7 +382,7 @@ class Service:
 
     @property
     def problem(self) -> str:
-        """Why nothing is drawn for now, though jobs may wait; empty while all is well."""
+        """Why no job runs now, although jobs may wait; empty if all is well."""
         return self.readiness.problem or self.scheduler.absent
 
     def _state(self) -> str:
@@ -397,7 +397,7 @@ class Service:
         return Message("waiting for the inbox") if self.inbox.is_away else "idle"
 
     def _render(self, run: Run, task: Task) -> Generator[Stage, Heard | None, Drawing]:
-        """Hand the job to its seat, for what is missing of it, and take in what is told."""
+        """Let the job's seat generate the missing images, and handle the events about them."""
         assert run.seat is not None, "the loop chose one"
         self.spool.raise_if_cancelled(run.claim)
         draw = self._begin_attempt(run, task)
@@ -444,7 +444,7 @@ class Service:
         )
 
     def _drop_what_was_drawn(self, task: Task) -> None:
-        """Take away pictures that came from another job file, input or model than there is now, as after a `retry`."""
+        """Delete staged images that came from another job file, input or model, for example after `retry`."""
         claim, folder = task.claim, self.spool.folder(task.claim)
         self._log(claim).info("drawn from the beginning: what it is drawn from was changed")
         attempts.settle(folder)
@@ -455,7 +455,7 @@ class Service:
         self.spool.note(claim, outputs=None, staged=0)
 
     def _take_in(self, event: Heard, run: Run, task: Task, drawing: Drawing) -> None:
-        """What was told of a drawing, and what it means for the job."""
+        """Note what an event says, and what it means for the job."""
         claim = run.claim
         match event:
             case Tick():
@@ -479,7 +479,7 @@ class Service:
         drawing.note(task, event, self.clock().mono)
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
-        """Pictures into the output folder, under names that were chosen and written down first."""
+        """Publish the images in the output folder, under names that were written down first."""
         claim, folder = task.claim, self.spool.folder(task.claim)
         self.hold()
         attempts.settle(folder, claim.attempt, with_samples=not task.job.skip_save)
@@ -497,7 +497,7 @@ class Service:
         )
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
-        """The manifest, then the move to done/ that makes it so."""
+        """Write the manifest, and move the job to done/."""
         assert drawing.finished is not None, "it is drawn"
         notes = [*task.notes, *drawing.finished.notes, *self._what_changed(task)]
         if notes:
@@ -511,7 +511,7 @@ class Service:
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
 
     def _what_changed(self, task: Task) -> list[str]:
-        """Notes on what others did to the job's file since it was claimed; what was drawn is what lies there then."""
+        """Notes on changes of the job's file since its claim; done/ has the file that was used."""
         claim = task.claim
         notes: list[str] = []
         if later := self.spool.release(claim):
@@ -556,7 +556,7 @@ class Service:
         self.hooks.tell("on_failed", **about(claim, self.root.failed), reason=text)
 
     def _retry(self, run: Run, text: str, now: Now) -> None:
-        """Its renderer died: the job stays claimed for another attempt, up to the limit; deaths in company are none."""
+        """The renderer died: the job stays claimed for another attempt, up to the limit."""
         claim = run.claim
         if run.seat is not None and run.drawing is not None and not run.died_in_company:
             self.seats.count_death(run.seat, run.id)
@@ -576,7 +576,7 @@ class Service:
             self.scheduler.refund_attempt(claim, claim.attempts)
 
     def _log(self, claim: Claim) -> log.Log:
-        """For lines about a job; those also go into its folder."""
+        """A logger for one job; its lines also go into the job's folder."""
         return self.log.bind(job_id=claim.id, attempt=claim.attempts)
 
     def _tell(self, now: Now, **facts: Any) -> None:
@@ -601,7 +601,7 @@ class Service:
 
 
 def _of_file(error: OSError) -> str:
-    """Why a file that a job needs can't be had, and what to do."""
+    """Why a file that a job needs can't be used, and what to do."""
     remedy = Message("\nLet the service's group read it (chmod g+r), then: sdbatch retry") * isinstance(
         error, PermissionError
     )
@@ -609,5 +609,5 @@ def _of_file(error: OSError) -> str:
 
 
 def about(claim: Claim, place: Path) -> dict[str, Any]:
-    """What a hook is told of a job that ended in `place`."""
+    """The JSON for a hook about a job that ended in `place`."""
     return {"job": claim.id, "source": claim.source, "folder": str(place / claim.id), "attempts": claim.attempts}

@@ -8,10 +8,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from sdbatch.renderer.sampling.brownian import BrownianPath
 from sdbatch.renderer.sampling.philox import Philox
 from sdbatch.renderer.sampling.sampler import Noise
 
 Rng = Literal["device", "cpu", "nv"]
+Ends = tuple[float, float]  # the levels between which a Brownian path lies
 ALIKE = 0.9995  # noises of which one is not turned to the other, but mixed
 
 
@@ -49,8 +51,8 @@ class NoiseSource(Protocol):
     def of_posterior(self, shape: Sequence[int]) -> Tensor:
         """The noise by which an init image's latents are sampled from what the autoencoder gives."""
 
-    def of_batch(self, first: int, shape: Sequence[int]) -> Noise:
-        """The noise of the batch that starts with image `first`."""
+    def of_batch(self, first: int, shape: Sequence[int], brownian: Ends | None = None) -> Noise:
+        """The noise of the batch that starts with image `first`; with `brownian`, along a path behind the first."""
 
     def fork(self) -> "NoiseSource":
         """Another that goes on from here with the same numbers."""
@@ -78,8 +80,8 @@ class JobNoise:
         """The scripts sample it on the CPU even with a GPU."""
         return self.cpu.draw(shape)
 
-    def of_batch(self, first: int, shape: Sequence[int]) -> Noise:  # noqa: ARG002 - it goes on from the last batch
-        """From the one generator."""
+    def of_batch(self, first: int, shape: Sequence[int], brownian: Ends | None = None) -> Noise:  # noqa: ARG002
+        """From the one generator, which goes on from the last batch; a path has no other increments than these."""
         return lambda *_: self.main.draw(shape)
 
     def fork(self) -> "JobNoise":
@@ -113,8 +115,8 @@ class PictureNoise:
         """None: the latents are the posterior's mean, the same for all pictures."""
         return torch.zeros(*shape, device=self.device)
 
-    def of_batch(self, first: int, shape: Sequence[int]) -> Noise:
-        """A row from each picture's generator."""
+    def of_batch(self, first: int, shape: Sequence[int], brownian: Ends | None = None) -> Noise:
+        """A row from each picture's generator, or along its path."""
         numbers = range(first, first + shape[0])
         generators = [self._generator(self.seed + number) for number in numbers]
         starts: list[Tensor] | None = [generator.draw(shape[1:]) for generator in generators]
@@ -124,10 +126,16 @@ class PictureNoise:
         if self.later:
             generators = [self._generator(self.seed + number + self.later) for number in numbers]
 
-        def noise(sigma: float = 0, sigma_next: float = 0) -> Tensor:  # noqa: ARG001 - of a Brownian path alone
+        paths = [BrownianPath(shape[1:], self.seed + number, brownian, self._draw) for number in numbers if brownian]
+
+        def noise(sigma: float = 0, sigma_next: float = 0) -> Tensor:
             nonlocal starts
-            drawn = [generator.draw(shape[1:]) for generator in generators] if starts is None else starts
-            starts = None
+            if starts is not None:
+                drawn, starts = starts, None
+            elif paths:
+                drawn = [path(sigma, sigma_next).to(self.device) for path in paths]
+            else:
+                drawn = [generator.draw(shape[1:]) for generator in generators]
             return torch.stack(drawn)
 
         return noise
@@ -138,6 +146,9 @@ class PictureNoise:
 
     def _generator(self, seed: int) -> Generator:
         return Generator(seed, self.device, self.rng)
+
+    def _draw(self, seed: int, shape: Sequence[int]) -> Tensor:
+        return self._generator(seed).draw(shape).cpu()
 
 
 def turned(one: Tensor, other: Tensor, share: float) -> Tensor:

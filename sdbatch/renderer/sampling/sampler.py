@@ -37,6 +37,7 @@ class Wish:
     steps: int
     eta: float = 0
     strength: float | None = None
+    schedule: str = "automatic"
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,14 @@ class Level:
 
 @dataclass(frozen=True)
 class Course:
-    """The way of each of a job's batches: the level where it starts, and the sampler with its steps from there."""
+    """The way of each of a job's batches: the level where it starts, and the sampler with its steps from there.
+
+    Its noise is that of a Brownian path between the two levels `brownian`, where there are some.
+    """
 
     start: Level
     sample: Callable[[Tensor, Noise], Sampling]
+    brownian: tuple[float, float] | None = None
 
     @property
     def evaluations(self) -> int:
