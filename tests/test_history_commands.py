@@ -169,7 +169,7 @@ def test_restore_writes_the_job_and_tells_what_is_missing(root: Root, tmp_path: 
     said = ask(root, "restore", picture)
     assert said.returncode == 0
     assert yaml.safe_load(said.stdout)["prompt"] == "a cat"
-    assert said.stderr.splitlines()[0] == "note: Sampler: Euler a is not available; the job uses DDIM"
+    assert said.stderr.splitlines()[0] == "note: Model: there is no v3 in models/; the job uses the default ckpt"
     written = ask(root, "restore", picture, "-o", tmp_path / "job.yaml")
     assert written.stdout == f"{tmp_path}/job.yaml\n"
     assert (tmp_path / "job.yaml").read_text() == said.stdout

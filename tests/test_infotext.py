@@ -12,6 +12,7 @@ from tests_support import HERE
 from sdbatch.imaging.infotext import Infotext, parse, to_fields
 from sdbatch.imaging.pictures import Origin, parameters
 from sdbatch.job.parameters import Txt2Img
+from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 
 WEBUI = """a cat, (blue:1.2)
 and a dog
@@ -71,11 +72,9 @@ FOUND = yaml.safe_load((HERE / "infotexts.yaml").read_text())
 def test_a_text_of_the_wild_becomes_its_job(case: dict[str, Any]) -> None:
     fields, notes = to_fields(parse(case["text"]))
     asked = Txt2Img.model_validate(fields)
-    case["fields"] = {name: value for name, value in case["fields"].items() if name in Txt2Img.model_fields}
-    notes = [note for note in notes if not note.startswith(("Sampler", "Schedule"))]
     base = {"n_iter": 1, "n_samples": 1, "seeding": "picture", "rng": "nv", "prompt_syntax": "webui"}
     assert asked == Txt2Img.model_validate(base | case["fields"])
-    expected = [note for note in case.get("notes", []) if not note.startswith(("Sampler", "Schedule"))]
+    expected = case.get("notes", [])
     assert [any(note.startswith(start) for start in expected) for note in notes] == [True] * len(expected), notes
 
 
@@ -98,7 +97,14 @@ def test_other_programs_draw_other_random_numbers(program: str, fields: dict[str
 
 # There and back
 
-SAMPLED: dict[str, st.SearchStrategy[Any]] = {}
+
+def fitting(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without what the sampler has not."""
+    sampler = SAMPLERS[fields["sampler"]]
+    taken = {"schedule": sampler.automatic is None, "ddim_eta": sampler.eta is None}
+    return {name: value for name, value in fields.items() if not taken.get(name)}
+
+
 WORDS = st.text(st.sampled_from([*"abc ()[]:\\,.\"'=<>|äü", "两"]), max_size=30).map(str.strip)
 JOBS = st.fixed_dictionaries(
     {
@@ -114,10 +120,15 @@ JOBS = st.fixed_dictionaries(
         "H": st.integers(8, 256).map(lambda side: 8 * side),
         "W": st.integers(8, 256).map(lambda side: 8 * side),
         "eta_noise_seed_delta": st.sampled_from([0, 31337]),
-        **SAMPLED,
+        "sampler": st.sampled_from([*SAMPLERS]),
+        "schedule": st.sampled_from([*SCHEDULES]),
     },
-    optional={"variation_seed": st.integers(1, 2**31), "variation_strength": st.floats(0.01, 1)},
-)
+    optional={
+        "variation_seed": st.integers(1, 2**31),
+        "variation_strength": st.floats(0.01, 1),
+        "ddim_eta": st.floats(0, 1),
+    },
+).map(lambda job: fitting(dict(job)))
 
 
 @given(JOBS, st.integers(0, 5))

@@ -100,6 +100,7 @@ PAGES = [
     "docs/operations.md",
     "docs/prompts.md",
     "docs/reliability.md",
+    "docs/samplers.md",
     "docs/security.md",
 ]
 

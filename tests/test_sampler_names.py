@@ -1,5 +1,6 @@
 """How a job names its sampler, and what goes with it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sdbatch.job import reader, samplers
 from sdbatch.job.json_schema import job_schema
 from sdbatch.job.parameters import AnyJob, Txt2Img
 from sdbatch.renderer.samplers import SAMPLERS
+from sdbatch.renderer.sampling.sampler import Wish
+from sdbatch.renderer.sampling.schedule import alphas_cumprod
 from sdbatch.storage.root import Root
 
 
@@ -141,3 +144,18 @@ def test_the_older_text_of_the_web_uis_has_the_schedule_in_the_samplers_name() -
     fields, notes = to_fields(parse("a\nSteps: 20, Sampler: UniPC, CFG scale: 7, Seed: 1, Size: 512x512"))
     assert "sampler" not in fields
     assert len(notes) == 1
+
+
+def test_the_page_on_samplers_says_what_they_are() -> None:
+    page = (Path(__file__).parents[1] / "docs/samplers.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|.*$", page, re.MULTILINE))
+    assert rows == {name: sampler.title for name, sampler in samplers.SAMPLERS.items()}
+    for line in page.splitlines():
+        if named := re.match(r"\| `(\w+)` .*\| (\d) \| (yes|no|with[^|]*) \| (.+) \|$", line):
+            course = SAMPLERS[named[1]](alphas_cumprod(0.00085, 0.012, 1000), Wish(10))
+            assert (course.evaluations > 12) == (named[2] == "2")
+            assert (samplers.SAMPLERS[named[1]].eta is not None or named[1] == "lcm") == (named[3] != "no")
+            assert named[4].strip("`") == (samplers.SAMPLERS[named[1]].automatic or "its own")
+    assert all(f"`{schedule}`" in page for schedule in samplers.SCHEDULES)
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert read(**yaml.safe_load(example)).sampler == "euler_a"

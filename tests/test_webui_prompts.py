@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference_model import draw_all, pixels_of, reference_model, small_txt2img, webui_model
+from reference_model import draw_all, pixels_of, reference_model, small_txt2img, webui_case, webui_model
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sdbatch.errors import JobError
+from sdbatch.imaging.infotext import parse, to_fields
+from sdbatch.job.parameters import Txt2Img
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.prompts import PromptEncoder, read_embeddings
 from sdbatch.renderer.sampling.guidance import Led, Part, Rows, guided
@@ -212,3 +214,29 @@ def test_an_embedding_is_read_only_where_a_prompt_names_it(easy: dict[str, Path]
 def test_its_vectors_take_the_place_of_its_name() -> None:
     own = webui_model().text_encoder.get_input_embeddings().weight[webui_model().tokenizer("red")["input_ids"][1]]
     assert torch.equal(encoded("a easynegative truck", easynegative=own[None]), encoded("a red truck"))
+
+
+# There: a picture of a web UI. Back: its job, and that picture
+
+
+@pytest.mark.parametrize(
+    ("case", "settings"),
+    [
+        ("webui-emphasis", "Sampler: Euler"),
+        ("webui-euler-karras", "Sampler: Euler Karras"),
+        ("webui-dpmpp-sde", "Sampler: DPM++ SDE, Schedule type: Karras"),
+        ("webui-clip-skip", "Sampler: Euler a, Clip skip: 2"),
+        ("webui-variation", "Sampler: Euler a, Variation seed: 101, Variation seed strength: 0.3"),
+    ],
+)
+def test_what_a_web_ui_wrote_into_a_picture_draws_that_picture(case: str, settings: str) -> None:
+    """The third of each case: the first of its second batch."""
+    fields, expected = webui_case(case)
+    text = (
+        f"{fields['prompt']}\nNegative prompt: {fields['negative_prompt']}\nSteps: 8, {settings}, CFG scale: 7, "
+        f"Seed: {fields['seed'] + 2}, Size: 64x64, RNG: CPU, Version: v1.10.1"
+    )
+    told, notes = to_fields(parse(text))
+    assert notes == []
+    (drawn,) = draw_all(Txt2Img.model_validate(told), model=webui_model())
+    assert np.abs(drawn.latents.numpy()[0] - expected[1, 0]).max() / np.abs(expected).max() < 1e-4

@@ -63,7 +63,7 @@ def read(path: Path) -> PictureInfo | None:
     if not told.is_img2img and not {"W", "H"} <= fields.keys():
         notes.append(Message("Size: not given; the image has {width}x{height}", size[0], size[1]))
     version = told.settings.get("Version", "")
-    if not version.startswith("sdbatch"):
+    if not version.startswith("sdbatch") and (told.program or notes):  # a web UI's picture is drawn as there
         notes.append(ELSEWHERE)
     strength = _number(told.settings["Denoising strength"]) if told.is_img2img else None
     program = " ".join(filter(None, (told.program, version[:80]))) or "a web UI"

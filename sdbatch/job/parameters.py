@@ -311,6 +311,11 @@ class Job(BaseModel):
         return self
 
     @property
+    def predictions(self) -> int:
+        """How many predictions an image takes, as the web UIs count them."""
+        return self.ddim_steps * SAMPLERS[self.sampler].order
+
+    @property
     def seeded_by(self) -> Literal["job", "picture"]:
         """What `seeding` means."""
         return auto_seeding(self.sampler) if self.seeding == "auto" else self.seeding

@@ -20,11 +20,13 @@ class Sampler(NamedTuple):
         title: as the web UIs write it.
         eta: the default of `ddim_eta`; None where the sampler adds no noise of its own, or always all of it.
         automatic: the schedule that `schedule: automatic` means; None where the sampler has one of its own.
+        order: how many predictions the web UIs count for a step, as where [from:to:when] says when.
     """
 
     title: str
     eta: float | None = None
     automatic: str | None = None
+    order: int = 1
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -33,12 +35,12 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": Sampler("Euler", automatic="uniform"),
     "euler_a": Sampler("Euler a", eta=1.0, automatic="uniform"),
     "lms": Sampler("LMS", automatic="uniform"),
-    "heun": Sampler("Heun", automatic="uniform"),
-    "dpm2": Sampler("DPM2", automatic="karras"),
-    "dpm2_a": Sampler("DPM2 a", eta=1.0, automatic="karras"),
-    "dpmpp_2s_a": Sampler("DPM++ 2S a", eta=1.0, automatic="karras"),
+    "heun": Sampler("Heun", automatic="uniform", order=2),
+    "dpm2": Sampler("DPM2", automatic="karras", order=2),
+    "dpm2_a": Sampler("DPM2 a", eta=1.0, automatic="karras", order=2),
+    "dpmpp_2s_a": Sampler("DPM++ 2S a", eta=1.0, automatic="karras", order=2),
     "dpmpp_2m": Sampler("DPM++ 2M", automatic="karras"),
-    "dpmpp_sde": Sampler("DPM++ SDE", eta=1.0, automatic="karras"),
+    "dpmpp_sde": Sampler("DPM++ SDE", eta=1.0, automatic="karras", order=2),
     "dpmpp_2m_sde": Sampler("DPM++ 2M SDE", eta=1.0, automatic="exponential"),
     "dpmpp_3m_sde": Sampler("DPM++ 3M SDE", eta=1.0, automatic="exponential"),
     "lcm": Sampler("LCM"),

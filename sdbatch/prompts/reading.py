@@ -29,7 +29,7 @@ def readings(job: AnyJob, lines: Sequence[str] | None, named: PromptWeights, roo
         parts = joined(without_networks(text)[0]) if field == "prompt" else [(text, 1.0)]
         for number, (part, weight) in enumerate(parts, 1):
             count = Message(" {number} of {count}", number, len(parts)) if len(parts) > 1 else ""
-            found = stages(part, job.ddim_steps) if part.strip() else []
+            found = stages(part, job.predictions) if part.strip() else []
             for place, stage in enumerate(found[:MOST_STAGES]):
                 since = Message(" from step {number} on", found[place - 1].last + 2) if place else ""
                 size, runs = _chunked(stage.text, named.embeddings, encoder, used)

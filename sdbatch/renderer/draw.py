@@ -111,7 +111,8 @@ def samplings(
             told = partial(_tell, on_step, batch, count(1), evaluations)
             led = _led(model, job, batch, fallback, learned or {})
             yield batch, guided(course.sample(x, noise), led, job.scale, told)
-        start.skip(source.of_batch(batch.first, shape, course.brownian))
+        if source.goes_on:
+            start.skip(source.of_batch(batch.first, shape, course.brownian))
 
 
 def _noise_of(job: AnyJob, device: torch.device) -> NoiseSource:
@@ -164,7 +165,7 @@ def _led(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback, lear
     """The encoded prompts of a batch, and the encoded negative prompts if guidance needs them."""
     with computing(model.dtype, model.device):
         if job.prompt_syntax == "webui":
-            encoder = PromptEncoder(model, learned, job.clip_skip, job.ddim_steps, fallback.in_rows)
+            encoder = PromptEncoder(model, learned, job.clip_skip, job.predictions, fallback.in_rows)
             return encoder.led(batch.prompts, job.negative_prompt, job.scale)
         encode = partial(fallback.in_rows, partial(model.encode_prompts, clip_skip=job.clip_skip))
         away = None if job.scale == 1.0 else encode([job.negative_prompt] * len(batch.prompts))

@@ -38,7 +38,7 @@ def read_embeddings(
     if not files:
         return {}
     prompts = [part.text for text in lines or [job.prompt] for part in joined(without_networks(text)[0])]
-    texts = {stage.text for text in {*prompts, job.negative_prompt} for stage in stages(text, job.ddim_steps)}
+    texts = {stage.text for text in {*prompts, job.negative_prompt} for stage in stages(text, job.predictions)}
     found = [chunk for text in texts for chunk in chunks(text, encoder_of(model), dict.fromkeys(files, 1))]
     named = {token.embedding for chunk in found for token in chunk.tokens if isinstance(token, Vector)}
     width = model.text_encoder.get_input_embeddings().embedding_dim

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -43,7 +43,13 @@ class Generator:
 
 
 class NoiseSource(Protocol):
-    """Where a job's random numbers come from."""
+    """Where a job's random numbers come from.
+
+    Attributes:
+        goes_on: whether a batch's numbers hang on what was drawn for those before it.
+    """
+
+    goes_on: ClassVar[bool]
 
     def fixed(self, shape: Sequence[int]) -> Tensor:
         """The start noise of all batches, with fixed_code."""
@@ -64,6 +70,7 @@ class JobNoise:
 
     main: Generator
     cpu: Generator
+    goes_on: ClassVar[bool] = True
 
     @classmethod
     def seeded(cls, seed: int, device: torch.device, rng: Rng = "device") -> "JobNoise":
@@ -106,6 +113,7 @@ class PictureNoise:
     variation_seed: int = 0
     variation_strength: float = 0.0
     later: int = 0
+    goes_on: ClassVar[bool] = False
 
     def fixed(self, shape: Sequence[int]) -> Tensor:
         """That of the first pictures."""
