@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests_support import drain, only
 from sdbatch.client import control
 from sdbatch.config.settings import Settings
 from sdbatch.engine import seats
-from sdbatch.engine.fake import FakeEngine
+from sdbatch.engine.fake import FakeEngine, FakeRenderer
 from sdbatch.engine.protocol import Draw, Event, Loaded, StagedSample, Stepped, Tick
 from sdbatch.errors import Cancelled, EngineDown, RendererDied
 from sdbatch.service.service import Service
@@ -398,6 +399,21 @@ def test_a_job_that_crashed_on_one_seat_and_waits_for_the_other_holds_back_nobod
     assert attempts_of(root) == {"a": 1, "b": 3, "c": 1, "d": 1}
 
 
+class InTurn(FakeEngine):
+    """Each renderer has told something before nobody tells anything for a moment."""
+
+    line: tuple[FakeRenderer, ...] = ()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> tuple[FakeRenderer, Event]:  # noqa: ARG002
+        while self.line:
+            renderer, *others = self.line
+            self.line = tuple(others)
+            if renderer in self.renderers and renderer.has_news():
+                return renderer, renderer.next_event()
+        self.line = tuple(self.renderers)
+        raise queue.Empty
+
+
 @SEEDS
 def test_a_loop_that_waits_long_for_a_disk_takes_no_renderer_for_one_that_hangs(
     root: Root, clock: FakeClock, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -407,7 +423,7 @@ def test_a_loop_that_waits_long_for_a_disk_takes_no_renderer_for_one_that_hangs(
             clock.sleep(120)
 
     drop(root, *"abcdef")
-    service = two(root, seed, hang_seconds=60)
+    service = serve(root, InTurn(None, ("one", "two"), seed), hang_seconds=60)
     monkeypatch.setattr(files, "on_step", stall)
     drain(service, clock, 10_000)
     assert begun(service) == [*"abcdef"], "each once"

@@ -115,7 +115,7 @@ class Service:
             self._heed(event)
             if self.stop_requested:
                 self.drop_all()
-        self._heed_silence(clock().mono)  # now that all is heard: this loop itself may have waited long for a disk
+        self._heed_silence(clock().mono)
         self._finish_drawn()
         if not self.runs and not self._is_busy:
             self._tell(clock(), state=self._state())
@@ -265,6 +265,8 @@ class Service:
         now = self.clock()
         if (run := self.runs.get(event.job_id)) is not None and run.stage is Stage.DRAWING:
             self._advance(run, event)
+        if isinstance(event, Tick):
+            self._heed_silence(now.mono)
         drawing = [run.drawing for run in self.runs.values() if run.drawing]
         if not isinstance(event, Tick) or all(each.loaded is None for each in drawing):
             self.manager.feed(now.mono)  # a loading tells of nothing; hang_seconds bounds it
@@ -278,7 +280,10 @@ class Service:
                 files.mark(self.spool.folder(claim) / HALT)
 
     def _heed_silence(self, now: float) -> None:
-        """The renderer checks for cancel between steps. While it loads or hangs, the service checks, and stops it."""
+        """The renderer checks for cancel between steps. While it loads or hangs, the service checks, and stops it.
+
+        Only once everything that was told is heard: this loop itself may have waited long for a disk.
+        """
         limit = self.settings.hang_seconds
         for run in [*self.runs.values()]:
             if run.seat is None or run.drawing is None or run.stage is not Stage.DRAWING:
