@@ -223,11 +223,13 @@ def test_batches_of_one_job_are_sampled_side_by_side_and_staged_in_their_order(t
 def test_jobs_of_other_weights_wait_until_all_before_them_are_sampled(tmp_path: Path) -> None:
     other = tmp_path / "other.ckpt"
     other.write_bytes(CKPT.read_bytes())
-    tasks = [small_draw(tmp_path / name, ckpt) for name, ckpt in (("a", CKPT), ("b", CKPT), ("c", other), ("d", CKPT))]
+    ckpts = {"a": CKPT, "b": CKPT, "c": other, "d": CKPT}
+    tasks = [small_draw(tmp_path / name, ckpt, ddim_steps=20) for name, ckpt in ckpts.items()]
     events = [(event["job_id"], event["type"]) for event in serve(tmp_path, *tasks)]
     assert max(events.index((job, "finished")) for job in "ab") < events.index(("c", "loaded"))
-    assert events.index(("b", "loaded")) < events.index(("a", "sampled"))
-    assert events.index(("c", "sampled")) < events.index(("d", "loaded"))
+    last_step = {job: max(i for i, event in enumerate(events) if event == (job, "stepped")) for job in "abcd"}
+    assert events.index(("b", "stepped")) < last_step["a"]
+    assert last_step["c"] < events.index(("d", "loaded"))
 
 
 def test_a_job_that_can_not_be_begun_leaves_the_others_alone(tmp_path: Path) -> None:

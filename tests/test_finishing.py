@@ -17,7 +17,7 @@ from tests_support import REFERENCE, small_draw
 from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels
-from sdbatch.renderer import drawing
+from sdbatch.renderer import company, drawing
 from sdbatch.renderer.memory import model_cache
 from sdbatch.renderer.memory.model_cache import ModelCache
 from sdbatch.renderer.pictures import decoding as decoding_module
@@ -184,3 +184,12 @@ def test_many_batches_lie_in_the_grid_in_their_order(tmp_path: Path) -> None:
     samples = [event for event in events if event["type"] == "sample"]
     assert [event["index"] for event in samples] == [*range(6)]
     assert len(np.unique([event["sha256"] for event in samples])) == 6
+
+
+def test_another_job_is_asked_for_a_moment_before_the_last_step_but_not_before_the_last_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(company, "HAND_OVER_SECONDS", 1e9)
+    events = serve(Answers(), small_draw(tmp_path / "a", n_iter=2, n_samples=1, ddim_steps=4))
+    told = [event for event in events if event["type"] in ("stepped", "sampled")]
+    assert [event.get("first", "sampled") for event in told] == [0, 0, 0, 0, 1, "sampled", 1, 1, 1]

@@ -78,8 +78,8 @@ def test_notes_of_a_done_job_keep_their_messages(root: Root, start: Start, clock
         job = history.job(only(root.done).name)
         assert job is not None
         notes = dict(describe.circumstances(root, job))["notes"]
-    assert "there are no weights here" in notes
-    assert "there are no weights here" not in shown(notes, "zh")
+    assert "is read as plain words" in notes
+    assert "is read as plain words" not in shown(notes, "zh")
 
 
 def test_status_json_keeps_the_problem_as_a_message(root: Root, start: Start, clock: FakeClock) -> None:
@@ -103,7 +103,7 @@ def test_a_message_passes_from_the_renderer_to_the_service() -> None:
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_commands_answer_in_the_language_of_the_terminal(root: Root, tmp_path: Path, language: str) -> None:
     job = tmp_path / "a.yaml"
-    job.write_text("prompt: a\nsampler: Euler\n")
+    job.write_text("prompt: a\nsampler: Eulr\n")
     place = ("--root", str(root.path))
     is_chinese = language == "zh"
     for arguments, code in (

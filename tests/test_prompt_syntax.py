@@ -1,11 +1,12 @@
 """Prompts in the web UIs' syntax, as text: what stable-diffusion-webui's own parsers make of the same."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from sdbatch.errors import JobError
 from sdbatch.job import tokens
-from sdbatch.prompts.chunks import Chunk, Vector, chunks
+from sdbatch.prompts.chunks import HEAVIEST, Chunk, Vector, chunks
 from sdbatch.prompts.syntax import (
     BREAK,
     DEEPEST,
@@ -13,7 +14,6 @@ from sdbatch.prompts.syntax import (
     Network,
     Prompt,
     Stage,
-    Weighted,
     emphasis,
     joined,
     stages,
@@ -199,11 +199,14 @@ def test_an_embedding_stands_for_its_vectors() -> None:
 
 @given(SIGNS.map(lambda text: (text + ", ") * 5))
 def test_chunks_hold_every_token_once_and_in_order(text: str) -> None:
+    assume(all(abs(run.weight) <= HEAVIEST for run in emphasis(text)))
     found = chunks(text, encode, {})
     runs = [run for run in emphasis(text) if run != BREAK]
     assert [token for chunk in found for token in chunk.tokens] == [t for run in runs for t in encode(run.text)]
     assert all(len(chunk.tokens) == len(chunk.weights) <= 75 for chunk in found)
 
 
-def test_weighted_is_a_plain_pair() -> None:
-    assert Weighted("a") == ("a", 1.0)
+def test_a_weight_out_of_all_proportion_is_told() -> None:
+    """A network's numbers would overflow, and the checkpoint would be blamed."""
+    with pytest.raises(JobError, match="prompt: cat has the weight 1e\\+06; the limit is 1000"):
+        chunks("a (cat:1000000)", encode, {})

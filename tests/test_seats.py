@@ -288,6 +288,18 @@ def test_a_job_that_names_an_output_waits_for_all_begun_before_it(root: Root, cl
     assert begun(service) == ["a", "b", "c", "p", "z"], "and nobody passed it by"
 
 
+def test_a_file_that_is_dropped_again_while_its_job_is_drawn_is_a_repeat_all_the_same(
+    root: Root, clock: FakeClock
+) -> None:
+    drop(root, *"ab")
+    service = two(root, 0, repeats="skip")
+    turn_until(service, clock, lambda: "a" in in_flight(service))
+    drop(root, "a")
+    service.inbox.scan(clock.mono)
+    drain(service, clock)
+    assert begun(service) == ["a", "b"]
+
+
 def test_strict_order_is_one_at_a_time(root: Root, clock: FakeClock) -> None:
     drop(root, *"abcd")
     service = two(root, 2, order="strict")

@@ -17,6 +17,7 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw as Request
 from sdbatch.errors import JobError
+from sdbatch.history import describe
 from sdbatch.history.history import History
 from sdbatch.history.records import PictureRecord
 from sdbatch.history.restore import follow_up, rerun
@@ -210,6 +211,7 @@ def test_a_picture_with_a_seed_of_its_own_is_drawn_again_alone(root: Root, clock
     alone = parsed(rerun(root, picture(root, f"{job_id}/4")))
     assert (alone.seed, alone.variation_seed, alone.n_iter, alone.n_samples) == (24, 9, 1, 1)
     assert parsed(rerun(root, picture(root, f"{job_id}/4"), 7)).seed == 7
+    assert ("Seed of this image", "24") in describe.parameters(root, picture(root, f"{job_id}/4"))
     child = drawn(root, clock, rerun(root, picture(root, f"{job_id}/4")), "b.yaml")
     assert manifests(root)[-1]["parent"]["job"] == job_id, child
 

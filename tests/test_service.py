@@ -84,12 +84,12 @@ def test_jobs_are_drawn_in_order(start: Start, root: Root, clock: FakeClock) -> 
 
 
 def test_a_file_of_several_jobs_draws_each_and_fails_each_alone(start: Start, root: Root, clock: FakeClock) -> None:
-    drop_job(root, "many.yaml", f"prompt: one\n{SMALL}---\nprompt: two\nsteps: 3\n---\nprompt: three\n{SMALL}")
+    drop_job(root, "many.yaml", f"prompt: one\n{SMALL}---\nprompt: two\nddim_stps: 3\n---\nprompt: three\n{SMALL}")
     service = start()
     drain(service, clock)
     assert [draw.job.prompt for draw in service.engine.drawn] == ["one", "three"]  # type: ignore[attr-defined]
     assert len(list(root.done.iterdir())) == 2
-    assert "line 8: steps: there is no such field; did you mean ddim_steps?" in error_of(root)
+    assert "line 8: ddim_stps: there is no such field; did you mean ddim_steps?" in error_of(root)
     assert all((folder / "many.yaml").exists() for folder in root.done.iterdir())
 
 

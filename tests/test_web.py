@@ -802,6 +802,20 @@ def test_a_follow_up_starts_from_the_picture_and_stands_in_its_lineage(
     assert lineage.count("<li") == 3
 
 
+def test_an_image_with_a_seed_of_its_own_is_drawn_again_alone(
+    root: Root, drawn: Path, start: Start, clock: FakeClock, visitor: Visitor
+) -> None:
+    assert "Draw this one again" not in visitor.get(f"/picture/{shown(drawn)}").text
+    drop_job(root, "own.yaml", "prompt: a\nseed: 20\nseeding: picture\nH: 64\nW: 64\n")
+    drain(start(), clock)
+    visitor = Visitor(root)
+    (own,) = (path for path in root.done.iterdir() if path.name.endswith("own"))
+    assert "Draw this one again" in visitor.get(f"/picture/{shown(own, 4)}").text
+    visitor.post("/again", job=shown(own, 4))
+    (job,) = (yaml.safe_load(path.read_text())["job"] for path in root.inbox.iterdir() if path.is_file())
+    assert (job["seed"], job["n_iter"], job["n_samples"]) == (24, 1, 1)
+
+
 def test_a_follow_up_that_can_not_be_is_told(root: Root, drawn: Path, visitor: Visitor) -> None:
     visitor.post("/follow-up", path=shown(drawn), prompt="a", strength="7")
     assert "strength" in visitor.said()

@@ -15,7 +15,7 @@ def config(root: RootOption = Path(), *, as_json: JsonOption = False) -> None:
 
     Examples:
       sdbatch config --root /srv/sdbatch
-      SDBATCH_DEVICE=cpu sdbatch config | grep device
+      SDBATCH_DEVICES=cpu sdbatch config | grep device
 
     Exit codes:
       0   the configuration is valid

@@ -119,7 +119,7 @@ class StagedGrid(Message):
 
 
 class Sampled(Message):
-    """Its last sampling is over, and another job may be handed over; Finished, or Failed, follows when it will."""
+    """Its last sampling is nearly over, and another job may be handed over; Finished, or Failed, follows later."""
 
     type: Literal["sampled"] = "sampled"
     job_id: str

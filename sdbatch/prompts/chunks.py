@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from sdbatch.errors import JobError, printable
 from sdbatch.job.tokens import READ
 from sdbatch.prompts.syntax import BREAK, emphasis
 
+HEAVIEST = 1000  # weight: what it makes of a prompt is noise long before, and a network's numbers overflow
 BACK = 20  # tokens from a full chunk's end to the comma that it is ended at instead
 Encode = Callable[[str], Sequence[int]]
 
@@ -44,7 +46,11 @@ class Chunk:
 
 
 def chunks(text: str, encode: Encode, embeddings: Mapping[str, int]) -> list[Chunk]:
-    """A prompt's chunks, at least one. `embeddings` are told by their names, with how many vectors each has."""
+    """A prompt's chunks, at least one. `embeddings` are told by their names, with how many vectors each has.
+
+    Raises:
+        JobError: a weight is out of all proportion.
+    """
     (comma,) = encode(",")
     named = partial(_embedding_at, _by_first_token(embeddings, encode))
     found = [Chunk()]
@@ -54,6 +60,9 @@ def chunks(text: str, encode: Encode, embeddings: Mapping[str, int]) -> list[Chu
             found.append(Chunk())
             last_comma = None
             continue
+        if abs(run.weight) > HEAVIEST:
+            text = "prompt: {text} has the weight {weight}; the limit is {most}"
+            raise JobError(text, printable(run.text.strip()[:60]), f"{run.weight:g}", HEAVIEST)
         tokens, at = encode(run.text), 0
         while at < len(tokens):
             chunk, is_full = found[-1], len(found[-1].tokens) == READ

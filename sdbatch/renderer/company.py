@@ -1,5 +1,6 @@
 """Jobs that are sampled together, since they are drawn with the same weights; with `batching: job` one alone."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.sampling.guidance import Asking
 from sdbatch.renderer.sampling.packing import Packing
 
+HAND_OVER_SECONDS = 0.3  # what it takes a service to hand over the next job, its attempt written and synced first
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -35,6 +37,7 @@ class _Member:
     Attributes:
         first: the first picture of the next batch that is begun.
         begun: batches that are sampled now, in their order.
+        is_told: the service knows that it may hand over another job.
     """
 
     drawing: Drawing
@@ -42,6 +45,8 @@ class _Member:
     first: int
     samplings: Iterator[tuple[Batch, Asking]] = field(init=False)
     begun: deque[Batch] = field(default_factory=deque)
+    since: float = field(default_factory=time.monotonic)
+    is_told: bool = False
 
     @property
     def has_more(self) -> bool:
@@ -56,6 +61,16 @@ class _Member:
             self.drawing.answer(event)
         self.finisher.check()
         self.drawing.check()
+        if batch is self.begun[-1] and not self.has_more:
+            each = (time.monotonic() - self.since) / step
+            if each * (steps - step) < HAND_OVER_SECONDS:
+                self.tell_sampled()
+
+    def tell_sampled(self) -> None:
+        """Another job may be handed over: said a moment before it can be begun, for it takes one to come."""
+        if not self.is_told:
+            self.is_told = True
+            self.drawing.answer(protocol.Sampled(job_id=self.drawing.task.job_id))
 
 
 class Company:
@@ -116,6 +131,7 @@ class Company:
             drawing.error = drawing.error or error
             return
         member.begun.append(batch)
+        member.since = time.monotonic()
         member.first = batch.first + len(batch.prompts)
         self._packing.add(asking, partial(self._end, member, batch))
 
@@ -135,7 +151,7 @@ class Company:
         self._members.remove(member)
         drawing = member.drawing
         if drawing.error is None and not drawing.is_halted:
-            drawing.answer(protocol.Sampled(job_id=drawing.task.job_id))
+            member.tell_sampled()
         drawing.peak = peak_bytes(drawing.model.device)
         self._finisher.end(drawing)
 

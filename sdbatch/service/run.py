@@ -13,7 +13,8 @@ class Stage(Enum):
     """Where a job stands when it lets the others go on."""
 
     BEHIND = auto()  # it waits until those begun before it have ended
-    AT_HAND = auto()  # parsed: it can be begun
+    PARSED = auto()
+    AT_HAND = auto()  # its attempt is counted, on disk: it can be handed over
     DRAWING = auto()
     DRAWN = auto()  # to be published, once its seat has its next job
 

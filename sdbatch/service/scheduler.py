@@ -1,7 +1,7 @@
 """Decides which job is next: claimed jobs, then the inbox, and which jobs must wait."""
 
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
@@ -10,6 +10,7 @@ from sdbatch.job import reader
 from sdbatch.messages import Message
 from sdbatch.service.readiness import FREE_SOME, Readiness
 from sdbatch.service.repeats import Repeats
+from sdbatch.service.run import Run
 from sdbatch.service.unmovable import IN_A_ROW, Unmovable
 from sdbatch.spool import status_reader
 from sdbatch.spool.inbox import Arrival, Inbox, Signature, signature_of
@@ -32,10 +33,10 @@ class Scheduler:
         deferred: claimed jobs that let all others go first, and when they were last tried.
         owed: claimed jobs whose correct attempts could not be written to disk.
         unmovable: files in the inbox that can't be moved, and why.
-        begun: ids of jobs in flight.
+        begun: jobs in flight by their ids.
     """
 
-    def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness, begun: Container[str] = ()) -> None:
+    def __init__(self, spool: Spool, inbox: Inbox, readiness: Readiness, begun: Mapping[str, Run]) -> None:
         self.spool, self.inbox, self.readiness, self.begun = spool, inbox, readiness, begun
         self._valid: dict[str, Signature] = {}  # files that were read while nothing could be drawn
         self.log = log.get()
@@ -153,7 +154,7 @@ class Scheduler:
         """The first file of the inbox that can be moved, again and again; the caller removes it."""
         while self.inbox.queue:
             arrival = self.inbox.queue[0]
-            if self.unmovable.may_try(arrival, now):
+            if self.unmovable.may_try(arrival, now) and not self._may_be_repeat(arrival):
                 yield arrival
             else:
                 self.inbox.take(arrival)  # until another look finds it
@@ -178,6 +179,11 @@ class Scheduler:
             if left < 0:
                 break
         return None
+
+    def _may_be_repeat(self, arrival: Arrival) -> bool:
+        """Whether a file will perhaps be skipped, once the job of the same place in the inbox has ended."""
+        source = os.path.relpath(arrival.name, self.inbox.folder)
+        return self.repeats is not None and any(run.claim.source == source for run in self.begun.values())
 
     def _is_repeat(self, arrival: Arrival) -> bool:
         """Whether a file already ran and should be skipped: it is deleted, and the earlier job's log mentions it."""

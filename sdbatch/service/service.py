@@ -130,8 +130,10 @@ class Service:
             self.spool.raise_if_cancelled(run.claim)
         run.task = task = self.job_loader.find_files(source, parsed, run.claim, self.clock().mono)
         self.scheduler.waiting.pop(run.id, None)
+        yield Stage.PARSED
+        draw = self._begin_attempt(run, task)
         yield Stage.AT_HAND
-        drawing = yield from self._render(run, task)
+        drawing = yield from self._render(run, task, draw)
         yield Stage.DRAWN  # its seat gets its next job first
         self.spool.raise_if_cancelled(run.claim)
         names = self._publish(task, drawing)
@@ -139,7 +141,7 @@ class Service:
 
     def _advance(self, run: Run, event: Heard | Exception | None = None) -> None:
         """Continue a job until it waits for something. An error in it concerns this job alone."""
-        self._is_busy, run.stage = True, None
+        run.stage = None
         try:
             run.stage = run.steps.throw(event) if isinstance(event, Exception) else run.steps.send(event)
         except StopIteration:
@@ -149,6 +151,7 @@ class Service:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's
             self._stumble(run, error)
         finally:
+            self._is_busy |= not self.scheduler.lets_pass(run.claim)  # to find out that it has to wait is no work
             if run.stage is None:
                 self._let_go(run)
 
@@ -162,10 +165,10 @@ class Service:
                 self._fail(claim, error.message, self.clock(), is_cancelled=isinstance(error, Cancelled))
             case RendererDied():
                 self._retry(run, error.message, self.clock())
-                self.at_hand = None  # it may come before that, or be what that waits for
+                self._put_back()  # it may come before that, or be what that waits for
             case Stopped():
                 self.scheduler.refund_attempt(claim, run.attempts)
-                self.at_hand = None
+                self._put_back()
             case TemporarilyUnavailable():
                 self.scheduler.defer(claim, self.clock().mono, error.message)
             case OSError():
@@ -191,7 +194,7 @@ class Service:
 
     def drop_all(self) -> None:
         """Stop all jobs that are being generated; they continue after the next start."""
-        self.at_hand = None
+        self._put_back()
         for run in [*self.runs.values()]:
             if run.stage is not Stage.DRAWN:
                 self._advance(run, Stopped())
@@ -211,20 +214,35 @@ class Service:
     def _fill(self) -> None:
         """Give each free seat the job whose turn it is, and prepare one more for the next free seat."""
         while self.seats.free() and (run := self._next()) and (seat := self._seat_for(run)):
-            self.at_hand = None
             if self._may_fare_better(run, seat):
+                self._put_back()
                 self.scheduler.defer(run.claim, self.clock().mono)
                 continue
-            run.seat, self.runs[run.id] = seat, run
-            self._advance(run)
+            self._prepare(run)
+            if run is self.at_hand:
+                run.seat, self.at_hand, self.runs[run.id] = seat, None, run
+                self._advance(run)
         if not self.readiness.is_ready or (self.runs and self.seats.ahead):
-            self._next()
+            run = self._next()
+            if run is not None and self._may_run_beside_others(run):
+                self._prepare(run)
+
+    def _prepare(self, run: Run) -> None:
+        """Count the attempt early: a sync takes long, and the next free seat need not wait for it."""
+        if run.stage is Stage.PARSED:
+            self._advance(run)
+
+    def _put_back(self) -> None:
+        """Forget the prepared job: the next one is chosen again when it is needed."""
+        if self.at_hand is not None and self.at_hand.stage is Stage.AT_HAND:
+            self._advance(self.at_hand, Stopped())
+        self.at_hand = None
 
     def _next(self) -> Run | None:
         """The job whose turn it is, parsed; None if no job can start now."""
         is_ready, now = self.readiness.is_ready, self.clock()
         if self.at_hand is not None and (not is_ready or self.scheduler.is_outranked(self.at_hand.claim)):
-            self.at_hand = None
+            self._put_back()
         while True:
             if self.at_hand is None:
                 if (claim := self.scheduler.next_claim(now.mono, now.wall)) is None:
@@ -232,20 +250,24 @@ class Service:
                 self.at_hand = run = Run(claim)
                 run.steps = self._job(run)
             run = self.at_hand
-            if run.stage is not Stage.AT_HAND:
+            if run.stage in (None, Stage.BEHIND):
                 self._advance(run)
-            if run.stage is Stage.AT_HAND and is_ready:
+            if run.stage in (Stage.PARSED, Stage.AT_HAND) and is_ready:
                 return run
             if self.at_hand is run or not self.scheduler.lets_pass(run.claim):
                 return None  # it waits for those before it; or it failed, and the loop has its turn
 
     def _seat_for(self, run: Run) -> Seat | None:
         """A free seat for the job, preferably one with its model; None while the job must wait for others."""
-        is_alone = self.settings.order == "strict" or run.claim.alone == "machine"
-        if self.runs and (is_alone or any(other.claim.alone == "machine" for other in self.runs.values())):
+        if self.runs and not self._may_run_beside_others(run):
             return None
         free = [seat for seat in self.seats.free() if self._suits(seat, run)]
         return min(free, key=lambda s: (run.id in s.victims, s.model != run.model, bool(s.model)), default=None)
+
+    def _may_run_beside_others(self, run: Run) -> bool:
+        """Whether no job in flight, nor this one, needs the machine for itself."""
+        need_it = (other.claim.alone == "machine" for other in (run, *self.runs.values()))
+        return self.settings.order != "strict" and not any(need_it)
 
     def _suits(self, seat: Seat, run: Run) -> bool:
         """Whether a job may share the seat: same weights, and none that must be alone."""
@@ -255,7 +277,7 @@ class Service:
 
     def _may_fare_better(self, run: Run, seat: Seat) -> bool:
         """Whether a job's last attempt would be where it crashed, and it did not on another seat, which is busy."""
-        is_last = run.claim.attempts >= self.settings.max_attempts - 1
+        is_last = run.attempts >= self.settings.max_attempts - 1
         others = (other.is_ready and run.id not in other.victims for other in self.seats)
         return is_last and run.id in seat.victims and any(others)
 
@@ -410,14 +432,13 @@ class Service:
             return Message("waiting for files")
         return Message("waiting for the inbox") if self.inbox.is_away else "idle"
 
-    def _render(self, run: Run, task: Task) -> Generator[Stage, Heard | None, Drawing]:
+    def _render(self, run: Run, task: Task, draw: Draw) -> Generator[Stage, Heard | None, Drawing]:
         """Let the job's seat generate the missing images, and handle the events about them."""
         assert run.seat is not None, "the loop chose one"
         self.spool.raise_if_cancelled(run.claim)
-        draw = self._begin_attempt(run, task)
+        run.drawing = Drawing(self.clock().wall, self.clock().mono)
         self.seats.draw(run.seat, draw, run.model)
         self._log(run.claim).info("drawing", pictures=task.total, seat=run.seat.name)
-        assert run.drawing is not None, "it was begun"
         while run.drawing.finished is None:
             if (event := (yield Stage.DRAWING)) is not None:
                 self._take_in(event, run, task, run.drawing)
@@ -425,8 +446,7 @@ class Service:
 
     def _begin_attempt(self, run: Run, task: Task) -> Draw:
         """Count the attempt, on disk, before a renderer sees the job."""
-        claim, now = run.claim, self.clock()
-        folder = self.spool.folder(claim)
+        claim, folder = run.claim, self.spool.folder(run.claim)
         files.clear(folder / HALT)
         self.readiness.require_space(task)
         if claim.drawn_from not in ("", origin := task.origin):
@@ -438,7 +458,6 @@ class Service:
         run.attempts, staging = count, attempts.begin(folder)
         self.spool.note(claim, attempts=count + 1, staged=start_at, drawn_from=origin, attempt=staging.name)
         self.scheduler.owed.pop(claim.id, None)
-        run.drawing = Drawing(now.wall, now.mono)
         return Draw(
             job_id=claim.id,
             job=task.job,
