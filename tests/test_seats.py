@@ -421,7 +421,9 @@ class InTurn(FakeEngine):
             renderer, *others = self.line
             self.line = tuple(others)
             if renderer in self.renderers and renderer.has_news():
-                return renderer, renderer.next_event()
+                event = renderer.next_event()
+                if not isinstance(event, Tick):
+                    return renderer, event
         self.line = tuple(self.renderers)
         raise queue.Empty
 
