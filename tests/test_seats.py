@@ -411,37 +411,30 @@ def test_a_job_that_crashed_on_one_seat_and_waits_for_the_other_holds_back_nobod
     assert attempts_of(root) == {"a": 1, "b": 3, "c": 1, "d": 1}
 
 
-class InTurn(FakeEngine):
-    """Each renderer has told something before nobody tells anything for a moment."""
-
-    line: tuple[FakeRenderer, ...] = ()
-
-    def get(self, block: bool = True, timeout: float | None = None) -> tuple[FakeRenderer, Event]:  # noqa: ARG002
-        while self.line:
-            renderer, *others = self.line
-            self.line = tuple(others)
-            if renderer in self.renderers and renderer.has_news():
-                event = renderer.next_event()
-                if not isinstance(event, Tick):
-                    return renderer, event
-        self.line = tuple(self.renderers)
-        raise queue.Empty
-
-
 @SEEDS
 def test_a_loop_that_waits_long_for_a_disk_takes_no_renderer_for_one_that_hangs(
     root: Root, clock: FakeClock, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stall(step: str, _: Path) -> None:
-        if step == "link":
-            clock.sleep(120)
+    """What both told meanwhile lies in the queue: the one that is heard later was not silent."""
+    drop(root, *"ab")
+    service = two(root, seed, hang_seconds=60)
+    turn_until(service, clock, lambda: len(service.runs) == 2)
+    told = [
+        (renderer, Stepped(job_id=job_id, first=0, step=1, steps=1))
+        for renderer in service.engine.renderers  # type: ignore[attr-defined]
+        for job_id in renderer.streams
+    ]
 
-    drop(root, *"abcdef")
-    service = serve(root, InTurn(None, ("one", "two"), seed), hang_seconds=60)
-    monkeypatch.setattr(files, "on_step", stall)
-    drain(service, clock, 10_000)
-    assert begun(service) == [*"abcdef"], "each once"
-    assert attempts_of(root) == dict.fromkeys("abcdef", 1)
+    def get(**_: object) -> tuple[FakeRenderer, Event]:
+        if not told:
+            raise queue.Empty
+        return told.pop(0)
+
+    monkeypatch.setattr(service.engine, "get", get)
+    clock.sleep(120)
+    service.turn(clock)
+    assert len(service.runs) == 2
+    assert begun(service) == ["a", "b"]
 
 
 def test_what_a_renderer_told_before_it_was_given_up_is_not_heard_of_the_next_attempt(
