@@ -411,7 +411,7 @@ def test_a_job_that_crashed_on_one_seat_and_waits_for_the_other_holds_back_nobod
     assert attempts_of(root) == {"a": 1, "b": 3, "c": 1, "d": 1}
 
 
-@SEEDS
+@pytest.mark.parametrize("seed", [1, 4])
 def test_a_loop_that_waits_long_for_a_disk_takes_no_renderer_for_one_that_hangs(
     root: Root, clock: FakeClock, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
