@@ -59,11 +59,12 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     finally:
         systemd.notify(STOPPING=1)
         service.inbox.watcher.stop()
-        service.drop_all()
+        if lock.is_held:  # otherwise another service has these jobs
+            service.drop_all()
         service.seats.stop()
         service.hooks.finish()
         service.index_writer.finish()
-        if lock.is_held:  # otherwise another service writes the status
+        if lock.is_held:
             now = system_clock()
             service.status.tell(now.mono, now.wall, at_once=True, state="stopped", jobs=[], job=None)
         lock.release()
