@@ -19,7 +19,17 @@ from sdbatch.job import foreign_fields, syntax_hints
 from sdbatch.job.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.job.manifest import Asked, Kept, Parent, read_asked
 from sdbatch.job.messages import likely, no_such, raised, refused, shown, unknown
-from sdbatch.job.parameters import LAION400M, NOT_FOR_IMG2IMG, AnyJob, Img2Img, Lora, Txt2Img, job_kind
+from sdbatch.job.parameters import (
+    LAION400M,
+    NOT_FOR_IMG2IMG,
+    SYNONYMS,
+    AnyJob,
+    Img2Img,
+    Lora,
+    Txt2Img,
+    defaults_that_fit,
+    job_kind,
+)
 from sdbatch.messages import Message, joined, lines
 
 MAX_BYTES = 256 * 1024
@@ -107,8 +117,8 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
         text = Message("line {line}: a job is fields and values, such as `prompt: a blue truck`", document.line)
         source = document.sources.get((), "")
         slip = syntax_hints.in_yaml([source], [0], _TEXTS)
-        said = slip[1] if slip else syntax_hints.without_colon(source, _KNOWN)
-        return Parsed(error=JobError("{file_name}: {problem}", file_name, text + ("; " if said else "") + said))
+        said = text + "; " + slip[1] if slip else text
+        return Parsed(error=JobError("{file_name}: {problem}", file_name, said))
     try:
         if "sdbatch_manifest" not in values:
             written = _Written(values, document, (), defaults)
@@ -144,7 +154,7 @@ class _Written:
             raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
-            name = _SYNONYMS.get(name, name)
+            name = SYNONYMS.get(name, name)
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)
             self.paths[name] = path
             if name in self.given:
@@ -168,14 +178,13 @@ class _Written:
         self.kind = job_kind(self.fields)
         if self.kind is Img2Img and self.fields.get("laion400m") is False:
             del self.fields["laion400m"]  # false is allowed for img2img
-        self.filled = {name: value for name, value in defaults if self._lacks(name)}
+        self.filled = defaults_that_fit({name: value for name, value in defaults if self._lacks(name)}, self.fields)
         self.fields |= self.filled
 
     def _lacks(self, name: str) -> bool:
         """Whether a field of this kind of job was left out."""
         is_its = name in self.kind.model_fields and not (self.kind is Img2Img and name in NOT_FOR_IMG2IMG)
-        is_said = name in self.fields or (name == "sampler" and "plms" in self.fields)
-        return is_its and not is_said
+        return is_its and name not in self.fields
 
     def job(self) -> AnyJob:
         """What it asks for.
@@ -191,8 +200,6 @@ class _Written:
             order = [*self.given]
             in_file_order = sorted(found, key=lambda name: order.index(name) if name in order else -1)
             told = [self._told(name, found[name]) for name in in_file_order[:MAX_PROBLEMS]]
-            if foreign_fields.is_of_the_web_uis(self.given):
-                told.insert(0, Message("line {line}: {problem}", self.start, _HTTP_JOB))
             more = [Message("and {count} more", len(found) - MAX_PROBLEMS)] if len(found) > MAX_PROBLEMS else []
             raise JobError(joined("\n", [*told, *more])) from error
 
@@ -236,14 +243,12 @@ class _Written:
 
 _STRENGTH = Img2Img.model_fields["strength"].default
 _KNOWN = Txt2Img.model_fields | Img2Img.model_fields
-_SYNONYMS = {"steps": "ddim_steps"}  # what all but the scripts call them
 _WORDS = ("prompt", "negative_prompt", "name")  # an empty text is valid for these
 _TEXTS = {name for name, info in _KNOWN.items() if info.annotation is str}
 _WORKFLOW = Message(
     "this is a ComfyUI workflow, not a job; write its values as fields: prompt, negative_prompt, seed, "
     "ddim_steps, scale, H, W"
 )
-_HTTP_JOB = Message("this is a request of the web UIs' HTTP API; its fields have other names here")
 
 
 def _is_unsaid(name: str, value: object) -> bool:
@@ -299,14 +304,13 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
 
 def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
     """There is no such field; the right one, or the reason why there is none."""
-    meant = foreign_fields.same_field(name)
-    if not meant and not foreign_fields.why_not(name):
-        meant = likely(syntax_hints.plain_spaces(name), _KNOWN) or foreign_fields.misspelt(name)
+    meant, why_not = foreign_fields.same_field(name), foreign_fields.why_not(name)
+    meant = meant or ("" if why_not else likely(syntax_hints.plain_spaces(name), _KNOWN))
     if kind is Img2Img and meant in NOT_FOR_IMG2IMG:
         return no_such(NOT_FOR_IMG2IMG[meant])
     if meant:
         return no_such(Message("did you mean {name}?", meant))
-    return no_such(why_not) if (why_not := foreign_fields.why_not(name)) else unknown(kind, name)
+    return no_such(why_not) if why_not else unknown(kind, name)
 
 
 def _in_an_entry(details: ErrorDetails) -> str:
