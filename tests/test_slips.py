@@ -309,6 +309,13 @@ def test_fields_that_stand_apart_are_no_job_without_them() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("prompt: a\n  seed: 5\n", "line 2: seed: is indented more than the field above"),
+        ("H: 64\nprompt: a cat\n    seed: 5\nW: 64\n", "line 3: seed: is indented more than the field above"),
+        ("prompt: a cat\nand a dog\nseed: 5\n", 'line 2: "and a dog" has no colon'),
+        ("prompt: |\na cat\nseed: 5\n", 'line 2: "a cat" has no colon'),
+        ("prompt: a\nseed 5\n", 'line 2: "seed 5" has no colon'),
+        ("seed 5\nprompt: a\n", 'line 1: "seed 5" has no colon'),
+        ("prompt a cat\n", "line 1: a job is fields and values, such as `prompt: a blue truck`; a colon is"),
         ('"prompt": "a cat",\n"seed": 5\n', 'line 1: prompt: a comma follows; write "prompt": "a cat"'),
         ("H: 64\nprompt: 'a cat',\nseed: 5\n", "line 2: prompt: a comma follows; write prompt: 'a cat'"),
         ("```yaml\nprompt: a\n```\n", "line 1: ``` is not YAML"),
@@ -317,7 +324,7 @@ def test_fields_that_stand_apart_are_no_job_without_them() -> None:
         ("prompt: 'a', 'b'\n", "line 1: prompt: put the prompt in quotes: prompt: \"'a', 'b'\""),
     ],
 )  # fmt: skip
-def test_more_slips_in_yaml_are_named(text: str, told: str) -> None:
+def test_a_line_beside_the_others_is_told_for_what_it_is(text: str, told: str) -> None:
     assert read_error(text).startswith(told)
 
 

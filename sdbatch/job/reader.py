@@ -117,8 +117,8 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
         text = Message("line {line}: a job is fields and values, such as `prompt: a blue truck`", document.line)
         source = document.sources.get((), "")
         slip = syntax_hints.in_yaml([source], [0], _TEXTS)
-        said = text + "; " + slip[1] if slip else text
-        return Parsed(error=JobError("{file_name}: {problem}", file_name, said))
+        said = slip[1] if slip else syntax_hints.without_colon(source, _KNOWN)
+        return Parsed(error=JobError("{file_name}: {problem}", file_name, text + ("; " if said else "") + said))
     try:
         if "sdbatch_manifest" not in values:
             written = _Written(values, document, (), defaults)

@@ -13,7 +13,7 @@ from sdbatch.errors import printable
 from sdbatch.messages import Message
 
 LONGEST = 240  # characters of a line that is shown as it should be
-BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as YAML counts lines
+_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as YAML counts lines
 _ITEM = r"(?P<start>\s*(?:-\s+)?)"
 _NAME = r"(?P<name>[A-Za-z_$][\w-]{0,60})"
 _PAIR = re.compile(rf"{_ITEM}{_NAME}\s*:[ \t]+(?P<value>\S.*)")
@@ -50,6 +50,11 @@ _OTHER_SIGNS = {
     "`": Message('JSON needs double quotes, "like this"'),
 }
 _WORDS = {"True": "true", "False": "false", "None": "null", "TRUE": "true", "FALSE": "false", "NULL": "null"}
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines as YAML counts them."""
+    return _BREAK.split(text)
 
 
 def invisible(text: str) -> str:
@@ -129,6 +134,30 @@ def _foreign_sign(line: str) -> str:
     if head and (what := invisible(head[0])):
         return Message("{character} in place of a space; write {instead}", what, _shown(plain_spaces(line)))
     return ""
+
+
+def beside_the_others(lines: Sequence[str], began: int, at: int, problem: str) -> tuple[int, str] | None:
+    """A line of YAML that is no field, or is indented more than the fields above, and the message."""
+    for number in (began, at - 1) if "':'" in problem else (at - 1,) if "mapping values" in problem else ():
+        if 0 <= number < len(lines) and (text := lines[number].strip()) and ":" not in text and text[0] not in "#-.{[":
+            said = (
+                '"{text}" has no colon; write a field as `name: value`, and indent a line that continues the text above'
+            )
+            return number, Message(said, printable(text[:60]))
+    found = _PAIR.fullmatch(lines[at].rstrip()) if at < len(lines) else None
+    if found and found["start"].isspace() and "mapping values" in problem:
+        return at, Message(
+            "{field}: is indented more than the field above; start both in the same column", found["name"]
+        )
+    return None
+
+
+def without_colon(line: str, fields: Collection[str]) -> str:
+    """The message about a line such as `prompt a cat`; empty if it does not start with the name of a field."""
+    name, _, value = line.strip().partition(" ")
+    if not value or name not in fields:
+        return ""
+    return Message("a colon is missing; write {instead}", _shown(f"{name}: {value.strip()}"))
 
 
 def in_curly_quotes(text: object) -> str:
