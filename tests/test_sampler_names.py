@@ -8,6 +8,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from sdbatch.config.settings import Settings
 from sdbatch.history.restore import job_text
 from sdbatch.imaging.infotext import parse, to_fields
 from sdbatch.imaging.pictures import Origin, parameters
@@ -83,6 +84,7 @@ def test_plms_is_one_sampler_by_either_field() -> None:
 def test_what_does_not_fit_together_is_told() -> None:
     assert refused(plms=True, schedule="karras").endswith("schedule: PLMS has its own; remove schedule")
     assert refused(schedule="karras").endswith("schedule: DDIM has its own; remove schedule")
+    assert refused(sampler="DDIM Karras").endswith("line 2: sampler: DDIM has a schedule of its own; write DDIM")
     assert refused(sampler="DPM++ 2M Karras", schedule="simple").endswith("already; remove one of them")
     assert refused(sampler="dpmpp_2m", ddim_eta=0.5).endswith("ddim_eta: must be 0 with sampler: dpmpp_2m")
 
@@ -159,3 +161,41 @@ def test_the_page_on_samplers_says_what_they_are() -> None:
     assert all(f"`{schedule}`" in page for schedule in samplers.SCHEDULES)
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert read(**yaml.safe_load(example)).sampler == "euler_a"
+
+
+def with_defaults(text: str, **defaults: Any) -> AnyJob:
+    settings = Settings.model_validate({"defaults": defaults})
+    (parsed,) = reader.parse(text.encode(), "a.yaml", settings.apply_to(Root(Path("/"))).defaults)
+    assert parsed.error is None, parsed.error
+    assert parsed.job is not None
+    return parsed.job
+
+
+def test_a_roots_defaults_take_the_names_of_the_web_uis_too() -> None:
+    job = with_defaults("prompt: a", sampler="DPM++ 2M Karras", steps=20)
+    assert (job.sampler, job.schedule, job.ddim_steps) == ("dpmpp_2m", "karras", 20)
+
+
+@pytest.mark.parametrize(
+    ("job", "sampler", "schedule", "eta"),
+    [
+        ("prompt: a", "euler_a", "karras", 0.5),
+        ("prompt: a\nsampler: ddim", "ddim", "automatic", 0.5),
+        ("prompt: a\nplms: true", "plms", "automatic", 0.0),
+        ("prompt: a\nsampler: heun", "heun", "karras", 0.0),
+        ("prompt: a\nsampler: DPM++ 2M Exponential", "dpmpp_2m", "exponential", 0.0),
+        ("prompt: a\nsampler: Euler a\nschedule: simple\nddim_eta: 1", "euler_a", "simple", 1.0),
+    ],
+)
+def test_of_a_roots_defaults_a_job_takes_what_fits_its_sampler(
+    job: str, sampler: str, schedule: str, eta: float
+) -> None:
+    drawn = with_defaults(job, sampler="euler_a", schedule="karras", ddim_eta=0.5)
+    assert (drawn.sampler, drawn.schedule, drawn.ddim_eta) == (sampler, schedule, eta)
+
+
+def test_plms_as_a_default_is_for_txt2img_that_says_no_sampler() -> None:
+    for defaults in ({"plms": True}, {"sampler": "plms"}):
+        assert with_defaults("prompt: a", **defaults).sampler == "plms"
+        assert with_defaults("prompt: a\nsampler: euler", **defaults).sampler == "euler"
+        assert with_defaults("prompt: a\ninit_img: x.png", **defaults).sampler == "ddim"

@@ -15,12 +15,13 @@ from pydantic import (
     create_model,
     field_validator,
     model_serializer,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sdbatch.config.renamed import by_new_names, new_key
-from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.job.parameters import SYNONYMS, Img2Img, Txt2Img, with_our_names
 from sdbatch.messages import Message
 from sdbatch.storage import root
 from sdbatch.storage.file_names import DEFAULT_CONFIG
@@ -69,6 +70,14 @@ def _without_default(info: FieldInfo) -> tuple[Any, FieldInfo]:
     return info.annotation, changed
 
 
+def _our_names(given: Any) -> Any:
+    """As in a job file, where synonyms and the names of the web UIs' samplers are accepted."""
+    if not isinstance(given, dict):
+        return given
+    renamed = {old: new for old, new in SYNONYMS.items() if new not in given}
+    return with_our_names({renamed.get(name) or name: value for name, value in given.items()})
+
+
 if TYPE_CHECKING:
 
     class Defaults(_Given):
@@ -77,7 +86,8 @@ if TYPE_CHECKING:
 else:
     _fields = {name: info for kind in (Img2Img, Txt2Img) for name, info in kind.model_fields.items()}
     _fields = {name: _without_default(info) for name, info in _fields.items() if name not in OF_ONE_JOB}
-    Defaults = create_model("Defaults", __base__=_Given, **_fields)
+    _names = {"_names": model_validator(mode="before")(_our_names)}
+    Defaults = create_model("Defaults", __base__=_Given, __validators__=_names, **_fields)
 
 
 class Limits(Group):

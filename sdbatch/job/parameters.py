@@ -108,6 +108,7 @@ def _instead(path: str, field: str | None) -> str:
 
 MAX_PROMPT = 10_000  # characters
 MAX_LORAS = 20
+SYNONYMS = {"steps": "ddim_steps"}  # what all but the scripts call them
 MAX_SEED = 2**32 - 1
 RANDOM = -1  # a seed that is yet to be decided
 
@@ -418,20 +419,34 @@ class Img2Img(Job):
 AnyJob = Txt2Img | Img2Img
 
 
-def with_sampler(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields with our names of sampler and schedule, `plms` in agreement, and the sampler's own eta.
+def with_our_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with our names of sampler and schedule, whoever's they are.
 
     Raises:
-        FieldError: they say two things.
+        FieldError: the sampler's name is one of a schedule, too, and `schedule` is another.
     """
     fields = dict(fields)
     if isinstance(said := fields.get("schedule"), str):
         fields["schedule"] = resolve_schedule(said) or said
     if isinstance(said := fields.get("sampler"), str) and (found := resolve(said)):
         fields["sampler"], schedule = found
+        if schedule and SAMPLERS[found[0]].automatic is None:
+            raise FieldError(
+                "sampler", "{sampler} has a schedule of its own; write {sampler}", SAMPLERS[found[0]].title
+            )
         if schedule and fields.setdefault("schedule", schedule) not in (schedule, "automatic"):
             raise FieldError("schedule", "sampler says {schedule} already; remove one of them", schedule)
         fields |= {"schedule": schedule} if schedule else {}
+    return fields
+
+
+def with_sampler(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with our names, `plms` in agreement, and the sampler's own eta.
+
+    Raises:
+        FieldError: they say two things.
+    """
+    fields = with_our_names(fields)
     if fields.get("plms") is True and fields.setdefault("sampler", "plms") != "plms":
         raise FieldError("sampler", "plms: true asks for another; remove one of them")
     sampler = fields.get("sampler", "ddim")
@@ -440,6 +455,20 @@ def with_sampler(fields: dict[str, Any]) -> dict[str, Any]:
     if isinstance(sampler, str) and sampler in SAMPLERS and SAMPLERS[sampler].eta:
         fields.setdefault("ddim_eta", SAMPLERS[sampler].eta)
     return fields
+
+
+def defaults_that_fit(defaults: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """Those of a root's defaults that fit the sampler of a job, which a job may say by `plms` as well."""
+    if {"sampler", "plms"} & said.keys():
+        defaults = {name: value for name, value in defaults.items() if name not in ("sampler", "plms")}
+    elif defaults.get("sampler") == "plms" and job_kind(said) is Img2Img:
+        defaults = {name: value for name, value in defaults.items() if name != "sampler"}
+    named = resolve(str(said.get("sampler", defaults.get("sampler", "ddim"))))
+    is_plms = (said if "plms" in said else defaults).get("plms") is True
+    sampler = SAMPLERS["plms" if is_plms else named[0] if named else "ddim"]
+    has_schedule = sampler.automatic is not None and not (named and named[1])
+    unfit = {name for name, fits in (("schedule", has_schedule), ("ddim_eta", sampler.eta is not None)) if not fits}
+    return {name: value for name, value in defaults.items() if name not in unfit}
 
 
 def auto_seeding(sampler: object) -> Literal["job", "picture"]:

@@ -19,7 +19,17 @@ from sdbatch.job import foreign_fields, syntax_hints
 from sdbatch.job.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.job.manifest import Asked, Kept, Parent, read_asked
 from sdbatch.job.messages import likely, no_such, raised, refused, shown, unknown
-from sdbatch.job.parameters import LAION400M, NOT_FOR_IMG2IMG, AnyJob, Img2Img, Lora, Txt2Img, job_kind
+from sdbatch.job.parameters import (
+    LAION400M,
+    NOT_FOR_IMG2IMG,
+    SYNONYMS,
+    AnyJob,
+    Img2Img,
+    Lora,
+    Txt2Img,
+    defaults_that_fit,
+    job_kind,
+)
 from sdbatch.messages import Message, joined, lines
 
 MAX_BYTES = 256 * 1024
@@ -144,7 +154,7 @@ class _Written:
             raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
         for key, value in values.items():
             name = plain(key).replace("-", "_")
-            name = _SYNONYMS.get(name, name)
+            name = SYNONYMS.get(name, name)
             path = next((path for path in ((*within, key), ("job", key)) if path in document.lines), within)
             self.paths[name] = path
             if name in self.given:
@@ -168,14 +178,13 @@ class _Written:
         self.kind = job_kind(self.fields)
         if self.kind is Img2Img and self.fields.get("laion400m") is False:
             del self.fields["laion400m"]  # false is allowed for img2img
-        self.filled = {name: value for name, value in defaults if self._lacks(name)}
+        self.filled = defaults_that_fit({name: value for name, value in defaults if self._lacks(name)}, self.fields)
         self.fields |= self.filled
 
     def _lacks(self, name: str) -> bool:
         """Whether a field of this kind of job was left out."""
         is_its = name in self.kind.model_fields and not (self.kind is Img2Img and name in NOT_FOR_IMG2IMG)
-        is_said = name in self.fields or (name == "sampler" and "plms" in self.fields)
-        return is_its and not is_said
+        return is_its and name not in self.fields
 
     def job(self) -> AnyJob:
         """What it asks for.
@@ -236,7 +245,6 @@ class _Written:
 
 _STRENGTH = Img2Img.model_fields["strength"].default
 _KNOWN = Txt2Img.model_fields | Img2Img.model_fields
-_SYNONYMS = {"steps": "ddim_steps"}  # what all but the scripts call them
 _WORDS = ("prompt", "negative_prompt", "name")  # an empty text is valid for these
 _TEXTS = {name for name, info in _KNOWN.items() if info.annotation is str}
 _WORKFLOW = Message(
