@@ -16,6 +16,7 @@ from small_models import small_laion400m, small_v2
 from tests_support import drain, only, small_draw
 from torch.cuda._utils import _get_device_index
 
+from sdbatch.engine import local
 from sdbatch.engine.protocol import RendererConfig
 from sdbatch.renderer import company as company_module
 from sdbatch.renderer import draw as draw_module
@@ -106,6 +107,34 @@ def test_the_manifest_records_a_gpus_peak_and_is_silent_of_a_cpus(
     drain(service, clock)
     record = yaml.safe_load((only(root.done) / "manifest.yaml").read_text())
     assert {key: record[key] for key in ("peak_bytes",) if key in record} == recorded
+
+
+VISIBLE = {  # to the service; then what `auto` means, and what the renderers of cuda:0 and cuda:1 see
+    "3,5": (["cuda:0", "cuda:1"], "3", "5"),
+    "3": (["auto"], "3", ""),
+    "": (["auto"], "", ""),
+}
+
+
+@pytest.mark.parametrize("said", VISIBLE)
+def test_a_renderer_sees_its_own_device_and_none_that_is_hidden_from_the_service(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    monkeypatch.setattr(local, "LocalRenderer", lambda _, environment, *__: environment)
+    every, *seen = VISIBLE[said]
+    assert local.every_device() == every
+    engine = local.LocalEngine(RendererConfig(device="auto", checksums=Path()), ["cuda:0", "cuda:1"])
+    told: list[object] = [engine.start(device) for device in engine.devices]
+    assert told == [{"CUDA_VISIBLE_DEVICES": one} for one in seen]
+
+
+def test_without_such_a_choice_each_renderer_sees_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(local, "LocalRenderer", lambda _, environment, *__: environment)
+    engine = local.LocalEngine(RendererConfig(device="auto", checksums=Path()), ["cuda:0", "cuda:1"])
+    told: list[object] = [engine.start(device) for device in engine.devices]
+    assert told == [{"CUDA_VISIBLE_DEVICES": one} for one in "01"]
 
 
 # A device whose tensors have no numbers: what lies elsewhere can't meet them, and who asks for a number is refused.

@@ -295,9 +295,9 @@ def test_what_the_service_says_of_itself_is_passed_on(root: Root) -> None:
     def told(**settings: str) -> list[Finding]:
         return list(doctor._service(root, Settings.model_validate(settings)))
 
-    def says(state: str, problem: str = "", age: float = 0, pid: int = os.getpid()) -> None:
+    def says(state: str, problem: str = "", age: float = 0, pid: int = os.getpid(), **more: object) -> None:
         when = datetime.now(UTC) - timedelta(seconds=age)
-        facts = {"pid": pid, "host": platform.node(), "state": state, "problem": problem}
+        facts = {"pid": pid, "host": platform.node(), "state": state, "problem": problem} | more
         root.status.write_text(json.dumps(facts | {"updated_at": when.isoformat()}))
 
     assert [finding.level for finding in told()] == ["ok"]
@@ -305,6 +305,12 @@ def test_what_the_service_says_of_itself_is_passed_on(root: Root) -> None:
     assert "idle" in told()[0].text
     says("paused", "no GPU")
     assert (told()[0].level, "no GPU" in told()[0].text) == ("problem", True)
+    seat = {"name": "cuda:1", "state": "benched", "problem": "3 jobs crashed here"}
+    for problem in ("", "no space"):
+        says("paused", problem, seats=[seat])
+        assert told()[1].text == "cuda:1 is benched: 3 jobs crashed here"
+    says("paused", "cuda:1: 3 jobs crashed here", seats=[seat])
+    assert len(told()) == 1, "it is said already"
     says("paused", "waits until 20:00 (20:00-06:00)")
     assert [finding.level for finding in told(active_hours="20:00-06:00")] == ["ok"], "as the admin wants it"
     root.pause.write_text("the fan is broken\n")

@@ -15,7 +15,11 @@ from test_serve import wait_for
 from test_shares import done, serving, ssh, status  # noqa: F401 - ssh is a fixture
 from tests_support import drain, only, run_sdbatch
 
+from sdbatch.config.settings import Settings
+from sdbatch.engine.fake import FakeEngine
+from sdbatch.engine.protocol import Draw
 from sdbatch.errors import RootBusy
+from sdbatch.service import daemon
 from sdbatch.service.service import Service
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
@@ -109,6 +113,22 @@ def test_who_finds_another_service_at_work_publishes_nothing(
     service = start()
     drain(service, clock)
     assert len([*root.outputs.rglob("samples/*.png")]) == 2
+
+
+def test_who_finds_another_service_at_work_leaves_its_claims_alone(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, claims = RootLock(root), []
+
+    def other_starts(draw: Draw) -> None:
+        (root.state / "lock").unlink()
+        other.hold()
+        claims.append((draw.folder.parent / "claim.json").read_bytes())
+
+    monkeypatch.setattr(daemon, "make_engine", lambda *_, **__: FakeEngine(other_starts))
+    monkeypatch.setattr(daemon, "_heed_signals", lambda _: None)
+    drop_job(root, "a.yaml", JOB)
+    with pytest.raises(RootBusy):
+        daemon.run(root, Settings(settle_seconds=0, use_inotify=False), drain=True)
+    assert [(only(root.running) / "claim.json").read_bytes()] == claims
 
 
 def test_a_root_that_is_away_is_no_place_for_a_lock(start: Start, root: Root, clock: FakeClock) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import queue
+import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from tests_support import drain, only
 from sdbatch.client import control
 from sdbatch.config.settings import Settings
 from sdbatch.engine import seats
-from sdbatch.engine.fake import FakeEngine
+from sdbatch.engine.fake import FakeEngine, FakeRenderer
 from sdbatch.engine.protocol import Draw, Event, Loaded, StagedSample, Stepped, Tick
 from sdbatch.errors import Cancelled, EngineDown, RendererDied
 from sdbatch.service.service import Service
@@ -373,18 +375,226 @@ def test_a_seat_on_which_different_jobs_die_is_benched_and_tried_again(root: Roo
     assert two.state == "idle"
 
 
-def test_all_seats_benched_is_a_pause(root: Root, clock: FakeClock) -> None:
-    def die(_: Draw) -> None:
-        raise RendererDied("signal 9")
+@SEEDS
+def test_jobs_that_crash_on_every_seat_do_not_bench_the_last_one(root: Root, clock: FakeClock, seed: int) -> None:
+    def die(draw: Draw) -> None:
+        if draw.job.prompt in "bcd":
+            raise RendererDied("signal 9")
 
-    drop(root, *"abcdefghijklmnop")
-    service = two(root, 1, die, max_attempts=100)
-    for _ in range(300):
-        service.turn(clock)
-        clock.sleep(0.5)
-    assert json.loads(root.status.read_text())["state"] == "paused"
-    assert "one: 3 different jobs crashed here" in service.problem
+    drop(root, *"abcdefgh")
+    service = two(root, seed, die)
+    drain(service, clock)
+    assert sorted(records(root)) == [*"aefgh"], "not half an hour later"
+    assert service.failed == 3
+
+
+def test_a_job_that_crashed_on_one_seat_and_waits_for_the_other_holds_back_nobody(root: Root, clock: FakeClock) -> None:
+    """`a` takes very long on seat one; `b` crashes on seat two, but not there."""
+    is_long = [True]
+
+    class Sick(FakeEngine):
+        def render(self, draw: Draw) -> Generator[Event]:
+            for event in super().render(draw):
+                yield event
+                (renderer,) = (each for each in self.renderers if draw.job_id in each.streams)
+                while is_long[0] and draw.job.prompt == "a" and isinstance(event, Stepped):
+                    yield event
+                if draw.job.prompt == "b" and renderer.device == "two":
+                    raise RendererDied("signal 11")
+
+    drop(root, *"abcd")
+    service = serve(root, Sick(None, ("one", "two"), 1))
+    turn_until(service, clock, lambda: sorted(records(root)) == [*"cd"])
+    is_long.clear()
+    is_long.append(False)
+    drain(service, clock)
+    assert attempts_of(root) == {"a": 1, "b": 3, "c": 1, "d": 1}
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_a_loop_that_waits_long_for_a_disk_takes_no_renderer_for_one_that_hangs(
+    root: Root, clock: FakeClock, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What both told meanwhile lies in the queue: the one that is heard later was not silent."""
+    drop(root, *"ab")
+    service = two(root, seed, hang_seconds=60)
+    turn_until(service, clock, lambda: len(service.runs) == 2)
+    told = [
+        (renderer, Stepped(job_id=job_id, first=0, step=1, steps=1))
+        for renderer in service.engine.renderers  # type: ignore[attr-defined]
+        for job_id in renderer.streams
+    ]
+
+    def get(**_: object) -> tuple[FakeRenderer, Event]:
+        if not told:
+            raise queue.Empty
+        return told.pop(0)
+
+    monkeypatch.setattr(service.engine, "get", get)
+    clock.sleep(120)
+    service.turn(clock)
+    assert len(service.runs) == 2
+    assert begun(service) == ["a", "b"]
+
+
+def test_what_a_renderer_told_before_it_was_given_up_is_not_heard_of_the_next_attempt(
+    root: Root, clock: FakeClock
+) -> None:
+    drop(root, "a")
+    service = two(root, 0)
+    turn_until(service, clock, lambda: len(service.runs) == 1)
+    (job_id,), (seat, _) = service.runs, service.seats
+    service.seats._hear(seat, Loaded(job_id=job_id, seconds=1, checkpoint_sha256="", device="", versions={}))
+    assert service.seats.give_up(seat) == [job_id]
+    assert not service.seats._heard
+
+
+def test_a_job_that_is_begun_on_a_seat_that_is_benched_just_then_is_drawn_elsewhere(
+    root: Root, clock: FakeClock
+) -> None:
+    drop(root, *"abcd")
+    service = two(root, 1)
+    turn_until(service, clock, lambda: len(service.runs) == 2)
+    (seat, _) = service.seats
+    for job_id in "xyz":
+        service.seats.count_death(seat, job_id)
+    assert seat.state == "benched"
+    drain(service, clock)
+    assert attempts_of(root) == dict.fromkeys("abcd", 1)
+
+
+FOLLOW = "name: next\nprompt: p\ninit_img: outputs/txt2img-samples/samples/00000.png\nn_samples: 1\n"
+
+
+@SEEDS
+def test_a_job_that_waits_for_the_outputs_of_one_that_crashed_waits_for_its_next_attempt(
+    root: Root, clock: FakeClock, seed: int
+) -> None:
+    died: list[str] = []
+
+    def die(draw: Draw) -> None:
+        if draw.job.prompt == "a" and len(died) < 2:
+            died.append(draw.job_id)
+            raise RendererDied("signal 9")
+
+    drop(root, "a")
+    drop_job(root, "5-p.yaml", FOLLOW)
+    service = two(root, seed, die)
+    drain(service, clock)
     assert service.failed == 0
+    assert begun(service) == [*"aaap"]
+
+
+@SEEDS
+def test_a_pause_brings_no_job_before_the_one_that_it_waits_for(root: Root, clock: FakeClock, seed: int) -> None:
+    drop(root, "a")
+    drop_job(root, "5-p.yaml", FOLLOW)
+    service = two(root, seed)
+    service.engine.before = lambda _: control.pause(root)  # type: ignore[attr-defined]
+    turn_until(service, clock, lambda: bool(begun(service)) and not service.runs)
+    service.engine.before = None  # type: ignore[attr-defined]
+    control.resume(root)
+    drain(service, clock)
+    assert service.failed == 0
+    assert attempts_of(root) == {"a": 1, "next": 1}
+
+
+def test_a_job_that_waits_for_others_is_cancelled_at_once_and_outranked_by_priority(
+    root: Root, clock: FakeClock
+) -> None:
+    is_long = [True]
+
+    class Long(FakeEngine):
+        def render(self, draw: Draw) -> Generator[Event]:
+            for event in super().render(draw):
+                yield event
+                while is_long[-1] and draw.job.prompt == "a" and isinstance(event, Stepped):
+                    yield event
+
+    drop(root, "a")
+    drop_job(root, "5-p.yaml", FOLLOW)
+    drop_job(root, "6-b.yaml", f"name: b\nprompt: b\n{SIZE}")
+    service = serve(root, Long(None, ("one", "two"), 1))
+    turn_until(service, clock, lambda: service.at_hand is not None)
+    drop_job(root, "7-c.yaml", f"name: c\nprompt: c\npriority: 5\n{SIZE}")
+    turn_until(service, clock, lambda: sorted(records(root)) == ["c"])
+    control.cancel(root, only_named(root, "5-p"))
+    turn_until(service, clock, lambda: sorted(records(root)) == ["b", "c"])
+    assert (only(root.failed) / "error.txt").read_text().strip() == Cancelled.TEXT
+    is_long.append(False)
+    drain(service, clock)
+
+
+def only_named(root: Root, end: str) -> str:
+    (job_id,) = (folder.name for folder in root.running.glob(f"*-{end}"))
+    return job_id
+
+
+@SEEDS
+def test_equal_jobs_have_pictures_of_their_own_though_the_disk_fails_between(
+    root: Root, clock: FakeClock, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one of them is to publish lies there already, byte by byte: the other's."""
+    drop(root, *"aaaa")
+    service = two(root, seed)
+    failed: list[Path] = []
+
+    def fail(step: str, path: Path) -> None:
+        if step == "link" and not failed:
+            failed.append(path)
+            raise OSError(5, os.strerror(5), str(path))
+
+    monkeypatch.setattr(files, "on_step", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        drain(service, clock)
+    drain(service, clock)
+    manifests = [yaml.safe_load((folder / "manifest.yaml").read_text()) for folder in root.done.iterdir()]
+    published = [picture["published"] for manifest in manifests for picture in manifest["pictures"]]
+    assert sorted(published) == [f"outputs/txt2img-samples/samples/{number:05}.png" for number in range(8)]
+
+
+def test_a_stop_brings_no_crash_back_that_a_finished_picture_made_good(root: Root, clock: FakeClock) -> None:
+    plan = ["crash", "crash", "stop at a picture", "stop at once", "crash", "draw"]
+    stops = {"stop at a picture": StagedSample, "stop at once": Loaded}
+
+    class Planned(FakeEngine):
+        def render(self, draw: Draw) -> Generator[Event]:
+            now = plan.pop(0)
+            for event in super().render(draw):
+                yield event
+                if now == "crash" and isinstance(event, Stepped):
+                    raise RendererDied("signal 9")
+                service.stop_requested |= now in stops and isinstance(event, stops[now])
+
+    drop(root, "a")
+    while plan:
+        service = serve(root, Planned())
+        turn_until(service, clock, lambda: service.stop_requested or service.done + service.failed > 0)  # noqa: B023
+    assert service.done == 1
+
+
+def test_a_job_in_flight_of_the_version_before_goes_on_at_the_first_missing_picture(
+    root: Root, clock: FakeClock
+) -> None:
+    """Its pictures lie in the job's own folder, and no folder of an attempt is noted."""
+    drop(root, *"ab")
+    first = two(root, 0)
+    turn_until(first, clock, lambda: len([*root.running.rglob("samples/*.png")]) > 1)
+    first.stop_requested = True
+    first.turn(clock)
+    inodes: dict[tuple[str, str], int] = {}
+    for folder in root.running.iterdir():
+        for attempt in folder.glob("attempt-*"):
+            (attempt / "samples").rename(folder / "samples")
+            shutil.rmtree(attempt)
+        said = json.loads((folder / "claim.json").read_text()) | {"attempts": 1}
+        (folder / "claim.json").write_text(json.dumps({k: v for k, v in said.items() if k not in {"attempt", "alone"}}))
+        inodes |= {(folder.name, path.name): path.stat().st_ino for path in folder.glob("samples/*.png")}
+    assert inodes
+    drain(two(root, 1), clock)
+    assert sorted(records(root)) == ["a", "b"]
+    for (job_id, name), inode in inodes.items():
+        assert (root.done / job_id / "samples" / name).stat().st_ino == inode, "it was not drawn again"
 
 
 @SEEDS

@@ -120,6 +120,8 @@ def test_status_json_tells_the_queue_in_its_order_and_the_last_failures(
         "ready": 2,
         "settling": 0,
         "waiting_for_files": 0,
+        "pictures": None,
+        "eta_seconds": None,
         "next": [{"file": "job-2.yaml"}, {"file": "job-10.yaml"}],
     }
     assert (facts["state"], facts["problem"]) == ("paused", "the driver is gone")
@@ -297,6 +299,8 @@ def test_a_killed_services_job_waits_in_the_queue(root: Root, clock: FakeClock) 
         "[" * 100_000,
         '{"state": [], "updated_at": {}, "queue": 3, "job": "x"}',
         '{"queue": {"next": [3, {"file": 3}, {}], "settling": "many"}, "job": {"id": 3, "fraction": "x"}}',
+        '{"seats": [{"loads": "x", "model": [], "state": {}}, 3], "jobs": [{"id": {}, "prompt": 3, "seat": []}, 7]}',
+        '{"queue": {"next": [{"file": {}}, {"file": "waits.yaml", "pictures": "x", "jobs": []}], "eta_seconds": "x"}}',
         '{"job": {"id": "x", "eta_seconds": "soon", "name": 3}, "problem": [1], "problem_since": "x", "version": 3}',
     ],
 )
@@ -320,6 +324,52 @@ def test_a_running_job_is_shown_with_its_bar(root: Root, clock: FakeClock) -> No
     ]
     assert lines[3] == "generating truck (20261122T101530Z-000001-x), attempt 2"
     assert lines[4].strip("━╸╺ ") == "3 of 6 images, step 5 of 50, 67 min left"
+
+
+def of_two_devices() -> dict[str, Any]:
+    """What a service tells that draws on one device, while another rests."""
+    job = {"id": "20261122T101530Z-000001-x", "name": "truck", "prompt": "a blue\ntruck", "attempt": 1, "pictures": 6}
+    job |= {"pictures_done": 3, "step": 5, "steps": 50, "fraction": 0.55, "eta_seconds": 4000, "seat": "cuda:0"}
+    other = job | {"id": "20261122T101530Z-000002-y", "name": "", "prompt": "a hen", "seat": "cuda:1"}
+    model = "/srv/models/ldm/stable-diffusion-v1/model.ckpt"
+    drawing = {"name": "cuda:0", "state": "drawing", "problem": "", "model": model, "pictures_a_minute": 12.5}
+    benched = {"name": "cuda:2", "state": "benched", "problem": "3 jobs crashed here", "model": None, "restarts": 4}
+    ahead = {"file": "b.yaml", "prompt": "a green fox", "jobs": 1, "pictures": 6}
+    file = {"file": "c.yaml", "prompt": "a red fox", "jobs": 3, "pictures": 18}
+    queue = {"settling": 0, "next": [ahead, file], "pictures": 24, "eta_seconds": 7200}
+    seats = [drawing | {"loads": 3, "restarts": 0}, benched | {"pictures_a_minute": None, "loads": 0}]
+    return {"state": "drawing", "job": job, "jobs": [job, other], "seats": seats, "queue": queue, "problem": ""}
+
+
+def test_all_that_is_in_flight_is_shown_with_the_devices_and_what_waits(root: Root, clock: FakeClock) -> None:
+    told(root, clock, **of_two_devices(), inbox="is watched", done=4, failed=1)
+    for name in ("b.yaml", "c.yaml"):
+        drop_job(root, name, "prompt: a")
+    lines = [line.rstrip() for line in shown(root, clock).splitlines()]
+    assert lines[3:5] == ["generating truck (20261122T101530Z-000001-x), attempt 1, on cuda:0", "  a blue truck"]
+    assert lines[7:9] == ["generating 20261122T101530Z-000002-y, attempt 1, on cuda:1", "  a hen"]
+    assert lines[11:] == [
+        "cuda:0: drawing, stable-diffusion-v1/model.ckpt, 12.5 images a minute, loaded a model 3 times",
+        "cuda:2: benched, started again 4 times, 3 jobs crashed here",
+        "",
+        "queue: 2 (24 images); all is done in about 2 h 0 min",
+        "   1  b.yaml  6 images: a green fox",
+        "   2  c.yaml  18 images of 3 jobs: a red fox",
+    ]
+
+
+def test_the_bars_of_a_service_tell_each_job_what_is_out_of_order_and_what_waits() -> None:
+    out = io.StringIO()
+    bar = Bar(Console(file=out, width=100, force_terminal=True))
+    facts = of_two_devices()
+    with bar:
+        bar.show(facts | {"queue": status_reader.queue_of(0, 2, 0, 0, []) | facts["queue"]})
+    text = out.getvalue()
+    assert "cuda:0  truck: a blue truck" in text
+    assert "cuda:1  20261122T101530Z-000002-y: a hen" in text
+    assert "cuda:2: benched" in text
+    assert "cuda:0: drawing" not in text, "which the bars say"
+    assert "queue: 2 (24 images); all is done in about 2 h 0 min" in text
 
 
 def test_one_job_that_waits_is_not_told_as_if_nothing_were_drawn(root: Root, clock: FakeClock) -> None:

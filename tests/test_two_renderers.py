@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from tests_support import REFERENCE, lay_model, run_sdbatch
 
+from sdbatch.storage import files
 from sdbatch.storage.root import Root
 
 CASES = ("eta", "plms", "seed-txt2img", "img2img-eta", "no-guidance", "non-square")
@@ -47,43 +48,64 @@ def test_the_reference_cases_on_two_seats(tmp_path: Path) -> None:
     assert [record["attempts"] for record in records] == [1] * len(CASES)
 
 
-SMALL = "ckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nH: 64\nW: 64\nddim_steps: 4\n"
-JOBS, KILLS = 200, 30
+SMALL = "ckpt: model.ckpt\nconfig: v1-inference-tiny.yaml\nH: 64\nW: 64\n"
 
 
-def fill(root: Root) -> Root:
-    for number in range(JOBS):
-        text = f"prompt: a truck\nname: j{number}\nseed: {number}\nn_iter: {1 + number % 3}\nn_samples: 1\n{SMALL}"
+def fill(root: Root, jobs: int) -> Root:
+    for number in range(jobs):
+        many = f"n_iter: {1 + number % 3}\nn_samples: 1\nddim_steps: {2 + number % 3}\nskip_grid: {bool(number % 2)}\n"
+        text = f"prompt: a truck\nname: j{number}\nseed: {number}\n{many}{SMALL}"
         (root.inbox / f"{number:03}.yaml").write_text(text)
     return root
 
 
-def digests(root: Root) -> dict[str, list[str]]:
+def digests(root: Root, jobs: int) -> dict[str, list[str]]:
+    """Of each job's pictures, once it is clear that each was published once, under numbers without a gap."""
+    assert not [*root.running.iterdir(), *root.failed.iterdir()]
     records = [yaml.safe_load((folder / "manifest.yaml").read_text()) for folder in root.done.iterdir()]
-    assert len(records) == JOBS
-    published = [picture["published"] for record in records for picture in record["pictures"]]
-    assert len(set(published)) == len(published) == len([*root.outputs.rglob("samples/*.png")])
+    assert len(records) == jobs
+    published = sorted(picture["published"] for record in records for picture in record["pictures"])
+    assert published == [f"outputs/txt2img-samples/samples/{number:05}.png" for number in range(len(published))]
+    assert published == sorted(path.relative_to(root.path).as_posix() for path in root.outputs.rglob("samples/*"))
+    grids = sorted(record["grid"]["published"] for record in records if record["grid"])
+    assert grids == [f"outputs/txt2img-samples/grid-{number:04}.png" for number in range(len(grids))]
+    for record in records:
+        for picture in record["pictures"]:
+            assert files.sha256(root.path / picture["published"]) == picture["sha256"]
     return {record["job"]["name"]: [picture["sha256"] for picture in record["pictures"]] for record in records}
 
 
-@pytest.mark.thorough
-@pytest.mark.timeout(1800)
-def test_a_storm_of_kills_loses_nothing_and_draws_the_same(tmp_path: Path) -> None:
-    dice = random.Random(1)
-    root = fill(lay_model(Root(tmp_path / "root")))
-    command = [sys.executable, "-m", "sdbatch", "serve", "--root", str(root.path), "--drain"]
-    for number in range(KILLS):
-        service = subprocess.Popen(command, env=TWO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        children = Path(f"/proc/{service.pid}/task/{service.pid}/children")
-        time.sleep(dice.uniform(5, 12))  # of a real service, nobody knows how far it got
-        victims = [service.pid] if number % 3 else [int(pid) for pid in children.read_text().split()[:1]]
-        for victim in victims:
-            os.kill(victim, signal.SIGKILL)
-        time.sleep(dice.uniform(0, 3))
+def kill_now_and_then(root: Root, kills: int, dice: random.Random) -> None:
+    """One of the renderers or the service, each time when some jobs more are done."""
+    service = None
+    for _ in range(kills):
+        if service is None:
+            command = [sys.executable, "-m", "sdbatch", "serve", "--root", str(root.path), "--drain"]
+            service = subprocess.Popen(command, env=TWO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        enough, until = len([*root.done.iterdir()]) + dice.randint(1, 3), time.monotonic() + 20
+        while len([*root.done.iterdir()]) < enough and time.monotonic() < until and service.poll() is None:
+            time.sleep(0.02)
+        time.sleep(dice.uniform(0, 0.2))
+        assert service.poll() is None, "there was something left to draw"
+        renderers = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+        victim = dice.choice([service.pid, *map(int, renderers)])
+        os.kill(victim, signal.SIGKILL)
+        if victim == service.pid:
+            service.wait()
+            service = None
+    if service is not None:
         service.kill()
         service.wait()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "kills"), [(12, 4), pytest.param(200, 30, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_a_storm_of_kills_loses_nothing_and_draws_the_same(tmp_path: Path, jobs: int, kills: int) -> None:
+    root = fill(lay_model(Root(tmp_path / "root")), jobs)
+    kill_now_and_then(root, kills, random.Random(1))
     ended = run_sdbatch("serve", "--root", root.path, "--drain", env=TWO)
     assert ended.returncode == 0, ended.stderr
-    whole = fill(lay_model(Root(tmp_path / "whole")))
+    whole = fill(lay_model(Root(tmp_path / "whole")), jobs)
     assert run_sdbatch("serve", "--root", whole.path, "--drain").returncode == 0
-    assert digests(root) == digests(whole)
+    assert digests(root, jobs) == digests(whole, jobs)

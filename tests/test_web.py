@@ -1,5 +1,6 @@
 """The page, asked without a browser: the queue, the form, and who may ask."""
 
+import json
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from sdbatch.history import sync
 from sdbatch.history.history import History
 from sdbatch.job.parameters import Img2Img, Txt2Img
 from sdbatch.service.service import Service
+from sdbatch.storage.files import BUSY_PREFIX
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
 from sdbatch.web import guard, language, site, thumbnails
@@ -627,6 +630,46 @@ def test_steer_is_all_that_the_queue_can_do(root: Root, visitor: Visitor) -> Non
     drop_job(root, "a.yaml", "prompt: a\n")
     visitor.post("/cancel", job="a.yaml")
     assert visitor.said() == "deleted jobs/inbox/a.yaml"
+
+
+def test_pictures_of_a_job_are_seen_while_it_runs_wherever_they_are_moved(
+    root: Root, clock: FakeClock, visitor: Visitor
+) -> None:
+    job_id = "20261122T101530Z-000001-x"
+    staging = root.running / job_id / "attempt-0" / "samples"
+    staging.mkdir(parents=True)
+    for name in ("00000.png", "00001.png", f"{BUSY_PREFIX}00002.png"):
+        (staging / name).write_bytes(picture().read())
+    job = {"id": job_id, "prompt": "a <hen>", "seat": "cuda:1", "pictures": 3, "pictures_done": 2, "attempt": 1}
+    seats: list[dict[str, object]] = [{"name": name, "state": "drawing"} for name in ("cuda:0", "cuda:1")]
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    facts = {"state": "drawing", "updated_at": now, "host": "elsewhere", "jobs": [job, job | {"id": "other"}]}
+    root.status.write_text(json.dumps(facts | {"job": job, "seats": seats, "queue": {"eta_seconds": 7200}}))
+    text = visitor.get("/").text
+    assert text.count("<progress") == 2
+    assert "a &lt;hen&gt;" in text
+    assert "All is done in about 2 h 0 min" in text
+    small = re.findall(r'<img src="([^"]+)"', text)
+    assert [path.split("/")[-2] for path in small] == ["00001.png", "00000.png"], "the newest first"
+    large = small[0].replace("small", "large")
+    assert large in visitor.get(f"/drawn/{job_id}/00001.png").text
+    assert visitor.get(large).mimetype == "image/png"
+    for place in (root.running / job_id / "samples", root.done / job_id / "samples"):
+        place.parent.mkdir(exist_ok=True)
+        staging = staging.rename(place)
+        assert visitor.get(small[0]).mimetype == "image/jpeg"
+        assert visitor.get(large).mimetype == "image/png"
+    shutil.rmtree(root.done / job_id)
+    assert visitor.get(small[0]).mimetype == visitor.get(large).mimetype == "image/svg+xml", "gone, and no error"
+    visitor.get(f"/drawn/{job_id}/00001.png", 404)
+    assert visitor.get("/drawn/../status.json/large").mimetype == "image/svg+xml"
+
+
+def test_a_picture_that_was_seen_while_its_job_ran_leads_to_its_page_once_that_is_done(
+    drawn: Path, visitor: Visitor
+) -> None:
+    answer = visitor.get(f"/drawn/{drawn.name}/00001.png", 302)
+    assert answer.location.endswith(f"/picture/{shown(drawn, 1)}")
 
 
 # History and pictures

@@ -188,6 +188,23 @@ def wait_until_drawn(page: Page, words: str, count: int) -> None:
     raise AssertionError(f"no {count} pictures of {words}")
 
 
+def look_at_what_is_drawn(page: Page) -> None:
+    """The first batch of the job, whose second one is held back."""
+    drawn = page.get_by_role("link", name=re.compile(r"^0000\d\.png: a panda"))
+    expect(drawn).to_have_count(3)
+    expect(page.get_by_text(re.compile("^(fake|cpu|auto) · drawing"))).to_be_visible()
+    assert drawn.first.locator("img").evaluate("img => img.decode().then(() => img.naturalWidth)") > 1
+    check_access(page)
+    drawn.first.focus()
+    with page.expect_event("requestfinished", lambda asked: asked.url.endswith("/queue")):
+        pass  # else one that is under way would be given up, and the page complain
+    page.keyboard.press("Enter")
+    expect(page.locator("img.large")).to_be_visible()
+    check_access(page)
+    page.go_back()
+    expect(drawn).to_have_count(3)
+
+
 def test_the_whole_story(page: Page, site: Site, size: str, theme: str) -> None:
     """A job by form, watched, found by a Chinese word, restored, followed up on picture 3, seen in its lineage."""
     fruit = {"desktop": "葡萄", "phone": "苹果"}[size]
@@ -207,6 +224,7 @@ def test_the_whole_story(page: Page, site: Site, size: str, theme: str) -> None:
     expect(page.get_by_role("progressbar")).to_be_visible(timeout=SECONDS)
     expect(page.get_by_text(re.compile(r"[1-5] of 6 pictures|step \d+ of"))).to_be_visible(timeout=SECONDS)
     take(page, "queue", size, theme)
+    look_at_what_is_drawn(page)
     hold.unlink()
     expect(page.get_by_role("progressbar")).to_be_hidden(timeout=SECONDS)
     wait_until_drawn(page, fruit, 6)

@@ -162,8 +162,8 @@ class LocalRenderer:
 
 def every_device() -> list[str]:
     """What `auto` means: each NVIDIA GPU; where at most one can be counted, the renderer looks itself."""
-    if said := os.environ.get(VISIBLE):
-        count = len(said.split(","))
+    if (said := os.environ.get(VISIBLE)) is not None:
+        count = len(said.split(","))  # an empty one hides them all
     else:
         try:
             told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30).stdout
@@ -177,8 +177,9 @@ def _outlook(device: str, devices: Sequence[str]) -> dict[str, str]:
     """The environment in which a renderer sees no other device, or uses its part of the CPU."""
     kind, _, number = device.partition(":")
     if kind == "cuda" and number:
-        visible = os.environ.get(VISIBLE, "").split(",")
-        return {VISIBLE: visible[int(number)] if len(visible) > int(number) and any(visible) else number}
+        if (said := os.environ.get(VISIBLE)) is None:
+            return {VISIBLE: number}
+        return {VISIBLE: dict(enumerate(said.split(","))).get(int(number), "")}
     shares = [*devices].count("cpu")
     if kind == "cpu" and shares > 1 and "OMP_NUM_THREADS" not in os.environ:
         return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // shares))}

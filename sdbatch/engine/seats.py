@@ -34,7 +34,7 @@ AGAIN_SECONDS = 30.0  # between starts that fail: each costs seconds of a whole 
 BENCH_AFTER, BENCH_SECONDS = 3, 1800.0  # different jobs that died on a seat, one after another; until it is tried again
 FINISHING = 2  # jobs of a renderer whose pictures are written while others are sampled
 MOST = 1000  # events that are taken in before the loop has its turn
-REMEMBERED = 30  # pictures by which a seat's speed is told
+REMEMBERED = 30  # pictures by which a seat's speed is told; jobs that died on it
 
 Model = tuple[object, ...]  # the files that a job is drawn with
 
@@ -91,7 +91,8 @@ class Seat:
     loads: int = 0
     since: float = 0.0  # its renderer was started, on the clock that never steps back
     again_at: float = float("-inf")
-    victims: set[str] = field(default_factory=set)  # jobs that died here since one was drawn
+    victims: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # the last jobs that died here
+    in_a_row: set[str] = field(default_factory=set)  # those since one was drawn
     pictures: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     @property
@@ -187,6 +188,8 @@ class Seats:
     def give_up(self, seat: Seat) -> list[str]:
         """End a seat's renderer; another comes when it is needed. Says which jobs it had."""
         jobs = [*seat.jobs]
+        for unheard in [told for told in self._heard if told.job_id in seat.jobs]:
+            self._heard.remove(unheard)  # the job may begin anew at once
         if seat.renderer is not None:
             seat.renderer.stop()
         seat.renderer, seat.is_ready, seat.model = None, False, ()
@@ -206,19 +209,20 @@ class Seats:
         self._heard.clear()
 
     def count_death(self, seat: Seat, job_id: str) -> None:
-        """A job died here. Where different ones do and there are other seats, this one rests for a while."""
-        seat.victims.add(job_id)
-        if len(seat.victims) >= BENCH_AFTER and len(self.seats) > 1:
-            self.give_up(seat)
+        """A job died here. Where different ones do and another seat works, this one rests for a while."""
+        seat.victims.append(job_id)
+        seat.in_a_row.add(job_id)
+        if len(seat.in_a_row) >= BENCH_AFTER and any(other.is_ready for other in self.seats if other is not seat):
+            self._heard += map(Dropped, self.give_up(seat))
             seat.is_benched, seat.again_at = True, self._now + BENCH_SECONDS
             told = "{count} different jobs crashed here, {job} last; this device rests for a while"
-            seat.problem = Message(told, len(seat.victims), job_id)
+            seat.problem = Message(told, len(seat.in_a_row), job_id)
             self.log.error("a seat is benched", seat=seat.name, problem=seat.problem)
 
     def _start(self, seat: Seat) -> None:
         if seat.is_benched:
             seat.is_benched = False
-            seat.victims.pop()  # the next job that dies benches it again
+            seat.in_a_row.pop()  # the next job that dies benches it again
         try:
             seat.renderer = self.engine.start(seat.device)
         except EngineDown as error:
@@ -276,4 +280,4 @@ class Seats:
             case Finished() | Halted() | Failed():
                 del seat.jobs[event.job_id]
                 if isinstance(event, Finished):
-                    seat.victims.clear()
+                    seat.in_a_row.clear()

@@ -116,7 +116,8 @@ def follow_up(
     asked: Fields = {"prompt": picture.prompt if prompt is None else prompt}
     asked |= {"strength": 0.75 if strength is None else strength, "outdir": Img2Img.model_fields["outdir"].default}
     record = record_of(root, picture)
-    listed = [entry for entry in record.get("pictures", []) if _is_named(entry, picture.file)]
+    pictures = [entry for entry in record.get("pictures", []) if isinstance(entry, dict)]
+    listed = [entry for entry in pictures if entry.get("file") == picture.file]
     if listed:
         head = {"sdbatch_manifest": VERSION, "id": picture.job}
         block = {"init_img": picture.file, **asked, **fields}
@@ -382,10 +383,6 @@ def _record(root: Root, job_id: str) -> Fields:
         return {}
     lists = all(isinstance(record.get(part, []), list) for part in ("pictures", "inputs"))
     return record if isinstance(record.get("job"), dict) and lists else {}
-
-
-def _is_named(entry: object, file: str) -> bool:
-    return isinstance(entry, dict) and entry.get("file") == file
 
 
 def _bare(line: str) -> str:

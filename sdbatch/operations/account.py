@@ -97,14 +97,10 @@ def _become(uid: int) -> None:
         os.environ.pop(name, None)
     os.environ |= {"HOME": home, "USER": name_of(uid), "LOGNAME": name_of(uid)}
     # From here on, imports are read as that account.
-    if closed := [place for place in _needed() if not os.access(place, os.R_OK | os.X_OK)]:
+    needed = [Path(os.__file__).parent, Path(sys.prefix), Path(__file__).parent]
+    if closed := [place for place in needed if not os.access(place, os.R_OK | os.X_OK)]:
         template = (
             "{why}; but that account can't reach {closed}: install sdbatch and its Python where everyone may look, "
             "such as /opt, then {remedy}"
         )
         raise JobError(template, why, closed[0], remedy)
-
-
-def _needed() -> list[Path]:
-    """The places of Python, its libraries, and sdbatch."""
-    return [Path(os.__file__).parent, Path(sys.prefix), Path(__file__).parent]

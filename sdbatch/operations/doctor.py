@@ -249,13 +249,14 @@ def _service(root: Root, settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield ok("service", "it runs (process {pid}): {state}", pid, trouble or facts.get("state"))
-        yield from _seats(facts)
+    if status_reader.is_running(facts, datetime.now(UTC)):
+        yield from _seats(facts, trouble)
 
 
-def _seats(facts: status_reader.Facts) -> Iterator[Finding]:
-    """The devices that the service can't use now, while others work."""
+def _seats(facts: status_reader.Facts, told: str) -> Iterator[Finding]:
+    """The devices that the service can't use now, except those whose problem it told as its own."""
     for seat in facts.get("seats") or ():
-        if seat.get("state") in {"benched", "down"} and seat.get("problem"):
+        if seat.get("state") in {"benched", "down"} and seat.get("problem") and str(seat["problem"]) not in told:
             yield problem(
                 "seat",
                 "{device} is {state}: {problem}",

@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -25,7 +26,7 @@ from sdbatch.operations.account import ADMIN, is_admins, whose
 from sdbatch.operations.ownership import Ownership
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
-from sdbatch.storage.safe_open import open_folder
+from sdbatch.storage.safe_open import held, open_folder
 
 UNIT, PAGE = "sdbatch.service", "sdbatch-web.service"
 # As the files in systemd/ have them.
@@ -126,11 +127,7 @@ def read_admins(path: Path) -> bytes | None:
     Raises:
         InstallError: others could have written it.
     """
-    try:
-        folder = open_folder(path.parent, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
+    with suppress(FileNotFoundError), held(open_folder(path.parent, os.O_RDONLY)) as folder:
         _refuse_others(path, path.parent, os.fstat(folder))
         if stat.S_ISLNK(os.lstat(path.name, dir_fd=folder).st_mode):
             return read_admins(path.parent / os.readlink(path.name, dir_fd=folder))
@@ -138,10 +135,7 @@ def read_admins(path: Path) -> bytes | None:
         with os.fdopen(handle, "rb") as file:
             _refuse_others(path, path, os.fstat(handle))
             return file.read()
-    except FileNotFoundError:
-        return None
-    finally:
-        os.close(folder)
+    return None
 
 
 def _refuse_others(path: Path, place: Path, status: os.stat_result) -> None:

@@ -16,7 +16,7 @@ from sdbatch.errors import InstallError
 from sdbatch.messages import Message
 from sdbatch.operations.account import ADMIN, is_admins, whose
 from sdbatch.storage.root import Root
-from sdbatch.storage.safe_open import open_below, open_folder
+from sdbatch.storage.safe_open import held, open_below, open_folder
 
 ACCOUNT = "sdbatch"
 
@@ -106,22 +106,17 @@ class Ownership:
 
     def _close(self, folder: Path) -> None:
         """Only root may replace the root's folders."""
-        handle = open_folder(folder, os.O_RDONLY)
-        try:
+        with held(open_folder(folder, os.O_RDONLY)) as handle:
             status = os.fstat(handle)
-            if not is_admins(status):
-                os.fchown(handle, ADMIN, ADMIN)
-                os.fchmod(handle, 0o755)
-                self.told.append(
-                    Message(
-                        "{folder} was {whose}, and others could replace the folders in it: it now belongs to root, "
-                        "with mode 0755. Check that everything in its configs/ and models/ is yours",
-                        folder,
-                        whose(status),
-                    )
-                )
-        finally:
-            os.close(handle)
+            if is_admins(status):
+                return
+            os.fchown(handle, ADMIN, ADMIN)
+            os.fchmod(handle, 0o755)
+        text = (
+            "{folder} was {whose}, and others could replace the folders in it: it now belongs to root, "
+            "with mode 0755. Check that everything in its configs/ and models/ is yours"
+        )
+        self.told.append(Message(text, folder, whose(status)))
 
     def _give(self, folder: Path, rule: Rule) -> None:
         """Correct a folder, and everything below it."""
@@ -132,10 +127,8 @@ class Ownership:
         except OSError as error:
             template = "{folder}: {problem}; see what it is, remove it, and install again"
             raise InstallError(template, folder, error.strerror) from error
-        try:
+        with held(top):
             changed = sum(self._set(handle, rule) for handle in _all_in(top))
-        finally:
-            os.close(top)
         if changed:
             owner = "root" if rule.uid == ADMIN else ACCOUNT
             self.told.append(
@@ -166,26 +159,20 @@ def _all_in(top: int) -> Iterator[int]:
     pending = ["."]
     while pending:
         place = pending.pop()
-        with suppress(OSError):  # gone or replaced meanwhile, or its path is too long
-            folder = open_below(top, place, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(f"{place}/{entry.name}")
-                        elif not entry.is_file(follow_symlinks=False):
-                            continue
-                        yield from _opened(entry.name, folder)
-            finally:
-                os.close(folder)
+        # Gone or replaced meanwhile, or its path is too long.
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        with suppress(OSError), held(open_below(top, place, flags)) as folder, os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{place}/{entry.name}")
+                elif not entry.is_file(follow_symlinks=False):
+                    continue
+                yield from _opened(entry.name, folder)
 
 
 def _opened(name: str, folder: int) -> Iterator[int]:
     """A handle; None if the name is gone or has become something else."""
-    with suppress(OSError):
-        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-        try:
-            if stat.S_IFMT(os.fstat(handle).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
-                yield handle
-        finally:
-            os.close(handle)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError), held(os.open(name, flags, dir_fd=folder)) as handle:
+        if stat.S_IFMT(os.fstat(handle).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+            yield handle

@@ -44,6 +44,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     _heed_signals(service)
     service.seats.look_after(system_clock().mono, settings.hang_seconds)  # imports take seconds, as settling does
     service.index_writer.start()
+    service.outlook.start()
     service.log.info("serving", root=str(root.path), pid=os.getpid(), drain=drain)
     sources.warn_of_a_short_watchdog(settings, service.log)
     if settings.use_inotify:
@@ -58,11 +59,12 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
     finally:
         systemd.notify(STOPPING=1)
         service.inbox.watcher.stop()
-        service.drop_all()
+        if lock.is_held:  # otherwise another service has these jobs
+            service.drop_all()
         service.seats.stop()
         service.hooks.finish()
         service.index_writer.finish()
-        if lock.is_held:  # otherwise another service writes the status
+        if lock.is_held:
             now = system_clock()
             service.status.tell(now.mono, now.wall, at_once=True, state="stopped", jobs=[], job=None)
         lock.release()

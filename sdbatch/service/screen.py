@@ -1,4 +1,4 @@
-"""The screen of `sdbatch status`, and the progress bar of `sdbatch serve`."""
+"""The screen of `sdbatch status`, and the progress bars of `sdbatch serve`."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,10 +15,11 @@ from rich.text import Text
 
 from sdbatch.errors import printable
 from sdbatch.messages import Message, here, joined, lines
-from sdbatch.spool.status_reader import RESTING, Facts, read_overview, seconds_since
+from sdbatch.spool.status_reader import RESTING, Facts, model_of, read_overview, seconds_since
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
 
+BARS = 8  # of jobs in flight
 QUEUED = 10  # lines of the queue
 FILES = 5  # that stay in the inbox, or are no jobs
 REASON_LINES = 3
@@ -45,7 +46,7 @@ def watch(root: Root) -> None:
 
 
 class Bar:
-    """The running job at the bottom of a terminal, below the log; updated when the service reports facts."""
+    """The jobs in flight at the bottom of a terminal, below the log; updated when the service reports facts."""
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(stderr=True, highlight=False)
@@ -65,17 +66,25 @@ class Bar:
         if monotonic() - self._drawn < REDRAW_SECONDS:
             return
         self._drawn = monotonic()
-        line: RenderableType
-        if job := facts.get("job"):
-            line = _BarLine(job, str(job.get("name") or job["id"]))
-        else:
-            line = _text(
-                Message("{state}: {problem}", _state(facts), facts["problem"])
-                if facts.get("problem")
-                else _state(facts)
-            )
         with suppress(OSError, ValueError):  # the terminal was closed: the service goes on
-            self.live.update(line, refresh=True)
+            self.live.update(Group(*_bars(facts)), refresh=True)
+
+
+def _bars(facts: Facts) -> Iterator[RenderableType]:
+    """What is in flight, what is wrong with devices, and what else waits."""
+    jobs, seats = facts.get("jobs") or [], facts.get("seats") or []
+    if not jobs:
+        problem = facts.get("problem")
+        yield _text(Message("{state}: {problem}", _state(facts), problem) if problem else _state(facts))
+        return
+    for job in jobs[:BARS]:
+        place = f"{job.get('seat')}  " * (len(seats) > 1)
+        yield _BarLine(job, f"{place}{job.get('name') or job['id']}: {_flat(job.get('prompt'))}")
+    if len(jobs) > BARS:
+        yield _text(Message("      and {number} more", len(jobs) - BARS))
+    yield from (_text(_seat(seat), "red") for seat in seats if seat.get("problem"))
+    if facts.get("queue"):
+        yield next(_queue(facts["queue"]))
 
 
 def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
@@ -101,12 +110,13 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
         )
     if facts["is_running"]:
         parts.append(_text(Message("the inbox {state}", facts.get("inbox"))))
-    if job := facts["job"]:
-        parts += [
-            Text(),
-            _text(Message("generating {job}, attempt {number}", _name(job), job.get("attempt")), "bold"),
-        ]
-        parts.append(_BarLine(job) if with_bar else _text("  " + _pictures(job)))
+    for job in facts["jobs"][:BARS]:
+        parts += [Text(), *_job(job, with_bar=with_bar, is_one=len(facts["seats"]) < 2)]
+    if len(facts["jobs"]) > BARS:
+        parts.append(_text(Message("      and {number} more", len(facts["jobs"]) - BARS)))
+    if facts["seats"]:
+        parts.append(Text())
+    parts += [_text(_seat(seat), "red" if seat.get("problem") else "") for seat in facts["seats"]]
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
         parts.append(_text(Message("still empty; taken once they have content: {names}", ", ".join(facts["empty"]))))
@@ -139,6 +149,32 @@ def _service(facts: Facts, now: datetime) -> Text:
     return _text(text, f"bold {COLOURS.get(state, '')}".strip())
 
 
+def _job(job: Facts, *, with_bar: bool, is_one: bool) -> Iterator[RenderableType]:
+    """A job in flight; `is_one`: there is only one device, which needs no name."""
+    said = Message("generating {job}, attempt {number}", _name(job), job.get("attempt"))
+    seat = job.get("seat")
+    yield _text(said if is_one or not seat else Message("{job}, on {device}", said, seat), "bold")
+    if job.get("prompt"):
+        yield _line(f"  {_flat(job['prompt'])}")
+    yield _BarLine(job) if with_bar else _text("  " + _pictures(job))
+
+
+def _seat(seat: Facts) -> str:
+    """A device on one line: what it does, with which model, how fast, and what befell it."""
+    told: list[str] = [Message(str(seat.get("state")))]
+    if model := model_of(seat):
+        told.append(model)
+    if speed := _number(seat.get("pictures_a_minute")):
+        told.append(Message("{number} images a minute", f"{speed:g}"))
+    if (loads := _number(seat.get("loads"))) > 1:
+        told.append(Message("loaded a model {number} times", int(loads)))
+    if restarts := _number(seat.get("restarts")):
+        told.append(Message("started again {number} times", int(restarts)))
+    if seat.get("problem"):
+        told.append(seat["problem"])
+    return Message("{device}: {problem}", seat.get("name"), joined(", ", told))
+
+
 @dataclass
 class _BarLine:
     """A job's progress on one line. If it is too long, the name is cut first, then the bar."""
@@ -167,15 +203,33 @@ def _pictures(job: Facts) -> str:
 
 def _queue(queue: Facts) -> Iterator[Text]:
     total = queue["claimed"] + queue["ready"] + queue["settling"]
-    more = [Message("{number} still arriving", queue["settling"])] if queue["settling"] else []
+    more = [Message("{number} images", queue["pictures"])] if total and queue["pictures"] else []
+    more += [Message("{number} still arriving", queue["settling"])] if queue["settling"] else []
     more += [Message("{number} waiting for files", queue["waiting_for_files"])] if queue["waiting_for_files"] else []
     said = Message("queue: {number}", total) if total else Message("queue: empty")
-    yield _text(said + Message(" ({details})", joined(", ", more)) if more else said, "bold")
+    said = said + Message(" ({details})", joined(", ", more)) if more else said
+    left = queue["eta_seconds"]
+    yield _text(Message("{queue}; all is done in about {time}", said, duration(left)) if left else said, "bold")
     shown = queue["next"][:QUEUED]
     for number, entry in enumerate(shown, 1):
-        yield _text(f"{number:>4}  {entry.get('file') or entry.get('id')}")
+        yield _line(f"{number:>4}  {entry.get('file') or entry.get('id')}{_asked(entry)}")
     if total > len(shown):
         yield _text(Message("      and {number} more", total - len(shown)))
+
+
+def _asked(entry: Facts) -> str:
+    """What a waiting job asks for, as far as the service has read it."""
+    if not _number(entry.get("pictures")):
+        return ""
+    jobs = int(_number(entry.get("jobs")))
+    said = Message("{number} images", int(_number(entry["pictures"])))
+    said = Message("{pictures} of {number} jobs", said, jobs) if jobs > 1 else said
+    return Message("  {pictures}: {prompt}", said, _flat(entry.get("prompt")))
+
+
+def _flat(prompt: object) -> str:
+    """A prompt as a part of a line."""
+    return " ".join(str(prompt).split())
 
 
 def _listed(files: dict[str, str], count: int, what: str, style: str) -> Iterator[Text]:
@@ -208,6 +262,13 @@ def _name(job: Facts) -> str:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _line(text: str) -> Text:
+    """What is cut off at the end of a terminal's line."""
+    line = _text(text)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _text(text: str, style: str = "") -> Text:

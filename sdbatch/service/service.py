@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 from sdbatch.config import sources
 from sdbatch.config.settings import Settings
-from sdbatch.engine.protocol import Draw, Engine, Failed, Finished, Halted, Loaded, Tick
+from sdbatch.engine.protocol import Draw, Engine, Failed, Finished, Halted, Loaded, StagedSample, Stepped, Tick
 from sdbatch.engine.seats import Died, Dropped, Heard, Seat, Seats
 from sdbatch.errors import Cancelled, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
 from sdbatch.messages import Message, packed_within
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.service.job_loader import JobLoader
+from sdbatch.service.outlook import Outlook
 from sdbatch.service.readiness import Readiness
 from sdbatch.service.repeats import Repeats
 from sdbatch.service.run import Run, Stage, Steps
@@ -33,7 +34,7 @@ from sdbatch.spool import attempts, handover, retention, status_reader
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.late_writes import LateWrites
-from sdbatch.spool.publish import Names, Publisher
+from sdbatch.spool.publish import Names, Publisher, is_placed
 from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
@@ -80,6 +81,7 @@ class Service:
         self.readiness = Readiness(root, self.seats, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.index_writer = IndexWriter(root)
+        self.outlook = Outlook(root)
         self.late_writes = LateWrites(root, self.spool, self.inbox)
         self.runs: dict[str, Run] = {}  # jobs in flight by their ids, the oldest first
         self.at_hand: Run | None = None  # the next, parsed; a convenience: to the folders it is claimed, no more
@@ -115,6 +117,7 @@ class Service:
             self._heed(event)
             if self.stop_requested:
                 self.drop_all()
+        self._heed_silence(clock().mono)
         self._finish_drawn()
         if not self.runs and not self._is_busy:
             self._tell(clock(), state=self._state())
@@ -126,6 +129,7 @@ class Service:
         source, parsed = self.job_loader.read(run.claim)
         while self.runs and self.job_loader.may_need_others(parsed):
             yield Stage.BEHIND
+            self.spool.raise_if_cancelled(run.claim)
         run.task = task = self.job_loader.find_files(source, parsed, run.claim, self.clock().mono)
         self.scheduler.waiting.pop(run.id, None)
         yield Stage.PARSED
@@ -163,8 +167,10 @@ class Service:
                 self._fail(claim, error.message, self.clock(), is_cancelled=isinstance(error, Cancelled))
             case RendererDied():
                 self._retry(run, error.message, self.clock())
+                self._put_back()  # it may come before that, or be what that waits for
             case Stopped():
                 self.scheduler.refund_attempt(claim, run.attempts)
+                self._put_back()
             case TemporarilyUnavailable():
                 self.scheduler.defer(claim, self.clock().mono, error.message)
             case OSError():
@@ -210,6 +216,10 @@ class Service:
     def _fill(self) -> None:
         """Give each free seat the job whose turn it is, and prepare one more for the next free seat."""
         while self.seats.free() and (run := self._next()) and (seat := self._seat_for(run)):
+            if self._may_fare_better(run, seat):
+                self._put_back()
+                self.scheduler.defer(run.claim, self.clock().mono)
+                continue
             self._prepare(run)
             if run is self.at_hand:
                 run.seat, self.at_hand, self.runs[run.id] = seat, None, run
@@ -262,14 +272,16 @@ class Service:
         return self.settings.order != "strict" and not any(need_it)
 
     def _suits(self, seat: Seat, run: Run) -> bool:
-        """Whether a job may share the seat: same weights, none that must be alone, no last attempt where it crashed."""
+        """Whether a job may share the seat: same weights, and none that must be alone."""
         if any(self.runs[job_id].weights != run.weights for job_id, is_sampled in seat.jobs.items() if is_sampled):
             return False
-        if seat.jobs and any(other.claim.alone for other in (run, *(self.runs[job_id] for job_id in seat.jobs))):
-            return False
+        return not seat.jobs or not any(r.claim.alone for r in (run, *(self.runs[job_id] for job_id in seat.jobs)))
+
+    def _may_fare_better(self, run: Run, seat: Seat) -> bool:
+        """Whether a job's last attempt would be where it crashed, and it did not on another seat, which is busy."""
         is_last = run.attempts >= self.settings.max_attempts - 1
-        others = (other for other in self.seats if other.is_ready and run.id not in other.victims)
-        return not (is_last and run.id in seat.victims and any(others))
+        others = (other.is_ready and run.id not in other.victims for other in self.seats)
+        return is_last and run.id in seat.victims and any(others)
 
     def _heed(self, event: Heard) -> None:
         """Handle one event of the engine, and do all other work."""
@@ -277,7 +289,8 @@ class Service:
         now = self.clock()
         if (run := self.runs.get(event.job_id)) is not None and run.stage is Stage.DRAWING:
             self._advance(run, event)
-        self._heed_silence(now.mono)
+        if isinstance(event, Tick):
+            self._heed_silence(now.mono)
         drawing = [run.drawing for run in self.runs.values() if run.drawing]
         if not isinstance(event, Tick) or all(each.loaded is None for each in drawing):
             self.manager.feed(now.mono)  # a loading tells of nothing; hang_seconds bounds it
@@ -291,7 +304,10 @@ class Service:
                 files.mark(self.spool.folder(claim) / HALT)
 
     def _heed_silence(self, now: float) -> None:
-        """The renderer checks for cancel between steps. While it loads or hangs, the service checks, and stops it."""
+        """The renderer checks for cancel between steps. While it loads or hangs, the service checks, and stops it.
+
+        Only once everything that was told is heard: this loop itself may have waited long for a disk.
+        """
         limit = self.settings.hang_seconds
         for run in [*self.runs.values()]:
             if run.seat is None or run.drawing is None or run.stage is not Stage.DRAWING:
@@ -422,7 +438,7 @@ class Service:
         """Let the job's seat generate the missing images, and handle the events about them."""
         assert run.seat is not None, "the loop chose one"
         self.spool.raise_if_cancelled(run.claim)
-        run.drawing = Drawing(self.clock().wall, self.clock().mono)
+        run.drawing = Drawing(self.clock().wall, self.clock().mono, drawn=draw.start_at)
         self.seats.draw(run.seat, draw, run.model)
         self._log(run.claim).info("drawing", pictures=task.total, seat=run.seat.name)
         while run.drawing.finished is None:
@@ -441,7 +457,7 @@ class Service:
         count = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
         if count >= self.settings.max_attempts:
             raise RendererDied("or the service itself did")
-        staging = attempts.begin(folder)
+        run.attempts, staging = count, attempts.begin(folder)
         self.spool.note(claim, attempts=count + 1, staged=start_at, drawn_from=origin, attempt=staging.name)
         self.scheduler.owed.pop(claim.id, None)
         return Draw(
@@ -468,7 +484,7 @@ class Service:
         self._log(claim).info("drawn from the beginning: what it is drawn from was changed")
         attempts.settle(folder)
         for staged, name in (claim.outputs or {}).items():
-            if files.same_content(folder / staged, task.outdir / name):
+            if is_placed(folder / staged, task.outdir / name):
                 files.delete(task.outdir / name)
         attempts.drop(folder)
         self.spool.note(claim, outputs=None, staged=0)
@@ -495,7 +511,10 @@ class Service:
             case Failed():
                 self.spool.raise_if_cancelled(claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
-        drawing.note(task, event, self.clock().mono)
+        before, now = drawing.drawn, self.clock().mono
+        drawing.note(task, event, now)
+        if isinstance(event, Stepped | StagedSample):
+            self.outlook.pace.note(self.outlook.work_of(task.job, drawing.drawn - before), now)
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
         """Publish the images in the output folder, under names that were written down first."""
@@ -616,7 +635,18 @@ class Service:
     def _queue(self) -> status_reader.Facts:
         ids = status_reader.claimed(self.root, self.runs)
         settling, held = self.inbox.unsettled, len(self.scheduler.waiting)
-        return status_reader.queue_of(len(ids), len(self.inbox.queue), settling, held, self.scheduler.line(ids))
+        line = status_reader.queue_of(len(ids), len(self.inbox.queue), settling, held, self.scheduler.line(ids))
+        queue = self.outlook.told(line, ids, self.inbox)
+        return queue | {"eta_seconds": self._time_for(queue.pop("work"))}
+
+    def _time_for(self, work: float | None) -> int | None:
+        """Seconds for so much and for what is in flight; None while it is unknown, or nothing is drawn."""
+        drawn = [(run.task, run.drawing) for run in self.runs.values() if run.task and run.drawing]
+        if work is None or self.readiness.problem or not (work or drawn):
+            return None
+        work += sum(self.outlook.work_of(task.job, task.total - drawing.drawn) for task, drawing in drawn)
+        now, seconds = self.clock().mono, self.outlook.pace.seconds_for(work)
+        return seconds and max(seconds, *(drawing.estimate.seconds_left(now) or 0 for _, drawing in drawn))
 
 
 def _of_file(error: OSError) -> str:

@@ -82,6 +82,7 @@ class Drawing:
     loaded: Loaded | None = None
     finished: Finished | None = None
     stepped: Stepped | None = None  # the last
+    drawn: float = 0  # pictures, with fractions
     estimate: ProgressEstimate = field(default_factory=ProgressEstimate)
 
     def note(self, task: Task, event: Event, now: float) -> None:
@@ -92,9 +93,11 @@ class Drawing:
                 self.loaded = event
             case Stepped():
                 self.stepped = event
+                self.drawn = max(self.drawn, task.drawn_at(event))
                 self.estimate.update(task.drawn_at(event), task.total, now)
             case StagedSample():
                 self.samples.append(event)
+                self.drawn = max(self.drawn, len(self.samples))
             case StagedGrid():
                 self.grids.append(event)
             case Finished():
@@ -107,14 +110,14 @@ class Drawing:
         return {
             "id": task.claim.id,
             "name": task.job.name,
-            "prompt": _short(task.job.prompt or (task.lines or [""])[0]),
+            "prompt": short(task.job.prompt or (task.lines or [""])[0]),
             "attempt": task.claim.attempts,
             "started_at": self.started.isoformat(timespec="seconds"),
             "pictures_done": done,
             "pictures": task.total,
             "step": step and -(-step.step // order),
             "steps": step and -(-step.steps // order),
-            "fraction": round(max(done, task.drawn_at(step) if step else 0) / task.total, 3),
+            "fraction": round(self.drawn / task.total, 3),
             "eta_seconds": (left or None) if done < task.total else left,  # the time for decoding is unknown
         }
 
@@ -150,7 +153,7 @@ def manifest_of(
                 seed=task.job.seeds_of(s.index)["seed"],
                 iteration=s.iteration,
                 index=s.index,
-                prompt=None if task.lines is None else _short(s.prompt),
+                prompt=None if task.lines is None else short(s.prompt),
                 published=published[s.file],
             )
             for s in drawing.samples
@@ -221,6 +224,6 @@ def _quick_fingerprint(path: Path) -> str:
     return f"{size}-{hashlib.sha256(b''.join(ends)).hexdigest()}"
 
 
-def _short(prompt: str) -> str:
+def short(prompt: str) -> str:
     """A shortened prompt: a manifest is a job file with limited size; the image contains the whole prompt."""
     return prompt if len(prompt) <= SHORT_PROMPT else prompt[: SHORT_PROMPT - 3] + "..."

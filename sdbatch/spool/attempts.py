@@ -65,8 +65,13 @@ def drop(folder: Path) -> None:
 
 def count_staged(folder: Path) -> int:
     """How many samples of a job lie there without a gap from the first on."""
-    names = {path.name for place in (folder, *_attempts(folder)) for path in _samples(place)}
+    names = staged(folder)
     return next(i for i in range(len(names) + 1) if f"{i:05}.png" not in names)
+
+
+def staged(folder: Path) -> dict[str, Path]:
+    """The samples of a job that are complete, by their names; any may be moved at any time."""
+    return {path.name: path for place in (folder, *_attempts(folder)) for path in _samples(place)}
 
 
 def _attempts(folder: Path) -> list[Path]:

@@ -65,7 +65,7 @@ class Publisher:
             try:
                 files.place(source, target)
             except FileExistsError:
-                if not files.same_content(source, target):
+                if not is_placed(source, target):
                     self._numbers.clear()  # a coarse clock hid somebody's change
                     names = names | self.choose_names(outdir, left)
                     write_down(names)
@@ -108,6 +108,15 @@ class Publisher:
             ours = max((int(match[1]) + 1 for match in matches if match), default=0)
             number = max(ours, self._numbers[folder, pattern][1])
             self._numbers[folder, pattern] = (folder.stat().st_mtime_ns, number)
+
+
+def is_placed(source: Path, target: Path) -> bool:
+    """Whether `target` is the published `source`.
+
+    A copy of it also counts: that is what there is after a stop where the filesystem has no hard links, and in a copied
+    root. But a file with two names that is another one belongs to a job with the same parameters.
+    """
+    return files.same_content(source, target) and (source.samefile(target) or target.stat().st_nlink == 1)
 
 
 def make_outdir(outdir: Path, grid_alone: bool) -> Path:

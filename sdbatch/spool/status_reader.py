@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from heapq import nsmallest
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sdbatch.errors import Cancelled, JobError
@@ -28,6 +28,7 @@ RESTING = Message("outside its hours")  # the state of a service that waits for 
 STATES = (  # what else `state` may be
     *(Message("starting"), Message("idle"), Message("drawing"), Message("paused"), Message("stopped")),
     *(Message("waiting for files"), Message("waiting for the inbox")),
+    *(Message("benched"), Message("down")),  # and a seat's
 )
 SHOWN = 20  # of the queue
 MOST_GLANCES = 500  # files that are looked into for their priority
@@ -92,6 +93,11 @@ def read_status(root: Root) -> Facts:
     return facts if isinstance(facts, dict) else {}
 
 
+def model_of(seat: Facts) -> str:
+    """The checkpoint that a seat has loaded, with its folder, as many are named model.ckpt."""
+    return "/".join(PurePath(str(seat["model"])).parts[-2:]) if seat.get("model") else ""
+
+
 def is_running(facts: Facts, now: datetime) -> bool:
     """Judged by its last write. A process id means something only on the same machine."""
     age = seconds_since(facts.get("updated_at"), now)
@@ -107,7 +113,8 @@ def queue(root: Root, said: Facts, jobs: Iterable[Facts], waiting: set[str], las
     `jobs` are in flight. `last` are ids and names that the service skips for now.
     """
     ids, last = claimed(root, [str(job["id"]) for job in jobs]), set(last)
-    arrived = {name: number for number, name in enumerate(_told_files(said))}
+    told = _told_entries(said)
+    arrived = {name: number for number, name in enumerate(told)}
     is_glanced = len(waiting) <= MOST_GLANCES
 
     def ranked(name: str) -> QueueEntry:
@@ -123,17 +130,19 @@ def queue(root: Root, said: Facts, jobs: Iterable[Facts], waiting: set[str], las
     line = in_order((QueueEntry("id", *entry) for entry in known), files_there)
     rest = [("id", name) for name in ids if name in last] + [("file", name) for name in sorted(waiting & last)]
     settling, held = (said[key] if isinstance(said.get(key), int) else 0 for key in ("settling", "waiting_for_files"))
-    told = chain(((entry.kind, entry.name) for entry in line), rest)
-    return queue_of(len(ids), max(0, len(waiting) - settling), settling, held, told)
+    names = chain(((entry.kind, entry.name) for entry in line), rest)
+    found = queue_of(len(ids), max(0, len(waiting) - settling), settling, held, names)
+    found["next"] = [told.get(entry.get("file") or entry["id"], {}) | entry for entry in found["next"]]
+    figures = {key: said.get(key) for key in ("pictures", "eta_seconds")}
+    return found | {key: figure if isinstance(figure, int) else None for key, figure in figures.items()}
 
 
-def _told_files(said: Facts) -> Iterator[str]:
-    """The names of waiting files, in the order of the service."""
+def _told_entries(said: Facts) -> dict[str, Facts]:
+    """What the service told of waiting jobs and files, by their names, in its order."""
     order = said.get("next")
-    for entry in order if isinstance(order, list) else []:
-        name = entry.get("file") if isinstance(entry, dict) else None
-        if isinstance(name, str):
-            yield name
+    entries = [entry for entry in order if isinstance(entry, dict)] if isinstance(order, list) else []
+    named = ((entry.get("file") or entry.get("id"), entry) for entry in entries)
+    return {name: entry for name, entry in named if isinstance(name, str)}
 
 
 def queue_of(claimed: int, ready: int, settling: int, held: int, line: Iterable[tuple[str, str]]) -> Facts:

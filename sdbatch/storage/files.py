@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sdbatch.messages import Message
-from sdbatch.storage.safe_open import open_folder
+from sdbatch.storage.safe_open import held, open_folder
 
 BUSY_PREFIX = ".sdbatch-"  # unfinished files of ours: hidden, and safe to delete where nothing runs
 
@@ -94,11 +94,8 @@ def _create_file(path: Path, folder: int) -> BinaryIO:
 def sync_dir(folder: Path) -> None:
     """Make the names in a folder durable."""
     _step("sync_dir", folder)
-    handle = open_folder(folder, os.O_RDONLY)
-    try:
+    with held(open_folder(folder, os.O_RDONLY)) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def make_dir(folder: Path, *, durable: bool = True) -> None:
@@ -125,11 +122,9 @@ def make_shared_dir(folder: Path, mode: int) -> None:
     with _at(folder) as (name, above):
         os.mkdir(name, dir_fd=above)
         handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
-    try:
-        with suppress(PermissionError):  # the page's unit may not ask for the setgid bit, which is inherited anyway
-            os.fchmod(handle, mode)
-    finally:
-        os.close(handle)
+    # The page's unit may not ask for the setgid bit, which is inherited anyway.
+    with held(handle), suppress(PermissionError):
+        os.fchmod(handle, mode)
 
 
 def mark(path: Path) -> None:
@@ -174,15 +169,11 @@ def link_to(target: Path, path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Delete the drafts that killed processes left in a folder; only where nobody else writes any."""
-    with suppress(FileNotFoundError):
-        handle = open_folder(folder, os.O_RDONLY)
-        try:
-            for name in os.listdir(handle):  # noqa: PTH208 - a handle is no Path
-                if name.startswith(BUSY_PREFIX):
-                    with suppress(FileNotFoundError, IsADirectoryError):
-                        os.unlink(name, dir_fd=handle)
-        finally:
-            os.close(handle)
+    with suppress(FileNotFoundError), held(open_folder(folder, os.O_RDONLY)) as handle:
+        for name in os.listdir(handle):  # noqa: PTH208 - a handle is no Path
+            if name.startswith(BUSY_PREFIX):
+                with suppress(FileNotFoundError, IsADirectoryError):
+                    os.unlink(name, dir_fd=handle)
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int | None = None) -> None:
@@ -265,12 +256,9 @@ def open_lock(path: Path) -> int:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Only one process at a time runs the block. The kernel releases the lock in any case; the file stays."""
-    handle = open_lock(path)
-    try:
+    with held(open_lock(path)) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
 
 
 def draft_of(path: Path) -> Path:

@@ -8,6 +8,8 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdbatch.messages import Message
@@ -30,6 +32,15 @@ class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+@contextmanager
+def held(handle: int) -> Iterator[int]:
+    """A handle that is closed at the end of the block."""
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
 def open_folder(path: Path, flags: int = _PASS) -> int:
     """A handle of a folder, in which names are then created, changed and deleted.
 
@@ -44,13 +55,11 @@ def open_folder(path: Path, flags: int = _PASS) -> int:
     except OSError as error:
         if error.errno not in {errno.ELOOP, *_CANT}:
             raise OSError(error.errno, error.strerror, str(path)) from error
-    handle = _follow(path)
-    try:
-        return os.open(".", flags, dir_fd=handle)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        os.close(handle)
+    with held(_follow(path)) as handle:
+        try:
+            return os.open(".", flags, dir_fd=handle)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _follow(path: Path) -> int:
@@ -91,15 +100,13 @@ def open_beneath(folder: Path, relative: str) -> int:
     Raises:
         OSError: EXDEV or ELOOP if it leads out of `folder`; else as `os.open` does.
     """
-    base = open_folder(folder)
-    try:
-        return _openat2(base, relative, _READ, _BENEATH | _NO_MAGICLINKS)
-    except OSError as error:
-        if error.errno not in _CANT:
-            raise
-        return _open_by_steps(base, relative)
-    finally:
-        os.close(base)
+    with held(open_folder(folder)) as base:
+        try:
+            return _openat2(base, relative, _READ, _BENEATH | _NO_MAGICLINKS)
+        except OSError as error:
+            if error.errno not in _CANT:
+                raise
+            return _open_by_steps(base, relative)
 
 
 def open_below(base: int, relative: str, flags: int) -> int:

@@ -18,6 +18,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from sdbatch.storage import files
 from sdbatch.storage.file_names import JOB_LOG
+from sdbatch.storage.safe_open import held
 from sdbatch.telemetry import journal
 
 Log = structlog.stdlib.BoundLogger
@@ -96,11 +97,8 @@ class _JobLines:
 
 def _append(path: Path, line: bytes) -> None:
     """Append in one write, so that a line is complete or missing; never through a link."""
-    handle = files.open_to_append(path)
-    try:
+    with held(files.open_to_append(path)) as handle:
         os.write(handle, line)
-    finally:
-        os.close(handle)
 
 
 def _to_journal(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

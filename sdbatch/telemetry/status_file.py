@@ -20,7 +20,7 @@ MIN_INTERVAL = 1.0  # seconds
 class StatusFile:
     """Keeps the facts and writes them atomically, at most once a second. The file may be lost, so it is not synced.
 
-    `watcher` gets the facts each time they change.
+    `watcher` gets the facts each time they change; those that read the disk, as they were written last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,6 +33,7 @@ class StatusFile:
             "version": __version__,
         }
         self._written = float("-inf")
+        self._asked: dict[str, Any] = {}
 
     def tell(self, mono: float, wall: datetime, *, at_once: bool = False, **facts: Any) -> None:
         """Set facts. They are written now, or with the next call after a second.
@@ -43,13 +44,14 @@ class StatusFile:
         since = self.facts.get("problem_since") or wall.isoformat(timespec="seconds")
         self.facts["problem_since"] = since if self.facts.get("problem") else None
         if self.watcher is not None:
-            self.watcher(self.facts)
+            self.watcher({n: self._asked.get(n) if callable(fact) else fact for n, fact in self.facts.items()})
         if not at_once and mono - self._written < MIN_INTERVAL:
             return
         self._written = mono
         self.facts["updated_at"] = wall.isoformat(timespec="seconds")
         systemd.notify(STATUS=self.sentence())
         told = {name: _asked(fact) for name, fact in self.facts.items()}
+        self._asked = {name: told[name] for name, fact in self.facts.items() if callable(fact)}
         told["messages"] = packed_within(told)
         with suppress(OSError):  # a full disk is reported elsewhere
             files.write_atomically(self.path, json.dumps(told, indent=1).encode(), durable=False)
@@ -61,7 +63,9 @@ class StatusFile:
             left = f", {duration(job['eta_seconds'])} left" if job.get("eta_seconds") is not None else ""
             held = f"; a job waits: {problem}" if problem else ""
             name = job["name"] or job["id"]
-            return f"{state} {name}: {job['pictures_done']} of {job['pictures']} pictures{left}{held}"
+            others = len(self.facts.get("jobs") or [job]) - 1
+            more = f" and {others} more" if others else ""
+            return f"{state} {name}{more}: {job['pictures_done']} of {job['pictures']} pictures{left}{held}"
         return f"{state}: {problem}" if problem else str(state)
 
 

@@ -9,7 +9,7 @@ from io import BufferedReader, BytesIO
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from flask import Blueprint, Response, abort, make_response, render_template, request, send_file, url_for
+from flask import Blueprint, Response, abort, make_response, redirect, render_template, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
 from werkzeug.wsgi import wrap_file
 
@@ -27,6 +27,8 @@ AT_ONCE = 60  # thumbnails
 MOST_AT_ONCE = 20 * AT_ONCE  # for a visitor who returns to a scrolled page
 ASKED = ("words", "kind", "ckpt", "since", "seed", "failed")  # what a search can be narrowed by
 KEPT_SECONDS = 86400  # by browsers: pictures do not change, but for a name in outputs/ that is drawn anew
+DRAWN_SECONDS = 60  # by browsers: a job that is tried again may be drawn anew
+GONE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'
 FAMILY = 50  # jobs of a lineage
 MOST = 2**63 - 1  # what a column of the index holds
 
@@ -132,6 +134,27 @@ def thumbnail(path: str) -> AnyResponse:
     except JobError:
         abort(404)
     return send_file(kept, "image/jpeg", max_age=KEPT_SECONDS)
+
+
+@pages.get("/drawn/<job>/<name>")
+def show_drawn(job: str, name: str) -> AnyResponse | str:
+    """A picture of a job in flight, large; once the job is done, the page of the picture."""
+    path = thumbnails.path_of_drawn(site().root, job, name)
+    if site().history.picture(path) is not None:
+        return redirect(url_for("pictures.show", path=path))
+    return render_template("drawn.html", job=job, name=name)
+
+
+@pages.get("/drawn/<job>/<name>/<any(small, large):size>")
+def drawn(job: str, name: str, size: str) -> AnyResponse:
+    """The picture itself; where it is gone by now, an empty one."""
+    for _ in range(thumbnails.MOVES):  # it may be moved between the look and the opening
+        with suppress(FileNotFoundError):
+            path = thumbnails.path_of_drawn(site().root, job, name)
+            answer = file(path) if size == "large" else thumbnail(path)
+            answer.cache_control.max_age = DRAWN_SECONDS
+            return answer
+    return Response(GONE, mimetype="image/svg+xml", headers={"Cache-Control": "no-store"})
 
 
 @pages.post("/follow-up")

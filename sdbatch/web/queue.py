@@ -1,4 +1,4 @@
-"""The queue: the running job, waiting jobs, failures, and the buttons of client/control.py."""
+"""The queue: jobs in flight, devices, waiting jobs, failures, and the buttons of client/control.py."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ from flask import Blueprint, render_template, request
 from werkzeug.wrappers import Response
 
 from sdbatch.client import control
-from sdbatch.spool import job_names, status_reader
+from sdbatch.spool import attempts, job_names, status_reader
 from sdbatch.spool.status_reader import seconds_since
 from sdbatch.web.site import done, site
 
@@ -58,13 +58,21 @@ def retry() -> Response:
     return done(lambda: control.retry(site().root, request.form.get("job", "")), "queue.show")
 
 
+def _drawn(job: str) -> list[str]:
+    """The last pictures of a job in flight, the newest first."""
+    return [] if "/" in job else sorted(attempts.staged(site().root.running / job), reverse=True)[:LATEST]
+
+
 def _facts() -> dict[str, object]:
     now = datetime.now(UTC)
     site().catch_up()
+    facts = status_reader.read_overview(site().root, now)
     return {
         "latest": site().history.search(limit=LATEST),
         "stale": site().stale,
-        "facts": status_reader.read_overview(site().root, now),
+        "facts": facts,
+        "drawn": {str(job["id"]): _drawn(str(job["id"])) for job in facts["jobs"]},
+        "model_of": status_reader.model_of,
         "files": job_names.numbers_of_split_files(site().root.running),
         "failed_files": job_names.numbers_of_split_files(site().root.failed),
         "is_paused": site().root.pause.exists(),

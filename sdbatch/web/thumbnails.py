@@ -14,14 +14,17 @@ from threading import BoundedSemaphore
 
 from sdbatch.errors import JobError
 from sdbatch.imaging.strip_metadata import strip_metadata
+from sdbatch.spool import attempts
+from sdbatch.spool.attempts import ATTEMPT
 from sdbatch.storage import files
-from sdbatch.storage.root import Root
+from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.storage.safe_open import open_beneath
 
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 # Handed out as text to be saved, never shown: what lies directly in a done job's folder, and setup.json in outputs/.
 RECORDS = (".yaml", ".yml", ".json", ".jsonl")
 SETUP = re.compile(r"setup(-\d+)?\.json")
+MOVES = 3  # of a picture: to another attempt, out of it, and with its job
 SIDE = 320  # pixels: twice what a phone shows
 MOST_IN_BUCKET = 200  # of 256 buckets: some 50,000 thumbnails, under a gigabyte
 _DRAWING = BoundedSemaphore(2)  # pictures are decoded whole
@@ -60,11 +63,29 @@ def _place(root: Root, path: str) -> tuple[Path, str]:
             return root.done, "/".join(below)
         case ["jobs", "done", job, name] if name.lower().endswith(RECORDS):
             return root.done, f"{job}/{name}"
-        case ["jobs", "failed", _, "samples", name] if name.endswith(".png"):
-            return root.failed, "/".join(parts[2:])
+        case ["jobs", "running" | "failed" as place, _, *attempt, "samples", name] if name.endswith(".png") and all(
+            part.startswith(ATTEMPT) for part in attempt
+        ):
+            return getattr(root, place), "/".join(parts[2:])
         case ["jobs", "failed", _, "inputs", name] if name.startswith("init_img.") and _is_picture(name):
             return root.failed, "/".join(parts[2:])
     raise FileNotFoundError(path)
+
+
+def path_of_drawn(root: Root, job: str, name: str) -> str:
+    """Where a picture of a job lies now: it is moved when its attempt ends, and when its job does.
+
+    Raises:
+        FileNotFoundError: it lies nowhere.
+    """
+    if {job, name} & {"", ".", ".."} or "/" in job + name or "\0" in job + name:
+        raise FileNotFoundError(name)
+    for _ in range(MOVES + 1):  # it may be moved on while it is looked for
+        ended = (place / job / SAMPLES / name for place in (root.done, root.failed))
+        for path in filter(None, (attempts.staged(root.running / job).get(name), *ended)):
+            if path.is_file():
+                return path.relative_to(root.path).as_posix()
+    raise FileNotFoundError(name)
 
 
 def _is_picture(name: str) -> bool:
