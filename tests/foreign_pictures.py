@@ -56,6 +56,7 @@ INVOKE_2: dict[str, Any] = {
               "threshold": 0.0, "perlin": 0.0, "height": HEIGHT, "width": WIDTH, "seed": SEED, "seamless": False,
               "hires_fix": False, "type": "txt2img", "postprocessing": None, "sampler": "ddim", "variations": []},
 }  # fmt: skip
+DREAM = f'"{PROMPT} [{NEGATIVE}]" -s {STEPS} -S {SEED} -W {WIDTH} -H {HEIGHT} -C {CFG} -A ddim'
 NOVEL: dict[str, Any] = {
     "prompt": PROMPT, "steps": STEPS, "height": HEIGHT, "width": WIDTH, "scale": CFG, "uncond_scale": 1.0,
     "cfg_rescale": 0.0, "seed": SEED, "n_samples": 1, "sm": False, "sampler": "ddim", "uc": NEGATIVE,
@@ -94,7 +95,8 @@ PNGS: dict[str, dict[str, str]] = {
     "SwarmUI": {"parameters": json.dumps(SWARM, indent=2)},
     "InvokeAI": {"invokeai_metadata": json.dumps(INVOKE), "invokeai_graph": "{}"},
     "InvokeAI 3": {"invokeai_metadata": json.dumps(INVOKE_3)},
-    "InvokeAI 2": {"sd-metadata": json.dumps(INVOKE_2)},
+    "InvokeAI 2": {"sd-metadata": json.dumps(INVOKE_2), "Dream": DREAM},
+    "InvokeAI 1": {"Dream": DREAM},
     "NovelAI": {"Title": "AI generated image", "Description": PROMPT, "Software": "NovelAI",
                 "Source": "Stable Diffusion 1D44365E", "Comment": json.dumps(NOVEL)},
     "ComfyUI": {"prompt": json.dumps(COMFY), "workflow": json.dumps(WORKFLOW)},

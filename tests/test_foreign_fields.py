@@ -47,6 +47,13 @@ from sdbatch.job.parameters import Img2Img, Txt2Img
         ("dtype", "precision"),
         ("noise_seed", "seed"),
         ("n_prompt", "negative_prompt"),
+        ("wdith", "W"),
+        ("heigth", "H"),
+        ("hight", "H"),
+        ("guidence_scale", "scale"),
+        ("denoising_strenght", "strength"),
+        ("num_inference_step", "ddim_steps"),
+        ("sampling_setps", "ddim_steps"),
         ("output_file", "outdir"),
         ("picture", "init_img"),
         ("subseed_strength", "variation_strength"),
@@ -59,25 +66,22 @@ def test_the_hint_is_the_field_of_that_meaning(given: str, field: str) -> None:
     assert said.endswith(f"there is no such field; did you mean {field}?")
 
 
-NOT_HERE = "there is no upscaling, face restoration, tiling, inpainting, refiner or extension here"
-
-
 @pytest.mark.parametrize(
     ("given", "why"),
     [
         ("use_karras_sigmas", "the sampler is set by sampler and schedule"),
-        ("seed_resize_from_h", NOT_HERE),
+        ("seed_resize_from_h", "a seed is not resized here"),
         ("style", "there are no styles here; write their text into prompt and negative_prompt"),
         ("styles", "there are no styles here"),
         ("embeddings", "embeddings are named in the prompt, with prompt_syntax: webui"),
-        ("enable_hr", NOT_HERE),
-        ("hr_scale", NOT_HERE),
-        ("restore_faces", NOT_HERE),
-        ("tiling", NOT_HERE),
-        ("mask", NOT_HERE),
-        ("inpainting_fill", NOT_HERE),
-        ("controlnet_units", NOT_HERE),
-        ("refiner_switch_at", NOT_HERE),
+        ("enable_hr", "images are not upscaled here"),
+        ("hr_scale", "images are not upscaled here"),
+        ("restore_faces", "faces are not restored here"),
+        ("tiling", "there is no tiling here"),
+        ("mask", "there is no inpainting here"),
+        ("inpainting_fill", "there is no inpainting here"),
+        ("controlnet_units", "there are no extensions here"),
+        ("refiner_switch_at", "a job has one model"),
         ("device", "this is a setting of the service, not of a job"),
         ("output_format", "images are PNG files"),
     ],
@@ -106,15 +110,29 @@ def test_every_hint_is_a_field_and_no_field_is_foreign() -> None:
     assert {field for given in ("width", "cfg", "eta") for field in [foreign_fields.same_field(given)]} <= fields
 
 
-def test_each_field_of_a_job_of_the_web_uis_gets_its_hint() -> None:
-    job = {"prompt": "a", "styles": [], "sampler_name": "Euler a", "steps": 20, "cfg_scale": 7, "width": 512}
+def test_a_job_of_the_web_uis_is_known_as_one() -> None:
+    job = {
+        "prompt": "a",
+        "negative_prompt": "b",
+        "styles": [],
+        "seed": -1,
+        "sampler_name": "Euler a",
+        "batch_size": 1,
+        "n_iter": 1,
+        "steps": 20,
+        "cfg_scale": 7,
+        "width": 512,
+        "height": 512,
+        "enable_hr": False,
+        "override_settings": {},
+        "alwayson_scripts": {},
+    }
     said = read_error(json.dumps(job, indent=1), "job.json").split("\n")
-    assert [line.rpartition("; ")[2] for line in said] == [
-        "write their text into prompt and negative_prompt",
-        "did you mean sampler?",
-        "did you mean scale?",
-        "did you mean W?",
-    ]
+    assert said[0] == "line 1: this is a request of the web UIs' HTTP API; its fields have other names here"
+    assert any("cfg_scale: there is no such field; did you mean scale?" in line for line in said)
+    job = {"init_images": ["iVBORw0KGgo"], "denoising_strength": 0.5, "prompt": "a"}
+    assert "HTTP API" in read_error(json.dumps(job), "job.json")
+    assert "HTTP API" not in read_error('{"prompt": "a", "steps": 5, "width": 512}', "job.json")
 
 
 @pytest.mark.parametrize(

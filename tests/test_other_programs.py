@@ -285,10 +285,12 @@ def grows_evenly(act: Callable[[int], Callable[[], object]], most: int) -> bool:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.parametrize("keyword", ["parameters", "Comment"])
+@pytest.mark.parametrize("keyword", ["parameters", "Dream", "Comment"])
 def test_a_texts_time_grows_with_its_length(name: str, keyword: str) -> None:
     def act(length: int) -> Callable[[], object]:
         texts = {keyword: TEXTS[name](length), "Description": "a"}
+        if keyword == "Dream":
+            texts["Dream"] = f'"{texts["Dream"]}" -s 1 {texts["Dream"]}'
 
         def read() -> None:
             told = other_programs.read(texts)

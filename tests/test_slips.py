@@ -91,10 +91,10 @@ def test_a_very_long_prompt_is_shown_in_part() -> None:
         ("prompt\uff1aa cat\nseed: 5\n", "line 1: prompt: a full-width colon; write prompt: a cat"),
         ("prompt = a cat\nseed = 5\n", "line 1: a job is fields and values"),
         ("prompt: a\nseed = 5\n", "line 2: seed: use a colon and a space, not =; write seed: 5"),
-        ("prompt:\xa0a cat\nseed: 5\n", "line 1: an invisible character (U+00A0) in place of a space"),
-        ("prompt: a\nseed:\xa05\nH: 64\n", "line 2: an invisible character (U+00A0) in place of a space"),
-        ("prompt: a\n\xa0seed: 5\n", r"line 2: \xa0seed: the name contains an invisible character (U+00A0)"),
-        ("prompt: a\n\u200bseed: 5\n", r"line 2: \u200bseed: the name contains an invisible character (U+200B)"),
+        ("prompt:\xa0a cat\nseed: 5\n", "line 1: a non-breaking space (U+00A0) in place of a space"),
+        ("prompt: a\nseed:\xa05\nH: 64\n", "line 2: a non-breaking space (U+00A0) in place of a space"),
+        ("prompt: a\n\xa0seed: 5\n", r"line 2: \xa0seed: the name contains a non-breaking space (U+00A0); write seed"),
+        ("prompt: a\n\u200bseed: 5\n", r"line 2: \u200bseed: the name contains a zero-width space (U+200B); write"),
         ("prompt: a\nseed: 5\xa0\n", r'line 2: seed: "5\xa0" is not a whole number'),
         ("prompt: a\n\tseed: 5\n", "line 2: a tab at the start of the line; YAML needs spaces there"),
         ("\tprompt: a\n", "line 1: a tab at the start of the line; YAML needs spaces there"),
@@ -106,7 +106,7 @@ def test_a_slip_in_yaml_is_told_on_its_line(text: str, told: str) -> None:
 
 
 def test_a_number_among_what_nobody_sees_is_shown() -> None:
-    assert read_error("prompt: a\nseed: 5\xa0\n").endswith("it contains an invisible character (U+00A0): write 5")
+    assert read_error("prompt: a\nseed: 5\xa0\n").endswith("it contains a non-breaking space (U+00A0): write 5")
     assert read_error("prompt: a\nscale: 7,5\n").endswith("; write 7.5")
 
 
@@ -130,12 +130,17 @@ def test_what_is_good_yaml_is_none(text: str) -> None:
         ('{"prompt":\n\'a\'}', "line 2, column 1: this is not valid JSON: JSON needs double quotes"),
         ('{"prompt": "a",\n"plms": True}', "line 2, column 9: this is not valid JSON: write true, not True"),
         ('{"prompt": "a", "from_file": None}', "line 1, column 30: this is not valid JSON: write null, not None"),
-        ("{\u201cprompt\u201d: 1}", "line 1, column 2: this is not valid JSON: JSON needs double quotes"),
-        ('{"prompt": \u2018a\u2019}', "line 1, column 12: this is not valid JSON: JSON needs double quotes"),
+        ("{\u201cprompt\u201d: 1}", "line 1, column 2: this is not valid JSON: a curly quote \u201c; JSON needs"),
+        ('{"prompt": \u2018a\u2019}', "line 1, column 12: this is not valid JSON: a curly quote \u2018; JSON needs"),
+        ('{prompt: "a"}', 'line 1, column 2: this is not valid JSON: put the name in double quotes: "prompt"'),
+        ('{"prompt": a cat}', "line 1, column 12: this is not valid JSON: text goes in double quotes"),
         ('{"prompt": "a"\n"seed": 5}', "line 1, column 14: this is not valid JSON: a comma is missing after it"),
         ('{"seed": 5\n"prompt": "a"}', "line 1, column 10: this is not valid JSON: a comma is missing after it"),
         ('{"prompt"\uff1a"a"}', "line 1, column 10: this is not valid JSON: a full-width \uff1a; write :"),
-        ('{"prompt":\xa0"a"}', "line 1, column 11: this is not valid JSON: an invisible character (U+00A0)"),
+        ('{"prompt":\xa0"a"}', "line 1, column 11: this is not valid JSON: a non-breaking space (U+00A0)"),
+        ('{"prompt": "a\nb"}', "line 1, column 14: this is not valid JSON: text in JSON is on one line; write"),
+        ('{"outdir": "C:\\out"}', "line 1, column 15: this is not valid JSON: a backslash starts an escape in JSON"),
+        ('{"prompt": "a', "line 1, column 12: this is not valid JSON: the closing quote is missing"),
         ("prompt: a\n", "line 1, column 1: this is not valid JSON: it looks like YAML; name the file .yaml"),
     ],
 )  # fmt: skip
@@ -304,6 +309,13 @@ def test_fields_that_stand_apart_are_no_job_without_them() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("prompt: a\n  seed: 5\n", "line 2: seed: is indented more than the field above"),
+        ("H: 64\nprompt: a cat\n    seed: 5\nW: 64\n", "line 3: seed: is indented more than the field above"),
+        ("prompt: a cat\nand a dog\nseed: 5\n", 'line 2: "and a dog" has no colon'),
+        ("prompt: |\na cat\nseed: 5\n", 'line 2: "a cat" has no colon'),
+        ("prompt: a\nseed 5\n", 'line 2: "seed 5" has no colon'),
+        ("seed 5\nprompt: a\n", 'line 1: "seed 5" has no colon'),
+        ("prompt a cat\n", "line 1: a job is fields and values, such as `prompt: a blue truck`; a colon is"),
         ('"prompt": "a cat",\n"seed": 5\n', 'line 1: prompt: a comma follows; write "prompt": "a cat"'),
         ("H: 64\nprompt: 'a cat',\nseed: 5\n", "line 2: prompt: a comma follows; write prompt: 'a cat'"),
         ("```yaml\nprompt: a\n```\n", "line 1: ``` is not YAML"),
@@ -312,7 +324,7 @@ def test_fields_that_stand_apart_are_no_job_without_them() -> None:
         ("prompt: 'a', 'b'\n", "line 1: prompt: put the prompt in quotes: prompt: \"'a', 'b'\""),
     ],
 )  # fmt: skip
-def test_more_slips_in_yaml_are_named(text: str, told: str) -> None:
+def test_a_line_beside_the_others_is_told_for_what_it_is(text: str, told: str) -> None:
     assert read_error(text).startswith(told)
 
 
@@ -324,7 +336,13 @@ def test_the_number_that_was_meant_is_shown(value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ('```json\n{"prompt": "a"}\n```', "line 1, column 1: this is not valid JSON: ``` is not JSON"),
+        ('{"prompt": "say "hi" cat"}', "line 1, column 18: this is not valid JSON: a quote inside a text"),
         ('{"prompt": "a",, "seed": 5}', "line 1, column 16: this is not valid JSON: one comma too many; remove it"),
+        ('{"prompt": "a"; "seed": 5}', "line 1, column 15: this is not valid JSON: write a comma, not ;"),
+        ('{"prompt" = "a"}', "line 1, column 11: this is not valid JSON: write a colon, not ="),
+        ('{"prompt": "a", "scale": .5}', "line 1, column 26: this is not valid JSON: a number begins with a digit"),
+        ('{"prompt": "a", "seed": }', "line 1, column 25: this is not valid JSON: a value is missing before it"),
     ],
 )  # fmt: skip
 def test_more_slips_in_json_are_named(text: str, told: str) -> None:

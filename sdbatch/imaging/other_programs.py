@@ -1,7 +1,7 @@
 """Reads how other programs store the settings of an image, and returns an `Infotext`.
 
 stable-diffusion-webui and Forge write `parameters`, in JPEG and WebP the same as EXIF's UserComment; Fooocus and
-SwarmUI their own JSON under that name; InvokeAI `invokeai_metadata`, before that `sd-metadata`; NovelAI
+SwarmUI their own JSON under that name; InvokeAI `invokeai_metadata`, before that `sd-metadata` and `Dream`; NovelAI
 `Description` and a JSON `Comment`; ComfyUI its graph, as `prompt`; Easy Diffusion a text for each field. All of it is
 untrusted: JSON is used as far as it makes sense, and a graph is walked once.
 Long, as each of eight programs has a form of its own.
@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from sdbatch.imaging import infotext
@@ -37,6 +38,7 @@ _INVOKE = {**_COMMON, "scheduler": "Sampler", "sampler": "Sampler", "strength": 
 _NOVEL = {"steps": "Steps", "seed": "Seed", "scale": "CFG scale", "sampler": "Sampler"}
 _EASY = {"num_inference_steps": "Steps", "seed": "Seed", "guidance_scale": "CFG scale", "sampler_name": "Sampler",
          "use_stable_diffusion_model": "Model", "prompt_strength": "Denoising strength"}  # fmt: skip
+_DREAM = {"s": "Steps", "S": "Seed", "C": "CFG scale", "A": "Sampler", "f": "Denoising strength"}
 _COMFY = {"steps": "Steps", "seed": "Seed", "noise_seed": "Seed", "cfg": "CFG scale", "sampler_name": "Sampler"}
 # About the image or the program, but without effect on generating it.
 _SILENT = {"metadata_scheme", "created_by", "full_prompt", "full_negative_prompt", "date", "generation_time",
@@ -45,7 +47,7 @@ _SILENT = {"metadata_scheme", "created_by", "full_prompt", "full_negative_prompt
 
 def read(texts: Texts) -> Infotext | None:
     """The settings in an image's texts, from any program; None if nothing is understood."""
-    for reader in (_by_parameters, _invokeai, _sd_metadata, _novelai, _comfyui, _easy_diffusion, _by_exif):
+    for reader in (_by_parameters, _invokeai, _sd_metadata, _dream, _novelai, _comfyui, _easy_diffusion, _by_exif):
         told = reader(texts)
         if told is not None and (told.prompt or told.settings):
             return told
@@ -119,6 +121,19 @@ def _sd_metadata(texts: Texts) -> Infotext | None:
     image["prompt"], image["negative_prompt"] = _without_brackets(words)
     image["Model"] = said.get("model_weights")
     return _flat("InvokeAI", image, _INVOKE)
+
+
+def _dream(texts: Texts) -> Infotext | None:
+    """The command line of InvokeAI's predecessor: "a cat [ugly]" -s 50 -S 42 -W 512 -H 512 -C 7.5."""
+    text = texts.get("Dream", "").strip()
+    end = text.rfind('"')
+    if not text.startswith('"') or end == 0:
+        return None
+    words = text[end + 1 :].split()
+    options = {word.lstrip("-"): value for word, value in pairwise(words) if word.startswith("-")}
+    prompt, negative = _without_brackets(text[1:end])
+    size = {"width": options.pop("W", None), "height": options.pop("H", None)}
+    return _flat("InvokeAI", {**options, **size, "prompt": prompt, "negative_prompt": negative}, _DREAM)
 
 
 def _novelai(texts: Texts) -> Infotext | None:

@@ -19,7 +19,7 @@ MAX_TEXT = 256 * 1024  # bytes of one text, unpacked; a prompt of ours has up to
 MAX_UNPACKED = 4 * MAX_TEXT  # bytes that all texts of a picture are unpacked to, together
 KEYWORDS = {  # as we say it, and as other programs do
     "sdbatch",
-    *("parameters", "prompt", "workflow", "invokeai_metadata", "sd-metadata"),
+    *("parameters", "prompt", "workflow", "invokeai_metadata", "sd-metadata", "Dream"),
     *("Description", "Source", "Software", "Comment"),
     *("negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler_name", "width", "height"),
     *("use_stable_diffusion_model", "prompt_strength", "UserComment", "ImageDescription", "Make", "Model"),

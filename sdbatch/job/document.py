@@ -74,7 +74,7 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Iterator[Document | Job
 
     `texts` names the fields that contain text, for hints: a bracket in one of them needs quotes.
     """
-    source = syntax_hints.BREAK.split(text)
+    source = syntax_hints.lines_of(text)
     try:
         events = _events(text)
         event = next(events, None)
@@ -116,6 +116,8 @@ def _not_yaml(source: list[str], error: yaml.MarkedYAMLError, texts: Collection[
     # If a value or name is not closed, this is the line where it starts.
     began = [context.line] if context and "while parsing a block" not in (error.context or "") else []
     if slip := syntax_hints.in_yaml(source, [*began, mark.line, mark.line - 1], texts):
+        return Message("line {line}: {problem}", slip[0] + 1, slip[1])
+    if slip := syntax_hints.beside_the_others(source, context.line if context else mark.line, mark.line, problem):
         return Message("line {line}: {problem}", slip[0] + 1, slip[1])
     template = "line {line}, column {column}: this is not valid YAML: {problem}"
     return Message(template, mark.line + 1, mark.column + 1, problem)

@@ -117,8 +117,8 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
         text = Message("line {line}: a job is fields and values, such as `prompt: a blue truck`", document.line)
         source = document.sources.get((), "")
         slip = syntax_hints.in_yaml([source], [0], _TEXTS)
-        said = text + "; " + slip[1] if slip else text
-        return Parsed(error=JobError("{file_name}: {problem}", file_name, said))
+        said = slip[1] if slip else syntax_hints.without_colon(source, _KNOWN)
+        return Parsed(error=JobError("{file_name}: {problem}", file_name, text + ("; " if said else "") + said))
     try:
         if "sdbatch_manifest" not in values:
             written = _Written(values, document, (), defaults)
@@ -200,6 +200,8 @@ class _Written:
             order = [*self.given]
             in_file_order = sorted(found, key=lambda name: order.index(name) if name in order else -1)
             told = [self._told(name, found[name]) for name in in_file_order[:MAX_PROBLEMS]]
+            if foreign_fields.is_of_the_web_uis(self.given):
+                told.insert(0, Message("line {line}: {problem}", self.start, _HTTP_JOB))
             more = [Message("and {count} more", len(found) - MAX_PROBLEMS)] if len(found) > MAX_PROBLEMS else []
             raise JobError(joined("\n", [*told, *more])) from error
 
@@ -249,6 +251,7 @@ _WORKFLOW = Message(
     "this is a ComfyUI workflow, not a job; write its values as fields: prompt, negative_prompt, seed, "
     "ddim_steps, scale, H, W"
 )
+_HTTP_JOB = Message("this is a request of the web UIs' HTTP API; its fields have other names here")
 
 
 def _is_unsaid(name: str, value: object) -> bool:
@@ -304,13 +307,14 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
 
 def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
     """There is no such field; the right one, or the reason why there is none."""
-    meant, why_not = foreign_fields.same_field(name), foreign_fields.why_not(name)
-    meant = meant or ("" if why_not else likely(syntax_hints.plain_spaces(name), _KNOWN))
+    meant = foreign_fields.same_field(name)
+    if not meant and not foreign_fields.why_not(name):
+        meant = likely(syntax_hints.plain_spaces(name), _KNOWN) or foreign_fields.misspelt(name)
     if kind is Img2Img and meant in NOT_FOR_IMG2IMG:
         return no_such(NOT_FOR_IMG2IMG[meant])
     if meant:
         return no_such(Message("did you mean {name}?", meant))
-    return no_such(why_not) if why_not else unknown(kind, name)
+    return no_such(why_not) if (why_not := foreign_fields.why_not(name)) else unknown(kind, name)
 
 
 def _in_an_entry(details: ErrorDetails) -> str:

@@ -13,7 +13,7 @@ from sdbatch.errors import printable
 from sdbatch.messages import Message
 
 LONGEST = 240  # characters of a line that is shown as it should be
-BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as YAML counts lines
+_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as YAML counts lines
 _ITEM = r"(?P<start>\s*(?:-\s+)?)"
 _NAME = r"(?P<name>[A-Za-z_$][\w-]{0,60})"
 _PAIR = re.compile(rf"{_ITEM}{_NAME}\s*:[ \t]+(?P<value>\S.*)")
@@ -24,21 +24,48 @@ _QUOTED_AND_COMMA = re.compile(
     rf"{_ITEM}(?P<pair>[\"']?{_NAME}[\"']?\s*:\s*(?:\"(?:[^\"\\]|\\.)*\"|'(?:[^']|'')*'))\s*,"
 )
 _APOSTROPHES = re.compile(r"'(?:[^']|(?<=\w)'(?=\w))*'")
-_INVISIBLE = re.compile("[\xa0\u202f\u2007\u2009\u3000\u200b\u200e\u200f\u2060\ufeff]")
+_INVISIBLE = {
+    "\xa0": Message("a non-breaking space"),
+    "\u202f": Message("a narrow non-breaking space"),
+    "\u2007": Message("a figure space"),
+    "\u2009": Message("a thin space"),
+    "\u3000": Message("a full-width space"),
+    "\u200b": Message("a zero-width space"),
+    "\u200e": Message("an invisible character"),
+    "\u200f": Message("an invisible character"),
+    "\u2060": Message("an invisible character"),
+    "\ufeff": Message("an invisible character"),
+}
+_INVISIBLES = re.compile(f"[{''.join(_INVISIBLE)}]")
 _CURLY = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\xab\xbb\uff02\uff07"
 _WIDE_IN_JSON = dict(zip("\uff1a\uff0c\uff5b\uff5d\uff3b\uff3d", ":,{}[]", strict=True))
+_OTHER_SIGNS = {
+    ",": Message("one comma too many; remove it"),
+    "}": Message("a value is missing before it, or it is one too many"),
+    "]": Message("a value is missing before it, or it is one too many"),
+    ";": Message("write a comma, not ;"),
+    "=": Message("write a colon, not ="),
+    ".": Message("a number begins with a digit: 0.5"),
+    "+": Message("a number begins with a digit; remove the +"),
+    "`": Message('JSON needs double quotes, "like this"'),
+}
 _WORDS = {"True": "true", "False": "false", "None": "null", "TRUE": "true", "FALSE": "false", "NULL": "null"}
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines as YAML counts them."""
+    return _BREAK.split(text)
 
 
 def invisible(text: str) -> str:
     """The message about the first invisible character; empty if there is none."""
-    found = _INVISIBLE.search(text)
-    return Message("an invisible character (U+{code})", f"{ord(found[0]):04X}") if found else ""
+    found = _INVISIBLES.search(text)
+    return Message("{character} (U+{code})", _INVISIBLE[found[0]], f"{ord(found[0]):04X}") if found else ""
 
 
 def plain_spaces(text: str) -> str:
     """The text without invisible characters."""
-    return _INVISIBLE.sub(" ", text).strip()
+    return _INVISIBLES.sub(" ", text).strip()
 
 
 def in_yaml(lines: Sequence[str], suspects: Iterable[int], texts: Collection[str]) -> tuple[int, str] | None:
@@ -109,6 +136,30 @@ def _foreign_sign(line: str) -> str:
     return ""
 
 
+def beside_the_others(lines: Sequence[str], began: int, at: int, problem: str) -> tuple[int, str] | None:
+    """A line of YAML that is no field, or is indented more than the fields above, and the message."""
+    for number in (began, at - 1) if "':'" in problem else (at - 1,) if "mapping values" in problem else ():
+        if 0 <= number < len(lines) and (text := lines[number].strip()) and ":" not in text and text[0] not in "#-.{[":
+            said = (
+                '"{text}" has no colon; write a field as `name: value`, and indent a line that continues the text above'
+            )
+            return number, Message(said, printable(text[:60]))
+    found = _PAIR.fullmatch(lines[at].rstrip()) if at < len(lines) else None
+    if found and found["start"].isspace() and "mapping values" in problem:
+        return at, Message(
+            "{field}: is indented more than the field above; start both in the same column", found["name"]
+        )
+    return None
+
+
+def without_colon(line: str, fields: Collection[str]) -> str:
+    """The message about a line such as `prompt a cat`; empty if it does not start with the name of a field."""
+    name, _, value = line.strip().partition(" ")
+    if not value or name not in fields:
+        return ""
+    return Message("a colon is missing; write {instead}", _shown(f"{name}: {value.strip()}"))
+
+
 def in_curly_quotes(text: object) -> str:
     """The message about a text in curly quotes, which YAML takes for part of the text; else empty."""
     if not isinstance(text, str) or len(text) < 2 or text[0] not in _CURLY or text[-1] not in _CURLY:
@@ -137,24 +188,46 @@ def in_json(text: str, at: int, problem: str) -> tuple[int, str] | None:
         return len(before) - 1, Message("a comma with nothing after it; remove it")
     if rest.startswith('"') and "," in problem:
         return len(before) - 1, Message("a comma is missing after it")
-    said, word = _not_of_json(rest), re.match(r"\w+", rest)
-    if word and word[0] in _WORDS:
-        said = Message("write {instead}, not {word}", _WORDS[word[0]], word[0])
-    elif not before and re.match(r"[\w-]+\s*:\s", rest):
-        said = Message("it looks like YAML; name the file .yaml")
+    said = _in_a_string(problem) or (_stray(rest) if rest else "")
+    if not said and (word := re.match(r"\w+", rest)):
+        is_yaml = not before and re.match(r"[\w-]+\s*:\s", rest)
+        said = Message("it looks like YAML; name the file .yaml") if is_yaml else _bare_word(word[0], before)
     return (at, said) if said else None
 
 
-def _not_of_json(rest: str) -> str:
+def _stray(rest: str) -> str:
     """The message about a character that is not allowed in JSON."""
-    here = rest[:1]
+    here = rest[0]
+    if rest.startswith("```"):
+        return Message("``` is not JSON; remove the lines with ```")
     if rest.startswith(("//", "/*", "#")):
         return Message("JSON has no comments; remove it, or name the file .yaml and start comments with #")
-    if here and here in f"'`{_CURLY}":
+    if here == "'":
         return Message('JSON needs double quotes, "like this"')
-    if here == ",":
-        return Message("one comma too many; remove it")
+    if here in _CURLY:
+        return Message('a curly quote {character}; JSON needs straight ones, "like this"', here)
     if here in _WIDE_IN_JSON:
         return Message("a full-width {character}; write {instead}", here, _WIDE_IN_JSON[here])
     what = invisible(here)
-    return Message("{character}; write a space", what) if what else ""
+    return Message("{character}; write a space", what) if what else _OTHER_SIGNS.get(here, "")
+
+
+def _bare_word(word: str, before: str) -> str:
+    if word in _WORDS:
+        return Message("write {instead}, not {word}", _WORDS[word], word)
+    if before.endswith('"') and not word[0].isdigit():
+        return Message('a quote inside a text is written \\"')
+    if before.endswith(("{", ",")) and not word[0].isdigit():
+        return Message('put the name in double quotes: "{word}"', printable(word[:40]))
+    return Message("text goes in double quotes") if before.endswith((":", "[")) and not word[0].isdigit() else ""
+
+
+def _in_a_string(problem: str) -> str:
+    """The mistake inside a JSON string, from the json module's message."""
+    if "Invalid control character" in problem:
+        return Message("text in JSON is on one line; write \\n for a line break, \\t for a tab")
+    if "escape" in problem:
+        return Message("a backslash starts an escape in JSON; in a path write / instead, in a text \\\\")
+    if "Unterminated" in problem:
+        return Message("the closing quote is missing")
+    return ""
