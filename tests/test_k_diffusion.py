@@ -1,6 +1,7 @@
 """The samplers and schedules of the web UIs, held against k-diffusion's own and against latents drawn by it."""
 
 import json
+import warnings
 from collections.abc import Generator
 from dataclasses import replace
 from math import cos
@@ -91,6 +92,12 @@ def test_latents_are_those_of_the_web_uis(name: str) -> None:
     fields, expected = webui_case(name)
     drawn = np.stack([one.latents.numpy() for one in draw_all(Txt2Img.model_validate(fields), model=webui_model())])
     assert np.abs(drawn - expected).max() / np.abs(expected).max() < 1e-4
+
+
+def test_a_level_that_rounding_brought_beyond_its_path_is_its_end() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the tree's, into the service's log
+        draw_all(small_txt2img(sampler="dpmpp_sde", ddim_steps=4, n_iter=1), model=webui_model())
 
 
 @pytest.mark.parametrize("name", K)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from harness import FakeClock, drop_job
+from PIL import Image
 from safetensors.torch import save_file
 from tests_support import HERE, drain, lay_model, only, run_sdbatch
 
@@ -74,6 +75,7 @@ def test_the_loras_of_a_job_are_found_in_the_same_folders(stocked: Root, tmp_pat
         ("<lora:pencil:11>", "the weight must be a number from -10 to 10"),
         ("<lora:pencil:0.8:0.5>", "a LoRA has one weight here"),
         ("<lora:pencil:1:lbw=MIDD>", "lbw= is not supported"),
+        ("<lora:pencil:1:MIDD>", "a LoRA has one weight here, for the text encoder and all blocks of the UNet"),
         ("<hypernet:x:1>", "hypernetworks are not supported"),
     ],
 )
@@ -104,6 +106,18 @@ def test_embeddings_are_found_by_their_bare_names(stocked: Root, prompt: str, na
     assert [*told.embeddings] == named, "those that may be meant: tokens decide"
     assert len(told.notes) == notes
     assert all("is read as words" in note for note in told.notes)
+
+
+def test_embeddings_that_lie_in_a_lora_are_found_with_it(stocked: Root) -> None:
+    content = {"bundle_emb.charm.string_to_param.*": torch.zeros(2, 768), "bundle_emb.x.emb_params": torch.zeros(768)}
+    save_file(content, stocked.models / "loras/bundle.safetensors")
+    own = stocked.models / "loras/bundle.safetensors"
+    assert found(stocked, "a charm <lora:bundle:1>").embeddings == {"charm": own}
+    assert found(stocked, "a charm", loras=[{"file": "loras/bundle.safetensors"}]).embeddings == {"charm": own}
+    assert found(stocked, "a charm").embeddings == {}
+    job = b"prompt: a charm <lora:bundle:1>\nprompt_syntax: webui\n"
+    shown = [line for line, _ in check_data(job, "a.yaml", None, stocked, Limits())]
+    assert "embedding charm: models/loras/bundle.safetensors, 2 vectors" in shown
 
 
 def test_validate_shows_how_a_prompt_is_read(stocked: Root) -> None:
@@ -137,16 +151,26 @@ def test_a_job_wears_what_its_prompt_names_and_its_manifest_tells(tmp_path: Path
     matrices = {f"{layer}.lora_{side}.weight": torch.ones(64, 64) for side in ("down", "up")}
     save_file(matrices, root.models / "loras/pencil.safetensors")
     torch.save({"string_to_param": {"*": torch.ones(2, 16)}}, root.models / "embeddings/easy.pt")
+    bundled = {name: torch.zeros(64, 64) for name in matrices} | {
+        "bundle_emb.charm.string_to_param.*": torch.ones(2, 16),
+        "bundle_emb.other.emb_params": torch.ones(1, 16),
+    }
+    save_file(bundled, root.models / "loras/bundle.safetensors")
     fields = {"H": 64, "W": 64, "ddim_steps": 2, "n_iter": 1, "n_samples": 1, "ckpt": "model.ckpt",
               "config": "v1-inference-tiny.yaml", "prompt_syntax": "webui", "skip_grid": True}  # fmt: skip
-    prompts = {"plain": "a truck", "lora": "a truck <lora:pencil:0.5>", "embedding": "a truck, easy"}
+    prompts = {"plain": "a truck", "lora": "a truck <lora:pencil:0.5>", "embedding": "a truck, easy",
+               "bundled": "a truck, charm <lora:bundle:1>"}  # fmt: skip
     for name, prompt in prompts.items():
         drop_job(root, f"{name}.yaml", yaml.safe_dump({**fields, "prompt": prompt}))
     ended = run_sdbatch("serve", "--root", root.path, "--drain")
     assert ended.returncode == 0, ended.stderr
     records = {path.name.split("-")[2]: yaml.safe_load((path / "manifest.yaml").read_text())
                for path in root.done.iterdir()}  # fmt: skip
-    assert len({record["pictures"][0]["sha256"] for record in records.values()}) == 3
+    pictures = {name: (root.path / record["pictures"][0]["published"]) for name, record in records.items()}
+    drawn = {name: Image.open(path).tobytes() for name, path in pictures.items()}
+    assert len({*drawn.values()}) == 3
+    assert drawn["bundled"] == drawn["embedding"], "a LoRA that changes nothing, with the same vectors"
+    assert records["bundled"]["checkpoint"]["embeddings"][0]["file"] == "models/loras/bundle.safetensors"
     (lora,), (embedding,) = records["lora"]["checkpoint"]["loras"], records["embedding"]["checkpoint"]["embeddings"]
     assert (lora["file"], lora["weight"]) == ("models/loras/pencil.safetensors", 0.5)
     assert (embedding["name"], embedding["file"]) == ("easy", "models/embeddings/easy.pt")

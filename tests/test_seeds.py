@@ -17,7 +17,6 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw as Request
 from sdbatch.errors import JobError
-from sdbatch.history import describe
 from sdbatch.history.history import History
 from sdbatch.history.records import PictureRecord
 from sdbatch.history.restore import draws_more, follow_up, rerun
@@ -212,7 +211,9 @@ def test_a_picture_with_a_seed_of_its_own_is_drawn_again_alone(root: Root, clock
     assert (alone.seed, alone.variation_seed, alone.n_iter, alone.n_samples) == (24, 9, 1, 1)
     assert draws_more(root, History.open(root), picture(root, f"{job_id}/4")) == 0
     assert parsed(rerun(root, picture(root, f"{job_id}/4"), 7)).seed == 7
-    assert ("Seed of this image", "24") in describe.parameters(root, picture(root, f"{job_id}/4"))
+    assert picture(root, f"{job_id}/4").seed == 24
+    assert [found.number for found in History.open(root).search(seed=24)] == [4]
+    assert [found.number for found in History.open(root).search(seed=20)] == [0]
     child = drawn(root, clock, rerun(root, picture(root, f"{job_id}/4")), "b.yaml")
     assert manifests(root)[-1]["parent"]["job"] == job_id, child
 

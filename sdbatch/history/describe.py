@@ -4,8 +4,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from sdbatch.errors import JobError
 from sdbatch.history import restore
 from sdbatch.history.records import JobRecord, PictureRecord
@@ -37,18 +35,7 @@ def parameters(root: Root, what: PictureRecord | JobRecord) -> list[tuple[str, s
         fields = restore.fields_of(root, what)
     except JobError:
         return []
-    return _own_seed(fields, what) + _parameters(fields, APART)
-
-
-def _own_seed(fields: dict[str, Any], what: PictureRecord | JobRecord) -> list[tuple[str, str]]:
-    """The seed by which an image is drawn alone, where that is not the job's."""
-    if not isinstance(what, PictureRecord) or not what.number:
-        return []
-    try:
-        seed = job_kind(fields).model_validate(fields).seeds_of(what.number)["seed"]
-    except ValidationError:
-        return []
-    return [(Message("Seed of this image"), str(seed))] if seed != fields.get("seed") else []
+    return _parameters(fields, APART)
 
 
 def of_file(root: Root, path: Path) -> tuple[list[tuple[str, str]], list[str]]:

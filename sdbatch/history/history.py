@@ -128,7 +128,7 @@ class History:
         Args:
             words: separated by blanks, in any case; nothing in them is special.
             since: drawn then or later.
-            seed: of the job.
+            seed: of the picture: with seeding: picture its own.
             ckpt: a checkpoint's path as the jobs name it, its file name, or that without the suffix.
             kind: txt2img or img2img.
             failed: of failed jobs, by their reasons too, and nothing else; one without a picture has a row too.
@@ -145,7 +145,7 @@ class History:
         oldest = int(since.timestamp() * 1000) if since else 0
         numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
         match = index.expression([*told, *wanted])
-        return search.search(self.database.ask, match, numbers, oldest, before, max(1, limit), self.patience)
+        return search.search(self.database.ask, match, numbers, seed, oldest, before, max(1, limit), self.patience)
 
     def picture(self, path: str, before: int = LAST) -> PictureRecord | None:
         """An image by its path from the root, in its job's folder or in outputs/.

@@ -26,7 +26,7 @@ from sdbatch.history.scan import JobEntry
 from sdbatch.history.tokens import pieces
 from sdbatch.storage.filesystem import share_of
 
-VERSION = 4
+VERSION = 5
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite lays beside its file
 _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".yaml", ".yml", ".json")
@@ -54,7 +54,7 @@ CREATE INDEX jobs_found ON jobs (place) WHERE state = 'earlier';
 CREATE INDEX jobs_ckpt ON jobs (ckpt);
 CREATE TABLE pictures (
     key INTEGER PRIMARY KEY, job INTEGER NOT NULL, run INTEGER NOT NULL, number INTEGER NOT NULL,
-    file TEXT NOT NULL, published TEXT, prompt TEXT, is_found INTEGER NOT NULL
+    file TEXT NOT NULL, published TEXT, prompt TEXT, is_found INTEGER NOT NULL, seed INTEGER
 );
 CREATE INDEX pictures_run ON pictures (run);
 CREATE INDEX pictures_published ON pictures (published) WHERE published IS NOT NULL;
@@ -140,9 +140,9 @@ def insert(database: sqlite3.Connection, entry: JobEntry) -> None:
     for offset, shot in enumerate(entry.shots):
         if shot.prompt != last:
             run, last = base - offset, shot.prompt
-        rows.append((base - offset, job, run, shot.number, shot.file, shot.published, shot.prompt, is_found))
-    rows = rows or [(base, job, base, 0, "", None, None, is_found)]  # one that failed before its first picture
-    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        rows.append((base - offset, job, run, shot.number, shot.file, shot.published, shot.prompt, is_found, shot.seed))
+    rows = rows or [(base, job, base, 0, "", None, None, is_found, None)]  # one that failed before its first picture
+    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     database.executemany("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", _grams_of(database, entry.id))
 
 
@@ -165,7 +165,7 @@ def remove(database: sqlite3.Connection, job_id: str) -> bool:
 
 _TEXTS = """
     SELECT p.run, coalesce(p.prompt, j.prompt), coalesce(p.published, p.file), j.negative, j.name, j.reason, j.file,
-        j.state, j.seed, j.ckpt, j.kind
+        j.state, j.ckpt, j.kind, coalesce(p.seed, j.seed)
     FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - max(1, j.pictures) + 1 AND j.key"""
 
 
@@ -179,7 +179,12 @@ def _grams_of(database: sqlite3.Connection, job_id: str) -> list[tuple[int, str]
     """The search pieces of a job's runs, made from the rows alone, so that the same can be removed later."""
     rows = database.execute(f"{_TEXTS} WHERE j.id = ? ORDER BY p.key DESC", (job_id,))
     runs = [(run, [*some]) for run, some in groupby(rows, key=itemgetter(0))]
-    return [(run, _grams(run, _text_of(some), facts(*some[0][7:]))) for run, some in runs]
+    return [(run, _grams(run, _text_of(some), _facts_of(some))) for run, some in runs]
+
+
+def _facts_of(rows: list[tuple[Any, ...]]) -> list[str]:
+    state, ckpt, kind, _ = rows[0][7:]
+    return facts(state, ckpt, kind, {row[10] for row in rows})
 
 
 def _replace_found(database: sqlite3.Connection, published: list[str]) -> None:
@@ -203,13 +208,13 @@ def name_of(path: str) -> str:
     return " ".join(part for part in base.split("/") if part not in EVERYWHERE)
 
 
-def facts(state: str, seed: int | None, ckpt: str, kind: str) -> list[str]:
+def facts(state: str, ckpt: str, kind: str, seeds: Iterable[int | None]) -> list[str]:
     """The facts for filters. A checkpoint has its path, its name, and its name without suffix."""
     name = ckpt.rpartition("/")[2]
     names = {ckpt, name, name.rpartition(".")[0] or name}
     return [
         fact("failed", state == "failed"),
-        fact("seed", seed),
+        *(fact("seed", seed) for seed in seeds),
         fact("kind", kind),
         *(fact("ckpt", each) for each in names),
     ]

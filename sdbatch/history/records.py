@@ -9,8 +9,13 @@ _DRAWN = (
     "j.parent_picture, j.width, j.height, j.steps, j.scale, j.strength"
 )
 JOB_QUESTION = f"{_DRAWN}, j.id, j.place, j.pictures, j.init, j.file FROM jobs j"
+_OF_PICTURE = (
+    _DRAWN.replace("j.key", "p.key")
+    .replace("j.prompt", "coalesce(p.prompt, j.prompt)")
+    .replace("j.seed", "coalesce(p.seed, j.seed)")
+)
 PICTURE_QUESTION = (
-    f"{_DRAWN.replace('j.key', 'p.key').replace('j.prompt', 'coalesce(p.prompt, j.prompt)')}, j.id, p.number, p.file, "
+    f"{_OF_PICTURE}, j.id, p.number, p.file, "
     "CASE WHEN p.file = '' THEN j.place ELSE j.place || '/' || p.file END, p.published "
     "FROM pictures p JOIN jobs j ON j.number = p.job"
 )
@@ -23,6 +28,7 @@ class Drawn:
     Attributes:
         key: where it stands: newer ones have a greater key.
         state: done, failed, or earlier: found in outputs/ alone.
+        seed: of a picture its own.
         drawn_at: ISO 8601, UTC.
     """
 

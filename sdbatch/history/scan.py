@@ -8,7 +8,7 @@ import json
 import posixpath
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from sdbatch.errors import JobError, printable
 from sdbatch.imaging import png_text
 from sdbatch.job import reader
 from sdbatch.job.document import Document, read_yaml
-from sdbatch.job.parameters import MAX_PROMPT
+from sdbatch.job.parameters import MAX_PROMPT, RANDOM
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.spool.reason import ERROR
 from sdbatch.spool.spool import MANIFEST, read_claim
@@ -29,6 +29,7 @@ from sdbatch.storage.root import SAMPLES, Root
 MAX_RECORD = 16 << 20  # bytes of a manifest
 MAX_NAME = 1000  # characters of a path
 MAX_REASON = 2000
+MOST_SEED = 2**63  # SQLite's range
 Facts = dict[str, Any]
 
 
@@ -40,6 +41,7 @@ class PictureEntry:
     published: str | None = None
     prompt: str | None = None  # its own, where it isn't the job's
     number: int = 0  # of the job's pictures, from 0
+    seed: int | None = None  # its own, where it has one
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,10 @@ def _whole(listed: Facts, lines: list[str]) -> str | None:
 def _failed(root: Root, folder: Path, stamp: int) -> JobEntry:
     reason = files.read_regular(folder / ERROR, MAX_REASON) or b""
     parsed = parse_dropped(folder, root)
-    job = parsed.job.model_dump() if parsed and parsed.job else {}
     parent, claim = parsed.parent if parsed else None, read_claim(folder)
+    job = parsed.job.model_dump() | {"seeding": parsed.job.seeded_by} if parsed and parsed.job else {}
+    if claim and job.get("seed") == RANDOM:
+        job["seed"] = claim.seed
     return _entry(
         folder,
         root,
@@ -165,10 +169,17 @@ def _entry(
         stamp=stamp,
         init=from_root(root, init) if init else None,
         size=size_of(folder / shots[0].file) if shots else (0, 0),
-        shots=tuple(shots),
+        shots=tuple(replace(shot, seed=_own_seed(job, shot.number)) for shot in shots),
         **of_job(job),
         **facts,
     )
+
+
+def _own_seed(job: Facts, number: int) -> int | None:
+    """A picture's seed with seeding: picture; None where it can't be."""
+    seed = job.get("seed")
+    own = seed + number if isinstance(seed, int) and job.get("seeding") == "picture" else -1
+    return own if 0 <= own < MOST_SEED else None
 
 
 def of_job(job: Facts) -> Facts:
@@ -180,7 +191,7 @@ def of_job(job: Facts) -> Facts:
         "name": _text(job, "name"),
         "kind": "img2img" if job.get("init_img") or "strength" in job else "txt2img",
         "ckpt": _text(job, "ckpt"),
-        "seed": seed if isinstance(seed, int) and 0 <= seed < 2**63 else None,
+        "seed": seed if isinstance(seed, int) and 0 <= seed < MOST_SEED else None,
         "steps": steps if isinstance(steps, int) and 0 < steps < 2**63 else None,
         "scale": _number(job, "scale"),
         "strength": _number(job, "strength"),

@@ -29,11 +29,18 @@ class Found(list[PictureRecord]):
 
 
 def search(
-    ask: Ask, match: str, numbers: tuple[str, ...], since: int, before: int | None, limit: int, patience: float
+    ask: Ask,
+    match: str,
+    numbers: tuple[str, ...],
+    seed: int | None,
+    since: int,
+    before: int | None,
+    limit: int,
+    patience: float,
 ) -> Found:
     """Up to `limit` images with keys from `since` to below `before`; fewer if more than `patience` seconds pass.
 
-    They have all pieces of `match`, and those of `numbers` that are part of an image's own name: 00007.
+    They have all pieces of `match`, those of `numbers` that are part of an image's own name (00007), and its `seed`.
     """
     now = perf_counter()
     deadline = now + patience
@@ -46,7 +53,7 @@ def search(
         some, down_to = ask(partial(step, match=match, oldest=oldest, end=reached - 1, limit=limit - len(runs)))
         by_spans = by_spans or down_to == reached
         runs, reached, now = runs + some, down_to, perf_counter()
-    found: Found = ask(lambda db: _pictures(db, runs, below, limit, numbers))
+    found: Found = ask(lambda db: _pictures(db, runs, below, limit, numbers, seed))
     if len(found) == limit:
         found.rest = found[-1].key
     elif reached > oldest:
@@ -97,12 +104,16 @@ def _step_in_span(database: sqlite3.Connection, match: str, oldest: int, end: in
     return _step(database, inside, max(oldest, begin), end, limit, math.inf)
 
 
-def _pictures(database: sqlite3.Connection, runs: list[int], below: int, limit: int, numbers: tuple[str, ...]) -> Found:
-    """The images of runs; if an image's number was searched, only images with it."""
+def _pictures(
+    database: sqlite3.Connection, runs: list[int], below: int, limit: int, numbers: tuple[str, ...], seed: int | None
+) -> Found:
+    """The images of runs; if an image's number or a seed was searched, only images with it."""
     which = " WHERE p.run IN (SELECT value FROM json_each(?)) AND p.key < ?"
     prompts = "coalesce(p.prompt, j.prompt) || j.negative"
     texts = f"p.file || coalesce(p.published, '') || {prompts} || j.name || j.reason || j.file"
     which += f" AND instr({texts}, ?)" * len(numbers)
+    which += " AND CAST(coalesce(p.seed, j.seed) AS TEXT) = ?" * (seed is not None)
+    numbers = (*numbers, *([] if seed is None else [str(seed)]))
     question = f"{PICTURE_QUESTION}{which} ORDER BY p.key DESC LIMIT ?"
     return Found(PictureRecord(*row) for row in database.execute(question, (str(runs), below, *numbers, limit)))
 

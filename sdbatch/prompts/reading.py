@@ -1,6 +1,5 @@
 """How a prompt is read, for a person to see before it is drawn: chunks, weights, tokens, and what was recognised."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,10 @@ from sdbatch.job.parameters import AnyJob
 from sdbatch.messages import Message
 from sdbatch.prompts.chunks import Vector, chunks
 from sdbatch.prompts.syntax import BREAK, Weighted, emphasis, joined, stages, without_networks
-from sdbatch.prompts.weights import PromptWeights
-from sdbatch.storage import files
-from sdbatch.storage.root import Root
+from sdbatch.prompts.weights import PromptWeights, header_of
+from sdbatch.storage.root import BUNDLED, Root
 
 MOST_STAGES, MOST_LETTERS = 4, 400  # of a prompt that changes; of a line
-MOST_HEADER = 1 << 20  # bytes of a safetensors file's header
 
 
 def readings(job: AnyJob, lines: Sequence[str] | None, named: PromptWeights, root: Root, encoder: str) -> Iterator[str]:
@@ -41,7 +38,7 @@ def readings(job: AnyJob, lines: Sequence[str] | None, named: PromptWeights, roo
         yield Message("LoRA {name}: {path}", printable(path.stem + _times(weight)), printable(root.show(path)))
     for name in used:
         shown, lies = printable(name), printable(root.show(named.embeddings[name]))
-        if vectors := _vectors(named.embeddings[name]):
+        if vectors := _vectors(name, named.embeddings[name]):
             yield Message("embedding {name}: {path}, {count} vectors", shown, lies, vectors)
         else:
             yield Message("embedding {name}: {path}, counted as one token here", shown, lies)
@@ -49,7 +46,7 @@ def readings(job: AnyJob, lines: Sequence[str] | None, named: PromptWeights, roo
 
 def _chunked(text: str, embeddings: Mapping[str, Path], encoder: str, used: dict[str, None]) -> tuple[Message, str]:
     """Of one text: how many tokens its chunks have, and its runs with their weights."""
-    counts = {name: _vectors(path) or 1 for name, path in embeddings.items()}
+    counts = {name: _vectors(name, path) or 1 for name, path in embeddings.items()}
     found = chunks(text, partial(tokens.encode, encoder=encoder), counts)
     used |= {token.embedding: None for chunk in found for token in chunk.tokens if isinstance(token, Vector)}
     numbers = " + ".join(str(len(chunk.tokens)) for chunk in found)
@@ -67,14 +64,12 @@ def _times(weight: float) -> str:
     return "" if weight == 1 else f" x {weight:.4g}"
 
 
-def _vectors(path: Path) -> int:
+def _vectors(name: str, path: Path) -> int:
     """How many vectors an embedding has, where its file says so at its beginning; else 0."""
-    if path.suffix.lower() != ".safetensors":
-        return 0
+    header = header_of(path)
+    own = [about for key, about in header.items() if key.startswith(f"{BUNDLED}{name}.")] or [*header.values()]
     try:
-        size = int.from_bytes(files.read_file(path, 8), "little")
-        header = json.loads(files.read_file(path, 8 + min(size, MOST_HEADER))[8:])
-        (shape,) = (about["shape"] for name, about in header.items() if name != "__metadata__")
+        (shape,) = (about["shape"] for about in own)
         return int(shape[0]) if len(shape) > 1 else 1
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         return 0

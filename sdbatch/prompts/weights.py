@@ -1,11 +1,12 @@
 """The weights that prompts name: LoRAs as <lora:name:0.8>, embeddings by their bare names. Where each of them lies."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdbatch.errors import JobError, printable
 from sdbatch.job.messages import likely
@@ -13,12 +14,15 @@ from sdbatch.job.parameters import AnyJob
 from sdbatch.messages import Message
 from sdbatch.prompts.syntax import Network, without_networks
 from sdbatch.storage import files
-from sdbatch.storage.root import LORA_CONFIG, WEIGHTS, Root
+from sdbatch.storage.root import BUNDLED, LORA_CONFIG, WEIGHTS, Root
 
 EMBEDDINGS = "embeddings"  # folder in models/
 MOST = 20_000  # files looked at
 STRONGEST = 10  # of a LoRA
 MOST_WORDS, ALIKE = 200, 2  # that are looked at for slips; letters at the start of which none is
+MOST_HEADER = (
+    8 << 20
+)  # bytes of a safetensors file's header; kohya's scripts write all words that they trained on there
 _WORD = re.compile(r"(embedding:)?([\w-]{4,60})")
 
 
@@ -47,7 +51,8 @@ def find_prompt_weights(job: AnyJob, lines: Sequence[str] | None, root: Root) ->
         return PromptWeights()
     field, prompts = ("prompt", [job.prompt]) if lines is None else ("from_file", [*lines])
     loras, notes = _loras(field, prompts, root)
-    known = _by_name(root.models / EMBEDDINGS, *root.embedding_folders)
+    worn = [*(root.find_model("loras", lora.file) for lora in job.loras), *(lora.path for lora in loras)]
+    known = {**_by_name(root.models / EMBEDDINGS, *root.embedding_folders), **_bundled(worn)}
     texts = [without_networks(text)[0] for text in dict.fromkeys(prompts)] + [job.negative_prompt]
     run_together = "\n".join(re.sub(r"\s+", "", text).casefold() for text in texts)
     named = {name: path for name, path in known.items() if re.sub(r"\s+", "", name).casefold() in run_together}
@@ -88,7 +93,9 @@ def _wanted(field: str, network: Network) -> tuple[str, float]:
         raise JobError(part, field, shown, printable(strange[0][:60]))
     weights = {_number(value if sign else key) for key, sign, value in given} or {1.0}
     if len(weights) > 1:
-        raise JobError("{field}: {text}: a LoRA has one weight here, for the text encoder and the UNet", field, shown)
+        raise JobError(
+            "{field}: {text}: a LoRA has one weight here, for the text encoder and all blocks of the UNet", field, shown
+        )
     (weight,) = weights
     if weight is None or abs(weight) > STRONGEST:
         wrong = "{field}: {text}: the weight must be a number from {low} to {high}, as in <lora:pencil:0.8>"
@@ -125,6 +132,24 @@ def _by_name(*folders: Path) -> dict[str, Path]:
             elif path.suffix.lower() in WEIGHTS:
                 found.setdefault(path.stem, path)
     return found
+
+
+def _bundled(loras: Iterable[Path]) -> dict[str, Path]:
+    """The embeddings in LoRAs, which go before those of the same name elsewhere, as in stable-diffusion-webui."""
+    keys = ((key, path) for path in loras for key in header_of(path) if key.startswith(BUNDLED))
+    return {key.removeprefix(BUNDLED).partition(".")[0]: path for key, path in keys}
+
+
+def header_of(path: Path) -> dict[str, dict[str, Any]]:
+    """What a safetensors file says of its tensors, by their names; nothing of any other file."""
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    try:
+        size = int.from_bytes(files.read_file(path, 8), "little")
+        header = json.loads(files.read_file(path, 8 + min(size, MOST_HEADER))[8:])
+        return {name: about for name, about in header.items() if name != "__metadata__" and isinstance(about, dict)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def _misspelt(texts: Iterable[str], known: Mapping[str, Path], named: Mapping[str, Path]) -> Iterator[str]:

@@ -28,6 +28,7 @@ WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 PUBLISHED = re.compile(r"(?:grid-)?\d{1,20}\.png")  # names that jobs' pictures get there
 LORAS = ("loras", "lora", "Lora", "LyCORIS")  # folders in models/, as programs call them
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
+BUNDLED = "bundle_emb."  # before the names of embeddings in the file of a LoRA
 NOWHERE = (0, 0)
 MOST_FOLDERS = 2000  # looked through for weights
 _exists, _is_link = os.path.exists, os.path.islink  # a Path raises on names that no file can have

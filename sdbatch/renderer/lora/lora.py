@@ -23,8 +23,8 @@ from sdbatch.renderer.lora.adapters import Parts, bias_change_of, change_of, is_
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.detection import what_it_is
 from sdbatch.renderer.models.models import Model
-from sdbatch.renderer.weights.checkpoint import read_weights
-from sdbatch.storage.root import LORA_CONFIG
+from sdbatch.renderer.weights.checkpoint import is_safetensors, read_weights
+from sdbatch.storage.root import BUNDLED, LORA_CONFIG
 
 MOST_TIMES = 64  # limit for a layer's matrices, relative to its weight
 SHOWN, SHOWN_LETTERS = 3, 120  # names that an error tells; of each
@@ -113,6 +113,8 @@ def read_lora(path: Path, weight: float) -> LoraWeights:
     scales: dict[str, float] = {}
     for file, network in _files(path):
         found = read_weights(file, Message("loras: {name}", path.name))
+        if is_safetensors(file):  # of others the service does not know what embeddings they bring
+            found = {key: value for key, value in found.items() if not key.startswith(BUNDLED)}
         _refuse_others(path.name, found)
         parts, alphas = _sorted(path.name, found)
         strengths = _strengths(file, found, has_alphas=bool(alphas))

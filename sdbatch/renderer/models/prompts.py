@@ -42,7 +42,7 @@ def read_embeddings(
     found = [chunk for text in texts for chunk in chunks(text, encoder_of(model), dict.fromkeys(files, 1))]
     named = {token.embedding for chunk in found for token in chunk.tokens if isinstance(token, Vector)}
     width = model.text_encoder.get_input_embeddings().embedding_dim
-    return {name: read_embedding(files[name], width) for name in sorted(named)}
+    return {name: read_embedding(files[name], width, name) for name in sorted(named)}
 
 
 def encoder_of(model: Model) -> Encode:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DIGITS = 6  # of a level, to which the tree rounds; it warns of a level beyond its ends that is not rounded yet
+DIGITS = 6  # of a level, to which the tree rounds
 
 
 class BrownianPath:
@@ -25,14 +25,15 @@ class BrownianPath:
         # It offers no other way to choose the generator; stable-diffusion-webui replaces the same function.
         brownian_interval._randn = _randn  # noqa: SLF001
         _Normal.of_the_asking = self._normal = normal
-        low, high = ends
-        self._tree = BrownianTree(round(low, DIGITS), torch.zeros(*shape), round(high, DIGITS), entropy=seed)
+        self._low, self._high = (round(end, DIGITS) for end in ends)
+        self._tree = BrownianTree(self._low, torch.zeros(*shape), self._high, entropy=seed)
 
     def __call__(self, sigma: float, sigma_next: float) -> Tensor:
         """Standard normal numbers, on the CPU."""
         _Normal.of_the_asking = self._normal
         low, high = sorted((sigma, sigma_next))
-        way: Tensor = self._tree(round(low, DIGITS), round(high, DIGITS))
+        # The tree would warn of a level that rounding brought beyond its ends, and take the end as well.
+        way: Tensor = self._tree(*(min(max(round(level, DIGITS), self._low), self._high) for level in (low, high)))
         return way * ((1 if sigma < sigma_next else -1) / sqrt(high - low))
 
 
