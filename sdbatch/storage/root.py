@@ -168,9 +168,8 @@ class Root:
 
         Links there belong to the admin and are followed.
         """
-        bases = (self.path, self.configs if field.endswith("config") else self.models)
-        if field == "loras":
-            bases += self.lora_places
+        more = self.lora_places if field == "loras" else ()
+        bases = (self.path, self.configs if field.endswith("config") else self.models, *more)
         for base in bases:
             path = self._normal(field, named, base)
             if _exists(path) or _is_link(path):
