@@ -153,8 +153,12 @@ def test_what_is_not_there_or_not_clear_is_told(root: Root) -> None:
     with pytest.raises(JobError, match="a may be any of"):
         control.cancel(root, "a")
     control.cancel(root, "x/a.yaml")
-    for command in (control.cancel, control.retry, control.prioritize):
-        with pytest.raises(JobError, match='there is no job "b"'):
+    for command, places in (
+        (control.cancel, "jobs/inbox/, jobs/running/"),
+        (control.retry, "jobs/failed/"),
+        (control.prioritize, "jobs/inbox/"),
+    ):
+        with pytest.raises(JobError, match=f'there is no job "b" in {places} '):
             command(root, "b")
     with pytest.raises(JobError, match="is not a root"):
         control.pause(Root(root.path / "nowhere"))

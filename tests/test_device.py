@@ -160,7 +160,7 @@ def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
         return torch.empty(2, 4, 8, 8, device=NOWHERE)
 
     decoded: list[torch.Tensor] = []
-    source: SimpleNamespace = SimpleNamespace(of_batch=lambda *_: noise, fork=lambda: source)
+    source: SimpleNamespace = SimpleNamespace(goes_on=True, of_batch=lambda *_: noise, fork=lambda: source)
     monkeypatch.setattr(JobNoise, "seeded", lambda *_: source)
     monkeypatch.setattr(draw_module, "computing", lambda *_: nullcontext())  # there is no autocast for it
     monkeypatch.setattr(draw_module, "decode", lambda model, latents, _: decoded.append(model.decode(latents)))

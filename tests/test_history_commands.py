@@ -227,6 +227,20 @@ def test_follow_up_and_rerun_drop_a_job_or_show_it(draw: Draw, root: Root) -> No
         assert manifest["job"].get("strength", 0.3) == 0.3
 
 
+def test_that_a_rerun_of_one_image_draws_all_is_told(draw: Draw, root: Root) -> None:
+    draw(f"prompt: a truck\n{SMALL}", "truck.yaml")
+    said = ask(root, "rerun", "truck/1", "--dry-run")
+    assert "come from one seed: all 2 are drawn" in said.stderr
+    assert ask(root, "rerun", "truck", "--dry-run").stderr == ""
+
+
+@pytest.mark.parametrize("command", ["follow-up", "rerun"])
+def test_an_image_outside_the_root_must_be_copied_in(root: Root, tmp_path: Path, command: str) -> None:
+    (tmp_path / "w3.png").write_bytes(b"a picture")
+    said = ask(root, command, tmp_path / "w3.png")
+    assert said.stderr == f"sdbatch: the history has no image {tmp_path}/w3.png; copy it into outputs/ first\n"
+
+
 def only_line(said: subprocess.CompletedProcess[str]) -> str:
     assert said.returncode == 0, said.stderr
     (line,) = said.stdout.splitlines()

@@ -259,8 +259,7 @@ def test_all_that_an_admin_is_told_to_type_works(machine: Machine) -> None:
 
 def test_a_service_of_ones_own_goes_as_the_page_says(machine: Machine) -> None:
     alice = manage_user(machine, "alice", 4242)
-    (block,) = blocks("sh alice")
-    said = alice("sh", "-euc", block)
+    said = "".join(alice("sh", "-euc", block) for block in blocks("sh alice"))
     assert "there is no checkpoint in /home/alice/sdbatch/models" in " ".join(said.split()), said
     assert "sdbatch is uninstalled\n" in said
 
@@ -305,6 +304,11 @@ def test_the_registrys_way_installs_a_command(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     said = subprocess.run([tmp_path / "bin/sdbatch", "--version"], capture_output=True, text=True, check=True)
     assert said.stdout.startswith("sdbatch ")
+
+
+def test_no_block_removes_what_it_or_another_sets_up() -> None:
+    removing = [block.splitlines() for kind in ("sh", "sh alice") for block in blocks(kind) if "uninstall" in block]
+    assert removing == [["sudo sdbatch uninstall"], ["sdbatch uninstall --user"]]
 
 
 def test_the_hook_in_the_page_is_the_shipped_one() -> None:

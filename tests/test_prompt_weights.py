@@ -51,6 +51,21 @@ def test_loras_are_found_by_name_wherever_they_lie_in_their_folders(stocked: Roo
     assert found(stocked, "<lora:nobody:1>", prompt_syntax="plain") == PromptWeights()
 
 
+def test_the_loras_of_a_job_are_found_in_the_same_folders(stocked: Root, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/chalk.safetensors").touch()
+    place = Settings(lora_folders=(tmp_path / "more",)).apply_to(stocked)
+    assert [place.find_model("loras", name) for name in ("pencil.safetensors", "styles/ink wash.pt", "peft")] == [
+        stocked.models / name for name in ("loras/pencil.safetensors", "Lora/styles/ink wash.pt", "loras/peft")
+    ]
+    assert place.find_model("loras", "chalk.safetensors") == tmp_path / "more/chalk.safetensors"
+    with pytest.raises(JobError, match=r"searched in the root, models/, models/loras/, models/Lora/ and .*/more/\)"):
+        place.find_model("loras", "crayon.safetensors")
+    for field, named in (("ckpt", "chalk.safetensors"), ("loras", "../more/chalk.safetensors")):
+        with pytest.raises(JobError):
+            place.find_model(field, named)
+
+
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [

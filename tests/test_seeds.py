@@ -19,7 +19,7 @@ from sdbatch.engine.protocol import Draw as Request
 from sdbatch.errors import JobError
 from sdbatch.history.history import History
 from sdbatch.history.records import PictureRecord
-from sdbatch.history.restore import follow_up, rerun
+from sdbatch.history.restore import draws_more, follow_up, rerun
 from sdbatch.imaging import png_text
 from sdbatch.imaging.pictures import Pixels
 from sdbatch.job import reader
@@ -209,6 +209,7 @@ def test_a_picture_with_a_seed_of_its_own_is_drawn_again_alone(root: Root, clock
     assert [entry["seed"] for entry in manifests(root)[0]["pictures"]] == [20, 21, 22, 23, 24, 25]
     alone = parsed(rerun(root, picture(root, f"{job_id}/4")))
     assert (alone.seed, alone.variation_seed, alone.n_iter, alone.n_samples) == (24, 9, 1, 1)
+    assert draws_more(root, History.open(root), picture(root, f"{job_id}/4")) == 0
     assert parsed(rerun(root, picture(root, f"{job_id}/4"), 7)).seed == 7
     assert picture(root, f"{job_id}/4").seed == 24
     assert [found.number for found in History.open(root).search(seed=24)] == [4]
@@ -225,6 +226,7 @@ def test_a_follow_up_goes_on_with_the_seed_of_its_picture(root: Root, clock: Fak
 
 def test_of_a_job_with_one_generator_all_is_drawn_again(root: Root, clock: FakeClock) -> None:
     job_id = drawn(root, clock, f"prompt: a\nseed: 20\n{SMALL}")
+    assert draws_more(root, History.open(root), picture(root, f"{job_id}/4")) == 6
     again = parsed(rerun(root, picture(root, f"{job_id}/4")))
     assert (again.seed, again.n_iter, again.n_samples) == (20, 2, 3)
     assert manifests(root)[0]["job"]["seeding"] == "job"

@@ -70,6 +70,15 @@ def shown(root: Root, clock: FakeClock) -> str:
     return out.getvalue()
 
 
+def test_progress_counts_steps_where_a_sampler_predicts_twice_in_each(root: Root, clock: FakeClock) -> None:
+    drop_job(root, "a.yaml", "prompt: a\nsampler: heun\n" + SMALL)
+    engine = SlowEngine(clock, root, steps=5)  # predictions of three steps: the last has one
+    drain(Service(root, Settings(), engine), clock)
+    assert [(facts["job"]["step"], facts["job"]["steps"]) for facts in engine.seen[:5]] == [
+        (1, 3), (1, 3), (2, 3), (2, 3), (3, 3),
+    ]  # fmt: skip
+
+
 def test_the_time_left_counts_drawing_alone(root: Root, clock: FakeClock) -> None:
     drop_job(root, "a.yaml", "prompt: a\nname: truck\n" + SMALL)
     engine = SlowEngine(clock, root, steps=3)

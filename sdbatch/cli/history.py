@@ -241,6 +241,9 @@ def rerun(
     place = named_root(root)
     opened = _open(place)
     found = _find(opened, job)
+    if count := restore.draws_more(place, opened, found):
+        note = "note: the images of {job} come from one seed: all {count} are drawn"
+        echo(Message(note, found.job, count), err=True)
     _drop(place, restore.rerun(place, found, seed), found.job, "rerun", dry_run=dry_run)
 
 

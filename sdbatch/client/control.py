@@ -57,7 +57,7 @@ def cancel(root: Root, name: str) -> str:
     if waiting:
         return _delete(root, waiting[0])
     if not claimed:
-        raise _unknown(root, name, Message("waits or is drawn"))
+        raise _unknown(root, name, "jobs/inbox/, jobs/running/")
     cancelled = _mark(root, claimed)
     if len(cancelled) == 1:
         return Message("{name} is cancelled; it goes to jobs/failed/ with its finished images", cancelled[0].name)
@@ -78,7 +78,7 @@ def retry(root: Root, name: str) -> str:
     root.require(root.inbox)
     found = folders_matching(name, [root.failed])
     if len({file_id(folder.name) for folder in found}) != 1:
-        raise _ambiguous(name, found) if found else _unknown(root, name, Message("lies in jobs/failed/"))
+        raise _ambiguous(name, found) if found else _unknown(root, name, "jobs/failed/")
     for folder in found:
         Spool(root).requeue(folder)
     if len(found) == 1:
@@ -110,7 +110,7 @@ def prioritize(root: Root, name: str) -> str:
     if not found and (claimed := folders_matching(name, [root.running])):
         return _prioritize_claimed(root, name, claimed)
     if len(found) != 1:
-        raise _ambiguous(name, found) if found else _unknown(root, name, Message("waits in jobs/inbox/"))
+        raise _ambiguous(name, found) if found else _unknown(root, name, "jobs/inbox/")
     (file,), urgent = found, root.inbox / URGENT
     if file.is_relative_to(urgent):
         return Message("{file} is already in jobs/inbox/{urgent}/, and goes first in its turn", root.show(file), URGENT)
@@ -179,5 +179,6 @@ def _ambiguous(name: str, found: list[Path]) -> JobError:
     return JobError("{name} may be any of {names}; say which", name, ", ".join(path.name for path in found[:10]))
 
 
-def _unknown(root: Root, name: str, what: str) -> JobError:
-    return JobError('there is no job "{name}" {where} (see `sdbatch status --root {root}`)', name, what, root.path)
+def _unknown(root: Root, name: str, places: str) -> JobError:
+    template = 'there is no job "{name}" in {places} (see `sdbatch status --root {root}`)'
+    return JobError(template, name, places, root.path)

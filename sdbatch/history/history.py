@@ -176,6 +176,8 @@ class History:
         if found := self.picture(named) or self.job(posixpath.basename(named)) or self.job(named):
             return found
         part, _, which = named.partition("/")
+        if not part:
+            raise JobError("the history has no image {path}; copy it into outputs/ first", named)
         job_id, pictures = self._one_job(part), []
         if which:
             pictures = [each for each in self.pictures_of(job_id) if which in (str(each.number), *_names_of(each))]

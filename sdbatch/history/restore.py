@@ -134,15 +134,34 @@ def rerun(root: Root, what: JobRecord | PictureRecord, seed: int | None = None) 
     Raises:
         JobError: nothing tells how it was drawn.
     """
-    record = record_of(root, what)
-    job = record["job"] if record else fields_of(root, what)
-    if isinstance(what, PictureRecord) and what.file and job.get("seeding") == "picture":
+    record, job = _recorded(root, what)
+    if isinstance(what, PictureRecord) and what.file and _has_seed_for_each(job):
         job = _alone(root, what, job)
     job = job | ({} if seed is None else {"seed": seed})
     if record:
         head = {"sdbatch_manifest": VERSION, "id": what.job}
         return _checked(dump({**head, "job": job, "inputs": record.get("inputs", [])}))
     return _checked(job_text(root, job))
+
+
+def draws_more(root: Root, history: History, what: JobRecord | PictureRecord) -> int:
+    """How many images `rerun` of one draws; 0 if only this one."""
+    if not isinstance(what, PictureRecord) or not what.file or _has_seed_for_each(_recorded(root, what)[1]):
+        return 0
+    count = sum(bool(each.file) for each in history.pictures_of(what.job))
+    return count if count > 1 else 0
+
+
+def _recorded(root: Root, what: JobRecord | PictureRecord) -> tuple[Fields, Fields]:
+    """The manifest, if there is one, and the job."""
+    record = record_of(root, what)
+    return record, record["job"] if record else fields_of(root, what)
+
+
+def _has_seed_for_each(job: Fields) -> bool:
+    """Whether each image of a job has a seed of its own."""
+    seeding = job.get("seeding", "auto")
+    return (auto_seeding(job.get("sampler", "ddim")) if seeding == "auto" else seeding) == "picture"
 
 
 def _alone(root: Root, picture: PictureRecord, job: Fields) -> Fields:

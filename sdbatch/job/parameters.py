@@ -141,7 +141,11 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    file: Path_ = Field(min_length=1, title="File", description="A .safetensors file, or its folder, in the root.")
+    file: Path_ = Field(
+        min_length=1,
+        title="File",
+        description="A .safetensors file or its folder: a path, or its name in models/loras/.",
+    )
     weight: float = _field(1.0, "Weight", "Its weight: 1 is full strength, 0 has no effect.", ge=-10, le=10)
 
 
@@ -231,7 +235,7 @@ class Job(BaseModel):
         [],
         "LoRAs",
         "Added to the checkpoint's weights for this job, in this order.",
-        [{"file": "models/lora/pencil.safetensors", "weight": 0.8}],
+        [{"file": "pencil.safetensors", "weight": 0.8}],
         max_length=MAX_LORAS,
     )
     seed: Annotated[int, BeforeValidator(_undecided)] = _field(

@@ -2,9 +2,9 @@
 
     inbox -> stable? -> claim -> parse -> render -> publish -> record
 
-`_job` is a generator with the steps of one job; no other file knows all of them. `turn` continues all jobs: it fills
-the seats and handles the events of their renderers. What the service remembers between turns is only a convenience:
-the folders contain everything, and spool.py recovers it from there.
+`turn` continues all jobs: it looks into the inbox, claims, fills the seats, and handles the events of their renderers.
+`_job` is a generator with the steps of one claimed job, from parse to record; no other file knows all of them. What the
+service remembers between turns is only a convenience: the folders contain everything, and spool.py recovers it there.
 """
 
 import errno
@@ -66,7 +66,7 @@ class Stopped(Exception):
 
 
 class Service:
-    """The whole service except its loop."""
+    """The whole service except its loop, which is in daemon.py."""
 
     def __init__(self, root: Root, settings: Settings, engine: Engine, lock: RootLock | None = None) -> None:
         self.root, self.settings, self.engine = root, settings, engine

@@ -14,6 +14,7 @@ from sdbatch import __version__
 from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
+from sdbatch.job.samplers import SAMPLERS
 from sdbatch.spool.inputs import Staged
 from sdbatch.spool.publish import Names
 from sdbatch.spool.spool import Claim
@@ -105,6 +106,7 @@ class Drawing:
     def progress(self, task: Task, now: float) -> dict[str, Any]:
         """The running job in status.json."""
         done, step, left = len(self.samples), self.stepped, self.estimate.seconds_left(now)
+        order = SAMPLERS[task.job.sampler].order  # the renderer counts predictions
         return {
             "id": task.claim.id,
             "name": task.job.name,
@@ -113,8 +115,8 @@ class Drawing:
             "started_at": self.started.isoformat(timespec="seconds"),
             "pictures_done": done,
             "pictures": task.total,
-            "step": step and step.step,
-            "steps": step and step.steps,
+            "step": step and -(-step.step // order),
+            "steps": step and -(-step.steps // order),
             "fraction": round(self.drawn / task.total, 3),
             "eta_seconds": (left or None) if done < task.total else left,  # the time for decoding is unknown
         }

@@ -14,7 +14,7 @@ import yaml
 from sdbatch.config.settings import Retention
 from sdbatch.spool.inbox import beside, walk
 from sdbatch.spool.reason import ERROR
-from sdbatch.spool.spool import INPUTS, MANIFEST, arrived, read_claim
+from sdbatch.spool.spool import INPUTS, MANIFEST, is_job_id, read_claim
 from sdbatch.storage import files
 from sdbatch.storage.file_names import SENT, is_job_name
 from sdbatch.storage.root import Root
@@ -61,7 +61,7 @@ def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: 
     spare = 0 if count is None else len(folders) - count
     for number, folder in enumerate(folders):
         is_old = days is not None and _age(folder / mark, now) > days * DAY
-        if arrived(folder.name) and (number < spare or is_old):
+        if is_job_id(folder.name) and (number < spare or is_old):
             yield folder
 
 

@@ -275,7 +275,7 @@ class Spool:
 
     def _is_own(self, folder: Path) -> bool:
         """Whether a folder in running/ has the name from its claim, and no other folder has it."""
-        has_name = arrived(folder.name) and (_said(folder) or {}).get("id", folder.name) == folder.name
+        has_name = is_job_id(folder.name) and (_said(folder) or {}).get("id", folder.name) == folder.name
         return has_name and not any((place / folder.name).exists() for place in (self.root.done, self.root.failed))
 
     def requeue(self, failed: Path) -> None:
@@ -343,7 +343,7 @@ class Spool:
             handover.make_own(self.folder(claim), claim.file)
 
     def release(self, claim: Claim) -> str:
-        """Let go of the original file. Returns its place in the inbox if somebody wrote to it again, else None."""
+        """Let go of the original file. Returns its place in the inbox if somebody wrote to it again, else ""."""
         folder, place = self.folder(claim), self.root.inbox / claim.source
         if claim.held:
             try:
@@ -591,8 +591,8 @@ def slug_of(name: str) -> str:
     return slug or "job"
 
 
-def arrived(name: str) -> bool:
-    """The time in an id; None if the folder's name is no id."""
+def is_job_id(name: str) -> bool:
+    """Whether the name of a folder is that of a claimed job."""
     return _ID.match(name) is not None
 
 

@@ -26,6 +26,7 @@ OURS = ("jobs", *SECRET)  # not allowed as outdir
 SAMPLES = "samples"  # in every output folder
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 PUBLISHED = re.compile(r"(?:grid-)?\d{1,20}\.png")  # names that jobs' pictures get there
+LORAS = ("loras", "lora", "Lora", "LyCORIS")  # folders in models/, as programs call them
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 BUNDLED = "bundle_emb."  # before the names of embeddings in the file of a LoRA
 NOWHERE = (0, 0)
@@ -53,7 +54,7 @@ class Root:
         allowed: folders outside the root that jobs may name.
         named: models with a name in the configuration.
         defaults: values for fields that a job leaves out.
-        lora_folders, embedding_folders: where prompts find more by name, beside those in models/.
+        lora_folders, embedding_folders: where more are found by name, beside those in models/.
     """
 
     path: Path
@@ -163,15 +164,16 @@ class Root:
         )
 
     def find_model(self, field: str, named: str) -> Path:
-        """A checkpoint or config: as a path from the root, or by its name in models/ or configs/.
+        """A checkpoint, config or LoRA: as a path from the root, or by its name in the folders for it.
 
         Links there belong to the admin and are followed.
         """
-        bases = (self.path, self.configs if field.endswith("config") else self.models)
+        more = self.lora_places if field == "loras" else ()
+        bases = (self.path, self.configs if field.endswith("config") else self.models, *more)
         for base in bases:
             path = self._normal(field, named, base)
             if _exists(path) or _is_link(path):
-                if not any(_is_below(path, folder) for folder in (self.models, self.configs)):
+                if not any(_is_below(path, folder) for folder in (self.models, self.configs, *self.lora_folders)):
                     path = self._inside(field, named, base)
                     self._refuse_links_out(field, named, path)
                 if not _exists(path):
@@ -192,6 +194,12 @@ class Root:
             raise JobError('{field}: there is no "{named}" (searched in {places}){hint}', field, named, looked, hint)
         template = '{field}: there is no "{named}" (searched in {places}); copy the file there, or link it'
         raise JobError(template, field, named, looked)
+
+    @property
+    def lora_places(self) -> tuple[Path, ...]:
+        """The folders for LoRAs; of those in models/ such as are there, and the usual one."""
+        usual, *others = (self.models / name for name in LORAS)
+        return usual, *(folder for folder in others if folder.is_dir()), *self.lora_folders
 
     def _refuse_links_out(self, field: str, named: str, path: Path) -> None:
         """Check that all files of a folder are inside the root, because any user may have made it."""
@@ -288,7 +296,7 @@ class Root:
         if "\0" in named:
             raise JobError("{field}: a path can't contain a NUL character", field)
         path = Path(os.path.normpath(base / named))
-        if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed)):
+        if not any(_is_below(path, place) for place in (self.path, self.path.resolve(), *self.allowed, base)):
             template = '{field}: "{named}" leads out of the root {path}; only files inside it may be named'
             raise JobError(template, field, named, self.path)
         return as_stored(path)
