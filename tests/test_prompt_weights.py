@@ -66,6 +66,16 @@ def test_the_loras_of_a_job_are_found_in_the_same_folders(stocked: Root, tmp_pat
             place.find_model(field, named)
 
 
+def test_a_lora_that_is_not_there_is_told_with_file_and_line(stocked: Root, clock: FakeClock) -> None:
+    text = 'seed: 1\n---\nseed: 2\nprompt_syntax: webui\nprompt: "a <lora:pencl:1>"\n'
+    told = 'line 5: prompt: there is no LoRA "pencl" (searched in models/loras/); did you mean pencil?'
+    drop_job(stocked, "two.yaml", text)
+    drain(Service(stocked, Settings(), FakeEngine()), clock)
+    errors = [path.read_text() for path in stocked.failed.glob("*/error.txt")]
+    assert f"two.yaml: {told}\n" in errors
+    assert f"job 2 of 2: {told}" in [line for line, _ in check_data(text.encode(), "two.yaml", None, stocked, Limits())]
+
+
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [

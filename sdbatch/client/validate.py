@@ -15,7 +15,7 @@ from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
 from sdbatch.job.samplers import SAMPLERS, SCHEDULES
-from sdbatch.messages import Message, joined, lines
+from sdbatch.messages import Message, joined
 from sdbatch.prompts.reading import readings
 from sdbatch.prompts.weights import PromptWeights, find_prompt_weights
 from sdbatch.storage import files
@@ -57,7 +57,7 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             for note in [*parsed.notes, *notes]:
                 yield Message("{label}note: {note}", label, note), True
         except (JobError, TemporarilyUnavailable) as error:  # the service would let the latter wait
-            for line in lines(error.message):
+            for line in parsed.placed(error):
                 yield label + reader.without_file(line), False
             for note in parsed.notes:
                 yield label + Message("note: {note}", note), False

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sdbatch.errors import JobError
+from sdbatch.errors import JobError, SdbatchError
 from sdbatch.job import foreign_fields, syntax_hints
 from sdbatch.job.document import Document, Line, Unsure, plain, read_json, read_yaml
 from sdbatch.job.manifest import Asked, Kept, Parent, read_asked
@@ -53,6 +53,7 @@ class Parsed:
     Attributes:
         notes: parts of the file without effect, each with its line.
         filled: the fields that the root's defaults set.
+        places: the lines of its fields.
     """
 
     job: AnyJob | None = None
@@ -61,6 +62,12 @@ class Parsed:
     kept: Kept = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     filled: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
+
+    def placed(self, error: SdbatchError) -> list[str]:
+        """The lines of an error that was found later, each with the file's line of the field that it begins with."""
+        told = [(self.places.get(said.partition(":")[0]), said) for said in lines(error.message)]
+        return [Message("line {line}: {problem}", line, said) if line else said for line, said in told]
 
 
 def parse(data: bytes, file_name: str, defaults: Defaults = ()) -> list[Parsed]:
@@ -122,10 +129,10 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
     try:
         if "sdbatch_manifest" not in values:
             written = _Written(values, document, (), defaults)
-            return Parsed(written.job(), notes=tuple(written.notes()), filled=written.filled)
+            return Parsed(written.job(), notes=tuple(written.notes()), filled=written.filled, places=written.places)
         asked = _read_manifest(values, document.line)
         written = _Written(asked.fields, document, ("follow_up",) if "follow_up" in values else ("job",))
-        return Parsed(written.job(), None, asked.parent, asked.kept, tuple(written.notes()))
+        return Parsed(written.job(), None, asked.parent, asked.kept, tuple(written.notes()), places=written.places)
     except JobError as error:
         told = [Message("{file_name}: {problem}", file_name, line) for line in lines(error.message)]
         return Parsed(error=JobError(joined("\n", told)))
@@ -223,6 +230,11 @@ class _Written:
                 if self.fields.get(name, value) != value:
                     template = "{where}{name}: has no effect: laion400m sets it to {value}"
                     yield Message(template, self._where(name), name, value)
+
+    @property
+    def places(self) -> dict[str, int]:
+        """The lines of the fields that the file names."""
+        return {name: self.document.lines.get(path, self.start) for name, path in self.paths.items()}
 
     def _where(self, name: str) -> str:
         return Message("line {line}: ", self.document.lines.get(self.paths.get(name, ()), self.start))

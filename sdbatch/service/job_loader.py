@@ -59,12 +59,9 @@ class JobLoader:
         try:
             return self._with_files(source, parsed, claim, now)
         except JobError as error:
-            if not parsed.notes:
-                raise
+            told = [Message("{file_name}: {problem}", claim.file, line) for line in parsed.placed(error)]
             # A file may be missing because of a part of the job file that was not understood.
-            raise JobError(
-                joined("\n", [error.message, *(Message("note: {note}", note) for note in parsed.notes)])
-            ) from error
+            raise JobError(joined("\n", [*told, *(Message("note: {note}", note) for note in parsed.notes)])) from error
 
     def _with_files(self, source: bytes, parsed: reader.Parsed, claim: Claim, now: float) -> Task:
         """The job with all files that it names."""
