@@ -154,6 +154,14 @@ def test_the_time_for_the_whole_queue_comes_from_the_pace_of_all_that_was_drawn_
     assert told(service, clock)["eta_seconds"] is None
 
 
+def test_the_time_is_told_between_two_jobs_too_when_nothing_is_in_flight(root: Root, clock: FakeClock) -> None:
+    service = Service(root, Settings(), Timed(clock, "one"))
+    drop_job(root, "first.yaml", f"prompt: a car\n{SMALL}")
+    drain(service, clock)
+    assert service._time_for(1e6) is not None
+    assert not service.runs
+
+
 def test_the_pace_counts_no_time_in_which_nothing_was_under_way_and_forgets_what_is_long_ago() -> None:
     pace = Pace()
     pace.note(100, 0)

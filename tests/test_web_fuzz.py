@@ -83,7 +83,8 @@ def token(client: FlaskClient) -> str:
 
 
 def ask(client: FlaskClient, rule: Rule, method: str, part: str, given: dict[str, Any], more: dict[str, str]) -> int:
-    path = re.sub(r"<[^>]*>", lambda _: part.replace("%", "%25").replace("?", "%3F").replace("#", "%23"), rule.rule)
+    quoted = part.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+    path = re.sub(r"<(?:any\((\w+)[^>]*|[^>]*)>", lambda slot: slot[1] or quoted, rule.rule)
     if method == "POST":
         form = dict(given) | {"csrf_token": token(client)}
         if "upload" in form:

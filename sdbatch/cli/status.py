@@ -21,7 +21,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Update the screen until Ctrl-C.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the running jobs, the devices, the queue, and the last failures.
+    """Show running jobs, devices, the queue, and the last failures.
 
     It only reads files, so it works over a share, and while the service is
     down. --json prints jobs/status.json with the queue and the failures of

@@ -646,7 +646,7 @@ class Service:
             return None
         work += sum(self.outlook.work_of(task.job, task.total - drawing.drawn) for task, drawing in drawn)
         now, seconds = self.clock().mono, self.outlook.pace.seconds_for(work)
-        return seconds and max(seconds, *(drawing.estimate.seconds_left(now) or 0 for _, drawing in drawn))
+        return seconds and max([seconds, *(drawing.estimate.seconds_left(now) or 0 for _, drawing in drawn)])
 
 
 def _of_file(error: OSError) -> str:
