@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,16 @@ class Gathering(Finisher):
         self.latents.setdefault(drawing.task.job_id, []).append(latents)
 
     def end(self, drawing: Drawing) -> None:
-        assert drawing.error is None
+        assert drawing.attempt.error is None
         self.ended.append(drawing.task.job_id)
 
     def check(self) -> None:
         pass
+
+
+def given(init: npt.NDArray[np.float32] | None, _: Draw) -> npt.NDArray[np.float32] | None:
+    """The init image of whichever cell."""
+    return init
 
 
 def sampled(
@@ -95,7 +101,9 @@ def sampled(
                     origin, notes = Origin("m", "0", "CPU"), Notes(task.folder)
                     answer, finish = Answers(io.StringIO()), Postprocess(None, None)
                     company.join(
-                        Drawing(task, answer, reference_model(), finish, origin, notes, fallback), init, fallback
+                        Drawing(task, answer, reference_model(), finish, origin, notes, fallback),
+                        partial(given, init),
+                        fallback,
                     )
             company.step()
             step += 1

@@ -33,7 +33,7 @@ from sdbatch.engine.protocol import (
     Unfit,
 )
 from sdbatch.errors import Cancelled, EngineDown, JobError, RendererDied
-from sdbatch.job.parameters import Txt2Img, batches, count_pictures
+from sdbatch.job.parameters import Txt2Img
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
@@ -122,9 +122,10 @@ class FakeEngine:
         yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("made by the fake engine: grey cards")])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
-        size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
-        last = count_pictures(task.job, task.lines)
-        for batch in batches(task.job, task.lines):
+        cells = task.cells
+        for batch in cells.batches():
+            job = cells.job_of(batch.cell)
+            size = job.picture_size if isinstance(job, Txt2Img) else (64, 64)
             while True:
                 yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
                 if task.cancel.exists():
@@ -132,12 +133,12 @@ class FakeEngine:
                 if not (batch.first and self.hold and self.hold.exists()):
                     break
                 time.sleep(0.05)
-            if batch.first + len(batch.prompts) == last:
+            if batch.first + len(batch.prompts) == cells.total:
                 yield Sampled(job_id=task.job_id)
             for i, prompt in enumerate(batch.prompts):
                 index = batch.first + i
                 path = task.folder / SAMPLES / f"{index:05}.png"
-                grey = (task.job.seed + index) % 256
+                grey = (job.seed + batch.within + i) % 256
                 sha256 = files.sha256(path) if index < task.start_at else _write_card(path, *size, grey)
                 yield StagedSample(
                     job_id=task.job_id,

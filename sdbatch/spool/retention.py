@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from sdbatch.config.settings import Retention
+from sdbatch.job.manifest import pictures_of
 from sdbatch.spool.inbox import beside, walk
 from sdbatch.spool.reason import ERROR
 from sdbatch.spool.spool import INPUTS, MANIFEST, is_job_id, read_claim
@@ -146,7 +147,7 @@ def published_pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
     try:
         record = yaml.load(files.read_regular(folder / MANIFEST, MANIFEST_BYTES) or b"", yaml.CSafeLoader)
         grids = [grid for grid in (record.get("grid"), *record.get("more_grids", [])) if grid]
-        pictures = [*record["pictures"], *grids]
+        pictures = [*pictures_of(record), *grids]
         pairs = [(folder / picture["file"], root.path / picture["published"]) for picture in pictures]
         ours = [pair for pair in pairs if pair[1].resolve().is_relative_to(root.outputs.resolve())]
     except (OSError, yaml.YAMLError, LookupError, AttributeError, TypeError, ValueError, RecursionError, RuntimeError):
