@@ -8,7 +8,6 @@ from sdbatch.errors import JobError
 from sdbatch.prompts.options import read_options
 from sdbatch.prompts.tables import read_table
 
-
 WEB_UI = (
     '--prompt "a cat" --negative_prompt "dog, blurry" --steps 20 --seed 7 --cfg_scale 7.5 --width 512 '
     '--height 768 --sampler_name "DPM++ 2M Karras"'
