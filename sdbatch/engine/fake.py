@@ -49,6 +49,8 @@ class FakeEngine:
     ends a renderer. While the file `hold` exists, a job makes steps, but does not finish its second batch.
     """
 
+    problem = ""
+
     def __init__(
         self,
         before: Callable[[Draw], None] | None = None,
@@ -84,6 +86,9 @@ class FakeEngine:
 
     def stop(self) -> None:
         """There is nothing to stop."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> "tuple[FakeRenderer, Event]":  # noqa: ARG002 - as queue.SimpleQueue has it
         """The next event of one of the renderers, chosen at random; sometimes there is none."""

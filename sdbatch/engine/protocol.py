@@ -204,7 +204,11 @@ class Engine(Protocol):
 
     @property
     def devices(self) -> Sequence[str]:
-        """A seat each."""
+        """A seat each. They may change: those of a cluster come and go with its nodes."""
+
+    @property
+    def problem(self) -> str:
+        """Why there are no devices; empty where there are, or where they are just being looked for."""
 
     @property
     def events(self) -> Source:
@@ -216,3 +220,6 @@ class Engine(Protocol):
         Raises:
             EngineDown: none can be started now.
         """
+
+    def close(self) -> None:
+        """End what it needs beside the renderers, which are stopped already."""
