@@ -98,7 +98,7 @@ def test_a_real_renderer_stops_between_two_batches_and_goes_on_with_the_same_byt
 def test_the_parts_of_a_job_are_joined_to_the_same_images_and_one_grid(
     tmp_path: Path, render: Render, seeding: str
 ) -> None:
-    fields = {"n_iter": 3, "n_samples": 2, "ddim_steps": 1, "seeding": seeding}
+    fields: dict[str, Any] = {"n_iter": 3, "n_samples": 2, "ddim_steps": 1, "seeding": seeding}
     whole = render(small_draw(tmp_path / "whole", **fields))
     joined = small_draw(tmp_path / "joined", **fields, start_at=6)
     for images in ((1, 4, 5), (0, 2, 3)):
