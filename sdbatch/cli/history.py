@@ -140,8 +140,8 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
         told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
-        how = [(title.lower(), value) for title, value in describe.parameters(place, found)]
-        tables.show_one(found, how + describe.circumstances(place, found), pictures, tree, place)
+        facts = describe.parameters(place, found) + describe.circumstances(place, found)
+        tables.show_one(found, facts, pictures, tree, place)
 
 
 @app.command()

@@ -61,7 +61,9 @@ def show_facts(facts: list[tuple[str, str]]) -> None:
     """One line for each name and value."""
     console = Console(highlight=False)
     for name, value in facts:
-        console.print(Text.assemble((f"{here(name).lower():<18}", "bold"), printable(here(value))), soft_wrap=True)
+        title = Text(here(name).lower(), "bold")
+        title.pad_right(max(18 - title.cell_len, 1))
+        console.print(title + printable(here(value)), soft_wrap=True)
 
 
 def show_models(models: list[CatalogEntry]) -> None:
