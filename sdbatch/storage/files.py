@@ -185,6 +185,14 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
         file.write(data)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """As `write_atomically`, but the caller syncs the folder: after a power cut all of it is there, or nothing new."""
+    with _at(path) as (_, folder), _draft(path, folder) as file:
+        file.write(data)
+        _sync(file, path)
+        _name_draft(file, path, folder)
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and sync it before its name is used; the name itself may still be lost."""
     clear(path)

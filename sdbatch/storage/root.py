@@ -257,6 +257,16 @@ class Root:
             )
         return path
 
+    def require_output_folder(self, path: Path, named: str) -> None:
+        """The same of a folder that was found before: what leads where may have changed since.
+
+        Raises:
+            JobError: it leads elsewhere now.
+        """
+        inner = path / SAMPLES
+        if os.path.realpath(inner) != str(inner):  # else there is no link in it, now as then
+            self.output_folder(named)
+
     def show(self, path: Path) -> str:
         """A path for people: relative to the root if it is inside."""
         base = self.path if _is_below(path, self.path) else self.path.resolve()
@@ -353,4 +363,4 @@ def _is_weights(path: Path, *, any_name: bool) -> bool:
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    return path == folder or folder in path.parents
+    return path == folder or str(path).startswith(os.path.join(folder, ""))  # noqa: PTH118 - "/" has a slash already
