@@ -44,9 +44,9 @@ class RendererConfig(Message):
 
 
 class Draw(Message):
-    """A job to run. All paths are resolved; the renderer looks nothing up."""
+    """A job to run, or a part of one. All paths are resolved; the renderer looks nothing up."""
 
-    job_id: str
+    job_id: str  # comes back in each event; a part of a job has one of its own
     job: AnyJob
     lines: list[str] | None  # of from_file
     init: Path | None  # the init image's copy
@@ -59,6 +59,7 @@ class Draw(Message):
     loras: tuple[tuple[Path, float], ...] = ()  # files and weights: the job's loras, and those that its prompts name
     embeddings: dict[str, Path] = {}  # those that its prompts may name, by name
     start_at: int  # the first picture that is missing
+    images: tuple[int, ...] | None = None  # of a part: these, by their numbers in the job, and no grid; `start_at` is 0
     halt: Path  # once this is there, no further batch is begun
     cancel: Path  # once this is there, no further step is made
 
