@@ -20,6 +20,7 @@ from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
     init,
     install,
     logs,
+    metrics,
     model,
     prune,
     schema,
