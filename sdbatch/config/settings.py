@@ -144,6 +144,7 @@ class Retention(Group):
     done_count: int | None = Field(None, ge=0)
     failed_days: float | None = Field(None, gt=0, description="a number of days above 0; null keeps all")
     failed_count: int | None = Field(None, ge=0)
+    trash_days: float | None = Field(30, gt=0, description="a number of days above 0; null keeps all")
     outputs: bool = False
 
 

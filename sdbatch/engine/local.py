@@ -33,6 +33,7 @@ class LocalEngine:
     """Starts a renderer process for each device."""
 
     ahead = 1
+    problem = ""
 
     def __init__(
         self,
@@ -57,6 +58,9 @@ class LocalEngine:
             return LocalRenderer(command, environment, self.preload(), self._hear)
         except OSError as error:
             raise EngineDown("can't start a renderer: {problem}", error.strerror) from error
+
+    def close(self) -> None:
+        """There is nothing else."""
 
     def _hear(self, renderer: "LocalRenderer", event: Event) -> None:
         if isinstance(event, Ended) and not renderer.is_ready:

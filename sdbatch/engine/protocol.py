@@ -38,9 +38,9 @@ class RendererConfig(Message):
 
 
 class Draw(Message):
-    """A job to run. All paths are resolved; the renderer looks nothing up."""
+    """A job to run, or a part of one. All paths are resolved; the renderer looks nothing up."""
 
-    job_id: str
+    job_id: str  # comes back in each event; a part of a job has one of its own
     job: AnyJob
     lines: list[str] | None  # of from_file
     init: Path | None  # the init image's copy
@@ -53,6 +53,7 @@ class Draw(Message):
     loras: tuple[tuple[Path, float], ...] = ()  # files and weights: the job's loras, and those that its prompts name
     embeddings: dict[str, Path] = {}  # those that its prompts may name, by name
     start_at: int  # the first picture that is missing
+    images: tuple[int, ...] | None = None  # of a part: these, by their numbers in the job, and no grid; `start_at` is 0
     halt: Path  # once this is there, no further batch is begun
     cancel: Path  # once this is there, no further step is made
 
@@ -206,7 +207,11 @@ class Engine(Protocol):
 
     @property
     def devices(self) -> Sequence[str]:
-        """A seat each."""
+        """A seat each. They may change: those of a cluster come and go with its nodes."""
+
+    @property
+    def problem(self) -> str:
+        """Why there are no devices; empty where there are, or where they are just being looked for."""
 
     @property
     def events(self) -> Source:
@@ -218,3 +223,6 @@ class Engine(Protocol):
         Raises:
             EngineDown: none can be started now.
         """
+
+    def close(self) -> None:
+        """End what it needs beside the renderers, which are stopped already."""

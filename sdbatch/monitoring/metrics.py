@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import CollectorRegistry
 
 from sdbatch.config.settings import Settings
 from sdbatch.history.history import History
@@ -32,7 +32,7 @@ def metrics_text(root: Root, settings: Settings, history: History | None) -> byt
     return generate_latest(registry)
 
 
-class _Once(Collector):
+class _Once:
     def __init__(self, families: list[Metric]) -> None:
         self.families = families
 

@@ -62,6 +62,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         if lock.is_held:  # otherwise another service has these jobs
             service.drop_all()
         service.seats.stop()
+        service.engine.close()
         service.hooks.finish()
         service.index_writer.finish()
         if lock.is_held:

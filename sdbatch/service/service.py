@@ -543,9 +543,12 @@ class Service:
         self.hold()
         attempts.settle(folder, claim.attempt, with_samples=not task.job.skip_save)
         staged = drawing.to_publish(task.job)
-        self.root.output_folder(task.job.outdir)  # what leads where may have changed while it was drawn
-        if claim.outputs is None or set(claim.outputs) != set(staged):
-            self.spool.note(claim, outputs=self.publisher.choose_names(task.outdir, staged))
+        self.root.require_output_folder(task.outdir, task.job.outdir)
+        is_named = claim.outputs is not None and set(claim.outputs) == set(staged)
+        names = claim.outputs if is_named else self.publisher.choose_names(task.outdir, staged)
+        other = claim.other | _packed(drawing.notes(task))
+        if (names, other) != (claim.outputs, claim.other):
+            self.spool.note(claim, outputs=names, other=other)
         assert claim.outputs is not None, "just chosen"
         return self.publisher.publish(
             folder,
@@ -557,10 +560,9 @@ class Service:
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """Write the manifest, and move the job to done/."""
-        assert drawing.finished is not None, "it is drawn"
-        notes = [*task.notes, *drawing.finished.notes, *self._what_changed(task)]
-        if notes:
-            self.spool.note(task.claim, other=task.claim.other | {"notes": packed_within(notes)})
+        notes = [*drawing.notes(task), *(changed := self._what_changed(task))]
+        if changed:
+            self.spool.note(task.claim, other=task.claim.other | _packed(notes))
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
@@ -683,6 +685,11 @@ def _cause(error: JobError, run: Run) -> Reason | None:
         return "generating"
     is_missing = isinstance(error, Missing) or isinstance(error.__cause__, Missing)
     return "missing_file" if is_missing else "invalid"
+
+
+def _packed(notes: list[str]) -> dict[str, Any]:
+    """What claim.json says of a job's notes."""
+    return {"notes": packed_within(notes)} if notes else {}
 
 
 def _of_file(error: OSError) -> str:

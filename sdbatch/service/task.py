@@ -122,6 +122,11 @@ class Drawing:
             "eta_seconds": (left or None) if done < task.total else left,  # the time for decoding is unknown
         }
 
+    def notes(self, task: Task) -> list[str]:
+        """What a person is told of the finished job."""
+        assert self.finished is not None, "it is drawn"
+        return [*task.notes, *self.finished.notes]
+
     def to_publish(self, job: AnyJob) -> list[str]:
         """The staged files to publish."""
         samples = [] if job.skip_save else [sample.file for sample in self.samples]

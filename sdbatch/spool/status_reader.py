@@ -28,7 +28,7 @@ RESTING = Message("outside its hours")  # the state of a service that waits for 
 STATES = (  # what else `state` may be
     *(Message("starting"), Message("idle"), Message("drawing"), Message("paused"), Message("stopped")),
     *(Message("waiting for files"), Message("waiting for the inbox")),
-    *(Message("benched"), Message("down")),  # and a seat's
+    *(Message("benched"), Message("down"), Message("drained")),  # and a seat's
 )
 SHOWN = 20  # of the queue
 MOST_GLANCES = 500  # files that are looked into for their priority
