@@ -29,7 +29,8 @@ def metrics_text(root: Root, settings: Settings, history: History | None) -> byt
     """All metrics of a root at this moment; without `history` none of what it keeps."""
     registry = CollectorRegistry()
     registry.register(_Once([*_families(root, settings, history)]))
-    return generate_latest(registry)
+    text: bytes = generate_latest(registry)
+    return text
 
 
 class _Once:
