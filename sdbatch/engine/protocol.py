@@ -35,6 +35,12 @@ class RendererConfig(Message):
     watermark: str = ""
     batching: Literal["job", "shared", "fixed"] = "job"
     batch_rows: int = 32  # at most, in one pass of the network
+    near: Path | None = None  # where copies of conversions lie on this machine's own disk
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs it samples at a time: enough to fill a pass with jobs of one image, each of two rows."""
+        return 1 if self.batching == "job" else max(2, self.batch_rows // 2)
 
 
 class Draw(Message):

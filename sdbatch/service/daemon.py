@@ -108,7 +108,12 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         batching=settings.batching,
         batch_rows=settings.batch_rows,
     )
-    program = FAKE_RENDERER if settings.engine == "fake-process" else RENDERER
+    program = FAKE_RENDERER if settings.engine.startswith("fake-") else RENDERER
+    if settings.engine in {"ray", "fake-ray"}:
+        from sdbatch.engine.cluster.engine import RayEngine  # noqa: PLC0415 - most services have one machine
+        from sdbatch.operations import cluster  # noqa: PLC0415
+
+        return RayEngine(cluster.config_of(root, settings, config, program), lambda: _to_preload(root, chosen))
     return LocalEngine(config, devices, lambda: _to_preload(root, chosen), program)
 
 
