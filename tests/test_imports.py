@@ -26,7 +26,9 @@ MAY_IMPORT = {
         *("config", "engine", "engine.cluster", "history", "job", "operations", "prompts", "spool", "storage"),
         "telemetry",
     },
+    "monitoring": {"config", "history", "spool", "storage", "telemetry"},
     "web": {"client", "config", "history", "imaging", "job", "spool", "storage", "telemetry"},
+    "programs": {"client", "config", "history", "imaging", "job", "monitoring", "spool", "storage", "web"},
     "renderer.device": set(),
     "renderer.sampling": set(),
     "renderer.k_diffusion": {"renderer.sampling"},
@@ -52,7 +54,7 @@ MAY_IMPORT = {
     },
     "cli": {
         *("client", "config", "history", "job", "operations", "service", "spool", "storage", "telemetry", "web"),
-        *("renderer", "renderer.models"),
+        *("monitoring", "programs", "renderer", "renderer.models"),
     },
 }
 PACKAGE_ROW = r"^\| `(\w+)/` \| [^|]+ \|([^|]*)\|$"

@@ -156,6 +156,10 @@ UNIX_PROXY = "unix"  # a proxy that uses the page's Unix socket
 Secret = Annotated[str, PlainSerializer(lambda text: "***" if text else "", when_used="json")]
 
 
+# The hash of a token. The token itself has 256 bits, so nobody finds it by trying.
+TOKEN, TOKENS = r"^(sha256:[0-9a-f]{64})?$", "a line that `sdbatch web --new-token` prints"
+
+
 class Web(Group):
     """The web page, `sdbatch web`."""
 
@@ -166,7 +170,11 @@ class Web(Group):
     )
     password: Secret = ""  # its hash, as `sdbatch web --hash-password` makes it
     hosts: tuple[str, ...] = ()
-    trusted_proxies: tuple[str, ...] = ()  # whose X-Forwarded-For is believed
+    trusted_proxies: tuple[str, ...] = ()  # whose X-Forwarded-* headers are believed
+    token: Secret = Field("", pattern=TOKEN, description=TOKENS)
+    metrics_token: Secret = Field("", pattern=TOKEN, description=TOKENS)
+    sdapi: bool = False
+    sdapi_wait_seconds: float = Field(3600.0, ge=1, le=86400)
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -140,6 +140,8 @@ class Finished(Message):
     seconds: float
     notes: list[Text]
     peak_bytes: int | None = None  # allocated on the GPU at most, models and all; a CPU's are not counted
+    free_bytes: int | None = None  # of the GPU's memory, whoever uses the rest
+    total_bytes: int | None = None
 
 
 class Halted(Message):

@@ -132,7 +132,9 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             service.manager.feed(clock().mono)
         try:
             if not recovered:
-                service.failed += service.spool.recover()
+                for _ in range(service.spool.recover()):
+                    service.failed += 1
+                    service.totals.count_job("failed", "unrecoverable")
                 recovered = True
             worked = service.turn(clock)
             if drain and not worked and (code := _end_of_drain(service)) is not None:

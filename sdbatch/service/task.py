@@ -79,6 +79,7 @@ class Drawing:
     loaded: Loaded | None = None
     finished: Finished | None = None
     stepped: Stepped | None = None  # the last
+    stepped_at: float = 0.0  # when it was told
     drawn: float = 0  # pictures, with fractions
     estimate: ProgressEstimate = field(default_factory=ProgressEstimate)
 
@@ -89,7 +90,7 @@ class Drawing:
             case Loaded():
                 self.loaded = event
             case Stepped():
-                self.stepped = event
+                self.stepped, self.stepped_at = event, now
                 self.drawn = max(self.drawn, task.drawn_at(event))
                 self.estimate.update(task.drawn_at(event), task.total, now)
             case StagedSample():
