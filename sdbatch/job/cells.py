@@ -34,6 +34,7 @@ from sdbatch.job.parameters import (
     batches,
     defaults_that_fit,
     job_kind,
+    pieces,
 )
 from sdbatch.messages import Message, joined
 
@@ -127,6 +128,14 @@ class Cells:
         for number in range(first, len(self) if last is None else last):
             for batch in batches(self.job_of(number), self.lines):
                 yield batch.of_cell(number, self.starts[number])
+
+    def pieces(self) -> list[range]:
+        """The images, by their numbers, in pieces that need no other: several renderers can draw them."""
+        found: list[range] = []
+        for number in range(len(self)):
+            start = self.starts[number]
+            found += [range(start + p.start, start + p.stop) for p in pieces(self.job_of(number), self.lines)]
+        return found
 
     def prompt_of(self, index: int) -> str:
         """The prompt that an image is drawn from."""

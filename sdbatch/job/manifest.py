@@ -130,9 +130,9 @@ class Manifest(Record):
             head["follow_up"] = self._follow_up()
         if not self.axes:
             del content["axes"], content["cells"]
-            return _HEADER + dump(head) + dump(content)
+            return _HEADER + dump(head | content)
         listed = content.pop("pictures")
-        return _HEADER + dump(head) + dump(content) + _as_lines(listed)
+        return _HEADER + dump(head | content) + _as_lines(listed)
 
     def _follow_up(self) -> dict[str, Any]:
         first = self.pictures[0]

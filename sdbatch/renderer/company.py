@@ -53,7 +53,7 @@ class _Member:
 
     @property
     def has_more(self) -> bool:
-        return self.drawing.attempt.goes_on and self.first < self.drawing.behind
+        return self.drawing.attempt.goes_on and self.first <= self.drawing.last
 
     def on_step(self, batch: Batch, step: int, steps: int) -> None:
         """Of batches side by side the first is told of: it ends first."""
@@ -79,12 +79,13 @@ def _samplings(
 ) -> Iterator[tuple[Batch, Asking]]:
     """The batches of a job's cells, from the first image that is missing on."""
     cells = drawing.task.cells
-    first, last = drawing.stretch
-    for number in range(max(first, cells.find(drawing.kept)[0]), last):
+    for number in range(*drawing.stretch):
+        if not drawing.wanted(number):
+            continue
         task, learned = drawing.task.of_cell(number), drawing.learned.get(number)
         start = cells.starts[number]
         told = partial(_tell_of_cell, on_step, number, start)
-        asked = task.job, task.lines, init_of(task), max(0, drawing.kept - start), told, fallback, learned
+        asked = task.job, task.lines, init_of(task), drawing.wanted(number), told, fallback, learned
         for batch, asking in samplings(drawing.model, *asked):
             fallback.first = start + batch.first
             yield batch.of_cell(number, start), asking

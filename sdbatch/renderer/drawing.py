@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from sdbatch.imaging import pictures
 from sdbatch.job.parameters import Batch
 from sdbatch.messages import Message
 from sdbatch.renderer.answers import Answers
-from sdbatch.renderer.device.memory import in_short, is_out_of_memory, peak_bytes
+from sdbatch.renderer.device.memory import free_and_total_bytes, in_short, is_out_of_memory, peak_bytes
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.notes import Notes
@@ -67,6 +68,7 @@ class Drawing:
         fallback: what the finishing of its pictures does when memory runs out.
         learned: the embeddings that the prompts of each of its cells name.
         stretch: its cells, from the first to behind the last.
+        is_last: nothing of the job comes behind it.
         kept: how many of the job's images lie there, where its sampling begins.
     """
 
@@ -79,23 +81,32 @@ class Drawing:
     fallback: MemoryFallback
     learned: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     stretch: tuple[int, int] = (0, 1)
+    is_last: bool = True
     attempt: Attempt = field(default_factory=Attempt)
     kept: int = 0
-
-    @property
-    def behind(self) -> int:
-        """The number of the image behind its last."""
-        return self.task.cells.starts[self.stretch[1]]
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the job has no cells behind it."""
-        return self.stretch[1] == len(self.task.cells)
 
     def origin_of(self, cell: int) -> pictures.Origin:
         """What the text of a cell's images says of the weights."""
         known = self.origin.embedding_sha256
         return replace(self.origin, embedding_sha256={name: known[name] for name in self.learned.get(cell, ())})
+
+    @cached_property
+    def asked(self) -> Collection[int]:
+        """The images of its cells that its job asks for, by their numbers."""
+        first, behind = (self.task.cells.starts[cell] for cell in self.stretch)
+        if self.task.images is not None:
+            return frozenset(index for index in self.task.images if first <= index < behind)
+        return range(first, behind)
+
+    @cached_property
+    def last(self) -> int:
+        """The number of the last of them."""
+        return max(self.asked)
+
+    def wanted(self, cell: int) -> Container[int]:
+        """The images of one of its cells that are missing, by their numbers in the cell."""
+        first, behind = self.task.cells.starts[cell : cell + 2]
+        return frozenset(index - first for index in range(max(first, self.kept), behind) if index in self.asked)
 
     def check(self) -> None:
         """Raise why it goes no further, if there is a reason."""
@@ -108,7 +119,7 @@ class Drawing:
         """Samples of an earlier attempt, as far as they are whole and of this job and model; the rest is drawn anew."""
         cells, staged = self.task.cells, self.attempt.staged
         self.kept = cells.starts[self.stretch[0]]
-        for index in range(self.kept, min(self.task.start_at, self.behind)):
+        for index in range(self.kept, min(self.task.start_at, cells.starts[self.stretch[1]])):
             if len(staged) != index:
                 break  # one before it is drawn anew
             number, within = cells.find(index)
@@ -132,7 +143,7 @@ class Drawing:
         finished = self.postprocess.apply(decode(self.model, latents, self.fallback), self.fallback)
         for i, pixels in enumerate(finished):
             index = batch.first + i
-            if index < len(self.attempt.staged):
+            if index not in self.asked or index < self.kept:
                 continue  # its batch was drawn before, but not staged to its end
             path, prompt = sample_path(self.task, index), batch.prompts[i]
             sha256 = pictures.write_sample(path, pixels, job, origin, batch.iteration, batch.within + i, prompt)
@@ -142,7 +153,7 @@ class Drawing:
         """The grid, if all is there, and the last word."""
         attempt = self.attempt
         try:
-            if attempt.goes_on and not self.task.job.skip_grid:
+            if attempt.goes_on and not self.task.job.skip_grid and self.task.images is None:
                 self._lay_grid()
         except (JobError, OSError) as error:
             attempt.error = error
@@ -154,7 +165,17 @@ class Drawing:
             seconds, peak = time.monotonic() - attempt.started, peak_bytes(self.model.device)
             peak = peak if peak is None else max(peak, attempt.peak or 0)
             told = [*attempt.said, *self.notes.texts]
-            self.answer(protocol.Finished(job_id=self.task.job_id, seconds=seconds, notes=told, peak_bytes=peak))
+            free, total = free_and_total_bytes(self.model.device)
+            self.answer(
+                protocol.Finished(
+                    job_id=self.task.job_id,
+                    seconds=seconds,
+                    notes=told,
+                    peak_bytes=peak,
+                    free_bytes=free,
+                    total_bytes=total,
+                )
+            )
 
     def _lay_grid(self) -> None:
         """In parts where it must be; where there is no memory for it, the pictures do without."""

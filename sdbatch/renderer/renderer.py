@@ -12,8 +12,6 @@ import os
 # The objects of the imports are never garbage, and each look through them costs half a second.
 gc.disable()
 
-import ctypes
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +28,7 @@ from torch import Tensor
 
 from sdbatch.engine import protocol
 from sdbatch.engine.finding import NVIDIA_DRIVER
+from sdbatch.engine.orphan import die_with_parent
 from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
@@ -63,7 +62,6 @@ VERSIONS = {
     "diffusers": diffusers.__version__,
     "transformers": transformers.__version__,
 }
-PR_SET_PDEATHSIG = 1
 
 
 class Renderer:
@@ -121,7 +119,7 @@ class Renderer:
     def _join(self, company: Company, cells: Stretch, finisher: Finisher, worn: ExitStack) -> None:
         """What an earlier attempt staged is checked and kept; the rest is sampled in company."""
         task = cells.task
-        if cells.first and not self._goes_on(finisher):
+        if not cells.is_first and not self._goes_on(finisher):
             return
         reset_peak(self.device)
         notes = Notes(task.folder)
@@ -129,7 +127,7 @@ class Renderer:
         try:
             drawing = self._begin(cells, notes, fallback)
         except (JobError, OSError) as error:
-            if cells.first and self._last is not None:
+            if not cells.is_first and self._last is not None:
                 self._last.attempt.error = error
                 self._goes_on(finisher)
             else:
@@ -170,7 +168,7 @@ class Renderer:
 
     def _begin(self, cells: Stretch, notes: Notes, fallback: MemoryFallback) -> Drawing:
         """With the model resident that a stretch of a job needs."""
-        attempt = self._last.attempt if cells.first and self._last else Attempt()
+        attempt = self._last.attempt if self._last and not cells.is_first else Attempt()
         whole, task = cells.task, cells.head
         for folder in (task.folder, task.folder / SAMPLES):
             files.sweep(folder)  # a renderer before this one may have been killed
@@ -206,6 +204,7 @@ class Renderer:
             MemoryFallback(self.device, notes.add, fallback.make_room),
             learned,
             (cells.first, cells.last),
+            cells.is_last,
             attempt,
         )
 
@@ -295,15 +294,9 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _die_with_parent() -> None:
-    """Nobody is left to publish when the service is killed, and a new service may draw the same job."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """`python -m sdbatch.renderer.renderer OUTFIT FD [CKPT CONFIG]`: OUTFIT is JSON, FD takes the answers."""
-    _die_with_parent()
+    die_with_parent()
     gc.freeze()  # so that `release` need not look through the libraries either
     forbid_tf32()
     config, answers, *preload = sys.argv[1:]

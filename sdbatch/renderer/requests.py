@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import pairwise
 from queue import Empty, Queue
 from threading import Thread
 from typing import IO, NamedTuple
@@ -10,11 +11,13 @@ from sdbatch.engine.protocol import Draw
 
 
 class Stretch(NamedTuple):
-    """Cells of a job, from `first` to before `last`."""
+    """Cells of a job, from `first` to before `last`, and whether they are its first and its last ones."""
 
     task: Draw
     first: int
     last: int
+    is_first: bool = True
+    is_last: bool = True
 
     @property
     def head(self) -> Draw:
@@ -23,16 +26,19 @@ class Stretch(NamedTuple):
 
 
 def stretches(task: Draw) -> Iterator[Stretch]:
-    """The cells of a job, apart wherever the weights change."""
-    first, before = 0, None
+    """The cells of a job with images to draw, apart wherever the weights change."""
+    asked = None if task.images is None else {task.cells.find(index)[0] for index in task.images}
+    firsts, before = [], None
     for number, change in enumerate(task.changes):
         files = task.other_files.get(number, {})
         weights = [files.get(name) for name in ("ckpt", "config", "vae", "loras")], change.get("precision")
-        if number and weights != before:
-            yield Stretch(task, first, number)
-            first = number
+        if not number or weights != before:
+            firsts.append(number)
         before = weights
-    yield Stretch(task, first, len(task.changes))
+    found = [*pairwise((*firsts, len(task.changes)))]
+    found = [each for each in found if asked is None or not asked.isdisjoint(range(*each))]
+    for number, (first, last) in enumerate(found, 1):
+        yield Stretch(task, first, last, number == 1, number == len(found))
 
 
 class Requests:
