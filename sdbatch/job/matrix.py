@@ -28,8 +28,8 @@ Meant = Callable[[str, Any], Any]  # a field's value in the field's type, where 
 class StudyError(ValueError):
     """A mistake in `matrix`, `zip` or `exclude`, with the path of what is wrong."""
 
-    def __init__(self, path: _PLACE, template: str, *values: object) -> None:
-        super().__init__(Message(template, *values))
+    def __init__(self, path: _PLACE, told: str) -> None:
+        super().__init__(told)
         self.path = path
 
 
@@ -43,15 +43,15 @@ def read_study(given: Mapping[str, Any], meant: Meant, no_field: Callable[[str],
     """
     matrix, zipped = (_values(given, key, meant, no_field) for key in ("matrix", "zip"))
     if twice := next(iter(matrix.keys() & zipped.keys()), None):
-        raise StudyError(("zip", twice), "{field}: stands in matrix and in zip; remove one", twice)
+        raise StudyError(("zip", twice), Message("{field}: stands in matrix and in zip; remove one", twice))
     lengths = {name: len(values) for name, values in zipped.items()}
     if len({*lengths.values()}) > 1:
         shown_lengths = ", ".join(f"{name} {count}" for name, count in lengths.items())
-        raise StudyError(("zip",), "zip: all lists must be of one length; here: {lengths}", shown_lengths)
+        raise StudyError(("zip",), Message("zip: all lists must be of one length; here: {lengths}", shown_lengths))
     columns = sorted(matrix, key=lambda name: name not in WEIGHTS)
     count = prod(len(values) for values in matrix.values()) * max(lengths.values(), default=1)
     if count > MAX_CELLS:
-        raise StudyError(("matrix",), "{count:,} cells; the limit is {most:,}", count, MAX_CELLS)
+        raise StudyError(("matrix",), Message("{count:,} cells; the limit is {most:,}", count, MAX_CELLS))
     axes = tuple((name,) for name in columns) + (((*zipped,),) if zipped else ())
     side_by_side = [*zip(*zipped.values(), strict=True)] if zipped else [()]
     left_out = [*_excluded(given, {*matrix, *zipped}, meant)]
@@ -62,7 +62,9 @@ def read_study(given: Mapping[str, Any], meant: Meant, no_field: Callable[[str],
         if not _is_in(values := dict(zip((*columns, *zipped), (*combination, *row), strict=True)), left_out)
     ]
     if not rows:
-        raise StudyError(("exclude",) if left_out else ("matrix",), "no cell is left; there must be one at least")
+        raise StudyError(
+            ("exclude",) if left_out else ("matrix",), Message("no cell is left; there must be one at least")
+        )
     return [Row(values) for values in rows], axes
 
 
@@ -128,24 +130,24 @@ def _values(given: Mapping[str, Any], key: str, meant: Meant, no_field: Callable
     if said is None:
         return {}
     if not isinstance(said, dict):
-        raise StudyError((key,), "{key}: must be fields with lists or ranges, such as `seed: 1..20`", key)
+        raise StudyError((key,), Message("{key}: must be fields with lists or ranges, such as `seed: 1..20`", key))
     found: dict[str, list[Any]] = {}
     for written, value in said.items():
         name = our_name(written)
         path = (key, written)
         if name in found:
-            raise StudyError(path, "{field}: is given twice, in two spellings; remove one", name)
+            raise StudyError(path, Message("{field}: is given twice, in two spellings; remove one", name))
         if name in SHARED:
             template = "{field}: can't vary, it is the same for the whole job; write it outside {key}"
-            raise StudyError(path, template, name, key)
+            raise StudyError(path, Message(template, name, key))
         if name not in _FIELDS:
-            raise StudyError(path, "{field}: {problem}", name, no_field(name))
+            raise StudyError(path, Message("{field}: {problem}", name, no_field(name)))
         try:
             found[name] = values_of(name, value, meant)
         except ValueError as error:
-            raise StudyError(path, "{field}: {problem}", name, error.args[0]) from error
+            raise StudyError(path, Message("{field}: {problem}", name, error.args[0])) from error
         if not found[name]:
-            raise StudyError(path, "{field}: the list is empty; give at least one value", name)
+            raise StudyError(path, Message("{field}: the list is empty; give at least one value", name))
     return found
 
 
@@ -161,19 +163,21 @@ def _excluded(given: Mapping[str, Any], varying: set[str], meant: Meant) -> Iter
     for number, entry in enumerate(entries):
         path: _PLACE = ("exclude", number)
         if not isinstance(entry, dict) or not entry:
-            raise StudyError(path, "exclude: each entry is a group of fields and values, such as {seed: 3, scale: 5}")
+            raise StudyError(
+                path, Message("exclude: each entry is a group of fields and values, such as {seed: 3, scale: 5}")
+            )
         named = {our_name(written): value for written, value in entry.items()}
         if strange := [name for name in named if name not in varying]:
             raise StudyError(
                 path,
-                "exclude: {field} does not vary here; fields are {names}",
-                strange[0],
-                ", ".join(sorted(varying)),
+                Message(
+                    "exclude: {field} does not vary here; fields are {names}", strange[0], ", ".join(sorted(varying))
+                ),
             )
         try:
             yield {name: values_of(name, value, meant) for name, value in named.items()}
         except ValueError as error:
-            raise StudyError(path, "exclude: {problem}", error.args[0]) from error
+            raise StudyError(path, Message("exclude: {problem}", error.args[0])) from error
 
 
 def _is_in(values: Mapping[str, Any], left_out: Sequence[Mapping[str, list[Any]]]) -> bool:
