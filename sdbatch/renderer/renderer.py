@@ -159,7 +159,7 @@ class Renderer:
             last.attempt.is_halted = True
         try:
             last.check()
-        except JobError as error:
+        except (JobError, OSError) as error:
             last.attempt.error = error
         if not last.attempt.goes_on:
             last.attempt.is_over = True
