@@ -25,6 +25,7 @@ SYSTEM = {"Permission denied", "No space left on device", "Read-only file system
 SYSTEM |= {"Is a directory", "Not a directory", "Input/output error", "File name too long", "Stale file handle"}
 # What typer says, through gettext.
 SYSTEM |= {"Arguments", "Options", "Commands", "Error", "[env var: {}]", "[default: {}]", "[required]"}
+SYSTEM |= {"Aborted.", "Missing command.", "No such command {name!r}."}
 SYSTEM |= {"Show this message and exit.", "Try [blue]'{command_path} {help_option}'[/] for help."}
 
 
