@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sdbatch.client.validate import check_file, find_named, lies_beside, submit_file
+from sdbatch.client.named_files import find_named, lies_beside
+from sdbatch.client.validate import check_file, submit_file
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing
 from sdbatch.job import reader
