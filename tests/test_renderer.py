@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from crash import KILLED, in_child
+from crash import KILLED
+from forks import in_child
 from harness import StepCounter, kill_self
 from reference_model import CKPT, CONFIG
 from safetensors.torch import save_file
