@@ -40,6 +40,7 @@ from sdbatch.messages import Message, joined
 
 MAX_CELLS = 100_000
 USUAL_SIDE = 512  # of an image, in pixels
+SEEDS = ("seed", "variation_seed")  # of which no files and no remarks come
 # What all cells of a job share: its place, its order, and what is made of all its images together.
 SHARED = ("outdir", "priority", "name", "from_file", "skip_grid", "skip_save", "n_rows", "laion400m")
 Axes = tuple[tuple[str, ...], ...]  # the fields that vary; those of one group vary together
@@ -272,14 +273,14 @@ def check_limits(cells: Cells, limits: Limited) -> None:
     Raises:
         JobError: one is exceeded.
     """
-    jobs = (cells.job_of(n) for n in _differing(cells, ("ddim_steps", "W", "H", "f")))
+    jobs = (cells.job_of(n) for n in differing(cells, ("ddim_steps", "W", "H", "f")))
     for job in jobs:
         size = job.picture_size if isinstance(job, Txt2Img) else None
         if problems := limits.problems(cells.total, job.ddim_steps, size):
             raise JobError(joined("\n", problems))
 
 
-def _differing(cells: Cells, names: Sequence[str]) -> Iterator[int]:
+def differing(cells: Cells, names: Sequence[str]) -> Iterator[int]:
     """One of the cells for each set of values in these fields."""
     seen: set[tuple[Any, ...]] = set()
     for number in range(len(cells)):

@@ -658,7 +658,12 @@ class Service:
             "totals": self.totals.told,
         }
         jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
-        told |= {"jobs": jobs, "job": jobs[0] if jobs else None, "seats": [seat.told() for seat in self.seats]}
+        told |= {
+            "pace": self.outlook.pace.rate,
+            "jobs": jobs,
+            "job": jobs[0] if jobs else None,
+            "seats": [seat.told() for seat in self.seats],
+        }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 
