@@ -250,3 +250,9 @@ def test_a_study_that_was_stopped_goes_on_at_the_first_missing_image(
     drain(service, clock)
     assert [draw.start_at for draw in service.engine.drawn] == [0, 1]  # type: ignore[attr-defined]
     assert len(read_record(done(root) / "manifest.yaml")["pictures"]) == 6
+
+
+def test_a_sampler_that_says_its_schedule_is_told_with_it() -> None:
+    cells = cells_of("prompt: a\nmatrix:\n  sampler: [DPM++ 2M, DPM++ 2M Karras]\n")
+    assert cells.axes == (("sampler", "schedule"),)
+    assert values(cells) == [("dpmpp_2m", "automatic"), ("dpmpp_2m", "karras")]

@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "storage": set(),
     "telemetry": {"storage"},
     "job": {"storage"},
+    "study": {"job", "storage"},
     "prompts": {"job", "storage"},
     "imaging": {"job", "storage"},
     "config": {"job", "storage", "telemetry"},
@@ -20,7 +21,7 @@ MAY_IMPORT = {
     "engine.cluster": {"engine", "job", "storage", "telemetry"},
     "spool": {"config", "job", "storage", "telemetry"},
     "inputs": {"imaging", "job", "prompts", "spool", "storage"},
-    "client": {"config", "imaging", "job", "prompts", "spool", "storage"},
+    "client": {"config", "imaging", "job", "prompts", "spool", "storage", "study"},
     "history": {"imaging", "job", "prompts", "spool", "storage"},
     "operations": {"config", "engine", "engine.cluster", "job", "spool", "storage"},
     "service": {
@@ -36,7 +37,7 @@ MAY_IMPORT = {
             "spool",
             "storage",
         ),
-        "telemetry",
+        *("study", "telemetry"),
     },
     "monitoring": {"config", "history", "spool", "storage", "telemetry"},
     "access": {"config", "storage"},
@@ -66,7 +67,7 @@ MAY_IMPORT = {
         *("renderer.sampling", "renderer.weights"),
     },
     "cli": {
-        *("client", "config", "history", "job", "operations", "service", "spool", "storage", "telemetry", "web"),
+        *("client", "config", "history", "job", "operations", "service", "spool", "storage", "study", "telemetry", "web"),
         *("access", "monitoring", "programs", "renderer", "renderer.models"),
     },
 }

@@ -232,7 +232,14 @@ class Template:
                     Message("{place}: ", row.place) if row.place else "",
                 )
             changes.append({name: value for name, value in job.model_dump().items() if value != said[name]})
-        return Cells(first, lines, changes, (*outer_axes, *self.axes))
+        return Cells(first, lines, changes, _with_schedules((*outer_axes, *self.axes), changes))
+
+
+def _with_schedules(axes: Axes, changes: Sequence[Mapping[str, Any]]) -> Axes:
+    """The fields that vary, with the schedule where names such as "DPM++ 2M Karras" say it along with the sampler."""
+    if any("schedule" in axis for axis in axes) or not any("schedule" in change for change in changes):
+        return axes
+    return tuple((*axis, "schedule") if "sampler" in axis else axis for axis in axes)
 
 
 def in_words(values: Mapping[str, Any]) -> str:

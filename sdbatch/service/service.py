@@ -48,6 +48,7 @@ from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
+from sdbatch.study import overview
 from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.status_file import StatusFile
 from sdbatch.telemetry.totals import Reason, Totals
@@ -475,6 +476,7 @@ class Service:
             job_id=claim.id,
             job=task.job,
             lines=None if task.cells.lines is None else [*task.cells.lines],
+            axes=task.cells.axes,
             changes=[dict(change) for change in task.cells.changes],
             other_files={number: files.told() for number, files in enumerate(task.files) if files != task.files[0]},
             init=task.files[0].init,
@@ -566,7 +568,11 @@ class Service:
         if changed:
             self.spool.note(task.claim, other=task.claim.other | _packed(notes))
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
-        files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
+        folder = self.spool.folder(task.claim)
+        if manifest.axes:
+            files.write_atomically(folder / overview.TABLE, overview.csv_table(manifest).encode())
+            files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
+        files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
         self.totals.count_job("done")
