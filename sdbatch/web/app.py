@@ -12,14 +12,16 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
+from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
-from sdbatch.web import form, guard, language, pictures, queue
-from sdbatch.web.site import Site, disk_trouble
+from sdbatch.web import chosen, form, gallery, guard, language, pictures, queue
+from sdbatch.web.site import Site, back_to, disk_trouble
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+TITLES = {name: sampler.title for name, sampler in SAMPLERS.items()}
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
 # Headers of a proxy about the page's address. A visitor who sends them affects only himself.
 PROXYS_WORD = {"HTTP_X_FORWARDED_PROTO": r"https?", "HTTP_X_FORWARDED_PREFIX": r"(/[\w.~-]+)*/?"}
@@ -53,7 +55,12 @@ def create_app(
     app.wsgi_app = _without_untrusted_headers(page)  # type: ignore[assignment, method-assign] # as Flask says
     guard.install(app, clock, sleep, account)
     language.install(app)
-    for view in (queue, form, pictures):
+    app.jinja_env.globals |= {
+        "back_to": back_to,
+        "sampler_titles": TITLES,
+        "sampler_title": lambda name: TITLES.get(name, name),
+    }
+    for view in (queue, form, gallery, pictures, chosen):
         app.register_blueprint(view.pages)
     app.register_error_handler(HTTPException, _say)
     app.register_error_handler(JobError, lambda error: _error(error.message, 422))
