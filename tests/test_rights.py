@@ -26,6 +26,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "submit": [["/srv/job.yaml", *ROOT]],
     "status": [ROOT, [*ROOT, "--json"]],
     "logs": [[JOB, *ROOT]],
+    "metrics": [ROOT, ["--textfile", "/srv/sdbatch/outputs/sdbatch.prom", *ROOT]],
     "config": [ROOT],
     "pause": [["why", *ROOT]],
     "resume": [ROOT],

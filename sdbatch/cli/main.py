@@ -23,6 +23,7 @@ from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
     install,
     logs,
     marks,
+    metrics,
     model,
     prune,
     schema,
