@@ -39,7 +39,8 @@ MAY_IMPORT = {
         "telemetry",
     },
     "monitoring": {"config", "history", "spool", "storage", "telemetry"},
-    "web": {"client", "config", "history", "imaging", "job", "spool", "storage", "telemetry"},
+    "access": {"config", "storage"},
+    "web": {"access", "client", "config", "history", "imaging", "job", "spool", "storage", "telemetry"},
     "programs": {"client", "config", "history", "imaging", "job", "monitoring", "spool", "storage", "web"},
     "renderer.device": set(),
     "renderer.sampling": set(),
@@ -66,7 +67,7 @@ MAY_IMPORT = {
     },
     "cli": {
         *("client", "config", "history", "job", "operations", "service", "spool", "storage", "telemetry", "web"),
-        *("monitoring", "programs", "renderer", "renderer.models"),
+        *("access", "monitoring", "programs", "renderer", "renderer.models"),
     },
 }
 PACKAGE_ROW = r"^\| `(\w+)/` \| [^|]+ \|([^|]*)\|$"

@@ -33,7 +33,7 @@ from sdbatch.engine.protocol import (
     Unfit,
 )
 from sdbatch.errors import Cancelled, EngineDown, JobError, RendererDied
-from sdbatch.job.parameters import Txt2Img, batches, count_pictures
+from sdbatch.job.parameters import Txt2Img
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
@@ -130,10 +130,12 @@ class FakeEngine:
         yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("made by the fake engine: grey cards")])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
-        size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
-        wanted = range(count_pictures(task.job, task.lines)) if task.images is None else task.images
+        cells = task.cells
+        wanted = range(cells.total) if task.images is None else task.images
         last = max(wanted, default=-1)
-        for batch in batches(task.job, task.lines):
+        for batch in cells.batches():
+            job = cells.job_of(batch.cell)
+            size = job.picture_size if isinstance(job, Txt2Img) else (64, 64)
             images = range(batch.first, batch.first + len(batch.prompts))
             if not any(index in wanted for index in images):
                 continue
@@ -151,7 +153,7 @@ class FakeEngine:
                 if index not in wanted:
                     continue
                 path = task.folder / SAMPLES / f"{index:05}.png"
-                grey = (task.job.seed + index) % 256
+                grey = (job.seed + index - batch.start) % 256
                 sha256 = files.sha256(path) if index < task.start_at else _write_card(path, *size, grey)
                 yield StagedSample(
                     job_id=task.job_id,

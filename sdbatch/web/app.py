@@ -9,11 +9,12 @@ from flask import Blueprint, Flask, Response, current_app, jsonify, render_templ
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from sdbatch.access import proxies
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
-from sdbatch.web import form, guard, language, pictures, proxies, queue
+from sdbatch.web import form, guard, language, pictures, queue
 from sdbatch.web.site import Site, disk_trouble
 
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
@@ -84,10 +85,14 @@ def _say(error: HTTPException) -> tuple[str | Response, int] | Response:
     if isinstance(error.response, Response):
         return error.response
     code = error.code or 500
-    return _error(WORDS.get(code, error.description), code)
+    return _error(error.description if _is_for_program() else WORDS.get(code, error.description), code)
 
 
 def _error(text: str | None, code: int) -> tuple[str | Response, int]:
-    if request.path.startswith(current_app.extensions["sdbatch.programs"]):
+    if _is_for_program():
         return jsonify(detail=text), code
     return render_template("error.html", text=text, code=code), code
+
+
+def _is_for_program() -> bool:
+    return request.path.startswith(current_app.extensions["sdbatch.programs"])
