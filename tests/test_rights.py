@@ -40,6 +40,8 @@ COMMANDS: dict[str, list[list[str]]] = {
     "favourite": [[JOB, *ROOT]],
     "tag": [[JOB, "--add", "best", *ROOT]],
     "delete": [[JOB, "--yes", *ROOT]],
+    "compare": [[JOB, JOB, *ROOT]],
+    "zip": [[JOB, "-o", "/srv/images.zip", *ROOT]],
     "trash": [ROOT, ["--restore", JOB, *ROOT]],
     "backup": [["/srv/backup", *ROOT]],
     "doctor": [["--quick", *ROOT]],

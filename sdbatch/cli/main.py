@@ -17,6 +17,7 @@ from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
     control,
     delete,
     doctor,
+    gallery,
     history,
     init,
     install,

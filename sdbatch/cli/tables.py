@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdbatch.errors import printable
+from sdbatch.history.compare import Row
 from sdbatch.history.records import JobRecord, Lineage, PictureRecord
 from sdbatch.messages import Message, here
 from sdbatch.operations.catalog import CatalogEntry
@@ -38,6 +39,21 @@ def show_pictures(pictures: list[PictureRecord], root: Root) -> None:
         is_failed = each.state == "failed"
         cell = Text(star + _why(each, root), "red") if is_failed else Text(star + printable(each.prompt))
         table.add_row(_local(each.drawn_at), Text(printable(each.path)), _said(each.seed), *_how(each), cell)
+    console.print(table)
+
+
+def show_compared(names: list[str], rows: list[Row]) -> None:
+    """A column for each image, a row for each parameter; in a pipe the same with tabs."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for title, values in [("", names), *((here(row.title), [*row.values]) for row in rows)]:
+            print("\t".join(_line(value) for value in (title, *values)))  # noqa: T201
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", *names):
+        table.add_column(Text(printable(name)), overflow="fold")
+    for row in rows:
+        table.add_row(here(row.title), *(Text(printable(value), "bold" * row.differs) for value in row.values))
     console.print(table)
 
 
