@@ -12,11 +12,13 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from sdbatch.access import proxies
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
+from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
-from sdbatch.web import form, guard, language, pictures, queue
-from sdbatch.web.site import Site, disk_trouble
+from sdbatch.web import chosen, form, gallery, guard, language, pictures, queue
+from sdbatch.web.site import Site, back_to, disk_trouble
 
+TITLES = {name: sampler.title for name, sampler in SAMPLERS.items()}
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
 # What a person can do about it; else the server's own words.
 WORDS = {
@@ -71,7 +73,12 @@ def create_app(
     app.wsgi_app = believing  # type: ignore[assignment, method-assign] # as Flask says
     guard.install(app, clock, sleep, account)
     language.install(app)
-    for view in (queue, form, pictures):
+    app.jinja_env.globals |= {
+        "back_to": back_to,
+        "sampler_titles": TITLES,
+        "sampler_title": lambda name: TITLES.get(name, name),
+    }
+    for view in (queue, form, gallery, pictures, chosen):
         app.register_blueprint(view.pages)
     for interface in interfaces:
         app.extensions["csrf"].exempt(interface.views)  # guard.py asks where it comes from instead
