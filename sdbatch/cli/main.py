@@ -27,6 +27,7 @@ from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
     model,
     prune,
     schema,
+    seats,
     serve,
     status,
     submit,
