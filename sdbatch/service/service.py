@@ -53,6 +53,7 @@ from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.status_file import StatusFile
 from sdbatch.telemetry.totals import Reason, Totals
 
+VISIBLE_SECONDS = 120.0  # twice as long as NFS keeps by default that a file is missing
 CANCEL_SECONDS = 30.0  # for a step to end by itself: a renderer that is ended has to load its model again
 PATIENCE_SECONDS = 0.5  # for something to be told, before the loop has its turn
 
@@ -149,6 +150,7 @@ class Service:
         yield Stage.AT_HAND
         drawing = yield from self._render(run, task, draw)
         yield Stage.DRAWN  # its seat gets its next job first
+        yield from self._until_seen(run.claim, drawing.to_publish(task.job))
         self.spool.raise_if_cancelled(run.claim)
         names = self._publish(task, drawing)
         self._record(task, drawing, names, self.clock())
@@ -457,6 +459,22 @@ class Service:
             if (event := (yield Stage.DRAWING)) is not None:
                 self._take_in(event, run, task, run.drawing)
         return run.drawing
+
+    def _until_seen(self, claim: Claim, finished: list[str]) -> Generator[Stage]:
+        """Wait for what another machine wrote to a share; the renderer has told that it is there."""
+        since, folder = self.clock().mono, self.spool.folder(claim)
+        while missing := attempts.unseen(folder, claim.attempt, finished):
+            self.spool.raise_if_cancelled(claim)
+            if self.clock().mono - since > VISIBLE_SECONDS:
+                raise RendererDied(
+                    "{count} finished images can't be seen here after {seconds} seconds, {file} first: is {folder} on "
+                    "the same filesystem for the renderer? `sdbatch doctor` checks it",
+                    len(missing),
+                    f"{VISIBLE_SECONDS:g}",
+                    missing[0],
+                    self.root.show(folder),
+                )
+            yield Stage.DRAWN
 
     def _begin_attempt(self, run: Run, task: Task) -> Draw:
         """Count the attempt, on disk, before a renderer sees the job."""
