@@ -67,7 +67,19 @@ MAY_IMPORT = {
         *("renderer.sampling", "renderer.weights"),
     },
     "cli": {
-        *("client", "config", "history", "job", "operations", "service", "spool", "storage", "study", "telemetry", "web"),
+        *(
+            "client",
+            "config",
+            "history",
+            "job",
+            "operations",
+            "service",
+            "spool",
+            "storage",
+            "study",
+            "telemetry",
+            "web",
+        ),
         *("access", "monitoring", "programs", "renderer", "renderer.models"),
     },
 }
