@@ -44,7 +44,8 @@ def drain(jobs: int, place: str) -> None:
 
     from sdbatch.config.settings import Settings
     from sdbatch.engine.fake import FakeEngine
-    from sdbatch.service.service import Service, system_clock
+    from sdbatch.service.clock import system_clock
+    from sdbatch.service.service import Service
     from sdbatch.telemetry import log
 
     log.set_up()
@@ -92,7 +93,8 @@ def crawl(waiting: int, place: str, seconds: float) -> None:
     from sdbatch.config.settings import Settings
     from sdbatch.engine.fake import FakeEngine
     from sdbatch.engine.protocol import Draw, Event, Tick
-    from sdbatch.service.service import Service, system_clock
+    from sdbatch.service.clock import system_clock
+    from sdbatch.service.service import Service
     from sdbatch.spool import inbox
     from sdbatch.telemetry import log
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sdbatch.service.service import Now
+from sdbatch.service.clock import Now
 from sdbatch.storage.root import Root
 
 

@@ -26,6 +26,7 @@ from sdbatch.engine.protocol import (
     StagedSample,
     Tick,
     Unfit,
+    job_of,
 )
 from sdbatch.errors import EngineDown
 from sdbatch.messages import Message, joined
@@ -54,6 +55,11 @@ class Dropped:
     """The renderer is gone by no fault of the job, which may be drawn elsewhere."""
 
     job_id: str
+
+
+def is_company(jobs: Sequence[str]) -> bool:
+    """Whether they are several jobs, and not parts of one."""
+    return len({*map(job_of, jobs)}) > 1
 
 
 def _names(devices: Sequence[str]) -> list[str]:
@@ -133,7 +139,7 @@ class Seat:
             "state": self.state,
             "problem": self.problem,
             "model": str(self.model[0]) if self.model else None,
-            "jobs": [*self.jobs],
+            "jobs": [*dict.fromkeys(map(job_of, self.jobs))],
             "pictures_a_minute": round(60 * (len(self.pictures) - 1) / spent, 1) if spent else None,
             "restarts": max(0, self.restarts),
             "loads": self.loads,
@@ -305,7 +311,7 @@ class Seats:
                 self._fail(seat, event.text)
             case Ended() if seat.jobs:
                 jobs = self.give_up(seat)
-                self._heard += [Died(job_id, event.text, in_company=len(jobs) > 1) for job_id in jobs]
+                self._heard += [Died(job_id, event.text, in_company=is_company(jobs)) for job_id in jobs]
             case Ended():
                 self._fail(seat, event.text)  # while it had nothing to do: another would fare no better just now
             case Tick():

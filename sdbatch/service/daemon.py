@@ -14,7 +14,8 @@ from sdbatch.config.settings import DefaultModel, Settings
 from sdbatch.engine.local import FAKE_RENDERER, RENDERER, LocalEngine, every_device
 from sdbatch.engine.protocol import Engine, RendererConfig
 from sdbatch.errors import ConfigError, JobError
-from sdbatch.service.service import Clock, Service, system_clock
+from sdbatch.service.clock import Clock, system_clock
+from sdbatch.service.service import Service
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root

@@ -83,6 +83,8 @@ class Drawing:
     finished: Finished | None = None
     stepped: Stepped | None = None  # the last
     drawn: float = 0  # pictures, with fractions
+    kept: int = 0  # images that were staged before, and are not told of
+    earlier: list[Finished] = field(default_factory=list)  # of parts of the job
     estimate: ProgressEstimate = field(default_factory=ProgressEstimate)
 
     def note(self, task: Task, event: Event, now: float) -> None:
@@ -105,7 +107,8 @@ class Drawing:
 
     def progress(self, task: Task, now: float) -> dict[str, Any]:
         """The running job in status.json."""
-        done, step, left = len(self.samples), self.stepped, self.estimate.seconds_left(now)
+        done = min(self.kept + len(self.samples), task.total)
+        step, left = self.stepped, self.estimate.seconds_left(now)
         order = SAMPLERS[task.job.sampler].order  # the renderer counts predictions
         return {
             "id": task.claim.id,
@@ -126,6 +129,17 @@ class Drawing:
         assert self.finished is not None, "it is drawn"
         return [*task.notes, *self.finished.notes]
 
+    @property
+    def seconds(self) -> float:
+        """That renderers spent on it, the loading included."""
+        return sum(part.seconds for part in (*self.earlier, *filter(None, [self.finished])))
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Of all its renderers the most."""
+        parts = (*self.earlier, *filter(None, [self.finished]))
+        return max((part.peak_bytes for part in parts if part.peak_bytes is not None), default=None)
+
     def to_publish(self, job: AnyJob) -> list[str]:
         """The staged files to publish."""
         samples = [] if job.skip_save else [sample.file for sample in self.samples]
@@ -136,9 +150,8 @@ def manifest_of(
     task: Task, drawing: Drawing, names: Names, root: Root, now: datetime, notes: Sequence[str] = ()
 ) -> Manifest:
     """The manifest of a finished task, whose images were published as `names` in its output folder."""
-    claim, loaded, finished = task.claim, drawing.loaded, drawing.finished
+    claim, loaded = task.claim, drawing.loaded
     assert loaded is not None, "the engine loads before it draws"
-    assert finished is not None, "a stream ends with Finished, or raises"
     folder = root.running / claim.id
     published = {file: root.show(task.outdir / name) for file, name in names.items()}
     grids = [Grid(file=grid.file, sha256=grid.sha256, published=published[grid.file]) for grid in drawing.grids]
@@ -176,9 +189,9 @@ def manifest_of(
             "started": drawing.started.isoformat(timespec="milliseconds"),
             "finished": now.isoformat(timespec="milliseconds"),
             "load_seconds": round(loaded.seconds, 3),
-            "draw_seconds": round(finished.seconds - loaded.seconds, 3),
+            "draw_seconds": round(drawing.seconds - loaded.seconds, 3),
         },
-        peak_bytes=finished.peak_bytes,
+        peak_bytes=drawing.peak_bytes,
         versions={"sdbatch": __version__, **loaded.versions},
         device=loaded.device,
         computed_in=loaded.computed_in,
