@@ -114,6 +114,7 @@ def test_commands_answer_in_the_language_of_the_terminal(root: Root, tmp_path: P
         (("pause", *place), 0),
         (("status", *place), 0),
         (("retry", "--help"), 0),
+        (("validat",), 2),
     ):
         ended = run(*arguments, language=language, code=code)
         assert bool(CHINESE.search(ended.stdout + ended.stderr)) == is_chinese, arguments

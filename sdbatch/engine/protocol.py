@@ -35,6 +35,12 @@ class RendererConfig(Message):
     watermark: str = ""
     batching: Literal["job", "shared", "fixed"] = "job"
     batch_rows: int = 32  # at most, in one pass of the network
+    near: Path | None = None  # where copies of conversions lie on this machine's own disk
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs it samples at a time: enough to fill a pass with jobs of one image, each of two rows."""
+        return 1 if self.batching == "job" else max(2, self.batch_rows // 2)
 
 
 def part_of(job_id: str, number: int) -> str:
@@ -144,6 +150,8 @@ class Finished(Message):
     seconds: float
     notes: list[Text]
     peak_bytes: int | None = None  # allocated on the GPU at most, models and all; a CPU's are not counted
+    free_bytes: int | None = None  # of the GPU's memory, whoever uses the rest
+    total_bytes: int | None = None
 
 
 class Halted(Message):

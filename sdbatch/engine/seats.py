@@ -102,6 +102,7 @@ class Seat:
     victims: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # the last jobs that died here
     in_a_row: set[str] = field(default_factory=set)  # those since one was drawn
     pictures: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    memory: dict[str, int | None] = field(default_factory=dict)  # of its GPU, at the end of the last job, in bytes
 
     @property
     def node(self) -> str:
@@ -143,6 +144,7 @@ class Seat:
             "pictures_a_minute": round(60 * (len(self.pictures) - 1) / spent, 1) if spent else None,
             "restarts": max(0, self.restarts),
             "loads": self.loads,
+            "memory": self.memory,
         }
 
 
@@ -332,3 +334,4 @@ class Seats:
                 del seat.jobs[event.job_id]
                 if isinstance(event, Finished):
                     seat.in_a_row.clear()
+                    seat.memory = {"peak": event.peak_bytes, "free": event.free_bytes, "total": event.total_bytes}

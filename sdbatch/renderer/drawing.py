@@ -18,7 +18,7 @@ from sdbatch.imaging import pictures
 from sdbatch.job.parameters import Batch, count_pictures
 from sdbatch.messages import Message
 from sdbatch.renderer.answers import Answers
-from sdbatch.renderer.device.memory import in_short, is_out_of_memory, peak_bytes
+from sdbatch.renderer.device.memory import free_and_total_bytes, in_short, is_out_of_memory, peak_bytes
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.notes import Notes
@@ -125,7 +125,17 @@ class Drawing:
             seconds, peak = time.monotonic() - self.started, peak_bytes(self.model.device)
             peak = peak if peak is None else max(peak, self.peak or 0)
             told = [*self.said, *self.notes.texts]
-            self.answer(protocol.Finished(job_id=self.task.job_id, seconds=seconds, notes=told, peak_bytes=peak))
+            free, total = free_and_total_bytes(self.model.device)
+            self.answer(
+                protocol.Finished(
+                    job_id=self.task.job_id,
+                    seconds=seconds,
+                    notes=told,
+                    peak_bytes=peak,
+                    free_bytes=free,
+                    total_bytes=total,
+                )
+            )
 
     def _lay_grid(self) -> None:
         """In parts where it must be; where there is no memory for it, the pictures do without."""

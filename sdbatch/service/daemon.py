@@ -109,7 +109,12 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         batching=settings.batching,
         batch_rows=settings.batch_rows,
     )
-    program = FAKE_RENDERER if settings.engine == "fake-process" else RENDERER
+    program = FAKE_RENDERER if settings.engine.startswith("fake-") else RENDERER
+    if settings.engine in {"ray", "fake-ray"}:
+        from sdbatch.engine.cluster.engine import RayEngine  # noqa: PLC0415 - most services have one machine
+        from sdbatch.operations import cluster  # noqa: PLC0415
+
+        return RayEngine(cluster.config_of(root, settings, config, program), lambda: _to_preload(root, chosen))
     return LocalEngine(config, devices, lambda: _to_preload(root, chosen), program)
 
 
@@ -128,7 +133,9 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             service.manager.feed(clock().mono)
         try:
             if not recovered:
-                service.failed += service.spool.recover()
+                for _ in range(service.spool.recover()):
+                    service.failed += 1
+                    service.totals.count_job("failed", "unrecoverable")
                 recovered = True
             worked = service.turn(clock)
             if drain and not worked and (code := _end_of_drain(service)) is not None:

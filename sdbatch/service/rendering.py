@@ -7,15 +7,17 @@ the attempt. There the last renderer checks all of them, and lays the grid.
 
 import errno
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 
 from sdbatch.engine.protocol import Draw, Failed, Finished, Halted, Loaded, StagedSample, Stepped, Tick, part_of
 from sdbatch.engine.seats import Died, Dropped, Heard
 from sdbatch.errors import JobError, RendererDied, RootBusy
 from sdbatch.job.parameters import pieces
-from sdbatch.service.clock import Now
+from sdbatch.job.samplers import SAMPLERS
+from sdbatch.service.clock import Clock, system_clock
 from sdbatch.service.outlook import Outlook
 from sdbatch.service.readiness import Readiness
 from sdbatch.service.run import Images, Part, Run, Stage, Steps, Stopped
@@ -26,6 +28,7 @@ from sdbatch.spool.publish import is_placed
 from sdbatch.spool.spool import CANCEL, HALT, Spool
 from sdbatch.storage import files
 from sdbatch.telemetry import log
+from sdbatch.telemetry.totals import Totals
 
 PART_SECONDS = 10.0  # of a part: a later job waits no longer for a seat, and beginning one takes little of it
 
@@ -34,10 +37,11 @@ class Rendering:
     """Counts the attempt, hands the job over, and takes in what is told of it."""
 
     def __init__(
-        self, spool: Spool, scheduler: Scheduler, readiness: Readiness, outlook: Outlook, clock: Callable[[], Now]
+        self, spool: Spool, scheduler: Scheduler, readiness: Readiness, outlook: Outlook, totals: Totals
     ) -> None:
         self.spool, self.scheduler, self.readiness, self.outlook = spool, scheduler, readiness, outlook
-        self.clock = clock
+        self.totals = totals
+        self.clock: Clock = system_clock
         self._suspects: dict[str, set[int]] = {}  # of jobs whose renderer ended, the images that it had
         self.log = log.get()
 
@@ -75,14 +79,13 @@ class Rendering:
 
     def draw(self, run: Run, task: Task, draw: Draw) -> Generator[Stage, Heard | None, Drawing]:
         """Let seats generate the missing images, and handle the events about them; the first has been chosen."""
-        run.drawing = drawing = Drawing(self.clock().wall, self.clock().mono, drawn=draw.start_at)
+        run.drawing = drawing = self._drawing(draw)
         if left := self._to_share(run, task, draw):
             run.left = left
             yield from self._draw_apart(run, task, draw)
             draw = draw.model_copy(update={"start_at": task.total})
-            run.drawing = drawing = Drawing(
-                drawing.started, self.clock().mono, drawn=task.total, kept=task.total, earlier=drawing.earlier
-            )
+            started, earlier = drawing.started, drawing.earlier
+            run.drawing = drawing = replace(self._drawing(draw), started=started, earlier=earlier, kept=task.total)
             yield from self._wait_for_a_seat(run)
         self._hand_over(run, draw, drawing)
         while drawing.finished is None:
@@ -90,6 +93,10 @@ class Rendering:
                 self._take_in(event, run, task, drawing)
         run.parts.clear()
         return drawing
+
+    def _drawing(self, draw: Draw) -> Drawing:
+        now = self.clock()
+        return Drawing(now.wall, now.mono, start_at=draw.start_at, drawn=draw.start_at)
 
     def _hand_over(self, run: Run, draw: Draw, drawing: Drawing) -> None:
         self.spool.raise_if_cancelled(run.claim)
@@ -149,8 +156,8 @@ class Rendering:
         folder = attempts.begin_part(self.spool.folder(run.claim))
         images = tuple(image for _ in range(max(1, min(most, fair))) for image in run.left.popleft())
         part = {"job_id": part_of(run.id, number), "folder": folder, "images": images, "start_at": 0}
-        drawing = Drawing(self.clock().wall, self.clock().mono, drawn=images[0])
-        self._hand_over(run, draw.model_copy(update=part), drawing)
+        part_of_it = draw.model_copy(update=part)
+        self._hand_over(run, part_of_it, replace(self._drawing(part_of_it), drawn=images[0]))
 
     def _take_in_of_part(self, event: Heard, run: Run, task: Task, draw: Draw) -> None:
         """Note what is told of a part, and bring what it finished to the rest."""
@@ -206,9 +213,19 @@ class Rendering:
                 self.spool.raise_if_cancelled(claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
         before, now = drawing.drawn, self.clock().mono
+        self._count(event, run, task, drawing, now)
         drawing.note(task, event, now)
         if isinstance(event, Stepped | StagedSample):
             self.outlook.pace.note(self.outlook.work_of(task.job, drawing.drawn - before), now)
+
+    def _count(self, event: Heard, run: Run, task: Task, drawing: Drawing, now: float) -> None:
+        """Count images, and the steps that followed one another in one batch."""
+        match event:
+            case StagedSample() if event.index >= drawing.start_at:
+                self.totals.images += 1
+            case Stepped() if run.seat is not None and (last := drawing.stepped) and last.first == event.first:
+                steps = (event.step - last.step) / SAMPLERS[task.job.sampler].order
+                self.totals.count_steps(run.seat.name, max(0.0, steps), now - drawing.stepped_at)
 
     def _drop_what_was_drawn(self, task: Task) -> None:
         """Delete staged images that came from another job file, input or model, for example after `retry`."""

@@ -16,7 +16,15 @@ from sdbatch.config import sources
 from sdbatch.config.settings import Settings
 from sdbatch.engine.protocol import Engine, Tick, job_of
 from sdbatch.engine.seats import Died, Dropped, Heard, Seat, Seats, is_company
-from sdbatch.errors import Cancelled, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
+from sdbatch.errors import (
+    Cancelled,
+    JobError,
+    Missing,
+    RendererDied,
+    RootBusy,
+    TemporarilyUnavailable,
+    printable,
+)
 from sdbatch.messages import Message, packed_within
 from sdbatch.service.clock import Clock, Now, system_clock
 from sdbatch.service.hooks import Hooks
@@ -40,6 +48,7 @@ from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.status_file import StatusFile
+from sdbatch.telemetry.totals import Reason, Totals
 
 CANCEL_SECONDS = 30.0  # for a step to end by itself: a renderer that is ended has to load its model again
 PATIENCE_SECONDS = 0.5  # for something to be told, before the loop has its turn
@@ -66,7 +75,8 @@ class Service:
         self.runs: dict[str, Run] = {}  # jobs in flight by their ids, the oldest first
         self.at_hand: Run | None = None  # the next, parsed; a convenience: to the folders it is claimed, no more
         self.scheduler = Scheduler(self.spool, self.inbox, self.readiness, begun=self.runs)
-        self.rendering = Rendering(self.spool, self.scheduler, self.readiness, self.outlook, self._now)
+        self.totals = Totals.read(status_reader.read_status(root).get("totals"))
+        self.rendering = Rendering(self.spool, self.scheduler, self.readiness, self.outlook, self.totals)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
         self.manager = systemd.Manager()
@@ -78,9 +88,6 @@ class Service:
         self._is_busy = False  # something got on in this turn
         self.stop_requested = self.reload_requested = False  # set by signal handlers, which do nothing else
         self._use(settings)
-
-    def _now(self) -> Now:
-        return self.clock()
 
     def use(self, engine: Engine) -> None:
         """Use another engine from now on."""
@@ -94,7 +101,7 @@ class Service:
             OSError: the disk failed or is full; the job stays claimed, and the attempt is not counted.
             RootBusy: another service uses this root, and has the jobs now.
         """
-        self.clock = clock
+        self.clock = self.rendering.clock = clock
         self._look_after(clock())
         self._fill()
         for event in self.seats.wait(PATIENCE_SECONDS if self.runs else 0):
@@ -148,7 +155,7 @@ class Service:
             case InputsPending():
                 self.scheduler.waiting[claim.id] = self.clock().mono  # others go first
             case JobError():
-                self._fail(claim, error.message, self.clock(), is_cancelled=isinstance(error, Cancelled))
+                self._fail(claim, error.message, self.clock(), _cause(error, run))
             case RendererDied():
                 self._retry(run, error.message, self.clock())
                 self._put_back()  # it may come before that, or be what that waits for
@@ -162,7 +169,7 @@ class Service:
             case _:  # a slip of ours must not cost the jobs behind this one
                 self.log.error("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts, exc_info=error)
                 told = Message("an error inside sdbatch ({name}); see its log", type(error).__name__)
-                self._fail(claim, told, self.clock())
+                self._fail(claim, told, self.clock(), "internal")
 
     def _let_go(self, run: Run) -> None:
         """Take a job out of flight. A renderer that still works on it is stopped; its other jobs continue later."""
@@ -342,7 +349,7 @@ class Service:
         """If a file is the cause, its job fails; if the disk or a missing folder is the cause, no job fails."""
         claim = run.claim
         if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
-            self._fail(claim, _of_file(error), self.clock())
+            self._fail(claim, _of_file(error), self.clock(), "file")
         else:
             self.scheduler.defer(claim)
             self.scheduler.refund_attempt(claim, run.attempts)
@@ -478,6 +485,7 @@ class Service:
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
+        self.totals.count_job("done")
         self.index_writer.tell(self.root.done / task.claim.id)
         self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
@@ -495,7 +503,8 @@ class Service:
             self._log(claim).warning(note)
         return notes
 
-    def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
+    def _fail(self, claim: Claim, text: str, now: Now, cause: Reason | None) -> None:
+        """Move a job to failed/; without a `cause` it was cancelled."""
         self.scheduler.forget(claim)
         self.job_loader.inputs.forget(claim)
         folder = self.spool.folder(claim)
@@ -515,9 +524,11 @@ class Service:
             self.scheduler.defer(claim, now.mono, why)
             return
         finally:  # a disk that would not sync the move has moved it all the same
-            self.failed += not is_cancelled and (self.root.failed / claim.id).exists()
+            if (self.root.failed / claim.id).exists():
+                self.failed += cause is not None
+                self.totals.count_job("failed" if cause else "cancelled", cause)
         self.index_writer.tell(self.root.failed / claim.id)
-        if is_cancelled:
+        if cause is None:
             self._log(claim).info("cancelled")
             return
         self._log(claim).warning("failed", reason=text)
@@ -541,7 +552,7 @@ class Service:
             told = Message(
                 "the renderer crashed in each of {attempts} attempts at this job.\n{details}", claim.attempts, text
             )
-            self._fail(claim, told, now)
+            self._fail(claim, told, now, "memory" if "out of memory" in text else "crashed")
             self.readiness.count_failure(told)
         else:
             self._log(claim).warning("renderer died", reason=text)
@@ -560,6 +571,7 @@ class Service:
             "unmovable": self.scheduler.unmovable.shown,
             "unmovable_count": len(self.scheduler.unmovable.why),
             "failures": [*self.failures],
+            "totals": self.totals.told,
         }
         jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
         told |= {"jobs": jobs, "job": jobs[0] if jobs else None, "seats": [seat.told() for seat in self.seats]}
@@ -581,6 +593,16 @@ class Service:
         work += sum(self.outlook.work_of(task.job, task.total - drawing.drawn) for task, drawing in drawn)
         now, seconds = self.clock().mono, self.outlook.pace.seconds_for(work)
         return seconds and max([seconds, *(drawing.estimate.seconds_left(now) or 0 for _, drawing in drawn)])
+
+
+def _cause(error: JobError, run: Run) -> Reason | None:
+    """Why a job failed, as it is counted; None if it was cancelled."""
+    if isinstance(error, Cancelled):
+        return None
+    if run.drawing is not None:
+        return "generating"
+    is_missing = isinstance(error, Missing) or isinstance(error.__cause__, Missing)
+    return "missing_file" if is_missing else "invalid"
 
 
 def _packed(notes: list[str]) -> dict[str, Any]:

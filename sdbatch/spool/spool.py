@@ -54,7 +54,7 @@ _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
 _RESERVED = re.compile(
     r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*|attempt-.*"
-    r"|copied|arrived-[0-9a-f]+",
+    r"|copied|marks\.json|deleted|arrived-[0-9a-f]+",
     re.IGNORECASE,
 )
 
@@ -159,7 +159,8 @@ class Spool:
         """
         failed = 0
         self.unreadable.clear()  # if the disk failed in the middle, this starts again
-        places = (self.root.running, self.root.done, self.root.failed)
+        places = [self.root.running, self.root.done, self.root.failed]
+        places += [self.root.trash] if self.root.trash.is_dir() else []  # where a job may come back from
         stamps = (_stamp(path.name) for place in places for path in place.iterdir())
         self._last = max((stamp for stamp in stamps if stamp[1] < MOST_NUMBER), default=("", 0))
         for place in (self.root.inbox, self.root.running, self.root.failed, self.root.done, self.root.outputs):

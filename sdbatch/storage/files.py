@@ -269,6 +269,19 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def appending(path: Path, line: str) -> Iterator[None]:
+    """Only one process at a time runs the block; after it, without an error, the line stands in the file, durably."""
+    with held(open_to_append(path)) as handle:
+        with suppress(PermissionError):  # whoever created it gave the group its part
+            os.fchmod(handle, 0o664)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+        _step("write", path)
+        os.write(handle, f"{line}\n".encode())
+        os.fsync(handle)
+
+
 def draft_of(path: Path) -> Path:
     """The hidden path where a file or folder is made before it gets its name; nobody can guess it.
 

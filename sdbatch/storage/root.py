@@ -69,6 +69,8 @@ class Root:
     running = _below("jobs/running")  # claimed jobs, a folder each
     done = _below("jobs/done")  # finished jobs, a folder each
     failed = _below("jobs/failed")  # jobs that can't be drawn, a folder each with error.txt
+    trash = _below("jobs/trash")  # jobs that a person deleted, until `prune` empties it
+    marked = _below("jobs/.marked")  # whose favourites and tags were changed; storage/marks.py
     status = _below("jobs/status.json")  # what the service does now
     pause = _below("jobs/PAUSE")  # while it is there, nothing is drawn
     now = _below("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
