@@ -34,6 +34,7 @@ from sdbatch.telemetry import log
 
 AGAIN_SECONDS = 30.0  # between starts that fail: each costs seconds of a whole core
 BENCH_AFTER, BENCH_SECONDS = 3, 1800.0  # different jobs that died on a seat, one after another; until it is tried again
+STALL_SECONDS = 5.0  # between two looks: more is this loop's own, as it waited for a disk, and no renderer's silence
 FINISHING = 2  # jobs of a renderer whose pictures are written while others are sampled
 MOST = 1000  # events that are taken in before the loop has its turn
 REMEMBERED = 30  # pictures by which a seat's speed is told; jobs that died on it
@@ -97,7 +98,7 @@ class Seat:
     problem: str = ""
     restarts: int = -1
     loads: int = 0
-    since: float = 0.0  # its renderer was started, on the clock that never steps back
+    waited: float = 0.0  # seconds for its renderer to be ready
     again_at: float = float("-inf")
     victims: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # the last jobs that died here
     in_a_row: set[str] = field(default_factory=set)  # those since one was drawn
@@ -185,16 +186,17 @@ class Seats:
 
     def look_after(self, now: float, start_seconds: float) -> None:
         """Start what should run, and give up a start that takes longer than `start_seconds`."""
-        self._now = now
+        passed, self._now = min(now - self._now, STALL_SECONDS), now
         self._seat_devices()
         self._drain()
         for seat in self.seats:
             self._take_in(0)
             if seat.is_drained:
                 continue
+            seat.waited += passed
             if seat.renderer is None and now >= seat.again_at:
                 self._start(seat)
-            elif seat.renderer is not None and not seat.is_ready and now - seat.since > start_seconds:
+            elif seat.renderer is not None and not seat.is_ready and seat.waited > start_seconds:
                 self._fail(seat, Message("the renderer did not start within {limit} seconds", f"{start_seconds:g}"))
             self._take_in(0)
 
@@ -281,7 +283,7 @@ class Seats:
         except EngineDown as error:
             self._fail(seat, error.message)
         else:
-            seat.since = self._now
+            seat.waited = 0.0
             seat.restarts += 1
 
     def _fail(self, seat: Seat, problem: str) -> None:

@@ -109,9 +109,9 @@ class Rendering:
         self._log(run).info("drawing", pictures=len(images) or run.task.total, seat=run.seat.name, **told)
 
     def _wait_for_a_seat(self, run: Run) -> Steps:
-        run.seat, run.wants_seat = None, True
-        while run.seat is None:
-            yield Stage.DRAWING
+        run.wants_seat = True
+        while (yield Stage.DRAWING) is not None:
+            pass  # a seat that is given to it comes without an event
         run.wants_seat = False
 
     def _to_share(self, run: Run, task: Task, draw: Draw) -> deque[Images]:

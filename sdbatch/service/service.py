@@ -102,13 +102,14 @@ class Service:
             RootBusy: another service uses this root, and has the jobs now.
         """
         self.clock = self.rendering.clock = clock
-        self._look_after(clock())
-        self._fill()
+        trouble = self._begin_what_can()
         for event in self.seats.wait(PATIENCE_SECONDS if self.runs else 0):
             self._heed(event)
             if self.stop_requested:
                 self.drop_all()
         self._heed_silence(clock().mono)
+        if trouble is not None:
+            raise trouble
         self._finish_drawn()
         if not self.runs and not self._is_busy:
             self._tell(clock(), state=self._state())
@@ -154,6 +155,8 @@ class Service:
         match error:
             case InputsPending():
                 self.scheduler.waiting[claim.id] = self.clock().mono  # others go first
+            case JobError() if self._may_still_be_drawn(error, claim):
+                self.scheduler.defer(claim, self.clock().mono, error.message)
             case JobError():
                 self._fail(claim, error.message, self.clock(), _cause(error, run))
             case RendererDied():
@@ -170,6 +173,11 @@ class Service:
                 self.log.error("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts, exc_info=error)
                 told = Message("an error inside sdbatch ({name}); see its log", type(error).__name__)
                 self._fail(claim, told, self.clock(), "internal")
+
+    def _may_still_be_drawn(self, error: JobError, claim: Claim) -> bool:
+        """Whether a job before this one, which waits for a disk or a file, may draw what this one lacks."""
+        is_missing = isinstance(error.__cause__, Missing) and error.__cause__.may_be_drawn
+        return is_missing and any(before < claim.id for before in self.scheduler.deferred)
 
     def _let_go(self, run: Run) -> None:
         """Take a job out of flight. A renderer that still works on it is stopped; its other jobs continue later."""
@@ -192,6 +200,15 @@ class Service:
         for run in [*self.runs.values()]:
             if run.stage is not Stage.DRAWN:
                 self._advance(run, Stopped())
+
+    def _begin_what_can(self) -> OSError | None:
+        """Give the seats their jobs. A disk error must not keep from listening to those that draw."""
+        try:
+            self._look_after(self.clock())
+            self._fill()
+        except OSError as error:
+            return error
+        return None
 
     def _look_after(self, now: Now) -> None:
         """Do all work that comes before a claim."""
@@ -305,13 +322,13 @@ class Service:
         """Handle one event of the engine, and do all other work."""
         self._why_not_held()  # a share's hiccup stops no drawing, but another service does
         now = self.clock()
+        drawing = [part.drawing for run in self.runs.values() for part in run.parts.values()]
+        if not isinstance(event, Tick) or all(each.loaded is None for each in drawing):
+            self.manager.feed(now.mono)  # a loading tells of nothing; hang_seconds bounds it
         if (run := self.runs.get(job_of(event.job_id))) is not None and run.stage is Stage.DRAWING:
             self._advance(run, event)
         if isinstance(event, Tick):
             self._heed_silence(now.mono)
-        drawing = [part.drawing for run in self.runs.values() for part in run.parts.values()]
-        if not isinstance(event, Tick) or all(each.loaded is None for each in drawing):
-            self.manager.feed(now.mono)  # a loading tells of nothing; hang_seconds bounds it
         if self.at_hand is not None or any(run.wants_seat for run in self.runs.values()):
             self._fill()
         self.inbox.scan(now.mono, lambda: self.clock().mono, is_busy=True)
