@@ -1,6 +1,6 @@
 """The step from a parsed job to its images: by one renderer, or by several, each some of them, and one that joins them.
 
-Which images can be drawn apart, `pieces` of job/parameters.py says. Each seat that is free is given some pieces, in
+Which images can be drawn apart, `pieces` of job/cells.py says. Each seat that is free is given some pieces, in
 order, and the next when these are sampled. They lie in a folder of their own until they are finished, then in that of
 the attempt. There the last renderer checks all of them, and lays the grid.
 """
@@ -15,7 +15,6 @@ from itertools import count
 from sdbatch.engine.protocol import Draw, Failed, Finished, Halted, Loaded, StagedSample, Stepped, Tick, part_of
 from sdbatch.engine.seats import Died, Dropped, Heard
 from sdbatch.errors import JobError, RendererDied, RootBusy
-from sdbatch.job.parameters import pieces
 from sdbatch.job.samplers import SAMPLERS
 from sdbatch.service.clock import Clock, system_clock
 from sdbatch.service.outlook import Outlook
@@ -62,16 +61,18 @@ class Rendering:
         return Draw(
             job_id=claim.id,
             job=task.job,
-            lines=task.lines,
-            init=next((s.path for s in task.inputs if s.field == "init_img"), None),
+            lines=None if task.cells.lines is None else [*task.cells.lines],
+            changes=[dict(change) for change in task.cells.changes],
+            other_files={number: other.told() for number, other in enumerate(task.files) if other != task.files[0]},
+            init=task.files[0].init,
             max_init_pixels=self.readiness.settings.limits.init_pixels,
             max_pixels=self.readiness.settings.limits.pixels,
             folder=staging,
-            ckpt=task.ckpt,
-            config=task.config,
-            vae=task.vae,
-            loras=task.loras,
-            embeddings=dict(task.embeddings),
+            ckpt=task.files[0].ckpt,
+            config=task.files[0].config,
+            vae=task.files[0].vae,
+            loras=task.files[0].loras,
+            embeddings=dict(task.files[0].embeddings),
             start_at=attempts.count_staged(folder),
             halt=folder / HALT,
             cancel=folder / CANCEL,
@@ -116,12 +117,15 @@ class Rendering:
 
     def _to_share(self, run: Run, task: Task, draw: Draw) -> deque[Images]:
         """The missing images, piece by piece, if several seats may draw them, or if there are gaps between them."""
-        there, apart = attempts.numbers(draw.folder), pieces(task.job, task.lines)
-        left = deque(filter(None, (tuple(number for number in piece if number not in there) for piece in apart)))
+        there = attempts.numbers(draw.folder)
         run.suspects = self._suspects.pop(run.id, set()) - there
-        left = deque(sorted(left, key=run.suspects.isdisjoint))  # they go first, and alone
-        is_shared = len(left) > 1 and len([*self.readiness.seats]) > 1
-        return left if is_shared or (len(apart) > 1 and len(there) > draw.start_at) else deque()
+        has_gaps = len(there) > draw.start_at
+        if not has_gaps and (len([*self.readiness.seats]) == 1 or len(there) == task.total):
+            return deque()
+        apart = task.cells.pieces()
+        left = [images for piece in apart if (images := tuple(number for number in piece if number not in there))]
+        is_worth_it = len(left) > 1 or (has_gaps and len(apart) > 1)
+        return deque(sorted(left, key=run.suspects.isdisjoint) if is_worth_it else ())  # suspects go first, and alone
 
     def _draw_apart(self, run: Run, task: Task, draw: Draw) -> Steps:
         """Until all images are staged. What goes wrong waits until what other seats have of it has ended."""
@@ -150,8 +154,8 @@ class Rendering:
     def _hand_over_part(self, run: Run, task: Task, draw: Draw, number: int) -> None:
         """Some of the pieces: not so many that others wait for long, and never more than a fair share."""
         seats = len([*self.readiness.seats])
-        seconds = self.outlook.pace.seconds_for(self.outlook.work_of(task.job, sum(map(len, run.left))))
-        most = 1 if seconds is None else int(len(run.left) * PART_SECONDS / max(1, seconds * seats))
+        seconds = self.outlook.pace.seconds_for(self.outlook.work_of(task.cells, 0, task.total))
+        most = 1 if seconds is None else int(PART_SECONDS * task.total / len(run.left[0]) / max(1, seconds * seats))
         fair = -(-len(run.left) // seats)
         folder = attempts.begin_part(self.spool.folder(run.claim))
         images = tuple(image for _ in range(max(1, min(most, fair))) for image in run.left.popleft())
@@ -185,7 +189,7 @@ class Rendering:
         assert whole is not None
         whole.heard, whole.loaded, whole.stepped = now, part.drawing.loaded or whole.loaded, part.drawing.stepped
         whole.samples += [event] if isinstance(event, StagedSample) else []
-        whole.earlier += [event] if isinstance(event, Finished) else []
+        whole.earlier += [part.drawing] if isinstance(event, Finished) else []
         whole.drawn = task.total - sum(map(len, run.left)) - sum(each.left for each in run.parts.values())
         whole.estimate.update(whole.drawn, task.total, now)
 
@@ -216,7 +220,7 @@ class Rendering:
         self._count(event, run, task, drawing, now)
         drawing.note(task, event, now)
         if isinstance(event, Stepped | StagedSample):
-            self.outlook.pace.note(self.outlook.work_of(task.job, drawing.drawn - before), now)
+            self.outlook.pace.note(self.outlook.work_of(task.cells, before, drawing.drawn), now)
 
     def _count(self, event: Heard, run: Run, task: Task, drawing: Drawing, now: float) -> None:
         """Count images, and the steps that followed one another in one batch."""

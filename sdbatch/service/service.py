@@ -607,7 +607,7 @@ class Service:
         drawn = [(run.task, run.drawing) for run in self.runs.values() if run.task and run.drawing]
         if work is None or self.readiness.problem or not (work or drawn):
             return None
-        work += sum(self.outlook.work_of(task.job, task.total - drawing.drawn) for task, drawing in drawn)
+        work += sum(self.outlook.work_of(task.cells, drawing.drawn, task.total) for task, drawing in drawn)
         now, seconds = self.clock().mono, self.outlook.pace.seconds_for(work)
         return seconds and max([seconds, *(drawing.estimate.seconds_left(now) or 0 for _, drawing in drawn)])
 
