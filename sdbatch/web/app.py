@@ -41,11 +41,13 @@ class Interface:
     Attributes:
         paths: how their paths begin.
         bodies: how many bytes more than a form's a body may have, by endpoint.
+        waiting: the paths of views that wait for a job.
     """
 
     views: Blueprint
     paths: tuple[str, ...]
     bodies: Mapping[str, int] = field(default_factory=dict)
+    waiting: frozenset[str] = frozenset()
 
 
 def create_app(
