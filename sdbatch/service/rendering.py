@@ -16,7 +16,6 @@ from sdbatch.engine.protocol import Draw, Failed, Finished, Halted, Loaded, Stag
 from sdbatch.engine.seats import Died, Dropped, Heard
 from sdbatch.errors import JobError, RendererDied, RootBusy
 from sdbatch.job.samplers import SAMPLERS
-from sdbatch.service.clock import Clock, system_clock
 from sdbatch.service.outlook import Outlook
 from sdbatch.service.readiness import Readiness
 from sdbatch.service.run import Images, Part, Run, Stage, Steps, Stopped
@@ -27,6 +26,7 @@ from sdbatch.spool.publish import is_placed
 from sdbatch.spool.spool import CANCEL, HALT, Spool
 from sdbatch.storage import files
 from sdbatch.telemetry import log
+from sdbatch.telemetry.clock import Clock, system_clock
 from sdbatch.telemetry.totals import Totals
 
 PART_SECONDS = 10.0  # of a part: a later job waits no longer for a seat, and beginning one takes little of it

@@ -26,7 +26,6 @@ from sdbatch.errors import (
     printable,
 )
 from sdbatch.messages import Message, packed_within
-from sdbatch.service.clock import Clock, Now, system_clock
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.service.job_loader import JobLoader
@@ -47,6 +46,7 @@ from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log, systemd
+from sdbatch.telemetry.clock import Clock, Now, system_clock
 from sdbatch.telemetry.status_file import StatusFile
 from sdbatch.telemetry.totals import Reason, Totals
 
