@@ -23,12 +23,13 @@ from sdbatch.service.scheduler import Scheduler
 from sdbatch.service.task import Drawing, Task
 from sdbatch.spool import attempts
 from sdbatch.spool.publish import is_placed
-from sdbatch.spool.spool import CANCEL, HALT, Spool
+from sdbatch.spool.spool import CANCEL, HALT, Claim, Spool
 from sdbatch.storage import files
 from sdbatch.telemetry import log
 from sdbatch.telemetry.clock import Clock, system_clock
 from sdbatch.telemetry.totals import Totals
 
+VISIBLE_SECONDS = 120.0  # twice as long as NFS keeps by default that a file is missing
 PART_SECONDS = 10.0  # of a part: a later job waits no longer for a seat, and beginning one takes little of it
 
 
@@ -230,6 +231,22 @@ class Rendering:
             case Stepped() if run.seat is not None and (last := drawing.stepped) and last.first == event.first:
                 steps = (event.step - last.step) / SAMPLERS[task.job.sampler].order
                 self.totals.count_steps(run.seat.name, max(0.0, steps), now - drawing.stepped_at)
+
+    def until_seen(self, claim: Claim, finished: list[str]) -> Generator[Stage]:
+        """Wait for what another machine wrote to a share; the renderer has told that it is there."""
+        since, folder = self.clock().mono, self.spool.folder(claim)
+        while missing := attempts.unseen(folder, claim.attempt, finished):
+            self.spool.raise_if_cancelled(claim)
+            if self.clock().mono - since > VISIBLE_SECONDS:
+                raise RendererDied(
+                    "{count} finished images can't be seen here after {seconds} seconds, {file} first: is {folder} on "
+                    "the same filesystem for the renderer? `sdbatch doctor` checks it",
+                    len(missing),
+                    f"{VISIBLE_SECONDS:g}",
+                    missing[0],
+                    self.spool.root.show(folder),
+                )
+            yield Stage.DRAWN
 
     def _drop_what_was_drawn(self, task: Task) -> None:
         """Delete staged images that came from another job file, input or model, for example after `retry`."""

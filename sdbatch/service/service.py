@@ -129,6 +129,7 @@ class Service:
         yield Stage.AT_HAND
         drawing = yield from self.rendering.draw(run, task, draw)
         yield Stage.DRAWN  # its seat gets its next job first
+        yield from self.rendering.until_seen(run.claim, drawing.to_publish(task.job))
         self.spool.raise_if_cancelled(run.claim)
         names = self._publish(task, drawing)
         self._record(task, drawing, names, self.clock())

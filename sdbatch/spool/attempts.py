@@ -11,6 +11,8 @@ finished goes over to the next attempt by renames, so no picture is drawn twice.
 
 import json
 import secrets
+from collections.abc import Iterable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,18 @@ def settle(folder: Path, name: str = "", *, with_samples: bool = True) -> None:
             if not (folder / SAMPLES / path.name).exists():
                 files.rename(path, folder / SAMPLES / path.name)
         _move_grids_and_notes(attempt, folder)
+
+
+def unseen(folder: Path, name: str, finished: Iterable[str]) -> list[str]:
+    """What an attempt finished and can't be seen here yet.
+
+    A network filesystem keeps for up to a minute that a file is missing. To read its folder makes it ask again.
+    """
+    missing = [file for file in finished if not (folder / name / file).exists()]
+    for place in {(folder / name / file).parent for file in missing}:
+        with suppress(OSError):
+            list(place.iterdir())
+    return [file for file in missing if not (folder / name / file).exists()]
 
 
 def clear(folder: Path) -> None:
