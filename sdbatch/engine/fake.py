@@ -45,8 +45,9 @@ class FakeEngine:
     """Makes grey cards of the right size and name, with the same durable steps as the renderer.
 
     It needs no time: each event is made when it is asked for. With a `seed`, the events of several jobs come in a
-    random order, the same for the same seed. `before` is called with each job before it starts, and may raise what
-    ends a renderer. While the file `hold` exists, a job makes steps, but does not finish its second batch.
+    random order, the same for the same seed. `pace` is how many seconds a step takes. `before` is called with each job
+    before it starts, and may raise what ends a renderer. While the file `hold` exists, a job makes steps, but does not
+    finish its second batch.
     """
 
     problem = ""
@@ -58,7 +59,9 @@ class FakeEngine:
         seed: int | None = None,
         hold: Path | None = None,
         capacity: int = 1,
+        pace: float = 0,
     ) -> None:
+        self.pace = pace
         self.before, self.devices, self.hold, self.capacity = before, devices, hold, capacity
         self.given: list[str] = []  # the ids of the last jobs that were handed over
         self.drawn: list[Draw] = []  # the last jobs that were begun
@@ -137,6 +140,7 @@ class FakeEngine:
             if not any(index in wanted for index in images):
                 continue
             while True:
+                time.sleep(self.pace)
                 yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
                 if task.cancel.exists():
                     raise Cancelled(Cancelled.TEXT)
@@ -235,7 +239,9 @@ def _write_card(path: Path, width: int, height: int, grey: int) -> str:
 def main() -> None:
     """Like the renderer's `main`: the configuration as JSON, and the pipe for the answers."""
     config = RendererConfig.model_validate_json(sys.argv[1])
-    engine = FakeEngine(hold=config.checksums.with_name("hold"))
+    pace = config.checksums.with_name("pace")
+    seconds = float(pace.read_text()) if pace.exists() else 0
+    engine = FakeEngine(hold=config.checksums.with_name("hold"), pace=seconds)
     with open(0, encoding="utf-8") as requests, open(int(sys.argv[2]), "w", encoding="utf-8") as answers:  # noqa: PTH123
 
         def answer(message: Message) -> None:

@@ -193,5 +193,6 @@ class Readiness:
         )
 
     def _without_seat(self, now: float) -> str:
+        self.seats.drained = self.root.drained() if any(seat.node for seat in self.seats) else ()
         self.seats.look_after(now, self.settings.hang_seconds)
         return self.seats.problem

@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
@@ -30,6 +31,7 @@ LORAS = ("loras", "lora", "Lora", "LyCORIS")  # folders in models/, as programs 
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 BUNDLED = "bundle_emb."  # before the names of embeddings in the file of a LoRA
 NOWHERE = (0, 0)
+DRAIN = "DRAIN-"  # in jobs/, before the name of a node
 MOST_FOLDERS = 2000  # looked through for weights
 _exists, _is_link = os.path.exists, os.path.islink  # a Path raises on names that no file can have
 
@@ -153,6 +155,16 @@ class Root:
             os.close(handle)
             raise JobError('{field}: "{named}" is not a file', field, named)
         return os.fdopen(handle, "rb")
+
+    def drain_mark(self, node: str) -> Path:
+        """While this file is there, a node of a cluster gets no job."""
+        return self.path / f"jobs/{DRAIN}{node}"
+
+    def drained(self) -> set[str]:
+        """The nodes that get no job."""
+        with suppress(OSError):
+            return {path.name.removeprefix(DRAIN) for path in self.status.parent.glob(f"{DRAIN}*")}
+        return set()
 
     def has_checkpoint(self) -> bool:
         """Whether the root contains any weights; broken links do not count."""

@@ -12,11 +12,13 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from sdbatch.access import proxies
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
+from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
-from sdbatch.web import form, guard, language, pictures, queue
-from sdbatch.web.site import Site, disk_trouble
+from sdbatch.web import chosen, form, gallery, guard, language, pictures, queue
+from sdbatch.web.site import Site, back_to, disk_trouble
 
+TITLES = {name: sampler.title for name, sampler in SAMPLERS.items()}
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
 # What a person can do about it; else the server's own words.
 WORDS = {
@@ -39,11 +41,13 @@ class Interface:
     Attributes:
         paths: how their paths begin.
         bodies: how many bytes more than a form's a body may have, by endpoint.
+        waiting: the paths of views that wait for a job.
     """
 
     views: Blueprint
     paths: tuple[str, ...]
     bodies: Mapping[str, int] = field(default_factory=dict)
+    waiting: frozenset[str] = frozenset()
 
 
 def create_app(
@@ -57,7 +61,7 @@ def create_app(
     """The page of one root; `clock` counts seconds, `account` returns the machine's account that sent the request."""
     app = Flask(__name__)
     app.extensions["sdbatch.programs"] = tuple(path for each in interfaces for path in each.paths)
-    uploads = {"form.drop": settings.limits.input_bytes}
+    uploads = dict.fromkeys(("form.drop", "form.read"), settings.limits.input_bytes)
     app.extensions["sdbatch.bodies"] = {
         name: most for each in interfaces for name, most in each.bodies.items()
     } | uploads
@@ -69,7 +73,12 @@ def create_app(
     app.wsgi_app = believing  # type: ignore[assignment, method-assign] # as Flask says
     guard.install(app, clock, sleep, account)
     language.install(app)
-    for view in (queue, form, pictures):
+    app.jinja_env.globals |= {
+        "back_to": back_to,
+        "sampler_titles": TITLES,
+        "sampler_title": lambda name: TITLES.get(name, name),
+    }
+    for view in (queue, form, gallery, pictures, chosen):
         app.register_blueprint(view.pages)
     for interface in interfaces:
         app.extensions["csrf"].exempt(interface.views)  # guard.py asks where it comes from instead
