@@ -27,8 +27,11 @@ from sdbatch.storage.spelling import in_other_case
 from sdbatch.study.outline import summary
 
 
-def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
-    """A line for each job of a file, and whether it is valid as far as can be known without running it."""
+def check_file(path: Path, root: Root, limits: Limits, beside: Path | None = None) -> Iterator[tuple[str, bool]]:
+    """A line for each job of a file, and whether it is valid as far as can be known without running it.
+
+    The files that it names lie beside it, or in the folder `beside`.
+    """
     try:
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
     except OSError as error:
@@ -41,7 +44,7 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
     if data is None:
         yield Message("{path}: is a link, a pipe or a device; a job must be a plain file", path), False
         return
-    for line, is_good in check_data(data, path.name, path.parent, root, limits):
+    for line, is_good in check_data(data, path.name, beside or path.parent, root, limits):
         yield Message("{path}: {line}", path, line), is_good
 
 

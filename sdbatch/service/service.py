@@ -482,7 +482,8 @@ class Service:
         staged = drawing.to_publish(task.job)
         self.root.require_output_folder(task.outdir, task.job.outdir)
         is_named = claim.outputs is not None and set(claim.outputs) == set(staged)
-        names = claim.outputs if is_named else self.publisher.choose_names(task.outdir, staged)
+        stems = task.stems
+        names = claim.outputs if is_named else self.publisher.choose_names(task.outdir, staged, stems)
         other = claim.other | _packed(drawing.notes(task))
         if (names, other) != (claim.outputs, claim.other):
             self.spool.note(claim, outputs=names, other=other)
@@ -493,6 +494,7 @@ class Service:
             claim.outputs,
             write_down=lambda chosen: self.spool.note(claim, outputs=chosen),
             parameters=task.job.model_dump(),
+            stems=stems,
         )
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
@@ -529,7 +531,7 @@ class Service:
     def _fail(self, claim: Claim, text: str, now: Now, cause: Reason | None) -> None:
         """Move a job to failed/; without a `cause` it was cancelled."""
         self.scheduler.forget(claim)
-        self.job_loader.inputs.forget(claim)
+        self.job_loader.forget(claim)
         folder = self.spool.folder(claim)
         try:
             if later := self.spool.fail(claim, text):
