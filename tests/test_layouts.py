@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_the_noise_is_found_in_a_velocity(v2_model: Model, timestep: int) -> Non
     def unet(x: Tensor, timesteps: Tensor, **_: object) -> tuple[Tensor]:
         return (velocity,)
 
-    model = Model(**(vars(v2_model) | {"unet": unet}))
+    model = replace(v2_model, unet=unet)
     found = model.predict_noise(scheduler.add_noise(x0, noise, t), t.float(), torch.zeros(1))
     torch.testing.assert_close(found, noise, atol=2e-5, rtol=1e-4)
 
@@ -205,7 +206,7 @@ def test_the_noise_is_found_in_a_velocity(v2_model: Model, timestep: int) -> Non
 def test_between_two_timesteps_a_velocity_is_read_where_log_sigma_lies(v2_model: Model) -> None:
     """Each row at its own: the one between has the geometric mean of the sigmas."""
     x, velocity = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    model = Model(**(vars(v2_model) | {"unet": lambda *_, **__: (velocity,)}))
+    model = replace(v2_model, unet=lambda *_, **__: (velocity,))
     found = model.predict_noise(x, torch.tensor([500.0, 500.5, 501.0]), torch.zeros(1))
     sigmas = [((1 - a) / a) ** 0.5 for a in model.alphas[500:502]]
     for i, sigma in enumerate([sigmas[0], (sigmas[0] * sigmas[1]) ** 0.5, sigmas[1]]):
@@ -224,7 +225,9 @@ def test_v2_draws_what_the_same_model_in_terms_of_noise_would(v2_model: Model, p
 
     job = small_txt2img(plms=plms, n_iter=1)
     ours = draw_all(job, model=v2_model)
-    theirs = draw_all(job, model=InTermsOfNoise(**vars(v2_model)))
+    theirs = draw_all(
+        job, model=InTermsOfNoise(**{each.name: getattr(v2_model, each.name) for each in fields(Model) if each.init})
+    )
     torch.testing.assert_close(ours[0].latents, theirs[0].latents, atol=1e-5, rtol=1e-5)
     init = np.zeros((3, 64, 64), np.float32)
     assert torch.isfinite(draw_all(small_img2img(n_iter=1), None, init, model=v2_model)[0].latents).all()

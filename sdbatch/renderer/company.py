@@ -119,6 +119,7 @@ class Company:
             self._let_go_if_over(member)
         if self._members and self.fallback:
             self._packing.step(partial(predict, self._members[0].drawing.model, self.fallback))
+            self._packing.pace.most = self.fallback.rows
 
     def _begin(self, member: _Member) -> None:
         drawing = member.drawing

@@ -45,13 +45,14 @@ from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.memory.model_cache import ModelCache, identity
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model
-from sdbatch.renderer.models.precision import forbid_tf32
+from sdbatch.renderer.models.precision import about_precision, forbid_tf32
 from sdbatch.renderer.models.prompts import read_embeddings
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.renderer.pictures.safety import Checkers
 from sdbatch.renderer.pictures.watermark import Watermark
 from sdbatch.renderer.requests import Requests
+from sdbatch.renderer.tuning.tuning import Tuning
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
@@ -73,7 +74,9 @@ class Renderer:
         self.watermark = Watermark(config.watermark) if config.watermark else None
         self.checkers = Checkers(config.safety_checker, self.device, config.checksums)
         conversions = Conversions(config.checksums.parent / "models", config.checksums, config.converted_bytes)
-        self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions)
+        self.cpu_autocast = config.cpu_autocast
+        self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions, config.cpu_autocast)
+        self.model_cache.prepare = Tuning(config, self.device).prepare
         self.sizes = sizes_of(config.batching, config.batch_rows)
         self.answer = Answers(answers)
 
@@ -145,6 +148,9 @@ class Renderer:
         for folder in (task.folder, task.folder / SAMPLES):
             files.sweep(folder)  # a renderer before this one may have been killed
         cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
+        dtype = cached.model.dtype
+        if told := about_precision(task.job.precision, self.device, dtype, self.cpu_autocast):
+            notes.add(told)
         postprocess = Postprocess(self.checkers.of(task.ckpt, fallback), self.watermark)
         lora_sha256 = tuple(self.model_cache.fingerprint(path) for path, _ in task.loras)
         learned = read_embeddings(cached.model, task.job, task.lines, task.embeddings)
@@ -159,7 +165,7 @@ class Renderer:
                 embedding_sha256=embedding_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
-                computed_in=str(cached.model.dtype).removeprefix("torch."),
+                computed_in=str(dtype).removeprefix("torch."),
                 safety_checker=postprocess.checker.folder if postprocess.checker else None,
                 watermark=postprocess.watermark.text if postprocess.watermark else "",
             )

@@ -106,6 +106,11 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         watermark=settings.watermark,
         batching=settings.batching,
         batch_rows=settings.batch_rows,
+        compile=settings.compile,
+        channels_last=settings.channels_last,
+        attention=settings.attention,
+        cpu_threads=settings.cpu_threads,
+        cpu_autocast=settings.cpu_autocast,
     )
     program = FAKE_RENDERER if settings.engine == "fake-process" else RENDERER
     return LocalEngine(config, devices, lambda: _to_preload(root, chosen), program)

@@ -121,13 +121,18 @@ class PromptEncoder:
 
     def _column(self, column: Sequence[Chunk], counts: Tensor) -> Tensor:
         """The same chunk of several prompts, encoded and weighted, [prompts, 77, width]."""
-        rows = torch.tensor([_ids(chunk, self.model.tokenizer) for chunk in column], device=self.model.device)
+        ids = [_ids(chunk, self.model.tokenizer) for chunk in column]
         replaced = [
             [(at, self.learned[token.embedding][token.number])
              for at, token in enumerate(chunk.tokens, 1) if isinstance(token, Vector)]
             for chunk in column
         ]  # fmt: skip
-        z = self.in_rows(self._hidden, rows, replaced)
+
+        def encode() -> Tensor:
+            return self.in_rows(self._hidden, torch.tensor(ids, device=self.model.device), replaced)
+
+        known = (*map(tuple, ids), self.clip_skip)
+        z = encode() if any(replaced) else self.model.encoded.get(known, encode)
         weights = [[1.0, *chunk.weights, *[1.0] * (TEXT_POSITIONS - 1 - len(chunk.weights))] for chunk in column]
         if all(weight == 1 for row in weights for weight in row):
             return z
