@@ -45,8 +45,8 @@ OURS = f"""
 import sys
 from pathlib import Path
 import sdbatch.renderer.renderer, torch
-from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.models import load_model
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.models import load_model
 {TELL}
 ckpt, config, state = map(Path, sys.argv[3:])
 conversions = Conversions(state / "models", state / "checksums.json", 20_000_000_000)

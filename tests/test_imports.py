@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "renderer.models": {"job", "prompts", "renderer.device", "renderer.sampling", "renderer.weights", "storage"},
     "renderer.lora": {"renderer.models", "renderer.weights", "storage"},
     "renderer.memory": {"renderer.device", "renderer.models", "storage"},
+    "renderer.tuning": {"engine", "renderer.device", "renderer.models", "storage"},
     "renderer.pictures": {
         *("imaging", "job", "storage"),
         *("renderer.device", "renderer.memory", "renderer.models", "renderer.weights"),
@@ -44,7 +45,7 @@ MAY_IMPORT = {
             "renderer.models",
             "renderer.pictures",
         ),
-        *("renderer.sampling", "renderer.weights"),
+        *("renderer.sampling", "renderer.tuning", "renderer.weights"),
     },
     "cli": {
         *("client", "config", "history", "job", "operations", "service", "spool", "storage", "telemetry", "web"),

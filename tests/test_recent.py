@@ -9,8 +9,8 @@ from reference_model import draw_all, init_image, pixels_of, reference_model, sm
 from tests_support import REFERENCE
 from torch import nn
 
-from sdbatch.renderer.memory.recent import Recent
 from sdbatch.renderer.models.models import Model
+from sdbatch.renderer.models.recent import Recent
 
 
 @pytest.fixture

@@ -271,6 +271,12 @@ class Settings(BaseSettings):
         listed = ",".join(map(str, devices)) if isinstance(devices, list | tuple) else devices
         return listed.replace(" ", "") if isinstance(listed, str) else listed
 
+    @field_validator("compile", "channels_last", mode="before")
+    @classmethod
+    def _word(cls, switch: Any) -> Any:
+        """For YAML `off` and `on` are no words."""
+        return {False: "off", True: "on"}.get(switch, switch) if isinstance(switch, bool) else switch
+
     @field_validator("cpu_threads", mode="before")
     @classmethod
     def _number(cls, threads: Any) -> Any:

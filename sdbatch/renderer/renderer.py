@@ -12,8 +12,6 @@ import os
 # The objects of the imports are never garbage, and each look through them costs half a second.
 gc.disable()
 
-import ctypes
-import signal
 import sys
 import time
 import traceback
@@ -38,6 +36,7 @@ from sdbatch.messages import Message
 from sdbatch.renderer.answers import Answers
 from sdbatch.renderer.company import Company, sizes_of
 from sdbatch.renderer.device.memory import reset_peak
+from sdbatch.renderer.device.parent import die_with_parent
 from sdbatch.renderer.drawing import Drawing, Init, failed, fatal
 from sdbatch.renderer.finishing import Finisher
 from sdbatch.renderer.lora.lora import apply_loras, read_lora
@@ -63,7 +62,6 @@ VERSIONS = {
     "diffusers": diffusers.__version__,
     "transformers": transformers.__version__,
 }
-PR_SET_PDEATHSIG = 1
 
 
 class Renderer:
@@ -249,15 +247,9 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _die_with_parent() -> None:
-    """Nobody is left to publish when the service is killed, and a new service may draw the same job."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """`python -m sdbatch.renderer.renderer OUTFIT FD [CKPT CONFIG]`: OUTFIT is JSON, FD takes the answers."""
-    _die_with_parent()
+    die_with_parent()
     gc.freeze()  # so that `release` need not look through the libraries either
     forbid_tf32()
     config, answers, *preload = sys.argv[1:]

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
-from sdbatch.renderer.memory.recent import Recent
 from sdbatch.renderer.models.autoencoder import with_autoencoder
+from sdbatch.renderer.models.calls import run
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.detection import other_unet
 from sdbatch.renderer.models.diffusers_folder import STEMS, plan_folder, read_folder, weight_files
 from sdbatch.renderer.models.ldm_checkpoint import canonical, plan_original
 from sdbatch.renderer.models.plan import ModelPlan, Prediction, Weights
+from sdbatch.renderer.models.recent import Recent
 from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS
-from sdbatch.renderer.tuning.recipe import run
 from sdbatch.renderer.weights.checkpoint import is_safetensors, read_weights
 
 SHOWN = 3  # misfits that an error names

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sdbatch.renderer.device.memory import is_out_of_memory
+from sdbatch.renderer.models.calls import run
 from sdbatch.renderer.tuning.cuda_graph import CudaGraph
-from sdbatch.renderer.tuning.recipe import form_of, recipe_of, run, weights_of
+from sdbatch.renderer.tuning.recipe import form_of, recipe_of, weights_of
 from sdbatch.renderer.tuning.workshop import Made, Workshop
 
 ENOUGH = 20  # calls of a shape, before it is worth compiling

@@ -16,7 +16,9 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from sdbatch.renderer.tuning.recipe import CALLS, UNUSED
+from sdbatch.renderer.device.parent import die_with_parent
+from sdbatch.renderer.models.calls import CALLS
+from sdbatch.renderer.tuning.recipe import UNUSED
 from sdbatch.storage import files
 
 NICENESS = 10  # what is sampled meanwhile goes first
@@ -57,13 +59,13 @@ def compile_for(recipe: dict[str, Any], target: Path) -> None:
         network.load_state_dict(weights, assign=True)
         inputs = tuple(map(empty, recipe["inputs"]))
         dtype = getattr(torch, autocast) if autocast else None
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-            exported = torch.export.export(_Network(recipe["kind"], network), inputs, strict=False)
-        names = [str(spec.target).removeprefix("network.") for spec in exported.graph_signature.input_specs]
-        graph = exported.graph_module
-        values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         options = {"config_patches": OPTIONS[recipe["mode"]]}
-        artifact = standalone_compile(graph, values, dynamic_shapes="from_example_inputs", options=options)
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):  # exported are the calls before it acts
+            exported = torch.export.export(_Network(recipe["kind"], network), inputs, strict=False)
+            names = [str(spec.target).removeprefix("network.") for spec in exported.graph_signature.input_specs]
+            graph = exported.graph_module
+            values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+            artifact = standalone_compile(graph, values, dynamic_shapes="from_example_inputs", options=options)
     files.write_atomically(target.with_suffix(".json"), json.dumps(names[: -len(inputs)]).encode())
     draft = target.with_suffix(".draft")
     artifact.save(path=str(draft), format="binary")
@@ -72,6 +74,7 @@ def compile_for(recipe: dict[str, Any], target: Path) -> None:
 
 def main() -> None:
     """The recipe is a file of JSON."""
+    die_with_parent()
     os.nice(NICENESS)
     recipe, target = map(Path, sys.argv[1:])
     compile_for(json.loads(recipe.read_bytes()), target)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,16 +10,7 @@ from torch import Tensor, nn
 
 FORMAT = 1  # of the recipe and of what is kept; another number compiles all anew
 
-CALLS: Mapping[str, Callable[..., Tensor]] = {
-    "unet": lambda unet, x, timesteps, context: unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0],
-    "decoder": lambda vae, latents: vae.decode(latents, return_dict=False)[0],
-}
 UNUSED = ("encoder.", "quant_conv.")  # by the decoder
-
-
-def run(kind: str, network: Any, *inputs: Tensor) -> Tensor:
-    """A network on some rows, as it is."""
-    return CALLS[kind](network, *inputs)
 
 
 def weights_of(kind: str, network: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:

@@ -78,6 +78,8 @@ class Workshop:
             try:
                 if not place.exists():
                     self._make(recipe, place)
+                else:
+                    self._tell(f"compiled before: {_named(recipe)}")
                 if place.exists():
                     deliver(_load(place))
             except Exception as error:  # noqa: BLE001 - whatever it is, the network itself is still there
@@ -97,7 +99,7 @@ class Workshop:
             ended = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS
             )
-        what = f"the {recipe['kind']} for {'x'.join(map(str, recipe['inputs'][0][0]))}"
+        what = _named(recipe)
         if ended.returncode == 0:
             self._tell(f"compiled: {what}")
             return
@@ -114,6 +116,10 @@ class Workshop:
         made = sorted(self.folder.glob("*.bin"), key=lambda path: path.stat().st_mtime)
         for path in made[:-MOST_KEPT]:
             path.unlink(missing_ok=True)
+
+
+def _named(recipe: Mapping[str, Any]) -> str:
+    return f"the {recipe['kind']} for {'x'.join(map(str, recipe['inputs'][0][0]))}"
 
 
 def _load(place: Path) -> Made:
