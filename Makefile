@@ -1,6 +1,7 @@
 # make demo: two jobs drawn in ./demo        make test: the tests in a few minutes
 # make test-all: then the same at more steps, states and inputs        make test-gpu: those that need a GPU, else skipped
 # make test-slow: those that need minutes or gigabytes, then all others with our programs started cold
+# make test-ray: those of a cluster; installs ray
 # make bundle: dist/sdbatch-bundle.tar, for a server without any network; OPTIONS='--python 3.12 --ckpt FILE' and so on
 # Each sets up .venv on its own; PYTHON=python3.12 chooses the interpreter.
 
@@ -10,7 +11,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5))
 BIN := .venv/bin
 SHARED_PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-all test-slow test-gpu lint benchmark bundle clean
+.PHONY: demo test test-all test-slow test-gpu test-ray lint benchmark bundle clean
 
 $(BIN)/sdbatch: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -37,12 +38,17 @@ test: $(BIN)/sdbatch
 
 # Hypothesis marks its tests itself.
 test-all: test
-	$(SHARED_PYTEST) -m '(thorough or hypothesis) and not slow and not gpu' --hypothesis-profile=thorough
+	$(SHARED_PYTEST) -m '(thorough or hypothesis) and not slow and not gpu and not ray' --hypothesis-profile=thorough
 
 # In the usual tests our programs start as forks of the tests (see tests/warm.py), here as anywhere.
 test-slow: $(BIN)/sdbatch
 	$(BIN)/pytest -m slow
 	COLD_TESTS=1 $(SHARED_PYTEST)
+
+# One after another: each test has a cluster of its own, and each of Ray's nodes some hundred megabytes.
+test-ray: $(BIN)/sdbatch
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,ray]'
+	$(BIN)/pytest -m ray
 
 test-gpu: $(BIN)/sdbatch
 	$(BIN)/pytest -m gpu

@@ -35,7 +35,7 @@ def milliseconds(model: Model, sampler: str, steps: int) -> tuple[float, float]:
 
     fields = {"prompt": "a red apple", "sampler": sampler, "ddim_steps": steps, "H": 64, "W": 64}
     job = Txt2Img.model_validate({**fields, "n_samples": 1, "n_iter": 1})
-    for _, asking in samplings(model, job, None, None, 0, lambda *_: None, fallback):
+    for _, asking in samplings(model, job, None, None, [0], lambda *_: None, fallback):
         began = process_time()
         run(asking, network)
         whole = process_time() - began

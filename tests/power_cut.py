@@ -15,8 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from sdbatch.spool.attempts import ATTEMPT
 from sdbatch.spool.handover import RETIRED
-from sdbatch.storage.files import TRIAL_PREFIX
+from sdbatch.storage.files import BUSY_PREFIX, TRIAL_PREFIX
 
 RETIREMENT = re.compile(r"\d{8}T\d{6}Z-.*\.[0-9a-f]{32}")
 FEW = 5  # unsynced operations of which every combination is tried
@@ -231,6 +232,24 @@ def trees_after_a_power_cut(recording: Recording, seed: int) -> Iterator[Tree]:
         yield _tree(recording, [change for change in happened if id(change) not in without], moment, 0)
 
 
+def one_of_each(trees: Iterator[Tree], seed: int) -> list[Tree]:
+    """Of trees that differ only in what no recovery looks at, one, by lot."""
+    alike: dict[tuple[tuple[str, bytes | None], ...], list[Tree]] = {}
+    for tree in trees:
+        alike.setdefault(tuple(_that_matters(tree)), []).append(tree)
+    dice = random.Random(seed)
+    return [dice.choice(alike[key]) for key in sorted(alike, key=repr)]
+
+
+def _that_matters(tree: Tree) -> Iterator[tuple[str, bytes | None]]:
+    """Drafts are removed unread; what is left of an attempt is nothing to a job that is done."""
+    for path, content in sorted(tree.items()):
+        name = path.rpartition("/")[2]
+        if name in INCIDENTAL or (path.startswith("jobs/done/") and name.startswith(ATTEMPT)):
+            continue
+        yield path, b"" if content and name.startswith(BUSY_PREFIX) else content
+
+
 def _choices(unsafe: list[Change], dice: random.Random) -> Iterator[list[Change]]:
     """Which of the unsafe changes survive: every combination of a few, a wide choice of many."""
     if len(unsafe) <= FEW:
@@ -254,14 +273,17 @@ def _tree(recording: Recording, changes: list[Change], moment: int, how_much: in
             del entries[change.leaves]
         if change.takes:
             entries[change.takes] = change.node
+    inside: dict[Folder, list[tuple[str, Node]]] = {}
+    for (place, name), node in entries.items():
+        inside.setdefault(place, []).append((name, node))
     tree: Tree = {}
 
     def lay(folder: Folder, path: str) -> None:
-        for (place, name), node in entries.items():
-            if place is folder and isinstance(node, Folder):
+        for name, node in inside.get(folder, ()):
+            if isinstance(node, Folder):
                 tree[path + name] = None
                 lay(node, path + name + "/")
-            elif place is folder and isinstance(node, File):
+            else:
                 versions = node.versions(moment)
                 tree[path + name] = versions[min(how_much, len(versions) - 1)]
 

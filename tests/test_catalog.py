@@ -14,7 +14,7 @@ import sdbatch
 from sdbatch import errors, messages
 from sdbatch.cli.common import app
 from sdbatch.cli.main import OLD_NAMES, paragraphs
-from sdbatch.config.settings import Retention, Settings, Web
+from sdbatch.config.settings import Cluster, Retention, Settings, Web
 from sdbatch.job.parameters import Img2Img, Lora, Txt2Img
 
 PACKAGE = Path(sdbatch.__file__).parent
@@ -25,6 +25,7 @@ SYSTEM = {"Permission denied", "No space left on device", "Read-only file system
 SYSTEM |= {"Is a directory", "Not a directory", "Input/output error", "File name too long", "Stale file handle"}
 # What typer says, through gettext.
 SYSTEM |= {"Arguments", "Options", "Commands", "Error", "[env var: {}]", "[default: {}]", "[required]"}
+SYSTEM |= {"Aborted.", "Missing command.", "No such command {name!r}."}
 SYSTEM |= {"Show this message and exit.", "Try [blue]'{command_path} {help_option}'[/] for help."}
 
 
@@ -94,7 +95,7 @@ def templates_of_the_page() -> Iterator[str]:
 
 
 def templates_of_fields() -> Iterator[str]:
-    for kind in (Txt2Img, Img2Img, Lora, Settings, Retention, Web):
+    for kind in (Txt2Img, Img2Img, Lora, Settings, Retention, Web, Cluster):
         for field in kind.model_fields.values():
             yield from filter(None, (field.title, field.description))
 

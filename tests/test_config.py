@@ -76,7 +76,15 @@ def test_no_file_and_an_empty_one_mean_defaults(path: Path) -> None:
             "devices: tpu\n",
             'line 1: devices: "tpu" is not auto, cpu, cuda, cuda:1 and so on, or a list of these such as [cuda:0',
         ),
-        ("engine: ray\n", 'line 1: engine: "ray" is not local, fake or fake-process'),
+        ("engine: rey\n", 'line 1: engine: "rey" is not local, ray, fake, fake-process or fake-ray'),
+        ("ray:\n  adress: auto\n", "line 2: ray.adress: there is no such field; did you mean address?"),
+        (
+            "ray:\n  address: head\n",
+            'line 2: ray.address: "head" is not auto, an address and port such as 10.0.0.1:6379',
+        ),
+        ("ray:\n  seats: some\n", 'line 2: ray.seats: "some" is not all, or a number from 1'),
+        ("ray:\n  resources: {GPU: 0}\n", "line 2: ray.resources: 0 is not Ray's names of what a seat takes"),
+        ("engine: ray\ndevices: [cuda:0]\n", "line 2: devices: with `engine: ray` it is auto, cuda, cpu or a"),
         ("allow_paths: [3]\n", "line 1: allow_paths: 3 is not a list of paths (default [])"),
         ("max_attempts: 1\nmax_attempts: 2\n", "line 2: max_attempts: is given twice (first on line 1); remove one"),
         ("a: [\n", "line 2, column 1: this is not valid YAML"),
@@ -150,7 +158,7 @@ def test_reload_warns_of_a_hang_time_that_the_unit_does_not_fit(path: Path, monk
 
 def test_hours_that_end_when_they_begin_are_refused(path: Path) -> None:
     path.write_text('active_hours: "08:00-08:00"\n')
-    with pytest.raises(ConfigError, match='active_hours: "08:00-08:00" is not two times of day that differ'):
+    with pytest.raises(ConfigError, match="active_hours: the hours must not end when they begin"):
         sources.load(path)
 
 

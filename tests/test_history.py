@@ -92,17 +92,27 @@ def test_pages_go_on_where_the_last_one_ended_even_within_a_job(draw: Draw, root
         assert files(seen) == [f"{name}/{number}" for name in "cba" for number in range(5)]
 
 
+@pytest.mark.parametrize("oldest_first", [False, True])
 @pytest.mark.parametrize("in_spans", [False, True])
 def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
-    draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch, in_spans: bool
+    draw: Draw, root: Root, monkeypatch: pytest.MonkeyPatch, in_spans: bool, oldest_first: bool
 ) -> None:
     if in_spans:
         step = search._step
 
         def stopped(
-            database: sqlite3.Connection, match: str, oldest: int, end: int, limit: int, seconds: float
+            database: sqlite3.Connection,
+            wanted: search.Wanted,
+            low: int,
+            high: int,
+            limit: int,
+            seconds: float,
+            *,
+            also: str = "",
         ) -> tuple[list[int], int]:
-            return step(database, match, oldest, end, limit, seconds) if seconds == math.inf else ([], end + 1)
+            if seconds == math.inf:
+                return step(database, wanted, low, high, limit, seconds, also=also)
+            return [], low - 1 if wanted.upwards else high + 1
 
         monkeypatch.setattr(search, "_step", stopped)
         monkeypatch.setattr(index, "SPAN", 14)  # a job takes a minute here
@@ -114,11 +124,12 @@ def test_who_can_not_wait_is_told_where_to_go_on_and_so_finds_all_the_same(
     for words in ("", "truck", "a truck", "truck boat", "nowhere"):
         at_once = history.search(words, limit=1000)
         history.patience = 0
-        pages = [history.search(words, limit=4)]
+        pages = [history.search(words, limit=4, oldest_first=oldest_first)]
         while (rest := pages[-1].rest) is not None:
-            pages.append(history.search(words, before=rest, limit=4))
+            pages.append(history.search(words, before=rest, limit=4, oldest_first=oldest_first))
         history.patience = math.inf
-        assert [picture for page in pages for picture in page] == at_once
+        found = [picture for page in pages for picture in page]
+        assert found == at_once[:: -1 if oldest_first else 1]
         assert not in_spans or len(pages) > 3
         assert at_once.rest is None
 

@@ -17,12 +17,18 @@ MAY_IMPORT = {
     "imaging": {"job", "storage"},
     "config": {"job", "storage", "telemetry"},
     "engine": {"job", "storage", "telemetry"},
+    "engine.cluster": {"engine", "job", "storage", "telemetry"},
     "spool": {"config", "job", "storage", "telemetry"},
     "client": {"config", "imaging", "job", "prompts", "spool", "storage"},
     "history": {"imaging", "job", "prompts", "spool", "storage"},
-    "operations": {"config", "engine", "job", "spool", "storage"},
-    "service": {"config", "engine", "history", "job", "operations", "prompts", "spool", "storage", "telemetry"},
+    "operations": {"config", "engine", "engine.cluster", "job", "spool", "storage"},
+    "service": {
+        *("config", "engine", "engine.cluster", "history", "job", "operations", "prompts", "spool", "storage"),
+        "telemetry",
+    },
+    "monitoring": {"config", "history", "spool", "storage", "telemetry"},
     "web": {"client", "config", "history", "imaging", "job", "spool", "storage", "telemetry"},
+    "programs": {"client", "config", "history", "imaging", "job", "monitoring", "spool", "storage", "web"},
     "renderer.device": set(),
     "renderer.sampling": set(),
     "renderer.k_diffusion": {"renderer.sampling"},
@@ -49,7 +55,7 @@ MAY_IMPORT = {
     },
     "cli": {
         *("client", "config", "history", "job", "operations", "service", "spool", "storage", "telemetry", "web"),
-        *("renderer", "renderer.models"),
+        *("monitoring", "programs", "renderer", "renderer.models"),
     },
 }
 PACKAGE_ROW = r"^\| `(\w+)/` \| [^|]+ \|([^|]*)\|$"
@@ -156,9 +162,22 @@ def test_spool_and_service_do_not_know_which_engine_runs() -> None:
         name
         for name, found in MODULES.items()
         for other in ours(found)
-        if package_of(name) in {"spool", "service"} and other in {"engine.local", "engine.fake"}
+        if package_of(name) in {"spool", "service"}
+        and other in {"engine.local", "engine.fake", "engine.cluster.engine"}
     }
     assert knowing == {"service.daemon"}, "which makes the engine that the configuration names"
+
+
+def test_ray_is_imported_in_one_file_that_the_service_never_reaches() -> None:
+    """A plain installation has no ray."""
+    importing = {name for name, found in MODULES.items() if {other.partition(".")[0] for other in found} & {"ray"}}
+    assert importing == {"engine.cluster.connection"}
+    reached, pending = set(), ["cli.main", "service.daemon", "web.app", "engine.cluster.engine", "renderer.renderer"]
+    while pending:
+        if (name := pending.pop()) not in reached:
+            reached.add(name)
+            pending += ours(MODULES[name])
+    assert not reached & importing
 
 
 def test_a_jobs_parameters_know_no_paths_and_no_torch() -> None:

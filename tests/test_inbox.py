@@ -392,7 +392,7 @@ def test_what_lies_in_a_trash_or_a_snapshot_is_no_job(inbox: Inbox, folder: Path
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("prompt: a")
     assert settled(inbox) == ["c.yaml"]
-    assert {*status_reader._lying(folder, inbox.ignored)} == {"c.yaml"}
+    assert {*status_reader.lying(folder, inbox.ignored)} == {"c.yaml"}
 
 
 @pytest.mark.parametrize("name", ["recycle", "#1", "@home", "snapshot of 3", "trash", "old2", "lost and found"])

@@ -1,7 +1,6 @@
 """The samplers and schedules of the web UIs, held against k-diffusion's own and against latents drawn by it."""
 
 import json
-import warnings
 from collections.abc import Generator
 from dataclasses import replace
 from math import cos
@@ -17,7 +16,7 @@ from sdbatch.renderer.k_diffusion.course import KDiffusion
 from sdbatch.renderer.k_diffusion.schedules import SCHEDULES
 from sdbatch.renderer.k_diffusion.sigmas import TrainingSigmas
 from sdbatch.renderer.samplers import SAMPLERS
-from sdbatch.renderer.sampling.brownian import BrownianPath
+from sdbatch.renderer.sampling.brownian import BrownianPaths
 from sdbatch.renderer.sampling.sampler import Wish, run
 from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
@@ -95,24 +94,53 @@ def test_latents_are_those_of_the_web_uis(name: str) -> None:
     assert np.abs(drawn - expected).max() / np.abs(expected).max() < 1e-4
 
 
+def normal(seed: int) -> Tensor:
+    return torch.randn(2, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (5.0, 14.614642, [1.7246119976043701, -3.981525421142578]),
+        (0.5, 5.0, [-3.7167513370513916, 0.04882209748029709]),
+        (0.4999, 0.5, [-0.01034809835255146, 0.0022611133754253387]),
+        (0.03, 14.614642, [-1.745302438735962, -5.202006816864014]),
+    ],
+)
+def test_a_path_is_that_of_torchsde(low: float, high: float, expected: list[float]) -> None:
+    """The numbers are those of torchsde 0.2.6: BrownianTree(0.03, zeros(2), 14.614642, entropy=42)."""
+    paths = BrownianPaths([41, 42], (0.03, 14.614642), normal)
+    way = paths(low, high)[1] * (high - low) ** 0.5
+    assert way.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert torch.equal(paths(high, low), -paths(low, high))
+
+
 def test_a_level_that_rounding_brought_beyond_its_path_is_its_end() -> None:
-    path = BrownianPath((4, 2, 2), 1, (0.03, 14.614642), lambda _seed, size: torch.ones(*size))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the tree's own, which would go into the service's log
-        assert torch.allclose(path(14.614643, 5.0), path(14.614642, 5.0))
+    paths = BrownianPaths([1], (0.03, 14.614642), normal)
+    assert torch.allclose(paths(14.614643, 5.0), paths(14.614642, 5.0))
 
 
-@pytest.mark.parametrize("name", K)
-def test_a_model_that_predicts_velocity_is_sampled_like_one_that_predicts_noise(name: str) -> None:
-    """One UNet read either way: pictures differ, and both are finite."""
+class Velocity(torch.nn.Module):
+    """A UNet that says the same as another by its velocity (Salimans & Ho 2022): sqrt(a) noise - sqrt(1 - a) image."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, timesteps: Tensor, **arguments: object) -> tuple[Tensor]:
+        noise = self.unet(x, timesteps, **arguments)[0]
+        alpha = (1 / (1 + TRAINING.at(timesteps) ** 2))[:, None, None, None]
+        image = (x - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+        return (alpha.sqrt() * noise - (1 - alpha).sqrt() * image,)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_model_that_predicts_velocity_draws_what_one_that_predicts_noise_draws(name: str) -> None:
     job = small_txt2img(sampler=name, n_iter=1)
     model = webui_model()
-    noise, velocity = (
-        draw_all(job, model=replace(model, prediction=prediction))[0].latents
-        for prediction in ("epsilon", "v_prediction")
-    )
-    assert torch.isfinite(velocity).all()
-    assert not torch.allclose(noise, velocity)
+    says_velocity = replace(model, unet=Velocity(model.unet), prediction="v_prediction")
+    noise, velocity = (draw_all(job, model=each)[0].latents for each in (model, says_velocity))
+    assert (noise - velocity).abs().max() / noise.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", K)

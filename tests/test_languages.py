@@ -114,6 +114,7 @@ def test_commands_answer_in_the_language_of_the_terminal(root: Root, tmp_path: P
         (("pause", *place), 0),
         (("status", *place), 0),
         (("retry", "--help"), 0),
+        (("validat",), 2),
     ):
         ended = run(*arguments, language=language, code=code)
         assert bool(CHINESE.search(ended.stdout + ended.stderr)) == is_chinese, arguments
@@ -125,3 +126,10 @@ def test_json_is_the_same_in_every_language(root: Root) -> None:
         chinese, english = (run(*arguments, language=language, code=code).stdout for language in ("zh", "en"))
         assert json.loads(chinese) == json.loads(english)
         assert not CHINESE.search(chinese)
+
+
+def test_show_names_every_parameter_in_the_language_of_the_terminal(root: Root, start: Start, clock: FakeClock) -> None:
+    drop_job(root, "a.yaml", "prompt: a\nn_rows: 2\nscale: 5\nsampler: euler\noutdir: outputs/a\n")
+    drain(start(), clock)
+    names = [line.split("  ")[0] for line in run("show", "000001", "--root", str(root.path)).stdout.splitlines()]
+    assert {"采样器", "拼图列数", "引导系数", "输出文件夹"} <= {*names}

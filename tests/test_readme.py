@@ -86,7 +86,19 @@ def test_every_sdbatch_command_runs(tmp_path: Path) -> None:
                 (tmp_path / words[-1]).write_text(ended.stdout)
         ran.append(words[1] if words[0] == "sdbatch" else words[0])
     first = ["make", "make", "init", "cp", "serve", "schema", "validate", "submit", "status", "config"]
-    assert ran == [*first, "history", "show", "restore", "follow-up", "rerun", "model", "model"]
+    assert ran == [
+        *first,
+        "history",
+        "show",
+        "restore",
+        "follow-up",
+        "rerun",
+        "favourite",
+        "tag",
+        "trash",
+        "model",
+        "model",
+    ]
     assert len(list(tmp_path.glob("demo/jobs/inbox/*"))) == 2, "the follow-up and the job once more"
     jsonschema.validate(yaml.safe_load(blocks("yaml")[0]), json.loads((tmp_path / "job.schema.json").read_text()))
     assert (root.inbox / "truck.yaml").exists()

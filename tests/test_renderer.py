@@ -94,6 +94,24 @@ def test_a_real_renderer_stops_between_two_batches_and_goes_on_with_the_same_byt
     assert render(task(tmp_path / "halted", start_at=1)) == whole
 
 
+@pytest.mark.parametrize("seeding", ["picture", "job"])
+def test_the_parts_of_a_job_are_joined_to_the_same_images_and_one_grid(
+    tmp_path: Path, render: Render, seeding: str
+) -> None:
+    fields: dict[str, Any] = {"n_iter": 3, "n_samples": 2, "ddim_steps": 1, "seeding": seeding}
+    whole = render(small_draw(tmp_path / "whole", **fields))
+    joined = small_draw(tmp_path / "joined", **fields, start_at=6)
+    for images in ((1, 4, 5), (0, 2, 3)):
+        part = small_draw(tmp_path / f"part{images[0]}", **fields).model_copy(update={"images": images})
+        assert render(part) == [whole[index] for index in images]
+        assert [path.name for path in part.folder.iterdir()] == ["samples"], "no grid"
+        for path in part.folder.glob("samples/*"):
+            path.rename(joined.folder / "samples" / path.name)
+    assert render(joined) == whole
+    grids = [tmp_path / name / "grid-0000.png" for name in ("joined", "whole")]
+    assert sha256(grids[0]) == sha256(grids[1])
+
+
 def cut_short(sample: Path) -> None:
     sample.write_bytes(sample.read_bytes()[:-200])
 

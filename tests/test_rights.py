@@ -26,13 +26,18 @@ COMMANDS: dict[str, list[list[str]]] = {
     "submit": [["/srv/job.yaml", *ROOT]],
     "status": [ROOT, [*ROOT, "--json"]],
     "logs": [[JOB, *ROOT]],
+    "metrics": [ROOT, ["--textfile", "/srv/sdbatch/outputs/sdbatch.prom", *ROOT]],
     "config": [ROOT],
     "pause": [["why", *ROOT]],
     "resume": [ROOT],
     "prioritize": [["waiting.yaml", *ROOT]],
     "cancel": [[WAITING, *ROOT], ["waiting.yaml", *ROOT]],
     "retry": [[JOB, *ROOT], ["--all-failed", *ROOT]],
-    "prune": [["--apply", *ROOT]],
+    "prune": [["--apply", *ROOT], ["--trash", "--apply", *ROOT]],
+    "favourite": [[JOB, *ROOT]],
+    "tag": [[JOB, "--add", "best", *ROOT]],
+    "delete": [[JOB, "--yes", *ROOT]],
+    "trash": [ROOT, ["--restore", JOB, *ROOT]],
     "backup": [["/srv/backup", *ROOT]],
     "doctor": [["--quick", *ROOT]],
     "history": [ROOT, ["--rebuild", *ROOT]],
@@ -141,6 +146,7 @@ def plant(root: Root, planter: int) -> None:
     names += [
         root.status,
         root.pause,
+        root.marked,
         root.inbox / "urgent",
         root.inbox / "uploads",
         root.inbox / "waiting.yaml.sha256",
@@ -148,6 +154,7 @@ def plant(root: Root, planter: int) -> None:
     names += [root.inbox / "job.yaml", root.inbox / "job-2.yaml", root.outputs / "txt2img-samples"]
     for folder in (root.running / WAITING, root.failed / JOB, root.running / JOB):
         names += [folder / name for name in ("cancel", "halt", "log.jsonl", "manifest.yaml", "inputs", "notes.json")]
+        names += [folder / name for name in ("marks.json", "deleted")]
     names += [
         path.with_name(f".sdbatch-{path.name}")
         for path in (*names, root.configuration, root.failed / JOB / "claim.json")

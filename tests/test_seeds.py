@@ -1,5 +1,7 @@
 """Seeds: whose random numbers a job draws, by which seed, and what stays the same when it is drawn again."""
 
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,28 @@ def test_a_random_seed_stays_when_a_job_is_tried_again(root: Root, clock: FakeCl
     drain(service, clock)
     (manifest,) = manifests(root)
     assert seen == [manifest["job"]["seed"]] * 2
+
+
+def test_a_random_seed_stays_when_the_service_is_killed(root: Root, clock: FakeClock, tmp_path: Path) -> None:
+    drop_job(root, "a.yaml", f"prompt: a\nseed: random\n{SMALL}")
+    seen = tmp_path / "seen"
+
+    def note_and_die(task: Request) -> None:
+        seen.write_text(str(task.job.seed))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        try:
+            drain(Service(root, Settings(), FakeEngine(before=note_and_die)), clock)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    service = Service(root, Settings(), FakeEngine())
+    service.spool.recover()
+    drain(service, clock)
+    (manifest,) = manifests(root)
+    assert manifest["job"]["seed"] == int(seen.read_text())
 
 
 def test_a_random_file_is_no_repeat(root: Root, clock: FakeClock) -> None:

@@ -38,11 +38,12 @@ from sdbatch.errors import ConfigError
 from sdbatch.history import sync
 from sdbatch.history.history import History
 from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.programs.interfaces import interfaces
 from sdbatch.service.service import Service
 from sdbatch.storage.files import BUSY_PREFIX
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
-from sdbatch.web import guard, language, site, thumbnails
+from sdbatch.web import credentials, guard, language, site, thumbnails
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields, filled_by, to_yaml
 
@@ -68,6 +69,7 @@ class Visitor:
             clock=lambda: clock.mono if clock else 0.0,
             sleep=clock.sleep if clock else lambda _: None,
             account=account,
+            interfaces=interfaces(Settings.model_validate(settings)),
         )
         self.client: FlaskClient = page.test_client()
         self.token = ""
@@ -389,7 +391,9 @@ def test_with_a_password_nothing_is_shown_before_the_login(root: Root) -> None:
     for rule in visitor.client.application.url_map.iter_rules():
         path = re.sub("<.*?>", "x", rule.rule)
         answer = visitor.client.get(path)
-        if rule.endpoint not in ("static", "guard.login") and "GET" in (rule.methods or ()):
+        if path.startswith(visitor.client.application.extensions["sdbatch.programs"]):
+            assert answer.status_code in {401, 405} or path == "/healthz", path
+        elif rule.endpoint not in ("static", "guard.login") and "GET" in (rule.methods or ()):
             assert answer.headers["Location"].startswith("/login"), path
     assert visitor.client.get("/queue", headers={"HX-Request": "true"}).headers["HX-Redirect"] == "/login"
     assert visitor.client.post("/new/preview", headers={"HX-Request": "true"}).status_code == 400, "the form stays"
@@ -442,7 +446,7 @@ def test_its_cookie_is_out_of_reach_for_scripts_and_other_sites(root: Root) -> N
     "prefix", ["//evil.example", "https://evil.example", "/\\evil.example", "/a//evil.example", "javascript:alert(1)"]
 )
 def test_what_no_proxy_would_say_leads_to_no_other_site(root: Root, prefix: str) -> None:
-    visitor = Visitor(root)
+    visitor = Visitor(root, web={"trusted_proxies": ["127.0.0.1"]})
     said = {"X-Forwarded-Prefix": prefix, "X-Forwarded-Proto": "javascript"}
     assert "evil" not in visitor.get("/", headers=said).text
     answer = visitor.client.post(
@@ -461,14 +465,14 @@ def test_a_login_leads_to_no_other_site(root: Root, back: str) -> None:
 def test_who_knows_the_password_gets_in_after_many_wrong_ones_and_a_wait(root: Root, clock: FakeClock) -> None:
     visitor = Visitor(root, clock, web={"password": HASH})
     before = clock.mono
-    for _ in range(guard.TRIES):
+    for _ in range(credentials.TRIES):
         visitor.post("/login", 403, password="a guess")
     assert clock.mono == before, "a few mistakes cost nothing"
     for _ in range(20):
         visitor.post("/login", 403, password="a guess")
-    assert clock.mono == before + 20 * guard.SECONDS_EACH
+    assert clock.mono == before + 20 * credentials.SECONDS_EACH
     visitor.post("/login", password="a long password")
-    assert clock.mono <= before + 20 * guard.SECONDS_EACH + guard.LONGEST_WAIT
+    assert clock.mono <= before + 20 * credentials.SECONDS_EACH + credentials.LONGEST_WAIT
 
 
 def test_tries_at_the_same_time_are_counted_before_they_are_looked_at(
@@ -485,7 +489,7 @@ def test_tries_at_the_same_time_are_counted_before_they_are_looked_at(
     visitor = Visitor(root, web={"password": HASH})
     visitor.get("/login")
     codes = [guess(visitor) for _ in range(30)]
-    at_once = guard.TRIES + round(guard.LONGEST_WAIT / guard.SECONDS_EACH)
+    at_once = credentials.TRIES + round(credentials.LONGEST_WAIT / credentials.SECONDS_EACH)
     assert codes == [403] * at_once + [429] * (30 - at_once)
     assert len(looked) == at_once
 
@@ -577,10 +581,18 @@ def test_no_template_has_a_script_or_a_style_of_its_own() -> None:
 
 
 def test_the_page_works_below_a_path_of_a_proxy(root: Root) -> None:
-    visitor = Visitor(root)
+    visitor = Visitor(root, web={"trusted_proxies": ["127.0.0.1"]})
     text = visitor.get("/", headers={"X-Forwarded-Prefix": "/draw"}).text
     assert 'href="/draw/new"' in text
     assert not re.search(r'(href|action|src|hx-get)="/(?!draw)', text)
+
+
+def test_the_cookie_follows_the_headers_of_a_trusted_proxy_alone(root: Root) -> None:
+    said = {"X-Forwarded-Proto": "https", "X-Forwarded-Prefix": "/draw"}
+    for proxies, flags in (["127.0.0.1"], ("Secure", "Path=/draw")), ([], ("Path=/",)):
+        cookie = Visitor(root, web={"trusted_proxies": proxies}).get("/", headers=said).headers["Set-Cookie"]
+        assert {*flags} <= {*cookie.split("; ")}
+        assert ("Secure" in cookie) == bool(proxies)
 
 
 # The command and its settings

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ from sdbatch.history import times
 from sdbatch.history.records import JobRecord, PictureRecord
 from sdbatch.messages import Message, here
 from sdbatch.spool import status_reader
-from sdbatch.storage import files
+from sdbatch.storage import files, marks
 from sdbatch.storage.spelling import as_stored
 
 if TYPE_CHECKING:
@@ -47,12 +47,17 @@ def history(  # noqa: PLR0913 - each is an option
     seed: Annotated[int | None, typer.Option(metavar="N", help="Only this seed.")] = None,
     ckpt: Annotated[str | None, typer.Option(help="Only this checkpoint: its path or its name.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only txt2img or img2img.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Only this sampler, such as dpmpp_2m.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Only this size, such as 512x768.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
+    favourites: Annotated[bool, typer.Option("--favourites", help="Only favourites.")] = False,
+    oldest: Annotated[bool, typer.Option("--oldest", help="Oldest first.")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="Failed jobs, with the reason.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="Show at most this many images.")] = 50,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Read all folders again first.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search all images, newest first.
+    """Search all images, newest first (or oldest, with --oldest).
 
     The words are searched in the prompts, in the name of the job and of its
     file, and in the path of the image. Each word matches words that start
@@ -63,6 +68,7 @@ def history(  # noqa: PLR0913 - each is an option
     Examples:
       sdbatch history blue truck --since 3d
       sdbatch history 猫 --json
+      sdbatch history --favourites --tag "for print"
       sdbatch history --failed
       sdbatch history truck | cut -f1 | head -1
       sdbatch history --rebuild
@@ -79,8 +85,15 @@ def history(  # noqa: PLR0913 - each is an option
         raise typer.BadParameter(here(Message("--kind must be txt2img or img2img")))
     place = named_root(root)
     drawn = times.since(since, datetime.now(UTC)) if since else None
-    opened = _open(place, anew=rebuild)
-    search = partial(opened.search, " ".join(words or []), since=drawn, seed=seed, ckpt=ckpt, kind=kind, failed=failed)
+    opened = open_history(place, anew=rebuild)
+    narrowed: dict[str, Any] = {
+        "sampler": sampler,
+        "size": size,
+        "tag": tag and marks.tag_of(tag),
+        "favourites": favourites,
+    }
+    narrowed |= {"since": drawn, "seed": seed, "ckpt": ckpt, "kind": kind, "failed": failed, "oldest_first": oldest}
+    search = partial(opened.search, " ".join(words or []), **narrowed)
     found = search(limit=limit)
     if as_json:
         typer.echo(json.dumps([asdict(picture) for picture in found], ensure_ascii=False, indent=1))
@@ -91,7 +104,9 @@ def history(  # noqa: PLR0913 - each is an option
     if found.rest is not None and search(before=found.rest, limit=1):
         echo(
             Message(
-                "these are the newest {count}; see more with --limit {limit}",
+                "these are the oldest {count}; see more with --limit {limit}"
+                if oldest
+                else "these are the newest {count}; see more with --limit {limit}",
                 len(found),
                 10 * limit,
             ),
@@ -133,15 +148,15 @@ def show(what: WhatArgument, root: RootOption = Path(), *, as_json: JsonOption =
         else:
             tables.show_facts([*facts, *(("note", note) for note in notes)])
         return
-    opened = _open(place)
+    opened = open_history(place)
     job_id = found.job
     pictures, tree = opened.pictures_of(job_id), lineage.lineage(opened, job_id)
     if as_json:
         told = {**asdict(found), "pictures": [asdict(picture) for picture in pictures], "lineage": asdict(tree)}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
-        how = [(title.lower(), value) for title, value in describe.parameters(place, found)]
-        tables.show_one(found, how + describe.circumstances(place, found), pictures, tree, place)
+        facts = describe.parameters(place, found) + describe.circumstances(place, found)
+        tables.show_one(found, facts, pictures, tree, place)
 
 
 @app.command()
@@ -203,7 +218,7 @@ def follow_up(
     from sdbatch.history import restore  # noqa: PLC0415
 
     place = named_root(root)
-    opened = _open(place)
+    opened = open_history(place)
     found = _find(opened, picture)
     if isinstance(found, JobRecord):
         pictures = [each for each in opened.pictures_of(found.id) if each.file]
@@ -239,7 +254,7 @@ def rerun(
     from sdbatch.history import restore  # noqa: PLC0415
 
     place = named_root(root)
-    opened = _open(place)
+    opened = open_history(place)
     found = _find(opened, job)
     if count := restore.draws_more(place, opened, found):
         note = "note: the images of {job} come from one seed: all {count} are drawn"
@@ -247,7 +262,8 @@ def rerun(
     _drop(place, restore.rerun(place, found, seed), found.job, "rerun", dry_run=dry_run)
 
 
-def _open(place: "Root", *, anew: bool = False) -> "History":
+def open_history(place: "Root", *, anew: bool = False) -> "History":
+    """The history of a root; a note says what it lacks."""
     from sdbatch.history.history import History  # noqa: PLC0415
 
     status_reader.check_root(place)
@@ -259,6 +275,17 @@ def _open(place: "Root", *, anew: bool = False) -> "History":
     for why in opened.passed_over:
         echo(Message("note: {why}", printable(why)), err=True)
     return opened
+
+
+def find_picture_names(opened: "History", named: list[str]) -> list[PictureRecord]:
+    """The images that a person named, and all of a named job.
+
+    Raises:
+        JobError: there is none of a name, or there are several.
+    """
+    found = [_find(opened, name) for name in named]
+    several = ([one] if isinstance(one, PictureRecord) else opened.pictures_of(one.id) for one in found)
+    return [picture for some in several for picture in some if picture.file]
 
 
 def _find(opened: "History", named: str) -> "PictureRecord | JobRecord":
@@ -273,7 +300,7 @@ def _find_or_file(place: "Root", named: str) -> "PictureRecord | JobRecord | Pat
     """The same, or a file that is not in the history; that needs no root."""
     path = as_stored(Path(named).expanduser())
     try:
-        return _find(_open(place), named)
+        return _find(open_history(place), named)
     except JobError:
         if named.strip() and path.exists():
             return path

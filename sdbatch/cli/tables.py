@@ -31,7 +31,9 @@ def show_pictures(pictures: list[PictureRecord], root: Root) -> None:
         table.add_column(here(name), justify="right", no_wrap=True)
     table.add_column(here(Message("prompt")), overflow="fold", ratio=1)
     for each in pictures:
-        cell = Text(_why(each, root), "red") if each.state == "failed" else Text(printable(each.prompt))
+        star = "★ " if each.favourite else ""
+        is_failed = each.state == "failed"
+        cell = Text(star + _why(each, root), "red") if is_failed else Text(star + printable(each.prompt))
         table.add_row(_local(each.drawn_at), Text(printable(each.path)), _said(each.seed), *_how(each), cell)
     console.print(table)
 
@@ -61,7 +63,9 @@ def show_facts(facts: list[tuple[str, str]]) -> None:
     """One line for each name and value."""
     console = Console(highlight=False)
     for name, value in facts:
-        console.print(Text.assemble((f"{here(name).lower():<18}", "bold"), printable(here(value))), soft_wrap=True)
+        title = Text(here(name).lower(), "bold")
+        title.pad_right(max(18 - title.cell_len, 1))
+        console.print(title + printable(here(value)), soft_wrap=True)
 
 
 def show_models(models: list[CatalogEntry]) -> None:
@@ -90,6 +94,10 @@ def _facts(found: PictureRecord | JobRecord, root: Root) -> Iterator[tuple[str, 
         yield Message("picture"), str(root.path / found.path)
         yield Message("job"), Message("{job}, image {number}", found.job, found.number)
         yield Message("published"), found.published or ""
+        if found.favourite:
+            yield Message("favourite"), Message("yes")
+        if found.tags:
+            yield Message("tags"), ", ".join(found.tags)
     yield Message("state"), found.state
     if found.reason:
         yield Message("reason"), _why(found, root)

@@ -28,6 +28,10 @@ def web(
         bool,
         typer.Option("--hash-password", help="Ask for a password, and print the line for the setting web.password."),
     ] = False,
+    new_token: Annotated[
+        bool,
+        typer.Option("--new-token", help="Print a new token for programs, and the line for the setting web.token."),
+    ] = False,
 ) -> None:
     """Serve the web page: queue, new jobs, history.
 
@@ -52,10 +56,14 @@ def web(
     if hash_password:
         _print_hash()
         return
+    if new_token:
+        _print_token()
+        return
     place, settings = open_root(root)
     check_root(place)
     from flask import request  # noqa: PLC0415 - what other commands need not wait for
 
+    from sdbatch.programs.interfaces import interfaces  # noqa: PLC0415
     from sdbatch.web import guard, server  # noqa: PLC0415
     from sdbatch.web.app import create_app  # noqa: PLC0415
 
@@ -63,7 +71,8 @@ def web(
     guard.require_password(host, settings.web)
     listener = server.listen(host, port, place.inbox.stat().st_gid)
     by_socket = listener.family == socket.AF_UNIX  # its file mode decides who may connect
-    page = create_app(place, settings, account=os.geteuid if by_socket else lambda: server.account(request.environ))
+    account = os.geteuid if by_socket else lambda: server.account(request.environ)
+    page = create_app(place, settings, account=account, interfaces=interfaces(settings))
 
     def body_limit(environ: dict[str, Any]) -> int:
         with page.request_context(environ):
@@ -80,3 +89,11 @@ def _print_hash() -> None:
     if len(password) < 8:
         raise ConfigError("a password with fewer than 8 characters is too easy to guess; use a longer one")
     typer.echo(f"web:\n  password: {generate_password_hash(password)}")
+
+
+def _print_token() -> None:
+    from sdbatch.web import credentials  # noqa: PLC0415
+
+    token, kept = credentials.new_token()
+    echo(Message("the token, for the program: {token}", token), err=True)
+    typer.echo(f"web:\n  token: {kept}")

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     create_model,
     field_validator,
     model_serializer,
@@ -34,6 +35,7 @@ OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m"
 NEEDS_RESTART = (
     "engine",
     "devices",
+    "ray",
     "default_model",
     "models",
     "lora_folders",
@@ -149,6 +151,7 @@ class Retention(Group):
     done_count: int | None = Field(None, ge=0)
     failed_days: float | None = Field(None, gt=0, description="a number of days above 0; null keeps all")
     failed_count: int | None = Field(None, ge=0)
+    trash_days: float | None = Field(30, gt=0, description="a number of days above 0; null keeps all")
     outputs: bool = False
 
 
@@ -156,6 +159,10 @@ UNIX_PROXY = "unix"  # a proxy that uses the page's Unix socket
 
 # status.json and `sdbatch config` show every setting; of this one only that it is set.
 Secret = Annotated[str, PlainSerializer(lambda text: "***" if text else "", when_used="json")]
+
+
+# The hash of a token. The token itself has 256 bits, so nobody finds it by trying.
+TOKEN, TOKENS = r"^(sha256:[0-9a-f]{64})?$", "a line that `sdbatch web --new-token` prints"
 
 
 class Web(Group):
@@ -168,7 +175,11 @@ class Web(Group):
     )
     password: Secret = ""  # its hash, as `sdbatch web --hash-password` makes it
     hosts: tuple[str, ...] = ()
-    trusted_proxies: tuple[str, ...] = ()  # whose X-Forwarded-For is believed
+    trusted_proxies: tuple[str, ...] = ()  # whose X-Forwarded-* headers are believed
+    token: Secret = Field("", pattern=TOKEN, description=TOKENS)
+    metrics_token: Secret = Field("", pattern=TOKEN, description=TOKENS)
+    sdapi: bool = False
+    sdapi_wait_seconds: float = Field(3600.0, ge=1, le=86400)
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -182,6 +193,22 @@ class Web(Group):
                         Message("{proxy} must be an address, a network such as 10.0.0.0/8, or unix", proxy)
                     ) from error
         return proxies
+
+
+class Cluster(Group):
+    """Which machines `engine: ray` uses; see docs/cluster.md."""
+
+    address: str = Field(
+        "",
+        pattern=r"^(|auto|[^\s:/]+:\d{1,5})$",
+        description="auto, an address and port such as 10.0.0.1:6379, or empty for a Ray on this machine alone",
+    )
+    seats: Literal["all"] | Annotated[int, Field(ge=1)] = Field("all", description="all, or a number from 1")
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Ray's names of what a seat takes, with amounts above 0, such as {GPU: 1, CPU: 4}"
+    )
+    nodes: tuple[str, ...] = ()
+    local_models: Path | None = None
 
 
 class DefaultModel(Group):
@@ -220,12 +247,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SDBATCH_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    engine: Literal["local", "fake", "fake-process"] = "local"
+    engine: Literal["local", "ray", "fake", "fake-process", "fake-ray"] = "local"
     devices: str = Field(
         "auto",
         pattern=r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$",
         description="auto, cpu, cuda, cuda:1 and so on, or a list of these such as [cuda:0, cuda:1]",
     )
+    ray: Cluster = Cluster()
     default_model: DefaultModel = DefaultModel()
     models: dict[str, NamedModel] = {}
     lora_folders: tuple[Path, ...] = ()
@@ -281,6 +309,17 @@ class Settings(BaseSettings):
     @classmethod
     def _number(cls, threads: Any) -> Any:
         return str(threads) if isinstance(threads, int) and not isinstance(threads, bool) else threads
+
+    @field_validator("devices")
+    @classmethod
+    def _leave_gpus_to_ray(cls, devices: str, others: ValidationInfo) -> str:
+        if (
+            others.data.get("engine") in {"ray", "fake-ray"}
+            and ("," in devices or ":" in devices)
+            and "cuda" in devices
+        ):
+            raise ValueError(Message("with `engine: ray` it is auto, cuda, cpu or a list of cpu: Ray chooses the GPUs"))
+        return devices
 
     @field_validator("active_hours")
     @classmethod

@@ -18,7 +18,7 @@ from sdbatch.config.renamed import by_new_names, new_key, now_called
 from sdbatch.config.settings import NEEDS_RESTART, Environment, Settings
 from sdbatch.errors import ConfigError, JobError
 from sdbatch.job.document import Document, Unsure, plain, read_yaml
-from sdbatch.job.messages import likely, refused, unknown
+from sdbatch.job.messages import likely, raised, refused, unknown
 from sdbatch.messages import Message, joined
 from sdbatch.telemetry import systemd
 from sdbatch.telemetry.log import Log
@@ -98,7 +98,7 @@ def load(path: Path, content: bytes | None = None) -> Configuration:
         settings = Settings(**values)
     except ValidationError as error:
         wrong = [_in_words(path, details, lines, variables) for details in error.errors(include_url=False)]
-        raise ConfigError(joined("\n", wrong)) from error
+        raise ConfigError(joined("\n", dict.fromkeys(wrong))) from error
     return Configuration(path, settings, lines, variables, told)
 
 
@@ -213,6 +213,8 @@ def _in_words(path: Path, details: ErrorDetails, lines: dict[Key, int], variable
     name = key[-1] if key else ""
     if details["type"] == "extra_forbidden":
         what = unknown(kind, name)
+    elif details["type"] == "value_error":
+        what = raised(details)
     elif name in kind.model_fields:
         what = refused(kind.model_fields[name], details)
     else:

@@ -49,6 +49,8 @@ class FakeEngine:
     ends a renderer. While the file `hold` exists, a job makes steps, but does not finish its second batch.
     """
 
+    problem = ""
+
     def __init__(
         self,
         before: Callable[[Draw], None] | None = None,
@@ -85,6 +87,9 @@ class FakeEngine:
     def stop(self) -> None:
         """There is nothing to stop."""
 
+    def close(self) -> None:
+        """There is nothing to end."""
+
     def get(self, block: bool = True, timeout: float | None = None) -> "tuple[FakeRenderer, Event]":  # noqa: ARG002 - as queue.SimpleQueue has it
         """The next event of one of the renderers, chosen at random; sometimes there is none."""
         telling = [renderer for renderer in self.renderers if renderer.has_news()]
@@ -116,15 +121,19 @@ class FakeEngine:
         if task.halt.exists():
             yield Halted(job_id=task.job_id)
             return
-        if not task.job.skip_grid:
+        if not task.job.skip_grid and task.images is None:
             sha256 = _write_card(task.folder / "grid-0000.png", 64, 64, 0)
             yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
         yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("made by the fake engine: grey cards")])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
         size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
-        last = count_pictures(task.job, task.lines)
+        wanted = range(count_pictures(task.job, task.lines)) if task.images is None else task.images
+        last = max(wanted, default=-1)
         for batch in batches(task.job, task.lines):
+            images = range(batch.first, batch.first + len(batch.prompts))
+            if not any(index in wanted for index in images):
+                continue
             while True:
                 yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
                 if task.cancel.exists():
@@ -132,10 +141,11 @@ class FakeEngine:
                 if not (batch.first and self.hold and self.hold.exists()):
                     break
                 time.sleep(0.05)
-            if batch.first + len(batch.prompts) == last:
+            if last in images:
                 yield Sampled(job_id=task.job_id)
-            for i, prompt in enumerate(batch.prompts):
-                index = batch.first + i
+            for index, prompt in zip(images, batch.prompts, strict=True):
+                if index not in wanted:
+                    continue
                 path = task.folder / SAMPLES / f"{index:05}.png"
                 grey = (task.job.seed + index) % 256
                 sha256 = files.sha256(path) if index < task.start_at else _write_card(path, *size, grey)

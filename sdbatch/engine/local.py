@@ -33,6 +33,7 @@ class LocalEngine:
     """Starts a renderer process for each device."""
 
     ahead = 1
+    problem = ""
 
     def __init__(
         self,
@@ -42,8 +43,7 @@ class LocalEngine:
         program: str = RENDERER,
     ) -> None:
         self.config, self.devices = config, devices or [config.device]
-        # Enough to fill a pass of the network with jobs of one image, each of two rows.
-        self.capacity = 1 if config.batching == "job" else max(2, config.batch_rows // 2)
+        self.capacity = config.capacity
         self.command = [sys.executable, "-m", program]
         self.events: queue.SimpleQueue[tuple[Renderer, Event]] = queue.SimpleQueue()
         self.preload = preload  # the checkpoint and config that a renderer loads before its first word, or nothing
@@ -57,6 +57,9 @@ class LocalEngine:
             return LocalRenderer(command, environment, self.preload(), self._hear)
         except OSError as error:
             raise EngineDown("can't start a renderer: {problem}", error.strerror) from error
+
+    def close(self) -> None:
+        """There is nothing else."""
 
     def _hear(self, renderer: "LocalRenderer", event: Event) -> None:
         if isinstance(event, Ended) and not renderer.is_ready:
@@ -73,7 +76,10 @@ class LocalRenderer:
         environment: dict[str, str],
         preload: Sequence[Path],
         hear: Callable[["LocalRenderer", Event], None],
+        say: Callable[[str], None] | None = None,
+        keep: Sequence[int] = (),
     ) -> None:
+        """`say` gets the lines that it prints, in place of the log. Files in `keep` stay open as long as it lives."""
         answers, theirs = os.pipe()
         try:
             self.process = subprocess.Popen(
@@ -81,7 +87,7 @@ class LocalRenderer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=(theirs,),
+                pass_fds=(theirs, *keep),
                 env=PATIENT | os.environ | environment,
                 # Ctrl-C goes to the service alone, which then ends the renderer in its own way.
                 start_new_session=True,
@@ -92,7 +98,7 @@ class LocalRenderer:
         finally:
             os.close(theirs)
         self.is_ready = False
-        self.log = log.get()
+        self._say = say or (lambda text: log.get().info("the renderer says", text=text))
         self._hear = hear
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -157,7 +163,7 @@ class LocalRenderer:
             for line in pipe:
                 text = line.decode(errors="replace").rstrip()
                 self._last_words.append(text)
-                self.log.info("the renderer says", text=text)
+                self._say(text)
 
 
 def every_device() -> list[str]:

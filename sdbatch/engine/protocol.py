@@ -40,12 +40,18 @@ class RendererConfig(Message):
     attention: Literal["default", "auto", "flash", "efficient", "cudnn", "math"] = "default"
     cpu_threads: str = "default"  # or auto, or a number
     cpu_autocast: Literal["float32", "bfloat16"] = "float32"  # what `precision: autocast` means on a CPU
+    near: Path | None = None  # where copies of conversions lie on this machine's own disk
+
+    @property
+    def capacity(self) -> int:
+        """How many jobs it samples at a time: enough to fill a pass with jobs of one image, each of two rows."""
+        return 1 if self.batching == "job" else max(2, self.batch_rows // 2)
 
 
 class Draw(Message):
-    """A job to run. All paths are resolved; the renderer looks nothing up."""
+    """A job to run, or a part of one. All paths are resolved; the renderer looks nothing up."""
 
-    job_id: str
+    job_id: str  # comes back in each event; a part of a job has one of its own
     job: AnyJob
     lines: list[str] | None  # of from_file
     init: Path | None  # the init image's copy
@@ -58,6 +64,7 @@ class Draw(Message):
     loras: tuple[tuple[Path, float], ...] = ()  # files and weights: the job's loras, and those that its prompts name
     embeddings: dict[str, Path] = {}  # those that its prompts may name, by name
     start_at: int  # the first picture that is missing
+    images: tuple[int, ...] | None = None  # of a part: these, by their numbers in the job, and no grid; `start_at` is 0
     halt: Path  # once this is there, no further batch is begun
     cancel: Path  # once this is there, no further step is made
 
@@ -138,6 +145,8 @@ class Finished(Message):
     seconds: float
     notes: list[Text]
     peak_bytes: int | None = None  # allocated on the GPU at most, models and all; a CPU's are not counted
+    free_bytes: int | None = None  # of the GPU's memory, whoever uses the rest
+    total_bytes: int | None = None
 
 
 class Halted(Message):
@@ -209,7 +218,11 @@ class Engine(Protocol):
 
     @property
     def devices(self) -> Sequence[str]:
-        """A seat each."""
+        """A seat each. They may change: those of a cluster come and go with its nodes."""
+
+    @property
+    def problem(self) -> str:
+        """Why there are no devices; empty where there are, or where they are just being looked for."""
 
     @property
     def events(self) -> Source:
@@ -221,3 +234,6 @@ class Engine(Protocol):
         Raises:
             EngineDown: none can be started now.
         """
+
+    def close(self) -> None:
+        """End what it needs beside the renderers, which are stopped already."""

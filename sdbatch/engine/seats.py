@@ -1,11 +1,12 @@
 """The seats: the supervisor's ends of all renderers, each with its own start, backoff and bench.
 
-A renderer can be thrown away at any time, so what it told is taken in only while it sits on its seat.
+A renderer can be thrown away at any time, so what it told is taken in only while it sits on its seat. Seats come and go
+with the engine's devices: those of a cluster are as many as its nodes have. A seat of a node is named NODE/NUMBER.
 """
 
 import queue
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +85,7 @@ class Seat:
     renderer: Renderer | None = None
     is_ready: bool = False
     is_benched: bool = False
+    is_drained: bool = False  # somebody wants its node for something else, so it gets no other job
     jobs: dict[str, bool] = field(default_factory=dict)
     model: Model = ()
     problem: str = ""
@@ -94,17 +96,30 @@ class Seat:
     victims: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # the last jobs that died here
     in_a_row: set[str] = field(default_factory=set)  # those since one was drawn
     pictures: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    memory: dict[str, int | None] = field(default_factory=dict)  # of its GPU, at the end of the last job, in bytes
+
+    @property
+    def node(self) -> str:
+        """The machine that it is on; empty where there is only this one."""
+        return self.device.rpartition("/")[0]
 
     @property
     def is_free(self) -> bool:
         """Whether it can be given a job now."""
-        return self.is_ready and sum(self.jobs.values()) < self.capacity and len(self.jobs) < self.capacity + FINISHING
+        return (
+            self.is_ready
+            and not self.is_drained
+            and sum(self.jobs.values()) < self.capacity
+            and len(self.jobs) < self.capacity + FINISHING
+        )
 
     @property
     def state(self) -> str:
         """One word for a person."""
         if self.is_benched:
             return "benched"
+        if self.is_drained and not self.jobs:
+            return "drained"
         if self.is_ready:
             return "drawing" if self.jobs else "idle"
         return "down" if self.renderer is None else "starting"
@@ -114,6 +129,7 @@ class Seat:
         spent = self.pictures[-1] - self.pictures[0] if self.pictures else 0
         return {
             "name": self.name,
+            "node": self.node,
             "device": self.device,
             "state": self.state,
             "problem": self.problem,
@@ -122,6 +138,7 @@ class Seat:
             "pictures_a_minute": round(60 * (len(self.pictures) - 1) / spent, 1) if spent else None,
             "restarts": max(0, self.restarts),
             "loads": self.loads,
+            "memory": self.memory,
         }
 
 
@@ -130,11 +147,12 @@ class Seats:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.ahead = engine, engine.ahead
-        names = zip(_names(engine.devices), engine.devices, strict=True)
-        self.seats = [Seat(name, device, engine.capacity) for name, device in names]
+        self.seats: list[Seat] = []
+        self.drained: Container[str] = ()  # nodes
         self.log = log.get()
         self._now = 0.0
         self._heard: deque[Heard] = deque()
+        self._seat_devices()
 
     def __iter__(self) -> Iterator[Seat]:
         return iter(self.seats)
@@ -153,6 +171,8 @@ class Seats:
         """Why nothing can be drawn on any of them."""
         if self.is_ready or not all(seat.problem for seat in self.seats):
             return ""
+        if not self.seats:
+            return self.engine.problem
         if len(self.seats) == 1:
             return self.seats[0].problem
         return joined("; ", [Message("{device}: {problem}", seat.name, seat.problem) for seat in self.seats])
@@ -160,8 +180,12 @@ class Seats:
     def look_after(self, now: float, start_seconds: float) -> None:
         """Start what should run, and give up a start that takes longer than `start_seconds`."""
         self._now = now
+        self._seat_devices()
+        self._drain()
         for seat in self.seats:
             self._take_in(0)
+            if seat.is_drained:
+                continue
             if seat.renderer is None and now >= seat.again_at:
                 self._start(seat)
             elif seat.renderer is not None and not seat.is_ready and now - seat.since > start_seconds:
@@ -218,6 +242,29 @@ class Seats:
             told = "{count} different jobs crashed here, {job} last; this device rests for a while"
             seat.problem = Message(told, len(seat.in_a_row), job_id)
             self.log.error("a seat is benched", seat=seat.name, problem=seat.problem)
+
+    def _seat_devices(self) -> None:
+        """A seat for each device that came. What a device held that is gone is drawn elsewhere."""
+        devices = self.engine.devices
+        if [seat.device for seat in self.seats] == [*devices]:
+            return
+        there = dict(zip(_names(devices), devices, strict=True))
+        for seat in [seat for seat in self.seats if seat.name not in there]:
+            self._heard += map(Dropped, self.give_up(seat))
+            self.log.info("a seat is gone", seat=seat.name)
+        known = {seat.name: seat for seat in self.seats}
+        self.seats = [known.get(name) or Seat(name, device, self.engine.capacity) for name, device in there.items()]
+
+    def _drain(self) -> None:
+        """A seat whose node is wanted for something else ends its jobs, then its renderer."""
+        for seat in self.seats:
+            if seat.node and seat.node in self.drained:
+                told = "its node is drained; to use it again: sdbatch seats resume {node}"
+                seat.is_drained, seat.problem = True, Message(told, seat.node)
+                if seat.renderer is not None and not seat.jobs:
+                    self.give_up(seat)
+            elif seat.is_drained:
+                seat.is_drained, seat.problem = False, ""
 
     def _start(self, seat: Seat) -> None:
         if seat.is_benched:
@@ -281,3 +328,4 @@ class Seats:
                 del seat.jobs[event.job_id]
                 if isinstance(event, Finished):
                     seat.in_a_row.clear()
+                    seat.memory = {"peak": event.peak_bytes, "free": event.free_bytes, "total": event.total_bytes}

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sdbatch.history.scan import Facts, JobEntry, PictureEntry, from_root, moment, of_job, stamp_of
+from sdbatch.history.scan import Facts, JobEntry, PictureEntry, from_root, marked, moment, of_job, stamp_of
 from sdbatch.imaging.origin import PictureInfo
 from sdbatch.imaging.reader_process import Reader, ReadTimedOut
 from sdbatch.storage import files
@@ -81,7 +81,9 @@ def _entry(root: Root, told_by: Path, job: Facts, pictures: list[Path], size: tu
         drawn_at=_named_time(place.name) or moment(stamp),
         init=from_root(root, init) if isinstance(init, str) and init else None,
         size=size,
-        shots=tuple(PictureEntry(name, root.show(place / name), None, number) for number, name in enumerate(names)),
+        shots=marked(
+            place, (PictureEntry(name, root.show(place / name), None, number) for number, name in enumerate(names))
+        ),
         **of_job(job),
     )
 

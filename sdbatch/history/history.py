@@ -11,7 +11,9 @@ import re
 import sqlite3
 from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sdbatch.errors import JobError
 from sdbatch.history import index, search, sync
@@ -25,6 +27,7 @@ from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.storage.spelling import normal
 
 MOST_WORDS = 1000  # characters that are looked for
+MOST_SIZES = 200  # different ones that are listed
 MOST_MEANT = 1000  # jobs that are looked through for the one of a name
 _NUMBER = re.compile(r"[0-9]{5,}")  # as samples are named
 
@@ -103,11 +106,16 @@ class History:
         if self.database.writable:
             self.database.ask(lambda db: sync.take_in(self.root, db, [folder]))
 
+    def take_marks(self, folder: Path) -> None:
+        """Read the favourites and tags of a folder again."""
+        if self.database.writable:
+            self.database.ask(lambda db: sync.take_marks(self.root, db, [self.root.show(folder)]))
+
     def _fill(self, database: sqlite3.Connection) -> None:
         if self._reads_folders:
             sync.refresh(self.root, database, self.passed_over)
 
-    def search(
+    def search(  # noqa: PLR0913 - each narrows it
         self,
         words: str = "",
         *,
@@ -116,10 +124,15 @@ class History:
         ckpt: str | None = None,
         kind: str | None = None,
         failed: bool = False,
+        sampler: str | None = None,
+        size: str | None = None,
+        favourites: bool = False,
+        tag: str | None = None,
+        oldest_first: bool = False,
         before: int | None = None,
         limit: int = 100,
     ) -> Found:
-        """Pictures that have all the words in their texts, newest first, a job's own in their order.
+        """Pictures that have all the words in their texts, newest first, a job's own in their order; or the reverse.
 
         The texts are the prompt and the negative one, the job's name and its file's, and where the pictures lie.
 
@@ -132,20 +145,26 @@ class History:
             ckpt: a checkpoint's path as the jobs name it, its file name, or that without the suffix.
             kind: txt2img or img2img.
             failed: of failed jobs, by their reasons too, and nothing else; one without a picture has a row too.
+            sampler: as the jobs name it: dpmpp_2m.
+            size: width and height: 512x768.
+            favourites: only these.
+            tag: only with it.
+            oldest_first: the reverse of the usual order.
             before: the `key` of the last one seen, to go on from there.
             limit: how many at most.
         """
-        given = {"seed": seed, "ckpt": ckpt, "kind": kind}
+        given = {"seed": seed, "ckpt": ckpt, "kind": kind, "sampler": sampler, "size": size, "tag": tag}
         told = [index.fact(key, value) for key, value in given.items() if value is not None]
-        told.append(index.fact("failed", failed))
+        told += [index.fact("failed", failed), *([index.fact("favourite", value=True)] if favourites else [])]
         words = " ".join(map(_plain_name, words[:MOST_WORDS].split()))
-        wanted = pieces_of_words(words)
-        if words.strip() and not wanted:
+        found = pieces_of_words(words)
+        if words.strip() and not found:
             return Found()  # nothing but punctuation, which nothing is found by
         oldest = int(since.timestamp() * 1000) if since else 0
         numbers = tuple(word for word in words.split() if _NUMBER.fullmatch(word))
-        match = index.expression([*told, *wanted])
-        return search.search(self.database.ask, match, numbers, seed, oldest, before, max(1, limit), self.patience)
+        match = index.expression([*told, *found])
+        wanted = search.Wanted(match, numbers, seed, favourites, tag, oldest, oldest_first)
+        return search.search(self.database.ask, wanted, before, max(1, limit), self.patience)
 
     def picture(self, path: str, before: int = LAST) -> PictureRecord | None:
         """An image by its path from the root, in its job's folder or in outputs/.
@@ -253,16 +272,48 @@ class History:
 
     def checkpoints(self) -> list[str]:
         """The checkpoints of all jobs, as the jobs named them."""
-        step = "SELECT min(ckpt) FROM jobs WHERE ckpt > ?"
+        return self._distinct("ckpt")
+
+    def samplers(self) -> list[str]:
+        """The samplers of all jobs, as jobs name them."""
+        return self._distinct("sampler")
+
+    def sizes(self) -> list[str]:
+        """The sizes of all images: 512x768."""
+        step = "SELECT width, height FROM jobs WHERE (width, height) > (?, ?) ORDER BY width, height LIMIT 1"
+        found: list[tuple[int, int]] = []
+        while len(found) < MOST_SIZES:
+            last = found[-1] if found else (0, LAST)
+            row = self.database.ask(partial(_first, step, last))
+            if row is None:
+                break
+            found.append(row)
+        return [f"{width}x{height}" for width, height in found]
+
+    def tags(self) -> list[str]:
+        """All tags."""
+        question = "SELECT DISTINCT tags FROM pictures WHERE tags != ''"
+        rows = self.database.ask(lambda db: db.execute(question).fetchall())
+        return sorted({tag for (tags,) in rows for tag in tags.split("\n") if tag})
+
+    def _distinct(self, column: str) -> list[str]:
+        """Values of an indexed column, one step each, however many jobs have it."""
+        step = f"SELECT min({column}) FROM jobs WHERE {column} > ?"  # noqa: S608
         found, last = [], ""
         while last is not None:
-            (last,) = self.database.ask(lambda db, after=last: db.execute(step, (after,)).fetchone())  # type: ignore[misc]
+            (last,) = self.database.ask(partial(_first, step, (last,)))
             found += [last] if last else []
         return found
 
     def _pictures(self, which: str, values: Iterable[object]) -> list[PictureRecord]:
         question, given = PICTURE_QUESTION + which, tuple(values)
-        return [PictureRecord(*row) for row in self.database.ask(lambda db: db.execute(question, given).fetchall())]
+        return [
+            PictureRecord.of_row(row) for row in self.database.ask(lambda db: db.execute(question, given).fetchall())
+        ]
+
+
+def _first(question: str, values: tuple[object, ...], database: sqlite3.Connection) -> Any:
+    return database.execute(question, values).fetchone()
 
 
 def _plain_name(word: str) -> str:

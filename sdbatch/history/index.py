@@ -5,6 +5,7 @@
     pictures   one row each; `is_found` means that it belongs to no job. `key` is its time in milliseconds since 1970,
                moved to the next place with enough free consecutive keys. So one number gives the order, the time, and
                the place from which to continue
+    told       how many bytes of jobs/.marked were read
     grams      for each first image of a prompt, its `run`: the pieces of the text, facts for filters such as seed=42,
                and its time span. The lists are intersected from the newest on, so a search ends with a full page
 
@@ -15,7 +16,7 @@ depend on the version of this file and on Python's Unicode tables; if either cha
 import errno
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -25,8 +26,9 @@ from typing import Any
 from sdbatch.history.scan import JobEntry
 from sdbatch.history.tokens import pieces
 from sdbatch.storage.filesystem import share_of
+from sdbatch.storage.marks import UNMARKED, Mark
 
-VERSION = 5
+VERSION = 6
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite lays beside its file
 _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".yaml", ".yml", ".json")
@@ -39,27 +41,33 @@ DROP TABLE IF EXISTS jobs;
 DROP TABLE IF EXISTS pictures;
 DROP TABLE IF EXISTS grams;
 DROP TABLE IF EXISTS places;
+DROP TABLE IF EXISTS told;
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, place TEXT NOT NULL,
     key INTEGER NOT NULL, pictures INTEGER NOT NULL, stamp INTEGER NOT NULL, drawn_at TEXT NOT NULL,
     prompt TEXT NOT NULL, negative TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, ckpt TEXT NOT NULL,
     seed INTEGER, reason TEXT NOT NULL, parent_job TEXT, parent_picture TEXT, init TEXT,
     width INTEGER NOT NULL, height INTEGER NOT NULL,
-    file TEXT NOT NULL, steps INTEGER, scale REAL, strength REAL
+    file TEXT NOT NULL, steps INTEGER, scale REAL, strength REAL, sampler TEXT NOT NULL
 );
 CREATE INDEX jobs_parent ON jobs (parent_job) WHERE parent_job IS NOT NULL;
 CREATE INDEX jobs_init ON jobs (init, key) WHERE init IS NOT NULL;
 CREATE INDEX jobs_state ON jobs (state, id);
 CREATE INDEX jobs_found ON jobs (place) WHERE state = 'earlier';
 CREATE INDEX jobs_ckpt ON jobs (ckpt);
+CREATE INDEX jobs_sampler ON jobs (sampler);
+CREATE INDEX jobs_size ON jobs (width, height);
 CREATE TABLE pictures (
     key INTEGER PRIMARY KEY, job INTEGER NOT NULL, run INTEGER NOT NULL, number INTEGER NOT NULL,
-    file TEXT NOT NULL, published TEXT, prompt TEXT, is_found INTEGER NOT NULL, seed INTEGER
+    file TEXT NOT NULL, published TEXT, prompt TEXT, is_found INTEGER NOT NULL, seed INTEGER,
+    favourite INTEGER NOT NULL, tags TEXT NOT NULL
 );
 CREATE INDEX pictures_run ON pictures (run);
 CREATE INDEX pictures_published ON pictures (published) WHERE published IS NOT NULL;
 CREATE INDEX pictures_found ON pictures (published) WHERE is_found;
+CREATE INDEX pictures_tags ON pictures (tags) WHERE tags != '';
 CREATE TABLE places (path TEXT PRIMARY KEY, mtime INTEGER NOT NULL, names INTEGER NOT NULL, looked INTEGER NOT NULL);
+CREATE TABLE told (bytes INTEGER NOT NULL);
 CREATE VIRTUAL TABLE grams USING fts5 (
     pieces, content='', detail=none, columnsize=0, tokenize="ascii tokenchars '{_TOKENS}'"
 );
@@ -131,7 +139,7 @@ def insert(database: sqlite3.Connection, entry: JobEntry) -> None:
         *(entry.id, entry.state, entry.place, base, len(entry.shots), entry.stamp),
         *(entry.drawn_at.isoformat(timespec="milliseconds"), entry.prompt, entry.negative, entry.name),
         *(entry.kind, entry.ckpt, entry.seed, entry.reason, entry.parent_job, entry.parent_picture, entry.init),
-        *(*entry.size, entry.file, entry.steps, entry.scale, entry.strength),
+        *(*entry.size, entry.file, entry.steps, entry.scale, entry.strength, entry.sampler),
     )
     job = database.execute(f"INSERT INTO jobs VALUES (NULL{', ?' * len(values)})", values).lastrowid  # noqa: S608
     run, last = base, entry.shots[0].prompt if entry.shots else None
@@ -140,9 +148,10 @@ def insert(database: sqlite3.Connection, entry: JobEntry) -> None:
     for offset, shot in enumerate(entry.shots):
         if shot.prompt != last:
             run, last = base - offset, shot.prompt
-        rows.append((base - offset, job, run, shot.number, shot.file, shot.published, shot.prompt, is_found, shot.seed))
-    rows = rows or [(base, job, base, 0, "", None, None, is_found, None)]  # one that failed before its first picture
-    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        place = (base - offset, job, run, shot.number, shot.file, shot.published)
+        rows.append((*place, shot.prompt, is_found, shot.seed, *_mark(shot.mark)))
+    rows = rows or [(base, job, base, 0, "", None, None, is_found, None, 0, "")]  # one that failed before its first
+    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     database.executemany("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", _grams_of(database, entry.id))
 
 
@@ -153,9 +162,7 @@ def remove(database: sqlite3.Connection, job_id: str) -> bool:
         return False
     key, count = job
     span = (key - max(1, count) + 1, key)
-    database.executemany(
-        "INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", _grams_of(database, job_id)
-    )
+    _remove_grams(database, job_id)
     question = "SELECT published FROM pictures WHERE key BETWEEN ? AND ? AND published IS NOT NULL"
     _rescan_folders(database, [path for (path,) in database.execute(question, span)])
     database.execute("DELETE FROM pictures WHERE key BETWEEN ? AND ?", span)
@@ -163,9 +170,35 @@ def remove(database: sqlite3.Connection, job_id: str) -> bool:
     return True
 
 
+def mark(database: sqlite3.Connection, place: str, marks: Mapping[str, Mark]) -> bool:
+    """Take in the marks of a folder; returns whether its images are known; within `writing`."""
+    question = "SELECT id, number FROM jobs WHERE id = ? AND place = ? UNION "
+    question += "SELECT id, number FROM jobs WHERE state = 'earlier' AND place = ?"
+    known = database.execute(question, (place.rpartition("/")[2], place, place)).fetchall()
+    for job_id, number in known:
+        _remove_grams(database, job_id)
+        question = "SELECT p.key, p.file FROM jobs j JOIN pictures p ON "
+        question += "p.key BETWEEN j.key - max(1, j.pictures) + 1 AND j.key WHERE j.number = ?"
+        rows = database.execute(question, (number,)).fetchall()
+        values = [(*_mark(marks.get(file, UNMARKED)), key) for key, file in rows]
+        database.executemany("UPDATE pictures SET favourite = ?, tags = ? WHERE key = ?", values)
+        database.executemany("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", _grams_of(database, job_id))
+    return bool(known)
+
+
+def _mark(said: Mark) -> tuple[bool, str]:
+    """As the columns have it; each tag has a line, from its beginning to its end."""
+    return said.favourite, "".join(f"\n{tag}" for tag in said.tags) + "\n" * bool(said.tags)
+
+
+def _remove_grams(database: sqlite3.Connection, job_id: str) -> None:
+    grams = _grams_of(database, job_id)
+    database.executemany("INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", grams)
+
+
 _TEXTS = """
     SELECT p.run, coalesce(p.prompt, j.prompt), coalesce(p.published, p.file), j.negative, j.name, j.reason, j.file,
-        j.state, j.ckpt, j.kind, coalesce(p.seed, j.seed)
+        j.state, j.ckpt, j.kind, j.sampler, j.width || 'x' || j.height, coalesce(p.seed, j.seed), p.favourite, p.tags
     FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - max(1, j.pictures) + 1 AND j.key"""
 
 
@@ -183,8 +216,11 @@ def _grams_of(database: sqlite3.Connection, job_id: str) -> list[tuple[int, str]
 
 
 def _facts_of(rows: list[tuple[Any, ...]]) -> list[str]:
-    state, ckpt, kind, _ = rows[0][7:]
-    return facts(state, ckpt, kind, {row[10] for row in rows})
+    state, ckpt, kind, sampler, size = rows[0][7:12]
+    own = [fact("favourite", value=True)] if any(row[13] for row in rows) else []
+    own += [fact("tag", tag) for tag in sorted({tag for row in rows for tag in row[14].split("\n") if tag})]
+    own += [fact("sampler", sampler), fact("size", size)]
+    return facts(state, ckpt, kind, {row[12] for row in rows}) + own
 
 
 def _replace_found(database: sqlite3.Connection, published: list[str]) -> None:

@@ -1,12 +1,12 @@
 """The types of the history: images, jobs, and their lineage."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 # What the index is asked for, in the order of the fields.
 _DRAWN = (
     "SELECT j.key, j.state, j.prompt, j.negative, j.name, j.kind, j.ckpt, j.seed, j.drawn_at, j.reason, j.parent_job, "
-    "j.parent_picture, j.width, j.height, j.steps, j.scale, j.strength"
+    "j.parent_picture, j.width, j.height, j.steps, j.scale, j.strength, j.sampler"
 )
 JOB_QUESTION = f"{_DRAWN}, j.id, j.place, j.pictures, j.init, j.file FROM jobs j"
 _OF_PICTURE = (
@@ -16,7 +16,8 @@ _OF_PICTURE = (
 )
 PICTURE_QUESTION = (
     f"{_OF_PICTURE}, j.id, p.number, p.file, "
-    "CASE WHEN p.file = '' THEN j.place ELSE j.place || '/' || p.file END, p.published "
+    "CASE WHEN p.file = '' THEN j.place ELSE j.place || '/' || p.file END, p.published, "
+    "p.favourite, p.tags "
     "FROM pictures p JOIN jobs j ON j.number = p.job"
 )
 
@@ -30,6 +31,7 @@ class Drawn:
         state: done, failed, or earlier: found in outputs/ alone.
         seed: of a picture its own.
         drawn_at: ISO 8601, UTC.
+        sampler: as a job names it; empty if unknown.
     """
 
     key: int
@@ -49,6 +51,7 @@ class Drawn:
     steps: int | None
     scale: float | None
     strength: float | None
+    sampler: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class PictureRecord(Drawn):
         file: from its job's folder; empty where a job failed before its first picture.
         path: where it can be opened, from the root.
         published: its name in outputs/, from the root.
+        favourite, tags: what people said of it; see storage/marks.py.
     """
 
     job: str
@@ -66,6 +70,19 @@ class PictureRecord(Drawn):
     file: str
     path: str
     published: str | None
+    favourite: bool
+    tags: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Of its job, or where it was found; from the root."""
+        return self.path.removesuffix(f"/{self.file}") if self.file else self.path
+
+    @classmethod
+    def of_row(cls, row: tuple[Any, ...]) -> Self:
+        """From a row of PICTURE_QUESTION."""
+        *others, favourite, tags = row
+        return cls(*(*others, bool(favourite), tuple(filter(None, tags.split("\n")))))
 
 
 @dataclass(frozen=True)

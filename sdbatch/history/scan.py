@@ -6,7 +6,7 @@ so everything is used as far as it makes sense, and invalid content never raises
 
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,8 +22,9 @@ from sdbatch.job.parameters import MAX_PROMPT, RANDOM
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.spool.reason import ERROR
 from sdbatch.spool.spool import MANIFEST, read_claim
-from sdbatch.storage import files
+from sdbatch.storage import files, marks
 from sdbatch.storage.file_names import is_text
+from sdbatch.storage.marks import UNMARKED, Mark
 from sdbatch.storage.root import SAMPLES, Root
 
 MAX_RECORD = 16 << 20  # bytes of a manifest
@@ -42,6 +43,7 @@ class PictureEntry:
     prompt: str | None = None  # its own, where it isn't the job's
     number: int = 0  # of the job's pictures, from 0
     seed: int | None = None  # its own, where it has one
+    mark: Mark = UNMARKED
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class JobEntry:
     steps: int | None = None
     scale: float | None = None
     strength: float | None = None
+    sampler: str = ""
     size: tuple[int, int] = (0, 0)
     shots: tuple[PictureEntry, ...] = ()
 
@@ -169,10 +172,16 @@ def _entry(
         stamp=stamp,
         init=from_root(root, init) if init else None,
         size=size_of(folder / shots[0].file) if shots else (0, 0),
-        shots=tuple(replace(shot, seed=_own_seed(job, shot.number)) for shot in shots),
+        shots=marked(folder, (replace(shot, seed=_own_seed(job, shot.number)) for shot in shots)),
         **of_job(job),
         **facts,
     )
+
+
+def marked(folder: Path, shots: Iterable[PictureEntry]) -> tuple[PictureEntry, ...]:
+    """Images of a folder with their marks."""
+    said = marks.read(folder)
+    return tuple(replace(shot, mark=said.get(shot.file, UNMARKED)) for shot in shots)
 
 
 def _own_seed(job: Facts, number: int) -> int | None:
@@ -194,8 +203,16 @@ def of_job(job: Facts) -> Facts:
         "seed": seed if isinstance(seed, int) and 0 <= seed < MOST_SEED else None,
         "steps": steps if isinstance(steps, int) and 0 < steps < 2**63 else None,
         "scale": _number(job, "scale"),
+        "sampler": _sampler(job),
         "strength": _number(job, "strength"),
     }
+
+
+def _sampler(job: Facts) -> str:
+    """As a job names it; jobs of before there were others name none."""
+    if not {"sampler", "plms", "ddim_steps"} & job.keys():
+        return ""
+    return _text(job, "sampler") or ("plms" if job.get("plms") is True else "ddim")
 
 
 def read_record(manifest: Path) -> Facts:

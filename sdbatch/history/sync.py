@@ -19,6 +19,7 @@ from typing import TypeVar
 from sdbatch.history import foreign_pictures, index, scan
 from sdbatch.imaging.reader_process import Reader
 from sdbatch.spool.reason import ERROR
+from sdbatch.storage import marks
 from sdbatch.storage.file_names import is_text
 from sdbatch.storage.root import SAMPLES, Root
 
@@ -32,9 +33,26 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 def refresh(root: Root, database: sqlite3.Connection, passed_over: list[str]) -> int:
     """Update the index; returns how many jobs were added or removed, and which images could not be read."""
+    (told,) = database.execute("SELECT max(bytes) FROM told").fetchone()
+    marked, read = marks.changed_since(root, told or 0)  # first: what is marked from now on is told the next time
     with Reader() as reader:
         sync_folder = partial(_sync_folder, root, database, reader, passed_over)
-        return _refresh_jobs(root, database) + _refresh_outputs(root, database, sync_folder)
+        count = _refresh_jobs(root, database) + _refresh_outputs(root, database, sync_folder)
+    for places in _chunks(marked):
+        take_marks(root, database, places)
+    if read != (told or 0):
+        with index.writing(database):
+            database.execute("DELETE FROM told")
+            database.execute("INSERT INTO told VALUES (?)", (read,))
+    return count
+
+
+def take_marks(root: Root, database: sqlite3.Connection, places: Sequence[str]) -> None:
+    """Read the favourites and tags of folders again."""
+    said = [(place, marks.read(root.path / place)) for place in places]
+    with index.writing(database):
+        for place, of_place in said:
+            index.mark(database, place, of_place)
 
 
 def take_in(root: Root, database: sqlite3.Connection, folders: Sequence[Path]) -> int:

@@ -118,7 +118,7 @@ class Manifest(Record):
         head = {key: content.pop(key) for key in ("sdbatch_manifest", "id")}
         if self.pictures:
             head["follow_up"] = self._follow_up()
-        return _HEADER + dump(head) + dump(content)
+        return _HEADER + dump(head | content)
 
     def _follow_up(self) -> dict[str, Any]:
         first = self.pictures[0]

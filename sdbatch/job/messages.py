@@ -108,7 +108,8 @@ def _groups(info: FieldInfo, inner: tuple[Any, ...]) -> str:
         return Message("a group of {names}, each with its value", _names(info.annotation))
     kinds = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
     if not kinds:
-        return ""
+        is_mixed = any(get_args(kind) for kind in inner)  # several kinds of values, or names with values
+        return Message(info.description) if info.description and is_mixed else ""
     if inner[0] is str:
         return Message("names, and below each a group of {names}", _names(kinds[0]))
     most = next((rule.max_length for rule in info.metadata if isinstance(rule, MaxLen)), None)

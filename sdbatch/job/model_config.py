@@ -1,7 +1,10 @@
 """What the yaml or json beside a checkpoint says about the model, without building it."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,23 @@ class ModelConfig:
 
 def read_model_config(ckpt: Path, config: Path) -> ModelConfig:
     """What a model was made for. An unreadable config gives nothing here; loading the model reports it."""
+    if ckpt.is_dir():
+        return _made_of(_of_folder, ckpt)
+    with suppress(OSError):
+        status = config.stat()
+        return _remembered(config, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return ModelConfig()
+
+
+@lru_cache(maxsize=100)
+def _remembered(config: Path, _: tuple[int, ...]) -> ModelConfig:
+    """As it was when it looked like this: job after job names the same file, and parsing takes long."""
+    return _made_of(_of_yaml, config)
+
+
+def _made_of(read: Callable[[Path], ModelConfig], path: Path) -> ModelConfig:
     try:
-        made = _of_folder(ckpt) if ckpt.is_dir() else _of_yaml(config)
+        made = read(path)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
         return ModelConfig()
     return made if 8 <= made.side <= 8192 else ModelConfig(0, made.encoder)

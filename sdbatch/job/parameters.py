@@ -519,6 +519,16 @@ def count_pictures(job: AnyJob, lines: Sequence[str] | None) -> int:
     return job.n_iter * (job.n_samples if lines is None else len(lines))
 
 
+def pieces(job: AnyJob, lines: Sequence[str] | None) -> list[range]:
+    """The images of a job, by their numbers, in pieces that need no other: several renderers can draw them.
+
+    With `seeding: picture` each batch is one. With `seeding: job` all images hang on one generator.
+    """
+    if job.seeded_by == "job":
+        return [range(count_pictures(job, lines))]
+    return [range(batch.first, batch.first + len(batch.prompts)) for batch in batches(job, lines)]
+
+
 def img2img_size(width: int, height: int) -> tuple[int, int]:
     """The size that an init image is resized to: each side rounded down to a multiple of 64 (`load_img`).
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
 from sdbatch.operations.account import ADMIN
-from sdbatch.spool import retention
+from sdbatch.spool import trash
 from sdbatch.spool.job_names import folders
 from sdbatch.spool.reason import CLAIM
 from sdbatch.spool.spool import read_claim
@@ -175,7 +175,7 @@ class _Copy:
         for folder in folders(self.draft.done):
             if folder.name in done_before:
                 continue
-            for picture, published in retention.published_pictures(self.draft, folder):
+            for picture, published in trash.published_pictures(self.draft, folder):
                 if picture.is_file() and not os.path.lexists(published):
                     files.make_dir(published.parent)
                     files.duplicate(picture, published, as_link=True)

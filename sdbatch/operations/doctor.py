@@ -29,7 +29,7 @@ from sdbatch.engine.local import PATIENT
 from sdbatch.errors import ConfigError, JobError, printable
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.messages import Message, here, joined, unpack
-from sdbatch.operations import environment
+from sdbatch.operations import cluster, environment
 from sdbatch.spool import status_reader
 from sdbatch.storage.files import read_regular
 from sdbatch.storage.root import Root
@@ -51,7 +51,10 @@ def examine(root: Root, ckpt: str, config: str, *, quick: bool) -> Iterator[Find
     root = settings.apply_to(root)
     yield from environment.check_all(root, settings)
     yield from _driver(settings.devices)
-    if settings.engine != "local":
+    if settings.engine == "ray":
+        yield from _engine(root, settings, ckpt, config, quick=quick)
+        yield from cluster.findings(root, settings)
+    elif settings.engine != "local":
         yield warning(
             "engine", "it is the fake engine, which makes grey cards", "set `engine: local` in configs/sdbatch.yaml"
         )

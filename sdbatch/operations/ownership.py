@@ -89,7 +89,7 @@ class Ownership:
             if not folder.is_symlink():  # the admin's, to what may be shared with others
                 self._give(folder, Rule(ADMIN, without=stat.S_IWGRP | stat.S_IWOTH))
         for folder in self._services():
-            group = stat.S_IRWXG if folder in (root.running, root.failed) else 0
+            group = stat.S_IRWXG if folder in (root.running, root.failed, root.trash) else 0
             without = stat.S_IWGRP | stat.S_IWOTH if folder == root.state else 0
             self._give(folder, Rule(account.pw_uid, account.pw_gid, group, without))
         if self._elsewhere:
@@ -102,7 +102,7 @@ class Ownership:
 
     def _services(self) -> tuple[Path, ...]:
         root = self.root
-        return (root.running, root.failed, root.done, root.outputs, root.state)
+        return (root.running, root.failed, root.trash, root.done, root.outputs, root.state)
 
     def _close(self, folder: Path) -> None:
         """Only root may replace the root's folders."""

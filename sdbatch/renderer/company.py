@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdbatch.engine import protocol
 from sdbatch.errors import JobError
-from sdbatch.job.parameters import Batch, count_pictures
+from sdbatch.job.parameters import Batch
 from sdbatch.renderer.device.memory import peak_bytes
 from sdbatch.renderer.draw import predict, samplings
 from sdbatch.renderer.drawing import Drawing, Init
@@ -52,7 +52,7 @@ class _Member:
     def has_more(self) -> bool:
         drawing = self.drawing
         is_over = drawing.error is not None or drawing.is_halted
-        return not is_over and self.first < count_pictures(drawing.task.job, drawing.task.lines)
+        return not is_over and self.first <= drawing.last
 
     def on_step(self, batch: Batch, step: int, steps: int) -> None:
         """Of batches side by side the first is told of: it ends first."""
@@ -101,7 +101,7 @@ class Company:
         task, staged = drawing.task, len(drawing.staged)
         member = _Member(drawing, self._finisher, staged)
         member.samplings = samplings(
-            drawing.model, task.job, task.lines, init, staged, member.on_step, fallback, drawing.learned
+            drawing.model, task.job, task.lines, init, drawing.wanted, member.on_step, fallback, drawing.learned
         )
         self._members.append(member)
         if not self._is_shared:

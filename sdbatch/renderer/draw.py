@@ -5,7 +5,7 @@ here, even if it is not used. So image 7 of a seed is the same on every machine 
 depends on an earlier one, and a stopped job continues by drawing and dropping.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdbatch.errors import JobError
 from sdbatch.imaging.pictures import Pixels
-from sdbatch.job.parameters import AnyJob, Batch, Img2Img, Txt2Img, batches
+from sdbatch.job.parameters import AnyJob, Batch, Img2Img, Txt2Img, batches, count_pictures
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import computing
@@ -52,9 +52,10 @@ def draw(
     fallback: MemoryFallback | None = None,
     learned: Learned | None = None,
 ) -> Iterator[Drawn]:
-    """Draw a job's batches one after the other; the arguments are those of `samplings`."""
+    """Draw a job's batches from image `start_at` on, one after the other; the other arguments are `samplings`'."""
     fallback = fallback or MemoryFallback(model.device)
-    for batch, asking in samplings(model, job, lines, init, start_at, on_step, fallback, learned):
+    wanted = range(start_at, count_pictures(job, lines))
+    for batch, asking in samplings(model, job, lines, init, wanted, on_step, fallback, learned):
         latents = run(asking, partial(predict, model, fallback))
         yield Drawn(batch, latents, decode(model, latents, fallback))
 
@@ -65,12 +66,12 @@ def samplings(
     job: AnyJob,
     lines: Sequence[str] | None,
     init: npt.NDArray[np.float32] | None,
-    start_at: int,
+    wanted: Container[int],
     on_step: OnStep,
     fallback: MemoryFallback,
     learned: Learned | None = None,
 ) -> Iterator[tuple[Batch, Asking]]:
-    """A job's batches, from the one that holds picture `start_at` on, each with what asks for its latents.
+    """A job's batches, as far as images of them are wanted, each with what asks for its latents.
 
     They may be sampled side by side: each has the noise that it would have if it were sampled after the ones before.
 
@@ -79,7 +80,7 @@ def samplings(
         job: what to draw.
         lines: the lines of `from_file`, or None.
         init: for img2img the init image, [3, H, W] in [-1, 1].
-        start_at: the first missing image; batches that are completely before it are skipped.
+        wanted: the numbers of the missing images; a batch without any is skipped.
         on_step: called after each evaluation of the UNet.
         fallback: what the job does when memory runs out, and who is told.
         learned: the embeddings that the prompts name.
@@ -105,7 +106,7 @@ def samplings(
     evaluations = course.evaluations
     for batch in batches(job, lines):
         shape = (len(batch.prompts), *start.shape)
-        if batch.first + len(batch.prompts) > start_at:
+        if any(batch.first + i in wanted for i in range(len(batch.prompts))):
             fallback.first = batch.first
             noise = source.fork().of_batch(batch.first, shape, course.brownian)
             x = start.latents(len(batch.prompts), noise)

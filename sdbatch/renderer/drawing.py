@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from sdbatch.imaging import pictures
 from sdbatch.job.parameters import Batch, count_pictures
 from sdbatch.messages import Message
 from sdbatch.renderer.answers import Answers
-from sdbatch.renderer.device.memory import in_short, is_out_of_memory, peak_bytes
+from sdbatch.renderer.device.memory import free_and_total_bytes, in_short, is_out_of_memory, peak_bytes
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.notes import Notes
@@ -62,9 +62,17 @@ class Drawing:
     started: float = field(default_factory=time.monotonic)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all samples are staged."""
-        return len(self.staged) == count_pictures(self.task.job, self.task.lines)
+    def wanted(self) -> Collection[int]:
+        """The images to draw, by their numbers."""
+        if self.task.images is not None:
+            return frozenset(self.task.images)
+        return range(len(self.staged), count_pictures(self.task.job, self.task.lines))
+
+    @property
+    def last(self) -> int:
+        """The number of the last of them."""
+        images = self.task.images
+        return count_pictures(self.task.job, self.task.lines) - 1 if images is None else max(images)
 
     def check(self) -> None:
         """Raise why it goes no further, if there is a reason."""
@@ -94,7 +102,7 @@ class Drawing:
         finished = self.postprocess.apply(decode(self.model, latents, self.fallback), self.fallback)
         for i, pixels in enumerate(finished):
             index = batch.first + i
-            if index < len(self.staged):
+            if index not in self.wanted:
                 continue  # its batch was drawn before, but not staged to its end
             path, prompt = sample_path(self.task, index), batch.prompts[i]
             self._tell_sample(
@@ -105,7 +113,7 @@ class Drawing:
     def end(self) -> None:
         """The grid, if all is there, and the last word."""
         try:
-            if self.error is None and not self.is_halted and not self.task.job.skip_grid:
+            if self.error is None and not self.is_halted and not self.task.job.skip_grid and self.task.images is None:
                 self._lay_grid()
         except (JobError, OSError) as error:
             self.error = error
@@ -117,7 +125,17 @@ class Drawing:
             seconds, peak = time.monotonic() - self.started, peak_bytes(self.model.device)
             peak = peak if peak is None else max(peak, self.peak or 0)
             told = [*self.said, *self.notes.texts]
-            self.answer(protocol.Finished(job_id=self.task.job_id, seconds=seconds, notes=told, peak_bytes=peak))
+            free, total = free_and_total_bytes(self.model.device)
+            self.answer(
+                protocol.Finished(
+                    job_id=self.task.job_id,
+                    seconds=seconds,
+                    notes=told,
+                    peak_bytes=peak,
+                    free_bytes=free,
+                    total_bytes=total,
+                )
+            )
 
     def _lay_grid(self) -> None:
         """In parts where it must be; where there is no memory for it, the pictures do without."""

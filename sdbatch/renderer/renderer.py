@@ -27,6 +27,7 @@ import transformers
 
 from sdbatch.engine import protocol
 from sdbatch.engine.finding import NVIDIA_DRIVER
+from sdbatch.engine.orphan import die_with_parent
 from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures

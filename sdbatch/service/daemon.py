@@ -62,6 +62,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         if lock.is_held:  # otherwise another service has these jobs
             service.drop_all()
         service.seats.stop()
+        service.engine.close()
         service.hooks.finish()
         service.index_writer.finish()
         if lock.is_held:
@@ -112,7 +113,12 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         cpu_threads=settings.cpu_threads,
         cpu_autocast=settings.cpu_autocast,
     )
-    program = FAKE_RENDERER if settings.engine == "fake-process" else RENDERER
+    program = FAKE_RENDERER if settings.engine.startswith("fake-") else RENDERER
+    if settings.engine in {"ray", "fake-ray"}:
+        from sdbatch.engine.cluster.engine import RayEngine  # noqa: PLC0415 - most services have one machine
+        from sdbatch.operations import cluster  # noqa: PLC0415
+
+        return RayEngine(cluster.config_of(root, settings, config, program), lambda: _to_preload(root, chosen))
     return LocalEngine(config, devices, lambda: _to_preload(root, chosen), program)
 
 
@@ -131,7 +137,9 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
             service.manager.feed(clock().mono)
         try:
             if not recovered:
-                service.failed += service.spool.recover()
+                for _ in range(service.spool.recover()):
+                    service.failed += 1
+                    service.totals.count_job("failed", "unrecoverable")
                 recovered = True
             worked = service.turn(clock)
             if drain and not worked and (code := _end_of_drain(service)) is not None:

@@ -19,7 +19,16 @@ from sdbatch.config import sources
 from sdbatch.config.settings import Settings
 from sdbatch.engine.protocol import Draw, Engine, Failed, Finished, Halted, Loaded, StagedSample, Stepped, Tick
 from sdbatch.engine.seats import Died, Dropped, Heard, Seat, Seats
-from sdbatch.errors import Cancelled, JobError, RendererDied, RootBusy, TemporarilyUnavailable, printable
+from sdbatch.errors import (
+    Cancelled,
+    JobError,
+    Missing,
+    RendererDied,
+    RootBusy,
+    TemporarilyUnavailable,
+    printable,
+)
+from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message, packed_within
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
@@ -41,6 +50,7 @@ from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.status_file import StatusFile
+from sdbatch.telemetry.totals import Reason, Totals
 
 CANCEL_SECONDS = 30.0  # for a step to end by itself: a renderer that is ended has to load its model again
 PATIENCE_SECONDS = 0.5  # for something to be told, before the loop has its turn
@@ -92,6 +102,7 @@ class Service:
         self.failures = deque(status_reader.failures(root), status_reader.FAILURES)  # newest first
         self.log = log.get()
         self.done = self.failed = 0
+        self.totals = Totals.read(status_reader.read_status(root).get("totals"))
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
         self._is_busy = False  # something got on in this turn
@@ -164,7 +175,7 @@ class Service:
             case InputsPending():
                 self.scheduler.waiting[claim.id] = self.clock().mono  # others go first
             case JobError():
-                self._fail(claim, error.message, self.clock(), is_cancelled=isinstance(error, Cancelled))
+                self._fail(claim, error.message, self.clock(), _cause(error, run))
             case RendererDied():
                 self._retry(run, error.message, self.clock())
                 self._put_back()  # it may come before that, or be what that waits for
@@ -178,7 +189,7 @@ class Service:
             case _:  # a slip of ours must not cost the jobs behind this one
                 self.log.error("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts, exc_info=error)
                 told = Message("an error inside sdbatch ({name}); see its log", type(error).__name__)
-                self._fail(claim, told, self.clock())
+                self._fail(claim, told, self.clock(), "internal")
 
     def _let_go(self, run: Run) -> None:
         """Take a job out of flight. A renderer that still works on it is stopped; its other jobs continue later."""
@@ -328,7 +339,7 @@ class Service:
         """If a file is the cause, its job fails; if the disk or a missing folder is the cause, no job fails."""
         claim = run.claim
         if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
-            self._fail(claim, _of_file(error), self.clock())
+            self._fail(claim, _of_file(error), self.clock(), "file")
         else:
             self.scheduler.defer(claim)
             self.scheduler.refund_attempt(claim, run.attempts)
@@ -512,9 +523,19 @@ class Service:
                 self.spool.raise_if_cancelled(claim)
                 raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
         before, now = drawing.drawn, self.clock().mono
+        self._count(event, run, task, drawing, now)
         drawing.note(task, event, now)
         if isinstance(event, Stepped | StagedSample):
             self.outlook.pace.note(self.outlook.work_of(task.job, drawing.drawn - before), now)
+
+    def _count(self, event: Heard, run: Run, task: Task, drawing: Drawing, now: float) -> None:
+        """Count images, and the steps that followed one another in one batch."""
+        match event:
+            case StagedSample() if event.index >= task.claim.staged:
+                self.totals.images += 1
+            case Stepped() if run.seat is not None and (last := drawing.stepped) and last.first == event.first:
+                steps = (event.step - last.step) / SAMPLERS[task.job.sampler].order
+                self.totals.count_steps(run.seat.name, max(0.0, steps), now - drawing.stepped_at)
 
     def _publish(self, task: Task, drawing: Drawing) -> Names:
         """Publish the images in the output folder, under names that were written down first."""
@@ -522,9 +543,12 @@ class Service:
         self.hold()
         attempts.settle(folder, claim.attempt, with_samples=not task.job.skip_save)
         staged = drawing.to_publish(task.job)
-        self.root.output_folder(task.job.outdir)  # what leads where may have changed while it was drawn
-        if claim.outputs is None or set(claim.outputs) != set(staged):
-            self.spool.note(claim, outputs=self.publisher.choose_names(task.outdir, staged))
+        self.root.require_output_folder(task.outdir, task.job.outdir)
+        is_named = claim.outputs is not None and set(claim.outputs) == set(staged)
+        names = claim.outputs if is_named else self.publisher.choose_names(task.outdir, staged)
+        other = claim.other | _packed(drawing.notes(task))
+        if (names, other) != (claim.outputs, claim.other):
+            self.spool.note(claim, outputs=names, other=other)
         assert claim.outputs is not None, "just chosen"
         return self.publisher.publish(
             folder,
@@ -536,14 +560,14 @@ class Service:
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
         """Write the manifest, and move the job to done/."""
-        assert drawing.finished is not None, "it is drawn"
-        notes = [*task.notes, *drawing.finished.notes, *self._what_changed(task)]
-        if notes:
-            self.spool.note(task.claim, other=task.claim.other | {"notes": packed_within(notes)})
+        notes = [*drawing.notes(task), *(changed := self._what_changed(task))]
+        if changed:
+            self.spool.note(task.claim, other=task.claim.other | _packed(notes))
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
         files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
+        self.totals.count_job("done")
         self.index_writer.tell(self.root.done / task.claim.id)
         self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
         self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
@@ -561,7 +585,8 @@ class Service:
             self._log(claim).warning(note)
         return notes
 
-    def _fail(self, claim: Claim, text: str, now: Now, *, is_cancelled: bool = False) -> None:
+    def _fail(self, claim: Claim, text: str, now: Now, cause: Reason | None) -> None:
+        """Move a job to failed/; without a `cause` it was cancelled."""
         self.scheduler.forget(claim)
         self.job_loader.inputs.forget(claim)
         folder = self.spool.folder(claim)
@@ -581,9 +606,11 @@ class Service:
             self.scheduler.defer(claim, now.mono, why)
             return
         finally:  # a disk that would not sync the move has moved it all the same
-            self.failed += not is_cancelled and (self.root.failed / claim.id).exists()
+            if (self.root.failed / claim.id).exists():
+                self.failed += cause is not None
+                self.totals.count_job("failed" if cause else "cancelled", cause)
         self.index_writer.tell(self.root.failed / claim.id)
-        if is_cancelled:
+        if cause is None:
             self._log(claim).info("cancelled")
             return
         self._log(claim).warning("failed", reason=text)
@@ -607,7 +634,7 @@ class Service:
             told = Message(
                 "the renderer crashed in each of {attempts} attempts at this job.\n{details}", claim.attempts, text
             )
-            self._fail(claim, told, now)
+            self._fail(claim, told, now, "memory" if "out of memory" in text else "crashed")
             self.readiness.count_failure(told)
         else:
             self._log(claim).warning("renderer died", reason=text)
@@ -626,6 +653,7 @@ class Service:
             "unmovable": self.scheduler.unmovable.shown,
             "unmovable_count": len(self.scheduler.unmovable.why),
             "failures": [*self.failures],
+            "totals": self.totals.told,
         }
         jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
         told |= {"jobs": jobs, "job": jobs[0] if jobs else None, "seats": [seat.told() for seat in self.seats]}
@@ -647,6 +675,21 @@ class Service:
         work += sum(self.outlook.work_of(task.job, task.total - drawing.drawn) for task, drawing in drawn)
         now, seconds = self.clock().mono, self.outlook.pace.seconds_for(work)
         return seconds and max([seconds, *(drawing.estimate.seconds_left(now) or 0 for _, drawing in drawn)])
+
+
+def _cause(error: JobError, run: Run) -> Reason | None:
+    """Why a job failed, as it is counted; None if it was cancelled."""
+    if isinstance(error, Cancelled):
+        return None
+    if run.drawing is not None:
+        return "generating"
+    is_missing = isinstance(error, Missing) or isinstance(error.__cause__, Missing)
+    return "missing_file" if is_missing else "invalid"
+
+
+def _packed(notes: list[str]) -> dict[str, Any]:
+    """What claim.json says of a job's notes."""
+    return {"notes": packed_within(notes)} if notes else {}
 
 
 def _of_file(error: OSError) -> str:

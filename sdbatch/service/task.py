@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,11 @@ from sdbatch.job.samplers import SAMPLERS
 from sdbatch.spool.inputs import Staged
 from sdbatch.spool.publish import Names
 from sdbatch.spool.spool import Claim
-from sdbatch.storage import files
-from sdbatch.storage.root import LORA_CONFIG, MOST_FOLDERS, Root
+from sdbatch.storage.fingerprint import glance
+from sdbatch.storage.root import LORA_CONFIG, Root
 from sdbatch.telemetry.progress import ProgressEstimate
 
 SHORT_PROMPT = 100
-GLANCE_BYTES = 1 << 16
 # Fields that do not change an image.
 NO_PICTURES_OWN = ("name", "outdir", "priority", "n_rows", "skip_grid", "from_file", "init_img")
 
@@ -60,7 +57,7 @@ class Task:
         strengths = (path.with_name(LORA_CONFIG) for path in loras)
         weights = [path for path in (self.ckpt, self.config, self.vae, *loras, *self.embeddings.values()) if path]
         weights += [path for path in strengths if path.is_file()]
-        looks = [_quick_fingerprint(path) for path in weights]
+        looks = [glance(path) for path in weights]
         told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -82,6 +79,7 @@ class Drawing:
     loaded: Loaded | None = None
     finished: Finished | None = None
     stepped: Stepped | None = None  # the last
+    stepped_at: float = 0.0  # when it was told
     drawn: float = 0  # pictures, with fractions
     estimate: ProgressEstimate = field(default_factory=ProgressEstimate)
 
@@ -92,7 +90,7 @@ class Drawing:
             case Loaded():
                 self.loaded = event
             case Stepped():
-                self.stepped = event
+                self.stepped, self.stepped_at = event, now
                 self.drawn = max(self.drawn, task.drawn_at(event))
                 self.estimate.update(task.drawn_at(event), task.total, now)
             case StagedSample():
@@ -120,6 +118,11 @@ class Drawing:
             "fraction": round(self.drawn / task.total, 3),
             "eta_seconds": (left or None) if done < task.total else left,  # the time for decoding is unknown
         }
+
+    def notes(self, task: Task) -> list[str]:
+        """What a person is told of the finished job."""
+        assert self.finished is not None, "it is drawn"
+        return [*task.notes, *self.finished.notes]
 
     def to_publish(self, job: AnyJob) -> list[str]:
         """The staged files to publish."""
@@ -205,23 +208,6 @@ def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
             for name, sha256 in loaded.embedding_sha256.items()
         ]
     return told
-
-
-def _quick_fingerprint(path: Path) -> str:
-    """A quick way to distinguish weight files: size, beginning and end; for a folder those of all files.
-
-    Place and time do not count: a root may be moved or restored from a backup.
-    """
-    if path.is_dir():
-        parts = [part for part in islice(files.below(path), MOST_FOLDERS) if part.is_file()]
-        looks = [f"{part.relative_to(path)} {_quick_fingerprint(part)}" for part in parts]
-        return hashlib.sha256("\n".join(looks).encode("utf-8", "surrogateescape")).hexdigest()
-    if not path.is_file():
-        return path.name
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        ends = [(file.seek(at), file.read(GLANCE_BYTES))[1] for at in (0, max(0, size - GLANCE_BYTES))]
-    return f"{size}-{hashlib.sha256(b''.join(ends)).hexdigest()}"
 
 
 def short(prompt: str) -> str:

@@ -81,7 +81,9 @@ def restore(file: Path, data: bytes) -> bool:
 
 
 def move_companion(companion: Path, target: Path) -> None:
-    """Move a small file that belongs to a dropped one."""
+    """Move a small file that belongs to a dropped one, if there is one."""
+    if not os.path.lexists(companion):
+        return
     try:
         files.rename(companion, target)
     except OSError as error:
@@ -104,7 +106,9 @@ def make_own(folder: Path, file: str) -> None:
         return  # no job, and told so as it is
     files.write_synced(copied, data)
     files.rename(own, folder / f"{ARRIVED}{hashlib.sha256(data).hexdigest()[:DIGITS]}")
-    files.move(copied, own)
+    files.rename(copied, own)
+    # Not synced: without the renames this is done anew, between them `complete` goes on. The service syncs the folder
+    # before a renderer sees the job, and before the dropped file leaves it.
 
 
 def complete(folder: Path, file: str) -> bool:

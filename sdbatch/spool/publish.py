@@ -71,9 +71,9 @@ class Publisher:
                     write_down(names)
                     continue
             left.pop(0)
-        for touched in {(outdir / name).parent for name in names.values()}:
-            files.sync_dir(touched)
         _write_setup(outdir, parameters, names.values())
+        for touched in {outdir, *((outdir / name).parent for name in names.values())}:
+            files.sync_dir(touched)
         self._remember(outdir / SAMPLES, _SAMPLE, names)
         self._remember(outdir, _GRID, names)
         return names
@@ -144,7 +144,7 @@ def _write_setup(outdir: Path, parameters: dict[str, Any], names: Iterable[str])
     for name in ("setup.json", f"setup-{number}.json"):
         path = outdir / name
         if not path.exists():
-            files.write_atomically(path, data)
+            files.write_whole(path, data)
             return
         if files.read_regular(path, len(data) + 1) in (None, data):
             return  # a foreign folder, pipe or link has this name; the manifest contains everything

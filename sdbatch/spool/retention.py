@@ -9,9 +9,8 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-import yaml
-
 from sdbatch.config.settings import Retention
+from sdbatch.spool import trash
 from sdbatch.spool.inbox import beside, walk
 from sdbatch.spool.reason import ERROR
 from sdbatch.spool.spool import INPUTS, MANIFEST, is_job_id, read_claim
@@ -23,7 +22,6 @@ EVERY_SECONDS = 3600.0  # between two looks of an idle service
 FULL_SECONDS = 60.0  # of one whose jobs wait for room
 _IDS, _PICTURES = re.compile(rb"\d{8}T\d{6}Z-\d{6,}"), re.compile(rb"[\w-]+\.png")
 DAY, UPLOAD_STAYS = 86400.0, 3600.0  # seconds; an upload's job is dropped behind it
-MANIFEST_BYTES = 64 << 20
 JOB_BYTES = 64 << 20  # more than a job file may have
 _MARK = r"-([0-9a-f]{12})(?:-\d+)?\.(?:png|jpg|webp)"  # as the page ends the names of pictures
 _SENT, _NAMED = re.compile(rf"{SENT}.*{_MARK}", re.DOTALL), re.compile(_MARK.encode() + rb"\b")
@@ -31,27 +29,40 @@ _SENT, _NAMED = re.compile(rf"{SENT}.*{_MARK}", re.DOTALL), re.compile(_MARK.enc
 
 def outdated(root: Root, keep: Retention, now: datetime) -> Iterator[Path]:
     """The folders that the rules select, oldest first. Folders without an end mark are left alone."""
+    yield from trash.outdated(root, keep.trash_days, now)
     yield from _beyond(root.done, MANIFEST, keep.done_days, keep.done_count, now)
     yield from _beyond(root.failed, ERROR, keep.failed_days, keep.failed_count, now)
 
 
 def outdated_beside_waiting(root: Root, keep: Retention, now: datetime) -> list[Path]:
     """The same without the folders that a waiting job may name; none if that can't be known."""
-    if keep == Retention():
-        return []
-    try:
-        words = b"\n".join(_undrawn(root))
-    except OSError:
-        return []
-    numbers, pictures = set(_IDS.findall(words)), set(_PICTURES.findall(words))
+    found = [*outdated(root, keep, now)]
+    waiting = Waiting(root) if found else None
+    return [path for path in found if waiting and not waiting.may_name(path, outputs=keep.outputs)]
 
-    def is_named(folder: Path) -> bool:
-        if (found := _IDS.match(folder.name.encode())) and found[0] in numbers:
+
+class Waiting:
+    """What the jobs that wait name; everything, if that can't be known."""
+
+    def __init__(self, root: Root) -> None:
+        self.root, self.is_known = root, True
+        try:
+            self._words = b"\n".join(_undrawn(root))
+        except OSError:
+            self._words, self.is_known = b"", False
+        self._numbers, self._pictures = set(_IDS.findall(self._words)), set(_PICTURES.findall(self._words))
+
+    def names(self, folder: Path) -> bool:
+        """Whether a job names the folder, or one of its images in outputs/ by its usual path."""
+        paths = (self.root.show(path).encode() for _, path in trash.published_pictures(self.root, folder))
+        return self.may_name(folder, outputs=False) or any(path in self._words for path in paths)
+
+    def may_name(self, folder: Path, *, outputs: bool) -> bool:
+        """Whether a job may need the folder, or with `outputs` its images in outputs/."""
+        if not self.is_known or ((found := _IDS.match(folder.name.encode())) and found[0] in self._numbers):
             return True
-        published = (picture.name.encode() for _, picture in published_pictures(root, folder)) if keep.outputs else ()
-        return not pictures.isdisjoint(published)
-
-    return [folder for folder in outdated(root, keep, now) if not is_named(folder)]
+        published = (path.name.encode() for _, path in trash.published_pictures(self.root, folder)) if outputs else ()
+        return not self._pictures.isdisjoint(published)
 
 
 def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: datetime) -> Iterator[Path]:
@@ -67,11 +78,14 @@ def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: 
 
 def remove(root: Root, folder: Path, *, outputs: bool) -> None:
     """Delete a folder, and the files in the inbox that only it named; with `outputs` its images in outputs/ too."""
+    if folder.parent == root.trash:
+        files.remove_tree(folder)
+        return
     for companion in companions(root, folder):
         if not _is_named_elsewhere(root, companion, folder):
             files.delete(companion)
     if outputs:
-        for staged, published in published_pictures(root, folder):
+        for staged, published in trash.published_pictures(root, folder):
             if files.same_content(staged, published):
                 files.delete(published)
     # Renamed to a hidden name first, so that a stop never leaves half a job.
@@ -139,16 +153,3 @@ def _undrawn(root: Root) -> Iterator[bytes]:
                 yield files.read_regular(Path(entry.path), JOB_BYTES) or b""
     for error in unreadable.values():
         raise error
-
-
-def published_pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """The images of a done job, and their places in outputs/."""
-    try:
-        record = yaml.load(files.read_regular(folder / MANIFEST, MANIFEST_BYTES) or b"", yaml.CSafeLoader)
-        grids = [grid for grid in (record.get("grid"), *record.get("more_grids", [])) if grid]
-        pictures = [*record["pictures"], *grids]
-        pairs = [(folder / picture["file"], root.path / picture["published"]) for picture in pictures]
-        ours = [pair for pair in pairs if pair[1].resolve().is_relative_to(root.outputs.resolve())]
-    except (OSError, yaml.YAMLError, LookupError, AttributeError, TypeError, ValueError, RecursionError, RuntimeError):
-        return  # nothing that we wrote
-    yield from ours

@@ -28,7 +28,7 @@ RESTING = Message("outside its hours")  # the state of a service that waits for 
 STATES = (  # what else `state` may be
     *(Message("starting"), Message("idle"), Message("drawing"), Message("paused"), Message("stopped")),
     *(Message("waiting for files"), Message("waiting for the inbox")),
-    *(Message("benched"), Message("down")),  # and a seat's
+    *(Message("benched"), Message("down"), Message("drained")),  # and a seat's
 )
 SHOWN = 20  # of the queue
 MOST_GLANCES = 500  # files that are looked into for their priority
@@ -42,7 +42,7 @@ Facts = dict[str, Any]
 # Keys that always exist, in the order of status.json.
 _KEYS = (
     *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
-    *("no_jobs", "queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed"),
+    *("no_jobs", "queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed", "totals"),
     *("job", "jobs", "seats", "updated_at"),
 )
 
@@ -63,7 +63,7 @@ def read_overview(root: Root, now: datetime) -> Facts:
     stuck = _listed({"count": facts["unmovable_count"], "files": facts["unmovable"]} if runs else None)
     facts |= {"unmovable": stuck["files"], "unmovable_count": stuck["count"]}
     last = [*((facts["passed_over"] if runs else None) or ()), *stuck["files"]]
-    names = [*_lying(root.inbox, ignored_folders(facts))]
+    names = [*lying(root.inbox, ignored_folders(facts))]
     facts["no_jobs"] = _listed(facts["no_jobs"]) if runs else no_jobs.told(filter(None, map(no_jobs.judge, names)))
     waiting = set(filter(is_job_name, names)).difference(unfilled)
     facts["queue"] = queue(root, said if runs and isinstance(said, dict) else {}, jobs, waiting, last)
@@ -225,7 +225,7 @@ def _listed(fact: object) -> Facts:
     return {"count": max(len(found), count) if isinstance(count, int) else len(found), "files": found}
 
 
-def _lying(inbox: Path, ignored: Iterable[str] = ()) -> Iterator[str]:
+def lying(inbox: Path, ignored: Iterable[str] = ()) -> Iterator[str]:
     """The files of status.json that are below the inbox, in folders that are not ignored."""
     for place, folders, names in os.walk(inbox):
         folders[:] = [name for name in folders if not is_nobodys_folder(name, ignored)]

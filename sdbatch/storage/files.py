@@ -185,6 +185,14 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, mode: int
         file.write(data)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """As `write_atomically`, but the caller syncs the folder: after a power cut all of it is there, or nothing new."""
+    with _at(path) as (_, folder), _draft(path, folder) as file:
+        file.write(data)
+        _sync(file, path)
+        _name_draft(file, path, folder)
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and sync it before its name is used; the name itself may still be lost."""
     clear(path)
@@ -259,6 +267,19 @@ def locked(path: Path) -> Iterator[None]:
     with held(open_lock(path)) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def appending(path: Path, line: str) -> Iterator[None]:
+    """Only one process at a time runs the block; after it, without an error, the line stands in the file, durably."""
+    with held(open_to_append(path)) as handle:
+        with suppress(PermissionError):  # whoever created it gave the group its part
+            os.fchmod(handle, 0o664)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+        _step("write", path)
+        os.write(handle, f"{line}\n".encode())
+        os.fsync(handle)
 
 
 def draft_of(path: Path) -> Path:

@@ -69,6 +69,8 @@ class Root:
     running = _below("jobs/running")  # claimed jobs, a folder each
     done = _below("jobs/done")  # finished jobs, a folder each
     failed = _below("jobs/failed")  # jobs that can't be drawn, a folder each with error.txt
+    trash = _below("jobs/trash")  # jobs that a person deleted, until `prune` empties it
+    marked = _below("jobs/.marked")  # whose favourites and tags were changed; storage/marks.py
     status = _below("jobs/status.json")  # what the service does now
     pause = _below("jobs/PAUSE")  # while it is there, nothing is drawn
     now = _below("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
@@ -255,6 +257,16 @@ class Root:
             )
         return path
 
+    def require_output_folder(self, path: Path, named: str) -> None:
+        """The same of a folder that was found before: what leads where may have changed since.
+
+        Raises:
+            JobError: it leads elsewhere now.
+        """
+        inner = path / SAMPLES
+        if os.path.realpath(inner) != str(inner):  # else there is no link in it, now as then
+            self.output_folder(named)
+
     def show(self, path: Path) -> str:
         """A path for people: relative to the root if it is inside."""
         base = self.path if _is_below(path, self.path) else self.path.resolve()
@@ -351,4 +363,4 @@ def _is_weights(path: Path, *, any_name: bool) -> bool:
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    return path == folder or folder in path.parents
+    return path == folder or str(path).startswith(os.path.join(folder, ""))  # noqa: PTH118 - "/" has a slash already

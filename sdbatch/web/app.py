@@ -1,12 +1,11 @@
 """Creates the web page: its views, their guards, and the error pages."""
 
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic, sleep
-from typing import TYPE_CHECKING
 
-from flask import Flask, render_template
+from flask import Blueprint, Flask, Response, current_app, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -14,15 +13,10 @@ from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
-from sdbatch.web import form, guard, language, pictures, queue
+from sdbatch.web import form, guard, language, pictures, proxies, queue
 from sdbatch.web.site import Site, disk_trouble
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
-# Headers of a proxy about the page's address. A visitor who sends them affects only himself.
-PROXYS_WORD = {"HTTP_X_FORWARDED_PROTO": r"https?", "HTTP_X_FORWARDED_PREFIX": r"(/[\w.~-]+)*/?"}
 # What a person can do about it; else the server's own words.
 WORDS = {
     400: Message(
@@ -37,24 +31,48 @@ WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class Interface:
+    """Views for programs, beside the page.
+
+    Attributes:
+        paths: how their paths begin.
+        bodies: how many bytes more than a form's a body may have, by endpoint.
+    """
+
+    views: Blueprint
+    paths: tuple[str, ...]
+    bodies: Mapping[str, int] = field(default_factory=dict)
+
+
 def create_app(
     root: Root,
     settings: Settings,
     clock: Callable[[], float] = monotonic,
     sleep: Callable[[float], None] = sleep,
     account: Callable[[], int | None] = os.geteuid,
+    interfaces: Sequence[Interface] = (),
 ) -> Flask:
     """The page of one root; `clock` counts seconds, `account` returns the machine's account that sent the request."""
     app = Flask(__name__)
+    app.extensions["sdbatch.programs"] = tuple(path for each in interfaces for path in each.paths)
+    uploads = {"form.drop": settings.limits.input_bytes}
+    app.extensions["sdbatch.bodies"] = {
+        name: most for each in interfaces for name, most in each.bodies.items()
+    } | uploads
     app.extensions["sdbatch"] = Site(root, settings, clock)
     app.config["SEND_FILE_MAX_AGE_DEFAULT"] = STATIC_SECONDS
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     page = ProxyFix(app.wsgi_app, x_for=0, x_proto=1, x_prefix=1)
-    app.wsgi_app = _without_untrusted_headers(page)  # type: ignore[assignment, method-assign] # as Flask says
+    believing = proxies.believing(page, settings.web.trusted_proxies)
+    app.wsgi_app = believing  # type: ignore[assignment, method-assign] # as Flask says
     guard.install(app, clock, sleep, account)
     language.install(app)
     for view in (queue, form, pictures):
         app.register_blueprint(view.pages)
+    for interface in interfaces:
+        app.extensions["csrf"].exempt(interface.views)  # guard.py asks where it comes from instead
+        app.register_blueprint(interface.views)
     app.register_error_handler(HTTPException, _say)
     app.register_error_handler(JobError, lambda error: _error(error.message, 422))
     app.register_error_handler(FileNotFoundError, lambda _: _say(NotFound()))
@@ -62,23 +80,14 @@ def create_app(
     return app
 
 
-def _say(error: HTTPException) -> tuple[str, int]:
+def _say(error: HTTPException) -> tuple[str | Response, int] | Response:
+    if isinstance(error.response, Response):
+        return error.response
     code = error.code or 500
     return _error(WORDS.get(code, error.description), code)
 
 
-def _error(text: str | None, code: int) -> tuple[str, int]:
+def _error(text: str | None, code: int) -> tuple[str | Response, int]:
+    if request.path.startswith(current_app.extensions["sdbatch.programs"]):
+        return jsonify(detail=text), code
     return render_template("error.html", text=text, code=code), code
-
-
-def _without_untrusted_headers(page: "WSGIApplication") -> "WSGIApplication":
-    """Remove headers that only a trusted proxy may set."""
-
-    def answer(environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
-        for name, usual in PROXYS_WORD.items():
-            environ[name] = environ.get(name, "").rpartition(",")[2].strip()
-            if not re.fullmatch(usual, environ[name]):
-                del environ[name]
-        return page(environ, start)
-
-    return answer

@@ -13,33 +13,42 @@ import re
 import secrets
 from collections.abc import Callable
 from datetime import timedelta
-from threading import BoundedSemaphore, Lock
+from threading import BoundedSemaphore
 from typing import cast
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, abort, current_app, redirect, render_template, request, session, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    abort,
+    current_app,
+    jsonify,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
 from flask.sessions import SecureCookieSessionInterface
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.security import check_password_hash
 from werkzeug.wrappers import Response
 
-from sdbatch.config.settings import UNIX_PROXY, Web
+from sdbatch.config.settings import Web
 from sdbatch.errors import ConfigError
 from sdbatch.messages import Message
-from sdbatch.web import peers
+from sdbatch.web import peers, proxies
+from sdbatch.web.credentials import Credentials, Throttle
 from sdbatch.web.server import REFUSAL, SMALL_BYTES
 from sdbatch.web.site import is_fragment, own_path, site
 
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-TRIES, SECONDS_EACH = 5, 3.0  # passwords of one address that are checked at once; then one in so many seconds
-LONGEST_WAIT = 3 * SECONDS_EACH
-SEATS = 6  # of the server's threads, for those who wait
 AT_ONCE = 2  # passwords: each takes 32 MB and a tenth of a second
-MOST_ADDRESSES = 10_000
 FORM_BYTES = 400_000  # of a form without its picture: two prompts of the longest in Chinese are half of it
 STAYS_DAYS = 30  # logged in
 MOST_LOGINS = 1000
-BY_SOCKET = "localhost"  # how waitress calls whoever comes by a Unix socket
+NO_PASSWORD = Message("Send the page's password as HTTP Basic does, or a token: Authorization: Bearer TOKEN")
+TOO_MANY_TRIES = Message("Too many passwords are being tried from your address; try again in some seconds.")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -53,50 +62,13 @@ pages = Blueprint("guard", __name__)
 
 
 class _Cookies(SecureCookieSessionInterface):
-    """The cookie of a visitor who used HTTPS is sent only over HTTPS."""
+    """The cookie of a visitor who used HTTPS is sent only over HTTPS, and only to the page's own path."""
 
     def get_cookie_secure(self, app: Flask) -> bool:  # noqa: ARG002 - Flask's signature
         return request.is_secure
 
-
-class Throttle:
-    """Limits how often passwords are checked: a few per address at once, then one every few seconds.
-
-    An attempt counts before it is checked, so that simultaneous attempts don't help. Nobody is locked out: a visitor
-    with the right password waits only seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
-        self.clock, self.sleep = clock, sleep
-        self._due: dict[str, float] = {}  # when all that an address tried would have come one after another
-        self._lock, self._seats = Lock(), BoundedSemaphore(SEATS)
-
-    def wait(self, address: str) -> bool:
-        """Wait until one more password may be checked; false at once if too many wait."""
-        seconds = self._book(address)
-        if not seconds:
-            return seconds is not None
-        if not self._seats.acquire(blocking=False):
-            return False
-        try:
-            self.sleep(seconds)
-        finally:
-            self._seats.release()
-        return True
-
-    def _book(self, address: str) -> float | None:
-        with self._lock:
-            now = self.clock()
-            if len(self._due) >= MOST_ADDRESSES:
-                self._due = {each: due for each, due in self._due.items() if due > now}
-            if len(self._due) >= MOST_ADDRESSES:
-                self._due.clear()  # many addresses with one attempt each: forget them
-            due = max(now, self._due.get(address, now))
-            seconds = due - now - (TRIES - 1) * SECONDS_EACH
-            if seconds > LONGEST_WAIT:
-                return None
-            self._due[address] = due + SECONDS_EACH
-            return max(0.0, seconds)
+    def get_cookie_path(self, app: Flask) -> str:  # noqa: ARG002
+        return request.script_root or "/"
 
 
 class Logins:
@@ -185,7 +157,9 @@ def install(
     app.extensions["sdbatch.checking"] = BoundedSemaphore(AT_ONCE)
     app.extensions["sdbatch.logins"] = Logins()
     app.extensions["sdbatch.operations.account"] = account
-    for guard in (_refuse_other_names, _refuse_strangers, _require_login, _bound_body):
+    web = app.extensions["sdbatch"].settings.web
+    app.extensions["sdbatch.credentials"] = Credentials(web, lambda said: _is_password(web.password, said), clock)
+    for guard in (_refuse_other_names, _refuse_strangers, _require_login, _refuse_other_sites, _bound_body):
         app.before_request(guard)
     CSRFProtect(app)
     app.after_request(_add_headers)
@@ -193,8 +167,28 @@ def install(
 
 
 def _refuse_other_names() -> None:
-    if not _is_own_name():
+    if not (_is_own_name() or _is_for_everybody() or _has_token()):
         abort(421)
+
+
+def _is_for_everybody() -> bool:
+    """Whether an answer tells nobody anything: the looks of the page, and one word on its health."""
+    return request.endpoint in ("static", "health.healthz")
+
+
+def _is_of_program() -> bool:
+    """Whether a request is for programs, which say with each who they are, and get JSON."""
+    return request.path.startswith(current_app.extensions["sdbatch.programs"])
+
+
+def _has_token() -> bool:
+    """Whether a program sent a token, or a password that was checked before, that is good for this view."""
+    scope = _credentials().quick_scope(request.authorization) if _is_of_program() else None
+    return scope == "all" or (scope == "metrics" and request.endpoint == "health.show_metrics")
+
+
+def _credentials() -> Credentials:
+    return cast("Credentials", current_app.extensions["sdbatch.credentials"])
 
 
 def _is_own_name() -> bool:
@@ -207,7 +201,7 @@ def _is_own_name() -> bool:
 
 
 def _refuse_strangers() -> None:
-    if (why := _why_refused()) and request.endpoint != "static":
+    if not (_is_for_everybody() or _has_token()) and (why := _why_refused()):
         abort(403, why)
 
 
@@ -219,7 +213,10 @@ def _why_refused() -> str:
 
 
 def _require_login() -> Response | None:
-    if _is_logged_in() or request.endpoint in ("guard.login", "static"):
+    if _is_logged_in() or _is_for_everybody() or request.endpoint == "guard.login" or _has_token():
+        return None
+    if _is_of_program():
+        _require_password()
         return None
     if is_fragment() and request.method == "POST":
         abort(400)  # the page says that it is out of date; what is written in its form stays
@@ -227,6 +224,31 @@ def _require_login() -> Response | None:
         return Response(status=204, headers={"HX-Redirect": url_for("guard.login")})
     back = request.full_path if request.method == "GET" else ""
     return redirect(url_for("guard.login", back=back or None), 303)
+
+
+def _require_password() -> None:
+    """Ask a program for the password, as HTTP Basic does."""
+    if request.authorization is not None:
+        if not current_app.extensions["sdbatch.throttle"].wait(_address()):
+            abort(429, TOO_MANY_TRIES)
+        if _credentials().is_password(request.authorization):
+            return
+    answer = jsonify(detail=NO_PASSWORD)
+    answer.status_code, answer.headers["WWW-Authenticate"] = 401, 'Basic realm="sdbatch"'
+    abort(answer)
+
+
+def _refuse_other_sites() -> None:
+    """Refuse what another site lets a visitor's browser send to a view for programs, which asks for no form's token.
+
+    A browser says where a POST comes from, and sends JSON to another site only if that site agrees.
+    """
+    if request.method in ("GET", "HEAD", "OPTIONS") or not _is_of_program():
+        return
+    origin = request.headers.get("Origin")
+    is_elsewhere = origin is not None and urlsplit(origin).netloc != request.host
+    if is_elsewhere or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        abort(403, Message("Another site sent this, which may not change anything here."))
 
 
 def _is_logged_in() -> bool:
@@ -243,9 +265,11 @@ def _bound_body() -> None:
 
 def body_limit() -> int:
     """How many bytes the body of a request may have; few before the visitor is known."""
-    if not (_is_own_name() and _is_logged_in() and not _why_refused()):
+    is_known = _has_token() or (_is_own_name() and _is_logged_in() and not _why_refused())
+    if not is_known and not (_is_of_program() and _credentials().glance(request.authorization)):
         return SMALL_BYTES
-    return FORM_BYTES + (site().settings.limits.input_bytes if request.endpoint == "form.drop" else 0)
+    more: dict[str | None, int] = current_app.extensions["sdbatch.bodies"]
+    return FORM_BYTES + more.get(request.endpoint, 0)
 
 
 def _logins() -> Logins:
@@ -277,10 +301,7 @@ def login() -> tuple[str, int] | Response:
     wrong, code = "", 200
     if request.method == "POST":
         if not throttle.wait(_address()):
-            wrong, code = (
-                Message("Too many passwords are being tried from your address; try again in some seconds."),
-                429,
-            )
+            wrong, code = TOO_MANY_TRIES, 429
         elif _is_password(password, request.form.get("password", "")):
             session["known"] = _logins().open()
             session.permanent = True
@@ -296,36 +317,8 @@ def _is_password(password: str, said: str) -> bool:
 
 
 def _address() -> str:
-    """The visitor's address; X-Forwarded-For counts only from trusted proxies.
-
-    For IPv6 it is the /64 network, because one machine can use all its addresses.
-    """
-    found, chain = request.remote_addr or "", request.headers.get("X-Forwarded-For", "").split(",")
-    while chain[-1].strip() and _is_trusted(found):
-        found = chain.pop().strip()
-        chain = chain or [""]
-    address = _parsed(found)
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address or found)
-
-
-def _is_trusted(address: str) -> bool:
-    parsed = _parsed(address)
-    if parsed is None:
-        return address == BY_SOCKET and UNIX_PROXY in site().settings.web.trusted_proxies
-    networks = [ipaddress.ip_network(name) for name in site().settings.web.trusted_proxies if name != UNIX_PROXY]
-    return any(parsed in network for network in networks)
-
-
-def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, with or without a port, as proxies write it."""
-    bare = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", text)
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
+    chain = request.headers.get("X-Forwarded-For", "").split(",")
+    return proxies.visitor(request.remote_addr or "", chain, site().settings.web.trusted_proxies)
 
 
 @pages.post("/logout")

@@ -69,3 +69,8 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int | None:
     """The peak of allocated GPU memory, without torch's cache and CUDA's own memory."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def free_and_total_bytes(device: torch.device) -> tuple[int, int] | tuple[None, None]:
+    """The GPU's memory that nobody uses, and all of it."""
+    return torch.cuda.mem_get_info(device) if device.type == "cuda" else (None, None)

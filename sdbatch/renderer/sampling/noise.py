@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sdbatch.renderer.sampling.brownian import BrownianPath
+from sdbatch.renderer.sampling.brownian import BrownianPaths
 from sdbatch.renderer.sampling.philox import Philox
 from sdbatch.renderer.sampling.sampler import Noise
 
@@ -134,14 +134,16 @@ class PictureNoise:
         if self.later:
             generators = [self._generator(self.seed + number + self.later) for number in numbers]
 
-        paths = [BrownianPath(shape[1:], self.seed + number, brownian, self._draw) for number in numbers if brownian]
+        paths = brownian and BrownianPaths(
+            [self.seed + number for number in numbers], brownian, lambda seed: self._generator(seed).draw(shape[1:])
+        )
 
         def noise(sigma: float = 0, sigma_next: float = 0) -> Tensor:
             nonlocal starts
             if starts is not None:
                 drawn, starts = starts, None
             elif paths:
-                drawn = [path(sigma, sigma_next).to(self.device) for path in paths]
+                return paths(sigma, sigma_next)
             else:
                 drawn = [generator.draw(shape[1:]) for generator in generators]
             return torch.stack(drawn)
@@ -154,9 +156,6 @@ class PictureNoise:
 
     def _generator(self, seed: int) -> Generator:
         return Generator(seed, self.device, self.rng)
-
-    def _draw(self, seed: int, shape: Sequence[int]) -> Tensor:
-        return self._generator(seed).draw(shape).cpu()
 
 
 def turned(one: Tensor, other: Tensor, share: float) -> Tensor:

@@ -1,0 +1,1 @@
+"""Seats on many machines: Ray core actors, each with a renderer on its node."""

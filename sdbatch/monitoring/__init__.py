@@ -1,0 +1,1 @@
+"""Numbers for whoever watches the service: metrics for Prometheus, and one word on its health."""

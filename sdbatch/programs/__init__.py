@@ -1,0 +1,1 @@
+"""Interfaces for programs over HTTP: health and metrics, jobs, and what clients of the web UIs speak."""
