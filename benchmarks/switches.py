@@ -179,7 +179,7 @@ def images_of(variant: Variant, side: int) -> np.ndarray[Any, Any]:
         {"prompt": "a blue truck", "H": side, "W": side, "n_samples": IMAGES, "n_iter": 1, "ddim_steps": STEPS}
     )
     with variant.around():
-        (drawn,) = draw(variant.model, job, None, None, 0, lambda *_: None)
+        (drawn,) = draw(variant.model, job, None, None, range(IMAGES), lambda *_: None)
     return drawn.pixels.astype(float)
 
 
@@ -220,7 +220,7 @@ def idle_share(variant: Variant, side: int, images: int) -> float:
     )
     fallback = MemoryFallback(model.device)
     with torch.inference_mode(), variant.around():
-        for _, asking in samplings(model, job, None, None, 0, lambda *_: None, fallback):
+        for _, asking in samplings(model, job, None, None, range(images), lambda *_: None, fallback):
             run_sampler(asking, partial(predict, model, fallback))
     settle(variant.model.device.type)
 

@@ -37,7 +37,6 @@ from sdbatch.messages import Message
 from sdbatch.renderer.answers import Answers
 from sdbatch.renderer.company import Company, sizes_of
 from sdbatch.renderer.device.memory import reset_peak
-from sdbatch.renderer.device.parent import die_with_parent
 from sdbatch.renderer.drawing import Drawing, Init, failed, fatal
 from sdbatch.renderer.finishing import Finisher
 from sdbatch.renderer.lora.lora import apply_loras, read_lora

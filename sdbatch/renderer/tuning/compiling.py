@@ -16,7 +16,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from sdbatch.renderer.device.parent import die_with_parent
+from sdbatch.engine.orphan import die_with_parent
 from sdbatch.renderer.models.calls import CALLS
 from sdbatch.renderer.tuning.recipe import UNUSED
 from sdbatch.storage import files

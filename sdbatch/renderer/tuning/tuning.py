@@ -35,7 +35,7 @@ class Tuning:
 
     def __init__(self, config: RendererConfig, device: torch.device) -> None:
         self._config, self._device = config, device
-        self._workshop = Workshop(config.checksums.parent, _tell)
+        self._workshop = Workshop(config.near or config.checksums.parent, _tell)
         self._for_good = ExitStack()
         self._is_measured = False
         self._is_channels_last = config.channels_last == "on"
