@@ -27,9 +27,9 @@ from sdbatch.engine.protocol import RendererConfig
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.renderer.draw import draw, predict, samplings
 from sdbatch.renderer.memory.fallback import MemoryFallback
-from sdbatch.renderer.models.calls import run
 from sdbatch.renderer.models.models import Model, load_model
 from sdbatch.renderer.models.precision import computing, dtype_of, forbid_tf32, halve, has_bfloat16_units
+from sdbatch.renderer.networks.calls import run
 from sdbatch.renderer.sampling.sampler import run as run_sampler
 from sdbatch.renderer.tuning.cuda_graph import CudaGraph
 from sdbatch.renderer.tuning.recipe import form_of, recipe_of, weights_of

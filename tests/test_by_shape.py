@@ -10,7 +10,7 @@ import torch
 from reference_model import draw_all, pixels_of, reference_model, small_txt2img
 from torch import Tensor, nn
 
-from sdbatch.renderer.models.calls import run
+from sdbatch.renderer.networks.calls import run
 from sdbatch.renderer.tuning import by_shape
 from sdbatch.renderer.tuning.by_shape import ENOUGH, ByShape
 from sdbatch.renderer.tuning.recipe import key_of, recipe_of

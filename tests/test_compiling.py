@@ -15,7 +15,7 @@ from reference_model import reference_model
 from test_two_renderers import SMALL, pixels
 from tests_support import lay_model
 
-from sdbatch.renderer.models.calls import run
+from sdbatch.renderer.networks.calls import run
 from sdbatch.renderer.tuning import by_shape
 from sdbatch.renderer.tuning.by_shape import ENOUGH, ByShape
 from sdbatch.renderer.tuning.workshop import Workshop

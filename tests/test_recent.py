@@ -10,7 +10,7 @@ from tests_support import REFERENCE
 from torch import nn
 
 from sdbatch.renderer.models.models import Model
-from sdbatch.renderer.models.recent import Recent
+from sdbatch.renderer.networks.recent import Recent
 
 
 @pytest.fixture

@@ -18,12 +18,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-import diffusers
 import torch
-import transformers
 
 from sdbatch.engine import protocol
 from sdbatch.engine.finding import NVIDIA_DRIVER
@@ -57,11 +56,7 @@ from sdbatch.storage.root import SAMPLES
 
 gc.enable()
 
-VERSIONS = {
-    "torch": torch.__version__,
-    "diffusers": diffusers.__version__,
-    "transformers": transformers.__version__,
-}
+VERSIONS = {name: version(name) for name in ("torch", "diffusers", "transformers")}
 
 
 class Renderer:

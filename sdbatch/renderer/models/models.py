@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
 from sdbatch.renderer.models.autoencoder import with_autoencoder
-from sdbatch.renderer.models.calls import run
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.detection import other_unet
 from sdbatch.renderer.models.diffusers_folder import STEMS, plan_folder, read_folder, weight_files
 from sdbatch.renderer.models.ldm_checkpoint import canonical, plan_original
 from sdbatch.renderer.models.plan import ModelPlan, Prediction, Weights
-from sdbatch.renderer.models.recent import Recent
-from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS
+from sdbatch.renderer.networks.calls import run
+from sdbatch.renderer.networks.recent import Recent
+from sdbatch.renderer.networks.tokenizer import TEXT_POSITIONS, Tokenizer
 from sdbatch.renderer.weights.checkpoint import is_safetensors, read_weights
 
 SHOWN = 3  # misfits that an error names
@@ -51,7 +51,7 @@ class Model:
     unet: Any
     vae: Any
     text_encoder: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     alphas: npt.NDArray[np.float64]
     scale_factor: float
     channels: int
@@ -86,10 +86,8 @@ class Model:
         """[batch, 77, width], as `encode_tokens` gives them; the end of a prompt that is too long is left out."""
 
         def encode() -> Tensor:
-            tokens = self.tokenizer(
-                prompts, truncation=True, max_length=TEXT_POSITIONS, padding="max_length", return_tensors="pt"
-            )
-            return self.encode_tokens(tokens["input_ids"].to(self.device), clip_skip)
+            rows = [self.tokenizer.marked(self.tokenizer.encode(prompt)) for prompt in prompts]
+            return self.encode_tokens(torch.tensor(rows, device=self.device), clip_skip)
 
         return self.encoded.get((*prompts, clip_skip), encode)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sdbatch.renderer.device.memory import is_out_of_memory
-from sdbatch.renderer.models.calls import run
+from sdbatch.renderer.networks.calls import run
 from sdbatch.renderer.tuning.cuda_graph import CudaGraph
 from sdbatch.renderer.tuning.recipe import form_of, recipe_of, weights_of
 from sdbatch.renderer.tuning.workshop import Made, Workshop

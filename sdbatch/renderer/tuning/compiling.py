@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
 from sdbatch.engine.orphan import die_with_parent
-from sdbatch.renderer.models.calls import CALLS
+from sdbatch.renderer.networks import library
+from sdbatch.renderer.networks.calls import CALLS
 from sdbatch.renderer.tuning.recipe import UNUSED
 from sdbatch.storage import files
 
@@ -52,7 +52,7 @@ def compile_for(recipe: dict[str, Any], target: Path) -> None:
     from torch._subclasses import FakeTensorMode  # noqa: PLC0415
 
     with torch.no_grad(), FakeTensorMode():
-        network = getattr(diffusers, recipe["class"]).from_config(recipe["config"]).eval()
+        network = getattr(library, recipe["class"]).from_config(recipe["config"]).eval()
         for part in UNUSED if recipe["kind"] == "decoder" else ():
             setattr(network, part.removesuffix("."), None)
         weights = {name: nn.Parameter(empty(like), requires_grad=False) for name, like in recipe["weights"].items()}
