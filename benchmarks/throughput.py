@@ -85,7 +85,8 @@ def queue_part(setting: Setting, place: Path, options: argparse.Namespace) -> st
         apart = {name: str(difference(services["job"], service, jobs)) for name, service in services.items()}
         starts = ", ".join(f"{name} {service.started:.1f} s" for name, service in services.items())
     medians = {name: statistics.median(found) for name, found in times.items()}
-    (DOCS / f"throughput-{kind}.svg").write_text(plot(medians, setting, options.jobs))
+    if not options.keep:
+        (DOCS / f"throughput-{kind}.svg").write_text(plot(medians, setting, options.jobs))
     images = sum(setting.job(number)["n_samples"] for number in jobs)
     lines = [
         f"![jobs a minute](throughput-{kind}.svg)\n",

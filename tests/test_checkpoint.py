@@ -568,8 +568,9 @@ PARTS = ("unet", "vae", "text_encoder", "scheduler")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model as such a folder; copy before you change."""
     folder, model = tmp_path_factory.mktemp("saved") / "tiny", reference_model()
-    for part in ("unet", "vae", "text_encoder"):
-        getattr(model, part).save_pretrained(folder / part)
+    networks = {"unet": model.unet, "vae": model.vae, "text_encoder": text_encoder_of(model)}
+    for part, network in networks.items():
+        network.save_pretrained(folder / part)
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     PNDMScheduler(**betas, skip_prk_steps=True, steps_offset=1).save_pretrained(folder / "scheduler")
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from reference_model import CKPT, CONFIG, draw_all, pixels_of, reference_model, 
 from safetensors.torch import load_file, save_file
 from small_models import as_v2, changed, small_v2
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from whole_library import text_encoder_of
 
 from sdbatch.errors import JobError
 from sdbatch.renderer.models.models import Model, load_model
@@ -58,8 +58,9 @@ def draw_alike(one: Model, other: Model) -> bool:
 
 def save_folder(model: Model, folder: Path, **schedule: object) -> Path:
     """A model as a folder in diffusers format, by the library's own hand."""
-    for part in STEMS:
-        getattr(model, part).save_pretrained(folder / part)
+    networks = {"unet": model.unet, "vae": model.vae, "text_encoder": text_encoder_of(model)}
+    for part, network in networks.items():
+        network.save_pretrained(folder / part)
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     DDIMScheduler(**betas, **schedule).save_pretrained(folder / "scheduler")
     return folder
@@ -138,8 +139,7 @@ def test_the_library_reads_the_same_weights_from_a_v2_checkpoint(
             str(tmp_path / "m.safetensors"), config=str(folder), subfolder=part, local_files_only=True
         )
         assert same_weights(getattr(v2_model, part), theirs)
-    theirs_of = CLIPTextModel(CLIPTextConfig(**asdict(v2_model.text_encoder.config)))
-    converted = convert_open_clip_checkpoint(theirs_of, state)
+    converted = convert_open_clip_checkpoint(text_encoder_of(v2_model), state)
     ours = v2_model.text_encoder.state_dict()
     for key, weight in ours.items():
         assert torch.equal(weight, converted[f"text_model.{key}"].float()), key

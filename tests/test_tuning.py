@@ -66,7 +66,7 @@ def test_the_layout_is_measured_once_and_the_next_model_gets_it_too(
 def test_threads_are_those_that_were_fastest_or_as_many_as_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning.os, "sched_getaffinity", lambda _: range(6))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
     times = iter([3, 1, 2])  # with 6, 3 and 1
     monkeypatch.setattr(tuning, "_seconds", lambda *_: next(times))
     prepared(tmp_path, reference_model(), cpu_threads="auto")

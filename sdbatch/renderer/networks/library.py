@@ -2,7 +2,7 @@
 
 Its packages import all their models when one is asked for, its mixins transformers, and transformers the compiler.
 Here such a package is entered without its `__init__`, which runs once somebody asks for a name that only it has. Until
-the import is over, transformers and scipy seem not to be there, and the compiler's decorators do nothing.
+the import is over, transformers and what is optional seem not to be there, and the compiler's decorators do nothing.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ import torch
 
 PACKAGES = ("hooks", "models.autoencoders", "models.transformers", "models.unets")
 COMPILER = "torch._dynamo"
-BESIDE = ("transformers", "scipy")
+BESIDE = ("accelerate", "peft", "scipy", "transformers")
 
 
 class _Package(ModuleType):
@@ -77,10 +77,8 @@ def _without_libraries() -> Iterator[None]:
             del sys.modules[name]
         from diffusers.utils import import_utils  # noqa: PLC0415 - not before all else is away
 
-        for name in hidden:  # what the safety checker and the LAION-400M model need is there after all
-            found = import_utils._is_package_available(name)  # noqa: SLF001
-            for about, what in zip(("available", "version"), found, strict=True):
-                setattr(import_utils, f"_{name}_{about}", what)
+        # The safety checker and the LAION-400M model do need it. Whatever else was not there stays away.
+        import_utils._transformers_available = True  # noqa: SLF001
 
 
 with _without_compiler(), _without_libraries():
