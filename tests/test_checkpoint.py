@@ -21,6 +21,7 @@ from reference_model import CKPT, CONFIG, draw_all, pixels_of, reference_model, 
 from safetensors.torch import load_file, save_file
 from small_models import TINY_TEXT, Change, changed
 from torch import Tensor
+from whole_library import text_encoder_of
 
 from sdbatch.errors import JobError
 from sdbatch.renderer.models.models import Model, load_model
