@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
@@ -45,11 +46,13 @@ from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.models.precision import about_precision, forbid_tf32
 from sdbatch.renderer.models.prompts import read_embeddings
+from sdbatch.renderer.networks.recent import Recent
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.renderer.pictures.safety import Checkers
 from sdbatch.renderer.pictures.watermark import Watermark
 from sdbatch.renderer.requests import Requests
+from sdbatch.renderer.sampling.pace import Pace
 from sdbatch.renderer.tuning.tuning import Tuning
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
@@ -57,6 +60,9 @@ from sdbatch.storage.root import SAMPLES
 gc.enable()
 
 VERSIONS = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+
+
+PACES = 16  # of how many models, with their LoRAs, it is remembered what a step costs
 
 
 class Renderer:
@@ -71,6 +77,7 @@ class Renderer:
         self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions, config.cpu_autocast)
         self.model_cache.prepare = Tuning(config, self.device).prepare
         self.sizes = sizes_of(config.batching, config.batch_rows)
+        self.paces = Recent[Pace](PACES)
         self.answer = Answers(answers)
 
     def preload(self, ckpt: Path, config: Path, vae: Path | None = None) -> None:
@@ -92,7 +99,8 @@ class Renderer:
 
     def _sample_together(self, first: Draw, jobs: Requests, finisher: Finisher) -> None:
         """A job, and those that come meanwhile and may join."""
-        weights, company = self._weights_of(first), Company(finisher, self.sizes)
+        weights = self._weights_of(first)
+        company = Company(finisher, self.sizes, self.paces.get(weights, partial(Pace, self.sizes)))
         with ExitStack() as worn:
             while True:
                 while company.takes_more and (task := jobs.peek()) and self._weights_of(task) == weights:

@@ -43,11 +43,11 @@ class Packing:
 
     Attributes:
         sizes: how many rows a pass may have, in rising order; empty: what one sampler asks goes through alone.
-        pace: what each size costs.
+        pace: what each size costs, as far as that is known from before.
     """
 
-    def __init__(self, sizes: Sequence[int] = ()) -> None:
-        self.sizes, self.pace = sizes, Pace(sizes)
+    def __init__(self, sizes: Sequence[int] = (), pace: Pace | None = None) -> None:
+        self.sizes, self.pace = sizes, pace or Pace(sizes)
         self._waiting: deque[_Waiting] = deque()
 
     @property

@@ -4,6 +4,7 @@ Recorded by hand, in the sampler's own stream: what the compiler would do for us
 thread that compiled. What other threads ask the GPU meanwhile is not recorded.
 """
 
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from sdbatch.renderer.tuning.workshop import Made
 
 WARM_UPS = 2  # outside the recording, for what libraries set up at their first use
 
-_pools: dict[torch.device, Any] = {}  # graphs are replayed one at a time, and may use the same memory
+# Of each thread: its graphs are replayed one after another, and may use the same memory.
+_pools: dict[tuple[torch.device, int], Any] = {}
 
 
 class CudaGraph:
@@ -45,7 +47,7 @@ class CudaGraph:
                 self.made(weights, *self._inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        pool = _pools.setdefault(device, torch.cuda.graph_pool_handle())
+        pool = _pools.setdefault((device, get_ident()), torch.cuda.graph_pool_handle())
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._output = self.made(weights, *self._inputs)
         return graph
