@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,23 @@ def setting_for(device: str, place: Path, *, small: bool) -> Setting:
 
 
 def pipeline(setting: Setting) -> Any:
-    """Diffusers' own, with the same networks; on a GPU in float16."""
+    """Diffusers' own, with the same weights; on a GPU in float16."""
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler, StableDiffusionPipeline  # before ours, which would import less
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from sdbatch.renderer.models.models import load_model
 
     model = load_model(setting.ckpt, setting.config)
     model.vae.register_to_config(scaling_factor=model.scale_factor)
+    text_encoder = CLIPTextModel(CLIPTextConfig(**asdict(model.text_encoder.config))).eval()
+    text_encoder.load_state_dict(model.text_encoder.state_dict())
+    words = HERE.parent / "sdbatch" / "data" / "clip"
+    tokenizer = CLIPTokenizer(vocab=str(words / "vocab.json"), merges=str(words / "merges.txt"), model_max_length=77)
     made = StableDiffusionPipeline(
         vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
         unet=model.unet,
         scheduler=DDIMScheduler(
             beta_start=0.00085,

@@ -55,7 +55,7 @@ MAY_IMPORT = {
             "renderer.models",
             "renderer.pictures",
         ),
-        *("renderer.sampling", "renderer.tuning", "renderer.weights"),
+        *("renderer.networks", "renderer.sampling", "renderer.tuning", "renderer.weights"),
     },
     "cli": {
         *("client", "config", "history", "job", "operations", "service", "spool", "storage", "telemetry", "web"),
