@@ -24,7 +24,7 @@ from sdbatch.storage.root import Root
 # Minutes, or much waiting: begun first, so that the last to end is a short one.
 FIRST = ("test_operations", "test_web_browser", "test_systemd_boot", "test_crash", "test_power_cut", "test_serve")
 # The tests of a file stay with one process and share its fixtures, but for these: each goes where there is time.
-SPREAD = ("test_crash", "test_power_cut")
+SPREAD = ("test_crash",)
 
 # `make test-all` asks for the other. A busy machine is no fault: no example has a deadline.
 hypothesis.settings.register_profile("few", max_examples=30, deadline=None)

@@ -5,15 +5,14 @@ import gc
 import os
 import re
 import signal
-import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forks import SmallProcess
 from harness import FakeClock, drop_job, make_root
 from tests_support import drain as drain_here
 
@@ -65,6 +64,7 @@ def _whole(name: Any, handle: int | None) -> Path:
     return Path(name) if handle is None else Path(f"/proc/self/fd/{handle}").readlink() / name
 
 
+SMALL_PROCESS = SmallProcess("crash.warm_up")
 OnStep = Callable[[str, Path], None]
 OnDraw = Callable[[Draw], None]
 
@@ -78,13 +78,13 @@ def drain(
     seed: int | None = None,
 ) -> int:
     """What `sdbatch serve --drain` does, in a process of its own; its exit code, or minus the signal."""
+    return SMALL_PROCESS.run(_serve, root, on_step, on_draw, is_elsewhere, seed)
 
-    def work() -> int:
-        if is_elsewhere:
-            os.rename = elsewhere(root.inbox)
-        return serve(root, on_step, on_draw, seed)
 
-    return in_child(work)
+def _serve(root: Root, on_step: OnStep | None, on_draw: OnDraw | None, is_elsewhere: bool, seed: int | None) -> int:
+    if is_elsewhere:
+        os.rename = elsewhere(root.inbox)
+    return serve(root, on_step, on_draw, seed)
 
 
 def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = None, seed: int | None = None) -> int:
@@ -104,24 +104,7 @@ def serve(root: Root, on_step: OnStep | None = None, on_draw: OnDraw | None = No
     )
 
 
-def in_child(work: Callable[[], int]) -> int:
-    """Run something in a process of its own; the number that it returns, or minus the signal that ended it."""
-    _warm_up()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - a log for each of hundreds of runs
-            code = work()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@cache
-def _warm_up() -> None:
+def warm_up() -> None:
     """What a drain imports and compiles is there before the fork: done anew in each child it is half of the time."""
     with tempfile.TemporaryDirectory() as folder:
         root = make_root(Path(folder) / "root")
@@ -130,10 +113,10 @@ def _warm_up() -> None:
     gc.freeze()  # or a child copies all of it when it looks for garbage
 
 
-# Each share goes to whichever worker is free. Two of them are every third of the cases.
-SHARES = 6
+# Of so many cases one is a usual test's. Each share goes to whichever worker is free.
+SHARES = 9
 SHARED = pytest.mark.parametrize(
-    "share", [pytest.param(share, marks=[pytest.mark.thorough] if share % 3 else []) for share in range(SHARES)]
+    "share", [pytest.param(share, marks=[pytest.mark.thorough] if share else []) for share in range(SHARES)]
 )
 
 KILLED = -signal.SIGKILL

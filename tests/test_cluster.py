@@ -1,16 +1,21 @@
 """Seats that come and go with the machines they are on."""
 
 import queue
+from datetime import UTC, datetime
 
 import pytest
 from harness import FakeClock, drop_job
 from tests_support import drain
 
+from sdbatch.client import nodes
 from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine, FakeRenderer
 from sdbatch.engine.protocol import Event
+from sdbatch.errors import JobError
 from sdbatch.service.service import Service
+from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
+from sdbatch.telemetry import nodes as told_nodes
 
 
 class Patient(FakeEngine):
@@ -95,7 +100,7 @@ def test_a_drained_node_ends_its_jobs_gets_no_other_and_its_renderers_end(
     service.engine.devices = ("one/1", "two/1")  # type: ignore[misc]
     drop(root, *"abcd")
     turn(service, clock)
-    service.seats.drained = {"two"}
+    (root.path / "jobs/DRAIN-two").touch()
     turn(service, clock, 3)
     assert places(service) == {"one/1": ["a"], "two/1": ["b"]}, "what it draws it ends"
     let_go(service)
@@ -104,7 +109,7 @@ def test_a_drained_node_ends_its_jobs_gets_no_other_and_its_renderers_end(
     states = {seat.name: seat.state for seat in service.seats}
     assert states == {"one/1": "idle", "two/1": "drained"}
     assert [renderer.device for renderer in service.engine.renderers] == ["one/1"]  # type: ignore[attr-defined]
-    service.seats.drained = ()
+    (root.path / "jobs/DRAIN-two").unlink()
     turn(service, clock, 2)
     assert {seat.state for seat in service.seats} == {"idle"}
 
@@ -112,7 +117,37 @@ def test_a_drained_node_ends_its_jobs_gets_no_other_and_its_renderers_end(
 def test_where_all_nodes_are_drained_it_says_so_and_how_to_go_on(
     service: Service, root: Root, clock: FakeClock
 ) -> None:
-    service.seats.drained = {"one"}
+    (root.path / "jobs/DRAIN-one").touch()
     drop(root, "a")
     turn(service, clock)
     assert "sdbatch seats resume one" in service.problem
+
+
+def test_a_node_is_drained_and_used_again_by_commands(
+    service: Service, root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_reader, "is_running", lambda *_: True)
+    service.engine.devices = ("one/1", "two/1", "two/2")  # type: ignore[misc]
+    turn(service, clock)
+    with pytest.raises(JobError, match='there is no node "tow"; did you mean two'):
+        nodes.drain(root, "tow")
+    assert "ends its jobs" in nodes.drain(root, "two")
+    turn(service, clock)
+    assert {seat.name: seat.state for seat in service.seats} == {
+        "one/1": "idle",
+        "two/1": "drained",
+        "two/2": "drained",
+    }
+    told = nodes_told(root)
+    assert told == ["one: 1 idle, 0 images an hour", "two: 2 drained, 0 images an hour"]
+    assert "gets jobs again" in nodes.resume(root, "two")
+    with pytest.raises(JobError, match="two is not drained"):
+        nodes.resume(root, "two")
+    turn(service, clock)
+    assert {seat.state for seat in service.seats} == {"idle"}
+
+
+def nodes_told(root: Root) -> list[str]:
+    facts = status_reader.read_overview(root, datetime.now(UTC))
+    lines = told_nodes.lines(facts["seats"])
+    return [str(line) for line in lines]

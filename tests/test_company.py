@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,16 @@ class Gathering(Finisher):
         self.latents.setdefault(drawing.task.job_id, []).append(latents)
 
     def end(self, drawing: Drawing) -> None:
-        assert drawing.error is None
+        assert drawing.attempt.error is None
         self.ended.append(drawing.task.job_id)
 
     def check(self) -> None:
         pass
+
+
+def given(init: npt.NDArray[np.float32] | None, _: Draw) -> npt.NDArray[np.float32] | None:
+    """The init image of whichever cell."""
+    return init
 
 
 def sampled(
@@ -95,7 +101,9 @@ def sampled(
                     origin, notes = Origin("m", "0", "CPU"), Notes(task.folder)
                     answer, finish = Answers(io.StringIO()), Postprocess(None, None)
                     company.join(
-                        Drawing(task, answer, reference_model(), finish, origin, notes, fallback), init, fallback
+                        Drawing(task, answer, reference_model(), finish, origin, notes, fallback),
+                        partial(given, init),
+                        fallback,
                     )
             company.step()
             step += 1
@@ -236,3 +244,25 @@ def test_a_job_that_can_not_be_begun_leaves_the_others_alone(tmp_path: Path) -> 
     bad = small_draw(tmp_path / "bad", C=3)
     events = serve(tmp_path, small_draw(tmp_path / "a"), bad, small_draw(tmp_path / "b"))
     assert [last_of(events, name)["type"] for name in ("a", "bad", "b")] == ["finished", "failed", "finished"]
+
+
+def test_neighbours_in_a_study_share_batches_and_come_in_order(tmp_path: Path) -> None:
+    """Cells of few steps are over first, and wait for those before them."""
+    changes = [{"ddim_steps": steps, "seed": seed} for seed, steps in enumerate((9, 3, 6, 3))]
+    jobs = {str(n): (small_txt2img(n_iter=1, n_samples=1, **change), None, None) for n, change in enumerate(changes)}
+    each = [sampled({name: asked}, "fixed", tmp_path)[name][0] for name, asked in jobs.items()]
+    gathering, passes = Gathering(), 0
+    company = Company(gathering, sizes_of("fixed", ROWS))
+    draw = small_draw(tmp_path / "study").model_copy(
+        update={"job": small_txt2img(n_iter=1, n_samples=1), "changes": changes, "job_id": "study"}
+    )
+    fallback, answer = MemoryFallback(torch.device("cpu")), Answers(io.StringIO())
+    parts = answer, reference_model(), Postprocess(None, None), Origin("m", "0", "CPU"), Notes(draw.folder), fallback
+    with torch.inference_mode():
+        company.join(Drawing(draw, *parts, stretch=(0, 4)), partial(given, None), fallback)
+        while company.drawings:
+            company.step()
+            passes += 1
+    for ours, theirs in zip(gathering.latents["study"], each, strict=True):
+        assert torch.equal(ours, theirs)
+    assert passes < 9 + 3 + 6 + 3

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,15 +53,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     fill(root)
     trace = tmp_path_factory.mktemp("trace") / "steps"
 
-    def note(name: str, path: object) -> None:
-        with trace.open("a") as file:
-            file.write(f"{name} {path}\n")
-
-    assert drain(root, note) == ALL_DONE_BUT_THE_TYPO
+    assert drain(root, partial(note_step, trace)) == ALL_DONE_BUT_THE_TYPO
     pictures, steps = digests(manifests(root)), trace.read_text().splitlines()
     assert {name: len(shas) for name, shas in pictures.items()} == PICTURES
     check(root, pictures, samples_in(root))
     return steps, pictures
+
+
+def note_step(trace: Path, name: str, path: Path) -> None:
+    with trace.open("a") as file:
+        file.write(f"{name} {path}\n")
 
 
 @SHARED
@@ -79,10 +81,11 @@ def test_killed_at_every_durable_step(undisturbed: Undisturbed, tmp_path: Path, 
 RECOVERY = 11  # of so many first steps of a recovery each is killed in its turn
 
 
-def test_killed_again_while_recovering(undisturbed: Undisturbed, tmp_path: Path) -> None:
+@SHARED
+def test_killed_again_while_recovering(undisturbed: Undisturbed, tmp_path: Path, share: int) -> None:
     """Twice in a row, the second time at one of the first steps of the recovery, as in a thunderstorm."""
     steps, pictures = undisturbed
-    for at in range(1, len(steps) + 1 - RECOVERY, 7):
+    for at in range(1 + share, len(steps) + 1 - RECOVERY, 2 * SHARES):
         root = make_root(tmp_path / str(at))
         fill(root)
         assert drain(root, StepCounter(at, kill_self)) == KILLED
@@ -93,13 +96,13 @@ def test_killed_again_while_recovering(undisturbed: Undisturbed, tmp_path: Path)
         check(root, pictures, first | second)
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.thorough)])
+@SHARED
 def test_killed_at_every_durable_step_with_the_inbox_on_another_filesystem(
-    undisturbed: Undisturbed, tmp_path: Path, every: int
+    undisturbed: Undisturbed, tmp_path: Path, share: int
 ) -> None:
     """Each file is copied, and its first name goes last: no job is lost, none drawn twice."""
     _, pictures = undisturbed
-    for at in range(1, 1000, every):
+    for at in range(1 + share, 1000, SHARES):
         root = make_root(tmp_path / str(at))
         fill(root)
         code = drain(root, StepCounter(at, kill_self), is_elsewhere=True)
@@ -112,11 +115,11 @@ def test_killed_at_every_durable_step_with_the_inbox_on_another_filesystem(
     assert at > len(undisturbed[0]), "it was killed at all steps"
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.thorough)])
-def test_two_seats_are_killed_at_every_durable_step(undisturbed: Undisturbed, tmp_path: Path, every: int) -> None:
+@SHARED
+def test_two_seats_are_killed_at_every_durable_step(undisturbed: Undisturbed, tmp_path: Path, share: int) -> None:
     """Each time with another order of what the renderers tell."""
     steps, pictures = undisturbed
-    for at in range(1, len(steps) + 1, every):
+    for at in range(1 + share, len(steps) + 1, SHARES):
         root = make_root(tmp_path / str(at))
         fill(root)
         assert drain(root, StepCounter(at, kill_self), seed=at) == KILLED
@@ -125,12 +128,12 @@ def test_two_seats_are_killed_at_every_durable_step(undisturbed: Undisturbed, tm
         check(root, pictures, before)
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.thorough)])
+@SHARED
 def test_the_disk_of_two_seats_fails_once_at_every_durable_step(
-    undisturbed: Undisturbed, tmp_path: Path, every: int
+    undisturbed: Undisturbed, tmp_path: Path, share: int
 ) -> None:
     steps, pictures = undisturbed
-    for at in range(1, len(steps) + 1, every):
+    for at in range(1 + share, len(steps) + 1, SHARES):
         root = make_root(tmp_path / str(at))
         fill(root)
         failing = FailingOnce(root, at, (errno.EIO, errno.ENOSPC)[at % 2], tmp_path / "drawn before")

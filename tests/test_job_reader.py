@@ -779,7 +779,7 @@ def test_a_manifest_as_it_is_asks_for_img2img_on_its_first_picture() -> None:
     }
     assert entry.parent == Parent(job=MANIFEST.id, picture="samples/00000.png")
     places = (f"{DONE}/samples/00000.png", "outputs/txt2img-samples/samples/00010.png")
-    assert entry.kept == {"init_img": (places, "0" * 64)}
+    assert entry.kept == {("init_img", f"{DONE}/samples/00000.png"): (places, "0" * 64)}
 
 
 PLACE_2 = f"{DONE}/samples/00002.png"
@@ -795,7 +795,7 @@ def test_a_follow_up_names_its_picture_by_number_or_name_or_path(wanted: object)
     assert entry.job.init_img == f"{DONE}/samples/00002.png"
     assert (entry.job.prompt, entry.job.strength, entry.job.ddim_steps) == ("a red truck", 0.4, 9)
     assert entry.parent == Parent(job=MANIFEST.id, picture="samples/00002.png")
-    assert entry.kept["init_img"][1] == "2" * 64
+    assert entry.kept["init_img", f"{DONE}/samples/00002.png"][1] == "2" * 64
 
 
 @pytest.mark.parametrize("wanted", ["pictures/mine.png", "mine.png"])
@@ -818,10 +818,10 @@ def test_an_edited_input_of_a_job_drawn_again_is_not_replaced_by_the_kept_copy()
     del record["follow_up"]
     record["job"] |= {"from_file": "p.txt"}
     record["inputs"] = [{"field": "from_file", "named": "p.txt", "file": "inputs/from_file.txt", "sha256": "1" * 64}]
-    kept = {"from_file": ((f"{DONE}/inputs/from_file.txt",), "1" * 64)}
+    kept = {("from_file", "p.txt"): ((f"{DONE}/inputs/from_file.txt",), "1" * 64)}
     assert read_manifest(dump(record, "manifest.yaml")).kept == kept
     record["job"]["from_file"] = "q.txt"
-    assert read_manifest(dump(record, "manifest.yaml")).kept == {}
+    assert ("from_file", "q.txt") not in read_manifest(dump(record, "manifest.yaml")).kept
 
 
 def test_a_follow_up_may_spell_with_hyphens() -> None:

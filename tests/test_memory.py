@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from crash import in_child
+from forks import in_child
 
 from sdbatch.renderer.device.memory import is_out_of_memory, trim
 

@@ -22,6 +22,7 @@ from test_web import HASH, Visitor
 from test_web_server import served
 from tests_support import HERE, drain, run_sdbatch
 
+from sdbatch.access.credentials import new_token
 from sdbatch.client import control
 from sdbatch.config.settings import Settings
 from sdbatch.engine.protocol import Draw
@@ -32,7 +33,6 @@ from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.totals import REASONS, Totals
-from sdbatch.web.credentials import new_token
 
 Start = Callable[..., Service]
 DOCS = HERE.parent / "docs/monitoring"

@@ -16,11 +16,11 @@ from crash import (
     digests,
     drain,
     fill,
-    in_child,
     manifests,
     samples_in,
     serve,
 )
+from forks import in_child
 from harness import make_root
 from power_cut import Recording, Tree, one_of_each, trees_after_a_power_cut, write_tree
 

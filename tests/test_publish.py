@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sdbatch.errors import JobError
-from sdbatch.spool.publish import Names, Publisher, make_outdir
+from sdbatch.spool.publish import Names, Publisher, make_outdir, stem_of
 from sdbatch.storage import files
 
 STAGED = ["samples/00000.png", "samples/00001.png", "grid-0000.png"]
@@ -44,6 +44,30 @@ def test_numbers_follow_the_highest_even_when_lower_ones_were_deleted(folder: Pa
     publish(folder, outdir)
     (outdir / "samples/00000.png").unlink()
     assert publish(folder, outdir)["samples/00000.png"] == "samples/00002.png"
+
+
+def test_images_with_a_name_of_their_own_get_it_and_several_are_numbered(folder: Path, outdir: Path) -> None:
+    publisher, stems = Publisher(), {"samples/00000.png": "cat", "samples/00001.png": "dog"}
+
+    def names(stems: dict[str, str]) -> list[str]:
+        chosen = publisher.choose_names(outdir, STAGED, stems)
+        return [*publisher.publish(folder, outdir, chosen, chosen.update, {"prompt": "a"}, stems).values()]
+
+    assert names(stems) == ["samples/cat.png", "samples/dog.png", "grid-0000.png"]
+    assert names(stems | {"samples/00000.png": "Cat"}) == ["samples/Cat-00.png", "samples/dog-00.png", "grid-0001.png"]
+    assert names(dict.fromkeys(stems, "cat")) == ["samples/cat-01.png", "samples/cat-02.png", "grid-0002.png"]
+    assert names({"samples/00001.png": "cat"}) == ["samples/00000.png", "samples/cat-03.png", "grid-0003.png"]
+
+
+@pytest.mark.parametrize(
+    ("named", "stem"),
+    [
+        ("photos/cat.jpg", "cat"), ("my cat (1).webp", "my-cat-1"), ("猫.v2.png", "猫.v2"), ("...", "image"),
+        ("x" * 300 + ".png", "x" * 60), ("..hidden.png", "hidden"),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_photograph_is_one_for_any_share(named: str, stem: str) -> None:
+    assert stem_of(named) == stem
 
 
 def test_numbers_that_somebody_else_added_are_seen(folder: Path, outdir: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from crash import KILLED, in_child
+from crash import KILLED
+from forks import in_child
 from harness import StepCounter, kill_self
 from reference_model import CKPT, CONFIG
 from safetensors.torch import save_file
@@ -276,3 +277,64 @@ def test_the_collector_rests_while_the_libraries_are_imported_and_works_from_the
     runs, is_enabled = ended.stdout.split()
     assert int(runs) < 100, "it would be a thousand"
     assert is_enabled == "True"
+
+
+STUDY: list[dict[str, Any]] = [
+    {},
+    {"seed": 7},
+    {"ddim_steps": 5, "prompt": "b"},
+    {"scale": 1.0},
+    {"sampler": "euler_a", "ddim_eta": 1.0},
+]
+
+
+def alone(folder: Path, number: int) -> Draw:
+    """A cell of the study as a job of its own."""
+    return small_draw(folder, n_samples=1, **{"skip_grid": True} | STUDY[number])
+
+
+def study(folder: Path, other_files: dict[int, dict[str, Any]] | None = None, **fields: Any) -> Draw:
+    """One job of all cells."""
+    draw = small_draw(folder, n_samples=1, skip_grid=True)
+    return draw.model_copy(update={"changes": STUDY, "other_files": other_files or {}, **fields})
+
+
+def test_the_images_of_a_study_are_those_of_its_cells_drawn_alone(tmp_path: Path, render: Render) -> None:
+    each = [digest for number in range(5) for digest in render(alone(tmp_path / str(number), number))]
+    assert render(study(tmp_path / "study")) == each
+    again = study(tmp_path / "study", start_at=3)
+    (tmp_path / "study/samples/00004.png").unlink()
+    assert render(again) == each
+
+
+def test_a_part_of_a_study_is_the_images_that_it_names(tmp_path: Path, render: Render) -> None:
+    whole = render(study(tmp_path / "whole"))
+    assert render(study(tmp_path / "part", images=(1, 4))) == [whole[1], whole[4]]
+
+
+def test_a_study_of_several_models_is_drawn_stretch_by_stretch_and_told_as_one_job(
+    tmp_path: Path, resident: Renderer, events: Events
+) -> None:
+    shutil.copy(CKPT, other := tmp_path / "other.ckpt")
+    drawn = study(tmp_path / "study", {number: {"ckpt": str(other)} for number in (2, 3)})
+    resident.serve(io.StringIO(drawn.model_dump_json()))
+    told = events()
+    kinds = [event["type"] for event in told if event["type"] != "stepped"]
+    assert kinds.count("finished") == kinds.count("sampled") == 1
+    assert [event["cell"] for event in told if event["type"] == "loaded"] == [0, 2, 4]
+    assert [event["index"] for event in told if event["type"] == "sample"] == [0, 1, 2, 3, 4]
+    assert kinds[-1] == "finished"
+
+
+@pytest.mark.parametrize("place", ["missing.ckpt", "other.ckpt"])
+def test_a_study_that_fails_or_is_cancelled_at_a_later_model_ends_once(
+    place: str, tmp_path: Path, resident: Renderer, events: Events
+) -> None:
+    shutil.copy(CKPT, tmp_path / "other.ckpt")
+    drawn = study(tmp_path / "study", {2: {"ckpt": str(tmp_path / place)}})
+    if place == "other.ckpt":
+        drawn = drawn.model_copy(update={"halt": tmp_path / "other.ckpt"})
+    resident.serve(io.StringIO(drawn.model_dump_json()))
+    told = [event["type"] for event in events()]
+    assert told[-1] == ("failed" if place == "missing.ckpt" else "halted")
+    assert told.count("failed") + told.count("halted") + told.count("finished") == 1

@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 from werkzeug.test import TestResponse
 
 import sdbatch.cli.main  # noqa: F401 - knows all the commands
+from sdbatch.access import credentials
 from sdbatch.cli import web as command
 from sdbatch.cli.common import app
 from sdbatch.client import control
@@ -43,7 +44,7 @@ from sdbatch.service.service import Service
 from sdbatch.storage.files import BUSY_PREFIX
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.status_file import duration
-from sdbatch.web import credentials, guard, language, site, thumbnails
+from sdbatch.web import guard, language, site, thumbnails
 from sdbatch.web.app import create_app
 from sdbatch.web.fields import fields, filled_by, to_yaml
 

@@ -229,7 +229,7 @@ def test_the_whole_story(page: Page, site: Site, size: str, theme: str) -> None:
     expect(page.get_by_role("progressbar")).to_be_hidden(timeout=SECONDS)
     wait_until_drawn(page, fruit, 6)
 
-    page.get_by_role("link", name="History").click()
+    page.get_by_role("link", name="Gallery").click()
     page.get_by_label("Words of the prompt").fill(fruit)
     expect(results(page)).to_have_count(6)
     results(page).nth(2).click()
@@ -268,7 +268,7 @@ def test_all_four_views_can_be_used_by_everybody(page: Page, site: Site, size: s
     page.goto("/")
     if language != "English":
         page.get_by_role("button", name=language).click()
-        expect(page.get_by_role("link", name="历史")).to_be_visible()
+        expect(page.get_by_role("link", name="图库")).to_be_visible()
     expect(page.locator("html")).to_have_attribute("data-bs-theme", theme)
     told = "did you mean prompt?" if language == "English" else "没有这个字段"
     expect(page.get_by_text(told).first).to_be_visible()
@@ -356,7 +356,7 @@ def test_the_keyboard_is_enough(page: Page, site: Site, size: str, theme: str) -
     expect(page.get_by_label("Words of the prompt")).to_be_focused()
     page.keyboard.type("banana")
     expect(results(page)).to_have_count(3)
-    for _ in range(8):
+    for _ in range(16):
         if page.evaluate("document.activeElement.closest('#results a') !== null"):
             break
         page.keyboard.press("Tab")
@@ -366,9 +366,111 @@ def test_the_keyboard_is_enough(page: Page, site: Site, size: str, theme: str) -
         page.wait_for_load_state("load")  # the keys work from then on
         page.keyboard.press(key)
         expect(page.get_by_text(told)).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(re.compile("/history"))
     page.wait_for_load_state("load")
     page.keyboard.press("n")
     expect(page.get_by_label("Prompt prompt", exact=True)).to_be_visible()
+
+
+@pytest.mark.thorough  # some seconds of a browser
+def test_the_viewer_goes_over_the_whole_search_and_zooms(page: Page, site: Site, size: str, theme: str) -> None:
+    page.goto("/history?order=oldest")
+    results(page).nth(2).click()
+    stage, image = page.locator("#stage"), page.locator("#stage .large")
+    first = page.url
+    page.wait_for_load_state("networkidle")
+    box = stage.bounding_box()
+    assert box is not None
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    drag(page, middle, (middle[0] - 150, middle[1]))  # a swipe: the next job's image, which no other of this job is
+    expect(page).not_to_have_url(first)
+    expect(page).to_have_url(re.compile("order=oldest"))
+    second = page.url
+    page.keyboard.press("ArrowRight")
+    expect(page).not_to_have_url(second)
+    page.keyboard.press("ArrowLeft")
+    expect(page).to_have_url(second)
+    image.dblclick()
+    expect(stage).to_have_class(re.compile("zoomed"))
+    before = image.bounding_box()
+    drag(page, middle, (middle[0] + 40, middle[1]))
+    after = image.bounding_box()
+    assert before is not None
+    assert after is not None
+    assert abs(after["x"] - before["x"] - 40) < 2
+    expect(page).to_have_url(second)
+    page.keyboard.press("z")
+    expect(stage).not_to_have_class(re.compile("zoomed"))
+    pressed = page.locator(".tools .star").get_attribute("aria-pressed")
+    page.keyboard.press("s")
+    expect(page.locator(".tools .star")).not_to_have_attribute("aria-pressed", str(pressed))
+    page.get_by_role("button", name="Full screen").click()
+    expect(page.locator("html")).to_have_class(re.compile("full"))
+    page.keyboard.press("ArrowLeft")
+    expect(page).to_have_url(first)
+    expect(page.locator("html")).to_have_class(re.compile("full"))
+    check_access(page)
+    page.keyboard.press("f")
+    expect(page.locator("html")).not_to_have_class(re.compile("full"))
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(f"{site.address}/history?order=oldest")
+
+
+def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=4)
+    page.mouse.up()
+
+
+@pytest.mark.thorough  # likewise
+def test_images_are_chosen_and_something_is_done_with_them(page: Page, site: Site, size: str, theme: str) -> None:
+    tag = f"from {size}"
+    page.goto("/history?words=frog")
+    if size == "phone":
+        page.get_by_role("button", name="How it was made").first.tap()
+    else:
+        page.locator(".shot").first.hover()
+    expect(page.locator(".told").first).to_have_css("opacity", "1")
+    expect(page.locator(".told").first).to_contain_text("Seed")
+    expect(page.locator(".bar")).to_be_hidden()
+    picks = page.locator(".pick")
+    picks.first.check()
+    picks.nth(2).click(modifiers=["Shift"])
+    expect(page.get_by_text("3 chosen")).to_be_visible()
+    check_access(page)
+    take(page, "chosen", size, theme)
+    page.locator("summary", has_text="Tag").click()
+    page.get_by_label("Tags, with commas between").fill(tag)
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(page.get_by_text("3 images are tagged anew")).to_be_visible()
+    page.goto(f"/history?tag={tag}")
+    expect(results(page)).to_have_count(3)
+    number = list(SIZES).index(size)  # each has its own
+    page.locator(".shot").nth(number).hover()
+    page.locator(".star").nth(number).click()
+    expect(page.locator(".star").nth(number)).to_have_attribute("aria-pressed", "true")
+    page.get_by_label("favourites").check()
+    expect(results(page)).to_have_count(number + 1)
+    page.goto(f"/history?tag={tag}")
+    for number in (0, 2):
+        picks.nth(number).check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("columnheader")).to_have_count(2)
+    check_access(page)
+    take(page, "compare", size, theme)
+    page.get_by_role("link", name="Back", exact=True).click()
+    expect(results(page)).to_have_count(3)
+    picks.first.check()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename.endswith(".zip")
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", name="to the trash?")).to_be_visible()
+    check_access(page)
+    page.get_by_role("link", name="Keep them").click()
+    expect(results(page)).to_have_count(3)
 
 
 @ONE_LOOK

@@ -22,7 +22,8 @@ from sdbatch.web import server
 # The real command, less patient than it is.
 COMMAND = """
 import sys
-from sdbatch.web import credentials, server
+from sdbatch.access import credentials
+from sdbatch.web import server
 server.SILENT_SECONDS, server.GRACE_SECONDS, server.LINGERS_SECONDS, server.MOST_CONNECTIONS = 1.5, 1, 1, 230
 credentials.SECONDS_EACH, credentials.LONGEST_WAIT = 1, 3
 from sdbatch.__main__ import main

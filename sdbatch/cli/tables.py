@@ -8,11 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from sdbatch.errors import printable
+from sdbatch.history.compare import Row
 from sdbatch.history.records import JobRecord, Lineage, PictureRecord
 from sdbatch.messages import Message, here
 from sdbatch.operations.catalog import CatalogEntry
+from sdbatch.spool import status_reader
 from sdbatch.spool.reason import message_of
+from sdbatch.spool.status_reader import Facts
 from sdbatch.storage.root import Root
+from sdbatch.telemetry.nodes import images_an_hour, lines
 
 
 def show_pictures(pictures: list[PictureRecord], root: Root) -> None:
@@ -35,6 +39,21 @@ def show_pictures(pictures: list[PictureRecord], root: Root) -> None:
         is_failed = each.state == "failed"
         cell = Text(star + _why(each, root), "red") if is_failed else Text(star + printable(each.prompt))
         table.add_row(_local(each.drawn_at), Text(printable(each.path)), _said(each.seed), *_how(each), cell)
+    console.print(table)
+
+
+def show_compared(names: list[str], rows: list[Row]) -> None:
+    """A column for each image, a row for each parameter; in a pipe the same with tabs."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for title, values in [("", names), *((here(row.title), [*row.values]) for row in rows)]:
+            print("\t".join(_line(value) for value in (title, *values)))  # noqa: T201
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", *names):
+        table.add_column(Text(printable(name)), overflow="fold")
+    for row in rows:
+        table.add_row(here(row.title), *(Text(printable(value), "bold" * row.differs) for value in row.values))
     console.print(table)
 
 
@@ -84,6 +103,37 @@ def show_models(models: list[CatalogEntry]) -> None:
         size = Text(here(Message("missing")), "red") if each.kind == "missing" else Text(f"{each.size / 1e9:.1f} GB")
         table.add_row(Text(printable(each.name)), size, ", ".join(each.converted), Text(printable(each.path)))
     console.print(table)
+
+
+def show_seats(seats: list[Facts]) -> None:
+    """A table by node; in a pipe one line each with tabs: name, state, jobs, model, images an hour, restarts."""
+    console = Console(highlight=False)
+    rows = [
+        (
+            str(seat.get("name")),
+            str(seat.get("state")),
+            ",".join(map(str, seat.get("jobs") or ())),
+            status_reader.model_of(seat),
+            str(images_an_hour([seat]) or ""),
+            str(seat.get("restarts") or ""),
+            str(seat.get("problem") or ""),
+        )
+        for seat in seats
+    ]
+    if not console.is_terminal:
+        for row in rows:
+            print("\t".join(_line(value) for value in row))  # noqa: T201
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    names = (Message("device"), Message("state"), Message("jobs"), Message("model"))
+    for name in (*names, Message("images an hour"), Message("restarts"), Message("problem")):
+        table.add_column(here(name), overflow="fold")
+    for row, seat in zip(rows, seats, strict=True):
+        told = here(seat.get("problem") or "")
+        table.add_row(row[0], here(row[1]), *row[2:6], Text(printable(told), "red"))
+    console.print(table)
+    for line in lines(seats):
+        console.print(Text(printable(here(line)), "bold"), soft_wrap=True)
 
 
 def _facts(found: PictureRecord | JobRecord, root: Root) -> Iterator[tuple[str, str]]:

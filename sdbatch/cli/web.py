@@ -92,7 +92,7 @@ def _print_hash() -> None:
 
 
 def _print_token() -> None:
-    from sdbatch.web import credentials  # noqa: PLC0415
+    from sdbatch.access import credentials  # noqa: PLC0415
 
     token, kept = credentials.new_token()
     echo(Message("the token, for the program: {token}", token), err=True)

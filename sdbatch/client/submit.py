@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sdbatch.client.validate import check_file, find_named, lies_beside, submit_file
+from sdbatch.client.named_files import find_named, lies_beside
+from sdbatch.client.validate import check_file, submit_file
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing
 from sdbatch.job import reader
@@ -55,7 +56,7 @@ def _beside(path: Path, root: Root, limits: Limits) -> dict[str, Path]:
     data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
     for parsed in reader.parse(data, path.name):
         for field in FILES:
-            if not (named := getattr(parsed.job, field, "")) or field in parsed.kept:
+            if not (named := getattr(parsed.job, field, "")) or (field, named) in parsed.kept:
                 continue
             with suppress(Missing):  # an earlier job may still create it
                 found = lies_beside(named, path.parent, root) or find_named(field, named, path.parent, root, limits)

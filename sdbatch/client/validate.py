@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sdbatch.client.named_files import find_named
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing, TemporarilyUnavailable
 from sdbatch.job import reader
@@ -21,7 +22,7 @@ from sdbatch.prompts.weights import PromptWeights, find_prompt_weights
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
-from sdbatch.storage.spelling import as_stored, in_other_case
+from sdbatch.storage.spelling import in_other_case
 
 
 def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
@@ -113,47 +114,6 @@ def _drawn(job: AnyJob, lines: list[str] | None) -> str:
         else Message("{count} prompts", len(lines or ()))
     )
     return f'"{plain(job.prompt) if job.prompt else ""}"' if lines is None else f'{prompts}, "{plain(lines[0])}"'
-
-
-def find_named(field: str, named: str, beside: Path | None, root: Root, limits: Limits) -> Path:
-    """The file that a job names: beside it, or in the root.
-
-    Files in the root follow the service's rules. `submit` copies files beside a job outside the root.
-
-    Raises:
-        Missing: it is not there.
-        JobError: the service would refuse it.
-    """
-    if beside is None:
-        found = root.find(field, named, [root.inbox, root.path])
-    elif (outside := lies_beside(named, beside, root)) is not None:
-        if not outside.exists():
-            template = '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link'
-            raise Missing(template, field, named)
-        if not outside.is_file():
-            raise JobError('{field}: "{named}" is not a file', field, named)
-        found = outside
-    else:
-        is_in_root = beside.resolve().is_relative_to(root.path.resolve())
-        found = root.find(field, named, [beside.resolve(), root.path] if is_in_root else [root.path])
-    if not found.is_file():
-        raise JobError('{field}: "{named}" is not a file', field, named)
-    if (size := found.stat().st_size) > limits.input_bytes:
-        template = '{field}: "{named}" has {size:,} bytes; the limit is {most:,}'
-        raise JobError(template, field, named, size, limits.input_bytes)
-    return found
-
-
-def lies_beside(named: str, beside: Path, root: Root) -> Path | None:
-    """The file that a job outside the root names by a relative path; None if there is none."""
-    path = Path(named)
-    if path.is_absolute() or "\0" in named:
-        return None  # the service accepts such paths only inside the root
-    path = as_stored(Path(os.path.normpath(beside / path)))
-    top = root.path.resolve()
-    leads = Path(os.path.realpath(path))  # unlike resolve, it reports circular links
-    is_there = os.path.lexists(path) and not leads.is_relative_to(top)
-    return path if is_there and not beside.resolve().is_relative_to(top) else None
 
 
 def _check_init(

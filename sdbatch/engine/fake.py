@@ -33,7 +33,7 @@ from sdbatch.engine.protocol import (
     Unfit,
 )
 from sdbatch.errors import Cancelled, EngineDown, JobError, RendererDied
-from sdbatch.job.parameters import Txt2Img, batches, count_pictures
+from sdbatch.job.parameters import Txt2Img
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
@@ -45,8 +45,9 @@ class FakeEngine:
     """Makes grey cards of the right size and name, with the same durable steps as the renderer.
 
     It needs no time: each event is made when it is asked for. With a `seed`, the events of several jobs come in a
-    random order, the same for the same seed. `before` is called with each job before it starts, and may raise what
-    ends a renderer. While the file `hold` exists, a job makes steps, but does not finish its second batch.
+    random order, the same for the same seed. `pace` is how many seconds a step takes. `before` is called with each job
+    before it starts, and may raise what ends a renderer. While the file `hold` exists, a job makes steps, but does not
+    finish its second batch.
     """
 
     problem = ""
@@ -58,7 +59,9 @@ class FakeEngine:
         seed: int | None = None,
         hold: Path | None = None,
         capacity: int = 1,
+        pace: float = 0,
     ) -> None:
+        self.pace = pace
         self.before, self.devices, self.hold, self.capacity = before, devices, hold, capacity
         self.given: list[str] = []  # the ids of the last jobs that were handed over
         self.drawn: list[Draw] = []  # the last jobs that were begun
@@ -127,14 +130,17 @@ class FakeEngine:
         yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("made by the fake engine: grey cards")])
 
     def _samples(self, task: Draw) -> Iterator[Event]:
-        size = task.job.picture_size if isinstance(task.job, Txt2Img) else (64, 64)
-        wanted = range(count_pictures(task.job, task.lines)) if task.images is None else task.images
+        cells = task.cells
+        wanted = range(cells.total) if task.images is None else task.images
         last = max(wanted, default=-1)
-        for batch in batches(task.job, task.lines):
+        for batch in cells.batches():
+            job = cells.job_of(batch.cell)
+            size = job.picture_size if isinstance(job, Txt2Img) else (64, 64)
             images = range(batch.first, batch.first + len(batch.prompts))
             if not any(index in wanted for index in images):
                 continue
             while True:
+                time.sleep(self.pace)
                 yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
                 if task.cancel.exists():
                     raise Cancelled(Cancelled.TEXT)
@@ -147,7 +153,7 @@ class FakeEngine:
                 if index not in wanted:
                     continue
                 path = task.folder / SAMPLES / f"{index:05}.png"
-                grey = (task.job.seed + index) % 256
+                grey = (job.seed + index - batch.start) % 256
                 sha256 = files.sha256(path) if index < task.start_at else _write_card(path, *size, grey)
                 yield StagedSample(
                     job_id=task.job_id,
@@ -233,7 +239,9 @@ def _write_card(path: Path, width: int, height: int, grey: int) -> str:
 def main() -> None:
     """Like the renderer's `main`: the configuration as JSON, and the pipe for the answers."""
     config = RendererConfig.model_validate_json(sys.argv[1])
-    engine = FakeEngine(hold=config.checksums.with_name("hold"))
+    pace = config.checksums.with_name("pace")
+    seconds = float(pace.read_text()) if pace.exists() else 0
+    engine = FakeEngine(hold=config.checksums.with_name("hold"), pace=seconds)
     with open(0, encoding="utf-8") as requests, open(int(sys.argv[2]), "w", encoding="utf-8") as answers:  # noqa: PTH123
 
         def answer(message: Message) -> None:

@@ -6,11 +6,13 @@ pictures under their final names, complete from the moment they have them. A ren
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
 
+from sdbatch.job.cells import Cells
 from sdbatch.job.parameters import AnyJob
 from sdbatch.messages import pack, unpack
 
@@ -54,6 +56,8 @@ class Draw(Message):
     job_id: str  # comes back in each event; a part of a job has one of its own
     job: AnyJob
     lines: list[str] | None  # of from_file
+    changes: list[dict[str, Any]] = [{}]  # of each cell, the fields in which its job differs
+    other_files: dict[int, dict[str, Any]] = {}  # of the cells that need others (`Files`)
     init: Path | None  # the init image's copy
     max_init_pixels: int  # of the init image as it comes
     max_pixels: int  # of a picture drawn
@@ -67,6 +71,30 @@ class Draw(Message):
     images: tuple[int, ...] | None = None  # of a part: these, by their numbers in the job, and no grid; `start_at` is 0
     halt: Path  # once this is there, no further batch is begun
     cancel: Path  # once this is there, no further step is made
+
+    @cached_property
+    def cells(self) -> Cells:
+        """What it draws, one cell after another."""
+        return Cells(self.job, self.lines, self.changes)
+
+    def of_cell(self, number: int) -> "Draw":
+        """A cell as a job of its own, in the same folder."""
+        if not self.changes[number] and number not in self.other_files:
+            return self
+        own = Files.model_validate(self.other_files.get(number, {}))
+        files = {name: getattr(own, name) for name in own.model_fields_set}
+        return self.model_copy(update={**files, "job": self.cells.job_of(number), "changes": [{}], "other_files": {}})
+
+
+class Files(Message):
+    """The files of a cell, as far as they are others than the first one's."""
+
+    init: Path | None = None
+    ckpt: Path = Path()
+    config: Path = Path()
+    vae: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+    embeddings: dict[str, Path] = {}
 
 
 class Ready(Message):
@@ -87,6 +115,7 @@ class Loaded(Message):
 
     type: Literal["loaded"] = "loaded"
     job_id: str
+    cell: int = 0  # the first of those that are drawn with it
     seconds: float  # it took; 0 if it was there
     checkpoint_sha256: str
     vae_sha256: str = ""

@@ -18,6 +18,7 @@ from sdbatch.errors import JobError, printable
 from sdbatch.imaging import png_text
 from sdbatch.job import reader
 from sdbatch.job.document import Document, read_yaml
+from sdbatch.job.manifest import pictures_of
 from sdbatch.job.parameters import MAX_PROMPT, RANDOM
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.spool.reason import ERROR
@@ -219,7 +220,8 @@ def read_record(manifest: Path) -> Facts:
     """The content of a manifest; empty if it can't be read."""
     data = files.read_regular(manifest, MAX_RECORD) or b""
     document = next(read_yaml(data.decode("utf-8", "replace")), None)
-    return document.value if isinstance(document, Document) and isinstance(document.value, dict) else {}
+    record: Facts = document.value if isinstance(document, Document) and isinstance(document.value, dict) else {}
+    return record | ({"pictures": pictures_of(record)} if isinstance(record.get("pictures"), str) else {})
 
 
 def parse_dropped(folder: Path, root: Root) -> reader.Parsed | None:

@@ -7,7 +7,7 @@ each. So a malicious image costs the time of a separate process, which can be ki
 import json
 import resource
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sdbatch.imaging import infotext, other_programs, png_text
 from sdbatch.messages import Message
 
 MEMORY = 2 << 30  # bytes: the limit for one image
+COMMENTS = ("UserComment", "ImageDescription")  # of EXIF
 UNREADABLE = Message("made by a program whose text in the image can't be read here")
 ELSEWHERE = Message("drawn by another program: the same seed need not give the same picture")
 
@@ -32,6 +33,7 @@ class PictureInfo:
         is_own: whether we wrote it.
         program: the other program, if known.
         unread: keywords of texts that are not understood.
+        comment: the comment or description in its EXIF, as it stands.
     """
 
     width: int
@@ -44,6 +46,7 @@ class PictureInfo:
     is_own: bool = False
     unread: list[str] = field(default_factory=list)
     program: str = ""
+    comment: str = ""
 
 
 def read(path: Path) -> PictureInfo | None:
@@ -51,6 +54,11 @@ def read(path: Path) -> PictureInfo | None:
     written = png_text.read(path)
     if written is None:
         return None
+    comment = next((text for key in COMMENTS if (text := written.texts.get(key, "").strip())), "")
+    return replace(_told(written), comment=comment)
+
+
+def _told(written: png_text.Written) -> PictureInfo:
     size = written.width, written.height
     job = own_text(written).get("job")
     if isinstance(job, dict):  # with from_file, only the other text contains this image's prompt

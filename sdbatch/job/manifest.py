@@ -4,17 +4,21 @@ Dropped unchanged, it is an img2img follow-up of the first image: its `follow_up
 it. Without this block it is the same job again.
 """
 
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from sdbatch.errors import JobError
+from sdbatch.job.parameters import auto_seeding
 
 VERSION = 1
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's is ten times as fast
+STUDY = ("matrix", "zip", "exclude")  # what a job says of its cells
 NOT_CARRIED_OVER = {
     "H",
     "W",
@@ -26,6 +30,7 @@ NOT_CARRIED_OVER = {
     "strength",
     "outdir",
     "name",
+    *STUDY,
 }
 
 _HEADER = """\
@@ -59,6 +64,7 @@ class Picture(Record):
     index: int  # the job's number of the picture, from 0
     prompt: str | None = None  # its line of from_file, cut short; without, the job's prompt
     published: str | None = None
+    values: dict[str, Any] | None = None  # in a study, of the fields that vary
 
 
 class Grid(Record):
@@ -91,6 +97,8 @@ class Manifest(Record):
     defaults: dict[str, Any] = {}  # of the job's fields, those that the root's configuration said
     job: dict[str, Any]
     pictures: list[Picture]
+    axes: list[list[str]] = []  # of a study the fields that vary; those in one group vary together
+    cells: int = 1
     grid: Grid | None
     more_grids: list[Grid] = []  # its further parts, where it would have been too large
     inputs: list[Input]
@@ -101,44 +109,68 @@ class Manifest(Record):
     device: str
     computed_in: str = "float32"  # or float16, bfloat16: what the job's precision meant on the device
     checkpoint: dict[str, Any]
+    more_checkpoints: list[dict[str, Any]] = []  # the others of a study
     safety_checker: str = "off"
     watermark: str = ""  # the text, where there is one
     notes: list[str]
-    first_prompt: str | None = None  # of from_file, whole; it stands in follow_up
+    first_prompt: str | None = None  # whole, where images have their own; it stands in follow_up
 
     def to_yaml(self) -> str:
         """The text of the file, with `follow_up` on top."""
         content = self.model_dump(exclude={"first_prompt"})
         for picture in content["pictures"]:
-            if picture["prompt"] is None:
-                del picture["prompt"]
-        for name in ("peak_bytes", "more_grids", "defaults"):
+            for name in ("prompt", "values"):
+                if picture[name] is None:
+                    del picture[name]
+        for name in ("peak_bytes", "more_grids", "defaults", "more_checkpoints"):
             if not content[name]:
                 del content[name]
         head = {key: content.pop(key) for key in ("sdbatch_manifest", "id")}
         if self.pictures:
             head["follow_up"] = self._follow_up()
-        return _HEADER + dump(head | content)
+        if not self.axes:
+            del content["axes"], content["cells"]
+            return _HEADER + dump(head | content)
+        listed = content.pop("pictures")
+        return _HEADER + dump(head | content) + _as_lines(listed)
 
     def _follow_up(self) -> dict[str, Any]:
         first = self.pictures[0]
-        prompt = self.first_prompt or first.prompt or self.job["prompt"]
+        prompt = self.first_prompt if self.first_prompt is not None else first.prompt or self.job["prompt"]
         return {"init_img": first.file, "prompt": prompt, "strength": 0.75, "outdir": "outputs/img2img-samples"}
 
 
-Kept = dict[str, tuple[tuple[str, ...], str]]
+Kept = dict[tuple[str, str], tuple[tuple[str, ...], str]]
+
+
+def _as_lines(pictures: Iterable[Mapping[str, Any]]) -> str:
+    """The images of a study as one text with a line of JSON each: YAML needs a second for two thousand of them."""
+    return "pictures: |\n" + "".join(f"  {json.dumps(picture)}\n" for picture in pictures)
+
+
+def pictures_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The images that a manifest lists, as read from YAML; what is no image is left out."""
+    listed = record.get("pictures")
+    if isinstance(listed, str):
+        try:
+            listed = [json.loads(line) for line in listed.splitlines()]
+        except (ValueError, RecursionError):
+            return []
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
 @dataclass(frozen=True)
 class Asked:
     """The job that a dropped manifest asks for: its fields, its parent, and the files kept with the earlier job.
 
-    `kept` maps init_img or from_file to the possible places of the earlier job's copy, and its sha256.
+    `kept` maps init_img or from_file, and how it was named, to the possible places of the earlier job's copy, and its
+    sha256. `defaults` are those that the root of a study said for its cells.
     """
 
     fields: dict[str, Any]
     parent: Parent
     kept: Kept
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 def read_asked(record: dict[str, Any]) -> Asked:
@@ -158,26 +190,40 @@ def read_asked(record: dict[str, Any]) -> Asked:
     if block is None:
         # A copy replaces the original name; an edited name means another file.
         kept = {
-            str(i.get("field")): ((f"{folder}/{i.get('file')}",), str(i.get("sha256")))
+            (str(i.get("field")), str(i.get("named"))): ((f"{folder}/{i.get('file')}",), str(i.get("sha256")))
             for i in _listed(record, "inputs")
-            if i.get("named") == job.get(str(i.get("field"))) and _is_ours(i.get("file"))
+            if _is_ours(i.get("file"))
         }
-        return Asked(dict(job), Parent(job=job_id), kept)
+        return Asked(dict(job), Parent(job=job_id), kept, _defaults(record))
     if not isinstance(block, dict):
         raise JobError("follow_up: must be fields and values, such as `prompt: ...`; or remove the block")
     block = {str(key).replace("-", "_"): value for key, value in block.items()}
     left = NOT_CARRIED_OVER | ({"sampler"} if job.get("sampler") == "plms" else set())
     carried = {key: value for key, value in job.items() if key not in left}
     wanted = block.get("init_img", 0)
-    pictures = [Picture.model_validate(entry) for entry in _listed(record, "pictures")]
+    pictures = [Picture.model_validate(entry) for entry in pictures_of(record)]
     picture = _picked(pictures, wanted, folder)
     if picture is None:
-        return Asked(carried | block, Parent(job=job_id), {})
-    if job.get("seeding") == "picture":
+        return Asked(carried | block, Parent(job=job_id), {}, _defaults(record))
+    carried |= {name: value for name, value in (picture.values or {}).items() if name not in left}
+    if _is_seeded_alone(carried):
         carried["seed"] = picture.seed
     place = f"{folder}/{picture.file}"
-    kept = {"init_img": ((place, picture.published or place), picture.sha256)}
-    return Asked(carried | block | {"init_img": place}, Parent(job=job_id, picture=picture.file), kept)
+    kept = {("init_img", place): ((place, picture.published or place), picture.sha256)}
+    parent = Parent(job=job_id, picture=picture.file)
+    return Asked(carried | block | {"init_img": place}, parent, kept, _defaults(record))
+
+
+def _defaults(record: dict[str, Any]) -> dict[str, Any]:
+    """The root's defaults, where the job does not have all fields itself: that of a study has those that were given."""
+    defaults = record.get("defaults")
+    return defaults if record.get("axes") and isinstance(defaults, dict) else {}
+
+
+def _is_seeded_alone(job: dict[str, Any]) -> bool:
+    """Whether each image of a job has a seed of its own."""
+    said = job.get("seeding", "auto")
+    return (auto_seeding(job.get("sampler", "ddim")) if said == "auto" else said) == "picture"
 
 
 def _is_ours(name: object) -> TypeGuard[str]:

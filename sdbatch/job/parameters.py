@@ -7,7 +7,7 @@ Long, as it lists every parameter with its limits and words.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 from unicodedata import category
 
@@ -490,11 +490,28 @@ def job_kind(fields: dict[str, Any]) -> type[Txt2Img | Img2Img]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are generated together: one pass of the sampler."""
+    """Images that are generated together: one pass of the sampler.
+
+    Attributes:
+        first: the number of its first image, from 0.
+        cell: the number of its cell (cells.py).
+        start: the number of that cell's first image.
+    """
 
     iteration: int
-    first: int  # the job's number of its first picture, from 0
+    first: int
     prompts: tuple[str, ...]
+    cell: int = 0
+    start: int = 0
+
+    def of_cell(self, cell: int, start: int) -> "Batch":
+        """The same of a cell whose first image has the number `start` in its job."""
+        return replace(self, first=start + self.first, cell=cell, start=start)
+
+    @property
+    def within(self) -> int:
+        """The number of its first image in its cell."""
+        return self.first - self.start
 
 
 def batches(job: AnyJob, lines: Sequence[str] | None) -> Iterator[Batch]:

@@ -6,8 +6,9 @@ Long, as most of it says what is wrong.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -15,9 +16,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sdbatch.errors import JobError, SdbatchError
-from sdbatch.job import foreign_fields, syntax_hints
+from sdbatch.job import foreign_fields, matrix, syntax_hints
+from sdbatch.job.cells import Axes, Row, Template, in_words
 from sdbatch.job.document import Document, Line, Unsure, plain, read_json, read_yaml
-from sdbatch.job.manifest import Asked, Kept, Parent, read_asked
+from sdbatch.job.manifest import STUDY, Asked, Kept, Parent, read_asked
 from sdbatch.job.messages import likely, no_such, raised, refused, shown, unknown
 from sdbatch.job.parameters import (
     LAION400M,
@@ -27,13 +29,12 @@ from sdbatch.job.parameters import (
     Img2Img,
     Lora,
     Txt2Img,
-    defaults_that_fit,
     job_kind,
 )
 from sdbatch.messages import Message, joined, lines
 
 MAX_BYTES = 256 * 1024
-MAX_MANIFEST_BYTES = 1024 * 1024  # one lists up to a thousand pictures
+MAX_MANIFEST_BYTES = 8 * 1024 * 1024  # a study's lists up to ten thousand images
 MAX_JOBS = 1000
 MAX_FIELDS = 100
 MAX_PROBLEMS = 10  # errors reported for one job
@@ -51,6 +52,8 @@ class Parsed:
     """One job of a file: the job, or its error; and the origin that a dropped manifest states.
 
     Attributes:
+        job: of its cells the first.
+        template: what its cells are made from.
         notes: parts of the file without effect, each with its line.
         filled: the fields that the root's defaults set.
         places: the lines of its fields.
@@ -58,6 +61,7 @@ class Parsed:
 
     job: AnyJob | None = None
     error: JobError | None = None
+    template: Template = field(default_factory=lambda: Template({}))
     parent: Parent | None = None
     kept: Kept = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -129,10 +133,11 @@ def _parse_document(document: Document | JobError, file_name: str, defaults: Def
     try:
         if "sdbatch_manifest" not in values:
             written = _Written(values, document, (), defaults)
-            return Parsed(written.job(), notes=tuple(written.notes()), filled=written.filled, places=written.places)
+            return written.parsed(filled=written.filled)
         asked = _read_manifest(values, document.line)
-        written = _Written(asked.fields, document, ("follow_up",) if "follow_up" in values else ("job",))
-        return Parsed(written.job(), None, asked.parent, asked.kept, tuple(written.notes()), places=written.places)
+        within = ("follow_up",) if "follow_up" in values else ("job",)
+        written = _Written(asked.fields, document, within, asked.defaults.items())
+        return written.parsed(parent=asked.parent, kept=asked.kept)
     except JobError as error:
         told = [Message("{file_name}: {problem}", file_name, line) for line in lines(error.message)]
         return Parsed(error=JobError(joined("\n", told)))
@@ -156,6 +161,7 @@ class _Written:
         self.document, self.within = document, within
         self.start = document.lines.get(within) or document.lines[()]
         self.paths: dict[str, tuple[Line, ...]] = {}
+        self.study: dict[str, Any] = {}
         self.given: dict[str, Any] = {}
         if foreign_fields.is_workflow(values):
             raise JobError("line {line}: {problem}", self.start, _WORKFLOW)
@@ -167,7 +173,7 @@ class _Written:
             if name in self.given:
                 raise JobError("{where}{name}: is given twice, in two spellings; remove one", self._where(name), name)
             self.given[name] = value
-            if what := syntax_hints.invisible(key) if name not in _KNOWN else "":
+            if what := syntax_hints.invisible(key) if name not in _KNOWN and name not in STUDY else "":
                 text = Message(
                     "the name contains {character}; write {instead}", what, plain(syntax_hints.plain_spaces(key))
                 )
@@ -176,41 +182,68 @@ class _Written:
             template = "{where}{count:,} fields; the limit is {most} per job"
             raise JobError(template, self._where(name), len(self.given), MAX_FIELDS)
         self.given.pop("$schema", None)  # editors' own
+        self.study = {key: said for key in STUDY if (said := self.given.pop(key, None)) is not None}
         self.fields = {name: value for name, value in self.given.items() if not _is_unsaid(name, value)}
         self.is_idle_strength = (
             "init_img" in self.given and "init_img" not in self.fields and self.fields.get("strength") == _STRENGTH
         )
         if self.is_idle_strength:  # a program that writes all its fields means a txt2img job
             del self.fields["strength"]
-        self.kind = job_kind(self.fields)
+        rows, axes = self._cells()
+        self.kind = job_kind({**self.fields, **rows[0].values})
         if self.kind is Img2Img and self.fields.get("laion400m") is False:
             del self.fields["laion400m"]  # false is allowed for img2img
-        self.filled = defaults_that_fit({name: value for name, value in defaults if self._lacks(name)}, self.fields)
-        self.fields |= self.filled
+        fields = {name: _meant(self.kind, name, value) for name, value in self.fields.items()}
+        self.template = Template(fields, dict(defaults), rows, axes, self.study, self._refused)
+        _, self.fields, self.filled = self.template.filled(rows[0].values)
 
-    def _lacks(self, name: str) -> bool:
-        """Whether a field of this kind of job was left out."""
-        is_its = name in self.kind.model_fields and not (self.kind is Img2Img and name in NOT_FOR_IMG2IMG)
-        return is_its and name not in self.fields
+    def _cells(self) -> tuple[Sequence[Row], Axes]:
+        """What `matrix`, `zip` and `exclude` ask for."""
+        varying = [self.study[key] for key in ("matrix", "zip") if isinstance(self.study.get(key), dict)]
+        kind = job_kind({**self.fields, **{name: 0 for each in varying for name in each}})
+        try:
+            if self.study:
+                meant = partial(_meant, kind)
+                found = matrix.read_study(self.study, meant, partial(_no_field, kind))
+                self.study = matrix.as_written(self.study, meant)
+                return found
+        except matrix.StudyError as error:
+            parts = [error.path[:length] for length in range(len(error.path), 0, -1)]
+            paths = ((*within, *part) for part in parts for within in (self.within, ("job",)))
+            line = next((self.document.lines[path] for path in paths if path in self.document.lines), self.start)
+            raise JobError("line {line}: {problem}", line, error.args[0]) from error
+        return (Row(),), ()
 
-    def job(self) -> AnyJob:
+    def parsed(self, **more: Any) -> Parsed:
         """What it asks for.
 
         Raises:
             JobError: with each invalid field, in the order of the file.
         """
-        fields = {name: _meant(self.kind, name, value) for name, value in self.fields.items()}
-        try:
-            return self.kind.model_validate(fields)
-        except ValidationError as error:
-            found = {_field_of(details): details for details in error.errors(include_url=False)}
-            order = [*self.given]
-            in_file_order = sorted(found, key=lambda name: order.index(name) if name in order else -1)
-            told = [self._told(name, found[name]) for name in in_file_order[:MAX_PROBLEMS]]
-            if foreign_fields.is_of_the_web_uis(self.given):
-                told.insert(0, Message("line {line}: {problem}", self.start, _HTTP_JOB))
-            more = [Message("and {count} more", len(found) - MAX_PROBLEMS)] if len(found) > MAX_PROBLEMS else []
-            raise JobError(joined("\n", [*told, *more])) from error
+        cells = self.template.cells()
+        return Parsed(cells.job, template=self.template, notes=tuple(self.notes()), places=self.places, **more)
+
+    def _refused(
+        self, error: ValidationError, row: Row, kind: type[Txt2Img | Img2Img], fields: dict[str, Any]
+    ) -> JobError:
+        """What is wrong with a cell, or with a job that has no cells."""
+        found = {_field_of(details): details for details in error.errors(include_url=False)}
+        order = [*self.given]
+        in_file_order = sorted(found, key=lambda name: order.index(name) if name in order else -1)
+        told = [self._told(name, found[name], row, kind, fields) for name in in_file_order[:MAX_PROBLEMS]]
+        if foreign_fields.is_of_the_web_uis(self.given):
+            told.insert(0, Message("line {line}: {problem}", self.start, _HTTP_JOB))
+        more = [Message("and {count} more", len(found) - MAX_PROBLEMS)] if len(found) > MAX_PROBLEMS else []
+        return JobError(joined("\n", [*told, *more]))
+
+    def _axis(self, name: str) -> tuple[Line, ...]:
+        """Where a field's values stand in `matrix` or `zip`."""
+        for key in ("matrix", "zip"):
+            for written in self.study.get(key) or {}:
+                if matrix.our_name(written) == name:
+                    paths = ((*self.within, key, written), ("job", key, written), (key,))
+                    return next((path for path in paths if path in self.document.lines), ())
+        return ()
 
     def notes(self) -> Iterator[str]:
         """Parts of a valid job's file that have no effect."""
@@ -237,11 +270,16 @@ class _Written:
         return {name: self.document.lines.get(path, self.start) for name, path in self.paths.items()}
 
     def _where(self, name: str) -> str:
-        return Message("line {line}: ", self.document.lines.get(self.paths.get(name, ()), self.start))
+        path = self._axis(name) or self.paths.get(name, ())
+        return Message("line {line}: ", self.document.lines.get(path, self.start))
 
-    def _told(self, name: str, details: ErrorDetails) -> str:
+    def _told(
+        self, name: str, details: ErrorDetails, row: Row, kind: type[Txt2Img | Img2Img], fields: dict[str, Any]
+    ) -> str:
         """One invalid field, with its line."""
-        path, slip = self.paths.get(name, ()), ""
+        path, slip = self._axis(name) or self.paths.get(name, ()), ""
+        if row.place and name in row.values and not self._axis(name):
+            return Message("{place}: {field}: {problem}", row.place, name, _in_words(kind, name, details, fields))
         if len(details["loc"]) > 1:
             line = self.document.lines.get((*path, *details["loc"][1:]))
             where = Message("line {line}: ", line) if line else self._where(name)
@@ -250,8 +288,10 @@ class _Written:
             slip = syntax_hints.asks_for_quotes(self.document.sources.get(path, ""), _TEXTS)
         elif path and name == "prompt" and path in self.document.cut:
             slip = _cut(self.document.cut[path])
-        said = _in_words(self.kind, name, details, self.fields)
+        said = _in_words(kind, name, details, fields)
         said = said + "; " + slip if slip else said
+        if details["type"] == "value_error" and len(self.template.rows) > 1:
+            said += Message(" (in the cell {cell})", in_words(row.values))
         return Message("{where}{field}: {problem}", self._where(name), name, said)
 
 

@@ -52,7 +52,7 @@ def find_prompt_weights(job: AnyJob, lines: Sequence[str] | None, root: Root) ->
     field, prompts = ("prompt", [job.prompt]) if lines is None else ("from_file", [*lines])
     loras, notes = _loras(field, prompts, root)
     worn = [*(root.find_model("loras", lora.file) for lora in job.loras), *(lora.path for lora in loras)]
-    known = {**_by_name(root.models / EMBEDDINGS, *root.embedding_folders), **_bundled(worn)}
+    known = {**by_name(root.models / EMBEDDINGS, *root.embedding_folders), **_bundled(worn)}
     texts = [without_networks(text)[0] for text in dict.fromkeys(prompts)] + [job.negative_prompt]
     run_together = "\n".join(re.sub(r"\s+", "", text).casefold() for text in texts)
     named = {name: path for name, path in known.items() if re.sub(r"\s+", "", name).casefold() in run_together}
@@ -77,7 +77,7 @@ def _loras(field: str, prompts: Sequence[str], root: Root) -> tuple[tuple[Worn, 
         if network.kind not in ("lora", "lyco", "hypernet")
     ]
     named = [_wanted(field, network) for network in first if network.kind in ("lora", "lyco", "hypernet")]
-    known = _by_name(*root.lora_places) if named else {}
+    known = by_name(*root.lora_places) if named else {}
     return tuple(Worn(_found(field, name, known), weight) for name, weight in named), notes
 
 
@@ -122,7 +122,7 @@ def _found(field: str, name: str, known: Mapping[str, Path]) -> Path:
     raise JobError(missing, field, printable(name[:60]), instead)
 
 
-def _by_name(*folders: Path) -> dict[str, Path]:
+def by_name(*folders: Path) -> dict[str, Path]:
     """Files of weights below folders, by their names without suffix; a folder that is a LoRA by its own."""
     found: dict[str, Path] = {}
     for folder in folders:

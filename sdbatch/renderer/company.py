@@ -2,17 +2,18 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor
 
 from sdbatch.engine import protocol
+from sdbatch.engine.protocol import Draw
 from sdbatch.errors import JobError
 from sdbatch.job.parameters import Batch
 from sdbatch.renderer.device.memory import peak_bytes
-from sdbatch.renderer.draw import predict, samplings
+from sdbatch.renderer.draw import OnStep, predict, samplings
 from sdbatch.renderer.drawing import Drawing, Init
 from sdbatch.renderer.finishing import Finisher
 from sdbatch.renderer.memory.fallback import MemoryFallback
@@ -37,7 +38,8 @@ class _Member:
 
     Attributes:
         first: the first picture of the next batch that is begun.
-        begun: batches that are sampled now, in their order.
+        begun: batches that are sampled now, in their order, and those that wait for one before them to be finished.
+        sampled: the latents of these, by the batch's first picture.
         is_told: the service knows that it may hand over another job.
     """
 
@@ -46,32 +48,52 @@ class _Member:
     first: int
     samplings: Iterator[tuple[Batch, Asking]] = field(init=False)
     begun: deque[Batch] = field(default_factory=deque)
+    sampled: dict[int, Tensor] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
     is_told: bool = False
 
     @property
     def has_more(self) -> bool:
-        drawing = self.drawing
-        is_over = drawing.error is not None or drawing.is_halted
-        return not is_over and self.first <= drawing.last
+        return self.drawing.attempt.goes_on and self.first <= self.drawing.last
 
     def on_step(self, batch: Batch, step: int, steps: int) -> None:
         """Of batches side by side the first is told of: it ends first."""
-        if batch is self.begun[0]:
+        if batch == self.begun[0]:
             event = protocol.Stepped(job_id=self.drawing.task.job_id, first=batch.first, step=step, steps=steps)
             self.drawing.answer(event)
         self.finisher.check()
         self.drawing.check()
-        if batch is self.begun[-1] and not self.has_more:
+        if batch == self.begun[-1] and not self.has_more:
             each = (time.monotonic() - self.since) / step
             if each * (steps - step) < HAND_OVER_SECONDS:
                 self.tell_sampled()
 
     def tell_sampled(self) -> None:
         """Another job may be handed over: said a moment before it can be begun, for it takes one to come."""
-        if not self.is_told:
+        if not self.is_told and self.drawing.is_last:
             self.is_told = True
             self.drawing.answer(protocol.Sampled(job_id=self.drawing.task.job_id))
+
+
+def _samplings(
+    drawing: Drawing, init_of: Callable[[Draw], Init], on_step: OnStep, fallback: MemoryFallback
+) -> Iterator[tuple[Batch, Asking]]:
+    """The batches of a job's cells, from the first image that is missing on."""
+    cells = drawing.task.cells
+    for number in range(*drawing.stretch):
+        if not drawing.wanted(number):
+            continue
+        task, learned = drawing.task.of_cell(number), drawing.learned.get(number)
+        start = cells.starts[number]
+        told = partial(_tell_of_cell, on_step, number, start)
+        asked = task.job, task.lines, init_of(task), drawing.wanted(number), told, fallback, learned
+        for batch, asking in samplings(drawing.model, *asked):
+            fallback.first = start + batch.first
+            yield batch.of_cell(number, start), asking
+
+
+def _tell_of_cell(on_step: OnStep, cell: int, start: int, batch: Batch, step: int, steps: int) -> None:
+    on_step(batch.of_cell(cell, start), step, steps)
 
 
 class Company:
@@ -97,13 +119,10 @@ class Company:
         """Of all that are here."""
         return [member.drawing for member in self._members]
 
-    def join(self, drawing: Drawing, init: Init, fallback: MemoryFallback) -> None:
+    def join(self, drawing: Drawing, init_of: Callable[[Draw], Init], fallback: MemoryFallback) -> None:
         """Sample a job, too, from its next step on; `fallback` is what it does when memory runs out for it alone."""
-        task, staged = drawing.task, len(drawing.staged)
-        member = _Member(drawing, self._finisher, staged)
-        member.samplings = samplings(
-            drawing.model, task.job, task.lines, init, drawing.wanted, member.on_step, fallback, drawing.learned
-        )
+        member = _Member(drawing, self._finisher, drawing.kept)
+        member.samplings = _samplings(drawing, init_of, member.on_step, fallback)
         self._members.append(member)
         if not self._is_shared:
             self.fallback = fallback
@@ -124,13 +143,13 @@ class Company:
 
     def _begin(self, member: _Member) -> None:
         drawing = member.drawing
-        if member.first > len(drawing.staged) and drawing.task.halt.exists():
-            drawing.is_halted = True
+        if member.first > drawing.kept and drawing.task.halt.exists():
+            drawing.attempt.is_halted = True
             return
         try:
             batch, asking = next(member.samplings)
         except (JobError, OSError) as error:
-            drawing.error = drawing.error or error
+            drawing.attempt.error = drawing.attempt.error or error
             return
         member.begun.append(batch)
         member.since = time.monotonic()
@@ -138,24 +157,31 @@ class Company:
         self._packing.add(asking, partial(self._end, member, batch))
 
     def _end(self, member: _Member, batch: Batch, latents: Tensor | Exception) -> None:
-        member.begun.remove(batch)
         if isinstance(latents, Tensor):
-            self._finisher.take(member.drawing, batch, latents)
+            member.sampled[batch.first] = latents
         elif isinstance(latents, (JobError, OSError)):
-            member.drawing.error = member.drawing.error or latents
+            member.drawing.attempt.error = member.drawing.attempt.error or latents
+            member.begun.remove(batch)
         else:
             raise latents
+        # Cells have their own numbers of steps, and images are staged in their order.
+        while member.begun and member.begun[0].first in member.sampled:
+            first = member.begun.popleft()
+            self._finisher.take(member.drawing, first, member.sampled.pop(first.first))
         self._let_go_if_over(member)
 
     def _let_go_if_over(self, member: _Member) -> None:
         if member.begun or member.has_more or member not in self._members:
             return
         self._members.remove(member)
-        drawing = member.drawing
-        if drawing.error is None and not drawing.is_halted:
+        drawing, attempt = member.drawing, member.drawing.attempt
+        if attempt.goes_on:
             member.tell_sampled()
-        drawing.peak = peak_bytes(drawing.model.device)
-        self._finisher.end(drawing)
+        peak = peak_bytes(drawing.model.device)
+        attempt.peak = peak if peak is None else max(peak, attempt.peak or 0)
+        if drawing.is_last or not attempt.goes_on:
+            attempt.is_over = True
+            self._finisher.end(drawing)
 
     def _tell(self, text: str) -> None:
         for drawing in self.drawings:

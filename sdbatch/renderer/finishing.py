@@ -92,7 +92,7 @@ class Finisher:
             drawing.end()
             trim()
             return
-        if drawing.error is not None:
+        if drawing.attempt.error is not None:
             return
         if is_ready is not None:
             is_ready.wait(torch.cuda.current_stream())
@@ -100,7 +100,7 @@ class Finisher:
         try:
             drawing.stage(batch, latents)
         except (JobError, OSError) as error:
-            drawing.error = error
+            drawing.attempt.error = error
 
 
 def _stream_of_its_own(device: torch.device) -> AbstractContextManager[object]:

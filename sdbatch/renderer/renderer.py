@@ -13,17 +13,17 @@ import os
 gc.disable()
 
 import sys
-import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
 import torch
+from torch import Tensor
 
 from sdbatch.engine import protocol
 from sdbatch.engine.finding import NVIDIA_DRIVER
@@ -31,13 +31,13 @@ from sdbatch.engine.orphan import die_with_parent
 from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
-from sdbatch.job.model_config import read_model_config
+from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.remarks import of_size
 from sdbatch.messages import Message
 from sdbatch.renderer.answers import Answers
 from sdbatch.renderer.company import Company, sizes_of
 from sdbatch.renderer.device.memory import reset_peak
-from sdbatch.renderer.drawing import Drawing, Init, failed, fatal
+from sdbatch.renderer.drawing import Attempt, Drawing, Init, failed, fatal
 from sdbatch.renderer.finishing import Finisher
 from sdbatch.renderer.lora.lora import apply_loras, read_lora
 from sdbatch.renderer.memory.fallback import MemoryFallback
@@ -51,7 +51,7 @@ from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.renderer.pictures.safety import Checkers
 from sdbatch.renderer.pictures.watermark import Watermark
-from sdbatch.renderer.requests import Requests
+from sdbatch.renderer.requests import Requests, Stretch
 from sdbatch.renderer.sampling.pace import Pace
 from sdbatch.renderer.tuning.tuning import Tuning
 from sdbatch.storage import files
@@ -79,6 +79,7 @@ class Renderer:
         self.sizes = sizes_of(config.batching, config.batch_rows)
         self.paces = Recent[Pace](PACES)
         self.answer = Answers(answers)
+        self._last: Drawing | None = None  # of which more cells may come
 
     def preload(self, ckpt: Path, config: Path, vae: Path | None = None) -> None:
         """Load a model ahead of the jobs. One that can't be loaded is no fault yet: jobs may name others."""
@@ -97,16 +98,16 @@ class Renderer:
                 self._sample_together(first, jobs, finisher)
             finisher.settle()
 
-    def _sample_together(self, first: Draw, jobs: Requests, finisher: Finisher) -> None:
+    def _sample_together(self, first: Stretch, jobs: Requests, finisher: Finisher) -> None:
         """A job, and those that come meanwhile and may join."""
-        weights = self._weights_of(first)
+        weights = self._weights_of(first.head)
         company = Company(finisher, self.sizes, self.paces.get(weights, partial(Pace, self.sizes)))
         with ExitStack() as worn:
             while True:
-                while company.takes_more and (task := jobs.peek()) and self._weights_of(task) == weights:
+                while company.takes_more and (cells := jobs.peek()) and self._weights_of(cells.head) == weights:
                     jobs.take()
-                    with _ending(task):
-                        self._join(company, task, finisher, worn)
+                    with _ending(cells.task):
+                        self._join(company, cells, finisher, worn)
                 if not company.drawings:
                     return
                 with _ending(*(drawing.task for drawing in company.drawings)):
@@ -120,32 +121,60 @@ class Renderer:
         except OSError:
             return task.ckpt, task.config, task.vae, task.loras  # loading will say what is wrong
 
-    def _join(self, company: Company, task: Draw, finisher: Finisher, worn: ExitStack) -> None:
+    def _join(self, company: Company, cells: Stretch, finisher: Finisher, worn: ExitStack) -> None:
         """What an earlier attempt staged is checked and kept; the rest is sampled in company."""
+        task = cells.task
+        if not cells.is_first and not self._goes_on(finisher):
+            return
         reset_peak(self.device)
         notes = Notes(task.folder)
         fallback = MemoryFallback(self.device, notes.add, beside=finisher.sampling, alone=finisher.paused)
         try:
-            drawing = self._begin(task, notes, fallback)
+            drawing = self._begin(cells, notes, fallback)
         except (JobError, OSError) as error:
-            self.answer(failed(task, error))
+            if not cells.is_first and self._last is not None:
+                self._last.attempt.error = error
+                self._goes_on(finisher)
+            else:
+                self._last = None
+                self.answer(failed(task, error))
             return
+        self._last = drawing
         drawing.fallback.alone = lambda: finisher.sampling
         try:
-            init = self._read_init(drawing)
+            init_of = self._reading_inits(drawing)
+            init_of(cells.head)  # what is wrong with it is told before anything is drawn
             drawing.keep_staged()
             if company.fallback is None:
                 loras = [read_lora(path, weight) for path, weight in task.loras]
                 fallback.run(lambda: worn.enter_context(apply_loras(drawing.model, loras)), lambda: "")
         except (JobError, OSError) as error:
-            drawing.error = error
+            drawing.attempt.error = error
+            drawing.attempt.is_over = True
             finisher.end(drawing)
         else:
-            company.join(drawing, init, fallback)
+            company.join(drawing, init_of, fallback)
 
-    def _begin(self, task: Draw, notes: Notes, fallback: MemoryFallback) -> Drawing:
-        """With the job's model resident."""
-        started = time.monotonic()
+    def _goes_on(self, finisher: Finisher) -> bool:
+        """Whether a job of which a stretch was sampled has its next one sampled; else it is ended, if it is not yet."""
+        last = self._last
+        if last is None or last.attempt.is_over:
+            return False
+        if last.task.halt.exists():
+            last.attempt.is_halted = True
+        try:
+            last.check()
+        except (JobError, OSError) as error:
+            last.attempt.error = error
+        if not last.attempt.goes_on:
+            last.attempt.is_over = True
+            finisher.end(last)
+        return last.attempt.goes_on
+
+    def _begin(self, cells: Stretch, notes: Notes, fallback: MemoryFallback) -> Drawing:
+        """With the model resident that a stretch of a job needs."""
+        attempt = self._last.attempt if self._last and not cells.is_first else Attempt()
+        whole, task = cells.task, cells.head
         for folder in (task.folder, task.folder / SAMPLES):
             files.sweep(folder)  # a renderer before this one may have been killed
         cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
@@ -154,11 +183,11 @@ class Renderer:
             notes.add(told)
         postprocess = Postprocess(self.checkers.of(task.ckpt, fallback), self.watermark)
         lora_sha256 = tuple(self.model_cache.fingerprint(path) for path, _ in task.loras)
-        learned = read_embeddings(cached.model, task.job, task.lines, task.embeddings)
-        embedding_sha256 = {name: self.model_cache.fingerprint(task.embeddings[name]) for name in learned}
+        learned, embedding_sha256 = self._learn(cached.model, cells)
         self.answer(
             protocol.Loaded(
                 job_id=task.job_id,
+                cell=cells.first,
                 seconds=seconds,
                 checkpoint_sha256=cached.sha256,
                 vae_sha256=cached.vae_sha256,
@@ -174,7 +203,7 @@ class Renderer:
         rng = "CPU" if self.device.type == "cpu" else "GPU"
         made_by = task.ckpt.stem, cached.sha256, rng, cached.vae_sha256, lora_sha256, embedding_sha256
         return Drawing(
-            task,
+            whole,
             self.answer,
             _suspecting(cached.model, task),
             postprocess,
@@ -182,17 +211,40 @@ class Renderer:
             notes,
             MemoryFallback(self.device, notes.add, fallback.make_room),
             learned,
-            started=started,
+            (cells.first, cells.last),
+            cells.is_last,
+            attempt,
         )
 
-    def _read_init(self, drawing: Drawing) -> Init:
-        task = drawing.task
-        if task.init is None:
-            return None
-        init, said = pictures.load_init(task.init, task.max_init_pixels, task.max_pixels)
-        size = init.shape[2], init.shape[1]  # of other jobs the service knows it
-        drawing.said = [*said, *of_size("init_img", size, read_model_config(task.ckpt, task.config))]
-        return init
+    def _learn(self, model: Model, cells: Stretch) -> tuple[dict[int, dict[str, Tensor]], dict[str, str]]:
+        """The embeddings that the prompts of each cell name, and the digests of all."""
+        known: dict[Path, dict[str, Tensor]] = {}
+        learned: dict[int, dict[str, Tensor]] = {}
+        digests: dict[str, str] = {}
+        for number in range(cells.first, cells.last) if cells.task.embeddings or cells.task.other_files else ():
+            task = cells.task.of_cell(number)
+            if found := read_embeddings(model, task.job, task.lines, task.embeddings):
+                learned[number] = {
+                    name: known.setdefault(task.embeddings[name], {}).setdefault(name, vectors)
+                    for name, vectors in found.items()
+                }
+                digests |= {name: self.model_cache.fingerprint(task.embeddings[name]) for name in found}
+        return learned, digests
+
+    def _reading_inits(self, drawing: Drawing) -> Callable[[Draw], Init]:
+        """Reads the init image of a cell; the last one is kept, as it is often that of the next cell, too."""
+
+        @lru_cache(maxsize=1)
+        def read(path: Path, made: ModelConfig) -> Init:
+            init, said = pictures.load_init(path, drawing.task.max_init_pixels, drawing.task.max_pixels)
+            size = init.shape[2], init.shape[1]  # of other jobs the service knows it
+            drawing.attempt.said |= dict.fromkeys((*said, *of_size("init_img", size, made)))
+            return init
+
+        def init_of(task: Draw) -> Init:
+            return None if task.init is None else read(task.init, read_model_config(task.ckpt, task.config))
+
+        return init_of
 
 
 @contextmanager

@@ -7,12 +7,11 @@ from dataclasses import replace
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
 from sdbatch.job import reader
-from sdbatch.job.model_config import read_model_config
-from sdbatch.job.parameters import MAX_SEED, RANDOM, Txt2Img, count_pictures
+from sdbatch.job.cells import check_limits
+from sdbatch.job.parameters import MAX_SEED, RANDOM
 from sdbatch.job.prompt_file import read_lines
-from sdbatch.job.remarks import of_size, remarks
 from sdbatch.messages import Message, joined
-from sdbatch.prompts.weights import find_prompt_weights
+from sdbatch.service.cell_files import FoundFiles
 from sdbatch.service.task import Task
 from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
@@ -68,35 +67,27 @@ class JobLoader:
         folder = self.spool.folder(claim)
         job = parsed.job
         assert job is not None, "either a job or an error"
-        job = job.model_copy(update={"seed": self._seed(claim, job.seed), "seeding": job.seeded_by})
-        staged = [
-            self.inputs.stage(name, named, folder, claim, parsed.kept, now)
-            for name in FILES
-            if (named := getattr(job, name, ""))
-        ]
-        lines = next((read_lines(s.path) for s in staged if s.field == "from_file"), None)
-        size = job.picture_size if isinstance(job, Txt2Img) else None
-        if problems := self.limits.problems(count_pictures(job, lines), job.ddim_steps, size):
-            raise JobError(joined("\n", problems))
-        model = self.root.find_weights(job.ckpt, job.config, job.vae)
-        made = read_model_config(model.ckpt, model.config)
-        sized = of_size("H, W", size, made) if size else []  # of img2img the renderer knows
-        loras = tuple((self.root.find_model("loras", lora.file), lora.weight) for lora in job.loras)
-        named = find_prompt_weights(job, lines, self.root)
+        prompts = job.from_file and self.inputs.stage("from_file", job.from_file, folder, claim, parsed.kept, now)
+        lines = read_lines(prompts.path) if prompts else None
+        cells = parsed.template.cells(lines=lines, seed=self._seed(claim, job.seed))
+        check_limits(cells, self.limits)
+        named = dict.fromkeys(name for each in range(len(cells)) if (name := cells.value("init_img", each)))
+        staged = {
+            name: self.inputs.stage("init_img", name, folder, claim, parsed.kept, now, number)
+            for number, name in enumerate(named)
+        }
+        found = FoundFiles(self.root, {name: each.path for name, each in staged.items()})
+        files_of = [found.of(cells, number) for number in range(len(cells))]
         return Task(
             claim=claim,
             source=source,
-            job=job,
+            cells=cells,
             parent=parsed.parent,
-            lines=lines,
-            inputs=staged,
-            ckpt=model.ckpt,
-            config=model.config,
-            vae=model.vae,
-            loras=(*loras, *named.loras),
-            embeddings=named.embeddings,
-            notes=(*parsed.notes, *sized, *remarks(job, lines, made), *named.notes),
-            filled=parsed.filled,
+            inputs=[*staged.values(), *([prompts] if prompts else [])],
+            files=files_of,
+            notes=(*parsed.notes, *found.notes),
+            filled=parsed.template.defaults if cells.axes else parsed.filled,
+            written=parsed.template.written(claim.seed) if cells.axes else {},
             outdir=make_outdir(self.root.output_folder(job.outdir), job.skip_save),
         )
 

@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from sdbatch.job import reader
-from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
+from sdbatch.job.cells import Cells, Works
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.service.task import short
 from sdbatch.spool.inbox import Inbox, Signature, beside
@@ -41,6 +42,7 @@ class Outlook:
     def __init__(self, root: Root) -> None:
         self.root = root
         self.pace = Pace()
+        self._works: WeakKeyDictionary[Cells, Works] = WeakKeyDictionary()
         self._wanted: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._read: queue.SimpleQueue[tuple[str, Ahead]] = queue.SimpleQueue()
         self._asked: dict[str, Signature | None] = {}  # what is read by name: a claimed job's id, or a file's path
@@ -51,12 +53,12 @@ class Outlook:
         """Start the thread."""
         threading.Thread(target=self._work, name="outlook", daemon=True).start()
 
-    def work_of(self, job: AnyJob, pictures: float) -> float:
-        """Steps times pixels. The size of img2img is known only when it is drawn: here it is the usual one."""
-        usual = dict(self.root.defaults)
-        width, height = job.picture_size if isinstance(job, Txt2Img) else (usual.get("W") or 512, usual.get("H") or 512)
-        steps = job.ddim_steps * (job.strength if isinstance(job, Img2Img) else 1)
-        return pictures * steps * width * height
+    def work_of(self, cells: Cells, since: float = 0, until: float | None = None) -> float:
+        """Steps times pixels of the images from one to another, with fractions."""
+        if cells not in self._works:
+            self._works[cells] = Works(cells, dict(self.root.defaults))
+        works = self._works[cells]
+        return works.up_to(cells.total if until is None else until) - works.up_to(since)
 
     def told(self, line: Facts, ids: Sequence[str], inbox: Inbox) -> Facts:
         """The queue for status.json, with prompts and numbers, and the work that it is; None while that is unknown."""
@@ -116,17 +118,18 @@ class Outlook:
         if look != self._last[0]:
             data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
             found = reader.parse(data, path.name, self.root.defaults)
-            self._last = look, [self._ahead(parsed.job, source) if parsed.job else Ahead() for parsed in found]
+            self._last = look, [self._ahead(parsed, source) if parsed.job else Ahead() for parsed in found]
         return self._last[1]
 
-    def _ahead(self, job: AnyJob, source: str) -> Ahead:
+    def _ahead(self, parsed: reader.Parsed, source: str) -> Ahead:
+        assert parsed.job is not None
         lines = None
-        if job.from_file:
+        if parsed.job.from_file:
             with suppress(Exception):  # it may still come
                 places = [self.root.inbox / place for place in beside(source)]
-                lines = read_lines(self.root.find("from_file", job.from_file, [*places, self.root.path]))
-        pictures = count_pictures(job, lines)
-        return Ahead(short(job.prompt or (lines or [""])[0]), 1, pictures, self.work_of(job, pictures))
+                lines = read_lines(self.root.find("from_file", parsed.job.from_file, [*places, self.root.path]))
+        cells = parsed.template.cells(lines=lines)
+        return Ahead(short(cells.prompt_of(0)), 1, cells.total, Works(cells, dict(self.root.defaults)).total)
 
 
 def _together(jobs: Sequence[Ahead]) -> Ahead:

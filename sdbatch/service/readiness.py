@@ -7,6 +7,7 @@ itself if job after job fails because of the machine.
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, time
 from pathlib import Path
@@ -14,7 +15,6 @@ from pathlib import Path
 from sdbatch.config.settings import Settings
 from sdbatch.engine.seats import Seats
 from sdbatch.errors import TemporarilyUnavailable
-from sdbatch.job.parameters import Txt2Img
 from sdbatch.messages import Message
 from sdbatch.operations import environment
 from sdbatch.service.task import Task
@@ -27,6 +27,20 @@ FREE_SOME = Message(
 )
 FAILURES = "failures-in-a-row"
 APART_AGAIN_SECONDS = 5.0
+
+
+def _bytes_of(task: Task) -> Iterator[int]:
+    """What the images of each cell may take: a PNG is at worst as large as its pixels."""
+    cells, sizes = task.cells, dict[Path, int]()
+    for number, own in enumerate(task.files):
+        count = cells.starts[number + 1] - cells.starts[number]
+        if own.init is None:
+            width, height = cells.size_of(number)
+            yield 3 * count * width * height
+            continue
+        if own.init not in sizes:
+            sizes[own.init] = own.init.stat().st_size
+        yield count * sizes[own.init]
 
 
 class Readiness:
@@ -101,12 +115,7 @@ class Readiness:
         Raises:
             TemporarilyUnavailable: it may need more space; a smaller job may not.
         """
-        if isinstance(task.job, Txt2Img):
-            width, height = task.job.picture_size
-            each = 3 * width * height  # a PNG is at worst as large as its pixels
-        else:
-            each = sum(staged.path.stat().st_size for staged in task.inputs)
-        need = 2 * task.total * each  # the grid contains all images again
+        need = 2 * sum(_bytes_of(task))  # the grid contains all images again
         for folder in (self.root.running, task.outdir):
             if (room := self._room(folder)) < need:
                 raise TemporarilyUnavailable(
@@ -184,5 +193,6 @@ class Readiness:
         )
 
     def _without_seat(self, now: float) -> str:
+        self.seats.drained = self.root.drained() if any(seat.node for seat in self.seats) else ()
         self.seats.look_after(now, self.settings.hang_seconds)
         return self.seats.problem

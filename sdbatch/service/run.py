@@ -45,13 +45,21 @@ class Run:
     def model(self) -> Model:
         """The files that it is drawn with."""
         assert self.task is not None, "it is parsed"
-        return self.task.ckpt, self.task.config, self.task.vae
+        first = self.task.files[0]
+        return first.ckpt, first.config, first.vae
 
     @property
     def weights(self) -> tuple[object, ...]:
-        """All that its network's weights come from: only with the same can jobs be sampled together."""
+        """All that its network's weights come from: only with the same can jobs be sampled together.
+
+        A job whose cells have several is sampled with no other.
+        """
         assert self.task is not None, "it is parsed"
-        return *self.model, self.task.loras, self.task.job.precision
+        files, precision = self.task.files, self.task.job.precision
+        loras = files[0].loras
+        is_one = all((f.ckpt, f.config, f.vae, f.loras) == (*self.model, loras) for f in {*files})
+        varies = not is_one or any("precision" in change for change in self.task.cells.changes)
+        return *self.model, loras, precision, self.id if varies else ""
 
     def progress(self, now: float) -> dict[str, Any]:
         """What status.json says of it, once it is begun."""

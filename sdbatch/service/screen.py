@@ -17,6 +17,7 @@ from sdbatch.errors import printable
 from sdbatch.messages import Message, here, joined, lines
 from sdbatch.spool.status_reader import RESTING, Facts, model_of, read_overview, seconds_since
 from sdbatch.storage.root import Root
+from sdbatch.telemetry import nodes
 from sdbatch.telemetry.status_file import duration
 
 BARS = 8  # of jobs in flight
@@ -114,9 +115,7 @@ def _screen(facts: Facts, now: datetime, *, with_bar: bool) -> Group:
         parts += [Text(), *_job(job, with_bar=with_bar, is_one=len(facts["seats"]) < 2)]
     if len(facts["jobs"]) > BARS:
         parts.append(_text(Message("      and {number} more", len(facts["jobs"]) - BARS)))
-    if facts["seats"]:
-        parts.append(Text())
-    parts += [_text(_seat(seat), "red" if seat.get("problem") else "") for seat in facts["seats"]]
+    parts += _seats(facts["seats"])
     parts += [Text(), *_queue(facts["queue"])]
     if facts["empty"]:
         parts.append(_text(Message("still empty; taken once they have content: {names}", ", ".join(facts["empty"]))))
@@ -157,6 +156,17 @@ def _job(job: Facts, *, with_bar: bool, is_one: bool) -> Iterator[RenderableType
     if job.get("prompt"):
         yield _line(f"  {_flat(job['prompt'])}")
     yield _BarLine(job) if with_bar else _text("  " + _pictures(job))
+
+
+def _seats(seats: list[Facts]) -> Iterator[Text]:
+    """One line for each; of a cluster one for each node, and those seats with which something is wrong."""
+    if seats:
+        yield Text()
+    by_node = nodes.lines(seats)
+    yield from map(_text, by_node)
+    for seat in seats:
+        if seat.get("problem") or not by_node:
+            yield _text(_seat(seat), "red" if seat.get("problem") else "")
 
 
 def _seat(seat: Facts) -> str:

@@ -474,16 +474,18 @@ class Service:
         return Draw(
             job_id=claim.id,
             job=task.job,
-            lines=task.lines,
-            init=next((s.path for s in task.inputs if s.field == "init_img"), None),
+            lines=None if task.cells.lines is None else [*task.cells.lines],
+            changes=[dict(change) for change in task.cells.changes],
+            other_files={number: files.told() for number, files in enumerate(task.files) if files != task.files[0]},
+            init=task.files[0].init,
             max_init_pixels=self.settings.limits.init_pixels,
             max_pixels=self.settings.limits.pixels,
             folder=staging,
-            ckpt=task.ckpt,
-            config=task.config,
-            vae=task.vae,
-            loras=task.loras,
-            embeddings=dict(task.embeddings),
+            ckpt=task.files[0].ckpt,
+            config=task.files[0].config,
+            vae=task.files[0].vae,
+            loras=task.files[0].loras,
+            embeddings=dict(task.files[0].embeddings),
             start_at=start_at,
             halt=folder / HALT,
             cancel=folder / CANCEL,
@@ -526,7 +528,7 @@ class Service:
         self._count(event, run, task, drawing, now)
         drawing.note(task, event, now)
         if isinstance(event, Stepped | StagedSample):
-            self.outlook.pace.note(self.outlook.work_of(task.job, drawing.drawn - before), now)
+            self.outlook.pace.note(self.outlook.work_of(task.cells, before, drawing.drawn), now)
 
     def _count(self, event: Heard, run: Run, task: Task, drawing: Drawing, now: float) -> None:
         """Count images, and the steps that followed one another in one batch."""
@@ -672,7 +674,7 @@ class Service:
         drawn = [(run.task, run.drawing) for run in self.runs.values() if run.task and run.drawing]
         if work is None or self.readiness.problem or not (work or drawn):
             return None
-        work += sum(self.outlook.work_of(task.job, task.total - drawing.drawn) for task, drawing in drawn)
+        work += sum(self.outlook.work_of(task.cells, drawing.drawn, task.total) for task, drawing in drawn)
         now, seconds = self.clock().mono, self.outlook.pace.seconds_for(work)
         return seconds and max([seconds, *(drawing.estimate.seconds_left(now) or 0 for _, drawing in drawn)])
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from sdbatch import __version__
 from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped
+from sdbatch.job.cells import Cells
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
 from sdbatch.job.samplers import SAMPLERS
@@ -26,45 +27,70 @@ NO_PICTURES_OWN = ("name", "outdir", "priority", "n_rows", "skip_grid", "from_fi
 
 
 @dataclass(frozen=True)
+class Files:
+    """The files that a cell is drawn with; its init image is the copy."""
+
+    ckpt: Path
+    config: Path
+    vae: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+    embeddings: tuple[tuple[str, Path], ...] = ()  # that prompts may name
+    init: Path | None = None
+
+    def weights(self) -> Iterator[Path]:
+        """All files of weights."""
+        loras = [path for path, _ in self.loras]
+        embeddings = (path for _, path in self.embeddings)
+        yield from (path for path in (self.ckpt, self.config, self.vae, *loras, *embeddings) if path)
+        yield from (path for lora in loras if (path := lora.with_name(LORA_CONFIG)).is_file())
+
+    def told(self) -> dict[str, Any]:
+        """As a renderer is told them."""
+        return {**vars(self), "embeddings": dict(self.embeddings)}
+
+
+@dataclass(frozen=True)
 class Task:
     """A job with all its files, ready to run."""
 
     claim: Claim
     source: bytes  # the job file
-    job: AnyJob
+    cells: Cells
     parent: Parent | None
-    lines: list[str] | None  # of from_file
     inputs: list[Staged]
-    ckpt: Path
-    config: Path
+    files: Sequence[Files]  # of each cell
     outdir: Path
-    vae: Path | None = None
-    loras: tuple[tuple[Path, float], ...] = ()
-    embeddings: Mapping[str, Path] = field(default_factory=dict)  # that prompts may name
     notes: tuple[str, ...] = ()  # what of it has no effect
     filled: dict[str, Any] = field(default_factory=dict)  # what the root's defaults said for it
+    written: dict[str, Any] = field(default_factory=dict)  # of a study the fields that it gave
+
+    @property
+    def job(self) -> AnyJob:
+        """Of its cells the first."""
+        return self.cells.job
 
     @property
     def total(self) -> int:
         """The number of images."""
-        return count_pictures(self.job, self.lines)
+        return self.cells.total
 
     @property
     def origin(self) -> str:
         """A digest of everything that determines the images: a started job continues only with the same."""
         fields = self.job.model_dump(mode="json", exclude=set(NO_PICTURES_OWN))
-        loras = [path for path, _ in self.loras]
-        strengths = (path.with_name(LORA_CONFIG) for path in loras)
-        weights = [path for path in (self.ckpt, self.config, self.vae, *loras, *self.embeddings.values()) if path]
-        weights += [path for path in strengths if path.is_file()]
+        weights = dict.fromkeys(path for files in dict.fromkeys(self.files) for path in files.weights())
         looks = [glance(path) for path in weights]
-        told = [fields, self.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
+        told: list[Any] = [fields, self.cells.lines, [(staged.field, staged.sha256) for staged in self.inputs], looks]
+        if self.cells.axes:
+            told.append([*self.cells.changes])
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
     def drawn_at(self, step: Stepped) -> float:
         """The number of images after a step, with fractions."""
-        per_iteration = self.total // self.job.n_iter
-        batch = min(self.job.n_samples, per_iteration - step.first % per_iteration)
+        number, within = self.cells.find(step.first)
+        job = self.cells.job_of(number)
+        per_iteration = count_pictures(job, self.cells.lines) // job.n_iter
+        batch = min(job.n_samples, per_iteration - within % per_iteration)
         return step.first + batch * step.step / step.steps
 
 
@@ -76,7 +102,8 @@ class Drawing:
     heard: float  # when the engine last told of something, on the clock that never steps back
     samples: list[StagedSample] = field(default_factory=list)
     grids: list[StagedGrid] = field(default_factory=list)  # one, or its parts
-    loaded: Loaded | None = None
+    loaded: Loaded | None = None  # the last
+    loadings: list[Loaded] = field(default_factory=list)
     finished: Finished | None = None
     stepped: Stepped | None = None  # the last
     stepped_at: float = 0.0  # when it was told
@@ -89,6 +116,7 @@ class Drawing:
         match event:
             case Loaded():
                 self.loaded = event
+                self.loadings.append(event)
             case Stepped():
                 self.stepped, self.stepped_at = event, now
                 self.drawn = max(self.drawn, task.drawn_at(event))
@@ -104,11 +132,13 @@ class Drawing:
     def progress(self, task: Task, now: float) -> dict[str, Any]:
         """The running job in status.json."""
         done, step, left = len(self.samples), self.stepped, self.estimate.seconds_left(now)
-        order = SAMPLERS[task.job.sampler].order  # the renderer counts predictions
+        at = min(step.first if step else int(self.drawn), task.total - 1)
+        number, _ = task.cells.find(at)
+        order = SAMPLERS[task.cells.job_of(number).sampler].order  # the renderer counts predictions
         return {
             "id": task.claim.id,
             "name": task.job.name,
-            "prompt": short(task.job.prompt or (task.lines or [""])[0]),
+            "prompt": short(task.cells.prompt_of(at)),
             "attempt": task.claim.attempts,
             "started_at": self.started.isoformat(timespec="seconds"),
             "pictures_done": done,
@@ -134,9 +164,12 @@ def manifest_of(
     task: Task, drawing: Drawing, names: Names, root: Root, now: datetime, notes: Sequence[str] = ()
 ) -> Manifest:
     """The manifest of a finished task, whose images were published as `names` in its output folder."""
-    claim, loaded, finished = task.claim, drawing.loaded, drawing.finished
-    assert loaded is not None, "the engine loads before it draws"
+    claim, finished = task.claim, drawing.finished
+    assert drawing.loadings, "the engine loads before it draws"
+    loaded, cells = drawing.loadings[0], task.cells
     assert finished is not None, "a stream ends with Finished, or raises"
+    seconds = sum(each.seconds for each in drawing.loadings)
+    checkpoints = [_checkpoint(task.files[each.cell], each, root) for each in drawing.loadings]
     folder = root.running / claim.id
     published = {file: root.show(task.outdir / name) for file, name in names.items()}
     grids = [Grid(file=grid.file, sha256=grid.sha256, published=published[grid.file]) for grid in drawing.grids]
@@ -148,20 +181,10 @@ def manifest_of(
         parent=task.parent,
         attempts=claim.attempts,
         defaults=task.filled,
-        job=task.job.model_dump(),
-        pictures=[
-            Picture(
-                file=s.file,
-                sha256=s.sha256,
-                seed=task.job.seeds_of(s.index)["seed"],
-                iteration=s.iteration,
-                index=s.index,
-                prompt=None if task.lines is None else short(s.prompt),
-                published=published[s.file],
-            )
-            for s in drawing.samples
-            if s.file in published
-        ],
+        job=task.written or cells.job.model_dump(),
+        pictures=[_picture(cells, s, published[s.file]) for s in drawing.samples if s.file in published],
+        axes=[[*axis] for axis in cells.axes],
+        cells=len(cells),
         grid=grids[0] if grids else None,
         more_grids=grids[1:],
         inputs=[
@@ -173,38 +196,53 @@ def manifest_of(
             "claimed": claim.claimed_at,
             "started": drawing.started.isoformat(timespec="milliseconds"),
             "finished": now.isoformat(timespec="milliseconds"),
-            "load_seconds": round(loaded.seconds, 3),
-            "draw_seconds": round(finished.seconds - loaded.seconds, 3),
+            "load_seconds": round(seconds, 3),
+            "draw_seconds": round(finished.seconds - seconds, 3),
         },
         peak_bytes=finished.peak_bytes,
         versions={"sdbatch": __version__, **loaded.versions},
         device=loaded.device,
         computed_in=loaded.computed_in,
-        checkpoint=_checkpoint(task, loaded, root),
+        checkpoint=checkpoints[0],
+        more_checkpoints=[each for i, each in enumerate(checkpoints) if each not in checkpoints[:i]],
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
         notes=[*notes],
-        first_prompt=None if task.lines is None else task.lines[0],
+        first_prompt=cells.prompt_of(0),
     )
 
 
-def _checkpoint(task: Task, loaded: Loaded, root: Root) -> dict[str, Any]:
+def _picture(cells: Cells, sample: StagedSample, published: str) -> Picture:
+    number, _ = cells.find(sample.index)
+    return Picture(
+        file=sample.file,
+        sha256=sample.sha256,
+        seed=cells.seed_of(sample.index),
+        iteration=sample.iteration,
+        index=sample.index,
+        prompt=None if cells.lines is None else short(sample.prompt),
+        published=published,
+        values=cells.values_of(number) if cells.axes else None,
+    )
+
+
+def _checkpoint(files: Files, loaded: Loaded, root: Root) -> dict[str, Any]:
     """The files of the weights."""
     told: dict[str, Any] = {
-        "ckpt": root.show(task.ckpt),
-        "config": root.show(task.config),
+        "ckpt": root.show(files.ckpt),
+        "config": root.show(files.config),
         "sha256": loaded.checkpoint_sha256,
     }
-    if task.vae:
-        told |= {"vae": root.show(task.vae), "vae_sha256": loaded.vae_sha256}
-    if task.loras:
+    if files.vae:
+        told |= {"vae": root.show(files.vae), "vae_sha256": loaded.vae_sha256}
+    if files.loras:
         told["loras"] = [
             {"file": root.show(path), "weight": weight, "sha256": sha256}
-            for (path, weight), sha256 in zip(task.loras, loaded.lora_sha256, strict=True)
+            for (path, weight), sha256 in zip(files.loras, loaded.lora_sha256, strict=True)
         ]
     if loaded.embedding_sha256:
         told["embeddings"] = [
-            {"name": name, "file": root.show(task.embeddings[name]), "sha256": sha256}
+            {"name": name, "file": root.show(dict(files.embeddings)[name]), "sha256": sha256}
             for name, sha256 in loaded.embedding_sha256.items()
         ]
     return told

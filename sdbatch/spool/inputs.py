@@ -37,30 +37,34 @@ class InputStager:
         self.max_bytes, self.wait_seconds = max_bytes, wait_seconds
         self._waits: dict[str, tuple[tuple[object, ...], float]] = {}  # job: what was seen coming, and until when
 
-    def stage(self, field: str, named: str, folder: Path, claim: Claim, kept: Kept, now: float) -> Staged:
+    def stage(
+        self, field: str, named: str, folder: Path, claim: Claim, kept: Kept, now: float, number: int = 0
+    ) -> Staged:
         """Copy the file that `field` names into `folder`/inputs/; the copy of an earlier attempt is used.
 
-        A copy from before `retry` is used only if the named file is gone.
+        A copy from before `retry` is used only if the named file is gone. The cells of a job may name several by one
+        field: `number`, from 0, is whose turn it is.
 
         Raises:
             JobError: it isn't there, may not be named, or is too large.
             InputsPending: it is still missing or being copied in the inbox.
         """
-        copy = folder / INPUTS / f"{field}{Path(named).suffix[:10]}"
+        slot = f"{field}-{number:05}" if number else field
+        copy = folder / INPUTS / f"{slot}{Path(named).suffix[:10]}"
         earlier = copy.with_name(EARLIER + copy.name)
         if not self._is_copy(copy):
             files.clear(copy)
             try:
                 self._copy(field, named, copy, self._found(field, named, folder, claim.source, kept, now))
             except JobError:
-                was_named, _ = (claim.inputs or {}).get(field, ("", ""))
+                was_named, _ = (claim.inputs or {}).get(slot, ("", ""))
                 if was_named != named or not earlier.exists():
                     raise
                 files.move(earlier, copy)
         files.clear(earlier)
         self._waits.pop(folder.name, None)
         staged = Staged(field, named, copy, files.sha256(copy))
-        claim.inputs = (claim.inputs or {}) | {field: (named, staged.sha256)}
+        claim.inputs = (claim.inputs or {}) | {slot: (named, staged.sha256)}
         return staged
 
     def forget(self, claim: Claim) -> None:
@@ -76,7 +80,9 @@ class InputStager:
         return stat.S_ISREG(status.st_mode) and status.st_size <= self.max_bytes
 
     def _found(self, field: str, named: str, folder: Path, source: str, kept: Kept, now: float) -> Path:
-        return self._find_kept(field, kept) if field in kept else self._find(field, named, folder, source, now)
+        if (field, named) in kept:
+            return self._find_kept(field, *kept[field, named])
+        return self._find(field, named, folder, source, now)
 
     def _copy(self, field: str, named: str, copy: Path, found: Path) -> None:
         with self.root.open(field, named, found) as file:
@@ -87,9 +93,8 @@ class InputStager:
             files.make_dir(copy.parent)
             files.copy_atomically(file, copy)
 
-    def _find_kept(self, field: str, kept: Kept) -> Path:
+    def _find_kept(self, field: str, places: Sequence[str], digest: str) -> Path:
         """The file of an earlier job that a manifest refers to: the same bytes, or an error."""
-        places, digest = kept[field]
         for place in places:
             try:
                 found = self.root.find(field, place, [self.root.path])

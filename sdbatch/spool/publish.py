@@ -2,15 +2,18 @@
 
 The names are chosen and written down before the first image is placed, so that the same names are used after a stop.
 They follow the highest existing number. (The scripts count files, and overwrite an image if an earlier one was
-deleted.)
+deleted.) Images with a name of their own, such as that of the photograph that they were made from, get it: cat.png, or
+cat-00.png and so on where there are several.
 """
 
 import errno
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path, PurePath
 from typing import Any
 
 from sdbatch.errors import JobError
@@ -19,6 +22,7 @@ from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
 REMEMBERED = 32  # folders whose last numbers are kept, and of which it is known that they were swept
+LONGEST_STEM = 60  # letters, of which a name may have 255 bytes
 _SAMPLE, _GRID = r"(\d+)\.png", r"grid-(\d+)\.png"
 Names = dict[str, str]  # staged name -> name in the output folder, both as samples/00000.png
 
@@ -30,13 +34,16 @@ class Publisher:
         self._numbers: dict[tuple[Path, str], tuple[int, int]] = {}  # a folder's mtime, and the next number then
         self._swept: dict[Path, None] = {}
 
-    def choose_names(self, outdir: Path, staged: Sequence[str]) -> Names:
-        """The next free names for staged images: samples/00006.png, grid-0001.png."""
+    def choose_names(self, outdir: Path, staged: Sequence[str], stems: Mapping[str, str] | None = None) -> Names:
+        """The next free names for staged images: samples/00006.png, grid-0001.png; `stems` are names of their own."""
+        own = _own_names(outdir / SAMPLES, {name: stem for name in staged if (stem := (stems or {}).get(name))})
         sample = self._next_number(outdir / SAMPLES, _SAMPLE)
         grid = self._next_number(outdir, _GRID)
         names = {}
         for name in staged:
-            if name.startswith("grid"):
+            if name in own:
+                names[name] = own[name]
+            elif name.startswith("grid"):
                 names[name] = f"grid-{grid:04}.png"
                 grid += 1
             else:
@@ -51,6 +58,7 @@ class Publisher:
         names: Names,
         write_down: Callable[[Names], None],
         parameters: dict[str, Any],
+        stems: Mapping[str, str] | None = None,
     ) -> Names:
         """Give each staged image in `folder` its name in `outdir`, with the job's parameters beside it.
 
@@ -67,7 +75,7 @@ class Publisher:
             except FileExistsError:
                 if not is_placed(source, target):
                     self._numbers.clear()  # a coarse clock hid somebody's change
-                    names = names | self.choose_names(outdir, left)
+                    names = names | self.choose_names(outdir, left, stems)
                     write_down(names)
                     continue
             left.pop(0)
@@ -108,6 +116,31 @@ class Publisher:
             ours = max((int(match[1]) + 1 for match in matches if match), default=0)
             number = max(ours, self._numbers[folder, pattern][1])
             self._numbers[folder, pattern] = (folder.stat().st_mtime_ns, number)
+
+
+def _own_names(folder: Path, stems: Mapping[str, str]) -> Names:
+    """Free names for images with a name of their own; several of one name, and one that is taken, are numbered."""
+    if not stems:
+        return {}
+    taken = {path.name.casefold() for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    wanted = Counter(stem.casefold() for stem in stems.values())
+    numbers: dict[str, Iterator[int]] = {}
+    names: Names = {}
+    for staged, stem in stems.items():
+        alone = f"{stem}.png"
+        if wanted[stem.casefold()] == 1 and alone.casefold() not in taken:
+            name = alone
+        else:
+            count_on = numbers.setdefault(stem.casefold(), count())
+            name = next(each for n in count_on if (each := f"{stem}-{n:02}.png").casefold() not in taken)
+        taken.add(name.casefold())
+        names[staged] = f"{SAMPLES}/{name}"
+    return names
+
+
+def stem_of(named: str) -> str:
+    """The name that an image made from the file `named` gets, without suffix: letters, digits, dots, - and _."""
+    return re.sub(r"[^\w.-]+", "-", PurePath(named).stem).strip("-.")[:LONGEST_STEM] or "image"
 
 
 def is_placed(source: Path, target: Path) -> bool:

@@ -20,7 +20,7 @@ from sdbatch.storage.root import Root
 
 EVERY_SECONDS = 3600.0  # between two looks of an idle service
 FULL_SECONDS = 60.0  # of one whose jobs wait for room
-_IDS, _PICTURES = re.compile(rb"\d{8}T\d{6}Z-\d{6,}"), re.compile(rb"[\w-]+\.png")
+_IDS, _PICTURES = re.compile(rb"\d{8}T\d{6}Z-\d{6,}"), re.compile(rb"[^\s/\"']+\.png")
 DAY, UPLOAD_STAYS = 86400.0, 3600.0  # seconds; an upload's job is dropped behind it
 JOB_BYTES = 64 << 20  # more than a job file may have
 _MARK = r"-([0-9a-f]{12})(?:-\d+)?\.(?:png|jpg|webp)"  # as the page ends the names of pictures

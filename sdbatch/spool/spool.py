@@ -51,7 +51,7 @@ _ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
 MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
 HALT, CANCEL = "halt", "cancel"  # marks for a running job: stop between two batches; stop at once, for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
-_PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-]+\.png", re.ASCII)
+_PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-][\w.-]*\.png")
 _RESERVED = re.compile(
     r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*|attempt-.*"
     r"|copied|marks\.json|deleted|arrived-[0-9a-f]+",

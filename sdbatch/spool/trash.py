@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from sdbatch.errors import JobError
+from sdbatch.job.manifest import pictures_of
 from sdbatch.messages import Message
 from sdbatch.spool.job_names import folders, ids_matching
 from sdbatch.spool.spool import MANIFEST
@@ -110,7 +111,7 @@ def published_pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
     try:
         record = yaml.load(files.read_regular(folder / MANIFEST, MANIFEST_BYTES) or b"", yaml.CSafeLoader)
         grids = [grid for grid in (record.get("grid"), *record.get("more_grids", [])) if grid]
-        pictures: Iterable[dict[str, str]] = [*record["pictures"], *grids]
+        pictures: Iterable[dict[str, str]] = [*pictures_of(record), *grids]
         pairs = [(folder / picture["file"], root.path / picture["published"]) for picture in pictures]
         ours = [pair for pair in pairs if pair[1].resolve().is_relative_to(root.outputs.resolve())]
     except (OSError, yaml.YAMLError, LookupError, AttributeError, TypeError, ValueError, RecursionError, RuntimeError):

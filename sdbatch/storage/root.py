@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
@@ -30,6 +31,7 @@ LORAS = ("loras", "lora", "Lora", "LyCORIS")  # folders in models/, as programs 
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a LoRA: how strong it is
 BUNDLED = "bundle_emb."  # before the names of embeddings in the file of a LoRA
 NOWHERE = (0, 0)
+DRAIN = "DRAIN-"  # in jobs/, before the name of a node
 MOST_FOLDERS = 2000  # looked through for weights
 _exists, _is_link = os.path.exists, os.path.islink  # a Path raises on names that no file can have
 
@@ -116,12 +118,12 @@ class Root:
             if _exists(path):
                 return path
         _refuse_pattern(field, named)
-        if any(_is_link(self._normal(field, named, base)) for base in bases):
+        if any(_is_link(self.path_of(field, named, base)) for base in bases):
             template = '{field}: "{named}" is a link to a file that does not exist; mount its disk, or correct the link'
             raise Missing(template, field, named)
         hint = self._hint(field, named, bases)
         said = Message(
-            '{field}: there is no "{named}" (searched in {places}){hint}', field, named, self._places(bases), hint
+            '{field}: there is no "{named}" (searched in {places}){hint}', field, named, self.places(bases), hint
         )
         raise Missing(said, may_be_drawn=not hint and self._may_be_drawn(named))
 
@@ -154,6 +156,16 @@ class Root:
             raise JobError('{field}: "{named}" is not a file', field, named)
         return os.fdopen(handle, "rb")
 
+    def drain_mark(self, node: str) -> Path:
+        """While this file is there, a node of a cluster gets no job."""
+        return self.path / f"jobs/{DRAIN}{node}"
+
+    def drained(self) -> set[str]:
+        """The nodes that get no job."""
+        with suppress(OSError):
+            return {path.name.removeprefix(DRAIN) for path in self.status.parent.glob(f"{DRAIN}*")}
+        return set()
+
     def has_checkpoint(self) -> bool:
         """Whether the root contains any weights; broken links do not count."""
         seen = {_place(folder) for folder in (self.path / "jobs", self.outputs, self.state)}
@@ -173,7 +185,7 @@ class Root:
         more = self.lora_places if field == "loras" else ()
         bases = (self.path, self.configs if field.endswith("config") else self.models, *more)
         for base in bases:
-            path = self._normal(field, named, base)
+            path = self.path_of(field, named, base)
             if _exists(path) or _is_link(path):
                 if not any(_is_below(path, folder) for folder in (self.models, self.configs, *self.lora_folders)):
                     path = self._inside(field, named, base)
@@ -191,7 +203,7 @@ class Root:
                 template = '{field}: "{named}" is behind a link to a disk that is not mounted'
                 raise TemporarilyUnavailable(template, field, named)
         _refuse_pattern(field, named)
-        looked = self._places(bases)
+        looked = self.places(bases)
         if hint := self._hint(field, named, bases):
             raise JobError('{field}: there is no "{named}" (searched in {places}){hint}', field, named, looked, hint)
         template = '{field}: there is no "{named}" (searched in {places}); copy the file there, or link it'
@@ -272,7 +284,7 @@ class Root:
         base = self.path if _is_below(path, self.path) else self.path.resolve()
         return path.relative_to(base).as_posix() if _is_below(path, base) else str(path)
 
-    def _places(self, bases: Sequence[Path]) -> str:
+    def places(self, bases: Sequence[Path]) -> str:
         """Folders as an error names them."""
         names = [Message("the root") if base == self.path else f"{self.show(base)}/" for base in dict.fromkeys(bases)]
         if len(names) == 1:
@@ -282,7 +294,7 @@ class Root:
     def _hint(self, field: str, named: str, bases: Sequence[Path]) -> str:
         """The name in another case that exists, if a job may name it."""
         for base in bases:
-            found = in_other_case(self._normal(field, named, base))
+            found = in_other_case(self.path_of(field, named, base))
             if found is not None and self._may_be_told(field, found):
                 return Message("; did you mean {path}?", os.path.relpath(found, base))
         return ""
@@ -303,7 +315,7 @@ class Root:
         top = self.path.resolve()
         return any(_is_below(path, top / name) or _place(top / name) in places for name in folders)
 
-    def _normal(self, field: str, named: str, base: Path) -> Path:
+    def path_of(self, field: str, named: str, base: Path) -> Path:
         """`named` below `base`, in its stored spelling, without resolving links; `..` may not lead out."""
         if "\0" in named:
             raise JobError("{field}: a path can't contain a NUL character", field)
@@ -316,7 +328,7 @@ class Root:
     def _inside(self, field: str, named: str, base: Path) -> Path:
         """`named` below `base` with links resolved; it must be inside the root or an allowed folder."""
         try:
-            path = self._normal(field, named, base).resolve()
+            path = self.path_of(field, named, base).resolve()
         except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself, before Python 3.13
             raise JobError('{field}: "{named}" can\'t be followed to a file', field, named) from error
         if not any(_is_below(path, place.resolve()) for place in (self.path, *self.allowed)):

@@ -9,13 +9,16 @@ from flask import Blueprint, Flask, Response, current_app, jsonify, render_templ
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from sdbatch.access import proxies
 from sdbatch.config.settings import Settings
 from sdbatch.errors import JobError
+from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
-from sdbatch.web import form, guard, language, pictures, proxies, queue
-from sdbatch.web.site import Site, disk_trouble
+from sdbatch.web import chosen, form, gallery, guard, language, pictures, queue
+from sdbatch.web.site import Site, back_to, disk_trouble
 
+TITLES = {name: sampler.title for name, sampler in SAMPLERS.items()}
 STATIC_SECONDS = 300  # after an update of sdbatch the old styles may be seen for so long
 # What a person can do about it; else the server's own words.
 WORDS = {
@@ -68,7 +71,12 @@ def create_app(
     app.wsgi_app = believing  # type: ignore[assignment, method-assign] # as Flask says
     guard.install(app, clock, sleep, account)
     language.install(app)
-    for view in (queue, form, pictures):
+    app.jinja_env.globals |= {
+        "back_to": back_to,
+        "sampler_titles": TITLES,
+        "sampler_title": lambda name: TITLES.get(name, name),
+    }
+    for view in (queue, form, gallery, pictures, chosen):
         app.register_blueprint(view.pages)
     for interface in interfaces:
         app.extensions["csrf"].exempt(interface.views)  # guard.py asks where it comes from instead
@@ -84,10 +92,14 @@ def _say(error: HTTPException) -> tuple[str | Response, int] | Response:
     if isinstance(error.response, Response):
         return error.response
     code = error.code or 500
-    return _error(WORDS.get(code, error.description), code)
+    return _error(error.description if _is_for_program() else WORDS.get(code, error.description), code)
 
 
 def _error(text: str | None, code: int) -> tuple[str | Response, int]:
-    if request.path.startswith(current_app.extensions["sdbatch.programs"]):
+    if _is_for_program():
         return jsonify(detail=text), code
     return render_template("error.html", text=text, code=code), code
+
+
+def _is_for_program() -> bool:
+    return request.path.startswith(current_app.extensions["sdbatch.programs"])

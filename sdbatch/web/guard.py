@@ -34,11 +34,11 @@ from flask_wtf.csrf import CSRFProtect
 from werkzeug.security import check_password_hash
 from werkzeug.wrappers import Response
 
+from sdbatch.access import peers, proxies
+from sdbatch.access.credentials import Credentials, Throttle
 from sdbatch.config.settings import Web
 from sdbatch.errors import ConfigError
 from sdbatch.messages import Message
-from sdbatch.web import peers, proxies
-from sdbatch.web.credentials import Credentials, Throttle
 from sdbatch.web.server import REFUSAL, SMALL_BYTES
 from sdbatch.web.site import is_fragment, own_path, site
 

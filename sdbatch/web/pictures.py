@@ -1,78 +1,40 @@
-"""The history: search, one image with its parameters and lineage, and jobs that continue from it."""
+"""One image with its parameters and lineage, and jobs that continue from it."""
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from io import BufferedReader, BytesIO
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
-from flask import Blueprint, Response, abort, make_response, redirect, render_template, request, send_file, url_for
+from flask import Blueprint, Response, abort, redirect, render_template, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
 from werkzeug.wsgi import wrap_file
 
 from sdbatch.client.validate import submit_text
 from sdbatch.errors import JobError
-from sdbatch.history import describe, lineage, restore, times
+from sdbatch.history import describe, lineage, restore
 from sdbatch.history.records import JobRecord, Lineage, PictureRecord
-from sdbatch.history.search import Found
 from sdbatch.messages import Message
 from sdbatch.spool.job_names import next_name
-from sdbatch.web import thumbnails
-from sdbatch.web.site import done, is_fragment, site
+from sdbatch.web import gallery, thumbnails
+from sdbatch.web.site import done, site
 
-AT_ONCE = 60  # thumbnails
-MOST_AT_ONCE = 20 * AT_ONCE  # for a visitor who returns to a scrolled page
-ASKED = ("words", "kind", "ckpt", "since", "seed", "failed")  # what a search can be narrowed by
 KEPT_SECONDS = 86400  # by browsers: pictures do not change, but for a name in outputs/ that is drawn anew
 DRAWN_SECONDS = 60  # by browsers: a job that is tried again may be drawn anew
 GONE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'
 FAMILY = 50  # jobs of a lineage
-MOST = 2**63 - 1  # what a column of the index holds
 
 pages = Blueprint("pictures", __name__)
-
-
-@pages.get("/history")
-def history() -> AnyResponse:
-    """Search while typing, and load older images while scrolling; the address says how many are `shown`."""
-    is_more, earlier = "before" in request.args, _whole(request.args.get("shown", "")) or 0
-    is_part = is_more and is_fragment()
-    if not is_more:
-        site().catch_up()
-    most = AT_ONCE if is_more else max(AT_ONCE, min(earlier, MOST_AT_ONCE))
-    found = _search(request.args, most)
-    shown = len(found) + (earlier if is_more else 0)
-    asked: dict[str, Any] = {name: request.args[name] for name in ASKED if request.args.get(name)}
-    answer = make_response(
-        render_template(
-            "results.html" if is_fragment() else "history.html",
-            found=found,
-            stale=site().stale,
-            is_part=is_part,
-            more=asked | {"before": found.rest, "shown": shown} if found.rest is not None else None,
-            checkpoints=site().history.checkpoints(),
-        )
-    )
-    if is_part:
-        answer.headers["HX-Replace-Url"] = url_for("pictures.history", **asked, shown=shown)
-    return answer
-
-
-@pages.get("/choose")
-def choose() -> str:
-    """Images to choose from in the form."""
-    return render_template("choice.html", found=[picture for picture in _search(request.args) if picture.file])
 
 
 @pages.get("/picture/<path:path>")
 def show(path: str) -> str:
     """One image, large."""
-    picture = _known(path)
-    order = site().history.pictures_of(picture.job)
-    place = next((i for i, other in enumerate(order) if other.key == picture.key), 0)
+    picture = gallery.known(path)
+    asked = gallery.asked()
+    before, after = gallery.neighbours(picture, asked)
     try:
         restored = restore.restore(site().root, picture)
     except JobError as error:
@@ -83,9 +45,10 @@ def show(path: str) -> str:
         restored=restored,
         is_seeded_alone=restore.record_of(site().root, picture).get("job", {}).get("seeding") == "picture",
         parameters=describe.parameters(site().root, picture),
-        siblings=order,
-        before=order[place - 1] if place else None,
-        after=order[place + 1] if place + 1 < len(order) else None,
+        siblings=site().history.pictures_of(picture.job),
+        asked=asked,
+        before=before,
+        after=after,
         lineage=_family(picture.job),
     )
 
@@ -93,7 +56,7 @@ def show(path: str) -> str:
 @pages.get("/job-file/<path:path>")
 def job_file(path: str) -> Response:
     """Download the job file that generates an image."""
-    picture = _known(path)
+    picture = gallery.known(path)
     text, name = restore.restore(site().root, picture).text, f"{PurePosixPath(picture.job).name}.yaml"
     return send_file(BytesIO(text.encode()), "text/plain; charset=utf-8", as_attachment=True, download_name=name)
 
@@ -160,7 +123,7 @@ def drawn(job: str, name: str, size: str) -> AnyResponse:
 @pages.post("/follow-up")
 def follow_up() -> AnyResponse:
     """Submit an img2img job that starts from an image."""
-    picture, asked = _known(request.form.get("path", "")), request.form
+    picture, asked = gallery.known(request.form.get("path", "")), request.form
 
     def drop() -> str:
         strength, prompt = _number(asked.get("strength", "")), asked.get("prompt", "").replace("\r\n", "\n")
@@ -176,8 +139,8 @@ def again() -> AnyResponse:
     """Submit a job again, or one image alone if it has its own seed; with another seed if one is given."""
     what: JobRecord | PictureRecord | None = site().history.job(request.form.get("job", ""))
     if what is None:
-        what = _known(request.form.get("job", ""))
-    seed = _whole(request.form.get("seed", ""))
+        what = gallery.known(request.form.get("job", ""))
+    seed = gallery.whole(request.form.get("seed", ""))
     return done(lambda: _drop(what.job, restore.rerun(site().root, what, seed), "rerun"), "queue.show")
 
 
@@ -196,38 +159,6 @@ def _drop(job_id: str, text: str, ending: Literal["rerun", "follow-up"]) -> str:
     """Submit a job under a name made from its parent's."""
     path = submit_text(text, next_name(site().root, job_id, ending), site().root)
     return Message("Dropped as {path}.", site().root.show(path))
-
-
-def _known(path: str) -> PictureRecord:
-    picture = site().history.picture(path)
-    if picture is None:
-        abort(404)
-    return picture
-
-
-def _search(asked: Mapping[str, str], most: int = AT_ONCE) -> Found:
-    asked = {name: text.replace("\0", "") for name, text in asked.items()}  # where SQLite takes a text to end
-    seed, before = _whole(asked.get("seed", "")), _whole(asked.get("before", ""))
-    since = None
-    with suppress(JobError):
-        since = times.since(asked["since"], datetime.now(UTC)) if asked.get("since") else None
-    return site().history.search(
-        asked.get("words", ""),
-        since=since,
-        seed=seed,
-        ckpt=asked.get("ckpt") or None,
-        kind=asked.get("kind") or None,
-        failed=bool(asked.get("failed")),
-        before=before,
-        limit=most,
-    )
-
-
-def _whole(text: str) -> int | None:
-    """A number that the index can hold; None for anything else, which does not limit the search."""
-    with suppress(ValueError):
-        return number if abs(number := int(text)) <= MOST else None
-    return None
 
 
 def _number(text: str) -> float | None:

@@ -8,6 +8,7 @@ from werkzeug.wrappers import Response
 from sdbatch.client import control
 from sdbatch.spool import attempts, job_names, status_reader
 from sdbatch.spool.status_reader import seconds_since
+from sdbatch.telemetry import nodes
 from sdbatch.web.site import done, site
 
 LONGEST_REASON = 500  # characters: status.json and each page tell it
@@ -73,6 +74,7 @@ def _facts() -> dict[str, object]:
         "facts": facts,
         "drawn": {str(job["id"]): _drawn(str(job["id"])) for job in facts["jobs"]},
         "model_of": status_reader.model_of,
+        "node_lines": nodes.lines(facts["seats"]),
         "files": job_names.numbers_of_split_files(site().root.running),
         "failed_files": job_names.numbers_of_split_files(site().root.failed),
         "is_paused": site().root.pause.exists(),

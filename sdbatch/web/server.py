@@ -23,15 +23,16 @@ from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.server import BaseWSGIServer, TcpWSGIServer, UnixWSGIServer
-from waitress.task import WSGITask
+from waitress.task import ThreadedTaskDispatcher, WSGITask
 
+from sdbatch.access.peers import account_of
 from sdbatch.errors import ConfigError
-from sdbatch.web.peers import account_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 THREADS = 16  # a page of thumbnails asks for six at a time; a wrong password keeps one waiting
+WAITING_THREADS = 32  # for answers that take as long as a job: they sleep, and never keep the page waiting
 MOST_CONNECTIONS = 500  # each takes one of the 1024 files that a process may have open
 SILENT_SECONDS = 20.0  # between two requests, or in the midst of one
 GRACE_SECONDS, SLOWEST = 10.0, 10_000  # after so many seconds, at least so many bytes a second: a very slow phone
@@ -209,6 +210,14 @@ class _Bounded(BaseWSGIServer):
     active_channels: dict[int, _Channel]  # type: ignore[assignment] # as it is; the stubs have a single one
     body_limit: Callable[["WSGIEnvironment"], int]
     most_received: int
+    waiting_paths: frozenset[str]
+    waiting: ThreadedTaskDispatcher
+
+    def add_task(self, task: "_Channel") -> None:  # type: ignore[override] # the stubs have another class
+        """Hand a request to a thread; one that waits for a job to a thread of those alone."""
+        path = getattr(task.requests[0], "path", "") if task.requests else ""
+        waits = "/" + path.lstrip("/") in self.waiting_paths  # as the views see it
+        (self.waiting if waits else self.task_dispatcher).add_task(cast("Any", task))
 
     def receives(self) -> int:
         """Bytes of all bodies that are being received or answered."""
@@ -249,11 +258,13 @@ def serve(
     listener: socket.socket,
     body_limit: Callable[["WSGIEnvironment"], int],
     most_received: int,
+    waiting_paths: frozenset[str] = frozenset(),
 ) -> None:
     """Serve until the process ends.
 
     `body_limit` returns how many bytes of a request's body are accepted; all bodies together are limited by
-    `most_received`.
+    `most_received`. Requests for `waiting_paths` may take hours: they have threads of their own, and where those are
+    all taken they wait in line.
     """
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # many thumbnails at once are normal
     adjustments = Adjustments(
@@ -272,6 +283,9 @@ def serve(
     about = (listener.family, listener.type, listener.proto, listener.getsockname())
     server = kind(page, {}, _sock=listener, adj=adjustments, bind_socket=False, sockinfo=about)
     server.body_limit, server.most_received = body_limit, most_received
+    server.waiting_paths, server.waiting = waiting_paths, ThreadedTaskDispatcher()
+    if waiting_paths:
+        server.waiting.set_thread_count(WAITING_THREADS)
     server.run()
 
 
@@ -279,6 +293,19 @@ def account(environ: "WSGIEnvironment") -> int | None:
     """The account of this machine that sent a request."""
     channel: _Channel = environ[CHANNEL]
     return channel.account
+
+
+def has_hung_up(environ: "WSGIEnvironment") -> bool:
+    """Whether the visitor who waits for an answer is gone."""
+    channel: _Channel | None = environ.get(CHANNEL)
+    if channel is None:
+        return False
+    try:
+        return channel.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def listen(host: str, port: int, group: int) -> socket.socket:

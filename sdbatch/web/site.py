@@ -99,6 +99,11 @@ def own_path(back: str) -> str:
     return request.script_root + back if is_ours else url_for("queue.show")
 
 
+def back_to(view: str, **values: object) -> str:
+    """The address of a view as `own_path` takes it, without the path of a proxy."""
+    return url_for(view, **values).removeprefix(request.script_root)  # type: ignore[arg-type]
+
+
 def say(text: str, kind: str) -> None:
     """Show a message on the next page. It is stored in a cookie, which browsers limit to 4 kB."""
     packed = pack(text)

@@ -26,6 +26,7 @@ DRIVER = "sdbatch.engine.cluster.driver"
 AGAIN_SECONDS = (1.0, 5.0, 30.0)  # between two starts of that process: the last for all further ones
 CLOSE_SECONDS = 20.0  # for a Ray of ours to end
 HANG_UP = b""
+NOISE = "[state-dump]"  # hundreds of lines that Ray prints of a node that is gone
 GONE = Message("the connection to the cluster was lost")
 
 
@@ -167,7 +168,9 @@ class RayEngine:
     def _echo(self, pipe: IO[bytes]) -> None:
         with pipe:
             for line in pipe:
-                self.log.info("ray says", text=line.decode(errors="replace").rstrip())
+                text = line.decode(errors="replace").rstrip()
+                if text and NOISE not in text:
+                    self.log.info("ray says", text=text)
 
 
 def _write(pipe: IO[bytes], orders: "queue.SimpleQueue[bytes]") -> None:
