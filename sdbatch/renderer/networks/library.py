@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -79,6 +80,7 @@ def _without_libraries() -> Iterator[None]:
 
         # The safety checker and the LAION-400M model do need it. Whatever else was not there stays away.
         import_utils._transformers_available = True  # noqa: SLF001
+        import_utils._transformers_version = version("transformers")  # noqa: SLF001
 
 
 with _without_compiler(), _without_libraries():
