@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,13 +19,14 @@ from typing import Any
 import pytest
 import yaml
 from harness import drop_job, make_root
-from tests_support import run_sdbatch
+from tests_support import REFERENCE, lay_model, run_sdbatch
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.cluster.connection import QUIET, STORE_BYTES
 from sdbatch.engine.fake import FakeEngine
-from sdbatch.service.service import Service, system_clock
+from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
+from sdbatch.telemetry.clock import system_clock
 
 pytestmark = [
     pytest.mark.ray,
@@ -41,13 +45,17 @@ class Nodes:
 
     def __init__(self) -> None:
         os.environ.update(QUIET)
+        self.has = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+        self.by_name: dict[str, Any] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Two nodes; the service is on the machine of the head."""
         from ray.cluster_utils import Cluster  # noqa: PLC0415 - an extra
 
-        self.has = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-        self.cluster = Cluster(
-            initialize_head=True, head_node_args={**self.has, "node_name": "one", "_system_config": SOON}
-        )
-        self.by_name: dict[str, Any] = {}
+        head = {**self.has, "include_dashboard": False, "node_name": "one", "_system_config": SOON}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.by_name.clear()
         self.join("two")
 
     @property
@@ -56,8 +64,7 @@ class Nodes:
         return address
 
     def join(self, name: str) -> None:
-        has = {key: value for key, value in self.has.items() if key != "include_dashboard"}
-        self.by_name[name] = self.cluster.add_node(**has, node_name=name, wait=False)
+        self.by_name[name] = self.cluster.add_node(**self.has, node_name=name, wait=False)
 
     def leave(self, name: str) -> None:
         self.cluster.remove_node(self.by_name.pop(name), allow_graceful=False)
@@ -168,7 +175,7 @@ def check_each_once(root: Root, count: int, expected: list[list[str]]) -> None:
 
 
 def pids(pattern: str) -> list[int]:
-    """Processes of this test by their command line."""
+    """Processes by their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
@@ -202,3 +209,169 @@ def test_jobs_are_drawn_on_all_nodes_and_a_node_that_leaves_costs_its_job_one_at
     assert "three/1" in told.stdout
     serving.stop()
     assert not renderers(root)
+
+
+def children(pid: int) -> list[int]:
+    """Of all its threads."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
+def actors(raylet: int) -> list[int]:
+    """The seats of a node."""
+    return [pid for pid in children(raylet) if b"RaySeat" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_node_out_of_reach_goes_on_drawing_and_nothing_of_it_is_published(
+    nodes: Nodes, serve: Callable[..., Serving], root: Root, tmp_path: Path
+) -> None:
+    """Its renderer still writes, while the job is drawn elsewhere; when it is back, Ray ends it."""
+    (root.state / "pace").write_text("1")
+    serving = serve(nodes.address)
+    serving.wait(lambda: serving.seats() == {"one/1": "idle", "two/1": "idle"})
+    drop(root, 4, images=8)
+    serving.wait(lambda: serving.seats() == {"one/1": "drawing", "two/1": "drawing"})
+    raylet = nodes.raylet("two")
+    (actor,) = actors(raylet)
+    (renderer,) = children(actor)
+    for pid in (raylet, actor):
+        os.kill(pid, signal.SIGSTOP)
+    serving.wait(lambda: [*serving.seats()] == ["one/1"])
+    assert Path(f"/proc/{renderer}").exists(), "it knows of nothing"
+    serving.wait(lambda: len([*root.done.iterdir()]) >= 2)
+    for pid in (raylet, actor):
+        os.kill(pid, signal.SIGCONT)
+    serving.wait(lambda: not Path(f"/proc/{renderer}").exists())
+    serving.wait(has_done(root, 4))
+    check_each_once(root, 4, undisturbed(tmp_path, 4, images=8))
+
+
+class Killer:
+    """Ends one process or another, and has those come back that nobody else starts again."""
+
+    def __init__(self, nodes: Nodes, serving: Serving, seed: int) -> None:
+        self.nodes, self.serving = nodes, serving
+        self.dice = random.Random(seed)
+        self.killed: list[str] = []
+
+    def strike(self) -> None:
+        kinds = ["renderer", "actor", "node", "driver", "supervisor", "head"]
+        left = [kind for kind in kinds if self.killed.count(kind) == min(map(self.killed.count, kinds))]
+        kind = self.dice.choice(left)
+        getattr(self, kind)()
+        self.killed.append(kind)
+
+    def kill(self, pids: list[int]) -> None:
+        if pids:
+            with suppress(ProcessLookupError):
+                os.kill(self.dice.choice(pids), signal.SIGKILL)
+
+    def renderer(self) -> None:
+        self.kill(renderers(self.serving.root))
+
+    def actor(self) -> None:
+        self.kill([actor for name in self.nodes.by_name for actor in actors(self.nodes.raylet(name))])
+
+    def driver(self) -> None:
+        self.kill([pid for pid in children(self.serving.process.pid) if pid in pids("cluster.driver")])
+
+    def node(self) -> None:
+        name = self.dice.choice([*self.nodes.by_name])
+        os.kill(self.nodes.raylet(name), signal.SIGKILL)
+        self.nodes.by_name.pop(name)
+        self.nodes.join(f"node-{len(self.killed)}")
+
+    def head(self) -> None:
+        """All nodes are lost with it."""
+        for process in (*self.nodes.cluster.head_node.all_processes["gcs_server"],):
+            process.process.kill()
+        self.nodes.cluster.shutdown()
+        self.nodes.start()
+
+    def supervisor(self) -> None:
+        self.serving.process.kill()
+        self.serving.process.wait()
+        self.serving.start()
+
+
+def test_a_hundred_jobs_whatever_is_killed_are_each_done_once_with_the_same_bytes(
+    nodes: Nodes, serve: Callable[..., Serving], root: Root, tmp_path: Path
+) -> None:
+    (root.state / "pace").write_text("0.3")
+    serving = serve("auto")
+    drop(root, 100)
+    seed = int(os.environ.get("SEED", time.time()))
+    killer = Killer(nodes, serving, seed)
+    sys.stderr.write(f"SEED={seed}\n")
+    try:
+        serving.wait(lambda: "drawing" in serving.seats().values())
+        for _ in range(12):
+            time.sleep(killer.dice.uniform(0.5, 4))
+            before = len([*root.done.iterdir()])
+            killer.strike()
+            serving.wait(lambda: len([*root.done.iterdir()]) > before or before == 100)  # noqa: B023 - asked at once
+    finally:
+        sys.stderr.write(f"killed: {killer.killed}\n")
+    (root.state / "pace").write_text("0.05")
+    serving.wait(has_done(root, 100), seconds=300)
+    check_each_once(root, 100, undisturbed(tmp_path, 100))
+    assert {*killer.killed} == {"renderer", "actor", "node", "driver", "supervisor", "head"}
+
+
+def listening(pids: list[int]) -> set[str]:
+    """The addresses on which these processes wait for connections, as the kernel writes them."""
+    sockets = set()
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                sockets.add(path.readlink().name.removeprefix("socket:[").rstrip("]"))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and columns[9] in sockets:
+                found.add(columns[1].partition(":")[0])
+    return found
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def tree(pid: int) -> list[int]:
+    return [pid, *(inner for child in children(pid) for inner in tree(child))]
+
+
+def test_without_an_address_ray_is_started_on_this_machine_alone_and_ends_with_the_service(
+    serve: Callable[..., Serving], root: Root
+) -> None:
+    serving = serve("")
+    serving.wait(lambda: [*serving.seats().values()] == ["idle"])
+    everything = tree(serving.process.pid)
+    names = " ".join(Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in everything)
+    assert "gcs_server" in names
+    assert "raylet" in names
+    assert listening(everything) <= LOOPBACK
+    drop(root, 1)
+    serving.wait(has_done(root, 1))
+    checked = run_sdbatch("doctor", "--quick", "--root", root.path, env=serving.environment | {"SDBATCH_ENGINE": "ray"})
+    assert re.search(r"ok +node .*same files, programs and model", checked.stdout), checked.stdout + checked.stderr
+    serving.stop()
+    serving.wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everything))
+
+
+def test_the_reference_cases_are_drawn_on_a_node_as_on_this_machine(tmp_path: Path) -> None:
+    from test_reference import CASES, test_every_sample_and_grid_is_the_scripts_own  # noqa: PLC0415
+
+    root = lay_model(Root(tmp_path / "root"))
+    for name in ("prompts.txt", "init-128x128.png", "init-203x150.png"):
+        shutil.copy(REFERENCE / name, root.inbox)
+    for case in CASES:
+        job = json.loads((REFERENCE / "cases" / f"{case}.json").read_text())
+        (root.inbox / f"{case}.json").write_text(json.dumps(job | {"outdir": f"outputs/{case}", "name": case}))
+    ended = run_sdbatch("serve", "--root", root.path, "--drain", env=os.environ | {"SDBATCH_ENGINE": "ray"})
+    assert ended.returncode == 0, ended.stderr[-6000:]
+    for case in CASES:
+        test_every_sample_and_grid_is_the_scripts_own(root, case)

@@ -162,7 +162,7 @@ def test_plain_words_are_told_of_nothing(prompt: str) -> None:
 def test_a_prompt_file_s_comments_and_empty_lines_are_told_to_be_drawn() -> None:
     lines = ["# my prompts", "a cat", "", "// b", "a dog", "", "  "]
     assert remarks(read_job("from_file: p.txt"), lines, ModelConfig()) == [
-        'from_file: line 1 and 1 more: "# my prompts" is used as a prompt: there are no comments here',
+        'from_file: line 1 and 1 more: "# my prompts" is used as a prompt: comments need from_file_syntax: options',
         "from_file: line 3 and 2 more: empty, and used as a prompt like the others",
     ]
 
@@ -356,7 +356,9 @@ def test_validate_shows_the_prompts_of_a_file(root: Root) -> None:
     drop_job(root, "a.yaml", "from_file: p.txt\nn_iter: 1\n")
     said = validated(root)
     assert said[0].endswith('3 pictures of 512x512, DDIM, 50 steps, to outputs/txt2img-samples: 3 prompts, "a cat"')
-    assert said[1].endswith('note: from_file: line 3: "# b" is used as a prompt: there are no comments here')
+    assert said[1].endswith(
+        'note: from_file: line 3: "# b" is used as a prompt: comments need from_file_syntax: options'
+    )
 
 
 def test_img2img_is_told_of_its_picture_s_size(root: Root) -> None:

@@ -72,14 +72,17 @@ def web(
     listener = server.listen(host, port, place.inbox.stat().st_gid)
     by_socket = listener.family == socket.AF_UNIX  # its file mode decides who may connect
     account = os.geteuid if by_socket else lambda: server.account(request.environ)
-    page = create_app(place, settings, account=account, interfaces=interfaces(settings))
+    programs = interfaces(settings)
+    page = create_app(place, settings, account=account, interfaces=programs)
 
     def body_limit(environ: dict[str, Any]) -> int:
         with page.request_context(environ):
             return guard.body_limit()
 
     echo(Message("the page is at {address}", server.shown(listener)))
-    server.serve(page, listener, body_limit, AT_ONCE * (settings.limits.input_bytes + guard.FORM_BYTES))
+    most_received = AT_ONCE * (settings.limits.input_bytes + guard.FORM_BYTES)
+    waiting = frozenset(path for each in programs for path in each.waiting)
+    server.serve(page, listener, body_limit, most_received, waiting)
 
 
 def _print_hash() -> None:

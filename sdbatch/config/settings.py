@@ -30,7 +30,7 @@ from sdbatch.storage.named_model import NamedModel
 from sdbatch.storage.spelling import as_stored
 
 # Fields that differ for each job, so they have no default for a root.
-OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m")
+OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m", "combinatorial")
 # Settings that a reload does not change.
 NEEDS_RESTART = (
     "engine",

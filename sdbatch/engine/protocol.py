@@ -50,6 +50,16 @@ class RendererConfig(Message):
         return 1 if self.batching == "job" else max(2, self.batch_rows // 2)
 
 
+def part_of(job_id: str, number: int) -> str:
+    """The id of a part of a job; no folder's name has a slash in it."""
+    return f"{job_id}/{number}"
+
+
+def job_of(part_id: str) -> str:
+    """The id of the job that a part is of."""
+    return part_id.partition("/")[0]
+
+
 class Draw(Message):
     """A job to run, or a part of one. All paths are resolved; the renderer looks nothing up."""
 

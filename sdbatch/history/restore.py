@@ -73,6 +73,20 @@ def restore(root: Root, what: PictureRecord | JobRecord | Path) -> Restored:
     return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", told)
 
 
+def restore_file(root: Root, path: Path) -> tuple[str, list[str]]:
+    """The job file of an image that has no place of its own, and the settings that could not be used.
+
+    Raises:
+        JobError: it does not say how it was made.
+    """
+    said = said_by(path)
+    if not said.fields:
+        raise JobError("{path}: does not say how it was made: {silence}", path.name, why_unknown(said))
+    fields, notes = _with_model(root, said)
+    fields, misfits = _fitting(fields)
+    return job_text(root, fields), [*dict.fromkeys([*notes, *misfits, *_lacking(root, fields)])]
+
+
 def _lacking(root: Root, fields: Fields) -> list[str]:
     """LoRAs that the prompt names, and that are not there."""
     try:

@@ -41,7 +41,10 @@ from sdbatch.messages import Message, joined
 MAX_CELLS = 100_000
 USUAL_SIDE = 512  # of an image, in pixels
 # What all cells of a job share: its place, its order, and what is made of all its images together.
-SHARED = ("outdir", "priority", "name", "from_file", "skip_grid", "skip_save", "n_rows", "laion400m")
+SHARED = (
+    *("outdir", "priority", "name", "skip_grid", "skip_save", "n_rows", "laion400m"),
+    *("from_file", "from_file_syntax", "dynamic_prompts", "combinatorial", "prompt_from"),
+)
 Axes = tuple[tuple[str, ...], ...]  # the fields that vary; those of one group vary together
 
 

@@ -23,7 +23,7 @@ from sdbatch.spool.spool import is_job_id, slug_of
 from sdbatch.storage.root import SAMPLES, Root
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
-LONGEST = 24  # characters of a handle before its random ones
+LONGEST = 27  # characters of a handle before its random ones: an id has room for 40
 MOST_KNOWN = 10_000  # ids of ended jobs that are remembered
 MOVES = 3  # looks: a job may move between two places while they are read
 REASON_BYTES = 2000
@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
 def drop(root: Root, text: str, called: str, mark: str = "") -> str:
     """Submit the text of one job, in JSON, under a new name; returns its handle, which begins with `mark`."""
-    slug = slug_of(f"{called}.json")[:LONGEST].strip("-.") or "job"
+    slug = slug_of(f"{called}.json")[: LONGEST - len(mark)].strip("-") or "job"
     handle = f"{mark}{slug}-{secrets.token_hex(6)}"
     submit_text(text, f"{handle}.json", root)
     return handle

@@ -42,7 +42,7 @@ def drop() -> tuple[Response, int]:
         label = Message("job {number} of {count}: ", number, len(jobs)) if len(jobs) > 1 else ""
         told = [*check_data(text.encode(), "job.json", None, site().root, site().settings.limits)]
         bad += [label + line for line, is_good in told if not is_good]
-        notes += [label + line for line, is_good in told[1:] if is_good]
+        notes += [label + line.removeprefix("note: ") for line, _ in told if line.startswith("note: ")]
     if bad:
         return _refuse(bad)
     dropped = [handles.drop(site().root, text, _name_of(job)) for text, job in zip(texts, jobs, strict=True)]

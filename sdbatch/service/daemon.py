@@ -14,12 +14,13 @@ from sdbatch.config.settings import DefaultModel, Settings
 from sdbatch.engine.local import FAKE_RENDERER, RENDERER, LocalEngine, every_device
 from sdbatch.engine.protocol import Engine, RendererConfig
 from sdbatch.errors import ConfigError, JobError
-from sdbatch.service.service import Clock, Service, system_clock
+from sdbatch.service.service import Service
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import as_stored
 from sdbatch.telemetry import systemd
+from sdbatch.telemetry.clock import Clock, system_clock
 
 NAP_SECONDS = 0.5  # the longest a signal has to wait
 TROUBLE_NAP_SECONDS = 5.0  # between attempts to go on when the disk fails

@@ -20,7 +20,7 @@ Type = Literal["text", "long", "loras", "number", "check", "choice"]
 # In this order; all other fields follow under "More".
 FIRST = (
     *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
-    *("n_iter", "n_samples", "seed", "ddim_steps", "scale"),
+    *("n_iter", "n_samples", "seed", "ddim_steps", "scale", "sampler", "ckpt", "loras"),
 )
 MOST = 1000  # characters of a number, a choice, a LoRA's file
 LONG = ("prompt", "negative_prompt")  # texts of several lines
