@@ -2,11 +2,12 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sdbatch.client.named_files import find_named
+from sdbatch.client.setting import with_settings
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing, TemporarilyUnavailable
 from sdbatch.job import reader
@@ -67,6 +68,27 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
                 yield label + reader.without_file(line), False
             for note in parsed.notes:
                 yield label + Message("note: {note}", note), False
+
+
+def cells_of_file(path: Path, root: Root, limits: Limits, settings: Sequence[str] = ()) -> Iterator[Cells | JobError]:
+    """The cells of each job of a file, with `field=value` settings; or why it is invalid."""
+    try:
+        data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
+        parts = reader.parse(with_settings(data, path.name, settings), path.name, root.defaults)
+    except OSError as error:
+        yield JobError("{path}: {problem}", path, error.strerror)
+        return
+    except JobError as error:
+        yield error
+        return
+    for parsed in parts:
+        try:
+            if parsed.error is not None:
+                raise parsed.error
+            yield cells_of(parsed, path.parent, root, limits)
+        except (JobError, TemporarilyUnavailable) as error:
+            told = [reader.without_file(line) for line in parsed.placed(error)]
+            yield JobError(joined("\n", [Message("{path}: {line}", path, line) for line in told]))
 
 
 def cells_of(parsed: reader.Parsed, beside: Path | None, root: Root, limits: Limits) -> Cells:
