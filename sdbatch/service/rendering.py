@@ -246,7 +246,7 @@ class Rendering:
                     missing[0],
                     self.spool.root.show(folder),
                 )
-            yield Stage.DRAWN
+            yield Stage.UNSEEN
 
     def _drop_what_was_drawn(self, task: Task) -> None:
         """Delete staged images that came from another job file, input or model, for example after `retry`."""

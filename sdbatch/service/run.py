@@ -20,6 +20,7 @@ class Stage(Enum):
     AT_HAND = auto()  # its attempt is counted, on disk: it can be handed over
     DRAWING = auto()
     DRAWN = auto()  # to be published, once its seat has its next job
+    UNSEEN = auto()  # drawn, but a share does not show all of it yet
 
 
 class Stopped(Exception):

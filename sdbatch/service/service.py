@@ -103,10 +103,8 @@ class Service:
         """
         self.clock = self.rendering.clock = clock
         trouble = self._begin_what_can()
-        for event in self.seats.wait(PATIENCE_SECONDS if self.runs else 0):
-            self._heed(event)
-            if self.stop_requested:
-                self.drop_all()
+        is_drawn = any(run.stage is Stage.DRAWN for run in self.runs.values())
+        self._hear(PATIENCE_SECONDS if self.runs and not is_drawn else 0)
         self._heed_silence(clock().mono)
         if trouble is not None:
             raise trouble
@@ -115,6 +113,13 @@ class Service:
             self._tell(clock(), state=self._state())
             self._rest(clock())
         return self._is_busy or bool(self.runs)
+
+    def _hear(self, seconds: float) -> None:
+        """Handle what is told within so many seconds."""
+        for event in self.seats.wait(seconds):
+            self._heed(event)
+            if self.stop_requested:
+                self.drop_all()
 
     def _job(self, run: Run) -> Steps:
         """The steps of one job. At each `yield` the other jobs continue; an event of its renderer may be sent to it."""
@@ -359,9 +364,10 @@ class Service:
                 self._end_renderer(part.seat, Message(told, f"{limit:g}"))
 
     def _finish_drawn(self) -> None:
-        """Publish and record what was generated in this turn."""
-        for run in [run for run in self.runs.values() if run.stage is Stage.DRAWN]:
+        """Publish and record what was generated; a seat that can be given a job need not wait for all of it."""
+        for run in [run for run in self.runs.values() if run.stage in (Stage.DRAWN, Stage.UNSEEN)]:
             self._advance(run)
+            self._hear(0)
 
     def _blame(self, error: OSError, run: Run) -> None:
         """If a file is the cause, its job fails; if the disk or a missing folder is the cause, no job fails."""
