@@ -45,6 +45,7 @@ from sdbatch.spool.spool import HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
+from sdbatch.study import overview
 from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.clock import Clock, Now, system_clock
 from sdbatch.telemetry.status_file import StatusFile
@@ -487,7 +488,8 @@ class Service:
         staged = drawing.to_publish(task.job)
         self.root.require_output_folder(task.outdir, task.job.outdir)
         is_named = claim.outputs is not None and set(claim.outputs) == set(staged)
-        names = claim.outputs if is_named else self.publisher.choose_names(task.outdir, staged)
+        stems = task.stems
+        names = claim.outputs if is_named else self.publisher.choose_names(task.outdir, staged, stems)
         other = claim.other | _packed(drawing.notes(task))
         if (names, other) != (claim.outputs, claim.other):
             self.spool.note(claim, outputs=names, other=other)
@@ -498,6 +500,7 @@ class Service:
             claim.outputs,
             write_down=lambda chosen: self.spool.note(claim, outputs=chosen),
             parameters=task.job.model_dump(),
+            stems=stems,
         )
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
@@ -506,7 +509,11 @@ class Service:
         if changed:
             self.spool.note(task.claim, other=task.claim.other | _packed(notes))
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
-        files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
+        folder = self.spool.folder(task.claim)
+        if manifest.axes:
+            files.write_atomically(folder / overview.TABLE, overview.csv_table(manifest).encode())
+            files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
+        files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
         self.totals.count_job("done")
@@ -530,7 +537,7 @@ class Service:
     def _fail(self, claim: Claim, text: str, now: Now, cause: Reason | None) -> None:
         """Move a job to failed/; without a `cause` it was cancelled."""
         self.scheduler.forget(claim)
-        self.job_loader.inputs.forget(claim)
+        self.job_loader.forget(claim)
         folder = self.spool.folder(claim)
         try:
             if later := self.spool.fail(claim, text):
@@ -598,7 +605,12 @@ class Service:
             "totals": self.totals.told,
         }
         jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
-        told |= {"jobs": jobs, "job": jobs[0] if jobs else None, "seats": [seat.told() for seat in self.seats]}
+        told |= {
+            "pace": self.outlook.pace.rate,
+            "jobs": jobs,
+            "job": jobs[0] if jobs else None,
+            "seats": [seat.told() for seat in self.seats],
+        }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

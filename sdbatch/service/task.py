@@ -15,10 +15,10 @@ from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
 from sdbatch.job.samplers import SAMPLERS
 from sdbatch.spool.inputs import Staged
-from sdbatch.spool.publish import Names
+from sdbatch.spool.publish import Names, stem_of
 from sdbatch.spool.spool import Claim
 from sdbatch.storage.fingerprint import glance
-from sdbatch.storage.root import LORA_CONFIG, Root
+from sdbatch.storage.root import LORA_CONFIG, SAMPLES, Root
 from sdbatch.telemetry.progress import ProgressEstimate
 
 SHORT_PROMPT = 100
@@ -84,6 +84,14 @@ class Task:
         if self.cells.axes:
             told.append([*self.cells.changes])
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def stems(self) -> dict[str, str]:
+        """The names, without suffix, of staged images that are made from many others."""
+        if not any("init_img" in axis for axis in self.cells.axes):
+            return {}
+        inits = (self.cells.value("init_img", self.cells.find(index)[0]) for index in range(self.total))
+        return {f"{SAMPLES}/{index:05}.png": stem_of(init) for index, init in enumerate(inits)}
 
     def drawn_at(self, step: Stepped) -> float:
         """The number of images after a step, with fractions."""
