@@ -140,7 +140,8 @@ class FakeEngine:
             if not any(index in wanted for index in images):
                 continue
             while True:
-                time.sleep(self.pace)
+                if self.pace:
+                    time.sleep(self.pace)
                 yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
                 if task.cancel.exists():
                     raise Cancelled(Cancelled.TEXT)
