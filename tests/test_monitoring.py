@@ -110,7 +110,7 @@ def test_steps_are_timed_one_after_another_in_a_batch(root: Root, start: Start, 
 
     service = start()
     drop_job(root, "a.yaml", JOB + "sampler: heun\n")
-    heard = service._take_in
+    heard = service.rendering._take_in
 
     def hear(event: Any, run: Any, task: Any, drawing: Any) -> None:
         if isinstance(event, Stepped):  # as one of 4 predictions, 2 a step, and 10 seconds each
@@ -121,7 +121,7 @@ def test_steps_are_timed_one_after_another_in_a_batch(root: Root, start: Start, 
             clock.sleep(3)
             heard(event, run, task, drawing)
 
-    service._take_in = hear  # type: ignore[method-assign]
+    service.rendering._take_in = hear  # type: ignore[method-assign]
     work(service, clock)
     assert told(root)["sdbatch_steps_total{fake}"] == 2 * 1.5, "two batches; the first prediction only tells when"
     assert told(root)["sdbatch_step_seconds_total{fake}"] == 2 * 30

@@ -578,7 +578,7 @@ def test_a_job_in_flight_of_the_version_before_goes_on_at_the_first_missing_pict
 ) -> None:
     """Its pictures lie in the job's own folder, and no folder of an attempt is noted."""
     drop(root, *"ab")
-    first = two(root, 0)
+    first = two(root, 3)
     turn_until(first, clock, lambda: len([*root.running.rglob("samples/*.png")]) > 1)
     first.stop_requested = True
     first.turn(clock)

@@ -16,8 +16,9 @@ from harness import FakeClock
 from sdbatch.engine.protocol import Draw
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.messages import unpack
-from sdbatch.service.service import Service, system_clock
+from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
+from sdbatch.telemetry.clock import system_clock
 
 # The small model gains nothing from threads, and those of several renderers would wait for each other, spinning.
 os.environ["OMP_NUM_THREADS"] = "1"
