@@ -37,11 +37,12 @@ from sdbatch.service.run import Run, Stage, Steps, Stopped
 from sdbatch.service.scheduler import Scheduler
 from sdbatch.service.task import Drawing, Task, manifest_of
 from sdbatch.spool import attempts, handover, retention, status_reader
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.late_writes import LateWrites
 from sdbatch.spool.publish import Names, Publisher
-from sdbatch.spool.spool import HALT, MANIFEST, Claim, Spool, written_on
+from sdbatch.spool.spool import HALT, MANIFEST, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
