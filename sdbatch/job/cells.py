@@ -43,7 +43,7 @@ USUAL_SIDE = 512  # of an image, in pixels
 SEEDS = ("seed", "variation_seed")  # of which no files and no remarks come
 # What all cells of a job share: its place, its order, and what is made of all its images together.
 SHARED = (
-    *("outdir", "priority", "name", "skip_grid", "skip_save", "n_rows", "laion400m"),
+    *("outdir", "file_names", "reuse", "priority", "name", "skip_grid", "skip_save", "n_rows", "laion400m"),
     *("from_file", "from_file_syntax", "dynamic_prompts", "combinatorial", "prompt_from"),
 )
 Axes = tuple[tuple[str, ...], ...]  # the fields that vary; those of one group vary together

@@ -46,7 +46,7 @@ from sdbatch.spool.spool import HALT, MANIFEST, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
-from sdbatch.study import overview
+from sdbatch.study import overview, reuse
 from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.clock import Clock, Now, system_clock
 from sdbatch.telemetry.status_file import StatusFile
@@ -516,6 +516,7 @@ class Service:
             files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
         files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
+        reuse.note(self.root, manifest, task.keys)
         self.done += 1
         self.totals.count_job("done")
         self.index_writer.tell(self.root.done / task.claim.id)
