@@ -120,11 +120,11 @@ def test_the_examples_of_the_page_on_studies_run(root: Root, clock: FakeClock, s
     page = (Path(__file__).parent.parent / "docs/studies.md").read_text()
     examples = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     commands = re.findall(r"^sdbatch .*", page, re.MULTILINE)
-    assert (len(examples), len(commands)) == (2, 4)
+    assert (len(examples), len(commands)) == (3, 4)
     for number, text in enumerate(examples):
         drop_job(root, f"{number}.yaml", text)
     drain(start(), clock)
-    assert sorted(read_record(folder / "manifest.yaml")["cells"] for folder in root.done.iterdir()) == [5, 24]
+    assert sorted(read_record(folder / "manifest.yaml")["cells"] for folder in root.done.iterdir()) == [5, 12, 24]
     (tmp_path / "study.yaml").write_text(examples[0])
     (tmp_path / "truck.yaml").write_text("prompt: a truck\n")
     told = [
