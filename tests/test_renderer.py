@@ -320,7 +320,7 @@ def test_a_study_of_several_models_is_drawn_stretch_by_stretch_and_told_as_one_j
     resident.serve(io.StringIO(drawn.model_dump_json()))
     told = events()
     kinds = [event["type"] for event in told if event["type"] != "stepped"]
-    assert kinds.count("finished") == kinds.count("sampled") == 1
+    assert kinds.count("finished") == kinds.count("sampled") == 1, told[-1]
     assert [event["cell"] for event in told if event["type"] == "loaded"] == [0, 2, 4]
     assert [event["index"] for event in told if event["type"] == "sample"] == [0, 1, 2, 3, 4]
     assert kinds[-1] == "finished"
