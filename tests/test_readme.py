@@ -110,6 +110,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/operations.md",
+    "docs/performance.md",
     "docs/prompts.md",
     "docs/reliability.md",
     "docs/samplers.md",

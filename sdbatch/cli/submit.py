@@ -4,21 +4,26 @@ from pathlib import Path
 
 import typer
 
-from sdbatch.cli.common import FilesArgument, RootOption, app, echo, open_to_write_jobs, say
+from sdbatch.cli.common import FilesArgument, RootOption, SetOption, app, echo, open_to_write_jobs, say
 from sdbatch.errors import JobError, NoRoot
 from sdbatch.messages import Message
 
 
 @app.command()
-def submit(files: FilesArgument, root: RootOption = Path()) -> None:
+def submit(
+    files: FilesArgument,
+    settings: SetOption = [],  # noqa: B006 - typer's own
+    root: RootOption = Path(),
+) -> None:
     """Check job files and put them into the inbox.
 
     An image or prompt file that lies beside the job file goes along: both
     get a folder of their own. If the name already waits in the inbox, the
     new file gets a number.
 
-    Example:
+    Examples:
       sdbatch submit truck.yaml --root /srv/sdbatch
+      sdbatch submit -s scale=5 -s seed=1..20 truck.yaml
 
     Exit codes:
       0   all are in the inbox
@@ -30,11 +35,11 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
     """
     from sdbatch.client import submit  # noqa: PLC0415
 
-    place, settings = open_to_write_jobs(root)
+    place, config = open_to_write_jobs(root)
     is_good = True
     for path in files:
         try:
-            dropped = submit.submit(path, place, settings.limits)
+            dropped = submit.submit(path, place, config.limits, settings)
         except NoRoot:
             raise
         except JobError as error:  # the other files are still submitted

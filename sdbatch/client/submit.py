@@ -6,12 +6,14 @@ the inbox, which appears complete.
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from sdbatch.client.named_files import find_named, lies_beside
+from sdbatch.client.setting import with_settings
 from sdbatch.client.validate import check_file, submit_file
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing
@@ -34,7 +36,7 @@ class Dropped(NamedTuple):
     along: list[str]
 
 
-def submit(path: Path, root: Root, limits: Limits) -> Dropped:
+def submit(path: Path, root: Root, limits: Limits, settings: Sequence[str] = ()) -> Dropped:
     """Submit a job file with the files that it names.
 
     Raises:
@@ -42,28 +44,47 @@ def submit(path: Path, root: Root, limits: Limits) -> Dropped:
         OSError: it can't be read, or the disk failed.
     """
     root.require(root.inbox)
+    if not settings:
+        return _submit(path, path.parent, root, limits)
+    with TemporaryDirectory() as folder:
+        changed = Path(folder) / path.name
+        data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
+        changed.write_bytes(with_settings(data, path.name, settings))
+        return _submit(changed, path.parent, root, limits)
+
+
+def _submit(path: Path, beside: Path, root: Root, limits: Limits) -> Dropped:
     if is_job_name(path.name):  # else `submit_file` says what is wrong
-        if bad := [line for line, is_good in check_file(path, root, limits) if not is_good]:
+        if bad := [line for line, is_good in check_file(path, root, limits, beside) if not is_good]:
             raise JobError(joined("\n", [*bad, Message("{name} was not dropped", path.name)]))
-        if along := _beside(path, root, limits):
+        if along := _beside(path, beside, root, limits):
             return Dropped(_drop_folder(path, along, root), sorted(along))
     return Dropped(submit_file(path, root), [])
 
 
-def _beside(path: Path, root: Root, limits: Limits) -> dict[str, Path]:
+def _beside(path: Path, beside: Path, root: Root, limits: Limits) -> dict[str, Path]:
     """The named files that would not be found from the inbox, by their names in the job."""
     along: dict[str, Path] = {}
     data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
     for parsed in reader.parse(data, path.name):
-        for field in FILES:
-            if not (named := getattr(parsed.job, field, "")) or (field, named) in parsed.kept:
+        for field, named in _named(parsed):
+            if (field, named) in parsed.kept:
                 continue
             with suppress(Missing):  # an earlier job may still create it
-                found = lies_beside(named, path.parent, root) or find_named(field, named, path.parent, root, limits)
+                found = lies_beside(named, beside, root) or find_named(field, named, beside, root, limits)
                 if not _is_found_from_inbox(field, named, found, root):
                     along[named] = found
                     _refuse_job_names(field, named)
     return along
+
+
+def _named(parsed: reader.Parsed) -> set[tuple[str, str]]:
+    """The files that the cells of a job name, each with its field."""
+    if parsed.job is None:
+        return set()
+    cells = parsed.template.cells()
+    said = ((field, cells.value(field, number)) for number in range(len(cells)) for field in FILES)
+    return {(field, named) for field, named in said if named}
 
 
 def _is_found_from_inbox(field: str, named: str, found: Path, root: Root) -> bool:

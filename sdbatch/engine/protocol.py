@@ -37,6 +37,11 @@ class RendererConfig(Message):
     watermark: str = ""
     batching: Literal["job", "shared", "fixed"] = "job"
     batch_rows: int = 32  # at most, in one pass of the network
+    compile: Literal["off", "auto", "max"] = "off"
+    channels_last: Literal["off", "on", "auto"] = "off"
+    attention: Literal["default", "auto", "flash", "efficient", "cudnn", "math"] = "default"
+    cpu_threads: str = "default"  # or auto, or a number
+    cpu_autocast: Literal["float32", "bfloat16"] = "float32"  # what `precision: autocast` means on a CPU
     near: Path | None = None  # where copies of conversions lie on this machine's own disk
 
     @property
@@ -62,6 +67,7 @@ class Draw(Message):
     job: AnyJob
     lines: list[str] | None  # of from_file
     changes: list[dict[str, Any]] = [{}]  # of each cell, the fields in which its job differs
+    axes: tuple[tuple[str, ...], ...] = ()  # the fields that vary over the cells
     other_files: dict[int, dict[str, Any]] = {}  # of the cells that need others (`Files`)
     init: Path | None  # the init image's copy
     max_init_pixels: int  # of the init image as it comes
@@ -80,7 +86,7 @@ class Draw(Message):
     @cached_property
     def cells(self) -> Cells:
         """What it draws, one cell after another."""
-        return Cells(self.job, self.lines, self.changes)
+        return Cells(self.job, self.lines, self.changes, self.axes)
 
     def of_cell(self, number: int) -> "Draw":
         """A cell as a job of its own, in the same folder."""
