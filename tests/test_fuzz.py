@@ -18,13 +18,7 @@ from fuzz_job_files import Check, fuzz
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"),
-    [
-        ("raw", 1_000),
-        ("structured", 70),
-        pytest.param("raw", 3_000, marks=pytest.mark.thorough),
-        pytest.param("structured", 200, marks=pytest.mark.thorough),
-    ],
+    ("kind", "count"), [("raw", 1_000), ("structured", 200), pytest.param("raw", 3_000, marks=pytest.mark.thorough)]
 )
 def test_every_input_is_answered_in_time(kind: str, count: int) -> None:
     tally = fuzz(kind, count, seed=0, seconds=5)
