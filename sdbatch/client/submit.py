@@ -55,8 +55,8 @@ def _beside(path: Path, root: Root, limits: Limits) -> dict[str, Path]:
     along: dict[str, Path] = {}
     data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
     for parsed in reader.parse(data, path.name):
-        for field in FILES:
-            if not (named := getattr(parsed.job, field, "")) or (field, named) in parsed.kept:
+        for field, named in _named(parsed):
+            if (field, named) in parsed.kept:
                 continue
             with suppress(Missing):  # an earlier job may still create it
                 found = lies_beside(named, path.parent, root) or find_named(field, named, path.parent, root, limits)
@@ -64,6 +64,15 @@ def _beside(path: Path, root: Root, limits: Limits) -> dict[str, Path]:
                     along[named] = found
                     _refuse_job_names(field, named)
     return along
+
+
+def _named(parsed: reader.Parsed) -> set[tuple[str, str]]:
+    """The files that the cells of a job name, each with its field."""
+    if parsed.job is None:
+        return set()
+    cells = parsed.template.cells()
+    said = ((field, cells.value(field, number)) for number in range(len(cells)) for field in FILES)
+    return {(field, named) for field, named in said if named}
 
 
 def _is_found_from_inbox(field: str, named: str, found: Path, root: Root) -> bool:

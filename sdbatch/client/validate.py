@@ -10,9 +10,10 @@ from sdbatch.client.named_files import find_named
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing, TemporarilyUnavailable
 from sdbatch.job import reader
+from sdbatch.job.cells import SEEDS, Cells, check_limits, differing
 from sdbatch.job.document import plain
 from sdbatch.job.model_config import ModelConfig, read_model_config
-from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
+from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
 from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
 from sdbatch.job.samplers import SAMPLERS, SCHEDULES
@@ -23,6 +24,7 @@ from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import in_other_case
+from sdbatch.study.outline import summary
 
 
 def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
@@ -52,7 +54,7 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             if parsed.error is not None:
                 raise parsed.error
             assert parsed.job is not None, "either a job or an error"
-            said, read, notes = _describe(parsed.job, beside, root, limits)
+            said, read, notes = _describe(parsed, beside, root, limits)
             yield label + said, True
             yield from ((label + line, True) for line in read)
             for note in [*parsed.notes, *notes]:
@@ -64,21 +66,36 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
                 yield label + Message("note: {note}", note), False
 
 
-def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str], list[str]]:
+def cells_of(parsed: reader.Parsed, beside: Path | None, root: Root, limits: Limits) -> Cells:
+    """All cells of a job, with the prompts of its file.
+
+    Raises:
+        JobError: a cell is not valid, or they have more images than the root allows.
+    """
+    assert parsed.job is not None, "it has no error"
+    lines = None
+    if parsed.job.from_file:
+        lines = read_lines(find_named("from_file", parsed.job.from_file, beside, root, limits))
+    cells = parsed.template.cells(lines=lines)
+    check_limits(cells, limits)
+    return cells
+
+
+def _describe(
+    parsed: reader.Parsed, beside: Path | None, root: Root, limits: Limits
+) -> tuple[str, list[str], list[str]]:
     """Images, size, sampler, steps and prompt; how the prompt is read; and the remarks on them.
 
     Files are searched beside the job file and in the root. The model is searched only if `root` exists, because jobs
     are also written on other machines.
     """
-    lines = None
-    if job.from_file:
-        lines = read_lines(find_named("from_file", job.from_file, beside, root, limits))
-    count = count_pictures(job, lines)
+    cells = cells_of(parsed, beside, root, limits)
+    job, lines, count = cells.job, None if cells.lines is None else [*cells.lines], cells.total
     notes: list[str] = []
     size = job.picture_size if isinstance(job, Txt2Img) else None
     if isinstance(job, Img2Img) and (init := _check_init(job, beside, root, limits)):
         size, notes = init
-    if problems := limits.problems(count, job.ddim_steps, size):
+    if problems := limits.problems(count, job.ddim_steps, size):  # of img2img the size is known now
         raise JobError(joined("\n", problems))
     root.output_folder(job.outdir)
     made, named = ModelConfig(), PromptWeights()
@@ -103,7 +120,29 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
         _drawn(job, lines),
     )
     read = [*readings(job, lines, named, root, made.encoder)]
-    return said, read, [*notes, *remarks(job, lines, made), *named.notes]
+    notes += [*remarks(job, lines, made), *named.notes]
+    if cells.axes:
+        read.append(summary(cells, root))
+        notes = [*dict.fromkeys((*notes, *_of_the_others(cells, beside, root, limits)))]
+    return said, read, notes
+
+
+def _of_the_others(cells: Cells, beside: Path | None, root: Root, limits: Limits) -> Iterator[str]:
+    """Finds the files of the cells behind the first, and yields the remarks on them."""
+    is_root = root.inbox.is_dir()
+    inits: set[str] = set()
+    for number in differing(cells, [name for axis in cells.axes for name in axis if name not in SEEDS]):
+        job = cells.job_of(number)
+        if isinstance(job, Img2Img) and job.init_img not in inits:
+            inits.add(job.init_img)
+            _check_init(job, beside, root, limits)
+        if not is_root:
+            continue
+        model = root.find_weights(job.ckpt, job.config, job.vae)
+        for lora in job.loras:
+            root.find_model("loras", lora.file)
+        made = read_model_config(model.ckpt, model.config)
+        yield from (*remarks(job, cells.lines, made), *find_prompt_weights(job, cells.lines, root).notes)
 
 
 def _drawn(job: AnyJob, lines: list[str] | None) -> str:

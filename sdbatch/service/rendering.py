@@ -63,6 +63,7 @@ class Rendering:
             job_id=claim.id,
             job=task.job,
             lines=None if task.cells.lines is None else [*task.cells.lines],
+            axes=task.cells.axes,
             changes=[dict(change) for change in task.cells.changes],
             other_files={number: other.told() for number, other in enumerate(task.files) if other != task.files[0]},
             init=task.files[0].init,

@@ -45,6 +45,7 @@ from sdbatch.spool.spool import HALT, MANIFEST, Claim, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
+from sdbatch.study import overview
 from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.clock import Clock, Now, system_clock
 from sdbatch.telemetry.status_file import StatusFile
@@ -502,7 +503,11 @@ class Service:
         if changed:
             self.spool.note(task.claim, other=task.claim.other | _packed(notes))
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
-        files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
+        folder = self.spool.folder(task.claim)
+        if manifest.axes:
+            files.write_atomically(folder / overview.TABLE, overview.csv_table(manifest).encode())
+            files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
+        files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
         self.totals.count_job("done")
@@ -594,7 +599,12 @@ class Service:
             "totals": self.totals.told,
         }
         jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
-        told |= {"jobs": jobs, "job": jobs[0] if jobs else None, "seats": [seat.told() for seat in self.seats]}
+        told |= {
+            "pace": self.outlook.pace.rate,
+            "jobs": jobs,
+            "job": jobs[0] if jobs else None,
+            "seats": [seat.told() for seat in self.seats],
+        }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

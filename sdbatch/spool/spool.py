@@ -53,7 +53,7 @@ HALT, CANCEL = "halt", "cancel"  # marks for a running job: stop between two bat
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-][\w.-]*\.png")
 _RESERVED = re.compile(
-    r"claim\.json|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*|attempt-.*"
+    r"claim\.json|index\.html|pictures\.csv|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*|attempt-.*"
     r"|copied|marks\.json|deleted|arrived-[0-9a-f]+",
     re.IGNORECASE,
 )
