@@ -1,6 +1,7 @@
 """`sdbatch submit`: puts job files into the inbox."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -8,17 +9,25 @@ from sdbatch.cli.common import FilesArgument, RootOption, app, echo, open_to_wri
 from sdbatch.errors import JobError, NoRoot
 from sdbatch.messages import Message
 
+TemplateOption = Annotated[
+    Path | None, typer.Option(help="A job file for all images of the folders that are named.", show_default=False)
+]
+
 
 @app.command()
-def submit(files: FilesArgument, root: RootOption = Path()) -> None:
+def submit(files: FilesArgument, root: RootOption = Path(), template: TemplateOption = None) -> None:
     """Check job files and put them into the inbox.
 
     An image or prompt file that lies beside the job file goes along: both
     get a folder of their own. If the name already waits in the inbox, the
     new file gets a number.
 
-    Example:
+    A folder of images, or an image, needs --template: a job file that says
+    what to do with each of them.
+
+    Examples:
       sdbatch submit truck.yaml --root /srv/sdbatch
+      sdbatch submit photos/ --template i2i.yaml --root /srv/sdbatch
 
     Exit codes:
       0   all are in the inbox
@@ -34,7 +43,10 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
     is_good = True
     for path in files:
         try:
-            dropped = submit.submit(path, place, settings.limits)
+            if template is None:
+                dropped = submit.submit(path, place, settings.limits)
+            else:
+                dropped = submit.submit_images(path, template, place, settings.limits)
         except NoRoot:
             raise
         except JobError as error:  # the other files are still submitted
