@@ -47,9 +47,14 @@ MAY_IMPORT = {
     "renderer.sampling": set(),
     "renderer.k_diffusion": {"renderer.sampling"},
     "renderer.weights": {"job", "renderer.device", "storage"},
-    "renderer.models": {"job", "prompts", "renderer.device", "renderer.sampling", "renderer.weights", "storage"},
+    "renderer.networks": {"job"},
+    "renderer.models": {
+        *("job", "prompts", "storage"),
+        *("renderer.device", "renderer.networks", "renderer.sampling", "renderer.weights"),
+    },
     "renderer.lora": {"renderer.models", "renderer.weights", "storage"},
     "renderer.memory": {"renderer.device", "renderer.models", "storage"},
+    "renderer.tuning": {"engine", "renderer.device", "renderer.models", "renderer.networks", "storage"},
     "renderer.pictures": {
         *("imaging", "job", "storage"),
         *("renderer.device", "renderer.memory", "renderer.models", "renderer.weights"),
@@ -64,7 +69,7 @@ MAY_IMPORT = {
             "renderer.models",
             "renderer.pictures",
         ),
-        *("renderer.sampling", "renderer.weights"),
+        *("renderer.networks", "renderer.sampling", "renderer.tuning", "renderer.weights"),
     },
     "cli": {
         *(

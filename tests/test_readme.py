@@ -110,10 +110,12 @@ PAGES = [
     "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/operations.md",
+    "docs/performance.md",
     "docs/prompts.md",
     "docs/reliability.md",
     "docs/samplers.md",
     "docs/security.md",
+    "docs/studies.md",
 ]
 
 

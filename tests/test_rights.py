@@ -23,6 +23,7 @@ ROOT = ["--root", "/srv/sdbatch"]
 COMMANDS: dict[str, list[list[str]]] = {
     "init": [["/srv/sdbatch"], ["/srv/sdbatch", "--demo"]],
     "validate": [["/srv/job.yaml", *ROOT]],
+    "study": [["/srv/job.yaml", *ROOT]],
     "submit": [["/srv/job.yaml", *ROOT]],
     "status": [ROOT, [*ROOT, "--json"]],
     "logs": [[JOB, *ROOT]],

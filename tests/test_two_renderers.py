@@ -75,13 +75,13 @@ def digests(root: Root, jobs: int) -> dict[str, list[str]]:
     return {record["job"]["name"]: [picture["sha256"] for picture in record["pictures"]] for record in records}
 
 
-def kill_now_and_then(root: Root, kills: int, dice: random.Random) -> None:
+def kill_now_and_then(root: Root, kills: int, dice: random.Random, settings: dict[str, str] = TWO) -> None:
     """One of the renderers or the service, each time when some jobs more are done."""
     service = None
     for _ in range(kills):
         if service is None:
             command = [sys.executable, "-m", "sdbatch", "serve", "--root", str(root.path), "--drain"]
-            service = subprocess.Popen(command, env=TWO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            service = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         enough, until = len([*root.done.iterdir()]) + dice.randint(1, 3), time.monotonic() + 20
         while len([*root.done.iterdir()]) < enough and time.monotonic() < until and service.poll() is None:
             time.sleep(0.02)
@@ -109,3 +109,20 @@ def test_a_storm_of_kills_loses_nothing_and_draws_the_same(tmp_path: Path, jobs:
     whole = fill(lay_model(Root(tmp_path / "whole")), jobs)
     assert run_sdbatch("serve", "--root", whole.path, "--drain").returncode == 0
     assert digests(root, jobs) == digests(whole, jobs)
+
+
+@pytest.mark.thorough  # a dozen starts of renderers
+@pytest.mark.parametrize("batching", ["shared", "fixed"])
+def test_a_storm_of_kills_loses_nothing_of_jobs_that_are_sampled_together(tmp_path: Path, batching: str) -> None:
+    """In a fixed shape they end with the same bytes, whoever was there before and after a kill."""
+    settings = TWO | {"SDBATCH_DEVICES": "cpu", "SDBATCH_BATCHING": batching, "SDBATCH_BATCH_ROWS": "8"}
+    root, jobs = fill(lay_model(Root(tmp_path / "root")), 24), 24
+    kill_now_and_then(root, 5, random.Random(2), settings)
+    ended = run_sdbatch("serve", "--root", root.path, "--drain", env=settings)
+    assert ended.returncode == 0, ended.stderr
+    whole = fill(lay_model(Root(tmp_path / "whole")), jobs)
+    assert run_sdbatch("serve", "--root", whole.path, "--drain", env=settings).returncode == 0
+    ours, theirs = digests(root, jobs), digests(whole, jobs)
+    assert {name: len(each) for name, each in ours.items()} == {name: len(each) for name, each in theirs.items()}
+    if batching == "fixed":
+        assert ours == theirs

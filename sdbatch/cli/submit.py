@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import FilesArgument, RootOption, app, echo, open_to_write_jobs, say
+from sdbatch.cli.common import FilesArgument, RootOption, SetOption, app, echo, open_to_write_jobs, say
 from sdbatch.errors import JobError, NoRoot
 from sdbatch.messages import Message
 
@@ -15,7 +15,12 @@ TemplateOption = Annotated[
 
 
 @app.command()
-def submit(files: FilesArgument, root: RootOption = Path(), template: TemplateOption = None) -> None:
+def submit(
+    files: FilesArgument,
+    settings: SetOption = [],  # noqa: B006 - typer's own
+    root: RootOption = Path(),
+    template: TemplateOption = None,
+) -> None:
     """Check job files and put them into the inbox.
 
     An image or prompt file that lies beside the job file goes along: both
@@ -27,7 +32,8 @@ def submit(files: FilesArgument, root: RootOption = Path(), template: TemplateOp
 
     Examples:
       sdbatch submit truck.yaml --root /srv/sdbatch
-      sdbatch submit photos/ --template i2i.yaml --root /srv/sdbatch
+      sdbatch submit -s scale=5 -s seed=1..20 truck.yaml
+      sdbatch submit photos/ --template i2i.yaml
 
     Exit codes:
       0   all are in the inbox
@@ -39,14 +45,14 @@ def submit(files: FilesArgument, root: RootOption = Path(), template: TemplateOp
     """
     from sdbatch.client import submit  # noqa: PLC0415
 
-    place, settings = open_to_write_jobs(root)
+    place, config = open_to_write_jobs(root)
     is_good = True
     for path in files:
         try:
             if template is None:
-                dropped = submit.submit(path, place, settings.limits)
+                dropped = submit.submit(path, place, config.limits, settings)
             else:
-                dropped = submit.submit_images(path, template, place, settings.limits)
+                dropped = submit.submit_images(path, template, place, config.limits, settings)
         except NoRoot:
             raise
         except JobError as error:  # the other files are still submitted

@@ -6,7 +6,7 @@ the inbox, which appears complete.
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from sdbatch.client.job_text import with_init_img
 from sdbatch.client.named_files import NamedFiles
+from sdbatch.client.setting import with_settings
 from sdbatch.client.validate import check_data, check_file, submit_file
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing
@@ -37,7 +38,7 @@ class Dropped(NamedTuple):
     along: list[str]
 
 
-def submit(path: Path, root: Root, limits: Limits) -> Dropped:
+def submit(path: Path, root: Root, limits: Limits, settings: Sequence[str] = ()) -> Dropped:
     """Submit a job file with the files that it names.
 
     Raises:
@@ -47,16 +48,26 @@ def submit(path: Path, root: Root, limits: Limits) -> Dropped:
     root.require(root.inbox)
     if path.is_dir():
         raise JobError("{name}: is a folder; say what to do with its images: --template JOB", path.name)
+    if not settings:
+        return _submit(path, path.parent, root, limits)
+    with TemporaryDirectory() as folder:
+        changed = Path(folder) / path.name
+        data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
+        changed.write_bytes(with_settings(data, path.name, settings))
+        return _submit(changed, path.parent, root, limits)
+
+
+def _submit(path: Path, beside: Path, root: Root, limits: Limits) -> Dropped:
     if is_job_name(path.name):  # else `submit_file` says what is wrong
-        if bad := [line for line, is_good in check_file(path, root, limits) if not is_good]:
+        if bad := [line for line, is_good in check_file(path, root, limits, beside) if not is_good]:
             raise JobError(joined("\n", [*bad, Message("{name} was not dropped", path.name)]))
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
-        if along := _beside(data, path.name, path.parent, root, limits):
+        if along := _beside(data, path.name, beside, root, limits):
             return Dropped(_drop_folder(path, path.name, along, root), sorted(along))
     return Dropped(submit_file(path, root), [])
 
 
-def submit_images(path: Path, template: Path, root: Root, limits: Limits) -> Dropped:
+def submit_images(path: Path, template: Path, root: Root, limits: Limits, settings: Sequence[str] = ()) -> Dropped:
     """Submit a folder of images, or one image, with a job file that says what to do with it.
 
     Raises:
@@ -67,8 +78,8 @@ def submit_images(path: Path, template: Path, root: Root, limits: Limits) -> Dro
     path = path.resolve()
     is_inside = path.is_relative_to(root.path.resolve())
     named = root.show(path) if is_inside else path.name
-    text = with_init_img(template, f"{named}/" if path.is_dir() else named)
     name = f"{path.stem or slug_of(template.name)}.yaml".lstrip(".~")
+    text = with_settings(with_init_img(template, f"{named}/" if path.is_dir() else named), name, settings)
     if bad := [line for line, is_good in check_data(text, name, path.parent, root, limits) if not is_good]:
         told = [Message("{path}: {line}", template, line) for line in bad]
         raise JobError(joined("\n", [*told, Message("{name} was not dropped", path.name)]))

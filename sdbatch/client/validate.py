@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sdbatch.client.named_files import NamedFiles, find_named
+from sdbatch.client.setting import with_settings
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing, TemporarilyUnavailable
 from sdbatch.imaging.init_sizes import Size, init_sizes
@@ -31,8 +32,11 @@ from sdbatch.study.outline import summary
 MANY = 2  # init images: of more than one the first is read as the renderer does, the others by their headers
 
 
-def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
-    """A line for each job of a file, and whether it is valid as far as can be known without running it."""
+def check_file(path: Path, root: Root, limits: Limits, beside: Path | None = None) -> Iterator[tuple[str, bool]]:
+    """A line for each job of a file, and whether it is valid as far as can be known without running it.
+
+    The files that it names lie beside it, or in the folder `beside`.
+    """
     try:
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
     except OSError as error:
@@ -45,7 +49,7 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
     if data is None:
         yield Message("{path}: is a link, a pipe or a device; a job must be a plain file", path), False
         return
-    for line, is_good in check_data(data, path.name, path.parent, root, limits):
+    for line, is_good in check_data(data, path.name, beside or path.parent, root, limits):
         yield Message("{path}: {line}", path, line), is_good
 
 
@@ -68,6 +72,27 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
                 yield label + reader.without_file(line), False
             for note in parsed.notes:
                 yield label + Message("note: {note}", note), False
+
+
+def cells_of_file(path: Path, root: Root, limits: Limits, settings: Sequence[str] = ()) -> Iterator[Cells | JobError]:
+    """The cells of each job of a file, with `field=value` settings; or why it is invalid."""
+    try:
+        data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
+        parts = reader.parse(with_settings(data, path.name, settings), path.name, root.defaults)
+    except OSError as error:
+        yield JobError("{path}: {problem}", path, error.strerror)
+        return
+    except JobError as error:
+        yield error
+        return
+    for parsed in parts:
+        try:
+            if parsed.error is not None:
+                raise parsed.error
+            yield cells_of(parsed, path.parent, root, limits)
+        except (JobError, TemporarilyUnavailable) as error:
+            told = [reader.without_file(line) for line in parsed.placed(error)]
+            yield JobError(joined("\n", [Message("{path}: {line}", path, line) for line in told]))
 
 
 def cells_of(parsed: reader.Parsed, beside: Path | None, root: Root, limits: Limits) -> Cells:

@@ -37,6 +37,11 @@ class RendererConfig(Message):
     watermark: str = ""
     batching: Literal["job", "shared", "fixed"] = "job"
     batch_rows: int = 32  # at most, in one pass of the network
+    compile: Literal["off", "auto", "max"] = "off"
+    channels_last: Literal["off", "on", "auto"] = "off"
+    attention: Literal["default", "auto", "flash", "efficient", "cudnn", "math"] = "default"
+    cpu_threads: str = "default"  # or auto, or a number
+    cpu_autocast: Literal["float32", "bfloat16"] = "float32"  # what `precision: autocast` means on a CPU
     near: Path | None = None  # where copies of conversions lie on this machine's own disk
 
     @property

@@ -136,9 +136,9 @@ def follow_up(
     if listed:
         head = {"sdbatch_manifest": VERSION, "id": picture.job} | _of_study(record, record["job"])
         block = {"init_img": picture.file, **asked, **fields}
-        return _checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
+        return checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
     carried = {name: value for name, value in fields_of(root, picture).items() if name in CARRIED_OVER}
-    return _checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
+    return checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
 
 
 def rerun(root: Root, what: JobRecord | PictureRecord, seed: int | None = None) -> str:
@@ -155,8 +155,8 @@ def rerun(root: Root, what: JobRecord | PictureRecord, seed: int | None = None) 
     job = job | ({} if seed is None else {"seed": seed})
     if record:
         head = {"sdbatch_manifest": VERSION, "id": what.job} | _of_study(record, job)
-        return _checked(dump({**head, "job": job, "inputs": record.get("inputs", [])}))
-    return _checked(job_text(root, job))
+        return checked(dump({**head, "job": job, "inputs": record.get("inputs", [])}))
+    return checked(job_text(root, job))
 
 
 def _of_study(record: Fields, job: Fields) -> Fields:
@@ -424,7 +424,12 @@ def _bare(line: str) -> str:
     return Message.of("{field}: {problem}", said.values) if is_placed and isinstance(said, Message) else said
 
 
-def _checked(text: str) -> str:
+def checked(text: str) -> str:
+    """The text of one job, if it is valid.
+
+    Raises:
+        JobError: it is not.
+    """
     (parsed,) = reader.parse(text.encode(), "job.yaml")
     if parsed.error is not None:
         told = [_bare(line) for line in lines(parsed.error.message)]

@@ -17,13 +17,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-import diffusers
 import torch
-import transformers
 from torch import Tensor
 
 from sdbatch.engine import protocol
@@ -46,23 +45,25 @@ from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.memory.model_cache import ModelCache, identity
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model
-from sdbatch.renderer.models.precision import forbid_tf32
+from sdbatch.renderer.models.precision import about_precision, forbid_tf32
 from sdbatch.renderer.models.prompts import read_embeddings
+from sdbatch.renderer.networks.recent import Recent
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.renderer.pictures.safety import Checkers
 from sdbatch.renderer.pictures.watermark import Watermark
 from sdbatch.renderer.requests import Requests, Stretch
+from sdbatch.renderer.sampling.pace import Pace
+from sdbatch.renderer.tuning.tuning import Tuning
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
 gc.enable()
 
-VERSIONS = {
-    "torch": torch.__version__,
-    "diffusers": diffusers.__version__,
-    "transformers": transformers.__version__,
-}
+VERSIONS = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+
+
+PACES = 16  # of how many models, with their LoRAs, it is remembered what a step costs
 
 
 class Renderer:
@@ -73,8 +74,11 @@ class Renderer:
         self.watermark = Watermark(config.watermark) if config.watermark else None
         self.checkers = Checkers(config.safety_checker, self.device, config.checksums)
         conversions = Conversions(config.checksums.parent / "models", config.checksums, config.converted_bytes)
-        self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions)
+        self.cpu_autocast = config.cpu_autocast
+        self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions, config.cpu_autocast)
+        self.model_cache.prepare = Tuning(config, self.device).prepare
         self.sizes = sizes_of(config.batching, config.batch_rows)
+        self.paces = Recent[Pace](PACES)
         self.answer = Answers(answers)
         self._last: Drawing | None = None  # of which more cells may come
 
@@ -97,7 +101,8 @@ class Renderer:
 
     def _sample_together(self, first: Stretch, jobs: Requests, finisher: Finisher) -> None:
         """A job, and those that come meanwhile and may join."""
-        weights, company = self._weights_of(first.head), Company(finisher, self.sizes)
+        weights = self._weights_of(first.head)
+        company = Company(finisher, self.sizes, self.paces.get(weights, partial(Pace, self.sizes)))
         with ExitStack() as worn:
             while True:
                 while company.takes_more and (cells := jobs.peek()) and self._weights_of(cells.head) == weights:
@@ -175,6 +180,9 @@ class Renderer:
         for folder in (task.folder, task.folder / SAMPLES):
             files.sweep(folder)  # a renderer before this one may have been killed
         cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
+        dtype = cached.model.dtype
+        if told := about_precision(task.job.precision, self.device, dtype, self.cpu_autocast):
+            notes.add(told)
         postprocess = Postprocess(self.checkers.of(task.ckpt, fallback), self.watermark)
         lora_sha256 = tuple(self.model_cache.fingerprint(path) for path, _ in task.loras)
         learned, embedding_sha256 = self._learn(cached.model, cells)
@@ -189,7 +197,7 @@ class Renderer:
                 embedding_sha256=embedding_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
-                computed_in=str(cached.model.dtype).removeprefix("torch."),
+                computed_in=str(dtype).removeprefix("torch."),
                 safety_checker=postprocess.checker.folder if postprocess.checker else None,
                 watermark=postprocess.watermark.text if postprocess.watermark else "",
             )

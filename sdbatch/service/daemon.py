@@ -108,6 +108,11 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         watermark=settings.watermark,
         batching=settings.batching,
         batch_rows=settings.batch_rows,
+        compile=settings.compile,
+        channels_last=settings.channels_last,
+        attention=settings.attention,
+        cpu_threads=settings.cpu_threads,
+        cpu_autocast=settings.cpu_autocast,
     )
     program = FAKE_RENDERER if settings.engine.startswith("fake-") else RENDERER
     if settings.engine in {"ray", "fake-ray"}:
