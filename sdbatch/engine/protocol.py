@@ -67,6 +67,7 @@ class Draw(Message):
     job: AnyJob
     lines: list[str] | None  # of from_file
     changes: list[dict[str, Any]] = [{}]  # of each cell, the fields in which its job differs
+    axes: tuple[tuple[str, ...], ...] = ()  # the fields that vary over the cells
     other_files: dict[int, dict[str, Any]] = {}  # of the cells that need others (`Files`)
     init: Path | None  # the init image's copy
     max_init_pixels: int  # of the init image as it comes
@@ -85,7 +86,7 @@ class Draw(Message):
     @cached_property
     def cells(self) -> Cells:
         """What it draws, one cell after another."""
-        return Cells(self.job, self.lines, self.changes)
+        return Cells(self.job, self.lines, self.changes, self.axes)
 
     def of_cell(self, number: int) -> "Draw":
         """A cell as a job of its own, in the same folder."""

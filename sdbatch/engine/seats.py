@@ -35,7 +35,7 @@ from sdbatch.telemetry import log
 AGAIN_SECONDS = 30.0  # between starts that fail: each costs seconds of a whole core
 BENCH_AFTER, BENCH_SECONDS = 3, 1800.0  # different jobs that died on a seat, one after another; until it is tried again
 STALL_SECONDS = 5.0  # between two looks: more is this loop's own, as it waited for a disk, and no renderer's silence
-FINISHING = 2  # jobs of a renderer whose pictures are written while others are sampled
+FINISHING = 4  # jobs of a renderer whose pictures are written while others are sampled
 MOST = 1000  # events that are taken in before the loop has its turn
 REMEMBERED = 30  # pictures by which a seat's speed is told; jobs that died on it
 

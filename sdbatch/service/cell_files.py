@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from sdbatch.job.cells import Cells
+from sdbatch.job.cells import SEEDS, Cells
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Txt2Img
 from sdbatch.job.remarks import of_size, remarks
@@ -13,7 +13,6 @@ from sdbatch.service.task import Files
 from sdbatch.storage.root import Root
 
 MOST_NOTES = 20  # of the cells of a job
-UNSEEN = ("seed", "variation_seed")  # fields of which no files and no remarks come
 
 
 class FoundFiles:
@@ -38,7 +37,7 @@ class FoundFiles:
         Raises:
             JobError: one of them is not there.
         """
-        key = repr({name: value for name, value in cells.changes[number].items() if name not in UNSEEN})
+        key = repr({name: value for name, value in cells.changes[number].items() if name not in SEEDS})
         if key not in self._known:
             self._known[key] = self._find(cells.job_of(number), cells)
         return self._known[key]

@@ -22,8 +22,9 @@ from sdbatch.service.run import Images, Part, Run, Stage, Steps, Stopped
 from sdbatch.service.scheduler import Scheduler
 from sdbatch.service.task import Drawing, Task
 from sdbatch.spool import attempts
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.publish import is_placed
-from sdbatch.spool.spool import CANCEL, HALT, Claim, Spool
+from sdbatch.spool.spool import CANCEL, HALT, Spool
 from sdbatch.storage import files
 from sdbatch.telemetry import log
 from sdbatch.telemetry.clock import Clock, system_clock
@@ -63,6 +64,7 @@ class Rendering:
             job_id=claim.id,
             job=task.job,
             lines=None if task.cells.lines is None else [*task.cells.lines],
+            axes=task.cells.axes,
             changes=[dict(change) for change in task.cells.changes],
             other_files={number: other.told() for number, other in enumerate(task.files) if other != task.files[0]},
             init=task.files[0].init,
@@ -246,7 +248,7 @@ class Rendering:
                     missing[0],
                     self.spool.root.show(folder),
                 )
-            yield Stage.DRAWN
+            yield Stage.UNSEEN
 
     def _drop_what_was_drawn(self, task: Task) -> None:
         """Delete staged images that came from another job file, input or model, for example after `retry`."""

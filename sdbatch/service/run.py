@@ -9,7 +9,7 @@ from typing import Any
 
 from sdbatch.engine.seats import Heard, Model, Seat
 from sdbatch.service.task import Drawing, Task
-from sdbatch.spool.spool import Claim
+from sdbatch.spool.claim import Claim
 
 
 class Stage(Enum):
@@ -20,6 +20,7 @@ class Stage(Enum):
     AT_HAND = auto()  # its attempt is counted, on disk: it can be handed over
     DRAWING = auto()
     DRAWN = auto()  # to be published, once its seat has its next job
+    UNSEEN = auto()  # drawn, but a share does not show all of it yet
 
 
 class Stopped(Exception):

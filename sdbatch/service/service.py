@@ -37,14 +37,16 @@ from sdbatch.service.run import Run, Stage, Steps, Stopped
 from sdbatch.service.scheduler import Scheduler
 from sdbatch.service.task import Drawing, Task, manifest_of
 from sdbatch.spool import attempts, handover, retention, status_reader
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.late_writes import LateWrites
 from sdbatch.spool.publish import Names, Publisher
-from sdbatch.spool.spool import HALT, MANIFEST, Claim, Spool, written_on
+from sdbatch.spool.spool import HALT, MANIFEST, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
+from sdbatch.study import overview
 from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.clock import Clock, Now, system_clock
 from sdbatch.telemetry.status_file import StatusFile
@@ -103,10 +105,8 @@ class Service:
         """
         self.clock = self.rendering.clock = clock
         trouble = self._begin_what_can()
-        for event in self.seats.wait(PATIENCE_SECONDS if self.runs else 0):
-            self._heed(event)
-            if self.stop_requested:
-                self.drop_all()
+        is_drawn = any(run.stage is Stage.DRAWN for run in self.runs.values())
+        self._hear(PATIENCE_SECONDS if self.runs and not is_drawn else 0)
         self._heed_silence(clock().mono)
         if trouble is not None:
             raise trouble
@@ -115,6 +115,13 @@ class Service:
             self._tell(clock(), state=self._state())
             self._rest(clock())
         return self._is_busy or bool(self.runs)
+
+    def _hear(self, seconds: float) -> None:
+        """Handle what is told within so many seconds."""
+        for event in self.seats.wait(seconds):
+            self._heed(event)
+            if self.stop_requested:
+                self.drop_all()
 
     def _job(self, run: Run) -> Steps:
         """The steps of one job. At each `yield` the other jobs continue; an event of its renderer may be sent to it."""
@@ -359,9 +366,10 @@ class Service:
                 self._end_renderer(part.seat, Message(told, f"{limit:g}"))
 
     def _finish_drawn(self) -> None:
-        """Publish and record what was generated in this turn."""
-        for run in [run for run in self.runs.values() if run.stage is Stage.DRAWN]:
+        """Publish and record what was generated; a seat that can be given a job need not wait for all of it."""
+        for run in [run for run in self.runs.values() if run.stage in (Stage.DRAWN, Stage.UNSEEN)]:
             self._advance(run)
+            self._hear(0)
 
     def _blame(self, error: OSError, run: Run) -> None:
         """If a file is the cause, its job fails; if the disk or a missing folder is the cause, no job fails."""
@@ -502,7 +510,11 @@ class Service:
         if changed:
             self.spool.note(task.claim, other=task.claim.other | _packed(notes))
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
-        files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
+        folder = self.spool.folder(task.claim)
+        if manifest.axes:
+            files.write_atomically(folder / overview.TABLE, overview.csv_table(manifest).encode())
+            files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
+        files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
         self.totals.count_job("done")
@@ -594,7 +606,12 @@ class Service:
             "totals": self.totals.told,
         }
         jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
-        told |= {"jobs": jobs, "job": jobs[0] if jobs else None, "seats": [seat.told() for seat in self.seats]}
+        told |= {
+            "pace": self.outlook.pace.rate,
+            "jobs": jobs,
+            "job": jobs[0] if jobs else None,
+            "seats": [seat.told() for seat in self.seats],
+        }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

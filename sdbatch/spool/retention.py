@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sdbatch.config.settings import Retention
 from sdbatch.spool import trash
+from sdbatch.spool.claim import ERROR, read_claim
 from sdbatch.spool.inbox import beside, walk
-from sdbatch.spool.reason import ERROR
-from sdbatch.spool.spool import INPUTS, MANIFEST, is_job_id, read_claim
+from sdbatch.spool.spool import INPUTS, MANIFEST, is_job_id
 from sdbatch.storage import files
 from sdbatch.storage.file_names import SENT, is_job_name
 from sdbatch.storage.root import Root

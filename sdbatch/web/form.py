@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
-from sdbatch.client import choices
+from sdbatch.client import asked, choices
 from sdbatch.client.validate import check_data, submit_text
 from sdbatch.errors import JobError, TemporarilyUnavailable
 from sdbatch.history.restore import restore, restore_file
@@ -16,7 +16,7 @@ from sdbatch.messages import Message
 from sdbatch.spool import retention
 from sdbatch.spool.spool import slug_of
 from sdbatch.web import uploads
-from sdbatch.web.fields import Field, Kind, fields, filled_by, to_yaml
+from sdbatch.web.fields import Field, Kind, fields, filled_by, to_yaml, written
 from sdbatch.web.site import disk_trouble, say, site
 
 JOB_FILE = "job.yaml"  # the name in errors for a job without a name
@@ -28,7 +28,9 @@ pages = Blueprint("form", __name__)
 
 @pages.get("/new")
 def show() -> str:
-    """The form, filled from the job of the image `from`, or from the address: `/new?prompt=a&init_img=...`."""
+    """The form, filled from the image `from`, the `failed` job, or the address: `/new?prompt=a&init_img=...`."""
+    if "failed" in request.args:
+        return _form(_mended(request.args["failed"]))
     return _form(_restored(request.args["from"]) if "from" in request.args else _ticks() | request.args.to_dict())
 
 
@@ -98,6 +100,15 @@ def _restored(path: str) -> dict[str, str]:
     for note in found.notes:
         say(note, "warning")
     return filled | {"kind": kind}
+
+
+def _mended(job_id: str) -> dict[str, str]:
+    """The values of a failed job, to be corrected; what was wrong is reported."""
+    found = asked.failed(site().root, job_id)
+    for note in found.notes:
+        say(note, "warning")
+    kind = "img2img" if found.fields.get("init_img") or "strength" in found.fields else "txt2img"
+    return {name: written(value) for name, value in found.fields.items()} | {"kind": kind}
 
 
 def _kind(filled: Mapping[str, str]) -> Kind:
