@@ -32,7 +32,7 @@ from ceiling import ceiling, machine
 from job_queue import HERE, Loop, Service, Setting, setting_for, time_processes
 
 DOCS = HERE.parent / "docs"
-BEGIN, END = "<!-- throughput, {kind} -->", "<!-- end of throughput, {kind} -->"
+BEGIN, END = "<!-- {part}, {kind} -->", "<!-- end of {part}, {kind} -->"
 MODES = {"job": {"batching": "job"}, "shared": {"batching": "shared"}, "fixed": {"batching": "fixed"}}
 TUNED = {
     "cuda": {"batching": "fixed", "batch_rows": "16", "channels_last": "auto", "attention": "auto"},
@@ -138,12 +138,13 @@ def plot(medians: dict[str, float], setting: Setting, jobs: int) -> str:
     )
 
 
-def write_down(kind: str, text: str) -> None:
+def write_down(kind: str, part: str, text: str) -> None:
     """Into docs/performance.md, in the place of the last figures of such a machine."""
     page = DOCS / "performance.md"
-    begin, end = BEGIN.format(kind=kind), END.format(kind=kind)
-    before, _, rest = page.read_text().partition(begin)
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2] or chr(10)}")
+    begin, end = BEGIN.format(kind=kind, part=part), END.format(kind=kind, part=part)
+    before, found, rest = page.read_text().partition(begin)
+    assert found, f"{page} has no place for {part}, {kind}"
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
 
 
 def main() -> None:
@@ -164,22 +165,20 @@ def main() -> None:
     kind = "cpu" if device == "cpu" else "cuda"
     options.jobs = options.jobs or (64 if kind == "cpu" else 9)
     options.alone = (3 if kind == "cpu" else 1) if options.alone is None else options.alone
-    began, load = time.monotonic(), f"{os_load():.1f}"
     with tempfile.TemporaryDirectory(dir=options.folder, ignore_cleanup_errors=True) as folder:
         place = Path(folder)
         setting = setting_for(device, place, small=options.small)
-        parts = {"queue": queue_part, "switches": switches_part}
-        texts = [parts[name](setting, place, options) for name in options.parts]
-    said = " ".join(sys.argv[1:])
-    head = (
-        f"    python benchmarks/throughput.py {said}\n\n{datetime.now(UTC):%d %B %Y}, {machine(device)}, torch "
-        f"{torch.__version__}, Python {sys.version.split()[0]}; medians of {options.rounds} rounds; load {load} before "
-        f"and {os_load():.1f} after; {time.monotonic() - began:.0f} s in all."
-    )
-    text = "\n\n".join([head, *texts])
-    print(text)
-    if not options.keep:
-        write_down(kind, text)
+        for name in options.parts:
+            began, load = time.monotonic(), os_load()
+            text = {"queue": queue_part, "switches": switches_part}[name](setting, place, options)
+            head = (
+                f"{datetime.now(UTC):%d %B %Y}, {machine(device)}, torch {torch.__version__}, Python "
+                f"{sys.version.split()[0]}; medians of {options.rounds} rounds; load {load:.1f} before and "
+                f"{os_load():.1f} after; {time.monotonic() - began:.0f} s."
+            )
+            print(head, text, sep="\n\n")
+            if not options.keep:
+                write_down(kind, name, f"{head}\n\n{text}")
 
 
 def os_load() -> float:
