@@ -97,6 +97,7 @@ class Driver:
         except EngineDown as error:
             self._tell_end(begin.run, error.message, unfit=True)
         except Exception as error:  # noqa: BLE001 - Ray has many, and each means that the actor is gone
+            print(f"{begin.seat}: {error}", flush=True)  # noqa: T201 - goes to the log, with all that Ray knows
             self._tell_end(begin.run, in_words(begin.seat, error))
         finally:
             self._kill(begin.run)

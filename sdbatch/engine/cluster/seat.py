@@ -13,6 +13,7 @@ from pathlib import Path
 from sdbatch.engine.cluster import node_check
 from sdbatch.engine.cluster.node_check import Asked
 from sdbatch.engine.local import VISIBLE, LocalRenderer
+from sdbatch.engine.orphan import die_with_parent
 from sdbatch.engine.protocol import Draw, Event, RendererConfig, Stepped, Unfit
 from sdbatch.engine.protocol import Message as Passed
 from sdbatch.messages import Message
@@ -38,6 +39,8 @@ class RaySeat:
     """Its methods run in threads of their own: `serve` for the renderer's whole life, `draw` for each job."""
 
     def __init__(self) -> None:
+        # Of a node that was out of reach and is back Ray ends its own part, and would leave this process running.
+        die_with_parent()
         self._lines: queue.SimpleQueue[Line] = queue.SimpleQueue()
         self._renderer: LocalRenderer | None = None
         self._stepped = float("-inf")
