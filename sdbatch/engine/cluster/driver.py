@@ -196,11 +196,11 @@ def main() -> None:
 
         try:
             ray = connect(config.address)
+            driver = Driver(ray, config, tell)
+            driver.end_earlier()
         except EngineDown as error:
             tell(Seats(names=(), problem=error.message))
             sys.exit(1)
-        driver = Driver(ray, config, tell)
-        driver.end_earlier()
         driver.look()
         threading.Thread(target=driver.watch, daemon=True).start()
         driver.obey(iter(orders))
