@@ -44,8 +44,9 @@ def drain(jobs: int, place: str) -> None:
 
     from sdbatch.config.settings import Settings
     from sdbatch.engine.fake import FakeEngine
-    from sdbatch.service.service import Service, system_clock
+    from sdbatch.service.service import Service
     from sdbatch.telemetry import log
+    from sdbatch.telemetry.clock import system_clock
 
     log.set_up()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the life of this process
@@ -92,9 +93,10 @@ def crawl(waiting: int, place: str, seconds: float) -> None:
     from sdbatch.config.settings import Settings
     from sdbatch.engine.fake import FakeEngine
     from sdbatch.engine.protocol import Draw, Event, Tick
-    from sdbatch.service.service import Service, system_clock
+    from sdbatch.service.service import Service
     from sdbatch.spool import inbox
     from sdbatch.telemetry import log
+    from sdbatch.telemetry.clock import system_clock
 
     waits: list[float] = []
 

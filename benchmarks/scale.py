@@ -40,8 +40,8 @@ from sdbatch.engine.protocol import Ended, Event, Finished, Ready, Sampled
 from sdbatch.engine.seats import Died, Dropped, Seats
 from sdbatch.service.scheduler import Scheduler
 from sdbatch.service.service import Service
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Arrival, Inbox
-from sdbatch.spool.spool import Claim
 from sdbatch.storage import files
 from sdbatch.telemetry import log
 

@@ -45,8 +45,8 @@ OURS = f"""
 import sys
 from pathlib import Path
 import sdbatch.renderer.renderer, torch
-from sdbatch.engine.conversion import Conversions
-from sdbatch.engine.models import load_model
+from sdbatch.renderer.models.conversion import Conversions
+from sdbatch.renderer.models.models import load_model
 {TELL}
 ckpt, config, state = map(Path, sys.argv[3:])
 conversions = Conversions(state / "models", state / "checksums.json", 20_000_000_000)
@@ -69,11 +69,12 @@ def write_peer_folder(folder: Path, config: Path = CONFIG, text: dict[str, int] 
     """What `from_single_file` would else ask the network for: the json files of a v1 folder, and its tokenizer."""
     sys.path.insert(0, str(HERE.parent / "tests"))
     from full_size import V1_TEXT, write_folder_configs
-
-    from sdbatch.renderer.models.text_encoder import clip_tokenizer
+    from transformers import CLIPTokenizer
 
     write_folder_configs(folder, config, text or V1_TEXT)
-    clip_tokenizer().save_pretrained(folder / "tokenizer")
+    data = HERE.parent / "sdbatch" / "data" / "clip"
+    words = CLIPTokenizer(vocab=str(data / "vocab.json"), merges=str(data / "merges.txt"), model_max_length=77)
+    words.save_pretrained(folder / "tokenizer")
     parts = {
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],

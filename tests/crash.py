@@ -30,7 +30,7 @@ from sdbatch.telemetry import status_file
 
 SIZE = "H: 64\nW: 64\nn_iter: 2\nn_samples: 1\n"
 FILES = {
-    "1.yaml": f"name: one\nprompt: a\noutdir: outputs/x\n{SIZE}---\nname: two\nprompt: b\n{SIZE}",
+    "1.yaml": f"name: one\nprompt: a\noutdir: outputs/x\n{SIZE}---\nname: two\nprompt: b\nseeding: picture\n{SIZE}",
     "2.yaml": "prompt: a\nddim_step: 3\n",
     "3/job.yaml": "name: follow\nprompt: a\nseed: 9\ninit_img: init.png\nn_samples: 2\noutdir: outputs/x\n",
     "3/init.png": "the fake engine does not look",
@@ -42,7 +42,7 @@ Samples = dict[tuple[str, str], int]
 
 
 def fill(root: Root) -> None:
-    """A file of two jobs, one that fails, an img2img job with its picture, and one with a prompt file."""
+    """Two jobs of a file, one that two seats share, one that fails, an img2img job, and one with a prompt file."""
     for name, text in FILES.items():
         drop_job(root, name, text)
 

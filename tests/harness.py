@@ -6,8 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sdbatch.service.service import Now
 from sdbatch.storage.root import Root
+from sdbatch.telemetry.clock import Now
 
 
 class FakeClock:

@@ -101,7 +101,7 @@ shared: dict[str, st.SearchStrategy[Any]] = {
     "config": paths,
     "ckpt": paths,
     "seed": st.integers(-1, 2**32 - 1),
-    "precision": st.sampled_from(["autocast", "full"]),
+    "precision": st.sampled_from(["autocast", "full", "half"]),
     "n_iter": st.integers(1, 10_000),
     "n_samples": st.integers(1, 1000),
     "scale": st.floats(0, 100) | st.integers(0, 100),

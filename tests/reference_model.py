@@ -14,7 +14,6 @@ from tests_support import REFERENCE
 from sdbatch.imaging.pictures import Pixels, load_init
 from sdbatch.job.parameters import AnyJob, Batch, Img2Img, Txt2Img, job_kind
 from sdbatch.renderer.draw import Drawn, draw
-from sdbatch.renderer.models import text_encoder
 from sdbatch.renderer.models.models import Model, load_model
 
 CKPT = REFERENCE / "model" / "model.ckpt"
@@ -24,8 +23,6 @@ CASES = sorted(path.stem for path in (REFERENCE / "cases").glob("*.json"))
 
 # The model is so small that threads only wait for each other.
 torch.set_num_threads(1)
-# Its vocabulary is a fifth of what a load costs, and always the same.
-text_encoder.CLIPTokenizer = functools.cache(text_encoder.CLIPTokenizer)  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -4,12 +4,16 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from harness import FakeClock, drop_job
 from tests_support import drain
 
+from sdbatch.history import restore
+from sdbatch.history.history import History
 from sdbatch.history.scan import read_record
+from sdbatch.imaging.pictures import Origin, write_sample
 from sdbatch.job import reader
 from sdbatch.job.cells import Cells, Row, Works
 from sdbatch.job.parameters import Img2Img, Txt2Img
@@ -250,3 +254,48 @@ def test_a_study_that_was_stopped_goes_on_at_the_first_missing_image(
     drain(service, clock)
     assert [draw.start_at for draw in service.engine.drawn] == [0, 1]  # type: ignore[attr-defined]
     assert len(read_record(done(root) / "manifest.yaml")["pictures"]) == 6
+
+
+def test_a_sampler_that_says_its_schedule_is_told_with_it() -> None:
+    cells = cells_of("prompt: a\nmatrix:\n  sampler: [DPM++ 2M, DPM++ 2M Karras]\n")
+    assert cells.axes == (("sampler", "schedule"),)
+    assert values(cells) == [("dpmpp_2m", "automatic"), ("dpmpp_2m", "karras")]
+
+
+def test_history_finds_the_images_of_a_study_by_the_values_of_their_cells(
+    root: Root, clock: FakeClock, start: Start
+) -> None:
+    text = f"{SMALL}name: night\nmatrix:\n  seed: [3, 4]\n  prompt: [a red truck, a boat]\n  sampler: [ddim, plms]\n"
+    drop_job(root, "study.yaml", text)
+    drain(start(), clock)
+    history = History.open(root)
+    assert [each.number for each in history.search("boat", seed=4)] == [6, 7]
+    assert [each.number for each in history.search("truck", sampler="plms")] == [1, 5]
+    assert {(each.prompt, each.seed, each.sampler) for each in history.search("night")} == {
+        (prompt, seed, sampler)
+        for prompt in ("a red truck", "a boat")
+        for seed in (3, 4)
+        for sampler in ("ddim", "plms")
+    }
+
+
+def test_one_image_of_a_study_is_restored_and_drawn_again_alone(root: Root, start: Start, clock: FakeClock) -> None:
+    drop_job(root, "study.yaml", STUDY)
+    drain(start(), clock)
+    history = History.open(root)
+    picture = history.search(seed=2)[0]
+    folder = done(root)
+    cell = Txt2Img(prompt="a truck", seed=2, scale=7.5, H=64, W=64, n_iter=1, n_samples=1)
+    origin = Origin("m", "0", "CPU")
+    write_sample(folder / picture.file, np.zeros((64, 64, 3), np.uint8), cell, origin, 0, 0, "a truck")
+    assert "seed: 2" in restore.restore(root, picture).text
+    text = restore.rerun(root, picture)
+    (parsed,) = reader.parse(text.encode(), "a.yaml")
+    assert parsed.job is not None
+    assert parsed.job.model_dump() == cell.model_dump()
+    assert len(parsed.template.cells()) == 1
+    whole = history.job(folder.name)
+    assert whole is not None
+    (again,) = reader.parse(restore.rerun(root, whole).encode(), "a.yaml")
+    assert len(again.template.cells()) == 6
+    assert "matrix" in restore.restore(root, whole).text

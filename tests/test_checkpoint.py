@@ -21,6 +21,7 @@ from reference_model import CKPT, CONFIG, draw_all, pixels_of, reference_model, 
 from safetensors.torch import load_file, save_file
 from small_models import TINY_TEXT, Change, changed
 from torch import Tensor
+from whole_library import text_encoder_of
 
 from sdbatch.errors import JobError
 from sdbatch.renderer.models.models import Model, load_model
@@ -568,8 +569,9 @@ PARTS = ("unet", "vae", "text_encoder", "scheduler")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model as such a folder; copy before you change."""
     folder, model = tmp_path_factory.mktemp("saved") / "tiny", reference_model()
-    for part in ("unet", "vae", "text_encoder"):
-        getattr(model, part).save_pretrained(folder / part)
+    networks = {"unet": model.unet, "vae": model.vae, "text_encoder": text_encoder_of(model)}
+    for part, network in networks.items():
+        network.save_pretrained(folder / part)
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     PNDMScheduler(**betas, skip_prk_steps=True, steps_offset=1).save_pretrained(folder / "scheduler")
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}

@@ -322,7 +322,7 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
         ("ddim_eta", 1.1, "1.1 is not a number from 0 to 1 (default 0.0)"),
         ("skip_grid", 1, "1 is not true or false (default false)"),
         ("skip_grid", "true", '"true" is not true or false (default false); remove the quotes: true'),
-        ("precision", "half", '"half" is not autocast or full'),
+        ("precision", "halb", '"halb" is not autocast, full or half'),
         ("H", 510, "510 is not in steps of 8; nearest: 504, 512"),
         ("W", 513, "513 is not in steps of 8; nearest: 512, 520"),
         ("H", 8191, "8191 is not in steps of 8; nearest: 8184, 8192"),

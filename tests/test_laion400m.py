@@ -18,9 +18,10 @@ from tests_support import only, run_sdbatch
 from torch import Tensor, nn
 
 from sdbatch.job.parameters import LAION400M
-from sdbatch.renderer.models.bert import bert_name, bert_tokenizer
+from sdbatch.renderer.models.bert import bert_name
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model, load_model
+from sdbatch.renderer.networks.tokenizer import bert_tokenizer
 from sdbatch.storage.root import Root
 
 CONFIG = Path(__file__).parent.parent / LAION400M["config"]
@@ -52,7 +53,8 @@ def test_the_vocabulary_is_that_of_bert_base_uncased() -> None:
     ],
 )
 def test_prompts_become_bert_s_tokens(prompt: str, tokens: list[int]) -> None:
-    found = bert_tokenizer()(prompt, truncation=True, max_length=77, padding="max_length")["input_ids"]
+    words = bert_tokenizer()
+    found = words.marked(words.encode(prompt))
     assert found == tokens + [0] * (77 - len(tokens))
 
 
@@ -85,7 +87,7 @@ def test_the_encoder_computes_what_the_original_computes(files: tuple[Path, Path
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
         w[bert_name(name).removeprefix(TEXT)] = parameter
     prompts = ["a blue truck", ""]
-    tokens = model.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+    tokens = torch.tensor([model.tokenizer.marked(model.tokenizer.encode(prompt)) for prompt in prompts])
     x = w["token_emb.weight"][tokens] + w["pos_emb.emb.weight"]
     for number in range(2):
         at = f"attn_layers.layers.{2 * number}."

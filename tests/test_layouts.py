@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from reference_model import CKPT, CONFIG, draw_all, pixels_of, reference_model, 
 from safetensors.torch import load_file, save_file
 from small_models import as_v2, changed, small_v2
 from torch import Tensor, nn
+from whole_library import text_encoder_of
 
 from sdbatch.errors import JobError
 from sdbatch.renderer.models.models import Model, load_model
@@ -56,8 +58,9 @@ def draw_alike(one: Model, other: Model) -> bool:
 
 def save_folder(model: Model, folder: Path, **schedule: object) -> Path:
     """A model as a folder in diffusers format, by the library's own hand."""
-    for part in STEMS:
-        getattr(model, part).save_pretrained(folder / part)
+    networks = {"unet": model.unet, "vae": model.vae, "text_encoder": text_encoder_of(model)}
+    for part, network in networks.items():
+        network.save_pretrained(folder / part)
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     DDIMScheduler(**betas, **schedule).save_pretrained(folder / "scheduler")
     return folder
@@ -136,7 +139,7 @@ def test_the_library_reads_the_same_weights_from_a_v2_checkpoint(
             str(tmp_path / "m.safetensors"), config=str(folder), subfolder=part, local_files_only=True
         )
         assert same_weights(getattr(v2_model, part), theirs)
-    converted = convert_open_clip_checkpoint(v2_model.text_encoder, state)
+    converted = convert_open_clip_checkpoint(text_encoder_of(v2_model), state)
     ours = v2_model.text_encoder.state_dict()
     for key, weight in ours.items():
         assert torch.equal(weight, converted[f"text_model.{key}"].float()), key
@@ -145,7 +148,7 @@ def test_the_library_reads_the_same_weights_from_a_v2_checkpoint(
 def test_v2_s_text_encoder_computes_what_open_clip_computes(v2: tuple[Path, Path], v2_model: Model) -> None:
     """Against torch's own attention on the file's packed matrices, as OpenCLIP runs them, the last layer left out."""
     prompts = ["a blue truck", ""]
-    tokens = v2_model.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
+    tokens = torch.tensor([v2_model.tokenizer.marked(v2_model.tokenizer.encode(prompt)) for prompt in prompts])
     assert tokens[1].tolist() == [49406, 49407] + [0] * 75
     state = {
         key.removeprefix(OPEN_TEXT): value.float()
@@ -197,7 +200,7 @@ def test_the_noise_is_found_in_a_velocity(v2_model: Model, timestep: int) -> Non
     def unet(x: Tensor, timesteps: Tensor, **_: object) -> tuple[Tensor]:
         return (velocity,)
 
-    model = Model(**(vars(v2_model) | {"unet": unet}))
+    model = replace(v2_model, unet=unet)
     found = model.predict_noise(scheduler.add_noise(x0, noise, t), t.float(), torch.zeros(1))
     torch.testing.assert_close(found, noise, atol=2e-5, rtol=1e-4)
 
@@ -205,7 +208,7 @@ def test_the_noise_is_found_in_a_velocity(v2_model: Model, timestep: int) -> Non
 def test_between_two_timesteps_a_velocity_is_read_where_log_sigma_lies(v2_model: Model) -> None:
     """Each row at its own: the one between has the geometric mean of the sigmas."""
     x, velocity = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    model = Model(**(vars(v2_model) | {"unet": lambda *_, **__: (velocity,)}))
+    model = replace(v2_model, unet=lambda *_, **__: (velocity,))
     found = model.predict_noise(x, torch.tensor([500.0, 500.5, 501.0]), torch.zeros(1))
     sigmas = [((1 - a) / a) ** 0.5 for a in model.alphas[500:502]]
     for i, sigma in enumerate([sigmas[0], (sigmas[0] * sigmas[1]) ** 0.5, sigmas[1]]):
@@ -224,7 +227,9 @@ def test_v2_draws_what_the_same_model_in_terms_of_noise_would(v2_model: Model, p
 
     job = small_txt2img(plms=plms, n_iter=1)
     ours = draw_all(job, model=v2_model)
-    theirs = draw_all(job, model=InTermsOfNoise(**vars(v2_model)))
+    theirs = draw_all(
+        job, model=InTermsOfNoise(**{each.name: getattr(v2_model, each.name) for each in fields(Model) if each.init})
+    )
     torch.testing.assert_close(ours[0].latents, theirs[0].latents, atol=1e-5, rtol=1e-5)
     init = np.zeros((3, 64, 64), np.float32)
     assert torch.isfinite(draw_all(small_img2img(n_iter=1), None, init, model=v2_model)[0].latents).all()

@@ -1,6 +1,5 @@
 """LoRAs: put on as the library puts them on, in every spelling, and off again bit for bit."""
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from reference_model import draw_all, pixels_of, reference_model, small_txt2img
 from safetensors.torch import save_file
 from torch import Tensor
+from whole_library import text_encoder_of, whole_diffusers
 
 from sdbatch.errors import JobError
 from sdbatch.renderer.lora.lora import LoraWeights, apply_loras, read_lora
@@ -189,20 +188,17 @@ def test_the_library_and_peft_put_the_same_on(spell: Callable[[Matrices], dict[s
     save_file(spell(random_matrices()), tmp_path / "l.safetensors")
     with apply_loras(model, [read_lora(tmp_path / "l.safetensors", 0.7)]):
         ours = weights_of(model)
-    pipeline = StableDiffusionPipeline(
-        model.vae,
-        model.text_encoder,
-        model.tokenizer,
-        model.unet,
-        DDIMScheduler(),
-        None,
-        None,
-        requires_safety_checker=False,
-    )
-    pipeline.unet, pipeline.text_encoder = copy.deepcopy(model.unet), copy.deepcopy(model.text_encoder)
-    pipeline.load_lora_weights(tmp_path, weight_name="l.safetensors")
-    pipeline.fuse_lora(lora_scale=0.7)
-    pipeline.unload_lora_weights()
+    with whole_diffusers() as library:
+        unet = library.UNet2DConditionModel.from_config(model.unet.config)
+        vae = library.AutoencoderKL.from_config(model.vae.config)
+        text_encoder = text_encoder_of(model)
+        pipeline = library.StableDiffusionPipeline(
+            vae, text_encoder, None, unet, library.DDIMScheduler(), None, None, requires_safety_checker=False
+        )
+        unet.load_state_dict(model.unet.state_dict())
+        pipeline.load_lora_weights(tmp_path, weight_name="l.safetensors")
+        pipeline.fuse_lora(lora_scale=0.7)
+        pipeline.unload_lora_weights()
     for part, network in (("unet", pipeline.unet), ("text_encoder", pipeline.text_encoder)):
         theirs = network.state_dict()
         for key, value in theirs.items():

@@ -109,6 +109,7 @@ def test_a_decoder_that_can_not_take_one_picture_takes_tiles() -> None:
 def test_an_init_image_that_can_not_be_encoded_whole_is_encoded_in_tiles() -> None:
     job = small_img2img(n_iter=1, n_samples=1, strength=0.25)
     whole = pixels_of(draw_all(job, None, INIT))
+    reference_model().posteriors.clear()
     with small_memory(reference_model().vae.encoder, 32 * 129 * 129 * 4):
         ours, told = draw_told(job, INIT)
     assert told == [TILED]
@@ -119,6 +120,7 @@ def test_an_init_image_that_can_not_be_encoded_whole_is_encoded_in_tiles() -> No
 def test_where_nothing_helps_the_renderer_is_given_up(part: str) -> None:
     network = reference_model().text_encoder if part == "text_encoder" else reference_model().unet
     network = reference_model().vae.decoder if part == "vae.decoder" else network
+    reference_model().encoded.clear()
     with small_memory(network, 100), pytest.raises(OutOfMemory, match="smaller H and W"):
         draw_told(small_txt2img())
 
@@ -246,6 +248,7 @@ def little_memory() -> None:
     renderer.serve(io.StringIO(request))
 
 
+@pytest.mark.thorough  # torch is imported anew, and 384x384 drawn several times
 def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp_path: Path) -> None:
     """Not refused by us: the kernel gives no more address space, whoever asks."""
     jobs = [task(tmp_path / "large", H=384, W=384, ddim_steps=1), task(tmp_path / "small")]

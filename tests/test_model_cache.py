@@ -102,7 +102,7 @@ def test_two_precisions_of_a_checkpoint_are_two_models(
     tmp_path: Path, loads: Loads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        module, "dtype_of", lambda precision, _: torch.bfloat16 if precision == "autocast" else torch.float32
+        module, "dtype_of", lambda precision, *_: torch.bfloat16 if precision == "autocast" else torch.float32
     )
     model_cache = keeping(2 * SIZE, tmp_path)
     for precision in ("full", "autocast", "full", "autocast"):

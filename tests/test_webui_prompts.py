@@ -212,7 +212,7 @@ def test_an_embedding_is_read_only_where_a_prompt_names_it(easy: dict[str, Path]
 
 
 def test_its_vectors_take_the_place_of_its_name() -> None:
-    own = webui_model().text_encoder.get_input_embeddings().weight[webui_model().tokenizer("red")["input_ids"][1]]
+    own = webui_model().text_encoder.get_input_embeddings().weight[webui_model().tokenizer.encode("red")[0]]
     assert torch.equal(encoded("a easynegative truck", easynegative=own[None]), encoded("a red truck"))
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdbatch.renderer.models import models, names, networks
-from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS, clip_network, clip_tokenizer
+from sdbatch.renderer.models.text_encoder import clip_network
+from sdbatch.renderer.networks.tokenizer import TEXT_POSITIONS, clip_tokenizer
 from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
 TEXT_WIDTH, TEXT_LAYERS, VOCABULARY = 32, 2, 49408
@@ -53,7 +54,7 @@ def build(work: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     path.write_text(yaml.safe_dump(config(1.0), sort_keys=False))
     numbers = networks.LdmConfig(path)
     unet, vae = networks.build_unet(numbers), networks.build_vae(numbers)
-    text = clip_network(
+    text: Any = clip_network(
         vocab_size=VOCABULARY,
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
@@ -62,7 +63,6 @@ def build(work: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
         max_position_embeddings=TEXT_POSITIONS,
         hidden_act="quick_gelu",
     )
-    positions = text.embeddings.position_ids.clone()
     for network in (unet, vae, text):
         network.to_empty(device="cpu")
         for module in network.modules():
@@ -71,7 +71,6 @@ def build(work: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     # The autoencoder starts with little noise in its latents (log variance -6), or it learns to ignore them at first.
     vae.quant_conv.weight.data[CHANNELS:].zero_()
     vae.quant_conv.bias.data[CHANNELS:].fill_(-6)
-    text.embeddings.position_ids = positions
     text.embeddings.token_embedding.weight.data.mul_(0.05)
     text.embeddings.position_embedding.weight.data.mul_(0.02)
     # In bfloat16 on a CPU the fused attention's backward pass takes half of the step, and autocast's group norms in
@@ -85,7 +84,6 @@ def build(work: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
                 module.weight.data.zero_()
     unet.set_attn_processor(AttnProcessor())
     vae.set_attn_processor(AttnProcessor())
-    text.set_attn_implementation("eager")
     return unet, vae, text
 
 
@@ -127,7 +125,7 @@ def export(folder: Path, unet: Any, vae: Any, text: Any, scale_factor: float) ->
     weights = {
         **{names.unet_name(key, layers, attention): value for key, value in unet.state_dict().items()},
         **{names.vae_name(key, levels): value for key, value in vae.state_dict().items()},
-        **{names.text_name(key): value for key, value in text.state_dict().items() if not key.endswith("position_ids")},
+        **{names.text_name(key): value for key, value in text.state_dict().items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
     half = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in weights.items()}

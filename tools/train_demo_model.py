@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sdbatch.job.parameters import Txt2Img
 from sdbatch.renderer.draw import draw
-from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS, clip_tokenizer
+from sdbatch.renderer.networks.tokenizer import TEXT_POSITIONS, clip_tokenizer
 
 SEED = 1
 # How far latents are moved, at most, when the decoder learns alone, in shares of their deviation: what the sampler
@@ -340,8 +340,8 @@ def make_tokens(run: Run, things: list[data.Thing]) -> tuple[Tensor, Tensor]:
         data.caption(thing, dice.choice(things), colour, dice)
         for thing in things for colour in data.COLOURS for _ in range(run.preset.captions)
     ]  # fmt: skip
-    read = clip_tokenizer()(captions, truncation=True, max_length=TEXT_POSITIONS, padding="max_length")
-    tokens = torch.tensor(read["input_ids"])
+    words = clip_tokenizer()
+    tokens = torch.tensor([words.marked(words.encode(caption)) for caption in captions])
     used = torch.bincount(tokens.flatten(), minlength=networks.VOCABULARY) > 0
     shaped = tokens.view(-1, run.preset.captions, TEXT_POSITIONS)
     return shaped.to(run.device), torch.nonzero(~used).flatten().to(run.device)
@@ -362,7 +362,7 @@ def train_diffusion(run: Run, unet: Any, text: Any, vae: Any, examples: Examples
     table.data[examples.unused] = 0  # and no gradient ever reaches these rows: see below
     keep = torch.ones(networks.VOCABULARY, 1, device=run.device).index_fill_(0, examples.unused, 0)
     table.register_hook(lambda gradient: gradient * keep)
-    nothing = torch.tensor(clip_tokenizer()([""], padding="max_length", max_length=TEXT_POSITIONS)["input_ids"])
+    nothing = torch.tensor([clip_tokenizer().marked([])])
     nothing = nothing.to(run.device)
 
     stage = run.preset.diffusion

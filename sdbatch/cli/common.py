@@ -54,6 +54,16 @@ RootOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "-s",
+        "--set",
+        metavar="FIELD=VALUE",
+        show_default=False,
+        help="A field of the jobs; a list or a range makes it vary: seed=1..20, scale=[5,7.5].",
+    ),
+]
 FilesArgument = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="YAML or JSON job files.", callback=stored)
 ]

@@ -20,13 +20,16 @@ def pause(
     root: RootOption = Path(),
     *,
     unload: Annotated[bool, typer.Option("--unload", help="Free the GPU memory too.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Don't finish the current images.")] = False,
 ) -> None:
-    """Pause the service after the current images.
+    """Pause the service after the current images, or at once.
 
-    Continue with `sdbatch resume`.
+    Continue with `sdbatch resume`. With --now the jobs in work are cancelled;
+    `sdbatch retry` takes them up at the first missing image.
 
-    Example:
+    Examples:
       sdbatch pause "the GPU is needed" --unload
+      sdbatch pause --now
 
     Exit codes:
       0   the service will pause
@@ -34,7 +37,11 @@ def pause(
     """
     from sdbatch.client import control  # noqa: PLC0415
 
-    echo(control.pause(named_root(root), reason, unload=unload))
+    place = named_root(root)
+    if now:
+        echo(control.stop(place, reason, unload=unload))
+    else:
+        echo(control.pause(place, reason, unload=unload))
 
 
 @app.command()
@@ -121,8 +128,13 @@ def retry(
 
 
 @app.command()
-def prioritize(job: JobArgument, root: RootOption = Path()) -> None:
-    """Move a waiting job to the front of the queue.
+def prioritize(
+    job: JobArgument,
+    root: RootOption = Path(),
+    *,
+    before: Annotated[str, typer.Option(metavar="OTHER", help="Not to the front, but before this one.")] = "",
+) -> None:
+    """Move a waiting job to the front of the queue, or before another.
 
     A file in the inbox is moved into jobs/inbox/urgent/. The image that it
     names may stay where it is. If the service has already taken the file,
@@ -131,6 +143,7 @@ def prioritize(job: JobArgument, root: RootOption = Path()) -> None:
     Examples:
       sdbatch prioritize truck.yaml
       sdbatch prioritize 000042
+      sdbatch prioritize truck.yaml --before boat.yaml
 
     Exit codes:
       0  done
@@ -138,4 +151,5 @@ def prioritize(job: JobArgument, root: RootOption = Path()) -> None:
     """
     from sdbatch.client import control  # noqa: PLC0415
 
-    echo(control.prioritize(named_root(root), job))
+    place = named_root(root)
+    echo(control.reorder(place, job, before) if before else control.prioritize(place, job))

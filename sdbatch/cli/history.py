@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sdbatch.cli.common import JsonOption, RootOption, app, echo, named_root
+from sdbatch.cli.common import JsonOption, RootOption, SetOption, app, echo, named_root
 from sdbatch.errors import JobError, printable
 from sdbatch.history import times
 from sdbatch.history.records import JobRecord, PictureRecord
@@ -203,6 +203,7 @@ def follow_up(
     prompt: Annotated[str | None, typer.Option(help="The new prompt. Default: the old one.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much to change the image, 0 to 1. Default: 0.75.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed.")] = None,
+    settings: SetOption = [],  # noqa: B006 - typer's own
     dry_run: DryOption = False,
 ) -> None:
     """Submit an img2img job that starts from an image.
@@ -227,7 +228,7 @@ def follow_up(
         found = pictures[0]
     fields = {} if seed is None else {"seed": seed}
     text = restore.follow_up(place, opened, found, prompt, strength, **fields)
-    _drop(place, text, found.job, "follow-up", dry_run=dry_run)
+    _drop(place, _with(text, settings), found.job, "follow-up", dry_run=dry_run)
 
 
 @app.command()
@@ -236,6 +237,7 @@ def rerun(
     root: RootOption = Path(),
     *,
     seed: Annotated[int | None, typer.Option(help="Another seed, for other images.")] = None,
+    settings: SetOption = [],  # noqa: B006 - typer's own
     dry_run: DryOption = False,
 ) -> None:
     """Submit a job again: the same images, or others with --seed.
@@ -244,6 +246,7 @@ def rerun(
 
     Examples:
       sdbatch rerun 000042 --seed 7
+      sdbatch rerun 000042 --set scale=[5,7.5,10]
       sdbatch rerun 000042/7
 
     Exit codes:
@@ -259,7 +262,15 @@ def rerun(
     if count := restore.draws_more(place, opened, found):
         note = "note: the images of {job} come from one seed: all {count} are drawn"
         echo(Message(note, found.job, count), err=True)
-    _drop(place, restore.rerun(place, found, seed), found.job, "rerun", dry_run=dry_run)
+    _drop(place, _with(restore.rerun(place, found, seed), settings), found.job, "rerun", dry_run=dry_run)
+
+
+def _with(text: str, settings: list[str]) -> str:
+    """A job file with these fields, checked."""
+    from sdbatch.client.setting import with_settings  # noqa: PLC0415
+    from sdbatch.history.restore import checked  # noqa: PLC0415
+
+    return checked(with_settings(text.encode(), "job.yaml", settings).decode()) if settings else text
 
 
 def open_history(place: "Root", *, anew: bool = False) -> "History":

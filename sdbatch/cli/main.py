@@ -30,6 +30,7 @@ from sdbatch.cli import (  # noqa: F401 - each puts its commands on the app
     seats,
     serve,
     status,
+    study,
     submit,
     validate,
     web,

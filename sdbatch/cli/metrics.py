@@ -17,7 +17,7 @@ def metrics(
         typer.Option(metavar="FILE", callback=stored, help="Write them to this file, which ends in .prom."),
     ] = None,
 ) -> None:
-    """Print queue, images, failures and disks as metrics for Prometheus.
+    """Print queue, failures and disks as metrics for Prometheus.
 
     The page has the same at /metrics. --textfile is for node_exporter: the
     file is replaced at once, so it is always complete.

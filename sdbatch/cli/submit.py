@@ -1,24 +1,39 @@
 """`sdbatch submit`: puts job files into the inbox."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from sdbatch.cli.common import FilesArgument, RootOption, app, echo, open_to_write_jobs, say
+from sdbatch.cli.common import FilesArgument, RootOption, SetOption, app, echo, open_to_write_jobs, say
 from sdbatch.errors import JobError, NoRoot
 from sdbatch.messages import Message
 
+TemplateOption = Annotated[
+    Path | None, typer.Option(help="A job file for all images of the folders that are named.", show_default=False)
+]
+
 
 @app.command()
-def submit(files: FilesArgument, root: RootOption = Path()) -> None:
+def submit(
+    files: FilesArgument,
+    settings: SetOption = [],  # noqa: B006 - typer's own
+    root: RootOption = Path(),
+    template: TemplateOption = None,
+) -> None:
     """Check job files and put them into the inbox.
 
     An image or prompt file that lies beside the job file goes along: both
     get a folder of their own. If the name already waits in the inbox, the
     new file gets a number.
 
-    Example:
+    A folder of images, or an image, needs --template: a job file that says
+    what to do with each of them.
+
+    Examples:
       sdbatch submit truck.yaml --root /srv/sdbatch
+      sdbatch submit -s scale=5 -s seed=1..20 truck.yaml
+      sdbatch submit photos/ --template i2i.yaml
 
     Exit codes:
       0   all are in the inbox
@@ -30,11 +45,14 @@ def submit(files: FilesArgument, root: RootOption = Path()) -> None:
     """
     from sdbatch.client import submit  # noqa: PLC0415
 
-    place, settings = open_to_write_jobs(root)
+    place, config = open_to_write_jobs(root)
     is_good = True
     for path in files:
         try:
-            dropped = submit.submit(path, place, settings.limits)
+            if template is None:
+                dropped = submit.submit(path, place, config.limits, settings)
+            else:
+                dropped = submit.submit_images(path, template, place, config.limits, settings)
         except NoRoot:
             raise
         except JobError as error:  # the other files are still submitted

@@ -1,15 +1,16 @@
 """Controls the service by its folders: pause, cancel, retry, prioritize. Works over a share, without a service too."""
 
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.messages import Message
 from sdbatch.spool import status_reader
+from sdbatch.spool.claim import ERROR
 from sdbatch.spool.inbox import make_folder, walk
 from sdbatch.spool.job_names import file_id, folders, folders_matching, number_of
-from sdbatch.spool.order import BUMPED, URGENT, bumped_files
-from sdbatch.spool.reason import ERROR
+from sdbatch.spool.order import BUMPED, URGENT, bumped_files, ordered, put_in_order
 from sdbatch.spool.spool import CANCEL, Spool
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
@@ -23,6 +24,15 @@ def pause(root: Root, reason: str = "", *, unload: bool = False) -> str:
     # The service must be able to read it, whatever the umask of the user.
     files.write_atomically(root.pause, ("unload\n" * unload + reason).encode(), mode=0o664)
     return Message("paused: the pictures in work are finished, then everything waits (`sdbatch resume` goes on)")
+
+
+def stop(root: Root, reason: str = "", *, unload: bool = False) -> str:
+    """Pause, and cancel the jobs that are in work now; `retry` takes them up at the first missing image."""
+    pause(root, reason, unload=unload)
+    named = {str(job["id"]) for job in status_reader.read_overview(root, datetime.now(UTC))["jobs"]}
+    stopped = _mark(root, [folder for folder in folders(root.running) if folder.name in named])
+    template = "paused, and {count} jobs are stopped; `sdbatch retry` takes them up at the first missing image"
+    return Message(template, len(stopped))
 
 
 def resume(root: Root, *, now: bool = False) -> str:
@@ -122,6 +132,34 @@ def prioritize(root: Root, name: str) -> str:
     files.move(file, target)
     files.clear(Path(f"{file}.sha256"))
     return Message("{path} goes first, after what was in jobs/inbox/{urgent}/ before", root.show(target), URGENT)
+
+
+def reorder(root: Root, name: str, before: str = "") -> str:
+    """Move a waiting file, or a claimed one with all its jobs, before another of the line; without one behind it.
+
+    Only what stands before its new place is put in order; what waits behind keeps its own.
+    """
+    queue = status_reader.read_overview(root, datetime.now(UTC))["queue"]
+    line = [*dict.fromkeys(str(entry.get("file") or file_id(entry["id"])) for entry in queue["next"])]
+    moved, target = _place_in(root, name, line), _place_in(root, before, line) if before else ""
+    if target != moved:
+        line.remove(moved)
+        line.insert(line.index(target) if target else len(line), moved)
+    at = line.index(moved)
+    before_now = [number for number, each in enumerate(line) if each in ordered(root.running)]
+    put_in_order(root.running, line[: max([at, *before_now]) + 1])
+    return Message("{name} is number {number} of what waits", name, at + 1)
+
+
+def _place_in(root: Root, name: str, line: list[str]) -> str:
+    """How the line calls what is meant."""
+    found = [path.relative_to(root.inbox).as_posix() for path in _waiting(root, name)]
+    found = found or [*{file_id(folder.name) for folder in folders_matching(name, [root.running])}]
+    if len(found) > 1:
+        raise JobError("{name} may be any of {names}; say which", name, ", ".join(sorted(found)[:10]))
+    if not found or found[0] not in line:
+        raise JobError("{name} is not among the first {count} that wait", name, len(line))
+    return found[0]
 
 
 def _prioritize_claimed(root: Root, name: str, claimed: list[Path]) -> str:

@@ -2,31 +2,43 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sdbatch.client.named_files import find_named
+from sdbatch.client.named_files import NamedFiles, find_named
+from sdbatch.client.setting import with_settings
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing, TemporarilyUnavailable
+from sdbatch.imaging.init_sizes import Size, init_sizes
 from sdbatch.job import reader
+from sdbatch.job.cells import SEEDS, Cells, check_limits, differing
 from sdbatch.job.document import plain
 from sdbatch.job.model_config import ModelConfig, read_model_config
-from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img, count_pictures
-from sdbatch.job.prompt_file import read_lines
+from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
 from sdbatch.job.remarks import of_size, remarks
 from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message, joined
+from sdbatch.prompts import sources
 from sdbatch.prompts.reading import readings
-from sdbatch.prompts.weights import PromptWeights, find_prompt_weights
+from sdbatch.prompts.weights import PromptWeights, Stock, find_prompt_weights
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import in_other_case
+from sdbatch.study.outline import summary
+
+MOST_NOTED = 200  # cells of which remarks are looked for
+MANY = 2  # init images: of more than one the first is read as the renderer does, the others by their headers
 
 
-def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bool]]:
-    """A line for each job of a file, and whether it is valid as far as can be known without running it."""
+def check_file(path: Path, root: Root, limits: Limits, beside: Path | None = None) -> Iterator[tuple[str, bool]]:
+    """A line for each job of a file, and whether it is valid as far as can be known without running it.
+
+    The files that it names lie beside it, or in the folder `beside`.
+    """
     try:
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1)
     except OSError as error:
@@ -39,7 +51,7 @@ def check_file(path: Path, root: Root, limits: Limits) -> Iterator[tuple[str, bo
     if data is None:
         yield Message("{path}: is a link, a pipe or a device; a job must be a plain file", path), False
         return
-    for line, is_good in check_data(data, path.name, path.parent, root, limits):
+    for line, is_good in check_data(data, path.name, beside or path.parent, root, limits):
         yield Message("{path}: {line}", path, line), is_good
 
 
@@ -52,7 +64,7 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
             if parsed.error is not None:
                 raise parsed.error
             assert parsed.job is not None, "either a job or an error"
-            said, read, notes = _describe(parsed.job, beside, root, limits)
+            said, read, notes = _describe(parsed, beside, root, limits)
             yield label + said, True
             yield from ((label + line, True) for line in read)
             for note in [*parsed.notes, *notes]:
@@ -64,21 +76,55 @@ def check_data(data: bytes, name: str, beside: Path | None, root: Root, limits: 
                 yield label + Message("note: {note}", note), False
 
 
-def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> tuple[str, list[str], list[str]]:
+def cells_of_file(path: Path, root: Root, limits: Limits, settings: Sequence[str] = ()) -> Iterator[Cells | JobError]:
+    """The cells of each job of a file, with `field=value` settings; or why it is invalid."""
+    try:
+        data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
+        parts = reader.parse(with_settings(data, path.name, settings), path.name, root.defaults)
+    except OSError as error:
+        yield JobError("{path}: {problem}", path, error.strerror)
+        return
+    except JobError as error:
+        yield error
+        return
+    for parsed in parts:
+        try:
+            if parsed.error is not None:
+                raise parsed.error
+            yield cells_of(parsed, path.parent, root, limits)
+        except (JobError, TemporarilyUnavailable) as error:
+            told = [reader.without_file(line) for line in parsed.placed(error)]
+            yield JobError(joined("\n", [Message("{path}: {line}", path, line) for line in told]))
+
+
+def cells_of(parsed: reader.Parsed, beside: Path | None, root: Root, limits: Limits) -> Cells:
+    """All cells of a job, with the prompts and images that its files give it.
+
+    Raises:
+        JobError: a cell is not valid, or they have more images than the root allows.
+    """
+    cells = sources.cells_of(parsed.template, NamedFiles(beside, root, limits))
+    check_limits(cells, limits)
+    return cells
+
+
+def _describe(
+    parsed: reader.Parsed, beside: Path | None, root: Root, limits: Limits
+) -> tuple[str, list[str], list[str]]:
     """Images, size, sampler, steps and prompt; how the prompt is read; and the remarks on them.
 
     Files are searched beside the job file and in the root. The model is searched only if `root` exists, because jobs
     are also written on other machines.
     """
-    lines = None
-    if job.from_file:
-        lines = read_lines(find_named("from_file", job.from_file, beside, root, limits))
-    count = count_pictures(job, lines)
+    cells = cells_of(parsed, beside, root, limits)
+    job, lines, count = cells.job, None if cells.lines is None else [*cells.lines], cells.total
     notes: list[str] = []
     size = job.picture_size if isinstance(job, Txt2Img) else None
+    sizes = _sizes_of_many(cells, beside, root, limits)
     if isinstance(job, Img2Img) and (init := _check_init(job, beside, root, limits)):
         size, notes = init
-    if problems := limits.problems(count, job.ddim_steps, size):
+    sizes = sizes or ([size] if size else [])
+    if problems := limits.problems(count, job.ddim_steps, size):  # of img2img the size is known now
         raise JobError(joined("\n", problems))
     root.output_folder(job.outdir)
     made, named = ModelConfig(), PromptWeights()
@@ -90,7 +136,7 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
         made = read_model_config(model.ckpt, model.config)
     if size:
         notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
-    shape = f"{size[0]}x{size[1]}" if size else Message("the size of init_img, which is not there yet")
+    shape = _shape(sizes) if sizes else Message("the size of init_img, which is not there yet")
     pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
     sampler = SAMPLERS[job.sampler].title + (f" {SCHEDULES[job.schedule]}" if job.schedule != "automatic" else "")
     said = Message(
@@ -103,7 +149,52 @@ def _describe(job: AnyJob, beside: Path | None, root: Root, limits: Limits) -> t
         _drawn(job, lines),
     )
     read = [*readings(job, lines, named, root, made.encoder)]
-    return said, read, [*notes, *remarks(job, lines, made), *named.notes]
+    notes += [*remarks(job, lines, made), *named.notes]
+    if cells.axes:
+        read.append(summary(cells, root))
+        notes = [*dict.fromkeys((*notes, *_of_the_others(cells, root)))]
+    return said, read, notes
+
+
+def _of_the_others(cells: Cells, root: Root) -> Iterator[str]:
+    """Finds the files of the cells behind the first, and yields the remarks on them."""
+    is_root, stock, weights = root.inbox.is_dir(), Stock(root), cache(root.find_weights)
+    for count, number in enumerate(
+        differing(cells, [name for axis in cells.axes for name in axis if name not in SEEDS])
+    ):
+        job = cells.job_of(number)
+        if not is_root:
+            continue
+        model = weights(job.ckpt, job.config, job.vae)
+        for lora in job.loras:
+            root.find_model("loras", lora.file)
+        is_noted = count < MOST_NOTED
+        named = find_prompt_weights(job, cells.lines, root, stock, with_notes=is_noted)
+        if is_noted:
+            made = read_model_config(model.ckpt, model.config)
+            yield from (*remarks(job, cells.lines, made), *named.notes)
+
+
+def _sizes_of_many(cells: Cells, beside: Path | None, root: Root, limits: Limits) -> list[Size]:
+    """The sizes of the init images, where the cells have several; those that an earlier job may create are left out."""
+    names = dict.fromkeys(name for number in range(len(cells)) if (name := cells.value("init_img", number)))
+    if len(names) < MANY:
+        return []
+    found: list[tuple[str, Path]] = []
+    for name in names:
+        try:
+            found.append((name, find_named("init_img", name, beside, root, limits).resolve()))
+        except Missing as error:
+            if not error.may_be_drawn:
+                raise
+    return init_sizes(found, limits.init_pixels, limits.pixels)
+
+
+def _shape(sizes: Sequence[Size]) -> str:
+    """A size, or the smallest and the largest."""
+    small, large = min(sizes, key=prod), max(sizes, key=prod)
+    shown = [f"{width}x{height}" for width, height in (small, large)]
+    return shown[0] if small == large else Message("{small} to {large}", *shown)
 
 
 def _drawn(job: AnyJob, lines: list[str] | None) -> str:

@@ -30,7 +30,7 @@ from sdbatch.storage.named_model import NamedModel
 from sdbatch.storage.spelling import as_stored
 
 # Fields that differ for each job, so they have no default for a root.
-OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m")
+OF_ONE_JOB = ("prompt", "from_file", "init_img", "name", "priority", "laion400m", "combinatorial")
 # Settings that a reload does not change.
 NEEDS_RESTART = (
     "engine",
@@ -46,6 +46,11 @@ NEEDS_RESTART = (
     "watermark",
     "batching",
     "batch_rows",
+    "compile",
+    "channels_last",
+    "attention",
+    "cpu_threads",
+    "cpu_autocast",
     "use_inotify",
     "allow_paths",
     "defaults",
@@ -213,6 +218,9 @@ class DefaultModel(Group):
     config: str = DEFAULT_CONFIG
 
 
+THREADS = "default, auto, or a number from 1 to 999"
+
+
 class Environment(EnvSettingsSource):
     """The SDBATCH_* variables, also those with old names."""
 
@@ -256,6 +264,11 @@ class Settings(BaseSettings):
     watermark: str = Field("", max_length=64)
     batching: Literal["job", "shared", "fixed"] = "job"
     batch_rows: int = Field(32, ge=1, le=1024)
+    compile: Literal["off", "auto", "max"] = "off"
+    channels_last: Literal["off", "on", "auto"] = "off"
+    attention: Literal["default", "auto", "flash", "efficient", "cudnn", "math"] = "default"
+    cpu_threads: str = Field("default", pattern=r"^(default|auto|[1-9]\d{0,2})$", description=THREADS)
+    cpu_autocast: Literal["float32", "bfloat16"] = "float32"
     settle_seconds: float = Field(2.0, ge=0, le=3600)
     rescan_seconds: float = Field(5.0, ge=0.1, le=3600)
     use_inotify: bool = True
@@ -285,6 +298,17 @@ class Settings(BaseSettings):
         """With commas, as a variable has it."""
         listed = ",".join(map(str, devices)) if isinstance(devices, list | tuple) else devices
         return listed.replace(" ", "") if isinstance(listed, str) else listed
+
+    @field_validator("compile", "channels_last", mode="before")
+    @classmethod
+    def _word(cls, switch: Any) -> Any:
+        """For YAML `off` and `on` are no words."""
+        return {False: "off", True: "on"}.get(switch, switch) if isinstance(switch, bool) else switch
+
+    @field_validator("cpu_threads", mode="before")
+    @classmethod
+    def _number(cls, threads: Any) -> Any:
+        return str(threads) if isinstance(threads, int) and not isinstance(threads, bool) else threads
 
     @field_validator("devices")
     @classmethod

@@ -37,12 +37,27 @@ class RendererConfig(Message):
     watermark: str = ""
     batching: Literal["job", "shared", "fixed"] = "job"
     batch_rows: int = 32  # at most, in one pass of the network
+    compile: Literal["off", "auto", "max"] = "off"
+    channels_last: Literal["off", "on", "auto"] = "off"
+    attention: Literal["default", "auto", "flash", "efficient", "cudnn", "math"] = "default"
+    cpu_threads: str = "default"  # or auto, or a number
+    cpu_autocast: Literal["float32", "bfloat16"] = "float32"  # what `precision: autocast` means on a CPU
     near: Path | None = None  # where copies of conversions lie on this machine's own disk
 
     @property
     def capacity(self) -> int:
         """How many jobs it samples at a time: enough to fill a pass with jobs of one image, each of two rows."""
         return 1 if self.batching == "job" else max(2, self.batch_rows // 2)
+
+
+def part_of(job_id: str, number: int) -> str:
+    """The id of a part of a job; no folder's name has a slash in it."""
+    return f"{job_id}/{number}"
+
+
+def job_of(part_id: str) -> str:
+    """The id of the job that a part is of."""
+    return part_id.partition("/")[0]
 
 
 class Draw(Message):
@@ -52,6 +67,7 @@ class Draw(Message):
     job: AnyJob
     lines: list[str] | None  # of from_file
     changes: list[dict[str, Any]] = [{}]  # of each cell, the fields in which its job differs
+    axes: tuple[tuple[str, ...], ...] = ()  # the fields that vary over the cells
     other_files: dict[int, dict[str, Any]] = {}  # of the cells that need others (`Files`)
     init: Path | None  # the init image's copy
     max_init_pixels: int  # of the init image as it comes
@@ -70,7 +86,7 @@ class Draw(Message):
     @cached_property
     def cells(self) -> Cells:
         """What it draws, one cell after another."""
-        return Cells(self.job, self.lines, self.changes)
+        return Cells(self.job, self.lines, self.changes, self.axes)
 
     def of_cell(self, number: int) -> "Draw":
         """A cell as a job of its own, in the same folder."""

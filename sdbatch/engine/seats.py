@@ -26,6 +26,7 @@ from sdbatch.engine.protocol import (
     StagedSample,
     Tick,
     Unfit,
+    job_of,
 )
 from sdbatch.errors import EngineDown
 from sdbatch.messages import Message, joined
@@ -33,7 +34,8 @@ from sdbatch.telemetry import log
 
 AGAIN_SECONDS = 30.0  # between starts that fail: each costs seconds of a whole core
 BENCH_AFTER, BENCH_SECONDS = 3, 1800.0  # different jobs that died on a seat, one after another; until it is tried again
-FINISHING = 2  # jobs of a renderer whose pictures are written while others are sampled
+STALL_SECONDS = 5.0  # between two looks: more is this loop's own, as it waited for a disk, and no renderer's silence
+FINISHING = 4  # jobs of a renderer whose pictures are written while others are sampled
 MOST = 1000  # events that are taken in before the loop has its turn
 REMEMBERED = 30  # pictures by which a seat's speed is told; jobs that died on it
 
@@ -54,6 +56,11 @@ class Dropped:
     """The renderer is gone by no fault of the job, which may be drawn elsewhere."""
 
     job_id: str
+
+
+def is_company(jobs: Sequence[str]) -> bool:
+    """Whether they are several jobs, and not parts of one."""
+    return len({*map(job_of, jobs)}) > 1
 
 
 def _names(devices: Sequence[str]) -> list[str]:
@@ -91,7 +98,7 @@ class Seat:
     problem: str = ""
     restarts: int = -1
     loads: int = 0
-    since: float = 0.0  # its renderer was started, on the clock that never steps back
+    waited: float = 0.0  # seconds for its renderer to be ready
     again_at: float = float("-inf")
     victims: deque[str] = field(default_factory=lambda: deque(maxlen=REMEMBERED))  # the last jobs that died here
     in_a_row: set[str] = field(default_factory=set)  # those since one was drawn
@@ -134,7 +141,7 @@ class Seat:
             "state": self.state,
             "problem": self.problem,
             "model": str(self.model[0]) if self.model else None,
-            "jobs": [*self.jobs],
+            "jobs": [*dict.fromkeys(map(job_of, self.jobs))],
             "pictures_a_minute": round(60 * (len(self.pictures) - 1) / spent, 1) if spent else None,
             "restarts": max(0, self.restarts),
             "loads": self.loads,
@@ -180,16 +187,17 @@ class Seats:
 
     def look_after(self, now: float, start_seconds: float) -> None:
         """Start what should run, and give up a start that takes longer than `start_seconds`."""
-        self._now = now
+        passed, self._now = min(now - self._now, STALL_SECONDS), now
         self._seat_devices()
         self._drain()
         for seat in self.seats:
             self._take_in(0)
             if seat.is_drained:
                 continue
+            seat.waited += passed
             if seat.renderer is None and now >= seat.again_at:
                 self._start(seat)
-            elif seat.renderer is not None and not seat.is_ready and now - seat.since > start_seconds:
+            elif seat.renderer is not None and not seat.is_ready and seat.waited > start_seconds:
                 self._fail(seat, Message("the renderer did not start within {limit} seconds", f"{start_seconds:g}"))
             self._take_in(0)
 
@@ -278,7 +286,7 @@ class Seats:
             self._fail(seat, error.message)
         else:
             self._sitting[seat.renderer] = seat
-            seat.since = self._now
+            seat.waited = 0.0
             seat.restarts += 1
 
     def _fail(self, seat: Seat, problem: str) -> None:
@@ -311,7 +319,7 @@ class Seats:
                 self._fail(seat, event.text)
             case Ended() if seat.jobs:
                 jobs = self.give_up(seat)
-                self._heard += [Died(job_id, event.text, in_company=len(jobs) > 1) for job_id in jobs]
+                self._heard += [Died(job_id, event.text, in_company=is_company(jobs)) for job_id in jobs]
             case Ended():
                 self._fail(seat, event.text)  # while it had nothing to do: another would fare no better just now
             case Tick():

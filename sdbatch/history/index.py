@@ -14,6 +14,7 @@ depend on the version of this file and on Python's Unicode tables; if either cha
 """
 
 import errno
+import json
 import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,12 +24,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from sdbatch.history.records import own_of
 from sdbatch.history.scan import JobEntry
 from sdbatch.history.tokens import pieces
 from sdbatch.storage.filesystem import share_of
 from sdbatch.storage.marks import UNMARKED, Mark
 
-VERSION = 6
+VERSION = 7
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite lays beside its file
 _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".yaml", ".yml", ".json")
@@ -60,7 +62,7 @@ CREATE INDEX jobs_size ON jobs (width, height);
 CREATE TABLE pictures (
     key INTEGER PRIMARY KEY, job INTEGER NOT NULL, run INTEGER NOT NULL, number INTEGER NOT NULL,
     file TEXT NOT NULL, published TEXT, prompt TEXT, is_found INTEGER NOT NULL, seed INTEGER,
-    favourite INTEGER NOT NULL, tags TEXT NOT NULL
+    favourite INTEGER NOT NULL, tags TEXT NOT NULL, own TEXT
 );
 CREATE INDEX pictures_run ON pictures (run);
 CREATE INDEX pictures_published ON pictures (published) WHERE published IS NOT NULL;
@@ -142,16 +144,18 @@ def insert(database: sqlite3.Connection, entry: JobEntry) -> None:
         *(*entry.size, entry.file, entry.steps, entry.scale, entry.strength, entry.sampler),
     )
     job = database.execute(f"INSERT INTO jobs VALUES (NULL{', ?' * len(values)})", values).lastrowid  # noqa: S608
-    run, last = base, entry.shots[0].prompt if entry.shots else None
+    run, last = base, (entry.shots[0].prompt, entry.shots[0].own) if entry.shots else None
     is_found = entry.state == "earlier"
     rows: list[tuple[Any, ...]] = []
     for offset, shot in enumerate(entry.shots):
-        if shot.prompt != last:
-            run, last = base - offset, shot.prompt
+        if (shot.prompt, shot.own) != last:
+            run, last = base - offset, (shot.prompt, shot.own)
         place = (base - offset, job, run, shot.number, shot.file, shot.published)
-        rows.append((*place, shot.prompt, is_found, shot.seed, *_mark(shot.mark)))
-    rows = rows or [(base, job, base, 0, "", None, None, is_found, None, 0, "")]  # one that failed before its first
-    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        rows.append((*place, shot.prompt, is_found, shot.seed, *_mark(shot.mark), shot.own and json.dumps(shot.own)))
+    rows = rows or [
+        (base, job, base, 0, "", None, None, is_found, None, 0, "", None)
+    ]  # one that failed before its first
+    database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     database.executemany("INSERT INTO grams (rowid, pieces) VALUES (?, ?)", _grams_of(database, entry.id))
 
 
@@ -196,10 +200,14 @@ def _remove_grams(database: sqlite3.Connection, job_id: str) -> None:
     database.executemany("INSERT INTO grams (grams, rowid, pieces) VALUES ('delete', ?, ?)", grams)
 
 
-_TEXTS = """
-    SELECT p.run, coalesce(p.prompt, j.prompt), coalesce(p.published, p.file), j.negative, j.name, j.reason, j.file,
-        j.state, j.ckpt, j.kind, j.sampler, j.width || 'x' || j.height, coalesce(p.seed, j.seed), p.favourite, p.tags
-    FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - max(1, j.pictures) + 1 AND j.key"""
+_TEXTS = " ".join(
+    (
+        f"SELECT p.run, coalesce(p.prompt, j.prompt), coalesce(p.published, p.file), {own_of('negative')}, j.name,",
+        f"j.reason, j.file, j.state, {own_of('ckpt')}, j.kind, {own_of('sampler')}, j.width || 'x' || j.height,",
+        "coalesce(p.seed, j.seed), p.favourite, p.tags",
+        "FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - max(1, j.pictures) + 1 AND j.key",
+    )
+)
 
 
 def _text_of(rows: list[tuple[Any, ...]]) -> str:

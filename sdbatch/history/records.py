@@ -1,7 +1,14 @@
 """The types of the history: images, jobs, and their lineage."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
+
+
+def own_of(name: str) -> str:
+    """A field of a picture in SQL: in a study its own may differ from the job's."""
+    return f"coalesce(json_extract(p.own, '$.{name}'), j.{name})"
+
 
 # What the index is asked for, in the order of the fields.
 _DRAWN = (
@@ -9,10 +16,12 @@ _DRAWN = (
     "j.parent_picture, j.width, j.height, j.steps, j.scale, j.strength, j.sampler"
 )
 JOB_QUESTION = f"{_DRAWN}, j.id, j.place, j.pictures, j.init, j.file FROM jobs j"
-_OF_PICTURE = (
+_OF_PICTURE = re.sub(
+    r"j\.(negative|ckpt|steps|scale|strength|sampler)\b",
+    lambda found: own_of(found[1]),
     _DRAWN.replace("j.key", "p.key")
     .replace("j.prompt", "coalesce(p.prompt, j.prompt)")
-    .replace("j.seed", "coalesce(p.seed, j.seed)")
+    .replace("j.seed", "coalesce(p.seed, j.seed)"),
 )
 PICTURE_QUESTION = (
     f"{_OF_PICTURE}, j.id, p.number, p.file, "

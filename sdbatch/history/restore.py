@@ -14,10 +14,11 @@ from sdbatch.errors import JobError, printable
 from sdbatch.history import foreign_pictures, scan
 from sdbatch.history.history import History
 from sdbatch.history.records import JobRecord, PictureRecord
+from sdbatch.history.scan import group
 from sdbatch.imaging.origin import PictureInfo, why_unknown
 from sdbatch.imaging.reader_process import Reader
 from sdbatch.job import reader
-from sdbatch.job.manifest import VERSION, dump
+from sdbatch.job.manifest import STUDY, VERSION, dump
 from sdbatch.job.parameters import Img2Img, Txt2Img, auto_seeding, job_kind
 from sdbatch.job.samplers import SAMPLERS, Sampler
 from sdbatch.messages import Message, joined, lines
@@ -73,6 +74,20 @@ def restore(root: Root, what: PictureRecord | JobRecord | Path) -> Restored:
     return Restored(f"# {printable(origin)}\n{job_text(root, fields)}", told)
 
 
+def restore_file(root: Root, path: Path) -> tuple[str, list[str]]:
+    """The job file of an image that has no place of its own, and the settings that could not be used.
+
+    Raises:
+        JobError: it does not say how it was made.
+    """
+    said = said_by(path)
+    if not said.fields:
+        raise JobError("{path}: does not say how it was made: {silence}", path.name, why_unknown(said))
+    fields, notes = _with_model(root, said)
+    fields, misfits = _fitting(fields)
+    return job_text(root, fields), [*dict.fromkeys([*notes, *misfits, *_lacking(root, fields)])]
+
+
 def _lacking(root: Root, fields: Fields) -> list[str]:
     """LoRAs that the prompt names, and that are not there."""
     try:
@@ -119,11 +134,11 @@ def follow_up(
     pictures = [entry for entry in record.get("pictures", []) if isinstance(entry, dict)]
     listed = [entry for entry in pictures if entry.get("file") == picture.file]
     if listed:
-        head = {"sdbatch_manifest": VERSION, "id": picture.job}
+        head = {"sdbatch_manifest": VERSION, "id": picture.job} | _of_study(record, record["job"])
         block = {"init_img": picture.file, **asked, **fields}
-        return _checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
+        return checked(dump(head) + dump({"follow_up": block}) + dump({"job": record["job"], "pictures": listed}))
     carried = {name: value for name, value in fields_of(root, picture).items() if name in CARRIED_OVER}
-    return _checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
+    return checked(job_text(root, carried | asked | {"init_img": picture.path} | fields))
 
 
 def rerun(root: Root, what: JobRecord | PictureRecord, seed: int | None = None) -> str:
@@ -139,22 +154,35 @@ def rerun(root: Root, what: JobRecord | PictureRecord, seed: int | None = None) 
         job = _alone(root, what, job)
     job = job | ({} if seed is None else {"seed": seed})
     if record:
-        head = {"sdbatch_manifest": VERSION, "id": what.job}
-        return _checked(dump({**head, "job": job, "inputs": record.get("inputs", [])}))
-    return _checked(job_text(root, job))
+        head = {"sdbatch_manifest": VERSION, "id": what.job} | _of_study(record, job)
+        return checked(dump({**head, "job": job, "inputs": record.get("inputs", [])}))
+    return checked(job_text(root, job))
+
+
+def _of_study(record: Fields, job: Fields) -> Fields:
+    """What the manifest of a study says beside its job: a cell alone has all its fields."""
+    return (
+        {key: record[key] for key in ("axes", "defaults") if key in record} if any(key in job for key in STUDY) else {}
+    )
 
 
 def draws_more(root: Root, history: History, what: JobRecord | PictureRecord) -> int:
     """How many images `rerun` of one draws; 0 if only this one."""
     if not isinstance(what, PictureRecord) or not what.file or _has_seed_for_each(_recorded(root, what)[1]):
         return 0
-    count = sum(bool(each.file) for each in history.pictures_of(what.job))
-    return count if count > 1 else 0
+    _, job = _recorded(root, what)
+    record = record_of(root, what)
+    drawn = [each for each in history.pictures_of(what.job) if each.file]
+    if record.get("axes"):
+        drawn = drawn[: int(job["n_iter"]) * int(job["n_samples"])]
+    return len(drawn) if len(drawn) > 1 else 0
 
 
 def _recorded(root: Root, what: JobRecord | PictureRecord) -> tuple[Fields, Fields]:
     """The manifest, if there is one, and the job."""
     record = record_of(root, what)
+    if record.get("axes") and isinstance(what, PictureRecord) and what.file:
+        return record, said_by(root.path / what.path).fields
     return record, record["job"] if record else fields_of(root, what)
 
 
@@ -167,9 +195,11 @@ def _has_seed_for_each(job: Fields) -> bool:
 def _alone(root: Root, picture: PictureRecord, job: Fields) -> Fields:
     """The job of one picture: with its own seed, and its own line of a prompt file."""
     checked = job_kind(job).model_validate(job)
-    alone = (
-        job | checked.seeds_of(picture.number) | {"n_iter": 1, "n_samples": 1, "skip_grid": True, "skip_save": False}
-    )
+    number = picture.number
+    if (listed := record_of(root, picture)).get("axes"):
+        cell = group(next(e for e in listed["pictures"] if e.get("file") == picture.file), "values")
+        number -= next(n for n, each in enumerate(listed["pictures"]) if each.get("values") == cell)
+    alone = job | checked.seeds_of(number) | {"n_iter": 1, "n_samples": 1, "skip_grid": True, "skip_save": False}
     if job.get("from_file"):
         said = said_by(root.path / picture.path)
         alone |= {"from_file": "", "prompt": said.fields["prompt"]}
@@ -212,7 +242,7 @@ def _told_by_history(root: Root, what: PictureRecord | JobRecord) -> tuple[Field
         return told_by_file(root, root.path / (what.path if isinstance(what, PictureRecord) else what.id))
     if what.state == "done":
         record = _record(root, job_id)
-        if record:
+        if record and not (record.get("axes") and isinstance(what, PictureRecord) and what.file):
             return _with_files(root, job_id, record)
         if isinstance(what, PictureRecord):  # what stands in the picture is as good
             return told_by_file(root, root.path / what.path)
@@ -338,6 +368,8 @@ def _find_weights(root: Root, stem: str) -> str:
 
 def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
     """The fields that a job can have, and why the others were left out: values of another program may not be valid."""
+    study = {name: fields[name] for name in STUDY if fields.get(name)}
+    fields = {name: value for name, value in fields.items() if name not in study}
     known = Txt2Img.model_fields | Img2Img.model_fields
     notes = [
         printable(Message("{name}: is not a field of a job, and was left out", name))
@@ -361,7 +393,7 @@ def _fitting(fields: Fields) -> tuple[Fields, list[str]]:
         for name in {str(details["loc"][0]) for details in error.errors() if details["loc"]} & set(fitting):
             value = printable(str(fitting.pop(name))[:80])
             notes.append(Message("{name}: {value} is not allowed here, and was left out", name, value))
-    return ({} if fitting.get("from_file") else {"prompt": ""}) | fitting, notes
+    return ({} if fitting.get("from_file") or study else {"prompt": ""}) | fitting | study, notes
 
 
 def _number(value: Any, kind: Any) -> Any:
@@ -392,7 +424,12 @@ def _bare(line: str) -> str:
     return Message.of("{field}: {problem}", said.values) if is_placed and isinstance(said, Message) else said
 
 
-def _checked(text: str) -> str:
+def checked(text: str) -> str:
+    """The text of one job, if it is valid.
+
+    Raises:
+        JobError: it is not.
+    """
     (parsed,) = reader.parse(text.encode(), "job.yaml")
     if parsed.error is not None:
         told = [_bare(line) for line in lines(parsed.error.message)]

@@ -21,8 +21,8 @@ from sdbatch.job.document import Document, read_yaml
 from sdbatch.job.manifest import pictures_of
 from sdbatch.job.parameters import MAX_PROMPT, RANDOM
 from sdbatch.job.prompt_file import read_lines
-from sdbatch.spool.reason import ERROR
-from sdbatch.spool.spool import MANIFEST, read_claim
+from sdbatch.spool.claim import ERROR, read_claim
+from sdbatch.spool.spool import MANIFEST
 from sdbatch.storage import files, marks
 from sdbatch.storage.file_names import is_text
 from sdbatch.storage.marks import UNMARKED, Mark
@@ -44,6 +44,7 @@ class PictureEntry:
     prompt: str | None = None  # its own, where it isn't the job's
     number: int = 0  # of the job's pictures, from 0
     seed: int | None = None  # its own, where it has one
+    own: Facts | None = None  # what in a study differs from the job: ckpt, sampler, steps, scale, strength, negative
     mark: Mark = UNMARKED
 
 
@@ -98,8 +99,14 @@ def _done(root: Root, folder: Path, stamp: int) -> JobEntry:
     record = read_record(folder / MANIFEST)
     job, parent, timings = (group(record, key) for key in ("job", "parent", "timings"))
     lines = _lines(folder, record)
+    if record.get("axes"):
+        job = group(record, "defaults") | job | group(next(iter(_list(record, "pictures")), {}), "values")
     shots = [
-        PictureEntry(file, _text(listed, "published") or None, _whole(listed, lines), number)
+        PictureEntry(
+            file,
+            _text(listed, "published") or None,
+            **_of_image(job, listed, lines, number, is_study=bool(record.get("axes"))),
+        )
         for number, listed in enumerate(_list(record, "pictures"))
         if (file := _inner(_text(listed, "file")))
     ]
@@ -131,6 +138,19 @@ def _lines(folder: Path, record: Facts) -> list[str]:
             with suppress(OSError, JobError):
                 return read_lines(folder / file)
     return []
+
+
+def _of_image(job: Facts, listed: Facts, lines: list[str], number: int, *, is_study: bool) -> Facts:
+    """What a listed image has of its own."""
+    prompt = _whole(listed, lines)
+    if not is_study:
+        return {"prompt": prompt, "number": number}
+    ours, seed = of_job(job), listed.get("seed")
+    own = {name: value for name, value in of_job(job | group(listed, "values")).items() if value != ours[name]}
+    prompt = own.pop("prompt", prompt)
+    own.pop("seed", None)
+    is_seed = isinstance(seed, int) and 0 <= seed < MOST_SEED
+    return {"prompt": prompt, "number": number, "own": own or None, "seed": seed if is_seed else None}
 
 
 def _whole(listed: Facts, lines: list[str]) -> str | None:
@@ -173,10 +193,14 @@ def _entry(
         stamp=stamp,
         init=from_root(root, init) if init else None,
         size=size_of(folder / shots[0].file) if shots else (0, 0),
-        shots=marked(folder, (replace(shot, seed=_own_seed(job, shot.number)) for shot in shots)),
+        shots=marked(folder, (_with_seed(shot, job) for shot in shots)),
         **of_job(job),
         **facts,
     )
+
+
+def _with_seed(shot: PictureEntry, job: Facts) -> PictureEntry:
+    return shot if shot.seed is not None else replace(shot, seed=_own_seed(job, shot.number))
 
 
 def marked(folder: Path, shots: Iterable[PictureEntry]) -> tuple[PictureEntry, ...]:

@@ -156,7 +156,7 @@ def write_sample(
     told = {"sdbatch": __version__, "iteration": iteration, **exact(job, origin, index)}
     # ASCII, since a tEXt chunk is Latin-1: any reader gets the JSON as it was.
     text.add_text("sdbatch", json.dumps(told))
-    return _write_png(path, Image.fromarray(pixels), text)
+    return write_png(path, Image.fromarray(pixels), text)
 
 
 def exact(job: AnyJob, origin: Origin, index: int) -> dict[str, object]:
@@ -246,10 +246,11 @@ def write_grid(
     for i, sample in enumerate(samples):
         with Image.open(sample, formats=("PNG",)) as tile:
             grid.paste(tile, (i % columns * width + GRID_PADDING, i // columns * height + GRID_PADDING))
-    return _write_png(path, Image.fromarray(mark(np.asarray(grid))), PngImagePlugin.PngInfo())
+    return write_png(path, Image.fromarray(mark(np.asarray(grid))), PngImagePlugin.PngInfo())
 
 
-def _write_png(path: Path, picture: Image.Image, text: PngImagePlugin.PngInfo) -> str:
+def write_png(path: Path, picture: Image.Image, text: PngImagePlugin.PngInfo | None = None) -> str:
+    """Write a PNG, durably; returns its sha256."""
     buffer = io.BytesIO()
     try:
         picture.save(buffer, "PNG", pnginfo=text)

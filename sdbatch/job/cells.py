@@ -40,8 +40,12 @@ from sdbatch.messages import Message, joined
 
 MAX_CELLS = 100_000
 USUAL_SIDE = 512  # of an image, in pixels
+SEEDS = ("seed", "variation_seed")  # of which no files and no remarks come
 # What all cells of a job share: its place, its order, and what is made of all its images together.
-SHARED = ("outdir", "priority", "name", "from_file", "skip_grid", "skip_save", "n_rows", "laion400m")
+SHARED = (
+    *("outdir", "priority", "name", "skip_grid", "skip_save", "n_rows", "laion400m"),
+    *("from_file", "from_file_syntax", "dynamic_prompts", "combinatorial", "prompt_from"),
+)
 Axes = tuple[tuple[str, ...], ...]  # the fields that vary; those of one group vary together
 
 
@@ -231,7 +235,14 @@ class Template:
                     Message("{place}: ", row.place) if row.place else "",
                 )
             changes.append({name: value for name, value in job.model_dump().items() if value != said[name]})
-        return Cells(first, lines, changes, (*outer_axes, *self.axes))
+        return Cells(first, lines, changes, _with_schedules((*outer_axes, *self.axes), changes))
+
+
+def _with_schedules(axes: Axes, changes: Sequence[Mapping[str, Any]]) -> Axes:
+    """The fields that vary, with the schedule where names such as "DPM++ 2M Karras" say it along with the sampler."""
+    if any("schedule" in axis for axis in axes) or not any("schedule" in change for change in changes):
+        return axes
+    return tuple((*axis, "schedule") if "sampler" in axis else axis for axis in axes)
 
 
 def in_words(values: Mapping[str, Any]) -> str:
@@ -272,14 +283,14 @@ def check_limits(cells: Cells, limits: Limited) -> None:
     Raises:
         JobError: one is exceeded.
     """
-    jobs = (cells.job_of(n) for n in _differing(cells, ("ddim_steps", "W", "H", "f")))
+    jobs = (cells.job_of(n) for n in differing(cells, ("ddim_steps", "W", "H", "f")))
     for job in jobs:
         size = job.picture_size if isinstance(job, Txt2Img) else None
         if problems := limits.problems(cells.total, job.ddim_steps, size):
             raise JobError(joined("\n", problems))
 
 
-def _differing(cells: Cells, names: Sequence[str]) -> Iterator[int]:
+def differing(cells: Cells, names: Sequence[str]) -> Iterator[int]:
     """One of the cells for each set of values in these fields."""
     seen: set[tuple[Any, ...]] = set()
     for number in range(len(cells)):

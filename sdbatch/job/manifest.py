@@ -30,6 +30,10 @@ NOT_CARRIED_OVER = {
     "strength",
     "outdir",
     "name",
+    "from_file_syntax",
+    "dynamic_prompts",
+    "combinatorial",
+    "prompt_from",
     *STUDY,
 }
 

@@ -151,6 +151,15 @@ def _values(given: Mapping[str, Any], key: str, meant: Meant, no_field: Callable
     return found
 
 
+def can_vary(name: str, value: Any) -> bool:
+    """Whether a value is a list or a range for a field that varies by it."""
+    if name not in _FIELDS or name in SHARED:
+        return False
+    if name == "loras":
+        return isinstance(value, list) and any(not isinstance(entry, dict) for entry in value)
+    return isinstance(value, list) or _is_range(name, value)
+
+
 def our_name(written: str) -> str:
     """A field's name as the job has it."""
     name = written.replace("-", "_")

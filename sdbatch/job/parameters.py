@@ -211,6 +211,27 @@ class Job(BaseModel):
         "A text file with one prompt per line, instead of `prompt`: beside the job file, or in the root.",
         "prompts.txt",
     )
+    from_file_syntax: Literal["plain", "options"] = _field(
+        "plain",
+        "Prompt file syntax",
+        "options: a line may set fields of its own, as in the web UI and in Kohya's scripts; also CSV, TSV and JSONL.",
+        "options",
+        exclude=True,
+    )
+    dynamic_prompts: bool = _field(
+        False,
+        "Words that vary",
+        "Choose among {red|blue} and the words of __animals__, a file in wildcards/, for each image.",
+        True,
+        exclude=True,
+    )
+    combinatorial: bool = _field(
+        False,
+        "All combinations",
+        "With dynamic_prompts: all combinations of the words, no choice.",
+        True,
+        exclude=True,
+    )
     config: Path_ = _field(
         "configs/stable-diffusion/v1-inference.yaml",
         "Model config",
@@ -295,8 +316,11 @@ class Job(BaseModel):
         ge=1,
         le=12,
     )
-    precision: Literal["autocast", "full"] = _field(
-        "autocast", "Precision", "full: float32; autocast: float16 on a GPU, float32 on a CPU.", "full"
+    precision: Literal["autocast", "full", "half"] = _field(
+        "autocast",
+        "Precision",
+        "full: float32; autocast: float16 on a GPU, float32 on a CPU; half: the faster float16 throughout.",
+        "full",
     )
 
     @model_validator(mode="before")
@@ -340,8 +364,15 @@ class Job(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _only_words_that_vary_are_combined(self) -> Self:
+        if self.combinatorial and not self.dynamic_prompts:
+            raise FieldError("combinatorial", "needs dynamic_prompts: true")
+        return self
+
+    @model_validator(mode="after")
     def _has_something_to_draw(self) -> Self:
-        if not self.from_file and "prompt" not in self.model_fields_set:
+        has_another = self.from_file or getattr(self, "prompt_from", "job") != "job"
+        if not has_another and "prompt" not in self.model_fields_set:
             raise FieldError("prompt", "is missing: say what to draw, or name a from_file with one prompt per line")
         return self
 
@@ -387,8 +418,17 @@ class Img2Img(Job):
     init_img: Path_ = Field(
         min_length=1,
         title="Init image",
-        description="The image to start from: beside the job file, or in the root. PNG, JPEG or WebP.",
+        description="The image to start from, beside the job file or in the root: PNG, JPEG or WebP; "
+        "photos/*.jpg means all of them.",
         examples=["outputs/txt2img-samples/samples/00002.png"],
+    )
+    prompt_from: Literal["job", "parameters", "txt", "exif"] = _field(
+        "job",
+        "Prompt from",
+        "Add the image's own prompt to the job's: from the text of the program that made it, from a .txt beside it, or "
+        "from its EXIF.",
+        "txt",
+        exclude=True,
     )
     plms: Annotated[Literal[False], BeforeValidator(_just_false)] = _field(
         False, "PLMS sampler", "Not for img2img.", False
@@ -550,5 +590,6 @@ def img2img_size(width: int, height: int) -> tuple[int, int]:
         JobError: a side is under 64 pixels.
     """
     if min(width, height) < 64:
-        raise JobError("init_img: the image is {width}x{height}; each side needs at least 64 pixels", width, height)
+        told = Message("the image is {width}x{height}; each side needs at least 64 pixels", width, height)
+        raise JobError("init_img: {problem}", told)
     return width - width % 64, height - height % 64

@@ -278,7 +278,7 @@ class _Written:
     ) -> str:
         """One invalid field, with its line."""
         path, slip = self._axis(name) or self.paths.get(name, ()), ""
-        if row.place and name in row.values and not self._axis(name):
+        if row.place and not self._axis(name) and (name in row.values or name not in self.paths):
             return Message("{place}: {field}: {problem}", row.place, name, _in_words(kind, name, details, fields))
         if len(details["loc"]) > 1:
             line = self.document.lines.get((*path, *details["loc"][1:]))

@@ -25,9 +25,12 @@ _SYNTAX = (
     (r"\([^()\n]{1,200}:\s*[-+]?[\d.]+\s*\)|\(\([^()\n]{1,200}\)\)|\[\[[^\[\]\n]{1,200}\]\]", _WEBUI),
     (r"\([^()\n]{1,200}\)(?:[-+]+(?![\w-])|[\d.]*\d)", Message("there are no weights here")),
     (r"\{\{[^{}\n]{1,200}\}\}", Message("there are no weights here")),
-    (r"\{[^{}\n]{0,200}\|[^{}\n]{0,200}\}", Message("none of them is chosen")),
-    (r"(?<!\w)__[\w/*-]{1,60}?__(?!\w)", Message("wildcards are not filled in")),
-    (r"(?<!\S)--[a-z][\w-]{0,30}(?: +[^\s-]\S{0,30})?", Message("write options as fields of the job")),
+    (r"\{[^{}\n]{0,200}\|[^{}\n]{0,200}\}", Message("with dynamic_prompts: true one of them is chosen")),
+    (r"(?<!\w)__[\w/*-]{1,60}?__(?!\w)", Message("wildcards are filled in with dynamic_prompts: true")),
+    (
+        r"(?<!\S)--[a-z][\w-]{0,30}(?: +[^\s-]\S{0,30})?",
+        Message("write options as fields of the job, or in a prompt file with from_file_syntax: options"),
+    ),
 )
 _JOINED = re.compile(r"(?<![\w'])(?:BREAK|AND|ADDCOMM|ADDBASE|ADDCOL|ADDROW)(?![\w'])")
 _JOINED_WHY = Message("a prompt is read as one, but for BREAK and AND with prompt_syntax: webui")
@@ -120,7 +123,10 @@ def _of_line(line: str) -> Iterator[tuple[str, str]]:
     if not line.strip():
         yield "empty", Message("empty, and used as a prompt like the others")
     elif line.lstrip().startswith(("#", "//")):
-        yield "comment", Message("{text} is used as a prompt: there are no comments here", _quoted(line.strip()))
+        yield (
+            "comment",
+            Message("{text} is used as a prompt: comments need from_file_syntax: options", _quoted(line.strip())),
+        )
 
 
 def _lines(numbers: list[int]) -> str:

@@ -7,6 +7,7 @@ mount options.
 import errno
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,6 +48,17 @@ def check_all(root: Root, settings: Settings) -> Iterator[Finding]:
         yield events(root, settings)
         yield from space(root, settings)
     yield clock(root)
+    if settings.compile != "off":
+        yield compiler()
+
+
+def compiler() -> Finding:
+    """Whether `compile` can do anything: what was compiled is built on this machine."""
+    name = os.environ.get("CXX", "g++")
+    if found := shutil.which(name):
+        return ok("compile", "the networks get compiled with {path}", found)
+    text = Message("nothing will be compiled: there is no C++ compiler ({name})", name)
+    return warning("compile", text, "sudo apt-get install g++")
 
 
 def folders(root: Root) -> Iterator[Finding]:

@@ -62,6 +62,8 @@ def _draw(asked: Request) -> Response:
     _check(root, job.job | ({"init_img": "later.png"} if isinstance(asked, Img2ImgRequest) else {}))
     if isinstance(asked, Img2ImgRequest):
         job.job["init_img"] = as_init_image(asked, root, site().settings)
+        if not asked.include_init_images:
+            asked.init_images = None  # they may be large, and waiting takes long
     notes = [*job.notes, *_check(root, job.job)]
     handle = handles.drop(root, json.dumps(job.job), job.job["prompt"][:60], MARK)
     seconds, environ = site().settings.web.sdapi_wait_seconds, request.environ
@@ -196,8 +198,8 @@ def _trouble(error: OSError) -> tuple[Response, int]:
 
 
 @views.errorhandler(waiting.TimedOut)
-def _late(_: waiting.TimedOut) -> tuple[Response, int]:
-    text = Message("not ready within web.sdapi_wait_seconds; the job goes on, and its images come into jobs/done/")
+def _late(error: waiting.TimedOut) -> tuple[Response, int]:
+    text = Message("not ready within web.sdapi_wait_seconds; the job goes on: /api/jobs/{job}", error.handle)
     return _refuse(Refused(("sdbatch", text), code=504))
 
 

@@ -15,6 +15,10 @@ LOOK_SECONDS = 0.25  # between two looks into the folders
 class TimedOut(Exception):
     """The job goes on, but its client has waited long enough."""
 
+    def __init__(self, handle: str) -> None:
+        super().__init__(handle)
+        self.handle = handle
+
 
 class HungUp(Exception):
     """The client is gone, and its job was cancelled: nobody would get its images."""
@@ -32,7 +36,7 @@ def wait(root: Root, handle: str, seconds: float, has_hung_up: Callable[[], bool
             stop(root, job)
             raise HungUp
         if monotonic() >= until:
-            raise TimedOut
+            raise TimedOut(handle)
         sleep(LOOK_SECONDS)
     return job
 

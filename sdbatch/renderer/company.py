@@ -18,6 +18,7 @@ from sdbatch.renderer.drawing import Drawing, Init
 from sdbatch.renderer.finishing import Finisher
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.sampling.guidance import Asking
+from sdbatch.renderer.sampling.pace import Pace
 from sdbatch.renderer.sampling.packing import Packing
 
 HAND_OVER_SECONDS = 0.3  # what it takes a service to hand over the next job, its attempt written and synced first
@@ -102,8 +103,8 @@ class Company:
         fallback: what they do when memory runs out in the network; None until there is a job.
     """
 
-    def __init__(self, finisher: Finisher, sizes: tuple[int, ...]) -> None:
-        self._finisher, self._packing = finisher, Packing(sizes)
+    def __init__(self, finisher: Finisher, sizes: tuple[int, ...], pace: Pace | None = None) -> None:
+        self._finisher, self._packing = finisher, Packing(sizes, pace)
         self._is_shared = bool(sizes)
         self._members: list[_Member] = []
         self.fallback: MemoryFallback | None = None
@@ -138,6 +139,7 @@ class Company:
             self._let_go_if_over(member)
         if self._members and self.fallback:
             self._packing.step(partial(predict, self._members[0].drawing.model, self.fallback))
+            self._packing.pace.most = self.fallback.rows
 
     def _begin(self, member: _Member) -> None:
         drawing = member.drawing

@@ -8,6 +8,7 @@ depends on an earlier one, and a stopped job continues by drawing and dropping.
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import count
 
 import numpy as np
@@ -159,7 +160,8 @@ def _start_img2img(
 ) -> _Start:
     picture = torch.from_numpy(init).to(model.device)[None]
     shape = (model.channels, init.shape[1] // model.factor, init.shape[2] // model.factor)
-    return _Start(shape, course, x0=fallback.encode(model, picture, source.of_posterior((job.n_samples, *shape))))
+    noise, look = source.of_posterior((job.n_samples, *shape)), (init.shape, sha256(init.tobytes()).digest())
+    return _Start(shape, course, x0=fallback.encode(model, picture, noise, known_as=look))
 
 
 def _led(model: Model, job: AnyJob, batch: Batch, fallback: MemoryFallback, learned: Learned) -> Callable[[int], Led]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from sdbatch.renderer.device.memory import free_and_total_bytes, in_short, is_ou
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.models import Model
 from sdbatch.renderer.notes import Notes
-from sdbatch.renderer.pictures import grid
+from sdbatch.renderer.pictures import grid, sheet
 from sdbatch.renderer.pictures.decoding import decode
 from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.storage.files import is_disk_trouble
@@ -181,15 +181,19 @@ class Drawing:
         """In parts where it must be; where there is no memory for it, the pictures do without."""
         job = self.task.job
         try:
-            for path, sha256 in grid.lay(
-                self.task.folder, self.attempt.staged, job.n_rows or job.n_samples, self.postprocess.mark, self.fallback
-            ):
+            for path, sha256 in self._parts_of_grid():
                 self.answer(protocol.StagedGrid(job_id=self.task.job_id, file=path.name, sha256=sha256))
                 self.check()
         except OutOfMemory as error:
             if job.skip_save:
                 raise  # with skip_save it is the only result: another renderer may have more memory
             self.fallback.tell(Message("the grid is incomplete: {problem}", error))
+
+    def _parts_of_grid(self) -> Iterator[tuple[Path, str]]:
+        task, laid = self.task, (self.postprocess.mark, self.fallback)
+        if task.axes:
+            return sheet.lay_sheet(task.folder, task.cells, self.attempt.staged, *laid)
+        return grid.lay(task.folder, self.attempt.staged, task.job.n_rows or task.job.n_samples, *laid)
 
     def _tell_sample(self, index: int, sha256: str) -> None:
         cells, path = self.task.cells, sample_path(self.task, index)

@@ -117,10 +117,11 @@ def _driver() -> str:
 
 def tokenizer() -> Finding:
     """Whether the vocabulary in the package is OpenAI's."""
-    from sdbatch.renderer.models.text_encoder import clip_tokenizer  # noqa: PLC0415
+    from sdbatch.renderer.networks.tokenizer import clip_tokenizer  # noqa: PLC0415
 
     text, tokens = CAT
-    found = clip_tokenizer()(text)["input_ids"]
+    words = clip_tokenizer()
+    found = [words.marks[0], *words.encode(text), words.marks[1]]
     if found != tokens:
         return problem("tokenizer", '"{text}" gives {found}, not {tokens}', REINSTALL, text, found, tokens)
     return ok("tokenizer", "CLIP's vocabulary, from the package")

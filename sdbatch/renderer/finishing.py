@@ -1,6 +1,6 @@
 """The thread that finishes what was sampled, while the next is sampled: decodes, encodes, hashes, writes.
 
-It takes batches in the order in which they were sampled. One may wait while another is worked on.
+It takes batches in the order in which they were sampled. A few may wait while another is worked on.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ from sdbatch.job.parameters import Batch
 from sdbatch.renderer.device.memory import trim
 from sdbatch.renderer.drawing import Drawing, fatal
 
+WAITING = 4  # batches: their latents are small, and one may take longer to be written than the next to be sampled
 _Waiting = tuple[Drawing, Batch | None, Tensor | None, torch.cuda.Event | None]
 
 
@@ -31,7 +32,7 @@ class Finisher:
         self.sampling = Lock()
         self._device, self._on_broken = device, on_broken
         self._broken: BaseException | None = None
-        self._waiting: Queue[_Waiting | None] = Queue(maxsize=1)
+        self._waiting: Queue[_Waiting | None] = Queue(maxsize=WAITING)
         Thread(target=self._work, name="finisher", daemon=True).start()
 
     def take(self, drawing: Drawing, batch: Batch, latents: Tensor) -> None:

@@ -17,13 +17,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-import diffusers
 import torch
-import transformers
 from torch import Tensor
 
 from sdbatch.engine import protocol
@@ -32,6 +31,7 @@ from sdbatch.engine.orphan import die_with_parent
 from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
+from sdbatch.imaging.init_sizes import init_sizes
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.remarks import of_size
 from sdbatch.messages import Message
@@ -45,23 +45,25 @@ from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.memory.model_cache import ModelCache, identity
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model
-from sdbatch.renderer.models.precision import forbid_tf32
+from sdbatch.renderer.models.precision import about_precision, forbid_tf32
 from sdbatch.renderer.models.prompts import read_embeddings
+from sdbatch.renderer.networks.recent import Recent
 from sdbatch.renderer.notes import Notes
 from sdbatch.renderer.pictures.postprocess import Postprocess
 from sdbatch.renderer.pictures.safety import Checkers
 from sdbatch.renderer.pictures.watermark import Watermark
 from sdbatch.renderer.requests import Requests, Stretch
+from sdbatch.renderer.sampling.pace import Pace
+from sdbatch.renderer.tuning.tuning import Tuning
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
 gc.enable()
 
-VERSIONS = {
-    "torch": torch.__version__,
-    "diffusers": diffusers.__version__,
-    "transformers": transformers.__version__,
-}
+VERSIONS = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+
+
+PACES = 16  # of how many models, with their LoRAs, it is remembered what a step costs
 
 
 class Renderer:
@@ -72,8 +74,11 @@ class Renderer:
         self.watermark = Watermark(config.watermark) if config.watermark else None
         self.checkers = Checkers(config.safety_checker, self.device, config.checksums)
         conversions = Conversions(config.checksums.parent / "models", config.checksums, config.converted_bytes)
-        self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions)
+        self.cpu_autocast = config.cpu_autocast
+        self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions, config.cpu_autocast)
+        self.model_cache.prepare = Tuning(config, self.device).prepare
         self.sizes = sizes_of(config.batching, config.batch_rows)
+        self.paces = Recent[Pace](PACES)
         self.answer = Answers(answers)
         self._last: Drawing | None = None  # of which more cells may come
 
@@ -96,7 +101,8 @@ class Renderer:
 
     def _sample_together(self, first: Stretch, jobs: Requests, finisher: Finisher) -> None:
         """A job, and those that come meanwhile and may join."""
-        weights, company = self._weights_of(first.head), Company(finisher, self.sizes)
+        weights = self._weights_of(first.head)
+        company = Company(finisher, self.sizes, self.paces.get(weights, partial(Pace, self.sizes)))
         with ExitStack() as worn:
             while True:
                 while company.takes_more and (cells := jobs.peek()) and self._weights_of(cells.head) == weights:
@@ -138,6 +144,7 @@ class Renderer:
         drawing.fallback.alone = lambda: finisher.sampling
         try:
             init_of = self._reading_inits(drawing)
+            self._check_inits(cells)
             init_of(cells.head)  # what is wrong with it is told before anything is drawn
             drawing.keep_staged()
             if company.fallback is None:
@@ -170,9 +177,13 @@ class Renderer:
         """With the model resident that a stretch of a job needs."""
         attempt = self._last.attempt if self._last and not cells.is_first else Attempt()
         whole, task = cells.task, cells.head
-        for folder in (task.folder, task.folder / SAMPLES):
-            files.sweep(folder)  # a renderer before this one may have been killed
+        if cells.is_first:  # later an image of the stretch before may just be written
+            for folder in (task.folder, task.folder / SAMPLES):
+                files.sweep(folder)  # a renderer before this one may have been killed
         cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
+        dtype = cached.model.dtype
+        if told := about_precision(task.job.precision, self.device, dtype, self.cpu_autocast):
+            notes.add(told)
         postprocess = Postprocess(self.checkers.of(task.ckpt, fallback), self.watermark)
         lora_sha256 = tuple(self.model_cache.fingerprint(path) for path, _ in task.loras)
         learned, embedding_sha256 = self._learn(cached.model, cells)
@@ -187,7 +198,7 @@ class Renderer:
                 embedding_sha256=embedding_sha256,
                 device=_device_name(self.device),
                 versions=VERSIONS,
-                computed_in=str(cached.model.dtype).removeprefix("torch."),
+                computed_in=str(dtype).removeprefix("torch."),
                 safety_checker=postprocess.checker.folder if postprocess.checker else None,
                 watermark=postprocess.watermark.text if postprocess.watermark else "",
             )
@@ -223,6 +234,16 @@ class Renderer:
                 digests |= {name: self.model_cache.fingerprint(task.embeddings[name]) for name in found}
         return learned, digests
 
+    def _check_inits(self, cells: Stretch) -> None:
+        """Look at all init images of a job before its first is drawn, if it has several."""
+        task = cells.task
+        inits = {task.cells.value("init_img", 0): task.init} if task.init else {}
+        for number, own in task.other_files.items():
+            if path := own.get("init"):
+                inits[task.cells.value("init_img", number)] = Path(path)
+        if len(inits) > 1 and cells.is_first:
+            init_sizes(inits.items(), task.max_init_pixels, task.max_pixels)
+
     def _reading_inits(self, drawing: Drawing) -> Callable[[Draw], Init]:
         """Reads the init image of a cell; the last one is kept, as it is often that of the next cell, too."""
 
@@ -234,7 +255,14 @@ class Renderer:
             return init
 
         def init_of(task: Draw) -> Init:
-            return None if task.init is None else read(task.init, read_model_config(task.ckpt, task.config))
+            if task.init is None:
+                return None
+            try:
+                return read(task.init, read_model_config(task.ckpt, task.config))
+            except JobError as error:
+                if not drawing.task.other_files:
+                    raise
+                raise JobError("{image}: {problem}", getattr(task.job, "init_img", ""), error) from error
 
         return init_of
 

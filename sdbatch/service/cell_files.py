@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from sdbatch.job.cells import Cells
+from sdbatch.job.cells import SEEDS, Cells
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Txt2Img
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.prompts.weights import find_prompt_weights
+from sdbatch.prompts.weights import Stock, find_prompt_weights
 from sdbatch.service.task import Files
 from sdbatch.storage.root import Root
 
 MOST_NOTES = 20  # of the cells of a job
-UNSEEN = ("seed", "variation_seed")  # fields of which no files and no remarks come
+MOST_NOTED = 200  # cells of which remarks are looked for
 
 
 class FoundFiles:
@@ -28,6 +28,7 @@ class FoundFiles:
         self.root, self.inits = root, inits
         self.notes: dict[str, None] = {}
         self._known: dict[str, Files] = {}
+        self._stock = Stock(root)
         self._weights = cache(root.find_weights)
         self._lora = cache(lambda name: root.find_model("loras", name))
         self._made = cache(read_model_config)
@@ -38,7 +39,7 @@ class FoundFiles:
         Raises:
             JobError: one of them is not there.
         """
-        key = repr({name: value for name, value in cells.changes[number].items() if name not in UNSEEN})
+        key = repr({name: value for name, value in cells.changes[number].items() if name not in SEEDS})
         if key not in self._known:
             self._known[key] = self._find(cells.job_of(number), cells)
         return self._known[key]
@@ -46,9 +47,11 @@ class FoundFiles:
     def _find(self, job: AnyJob, cells: Cells) -> Files:
         model = self._weights(job.ckpt, job.config, job.vae)
         loras = tuple((self._lora(lora.file), lora.weight) for lora in job.loras)
-        named = find_prompt_weights(job, cells.lines, self.root)
+        has_notes = len(self._known) < MOST_NOTED
+        named = find_prompt_weights(job, cells.lines, self.root, self._stock, with_notes=has_notes)
         made = self._made(model.ckpt, model.config)
-        self._note(job, cells, made, named.notes)
+        if has_notes:
+            self._note(job, cells, made, named.notes)
         init = self.inits.get(getattr(job, "init_img", ""))
         embeddings = tuple(named.embeddings.items())
         return Files(model.ckpt, model.config, model.vae, (*loras, *named.loras), embeddings, init)

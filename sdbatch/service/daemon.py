@@ -14,12 +14,13 @@ from sdbatch.config.settings import DefaultModel, Settings
 from sdbatch.engine.local import FAKE_RENDERER, RENDERER, LocalEngine, every_device
 from sdbatch.engine.protocol import Engine, RendererConfig
 from sdbatch.errors import ConfigError, JobError
-from sdbatch.service.service import Clock, Service, system_clock
+from sdbatch.service.service import Service
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import as_stored
 from sdbatch.telemetry import systemd
+from sdbatch.telemetry.clock import Clock, system_clock
 
 NAP_SECONDS = 0.5  # the longest a signal has to wait
 TROUBLE_NAP_SECONDS = 5.0  # between attempts to go on when the disk fails
@@ -107,6 +108,11 @@ def make_engine(root: Root, settings: Settings, *, preload: bool = True) -> Engi
         watermark=settings.watermark,
         batching=settings.batching,
         batch_rows=settings.batch_rows,
+        compile=settings.compile,
+        channels_last=settings.channels_last,
+        attention=settings.attention,
+        cpu_threads=settings.cpu_threads,
+        cpu_autocast=settings.cpu_autocast,
     )
     program = FAKE_RENDERER if settings.engine.startswith("fake-") else RENDERER
     if settings.engine in {"ray", "fake-ray"}:

@@ -3,19 +3,24 @@
 import os
 import secrets
 from dataclasses import replace
+from pathlib import Path
 
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
+from sdbatch.inputs.found_inputs import FoundInputs, Place
+from sdbatch.inputs.named_images import NamedImages
 from sdbatch.job import reader
 from sdbatch.job.cells import check_limits
 from sdbatch.job.parameters import MAX_SEED, RANDOM
-from sdbatch.job.prompt_file import read_lines
 from sdbatch.messages import Message, joined
+from sdbatch.prompts.dynamic import Pair
+from sdbatch.prompts.sources import cells_of
 from sdbatch.service.cell_files import FoundFiles
 from sdbatch.service.task import Task
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
-from sdbatch.spool.spool import Claim, Spool
+from sdbatch.spool.spool import Spool
 from sdbatch.storage import files
 from sdbatch.storage.root import FILES, Root
 
@@ -25,7 +30,9 @@ class JobLoader:
 
     def __init__(self, root: Root, spool: Spool, inputs: InputStager, limits: Limits) -> None:
         self.root, self.spool, self.inputs, self.limits = root, spool, inputs, limits
+        self.images = NamedImages(root, inputs.inbox, inputs.wait_seconds)
         self._parsed: tuple[bytes, str, list[reader.Parsed]] = (b"", "", [])
+        self._said: dict[Path, Pair | None] = {}  # what staged images say that they show
 
     def read(self, claim: Claim) -> tuple[bytes, reader.Parsed]:
         """The file of a claim and its job.
@@ -40,6 +47,13 @@ class JobLoader:
         if parsed.error is not None:
             raise parsed.error
         return self._parsed[0], parsed
+
+    def forget(self, claim: Claim) -> None:
+        """The job waits no longer for what it names."""
+        self.inputs.forget(claim)
+        self.images.forget(claim)
+        folder = self.spool.folder(claim)
+        self._said = {path: said for path, said in self._said.items() if not path.is_relative_to(folder)}
 
     def may_need_others(self, parsed: reader.Parsed) -> bool:
         """Whether it names a file that a job before it may still have to draw."""
@@ -67,9 +81,9 @@ class JobLoader:
         folder = self.spool.folder(claim)
         job = parsed.job
         assert job is not None, "either a job or an error"
-        prompts = job.from_file and self.inputs.stage("from_file", job.from_file, folder, claim, parsed.kept, now)
-        lines = read_lines(prompts.path) if prompts else None
-        cells = parsed.template.cells(lines=lines, seed=self._seed(claim, job.seed))
+        self.inputs.begin()
+        named_files = FoundInputs(self.inputs, self.images, Place(folder, claim, parsed.kept, now), self._said)
+        cells = cells_of(parsed.template, named_files, self._seed(claim, job.seed))
         check_limits(cells, self.limits)
         named = dict.fromkeys(name for each in range(len(cells)) if (name := cells.value("init_img", each)))
         staged = {
@@ -77,13 +91,14 @@ class JobLoader:
             for number, name in enumerate(named)
         }
         found = FoundFiles(self.root, {name: each.path for name, each in staged.items()})
+        self.forget(claim)
         files_of = [found.of(cells, number) for number in range(len(cells))]
         return Task(
             claim=claim,
             source=source,
             cells=cells,
             parent=parsed.parent,
-            inputs=[*staged.values(), *([prompts] if prompts else [])],
+            inputs=[*staged.values(), *named_files.staged],
             files=files_of,
             notes=(*parsed.notes, *found.notes),
             filled=parsed.template.defaults if cells.axes else parsed.filled,

@@ -12,12 +12,13 @@ from itertools import islice
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from sdbatch.inputs.ahead import InputsAhead
 from sdbatch.job import reader
 from sdbatch.job.cells import Cells, Works
-from sdbatch.job.prompt_file import read_lines
+from sdbatch.prompts.sources import cells_of
 from sdbatch.service.task import short
-from sdbatch.spool.inbox import Inbox, Signature, beside
-from sdbatch.spool.spool import read_claim
+from sdbatch.spool.claim import read_claim
+from sdbatch.spool.inbox import Inbox, Signature
 from sdbatch.spool.status_reader import Facts
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
@@ -123,12 +124,9 @@ class Outlook:
 
     def _ahead(self, parsed: reader.Parsed, source: str) -> Ahead:
         assert parsed.job is not None
-        lines = None
-        if parsed.job.from_file:
-            with suppress(Exception):  # it may still come
-                places = [self.root.inbox / place for place in beside(source)]
-                lines = read_lines(self.root.find("from_file", parsed.job.from_file, [*places, self.root.path]))
-        cells = parsed.template.cells(lines=lines)
+        cells = parsed.template.cells()
+        with suppress(Exception):  # what it names may still come
+            cells = cells_of(parsed.template, InputsAhead(self.root, source))
         return Ahead(short(cells.prompt_of(0)), 1, cells.total, Works(cells, dict(self.root.defaults)).total)
 
 

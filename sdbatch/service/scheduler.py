@@ -13,9 +13,11 @@ from sdbatch.service.repeats import Repeats
 from sdbatch.service.run import Run
 from sdbatch.service.unmovable import IN_A_ROW, Unmovable
 from sdbatch.spool import status_reader
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Arrival, Inbox, Signature, signature_of
-from sdbatch.spool.order import QueueEntry, bumped_files, in_order
-from sdbatch.spool.spool import Claim, Spool
+from sdbatch.spool.job_names import file_id
+from sdbatch.spool.order import QueueEntry, in_order, keep_place, wishes
+from sdbatch.spool.spool import Spool
 from sdbatch.storage import files
 from sdbatch.telemetry import log
 
@@ -46,7 +48,7 @@ class Scheduler:
         self.unmovable = Unmovable(inbox.folder)
         self.repeats: Repeats | None = None  # where repeats are skipped
         self._absent = ""
-        self._bumped: set[str] = set()
+        self._wishes: object = None
 
     @property
     def absent(self) -> str:
@@ -70,7 +72,7 @@ class Scheduler:
         Raises:
             OSError: the disk failed.
         """
-        self._bumped = bumped_files(self.spool.root.running)
+        self._wishes = wishes(self.spool.root.running)
         if self.readiness.is_held:
             claim = self.spool.cancelled(but=self.begun)
         elif not self.readiness.is_ready:
@@ -86,9 +88,7 @@ class Scheduler:
     def is_outranked(self, claim: Claim) -> bool:
         """Whether another would go before a claimed job that is still to be begun."""
         queue = self.inbox.queue
-        return bool(queue and queue[0].priority > claim.priority) or self._bumped != bumped_files(
-            self.spool.root.running
-        )
+        return bool(queue and queue[0].priority > claim.priority) or self._wishes != wishes(self.spool.root.running)
 
     def lets_pass(self, claim: Claim) -> bool:
         """Whether a job that can't be begun now lets the others pass."""
@@ -202,7 +202,7 @@ class Scheduler:
         if self._is_repeat(arrival):
             return None
         try:
-            fresh = self.spool.claim(arrival.path, wall, arrival.priority)
+            fresh = self.spool.claim(arrival.path, wall, arrival.stated)
         except OSError as error:
             if files.is_disk_trouble(error):
                 self.inbox.put_back(arrival)
@@ -212,6 +212,10 @@ class Scheduler:
         self.unmovable.forget(arrival)
         if fresh is not None:
             self.log.info("claimed", job_id=fresh.id, source=fresh.source)
+            if arrival.priority != arrival.stated:
+                fresh.priority = arrival.priority
+                with suppress(OSError):
+                    keep_place(self.spool.root.running, fresh.source, file_id(fresh.id))
         return fresh
 
 

@@ -7,18 +7,15 @@
 service remembers between turns is only a convenience: the folders contain everything, and spool.py recovers it there.
 """
 
-import errno
 from collections import deque
-from collections.abc import Callable, Generator
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from sdbatch.config import sources
 from sdbatch.config.settings import Settings
-from sdbatch.engine.protocol import Draw, Engine, Failed, Finished, Halted, Loaded, StagedSample, Stepped, Tick
-from sdbatch.engine.seats import Died, Dropped, Heard, Seat, Seats
+from sdbatch.engine.protocol import Engine, Tick, job_of
+from sdbatch.engine.seats import Died, Dropped, Heard, Seat, Seats, is_company
 from sdbatch.errors import (
     Cancelled,
     JobError,
@@ -28,52 +25,35 @@ from sdbatch.errors import (
     TemporarilyUnavailable,
     printable,
 )
-from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message, packed_within
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.service.job_loader import JobLoader
 from sdbatch.service.outlook import Outlook
 from sdbatch.service.readiness import Readiness
+from sdbatch.service.rendering import Rendering
 from sdbatch.service.repeats import Repeats
-from sdbatch.service.run import Run, Stage, Steps
+from sdbatch.service.run import Run, Stage, Steps, Stopped
 from sdbatch.service.scheduler import Scheduler
 from sdbatch.service.task import Drawing, Task, manifest_of
 from sdbatch.spool import attempts, handover, retention, status_reader
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.late_writes import LateWrites
-from sdbatch.spool.publish import Names, Publisher, is_placed
-from sdbatch.spool.spool import CANCEL, HALT, MANIFEST, Claim, Spool, written_on
+from sdbatch.spool.publish import Names, Publisher
+from sdbatch.spool.spool import HALT, MANIFEST, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
+from sdbatch.study import overview
 from sdbatch.telemetry import log, systemd
+from sdbatch.telemetry.clock import Clock, Now, system_clock
 from sdbatch.telemetry.status_file import StatusFile
 from sdbatch.telemetry.totals import Reason, Totals
 
-VISIBLE_SECONDS = 120.0  # twice as long as NFS keeps by default that a file is missing
 CANCEL_SECONDS = 30.0  # for a step to end by itself: a renderer that is ended has to load its model again
 PATIENCE_SECONDS = 0.5  # for something to be told, before the loop has its turn
-
-
-class Now(NamedTuple):
-    """A moment: `seconds` never step back and are for waiting; the wall clock's time is for people."""
-
-    mono: float
-    wall: datetime
-
-
-Clock = Callable[[], Now]
-
-
-def system_clock() -> Now:
-    """The system's clock."""
-    return Now(monotonic(), datetime.now(UTC))
-
-
-class Stopped(Exception):
-    """A job was stopped without a fault: it stays claimed, continues later, and the attempt is not counted."""
 
 
 class Service:
@@ -97,13 +77,14 @@ class Service:
         self.runs: dict[str, Run] = {}  # jobs in flight by their ids, the oldest first
         self.at_hand: Run | None = None  # the next, parsed; a convenience: to the folders it is claimed, no more
         self.scheduler = Scheduler(self.spool, self.inbox, self.readiness, begun=self.runs)
+        self.totals = Totals.read(status_reader.read_status(root).get("totals"))
+        self.rendering = Rendering(self.spool, self.scheduler, self.readiness, self.outlook, self.totals)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
         self.manager = systemd.Manager()
         self.failures = deque(status_reader.failures(root), status_reader.FAILURES)  # newest first
         self.log = log.get()
         self.done = self.failed = 0
-        self.totals = Totals.read(status_reader.read_status(root).get("totals"))
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
         self._is_busy = False  # something got on in this turn
@@ -122,19 +103,25 @@ class Service:
             OSError: the disk failed or is full; the job stays claimed, and the attempt is not counted.
             RootBusy: another service uses this root, and has the jobs now.
         """
-        self.clock = clock
-        self._look_after(clock())
-        self._fill()
-        for event in self.seats.wait(PATIENCE_SECONDS if self.runs else 0):
-            self._heed(event)
-            if self.stop_requested:
-                self.drop_all()
+        self.clock = self.rendering.clock = clock
+        trouble = self._begin_what_can()
+        is_drawn = any(run.stage is Stage.DRAWN for run in self.runs.values())
+        self._hear(PATIENCE_SECONDS if self.runs and not is_drawn else 0)
         self._heed_silence(clock().mono)
+        if trouble is not None:
+            raise trouble
         self._finish_drawn()
         if not self.runs and not self._is_busy:
             self._tell(clock(), state=self._state())
             self._rest(clock())
         return self._is_busy or bool(self.runs)
+
+    def _hear(self, seconds: float) -> None:
+        """Handle what is told within so many seconds."""
+        for event in self.seats.wait(seconds):
+            self._heed(event)
+            if self.stop_requested:
+                self.drop_all()
 
     def _job(self, run: Run) -> Steps:
         """The steps of one job. At each `yield` the other jobs continue; an event of its renderer may be sent to it."""
@@ -145,11 +132,11 @@ class Service:
         run.task = task = self.job_loader.find_files(source, parsed, run.claim, self.clock().mono)
         self.scheduler.waiting.pop(run.id, None)
         yield Stage.PARSED
-        draw = self._begin_attempt(run, task)
+        draw = self.rendering.begin_attempt(run, task)
         yield Stage.AT_HAND
-        drawing = yield from self._render(run, task, draw)
+        drawing = yield from self.rendering.draw(run, task, draw)
         yield Stage.DRAWN  # its seat gets its next job first
-        yield from self._until_seen(run.claim, drawing.to_publish(task.job))
+        yield from self.rendering.until_seen(run.claim, drawing.to_publish(task.job))
         self.spool.raise_if_cancelled(run.claim)
         names = self._publish(task, drawing)
         self._record(task, drawing, names, self.clock())
@@ -176,6 +163,8 @@ class Service:
         match error:
             case InputsPending():
                 self.scheduler.waiting[claim.id] = self.clock().mono  # others go first
+            case JobError() if self._may_still_be_drawn(error, claim):
+                self.scheduler.defer(claim, self.clock().mono, error.message)
             case JobError():
                 self._fail(claim, error.message, self.clock(), _cause(error, run))
             case RendererDied():
@@ -193,19 +182,25 @@ class Service:
                 told = Message("an error inside sdbatch ({name}); see its log", type(error).__name__)
                 self._fail(claim, told, self.clock(), "internal")
 
+    def _may_still_be_drawn(self, error: JobError, claim: Claim) -> bool:
+        """Whether a job before this one, which waits for a disk or a file, may draw what this one lacks."""
+        is_missing = isinstance(error.__cause__, Missing) and error.__cause__.may_be_drawn
+        return is_missing and any(before < claim.id for before in self.scheduler.deferred)
+
     def _let_go(self, run: Run) -> None:
         """Take a job out of flight. A renderer that still works on it is stopped; its other jobs continue later."""
         self.runs.pop(run.id, None)
         self.at_hand = None if self.at_hand is run else self.at_hand
-        if run.seat is not None and run.id in run.seat.jobs:
-            self._end_renderer(run.seat)
+        for part in run.parts.values():
+            if part.id in part.seat.jobs:
+                self._end_renderer(part.seat)
 
     def _end_renderer(self, seat: Seat, why: str = "") -> None:
         """Stop a renderer; its jobs continue later. With `why`, the renderer's fault, it counts as a crash."""
         jobs = self.seats.give_up(seat)
         for job_id in jobs:
-            if (run := self.runs.get(job_id)) is not None:
-                self._advance(run, Died(job_id, why, in_company=len(jobs) > 1) if why else Stopped())
+            if (run := self.runs.get(job_of(job_id))) is not None:
+                self._advance(run, Died(job_id, why, in_company=is_company(jobs)) if why else Dropped(job_id))
 
     def drop_all(self) -> None:
         """Stop all jobs that are being generated; they continue after the next start."""
@@ -213,6 +208,15 @@ class Service:
         for run in [*self.runs.values()]:
             if run.stage is not Stage.DRAWN:
                 self._advance(run, Stopped())
+
+    def _begin_what_can(self) -> OSError | None:
+        """Give the seats their jobs. A disk error must not keep from listening to those that draw."""
+        try:
+            self._look_after(self.clock())
+            self._fill()
+        except OSError as error:
+            return error
+        return None
 
     def _look_after(self, now: Now) -> None:
         """Do all work that comes before a claim."""
@@ -227,20 +231,44 @@ class Service:
             raise unheld
 
     def _fill(self) -> None:
-        """Give each free seat the job whose turn it is, and prepare one more for the next free seat."""
-        while self.seats.free() and (run := self._next()) and (seat := self._seat_for(run)):
+        """Give each free seat the job whose turn it is, and prepare one more for the next free seat.
+
+        A job in flight that no seat draws now goes first. Further seats help it only if no other job can begin.
+        """
+        self._put_aside()
+        while self.seats.free() and (run := self._idle_in_flight() or self._next() or self._to_help()):
+            if (seat := self._seat_for(run)) is None:
+                break
             if self._may_fare_better(run, seat):
                 self._put_back()
                 self.scheduler.defer(run.claim, self.clock().mono)
                 continue
             self._prepare(run)
             if run is self.at_hand:
-                run.seat, self.at_hand, self.runs[run.id] = seat, None, run
-                self._advance(run)
+                self.at_hand, self.runs[run.id] = None, run
+            elif run.id not in self.runs:
+                continue
+            run.seat = seat
+            self._advance(run)
         if not self.readiness.is_ready or (self.runs and self.seats.ahead):
             run = self._next()
             if run is not None and self._may_run_beside_others(run):
                 self._prepare(run)
+
+    def _put_aside(self) -> None:
+        """Stop what waits for a seat while nothing can be drawn; it continues later."""
+        for run in [*self.runs.values()]:
+            if run.wants_seat and not run.parts and not self.readiness.is_ready:
+                self._advance(run, Stopped())
+
+    def _idle_in_flight(self) -> Run | None:
+        """The first job in flight that has something for a seat to do, and none that does it."""
+        return next((run for run in self.runs.values() if run.is_idle), None)
+
+    def _to_help(self) -> Run | None:
+        """The first job in flight that one more seat could help."""
+        able = (run for run in self.runs.values() if run.wants_seat and not run.suspects)
+        return next((run for run in able if self._seat_for(run)), None)
 
     def _prepare(self, run: Run) -> None:
         """Count the attempt early: a sync takes long, and the next free seat need not wait for it."""
@@ -274,10 +302,10 @@ class Service:
 
     def _seat_for(self, run: Run) -> Seat | None:
         """A free seat for the job, preferably one with its model; None while the job must wait for others."""
-        if self.runs and not self._may_run_beside_others(run):
+        if self.runs.keys() - {run.id} and not self._may_run_beside_others(run):
             return None
         free = [seat for seat in self.seats.free() if self._suits(seat, run)]
-        return min(free, key=lambda s: (run.id in s.victims, s.model != run.model, bool(s.model)), default=None)
+        return min(free, key=lambda s: (run.claim.id in s.victims, s.model != run.model, bool(s.model)), default=None)
 
     def _may_run_beside_others(self, run: Run) -> bool:
         """Whether no job in flight, nor this one, needs the machine for itself."""
@@ -286,13 +314,15 @@ class Service:
 
     def _suits(self, seat: Seat, run: Run) -> bool:
         """Whether a job may share the seat: same weights, and none that must be alone."""
-        if any(self.runs[job_id].weights != run.weights for job_id, is_sampled in seat.jobs.items() if is_sampled):
+        beside = [(self.runs[job_of(job_id)], is_sampled) for job_id, is_sampled in seat.jobs.items()]
+        if any(is_sampled and (other is run or other.weights != run.weights) for other, is_sampled in beside):
             return False
-        return not seat.jobs or not any(r.claim.alone for r in (run, *(self.runs[job_id] for job_id in seat.jobs)))
+        others = {other for other, _ in beside} - {run}
+        return not others or not any(other.claim.alone for other in (run, *others))
 
     def _may_fare_better(self, run: Run, seat: Seat) -> bool:
         """Whether a job's last attempt would be where it crashed, and it did not on another seat, which is busy."""
-        is_last = run.attempts >= self.settings.max_attempts - 1
+        is_last = run.id not in self.runs and run.attempts >= self.settings.max_attempts - 1
         others = (other.is_ready and run.id not in other.victims for other in self.seats)
         return is_last and run.id in seat.victims and any(others)
 
@@ -300,14 +330,14 @@ class Service:
         """Handle one event of the engine, and do all other work."""
         self._why_not_held()  # a share's hiccup stops no drawing, but another service does
         now = self.clock()
-        if (run := self.runs.get(event.job_id)) is not None and run.stage is Stage.DRAWING:
+        drawing = [part.drawing for run in self.runs.values() for part in run.parts.values()]
+        if not isinstance(event, Tick) or all(each.loaded is None for each in drawing):
+            self.manager.feed(now.mono)  # a loading tells of nothing; hang_seconds bounds it
+        if (run := self.runs.get(job_of(event.job_id))) is not None and run.stage is Stage.DRAWING:
             self._advance(run, event)
         if isinstance(event, Tick):
             self._heed_silence(now.mono)
-        drawing = [run.drawing for run in self.runs.values() if run.drawing]
-        if not isinstance(event, Tick) or all(each.loaded is None for each in drawing):
-            self.manager.feed(now.mono)  # a loading tells of nothing; hang_seconds bounds it
-        if self.at_hand is not None:
+        if self.at_hand is not None or any(run.wants_seat for run in self.runs.values()):
             self._fill()
         self.inbox.scan(now.mono, lambda: self.clock().mono, is_busy=True)
         self._tell(now, state="drawing")
@@ -322,20 +352,24 @@ class Service:
         Only once everything that was told is heard: this loop itself may have waited long for a disk.
         """
         limit = self.settings.hang_seconds
-        for run in [*self.runs.values()]:
-            if run.seat is None or run.drawing is None or run.stage is not Stage.DRAWING:
-                continue
-            silent = now - run.drawing.heard
-            if (run.drawing.loaded is None or silent > CANCEL_SECONDS) and self.spool.is_cancelled(run.claim):
-                self._advance(run, Cancelled(Cancelled.TEXT))
+        drawn = [run for run in self.runs.values() if run.stage is Stage.DRAWING]
+        for waiting in [run for run in drawn if not run.parts and self.spool.is_cancelled(run.claim)]:
+            self._advance(waiting, Cancelled(Cancelled.TEXT))
+        for run, part in [(each, part) for each in drawn for part in each.parts.values()]:
+            silent = now - part.drawing.heard
+            if part.id not in part.seat.jobs:
+                continue  # it was given up just now, with another one
+            if (part.drawing.loaded is None or silent > CANCEL_SECONDS) and self.spool.is_cancelled(run.claim):
+                self._end_renderer(part.seat)
             elif silent > limit:
                 told = "it showed no sign of life for {limit} seconds (hang_seconds in configs/sdbatch.yaml)"
-                self._end_renderer(run.seat, Message(told, f"{limit:g}"))
+                self._end_renderer(part.seat, Message(told, f"{limit:g}"))
 
     def _finish_drawn(self) -> None:
-        """Publish and record what was generated in this turn."""
-        for run in [run for run in self.runs.values() if run.stage is Stage.DRAWN]:
+        """Publish and record what was generated; a seat that can be given a job need not wait for all of it."""
+        for run in [run for run in self.runs.values() if run.stage in (Stage.DRAWN, Stage.UNSEEN)]:
             self._advance(run)
+            self._hear(0)
 
     def _blame(self, error: OSError, run: Run) -> None:
         """If a file is the cause, its job fails; if the disk or a missing folder is the cause, no job fails."""
@@ -364,7 +398,7 @@ class Service:
         for folder in [*given_up(self.root, keep, now.wall)]:
             if self.stop_requested:
                 break
-            self.manager.feed(monotonic())
+            self.manager.feed(self.clock().mono)
             try:
                 retention.remove(self.root, folder, outputs=keep.outputs)
             except OSError as error:
@@ -447,116 +481,6 @@ class Service:
             return Message("waiting for files")
         return Message("waiting for the inbox") if self.inbox.is_away else "idle"
 
-    def _render(self, run: Run, task: Task, draw: Draw) -> Generator[Stage, Heard | None, Drawing]:
-        """Let the job's seat generate the missing images, and handle the events about them."""
-        assert run.seat is not None, "the loop chose one"
-        self.spool.raise_if_cancelled(run.claim)
-        run.drawing = Drawing(self.clock().wall, self.clock().mono, drawn=draw.start_at)
-        self.seats.draw(run.seat, draw, run.model)
-        self._log(run.claim).info("drawing", pictures=task.total, seat=run.seat.name)
-        while run.drawing.finished is None:
-            if (event := (yield Stage.DRAWING)) is not None:
-                self._take_in(event, run, task, run.drawing)
-        return run.drawing
-
-    def _until_seen(self, claim: Claim, finished: list[str]) -> Generator[Stage]:
-        """Wait for what another machine wrote to a share; the renderer has told that it is there."""
-        since, folder = self.clock().mono, self.spool.folder(claim)
-        while missing := attempts.unseen(folder, claim.attempt, finished):
-            self.spool.raise_if_cancelled(claim)
-            if self.clock().mono - since > VISIBLE_SECONDS:
-                raise RendererDied(
-                    "{count} finished images can't be seen here after {seconds} seconds, {file} first: is {folder} on "
-                    "the same filesystem for the renderer? `sdbatch doctor` checks it",
-                    len(missing),
-                    f"{VISIBLE_SECONDS:g}",
-                    missing[0],
-                    self.root.show(folder),
-                )
-            yield Stage.DRAWN
-
-    def _begin_attempt(self, run: Run, task: Task) -> Draw:
-        """Count the attempt, on disk, before a renderer sees the job."""
-        claim, folder = run.claim, self.spool.folder(run.claim)
-        files.clear(folder / HALT)
-        self.readiness.require_space(task)
-        if claim.drawn_from not in ("", origin := task.origin):
-            self._drop_what_was_drawn(task)
-        start_at = attempts.count_staged(folder)
-        count = 0 if start_at > claim.staged else claim.attempts  # it gets on, however often it is stopped
-        if count >= self.settings.max_attempts:
-            raise RendererDied("or the service itself did")
-        run.attempts, staging = count, attempts.begin(folder)
-        self.spool.note(claim, attempts=count + 1, staged=start_at, drawn_from=origin, attempt=staging.name)
-        self.scheduler.owed.pop(claim.id, None)
-        return Draw(
-            job_id=claim.id,
-            job=task.job,
-            lines=None if task.cells.lines is None else [*task.cells.lines],
-            changes=[dict(change) for change in task.cells.changes],
-            other_files={number: files.told() for number, files in enumerate(task.files) if files != task.files[0]},
-            init=task.files[0].init,
-            max_init_pixels=self.settings.limits.init_pixels,
-            max_pixels=self.settings.limits.pixels,
-            folder=staging,
-            ckpt=task.files[0].ckpt,
-            config=task.files[0].config,
-            vae=task.files[0].vae,
-            loras=task.files[0].loras,
-            embeddings=dict(task.files[0].embeddings),
-            start_at=start_at,
-            halt=folder / HALT,
-            cancel=folder / CANCEL,
-        )
-
-    def _drop_what_was_drawn(self, task: Task) -> None:
-        """Delete staged images that came from another job file, input or model, for example after `retry`."""
-        claim, folder = task.claim, self.spool.folder(task.claim)
-        self._log(claim).info("drawn from the beginning: what it is drawn from was changed")
-        attempts.settle(folder)
-        for staged, name in (claim.outputs or {}).items():
-            if is_placed(folder / staged, task.outdir / name):
-                files.delete(task.outdir / name)
-        attempts.drop(folder)
-        self.spool.note(claim, outputs=None, staged=0)
-
-    def _take_in(self, event: Heard, run: Run, task: Task, drawing: Drawing) -> None:
-        """Note what an event says, and what it means for the job."""
-        claim = run.claim
-        match event:
-            case Tick():
-                return
-            case Dropped():
-                raise Stopped
-            case Died():
-                run.died_in_company = event.in_company
-                raise RendererDied(event.text)
-            case Loaded():
-                times = run.seat.loads if run.seat else 0
-                self._log(claim).info("loaded", seconds=round(event.seconds, 1), device=event.device, times=times)
-            case Finished():
-                self.readiness.count_success()
-            case Halted():
-                attempts.settle(self.spool.folder(claim), claim.attempt)
-                raise Stopped
-            case Failed():
-                self.spool.raise_if_cancelled(claim)
-                raise JobError(event.text) if event.fault == "job" else OSError(errno.EIO, event.text)
-        before, now = drawing.drawn, self.clock().mono
-        self._count(event, run, task, drawing, now)
-        drawing.note(task, event, now)
-        if isinstance(event, Stepped | StagedSample):
-            self.outlook.pace.note(self.outlook.work_of(task.cells, before, drawing.drawn), now)
-
-    def _count(self, event: Heard, run: Run, task: Task, drawing: Drawing, now: float) -> None:
-        """Count images, and the steps that followed one another in one batch."""
-        match event:
-            case StagedSample() if event.index >= task.claim.staged:
-                self.totals.images += 1
-            case Stepped() if run.seat is not None and (last := drawing.stepped) and last.first == event.first:
-                steps = (event.step - last.step) / SAMPLERS[task.job.sampler].order
-                self.totals.count_steps(run.seat.name, max(0.0, steps), now - drawing.stepped_at)
-
     def _publish(self, task: Task, drawing: Drawing) -> Names:
         """Publish the images in the output folder, under names that were written down first."""
         claim, folder = task.claim, self.spool.folder(task.claim)
@@ -565,7 +489,8 @@ class Service:
         staged = drawing.to_publish(task.job)
         self.root.require_output_folder(task.outdir, task.job.outdir)
         is_named = claim.outputs is not None and set(claim.outputs) == set(staged)
-        names = claim.outputs if is_named else self.publisher.choose_names(task.outdir, staged)
+        stems = task.stems
+        names = claim.outputs if is_named else self.publisher.choose_names(task.outdir, staged, stems)
         other = claim.other | _packed(drawing.notes(task))
         if (names, other) != (claim.outputs, claim.other):
             self.spool.note(claim, outputs=names, other=other)
@@ -576,6 +501,7 @@ class Service:
             claim.outputs,
             write_down=lambda chosen: self.spool.note(claim, outputs=chosen),
             parameters=task.job.model_dump(),
+            stems=stems,
         )
 
     def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
@@ -584,7 +510,11 @@ class Service:
         if changed:
             self.spool.note(task.claim, other=task.claim.other | _packed(notes))
         manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
-        files.write_atomically(self.spool.folder(task.claim) / MANIFEST, manifest.to_yaml().encode())
+        folder = self.spool.folder(task.claim)
+        if manifest.axes:
+            files.write_atomically(folder / overview.TABLE, overview.csv_table(manifest).encode())
+            files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
+        files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
         self.done += 1
         self.totals.count_job("done")
@@ -608,7 +538,7 @@ class Service:
     def _fail(self, claim: Claim, text: str, now: Now, cause: Reason | None) -> None:
         """Move a job to failed/; without a `cause` it was cancelled."""
         self.scheduler.forget(claim)
-        self.job_loader.inputs.forget(claim)
+        self.job_loader.forget(claim)
         folder = self.spool.folder(claim)
         try:
             if later := self.spool.fail(claim, text):
@@ -644,12 +574,12 @@ class Service:
         """The renderer died: the job stays claimed for another attempt, up to the limit."""
         claim = run.claim
         if run.seat is not None and run.drawing is not None and not run.died_in_company:
-            self.seats.count_death(run.seat, run.id)
+            self.seats.count_death(run.seat, claim.id)
         if run.died_in_company:
             self._log(claim).warning("renderer died, with several jobs: each is drawn alone next", reason=text)
             self.scheduler.refund_attempt(claim, run.attempts, alone="renderer")
         elif claim.attempts >= self.settings.max_attempts and (
-            attempts.count_staged(self.spool.folder(claim)) <= claim.staged
+            len(attempts.staged(self.spool.folder(claim))) <= claim.staged
         ):
             told = Message(
                 "the renderer crashed in each of {attempts} attempts at this job.\n{details}", claim.attempts, text
@@ -675,11 +605,15 @@ class Service:
             "failures": [*self.failures],
             "totals": self.totals.told,
         }
-        if facts.get("at_once") or self.status.is_due(
-            now.mono
-        ):  # with a thousand seats it would cost more than all else
+        if facts.get("at_once") or self.status.is_due(now.mono):
+            # With a thousand seats it would cost more than all else.
             jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
-            told |= {"jobs": jobs, "job": jobs[0] if jobs else None, "seats": [seat.told() for seat in self.seats]}
+            told |= {
+                "pace": self.outlook.pace.rate,
+                "jobs": jobs,
+                "job": jobs[0] if jobs else None,
+                "seats": [seat.told() for seat in self.seats],
+            }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

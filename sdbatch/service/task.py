@@ -14,11 +14,11 @@ from sdbatch.job.cells import Cells
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
 from sdbatch.job.samplers import SAMPLERS
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inputs import Staged
-from sdbatch.spool.publish import Names
-from sdbatch.spool.spool import Claim
+from sdbatch.spool.publish import Names, stem_of
 from sdbatch.storage.fingerprint import glance
-from sdbatch.storage.root import LORA_CONFIG, Root
+from sdbatch.storage.root import LORA_CONFIG, SAMPLES, Root
 from sdbatch.telemetry.progress import ProgressEstimate
 
 SHORT_PROMPT = 100
@@ -85,6 +85,14 @@ class Task:
             told.append([*self.cells.changes])
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
+    @property
+    def stems(self) -> dict[str, str]:
+        """The names, without suffix, of staged images that are made from many others."""
+        if not any("init_img" in axis for axis in self.cells.axes):
+            return {}
+        inits = (self.cells.value("init_img", self.cells.find(index)[0]) for index in range(self.total))
+        return {f"{SAMPLES}/{index:05}.png": stem_of(init) for index, init in enumerate(inits)}
+
     def drawn_at(self, step: Stepped) -> float:
         """The number of images after a step, with fractions."""
         number, within = self.cells.find(step.first)
@@ -108,6 +116,9 @@ class Drawing:
     stepped: Stepped | None = None  # the last
     stepped_at: float = 0.0  # when it was told
     drawn: float = 0  # pictures, with fractions
+    start_at: int = 0  # images before this one were staged before
+    kept: int = 0  # images that were staged before, and are not told of
+    earlier: "list[Drawing]" = field(default_factory=list)  # of parts of the job
     estimate: ProgressEstimate = field(default_factory=ProgressEstimate)
 
     def note(self, task: Task, event: Event, now: float) -> None:
@@ -131,7 +142,8 @@ class Drawing:
 
     def progress(self, task: Task, now: float) -> dict[str, Any]:
         """The running job in status.json."""
-        done, step, left = len(self.samples), self.stepped, self.estimate.seconds_left(now)
+        done = min(self.kept + len(self.samples), task.total)
+        step, left = self.stepped, self.estimate.seconds_left(now)
         at = min(step.first if step else int(self.drawn), task.total - 1)
         number, _ = task.cells.find(at)
         order = SAMPLERS[task.cells.job_of(number).sampler].order  # the renderer counts predictions
@@ -154,6 +166,22 @@ class Drawing:
         assert self.finished is not None, "it is drawn"
         return [*task.notes, *self.finished.notes]
 
+    @property
+    def load_seconds(self) -> float:
+        """That renderers spent on loading its models."""
+        return sum(event.seconds for drawing in (self, *self.earlier) for event in drawing.loadings)
+
+    @property
+    def seconds(self) -> float:
+        """That renderers spent on it in all."""
+        return sum(drawing.finished.seconds for drawing in (self, *self.earlier) if drawing.finished)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Of all its renderers the most."""
+        told = [drawing.finished.peak_bytes for drawing in (self, *self.earlier) if drawing.finished]
+        return max(filter(None, told), default=None)
+
     def to_publish(self, job: AnyJob) -> list[str]:
         """The staged files to publish."""
         samples = [] if job.skip_save else [sample.file for sample in self.samples]
@@ -164,11 +192,10 @@ def manifest_of(
     task: Task, drawing: Drawing, names: Names, root: Root, now: datetime, notes: Sequence[str] = ()
 ) -> Manifest:
     """The manifest of a finished task, whose images were published as `names` in its output folder."""
-    claim, finished = task.claim, drawing.finished
+    claim = task.claim
     assert drawing.loadings, "the engine loads before it draws"
     loaded, cells = drawing.loadings[0], task.cells
-    assert finished is not None, "a stream ends with Finished, or raises"
-    seconds = sum(each.seconds for each in drawing.loadings)
+    seconds = drawing.load_seconds
     checkpoints = [_checkpoint(task.files[each.cell], each, root) for each in drawing.loadings]
     folder = root.running / claim.id
     published = {file: root.show(task.outdir / name) for file, name in names.items()}
@@ -197,14 +224,14 @@ def manifest_of(
             "started": drawing.started.isoformat(timespec="milliseconds"),
             "finished": now.isoformat(timespec="milliseconds"),
             "load_seconds": round(seconds, 3),
-            "draw_seconds": round(finished.seconds - seconds, 3),
+            "draw_seconds": round(drawing.seconds - seconds, 3),
         },
-        peak_bytes=finished.peak_bytes,
+        peak_bytes=drawing.peak_bytes,
         versions={"sdbatch": __version__, **loaded.versions},
         device=loaded.device,
         computed_in=loaded.computed_in,
         checkpoint=checkpoints[0],
-        more_checkpoints=[each for i, each in enumerate(checkpoints) if each not in checkpoints[:i]],
+        more_checkpoints=[each for i, each in enumerate(checkpoints) if each not in checkpoints[: i or 1]],
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
         notes=[*notes],

@@ -3,20 +3,26 @@
     running/<id>/attempt-<token>/    samples/, grids and notes, each file complete from the moment it has its name
     running/<id>/samples/            what an attempt finished, once its renderer was through with it
 
+Where several renderers draw parts of a job, each has such a folder, and what it finished goes to that of the attempt.
+
 A renderer that was given up, as on a machine out of reach, may go on writing: nobody looks where it does. What was
 finished goes over to the next attempt by renames, so no picture is drawn twice.
 """
 
+import json
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES
 
 ATTEMPT = "attempt-"
 NOTES = "notes.json"  # what a renderer said of the pictures
+MOST_NOTES = 1 << 20  # bytes
 
 
 def begin(folder: Path) -> Path:
@@ -41,6 +47,26 @@ def begin(folder: Path) -> Path:
         files.sync_dir(folder)
         _remove(earlier)
     return staging
+
+
+def begin_part(folder: Path) -> Path:
+    """An empty folder for what another renderer draws of the same job."""
+    staging = folder / f"{ATTEMPT}{secrets.token_hex(8)}"
+    files.make_dir(staging, durable=False)
+    files.make_dir(staging / SAMPLES, durable=False)
+    files.sync_dir(staging)
+    files.sync_dir(folder)
+    return staging
+
+
+def join(part: Path, staging: Path) -> None:
+    """What was finished of a part lies in the attempt's folder from now on; its own is gone."""
+    for path in _samples(part):
+        files.rename(path, staging / SAMPLES / path.name)
+    _move_grids_and_notes(part, staging)
+    for place in (staging / SAMPLES, staging):
+        files.sync_dir(place)  # else the folder's end might outlive the renames
+    _remove([part])
 
 
 def settle(folder: Path, name: str = "", *, with_samples: bool = True) -> None:
@@ -88,6 +114,11 @@ def staged(folder: Path) -> dict[str, Path]:
     return {path.name: path for place in (folder, *_attempts(folder)) for path in _samples(place)}
 
 
+def numbers(staging: Path) -> set[int]:
+    """Those of the samples that are complete in an attempt's folder."""
+    return {int(path.stem) for path in _samples(staging) if path.stem.isdecimal()}
+
+
 def _attempts(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{ATTEMPT}*") if path.is_dir() and not path.is_symlink())
 
@@ -98,7 +129,18 @@ def _samples(place: Path) -> list[Path]:
 
 def _move_grids_and_notes(source: Path, target: Path) -> None:
     for path in (*source.glob("grid-*.png"), *source.glob(NOTES)):
+        if path.name == NOTES and (target / NOTES).exists():
+            notes = [_notes_in(target / NOTES), _notes_in(path)]
+            files.write_whole(path, json.dumps([*chain(*notes)], indent=1).encode())
         files.rename(path, target / path.name)
+
+
+def _notes_in(path: Path) -> list[Any]:
+    try:
+        notes = json.loads(files.read_regular(path, MOST_NOTES) or b"")
+    except ValueError:
+        return []
+    return notes if isinstance(notes, list) else []
 
 
 def _remove(attempts: list[Path]) -> None:

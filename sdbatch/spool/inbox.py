@@ -25,7 +25,7 @@ from pathlib import Path
 from sdbatch.messages import Message
 from sdbatch.spool import no_jobs
 from sdbatch.spool.handover import TAKEN
-from sdbatch.spool.order import BULK, URGENT, priority_of
+from sdbatch.spool.order import BULK, URGENT, ordered, priority_of
 from sdbatch.spool.watcher import Watcher
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, NaturalKey, is_job_name, is_nobodys_folder, natural_key
@@ -47,7 +47,8 @@ class Arrival:
 
     name: str  # with its folder; a Path for each of twenty thousand would take their memory twice over
     is_file: bool
-    priority: int = 0
+    stated: int = 0  # its priority by its content and folder
+    priority: int = 0  # the same, unless a person put it in order
 
     @property
     def path(self) -> Path:
@@ -198,6 +199,7 @@ class Inbox:
             elif (no_job := self._judge(entry.path)) is not None:
                 strange.append(no_job)
         ready: list[tuple[int, float, NaturalKey, Arrival]] = []
+        order = ordered(self.folder.parent / "running")
         settles = float("inf")
         for path, status in meant:
             yield
@@ -209,8 +211,8 @@ class Inbox:
             relative = os.path.relpath(path, self.folder)
             if seen.priority is None:
                 seen.priority = priority_of(path, relative)
-            arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority)
-            ready.append((-seen.priority, seen.first, natural_key(relative), arrival))
+            arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority, order.get(relative, seen.priority))
+            ready.append((-arrival.priority, seen.first, natural_key(relative), arrival))
         self._keep_unreadable(unreadable, found)
         self.stability.keep_only(found)
         ready.sort(key=lambda item: item[:3])

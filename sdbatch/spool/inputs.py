@@ -9,10 +9,13 @@ from pathlib import Path
 
 from sdbatch.errors import JobError, Missing
 from sdbatch.job.manifest import Kept
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Inbox, beside
-from sdbatch.spool.spool import EARLIER, INPUTS, Claim
+from sdbatch.spool.spool import EARLIER, INPUTS
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
+
+AT_ONCE = 200_000_000  # bytes of copies before the loop has its turn: a second or two
 
 
 class InputsPending(Exception):
@@ -36,6 +39,11 @@ class InputStager:
         self.root, self.inbox = root, inbox
         self.max_bytes, self.wait_seconds = max_bytes, wait_seconds
         self._waits: dict[str, tuple[tuple[object, ...], float]] = {}  # job: what was seen coming, and until when
+        self._left = AT_ONCE
+
+    def begin(self) -> None:
+        """A job's turn: what it names is copied up to a limit, and others go before the rest."""
+        self._left = AT_ONCE
 
     def stage(
         self, field: str, named: str, folder: Path, claim: Claim, kept: Kept, now: float, number: int = 0
@@ -47,7 +55,7 @@ class InputStager:
 
         Raises:
             JobError: it isn't there, may not be named, or is too large.
-            InputsPending: it is still missing or being copied in the inbox.
+            InputsPending: it is still missing or being copied in the inbox, or enough was copied for now.
         """
         slot = f"{field}-{number:05}" if number else field
         copy = folder / INPUTS / f"{slot}{Path(named).suffix[:10]}"
@@ -90,6 +98,9 @@ class InputStager:
             if size > self.max_bytes:
                 template = '{field}: "{named}" has {size:,} bytes; the limit is {most:,}'
                 raise JobError(template, field, named, size, self.max_bytes)
+            if self._left <= 0:
+                raise InputsPending
+            self._left -= size
             files.make_dir(copy.parent)
             files.copy_atomically(file, copy)
 

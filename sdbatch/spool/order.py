@@ -1,7 +1,7 @@
 """The order in which jobs run, for the service and for those who ask when a job's turn comes.
 
-By priority. Within one priority, claimed jobs go before files in the inbox. Claimed jobs are sorted by id, which means
-by arrival, and files by arrival.
+By priority; what a person put in order goes before everything else, in that order. Within one priority, claimed jobs go
+before files in the inbox. Claimed jobs are sorted by id, which means by arrival, and files by arrival.
 """
 
 import json
@@ -26,6 +26,10 @@ _PRIORITY = re.compile(
 _NUMBER = re.compile(r"\d{8}T\d{6}Z-\d{6,}")  # of a dropped file, which the ids of all its jobs begin with
 MOST_CLAIM = 16 << 20  # bytes; it names each picture twice
 BUMPED = ".first"  # in running/
+ORDERED = (
+    ".order"  # in running/: JSON, what a person put in order: paths from the inbox, or claimed files' time and number
+)
+FIRST_OF_ORDER = 1_000_000  # its priority; the next has one less
 
 
 class Ranked(Protocol):
@@ -65,9 +69,9 @@ class Priorities:
         """The ids in order, with their priorities."""
         numbers = {job_id: found[0] if (found := _NUMBER.match(job_id)) else job_id for job_id in ids}
         self._known = {number: known for number, known in self._known.items() if number in set(numbers.values())}
-        bumped = bumped_files(self.running)
+        bumped, order = bumped_files(self.running), ordered(self.running)
         ranked = [
-            (job_id, max(self._of(job_id, number), _FOLDERS[URGENT] * (number in bumped)))
+            (job_id, order.get(number) or max(self._of(job_id, number), _FOLDERS[URGENT] * (number in bumped)))
             for job_id, number in numbers.items()
         ]
         return sorted(ranked, key=lambda entry: (-entry[1], entry[0]))
@@ -79,7 +83,8 @@ class Priorities:
             except (OSError, ValueError, RecursionError):
                 return 0  # while it can't be read, the others go first anyway
             priority = said.get("priority") if isinstance(said, dict) else 0
-            self._known[number] = priority if isinstance(priority, int) else 0
+            highest = _FOLDERS[URGENT] + MOST_PRIORITY  # a place in an order of before is none
+            self._known[number] = min(priority, highest) if isinstance(priority, int) else 0
         return self._known[number]
 
 
@@ -89,6 +94,34 @@ def bumped_files(running: Path) -> set[str]:
         return set((files.read_regular(running / BUMPED, MOST_CLAIM) or b"").decode("ascii", "replace").split())
     except OSError:
         return set()
+
+
+def ordered(running: Path) -> dict[str, int]:
+    """The priorities of what a person put in order."""
+    try:
+        names = json.loads(files.read_regular(running / ORDERED, MOST_CLAIM) or b"[]")
+    except (OSError, ValueError, RecursionError):
+        return {}
+    known = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return {name: FIRST_OF_ORDER - place for place, name in enumerate(known)}
+
+
+def wishes(running: Path) -> tuple[set[str], dict[str, int]]:
+    """All that people said about the order of what waits."""
+    return bumped_files(running), ordered(running)
+
+
+def put_in_order(running: Path, names: Iterable[str]) -> None:
+    """Let these go first, in this order; all else follows as before."""
+    data = json.dumps([*dict.fromkeys(names)], ensure_ascii=False).encode()
+    files.write_atomically(running / ORDERED, data, mode=0o664)
+
+
+def keep_place(running: Path, file: str, claimed: str) -> None:
+    """A file that was put in order has been claimed: its place is its number's now, and no later file's of its name."""
+    names = [*ordered(running)]
+    if file in names:
+        put_in_order(running, [claimed if name == file else name for name in names])
 
 
 def priority_of_folder(relative: str) -> int:

@@ -18,8 +18,8 @@ from typing import Any
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.messages import Message, restored
 from sdbatch.spool import no_jobs
-from sdbatch.spool.order import Priorities, QueueEntry, in_order, priority_of, priority_of_folder
-from sdbatch.spool.reason import read_reason
+from sdbatch.spool.claim import read_reason
+from sdbatch.spool.order import Priorities, QueueEntry, in_order, ordered, priority_of, priority_of_folder
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name, is_nobodys_folder, natural_key
 from sdbatch.storage.root import Root
@@ -115,12 +115,12 @@ def queue(root: Root, said: Facts, jobs: Iterable[Facts], waiting: set[str], las
     ids, last = claimed(root, [str(job["id"]) for job in jobs]), set(last)
     told = _told_entries(said)
     arrived = {name: number for number, name in enumerate(told)}
-    is_glanced = len(waiting) <= MOST_GLANCES
+    is_glanced, order = len(waiting) <= MOST_GLANCES, ordered(root.running)
 
     def ranked(name: str) -> QueueEntry:
         is_near = is_glanced or name in arrived
         priority = priority_of(f"{root.inbox}/{name}", name) if is_near else priority_of_folder(name)
-        return QueueEntry("file", name, priority)
+        return QueueEntry("file", name, order.get(name, priority))
 
     def turn(entry: QueueEntry) -> tuple[object, ...]:
         return -entry.priority, arrived.get(entry.name, len(arrived)), natural_key(entry.name)

@@ -41,6 +41,11 @@ class Pace:
         """Nothing is under way."""
         self._at = None
 
+    @property
+    def rate(self) -> float | None:
+        """The work of a second; None while nothing is known."""
+        return self._work / self._seconds if self._work and self._seconds else None
+
     def seconds_for(self, work: float) -> int | None:
         """The time for so much; None while nothing is known."""
         return round(work * self._seconds / self._work) if self._work and self._seconds else None

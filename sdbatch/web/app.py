@@ -61,7 +61,7 @@ def create_app(
     """The page of one root; `clock` counts seconds, `account` returns the machine's account that sent the request."""
     app = Flask(__name__)
     app.extensions["sdbatch.programs"] = tuple(path for each in interfaces for path in each.paths)
-    uploads = {"form.drop": settings.limits.input_bytes}
+    uploads = dict.fromkeys(("form.drop", "form.read"), settings.limits.input_bytes)
     app.extensions["sdbatch.bodies"] = {
         name: most for each in interfaces for name, most in each.bodies.items()
     } | uploads

@@ -20,7 +20,7 @@ Type = Literal["text", "long", "loras", "number", "check", "choice"]
 # In this order; all other fields follow under "More".
 FIRST = (
     *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
-    *("n_iter", "n_samples", "seed", "ddim_steps", "scale"),
+    *("n_iter", "n_samples", "seed", "ddim_steps", "scale", "sampler", "ckpt", "loras"),
 )
 MOST = 1000  # characters of a number, a choice, a LoRA's file
 LONG = ("prompt", "negative_prompt")  # texts of several lines
@@ -46,7 +46,7 @@ class Field:
     @property
     def shown_default(self) -> str:
         """The default as a person would write it."""
-        return _written(self.default)
+        return written(self.default)
 
 
 def fields(kind: Kind, defaults: Defaults = ()) -> tuple[Field, ...]:
@@ -145,7 +145,7 @@ def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind,
     first = parse(text.encode(), file_name, defaults)[0]
     if first.job is None:
         raise first.error or JobError("there is no job in {file_name}", file_name)
-    return kind_of(first.job), {name: _written(value) for name, value in first.job.model_dump().items()}
+    return kind_of(first.job), {name: written(value) for name, value in first.job.model_dump().items()}
 
 
 def kind_of(job: AnyJob) -> Kind:
@@ -153,7 +153,7 @@ def kind_of(job: AnyJob) -> Kind:
     return "img2img" if isinstance(job, Img2Img) else "txt2img"
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as the form holds it: an empty text is an unset tick, and each LoRA has a line."""
     if isinstance(value, bool):
         return "true" if value else ""

@@ -6,6 +6,8 @@ for are deleted.
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -39,6 +41,22 @@ def take(upload: FileStorage, root: Root, settings: Settings) -> str:
         make_folder(root.inbox, root.uploads)
         _check_room(root, settings, size)
         return _taken(upload, root, settings.limits)
+
+
+@contextmanager
+def taken(upload: FileStorage, root: Root, settings: Settings) -> Iterator[Path]:
+    """An image as a file for the length of the block, to read what it says of itself; it is not decoded.
+
+    Raises:
+        JobError: it is too large.
+    """
+    size = upload.stream.seek(0, os.SEEK_END)
+    upload.stream.seek(0)
+    if size > (most := settings.limits.input_bytes):
+        raise JobError("init_img: the image has {size:,} bytes; the limit is {most:,}", size, most)
+    with TemporaryDirectory(prefix="upload-", dir=root.state) as scratch:
+        upload.save(draft := Path(scratch) / "upload.png")
+        yield draft
 
 
 def _taken(upload: FileStorage, root: Root, limits: Limits) -> str:

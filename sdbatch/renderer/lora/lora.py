@@ -251,10 +251,14 @@ def apply_loras(model: Model, loras: Sequence[LoraWeights]) -> Iterator[None]:
     try:
         for layer, worn in wanted.items():
             _change(layer, worn)
+        if wanted:
+            model.encoded.clear()
         yield
     finally:
         for layer, kind, parameter in before:
             setattr(layer, kind, parameter)
+        if wanted:
+            model.encoded.clear()
 
 
 def _change(layer: nn.Module, worn: Sequence[tuple[LoraWeights, str]]) -> None:

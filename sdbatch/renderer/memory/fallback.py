@@ -13,7 +13,7 @@ own, which a blended overlap hides as well as it can: tiles of 128 pixels in a p
 moved colours by 4 of 255 on the mean with a small random decoder, and by 20 with the demo's.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -75,12 +75,12 @@ class MemoryFallback:
 
         return self.run(work, lambda: self._fewer_rows(count))
 
-    def encode(self, model: Model, picture: Tensor, noise: Tensor) -> Tensor:
+    def encode(self, model: Model, picture: Tensor, noise: Tensor, known_as: Hashable = None) -> Tensor:
         """`model.encode`, in tiles where the picture as a whole does not go through."""
 
         def work() -> Tensor:
             with self._tiles(model):
-                return model.encode(picture, noise)
+                return model.encode(picture, noise, known_as)
 
         return self.run(work, lambda: self._smaller_tiles(model, noise))
 

@@ -16,7 +16,7 @@ from sdbatch.renderer.device.memory import release
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.models.conversion import Conversions
 from sdbatch.renderer.models.models import Model, load_model
-from sdbatch.renderer.models.precision import dtype_of
+from sdbatch.renderer.models.precision import dtype_of, halve
 from sdbatch.storage import files
 from sdbatch.storage.fingerprint import fingerprint
 
@@ -39,12 +39,17 @@ class ModelCache:
         most_bytes: the limit for the weights of all models; 0 keeps only the current one.
         models: by their identity, the most recently used last.
         settle: waits until no other job uses a model: only then its memory can be freed.
+        prepare: what is done with a model that was just loaded.
     """
 
-    def __init__(self, device: torch.device, most_bytes: int, conversions: Conversions) -> None:
+    def __init__(
+        self, device: torch.device, most_bytes: int, conversions: Conversions, cpu_autocast: str = "float32"
+    ) -> None:
         self.device, self.most_bytes, self.conversions = device, most_bytes, conversions
+        self.cpu_autocast = cpu_autocast
         self.models: dict[tuple[object, ...], CachedModel] = {}
         self.settle: Callable[[], None] = lambda: None
+        self.prepare: Callable[[Model], Model] = lambda model: model
         self._in_use: tuple[object, ...] | None = None
 
     def get(
@@ -57,7 +62,7 @@ class ModelCache:
             OutOfMemory: memory is not sufficient for this model alone.
         """
         key = self.key_of(ckpt, config, precision, vae)
-        dtype = dtype_of(precision, self.device)
+        dtype = self.dtype_of(precision)
         started, self._in_use = time.monotonic(), None
         fallback.make_room = self.unload_others
         found = self.models.pop(key, None)
@@ -66,6 +71,7 @@ class ModelCache:
 
             def load() -> Model:
                 model = load_model(ckpt, config, dtype, self.conversions, vae, self._make_room).to(self.device)
+                model = self.prepare(halve(model) if self._is_half(precision) else model)
                 return (
                     replace(model, suspect=Message("the checkpoint or the vae {name} is damaged", vae.name))
                     if vae
@@ -83,7 +89,15 @@ class ModelCache:
 
     def key_of(self, ckpt: Path, config: Path, precision: str, vae: Path | None) -> tuple[object, ...]:
         """The identity of a model in a precision."""
-        return identity(ckpt), identity(config), vae and identity(vae), dtype_of(precision, self.device)
+        numbers = self.dtype_of(precision), self._is_half(precision)
+        return identity(ckpt), identity(config), vae and identity(vae), numbers
+
+    def dtype_of(self, precision: str) -> torch.dtype:
+        """In which a job of this precision computes."""
+        return dtype_of(precision, self.device, self.cpu_autocast)
+
+    def _is_half(self, precision: str) -> bool:
+        return precision == "half" and self.dtype_of(precision) != torch.float32
 
     def fingerprint(self, path: Path) -> str:
         """The sha256 of a file of weights."""

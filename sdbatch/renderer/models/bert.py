@@ -4,14 +4,12 @@ The vocabulary is that of Google's bert-base-uncased, the network the diffusers 
 """
 
 import re
-from importlib.resources import files as package_files
 from typing import Any
 
 import torch
-from transformers import BertTokenizer
 
 from sdbatch.renderer.models.plan import ModelPart, Weights
-from sdbatch.renderer.models.text_encoder import HEAD_SIZE, TEXT_POSITIONS
+from sdbatch.renderer.models.text_encoder import HEAD_SIZE
 from sdbatch.renderer.weights.limits import require_within_limits
 
 PREFIX = "cond_stage_model.transformer."
@@ -35,12 +33,6 @@ _ODD = {
     "fc2": "1.net.2",
 }
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
-
-
-def bert_tokenizer() -> Any:
-    """bert-base-uncased's words, from the package."""
-    vocabulary = package_files("sdbatch") / "data" / "bert" / "vocab.txt"
-    return BertTokenizer(vocab=str(vocabulary), do_lower_case=True, model_max_length=TEXT_POSITIONS)
 
 
 def bert_name(key: str) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from sdbatch.errors import JobError
@@ -21,7 +20,9 @@ from sdbatch.renderer.models.detection import UNSUPPORTED
 from sdbatch.renderer.models.ldm_checkpoint import as_file_errors
 from sdbatch.renderer.models.networks import OTHER_CHANNELS
 from sdbatch.renderer.models.plan import ModelPart, ModelPlan, Prediction, noise_schedule
-from sdbatch.renderer.models.text_encoder import V2_PADDING, clip_network, clip_tokenizer
+from sdbatch.renderer.models.text_encoder import V2_PADDING, clip_network
+from sdbatch.renderer.networks.library import AutoencoderKL, UNet2DConditionModel
+from sdbatch.renderer.networks.tokenizer import clip_tokenizer
 from sdbatch.renderer.weights.checkpoint import read_weights
 from sdbatch.renderer.weights.limits import blocks, require_within_limits
 from sdbatch.storage import files

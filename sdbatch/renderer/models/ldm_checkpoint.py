@@ -13,7 +13,8 @@ from sdbatch.renderer.models import bert, names
 from sdbatch.renderer.models.detection import what_it_is
 from sdbatch.renderer.models.networks import LdmConfig, build_unet, build_vae
 from sdbatch.renderer.models.plan import ModelPart, ModelPlan, noise_schedule
-from sdbatch.renderer.models.text_encoder import V2_PADDING, clip, clip_tokenizer, open_clip
+from sdbatch.renderer.models.text_encoder import V2_PADDING, clip, open_clip
+from sdbatch.renderer.networks.tokenizer import Tokenizer, bert_tokenizer, clip_tokenizer
 from sdbatch.renderer.weights.limits import LimitExceeded, layers
 from sdbatch.storage.files import is_disk_trouble
 
@@ -71,10 +72,10 @@ def _unet_names(numbers: LdmConfig, unet: Any, weights: Mapping[str, Tensor]) ->
     return name_of
 
 
-def _tokenizer(numbers: LdmConfig) -> Any:
+def _tokenizer(numbers: LdmConfig) -> Tokenizer:
     match numbers.text_encoder:
         case "BERTEmbedder":
-            return bert.bert_tokenizer()
+            return bert_tokenizer()
         case "FrozenOpenCLIPEmbedder":
             return clip_tokenizer(V2_PADDING)
         case _:

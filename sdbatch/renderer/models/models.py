@@ -1,9 +1,9 @@
 """Loads a checkpoint with its config, or a folder in diffusers format, as a model."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from sdbatch.renderer.models.detection import other_unet
 from sdbatch.renderer.models.diffusers_folder import STEMS, plan_folder, read_folder, weight_files
 from sdbatch.renderer.models.ldm_checkpoint import canonical, plan_original
 from sdbatch.renderer.models.plan import ModelPlan, Prediction, Weights
-from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS
+from sdbatch.renderer.networks.calls import run
+from sdbatch.renderer.networks.recent import Recent
+from sdbatch.renderer.networks.tokenizer import TEXT_POSITIONS, Tokenizer
 from sdbatch.renderer.weights.checkpoint import is_safetensors, read_weights
 
 SHOWN = 3  # misfits that an error names
+ENCODED, POSTERIORS = 64, 8  # that are kept: a batch of three prompts is 0.7 MB, an init image's posterior 0.1
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,17 @@ class Model:
         dtype: the type in which it computes; see precision.py.
         prediction: what the UNet predicts: v1 the noise, v2 mostly the velocity.
         suspect: what is told of where the networks give what is not a number.
+        half_decoder: the autoencoder once more, in `dtype` throughout; then the UNet is so, too.
+        run: runs the UNet or the decoder; see tuning/by_shape.py.
+        encoded: batches of prompts that were encoded last; the same prompts in a batch of another size are encoded
+            anew, since their last bit may differ. A model of other networks (`replace`) begins with none.
+        posteriors: of the init images that were encoded last.
     """
 
     unet: Any
     vae: Any
     text_encoder: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     alphas: npt.NDArray[np.float64]
     scale_factor: float
     channels: int
@@ -53,6 +61,10 @@ class Model:
     device: torch.device
     dtype: torch.dtype = torch.float32
     suspect: str = Message("the checkpoint is damaged")
+    half_decoder: Any = None
+    run: Callable[..., Tensor] = run
+    encoded: Recent[Tensor] = field(default_factory=lambda: Recent(ENCODED), init=False, repr=False)
+    posteriors: Recent[Any] = field(default_factory=lambda: Recent(POSTERIORS), init=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -60,8 +72,9 @@ class Model:
         return sum(weight.nbytes for part in self._networks for weight in part.state_dict().values())
 
     @property
-    def _networks(self) -> tuple[Any, Any, Any]:
-        return self.unet, self.vae, self.text_encoder
+    def _networks(self) -> tuple[Any, ...]:
+        more = () if self.half_decoder is None else (self.half_decoder,)
+        return self.unet, self.vae, self.text_encoder, *more
 
     def to(self, device: torch.device) -> "Model":
         """Move the model to a device."""
@@ -71,10 +84,12 @@ class Model:
 
     def encode_prompts(self, prompts: list[str], clip_skip: int = 1) -> Tensor:
         """[batch, 77, width], as `encode_tokens` gives them; the end of a prompt that is too long is left out."""
-        tokens = self.tokenizer(
-            prompts, truncation=True, max_length=TEXT_POSITIONS, padding="max_length", return_tensors="pt"
-        )
-        return self.encode_tokens(tokens["input_ids"].to(self.device), clip_skip)
+
+        def encode() -> Tensor:
+            rows = [self.tokenizer.marked(self.tokenizer.encode(prompt)) for prompt in prompts]
+            return self.encode_tokens(torch.tensor(rows, device=self.device), clip_skip)
+
+        return self.encoded.get((*prompts, clip_skip), encode)
 
     def encode_tokens(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
         """[batch, 77, width]: the last hidden state behind the final norm (`FrozenCLIPEmbedder` and the others).
@@ -100,11 +115,17 @@ class Model:
 
         From a velocity v it is sqrt(alpha) v + sqrt(1 - alpha) x (Salimans & Ho 2022, arXiv:2202.00512, appendix D).
         """
-        output: Tensor = self.unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
+        output = self._unet(x, timesteps, context)
         if self.prediction == "epsilon":
             return output
         alpha = self._alpha(timesteps)[:, None, None, None]
         return alpha.sqrt() * output + (1 - alpha).sqrt() * x
+
+    def _unet(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        if self.half_decoder is None:
+            return self.run("unet", self.unet, x, timesteps, context)
+        with torch.autocast(self.device.type, enabled=False):  # it would turn norms to float32
+            return self.run("unet", self.unet, x.to(self.dtype), timesteps, context.to(self.dtype)).float()
 
     def _alpha(self, timesteps: Tensor) -> Tensor:
         """Alpha bar at a fractional timestep, interpolated in log sigma, which is -1/2 logit(alpha)."""
@@ -114,16 +135,29 @@ class Model:
         low, high = (logits.index_select(0, t.long().clamp(max=len(logits) - 1)) for t in (whole, whole + 1))
         return torch.lerp(low, high, timesteps - whole).sigmoid()
 
-    def encode(self, picture: Tensor, noise: Tensor) -> Tensor:
-        """An image [1, 3, H, W] in [-1, 1] as latents: samples of its posterior, one for each of `noise`."""
-        posterior = self.vae.encode(picture).latent_dist
+    def encode(self, picture: Tensor, noise: Tensor, known_as: Hashable = None) -> Tensor:
+        """An image [1, 3, H, W] in [-1, 1] as latents: samples of its posterior, one for each of `noise`.
+
+        What is `known_as` the same, and encoded in the same tiles, is encoded once.
+        """
+
+        def encode() -> Any:
+            return self.vae.encode(picture).latent_dist
+
+        tile = self.vae.use_tiling and self.vae.tile_sample_min_size
+        posterior = encode() if known_as is None else self.posteriors.get((known_as, tile), encode)
         sample: Tensor = posterior.mean + posterior.std * noise
         return self.scale_factor * sample
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as images [batch, 3, H, W], about [-1, 1]."""
-        pictures: Tensor = self.vae.decode(latents / self.scale_factor, return_dict=False)[0]
-        return pictures
+        """Latents as images [batch, 3, H, W], about [-1, 1]; where autocast is off, in float32."""
+        latents = latents / self.scale_factor
+        if self.vae.use_tiling:
+            return run("decoder", self.vae, latents)
+        if self.half_decoder is None or not torch.is_autocast_enabled(self.device.type):
+            return self.run("decoder", self.vae, latents)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.run("decoder", self.half_decoder, latents.to(self.dtype))
 
 
 def load_model(

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from sdbatch.errors import JobError
 from sdbatch.job import model_config
 from sdbatch.messages import Message
 from sdbatch.renderer.models.plan import Prediction
+from sdbatch.renderer.networks.library import AutoencoderKL, UNet2DConditionModel
 from sdbatch.renderer.weights.limits import LimitExceeded, blocks, layers, levels, width
 from sdbatch.storage import files
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sdbatch.errors import JobError
 from sdbatch.messages import Message
+from sdbatch.renderer.networks.tokenizer import Tokenizer
 from sdbatch.renderer.sampling.schedule import alphas_cumprod
 
 MAX_TIMESTEPS = 100_000  # v1 has 1000; a typo must not fill the memory
@@ -90,7 +91,7 @@ class ModelPlan:
     unet: ModelPart
     vae: ModelPart
     text_encoder: ModelPart
-    tokenizer: Any
+    tokenizer: Tokenizer
     alphas: npt.NDArray[np.float64]
     scale_factor: float
     prediction: Prediction

@@ -19,7 +19,7 @@ from sdbatch.job.parameters import AnyJob
 from sdbatch.prompts.chunks import Chunk, Encode, Vector, chunks
 from sdbatch.prompts.syntax import Stage, joined, stages, without_networks
 from sdbatch.renderer.models.models import Model
-from sdbatch.renderer.models.text_encoder import TEXT_POSITIONS
+from sdbatch.renderer.networks.tokenizer import TEXT_POSITIONS, Tokenizer
 from sdbatch.renderer.sampling.guidance import Led, Part
 from sdbatch.renderer.weights.embedding import read_embedding
 
@@ -47,7 +47,7 @@ def read_embeddings(
 
 def encoder_of(model: Model) -> Encode:
     """How a model's texts become tokens."""
-    return lambda text: model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return model.tokenizer.encode
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,18 @@ class PromptEncoder:
 
     def _column(self, column: Sequence[Chunk], counts: Tensor) -> Tensor:
         """The same chunk of several prompts, encoded and weighted, [prompts, 77, width]."""
-        rows = torch.tensor([_ids(chunk, self.model.tokenizer) for chunk in column], device=self.model.device)
+        ids = [_ids(chunk, self.model.tokenizer) for chunk in column]
         replaced = [
             [(at, self.learned[token.embedding][token.number])
              for at, token in enumerate(chunk.tokens, 1) if isinstance(token, Vector)]
             for chunk in column
         ]  # fmt: skip
-        z = self.in_rows(self._hidden, rows, replaced)
+
+        def encode() -> Tensor:
+            return self.in_rows(self._hidden, torch.tensor(ids, device=self.model.device), replaced)
+
+        known = (*map(tuple, ids), self.clip_skip)
+        z = encode() if any(replaced) else self.model.encoded.get(known, encode)
         weights = [[1.0, *chunk.weights, *[1.0] * (TEXT_POSITIONS - 1 - len(chunk.weights))] for chunk in column]
         if all(weight == 1 for row in weights for weight in row):
             return z
@@ -140,11 +145,9 @@ class PromptEncoder:
             return self.model.encode_tokens(ids, self.clip_skip)
 
 
-def _ids(chunk: Chunk, tokenizer: Any) -> list[int]:
+def _ids(chunk: Chunk, tokenizer: Tokenizer) -> list[int]:
     """A chunk between its marks, filled up; a vector's place is any token's."""
-    start, end = tokenizer("")["input_ids"]
-    tokens = [0 if isinstance(token, Vector) else token for token in chunk.tokens]
-    return [start, *tokens, end, *[tokenizer.pad_token_id] * (TEXT_POSITIONS - 2 - len(tokens))]
+    return tokenizer.marked([0 if isinstance(token, Vector) else token for token in chunk.tokens])
 
 
 @contextmanager

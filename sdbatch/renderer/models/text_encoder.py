@@ -1,29 +1,16 @@
-"""The text encoders: OpenAI's CLIP of v1 and OpenCLIP of v2, one library class with other numbers and padding."""
+"""The text encoders: OpenAI's CLIP of v1 and OpenCLIP of v2, one network with other numbers and padding."""
 
-from importlib.resources import files as package_files
 from typing import Any
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdbatch.renderer.models import names
 from sdbatch.renderer.models.plan import ModelPart, Weights
+from sdbatch.renderer.networks.clip import ClipConfig, ClipText
 from sdbatch.renderer.weights.limits import require_within_limits
 
-TEXT_POSITIONS = 77  # CLIP's; 75 for the prompt, one each for its start and end
 HEAD_SIZE = 64  # every CLIP text encoder has heads of this size
-V2_PADDING = "!"  # OpenCLIP pads a prompt with token 0, OpenAI's CLIP with its end token
-
-
-def clip_tokenizer(padding: str = "<|endoftext|>") -> Any:
-    """OpenAI's byte-pair vocabulary, from the package. The keywords matter: transformers 5 ignores the old ones."""
-    data = package_files("sdbatch") / "data" / "clip"
-    return CLIPTokenizer(
-        vocab=str(data / "vocab.json"),
-        merges=str(data / "merges.txt"),
-        model_max_length=TEXT_POSITIONS,
-        pad_token=padding,
-    )
+V2_PADDING = 0  # "!": OpenCLIP pads a prompt with it, OpenAI's CLIP with its end token
 
 
 def clip(weights: Weights) -> ModelPart:
@@ -67,15 +54,12 @@ def open_clip(weights: Weights, *, skip_last: bool) -> ModelPart:
     return ModelPart(network, names.open_text_name, sized_by=tuple(f"{blocks}{layer}.ln_1.bias" for layer in layers))
 
 
-def clip_network(**numbers: Any) -> Any:
-    """An empty `CLIPTextModel`.
+def clip_network(**numbers: Any) -> ClipText:
+    """An empty encoder.
 
     Raises:
         JobError: the numbers are beyond the limits.
     """
     require_within_limits("the text encoder", numbers)
     with torch.device("meta"):
-        encoder = CLIPTextModel(CLIPTextConfig(**numbers))
-    positions = encoder.config.max_position_embeddings
-    encoder.embeddings.position_ids = torch.arange(positions).unsqueeze(0)  # a buffer that no checkpoint needs to hold
-    return encoder
+        return ClipText(ClipConfig(**numbers))

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from transformers import CLIPConfig
 
 from sdbatch.errors import EngineDown, JobError
 from sdbatch.imaging.pictures import Pixels
@@ -37,8 +35,8 @@ CARD = "withheld by\nthe safety checker"
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 
-# It warns about black images, which are not used here.
-logging.getLogger(StableDiffusionSafetyChecker.__module__).setLevel(logging.ERROR)
+LIBRARY = "diffusers.pipelines.stable_diffusion.safety_checker"
+logging.getLogger(LIBRARY).setLevel(logging.ERROR)  # it warns about black images, which are not used here
 
 
 class SafetyChecker:
@@ -124,6 +122,10 @@ def clip_input(pixels: Pixels, side: int) -> npt.NDArray[np.float32]:
 
 def _build(folder: Path) -> Any:
     """The empty network that the folder's config.json describes."""
+    # Seconds of imports that nobody else needs.
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker  # noqa: PLC0415
+    from transformers import CLIPConfig  # noqa: PLC0415
+
     try:
         content = json.loads(files.read_file(folder / "config.json", MAX_CONFIG_BYTES))
         require_within_limits(Message("config.json of the safety checker in {name}", folder.name), content)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdbatch.renderer.sampling.guidance import Asking, Rows
+from sdbatch.renderer.sampling.pace import Pace
 
 End = Callable[[Tensor | Exception], None]
 Take = tuple["_Waiting", int, int]  # whose rows, from where, to where
@@ -42,17 +43,18 @@ class Packing:
 
     Attributes:
         sizes: how many rows a pass may have, in rising order; empty: what one sampler asks goes through alone.
+        pace: what each size costs, as far as that is known from before.
     """
 
-    def __init__(self, sizes: Sequence[int] = ()) -> None:
-        self.sizes = sizes
+    def __init__(self, sizes: Sequence[int] = (), pace: Pace | None = None) -> None:
+        self.sizes, self.pace = sizes, pace or Pace(sizes)
         self._waiting: deque[_Waiting] = deque()
 
     @property
     def has_room(self) -> bool:
         """Whether one more would fill a pass rather than wait for the next."""
         rows = sum(waiting.left for waiting in self._waiting)
-        return rows < self.sizes[-1] if self.sizes else not self._waiting
+        return rows < self.pace.sizes[-1] if self.sizes else not self._waiting
 
     def add(self, asking: Asking, on_end: End) -> None:
         """Begin a sampling; `on_end` is given its latents, or the error that it or who listens to it raised."""
@@ -65,7 +67,8 @@ class Packing:
         takes, size = self._take()
         parts = [(one.rows.x[a:b], one.rows.timesteps[a:b], one.rows.context[a:b]) for one, a, b in takes]
         rows = Rows(*(_padded(torch.cat(part), size) for part in zip(*parts, strict=True)))
-        answers = network(rows)
+        with self.pace.measured(takes[0][0].form, size, rows.x.device):
+            answers = network(rows)
         first = 0
         for one, a, b in takes:
             one.answers.append(answers[first : first + b - a])
@@ -90,7 +93,7 @@ class Packing:
         head = self._waiting[0]
         alike = [one for one in self._waiting if one.form == head.form] if self.sizes else [head]
         count = sum(one.left for one in alike)
-        size = self._size(count) if self.sizes else count
+        size = self.pace.best(head.form, count) if self.sizes else count
         takes: list[Take] = []
         room = size
         for one in alike:
@@ -100,12 +103,6 @@ class Packing:
                 one.taken += taken
                 room -= taken
         return takes, size
-
-    def _size(self, count: int) -> int:
-        """The next larger size if three quarters of it are used, else the next smaller one: the rest is not lost."""
-        larger = next((size for size in self.sizes if size >= count), self.sizes[-1])
-        smaller = max((size for size in self.sizes if size <= count), default=larger)
-        return larger if 4 * count >= 3 * larger else smaller
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:

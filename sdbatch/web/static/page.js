@@ -34,6 +34,15 @@ document.addEventListener("keydown", (event) => {
   else found.click();
 });
 
+// What a person opened in the queue stays open when that is told anew.
+const opened = new Set();
+document.addEventListener("toggle", (event) => {
+  if (event.target.id) opened[event.target.open ? "add" : "delete"](event.target.id);
+}, true);
+document.addEventListener("htmx:afterSwap", () => {
+  for (const id of opened) document.getElementById(id)?.setAttribute("open", "");
+});
+
 // A field that is closed away can't be pointed at by the browser, and the form would just not be sent.
 document.addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);
 
@@ -42,3 +51,25 @@ const show = (id, isShown) => { document.getElementById(id).hidden = !isShown; }
 document.addEventListener("htmx:sendError", () => show("lost", true));
 document.addEventListener("htmx:responseError", (event) => show(event.detail.xhr.status === 400 ? "outdated" : "lost", true));
 document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) show("lost", false); });
+
+// The waiting line is put in order by dragging; the arrows do the same by the keyboard.
+let dragged = null;
+const rowOf = (event) => event.target.closest?.("#line > li");
+document.addEventListener("dragstart", (event) => { if ((dragged = rowOf(event))) dragged.classList.add("dragged"); });
+document.addEventListener("dragover", (event) => {
+  const row = dragged && rowOf(event);
+  if (!row) return;
+  event.preventDefault();
+  const isLower = event.offsetY > row.offsetHeight / 2 && event.target === row;
+  if (row !== dragged) row[isLower ? "after" : "before"](dragged);
+});
+document.addEventListener("dragend", () => {
+  if (!dragged) return;
+  const line = document.getElementById("line");
+  const values = { job: dragged.dataset.job, before: dragged.nextElementSibling?.dataset.job || "" };
+  dragged.classList.remove("dragged");
+  dragged = null;
+  htmx.ajax("POST", line.dataset.reorder, { source: line, target: "#queue", swap: "none", values });
+});
+// What is told anew would pull the row from under the hand.
+document.addEventListener("htmx:beforeSwap", (event) => { if (dragged) event.detail.shouldSwap = false; });

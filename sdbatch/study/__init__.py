@@ -1,0 +1,1 @@
+"""Studies: what they will draw, and what lies beside their images."""
