@@ -120,20 +120,26 @@ def test_the_examples_of_the_page_on_studies_run(root: Root, clock: FakeClock, s
     page = (Path(__file__).parent.parent / "docs/studies.md").read_text()
     examples = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     commands = re.findall(r"^sdbatch .*", page, re.MULTILINE)
-    assert (len(examples), len(commands)) == (3, 4)
+    assert (len(examples), len(commands)) == (5, 5)
+    for name in ("cat", "dog"):
+        for place in (root.path / "photos", tmp_path / "photos"):
+            place.mkdir(exist_ok=True)
+            Image.new("RGB", (64, 64)).save(place / f"{name}.jpg")
     for number, text in enumerate(examples):
         drop_job(root, f"{number}.yaml", text)
     drain(start(), clock)
-    assert sorted(read_record(folder / "manifest.yaml")["cells"] for folder in root.done.iterdir()) == [5, 12, 24]
+    assert sorted(read_record(folder / "manifest.yaml")["cells"] for folder in root.done.iterdir()) == [2, 2, 5, 12, 24]
     (tmp_path / "study.yaml").write_text(examples[0])
     (tmp_path / "truck.yaml").write_text("prompt: a truck\n")
+    (tmp_path / "i2i.yaml").write_text("prompt: a watercolour\n")
     told = [
         run_sdbatch(*shlex.split(command.replace("--root demo", f"--root {root.path}"))[1:], cwd=tmp_path)
         for command in commands
     ]
-    assert [each.returncode for each in told] == [0, 0, 0, 0], told
-    assert told[0].stdout.splitlines()[0].startswith("study.yaml: 24 cells with 24 images: seed (4) x scale (3) x ")
-    assert told[2].stdout.splitlines()[1:3] == ["#\timages\tseed\tscale", "0\t0-5\t1\t5"]
+    assert [each.returncode for each in told] == [0, 0, 0, 0, 0], told
+    assert (root.inbox / "photos/photos/cat.jpg").exists()
+    assert told[1].stdout.splitlines()[0].startswith("study.yaml: 24 cells with 24 images: seed (4) x scale (3) x ")
+    assert told[3].stdout.splitlines()[1:3] == ["#\timages\tseed\tscale", "0\t0-5\t1\t5"]
     assert "seed: 1..3" in (root.inbox / "truck.yaml").read_text()
 
 
