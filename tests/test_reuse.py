@@ -12,6 +12,7 @@ from tests_support import drain
 
 from sdbatch.config.settings import Settings
 from sdbatch.engine.protocol import Draw
+from sdbatch.errors import RendererDied
 from sdbatch.history.scan import read_record
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
@@ -86,12 +87,16 @@ def test_a_line_that_leads_elsewhere_links_nothing(root: Root, clock: FakeClock,
     assert not any("reused" in picture for picture in pictures)
 
 
-def test_a_job_that_is_stopped_after_it_linked_goes_on(root: Root, clock: FakeClock, start: Start) -> None:
-    def halt(draw: Draw) -> None:
-        if draw.start_at < 3:
-            draw.halt.touch()
+def test_a_job_whose_renderer_dies_after_it_linked_goes_on(root: Root, clock: FakeClock, start: Start) -> None:
+    tries: list[int] = []
+
+    def die_once(draw: Draw) -> None:
+        tries.append(draw.start_at)
+        if len(tries) == 1:
+            raise RendererDied("killed")
 
     first, _ = drawn(start(), root, clock, study("1..2", "[5]", ""))
-    folder, pictures = drawn(start(halt), root, clock, study("1..4", "[5]"))
+    folder, pictures = drawn(start(die_once), root, clock, study("1..4", "[5]"))
+    assert tries == [2, 2]
     assert [bool(picture.get("reused")) for picture in pictures] == [True, True, False, False]
     assert (folder / "samples/00000.png").samefile(first / "samples/00000.png")

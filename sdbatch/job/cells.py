@@ -12,6 +12,7 @@ it only what it changes: ten thousand take a few megabytes. `JobLoader` calls it
 `validate` and the outlook.
 """
 
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -260,7 +261,8 @@ def short_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    return plain(PurePath(value).name if isinstance(value, str) and "/" in value and " " not in value else str(value))
+    is_file = isinstance(value, str) and re.fullmatch(r"[\w./-]+/[\w.-]+\.\w{2,12}", value)
+    return plain(PurePath(value).name if is_file else str(value))
 
 
 def _settled(job: AnyJob, seed: int | None) -> AnyJob:
