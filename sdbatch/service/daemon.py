@@ -139,7 +139,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
         try:
             if not recovered:
                 for _ in range(service.spool.recover()):
-                    service.failed += 1
+                    service.ending.failed += 1
                     service.totals.count_job("failed", "unrecoverable")
                 recovered = True
             worked = service.turn(clock)
