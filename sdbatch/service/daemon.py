@@ -67,8 +67,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         service.hooks.finish()
         service.index_writer.finish()
         if lock.is_held:
-            now = system_clock()
-            service.status.tell(now.mono, now.wall, at_once=True, state="stopped", jobs=[], job=None)
+            service.tell_end()
         lock.release()
 
 

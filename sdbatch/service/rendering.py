@@ -76,7 +76,7 @@ class Rendering:
             vae=task.files[0].vae,
             loras=task.files[0].loras,
             embeddings=dict(task.files[0].embeddings),
-            start_at=attempts.count_staged(folder),
+            start_at=attempts.count(staging),
             halt=folder / HALT,
             cancel=folder / CANCEL,
         )

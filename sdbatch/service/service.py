@@ -396,7 +396,14 @@ class Service:
             return Message("waiting for files")
         return Message("waiting for the inbox") if self.inbox.is_away else "idle"
 
+    def tell_end(self) -> None:
+        """Report that the service stops."""
+        self._tell(self.clock(), at_once=True, state="stopped", jobs=[], job=None)
+
     def _tell(self, now: Now, **facts: Any) -> None:
+        self.manager.hear(facts.get("state", "starting"))
+        if not facts.get("at_once") and not self.status.is_due(now.mono):
+            return  # nobody would see it
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
         told |= {
             "passed_over": self.scheduler.passed_over,
@@ -415,7 +422,6 @@ class Service:
             "seats": [seat.told() for seat in self.seats],
         }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
-        self.manager.hear(facts.get("state", "starting"))
 
     def _queue(self) -> status_reader.Facts:
         ids = status_reader.claimed(self.root, self.runs)
