@@ -11,7 +11,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5))
 BIN := .venv/bin
 SHARED_PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-all test-slow test-gpu test-ray lint benchmark bundle clean
+.PHONY: demo screenshots test test-all test-slow test-gpu test-ray lint benchmark bundle clean
 
 $(BIN)/sdbatch: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -52,6 +52,10 @@ test-ray: $(BIN)/sdbatch
 
 test-gpu: $(BIN)/sdbatch
 	$(BIN)/pytest -m gpu
+
+# The page's screenshots in docs/, with images of the demo's model.
+screenshots: $(BIN)/sdbatch
+	SCREENSHOTS=docs $(BIN)/pytest -m 'thorough or not thorough' tests/test_web_browser.py
 
 lint: $(BIN)/sdbatch
 	$(BIN)/ruff check

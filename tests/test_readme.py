@@ -115,6 +115,7 @@ PAGES = [
     "docs/reliability.md",
     "docs/samplers.md",
     "docs/security.md",
+    "docs/web.md",
 ]
 
 
