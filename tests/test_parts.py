@@ -14,7 +14,7 @@ from sdbatch.client import control
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw, Event, StagedSample, Stepped
 from sdbatch.errors import Cancelled, JobError, RendererDied
-from sdbatch.spool.spool import read_claim
+from sdbatch.spool.claim import read_claim
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 

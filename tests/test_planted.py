@@ -13,7 +13,7 @@ from tests_support import drain
 
 from sdbatch.client import control
 from sdbatch.service.service import Service
-from sdbatch.spool.spool import read_claim
+from sdbatch.spool.claim import read_claim
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 

@@ -20,7 +20,8 @@ from sdbatch.engine.fake import FakeEngine, FakeRenderer
 from sdbatch.engine.protocol import Draw, Event, Loaded, StagedSample, Stepped, Tick
 from sdbatch.errors import Cancelled, EngineDown, RendererDied
 from sdbatch.service.service import Service
-from sdbatch.spool.spool import Spool, read_claim
+from sdbatch.spool.claim import read_claim
+from sdbatch.spool.spool import Spool
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 
@@ -663,6 +664,19 @@ def test_the_first_of_several_that_were_begun_is_not_blamed(root: Root) -> None:
     Spool(root).recover()
     claims = [read_claim(folder) for folder in sorted(root.running.iterdir())]
     assert [(claim.attempts, claim.alone, claim.attempt) for claim in claims if claim] == [(1, "machine", "")] * 2
+
+
+def test_a_job_that_was_being_published_when_the_service_ended_needs_no_machine_for_itself(root: Root) -> None:
+    for number in (1, 2, 3):
+        folder = root.running / f"20261122T101530Z-00000{number}-x"
+        folder.mkdir()
+        (folder / "x.yaml").write_text("prompt: a")
+        said = {"id": folder.name, "file": "x.yaml", "source": "x.yaml", "claimed_at": "", "attempt": "attempt-0"}
+        names = {"samples/00000.png": "samples/00007.png"} if number == 2 else None
+        (folder / "claim.json").write_text(json.dumps(said | {"attempts": 1, "outputs": names}))
+    Spool(root).recover()
+    claims = [read_claim(folder) for folder in sorted(root.running.iterdir())]
+    assert [(claim.attempts, claim.alone) for claim in claims if claim] == [(0, "machine"), (0, ""), (0, "machine")]
 
 
 # Several jobs that are sampled together.

@@ -147,7 +147,7 @@ def named_like_a_job(desk: Path) -> str:
 @pytest.mark.parametrize(
     ("lay", "said"),
     [
-        (a_folder, "is not a file"),
+        (a_folder, "no image matches"),
         (a_link_to_nowhere, "is a link to a file that does not exist"),
         (a_link_round, "is a link to a file that does not exist"),
         (an_absolute_path, "leads out of the root"),
@@ -162,8 +162,8 @@ def named_like_a_job(desk: Path) -> str:
         (lambda _: f"init_img: outputs/{'0' * 300}.png", 'there is no "outputs/000'),
         (lambda _: "init_img: jobs/done/mine/samples/00000.png", 'there is no "jobs/done/mine/samples/00000.png"'),
         (lambda _: "init_img: jobs/inbox/00000.png", 'there is no "jobs/inbox/00000.png"'),
-        (lambda _: "init_img: '*.png'", "is a pattern"),
-        (lambda _: "init_img: outputs/*.png", "is a pattern"),
+        (lambda _: "init_img: '*.png'", "no image matches"),
+        (lambda _: "init_img: outputs/*.png", "no image matches"),
         (lambda _: "init_img: https://example.org/a.png", "is a URL"),
         (lambda _: "from_file: C:\\prompts.txt", "is a Windows path"),
         (lambda _: "ckpt: away.ckpt", "is a link to a file that does not exist"),

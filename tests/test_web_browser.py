@@ -264,7 +264,11 @@ def test_the_whole_story(page: Page, site: Site, size: str, theme: str) -> None:
 
 @pytest.mark.parametrize(
     ("look", "language"),
-    [("desktop-light", "English"), ("phone-dark", "English"), ("phone-dark", "中文")],
+    [
+        ("desktop-light", "English"),
+        pytest.param("phone-dark", "English", marks=pytest.mark.thorough),
+        ("phone-dark", "中文"),
+    ],
 )
 def test_all_four_views_can_be_used_by_everybody(page: Page, site: Site, size: str, theme: str, language: str) -> None:
     page.goto("/")

@@ -1,6 +1,7 @@
 """`sdbatch submit`: puts job files into the inbox."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -8,12 +9,17 @@ from sdbatch.cli.common import FilesArgument, RootOption, SetOption, app, echo, 
 from sdbatch.errors import JobError, NoRoot
 from sdbatch.messages import Message
 
+TemplateOption = Annotated[
+    Path | None, typer.Option(help="A job file for all images of the folders that are named.", show_default=False)
+]
+
 
 @app.command()
 def submit(
     files: FilesArgument,
     settings: SetOption = [],  # noqa: B006 - typer's own
     root: RootOption = Path(),
+    template: TemplateOption = None,
 ) -> None:
     """Check job files and put them into the inbox.
 
@@ -21,9 +27,13 @@ def submit(
     get a folder of their own. If the name already waits in the inbox, the
     new file gets a number.
 
+    A folder of images, or an image, needs --template: a job file that says
+    what to do with each of them.
+
     Examples:
       sdbatch submit truck.yaml --root /srv/sdbatch
       sdbatch submit -s scale=5 -s seed=1..20 truck.yaml
+      sdbatch submit photos/ --template i2i.yaml
 
     Exit codes:
       0   all are in the inbox
@@ -39,7 +49,10 @@ def submit(
     is_good = True
     for path in files:
         try:
-            dropped = submit.submit(path, place, config.limits, settings)
+            if template is None:
+                dropped = submit.submit(path, place, config.limits, settings)
+            else:
+                dropped = submit.submit_images(path, template, place, config.limits, settings)
         except NoRoot:
             raise
         except JobError as error:  # the other files are still submitted

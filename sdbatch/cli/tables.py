@@ -13,7 +13,7 @@ from sdbatch.history.records import JobRecord, Lineage, PictureRecord
 from sdbatch.messages import Message, here
 from sdbatch.operations.catalog import CatalogEntry
 from sdbatch.spool import status_reader
-from sdbatch.spool.reason import message_of
+from sdbatch.spool.claim import message_of
 from sdbatch.spool.status_reader import Facts
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.nodes import images_an_hour, lines

@@ -41,16 +41,15 @@ class NamedFiles:
 
     def images(self, named: str) -> Sequence[str] | None:
         """Those of a pattern; None if it is the name of one."""
-        missing = None
-        for root, bases in self._places(named):
-            if (pattern := as_pattern(root, "init_img", named, bases)) is not None:
-                try:
-                    return matching(root, "init_img", pattern, bases)
-                except Missing as error:
-                    missing = error
-        if missing is not None:
-            raise missing
-        return None
+        places = [*self._places(named)]
+        pattern = next((found for root, bases in places if (found := as_pattern(root, "init_img", named, bases))), None)
+        if pattern is None:
+            return None
+        *others, (root, bases) = places
+        for other, its_bases in others:
+            with suppress(Missing):
+                return matching(other, "init_img", pattern, its_bases)
+        return matching(root, "init_img", pattern, bases)
 
     def own_prompts(self, images: Sequence[str], kind: str) -> list[Pair | None]:
         """What they say, or the texts beside them."""

@@ -12,19 +12,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from sdbatch.client.named_files import find_named, lies_beside
+from sdbatch.client.job_text import with_init_img
+from sdbatch.client.named_files import NamedFiles
 from sdbatch.client.setting import with_settings
-from sdbatch.client.validate import check_file, submit_file
+from sdbatch.client.validate import check_data, check_file, submit_file
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing
 from sdbatch.job import reader
 from sdbatch.messages import Message, joined
+from sdbatch.prompts import sources
 from sdbatch.spool.inbox import make_folder
 from sdbatch.spool.order import BULK, URGENT
 from sdbatch.spool.spool import slug_of
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
-from sdbatch.storage.root import FILES, Root
+from sdbatch.storage.root import Root
 
 UP = "above"  # names of folders for `..` in a job's paths
 
@@ -44,6 +46,8 @@ def submit(path: Path, root: Root, limits: Limits, settings: Sequence[str] = ())
         OSError: it can't be read, or the disk failed.
     """
     root.require(root.inbox)
+    if path.is_dir():
+        raise JobError("{name}: is a folder; say what to do with its images: --template JOB", path.name)
     if not settings:
         return _submit(path, path.parent, root, limits)
     with TemporaryDirectory() as folder:
@@ -57,34 +61,56 @@ def _submit(path: Path, beside: Path, root: Root, limits: Limits) -> Dropped:
     if is_job_name(path.name):  # else `submit_file` says what is wrong
         if bad := [line for line, is_good in check_file(path, root, limits, beside) if not is_good]:
             raise JobError(joined("\n", [*bad, Message("{name} was not dropped", path.name)]))
-        if along := _beside(path, beside, root, limits):
-            return Dropped(_drop_folder(path, along, root), sorted(along))
+        data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
+        if along := _beside(data, path.name, beside, root, limits):
+            return Dropped(_drop_folder(path, path.name, along, root), sorted(along))
     return Dropped(submit_file(path, root), [])
 
 
-def _beside(path: Path, beside: Path, root: Root, limits: Limits) -> dict[str, Path]:
+def submit_images(path: Path, template: Path, root: Root, limits: Limits, settings: Sequence[str] = ()) -> Dropped:
+    """Submit a folder of images, or one image, with a job file that says what to do with it.
+
+    Raises:
+        JobError: there is no image, or the job would fail; nothing was submitted.
+        OSError: it can't be read, or the disk failed.
+    """
+    root.require(root.inbox)
+    path = path.resolve()
+    is_inside = path.is_relative_to(root.path.resolve())
+    named = root.show(path) if is_inside else path.name
+    name = f"{path.stem or slug_of(template.name)}.yaml".lstrip(".~")
+    text = with_settings(with_init_img(template, f"{named}/" if path.is_dir() else named), name, settings)
+    if bad := [line for line, is_good in check_data(text, name, path.parent, root, limits) if not is_good]:
+        told = [Message("{path}: {line}", template, line) for line in bad]
+        raise JobError(joined("\n", [*told, Message("{name} was not dropped", path.name)]))
+    along = _beside(text, name, path.parent, root, limits)
+    with TemporaryDirectory() as folder:
+        job = Path(folder) / name
+        job.write_bytes(text)
+        return Dropped(_drop_folder(job, name, along, root) if along else submit_file(job, root), sorted(along))
+
+
+def _beside(data: bytes, name: str, place: Path, root: Root, limits: Limits) -> dict[str, Path]:
     """The named files that would not be found from the inbox, by their names in the job."""
     along: dict[str, Path] = {}
-    data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
-    for parsed in reader.parse(data, path.name):
-        for field, named in _named(parsed):
-            if (field, named) in parsed.kept:
-                continue
-            with suppress(Missing):  # an earlier job may still create it
-                found = lies_beside(named, beside, root) or find_named(field, named, beside, root, limits)
-                if not _is_found_from_inbox(field, named, found, root):
-                    along[named] = found
-                    _refuse_job_names(field, named)
+    for parsed in reader.parse(data, name, root.defaults):
+        for (field, named), found in _named(parsed, place, root, limits).items():
+            if (field, named) not in parsed.kept and not _is_found_from_inbox(field, named, found, root):
+                along[named] = found
+                _refuse_job_names(field, named)
     return along
 
 
-def _named(parsed: reader.Parsed) -> set[tuple[str, str]]:
-    """The files that the cells of a job name, each with its field."""
-    if parsed.job is None:
-        return set()
-    cells = parsed.template.cells()
-    said = ((field, cells.value(field, number)) for number in range(len(cells)) for field in FILES)
-    return {(field, named) for field, named in said if named}
+def _named(parsed: reader.Parsed, place: Path, root: Root, limits: Limits) -> dict[tuple[str, str], Path]:
+    """The files that the cells of a job name, by field and name; those that an earlier job may create are left out."""
+    named = NamedFiles(place, root, limits)
+    with suppress(Missing):
+        cells = sources.cells_of(parsed.template, named)
+        inits = dict.fromkeys(cells.value("init_img", number) for number in range(len(cells)))
+        for init in filter(None, inits):
+            with suppress(Missing):
+                named.find("init_img", init)
+    return named.found
 
 
 def _is_found_from_inbox(field: str, named: str, found: Path, root: Root) -> bool:
@@ -100,7 +126,7 @@ def _refuse_job_names(field: str, named: str) -> None:
         raise JobError(template, field, named)
 
 
-def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
+def _drop_folder(path: Path, name: str, along: Mapping[str, Path], root: Root) -> Path:
     """Create a folder in the inbox with the job file and its files, in the same places relative to each other."""
     ups = max(Path(named).parts.count("..") for named in along)
     place = Path(*[UP] * ups)
@@ -108,13 +134,13 @@ def _drop_folder(path: Path, along: Mapping[str, Path], root: Root) -> Path:
     try:
         for named, source in along.items():
             _copy(source, Path(os.path.normpath(draft / place / named)), root)
-        _copy(path, draft / place / path.name, root)
-        target = _free_name(root, slug_of(path.name))
+        _copy(path, draft / place / name, root)
+        target = _free_name(root, slug_of(name))
         files.move(draft, target)
     except BaseException:
         files.remove_tree(draft)
         raise
-    return target / place / path.name
+    return target / place / name
 
 
 def _copy(source: Path, target: Path, root: Root) -> None:

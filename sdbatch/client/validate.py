@@ -3,29 +3,35 @@
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sdbatch.client.named_files import find_named
+from sdbatch.client.named_files import NamedFiles, find_named
 from sdbatch.client.setting import with_settings
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing, TemporarilyUnavailable
+from sdbatch.imaging.init_sizes import Size, init_sizes
 from sdbatch.job import reader
 from sdbatch.job.cells import SEEDS, Cells, check_limits, differing
 from sdbatch.job.document import plain
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
-from sdbatch.job.prompt_file import read_lines
 from sdbatch.job.remarks import of_size, remarks
 from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message, joined
+from sdbatch.prompts import sources
 from sdbatch.prompts.reading import readings
-from sdbatch.prompts.weights import PromptWeights, find_prompt_weights
+from sdbatch.prompts.weights import PromptWeights, Stock, find_prompt_weights
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import in_other_case
 from sdbatch.study.outline import summary
+
+MOST_NOTED = 200  # cells of which remarks are looked for
+MANY = 2  # init images: of more than one the first is read as the renderer does, the others by their headers
 
 
 def check_file(path: Path, root: Root, limits: Limits, beside: Path | None = None) -> Iterator[tuple[str, bool]]:
@@ -92,16 +98,12 @@ def cells_of_file(path: Path, root: Root, limits: Limits, settings: Sequence[str
 
 
 def cells_of(parsed: reader.Parsed, beside: Path | None, root: Root, limits: Limits) -> Cells:
-    """All cells of a job, with the prompts of its file.
+    """All cells of a job, with the prompts and images that its files give it.
 
     Raises:
         JobError: a cell is not valid, or they have more images than the root allows.
     """
-    assert parsed.job is not None, "it has no error"
-    lines = None
-    if parsed.job.from_file:
-        lines = read_lines(find_named("from_file", parsed.job.from_file, beside, root, limits))
-    cells = parsed.template.cells(lines=lines)
+    cells = sources.cells_of(parsed.template, NamedFiles(beside, root, limits))
     check_limits(cells, limits)
     return cells
 
@@ -118,8 +120,10 @@ def _describe(
     job, lines, count = cells.job, None if cells.lines is None else [*cells.lines], cells.total
     notes: list[str] = []
     size = job.picture_size if isinstance(job, Txt2Img) else None
+    sizes = _sizes_of_many(cells, beside, root, limits)
     if isinstance(job, Img2Img) and (init := _check_init(job, beside, root, limits)):
         size, notes = init
+    sizes = sizes or ([size] if size else [])
     if problems := limits.problems(count, job.ddim_steps, size):  # of img2img the size is known now
         raise JobError(joined("\n", problems))
     root.output_folder(job.outdir)
@@ -132,7 +136,7 @@ def _describe(
         made = read_model_config(model.ckpt, model.config)
     if size:
         notes += of_size("H, W" if isinstance(job, Txt2Img) else "init_img", size, made)
-    shape = f"{size[0]}x{size[1]}" if size else Message("the size of init_img, which is not there yet")
+    shape = _shape(sizes) if sizes else Message("the size of init_img, which is not there yet")
     pictures = "1 picture" if count == 1 else Message("{count} pictures", count)
     sampler = SAMPLERS[job.sampler].title + (f" {SCHEDULES[job.schedule]}" if job.schedule != "automatic" else "")
     said = Message(
@@ -148,26 +152,49 @@ def _describe(
     notes += [*remarks(job, lines, made), *named.notes]
     if cells.axes:
         read.append(summary(cells, root))
-        notes = [*dict.fromkeys((*notes, *_of_the_others(cells, beside, root, limits)))]
+        notes = [*dict.fromkeys((*notes, *_of_the_others(cells, root)))]
     return said, read, notes
 
 
-def _of_the_others(cells: Cells, beside: Path | None, root: Root, limits: Limits) -> Iterator[str]:
+def _of_the_others(cells: Cells, root: Root) -> Iterator[str]:
     """Finds the files of the cells behind the first, and yields the remarks on them."""
-    is_root = root.inbox.is_dir()
-    inits: set[str] = set()
-    for number in differing(cells, [name for axis in cells.axes for name in axis if name not in SEEDS]):
+    is_root, stock, weights = root.inbox.is_dir(), Stock(root), cache(root.find_weights)
+    for count, number in enumerate(
+        differing(cells, [name for axis in cells.axes for name in axis if name not in SEEDS])
+    ):
         job = cells.job_of(number)
-        if isinstance(job, Img2Img) and job.init_img not in inits:
-            inits.add(job.init_img)
-            _check_init(job, beside, root, limits)
         if not is_root:
             continue
-        model = root.find_weights(job.ckpt, job.config, job.vae)
+        model = weights(job.ckpt, job.config, job.vae)
         for lora in job.loras:
             root.find_model("loras", lora.file)
-        made = read_model_config(model.ckpt, model.config)
-        yield from (*remarks(job, cells.lines, made), *find_prompt_weights(job, cells.lines, root).notes)
+        is_noted = count < MOST_NOTED
+        named = find_prompt_weights(job, cells.lines, root, stock, with_notes=is_noted)
+        if is_noted:
+            made = read_model_config(model.ckpt, model.config)
+            yield from (*remarks(job, cells.lines, made), *named.notes)
+
+
+def _sizes_of_many(cells: Cells, beside: Path | None, root: Root, limits: Limits) -> list[Size]:
+    """The sizes of the init images, where the cells have several; those that an earlier job may create are left out."""
+    names = dict.fromkeys(name for number in range(len(cells)) if (name := cells.value("init_img", number)))
+    if len(names) < MANY:
+        return []
+    found: list[tuple[str, Path]] = []
+    for name in names:
+        try:
+            found.append((name, find_named("init_img", name, beside, root, limits).resolve()))
+        except Missing as error:
+            if not error.may_be_drawn:
+                raise
+    return init_sizes(found, limits.init_pixels, limits.pixels)
+
+
+def _shape(sizes: Sequence[Size]) -> str:
+    """A size, or the smallest and the largest."""
+    small, large = min(sizes, key=prod), max(sizes, key=prod)
+    shown = [f"{width}x{height}" for width, height in (small, large)]
+    return shown[0] if small == large else Message("{small} to {large}", *shown)
 
 
 def _drawn(job: AnyJob, lines: list[str] | None) -> str:

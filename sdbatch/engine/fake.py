@@ -129,6 +129,10 @@ class FakeEngine:
             yield StagedGrid(job_id=task.job_id, file="grid-0000.png", sha256=sha256)
         yield Finished(job_id=task.job_id, seconds=0, notes=[messages.Message("made by the fake engine: grey cards")])
 
+    def _take_a_step(self) -> None:
+        if self.pace:
+            time.sleep(self.pace)
+
     def _samples(self, task: Draw) -> Iterator[Event]:
         cells = task.cells
         wanted = range(cells.total) if task.images is None else task.images
@@ -140,7 +144,7 @@ class FakeEngine:
             if not any(index in wanted for index in images):
                 continue
             while True:
-                time.sleep(self.pace)
+                self._take_a_step()
                 yield Stepped(job_id=task.job_id, first=batch.first, step=1, steps=1)
                 if task.cancel.exists():
                     raise Cancelled(Cancelled.TEXT)

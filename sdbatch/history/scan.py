@@ -21,8 +21,8 @@ from sdbatch.job.document import Document, read_yaml
 from sdbatch.job.manifest import pictures_of
 from sdbatch.job.parameters import MAX_PROMPT, RANDOM
 from sdbatch.job.prompt_file import read_lines
-from sdbatch.spool.reason import ERROR
-from sdbatch.spool.spool import MANIFEST, read_claim
+from sdbatch.spool.claim import ERROR, read_claim
+from sdbatch.spool.spool import MANIFEST
 from sdbatch.storage import files, marks
 from sdbatch.storage.file_names import is_text
 from sdbatch.storage.marks import UNMARKED, Mark

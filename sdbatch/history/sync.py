@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from sdbatch.history import foreign_pictures, index, scan
 from sdbatch.imaging.reader_process import Reader
-from sdbatch.spool.reason import ERROR
+from sdbatch.spool.claim import ERROR
 from sdbatch.storage import marks
 from sdbatch.storage.file_names import is_text
 from sdbatch.storage.root import SAMPLES, Root

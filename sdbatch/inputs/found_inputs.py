@@ -13,9 +13,9 @@ from sdbatch.inputs.named_images import NamedImages
 from sdbatch.job.manifest import Kept
 from sdbatch.prompts.captions import names_beside, read_caption
 from sdbatch.prompts.wildcards import Wildcards
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import beside
 from sdbatch.spool.inputs import InputsPending, InputStager, Staged
-from sdbatch.spool.spool import Claim
 from sdbatch.storage import files
 
 READ_AT_ONCE = 200  # images whose texts are read before the loop has its turn

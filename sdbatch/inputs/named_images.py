@@ -6,9 +6,9 @@ from pathlib import Path
 from sdbatch.errors import Missing
 from sdbatch.inputs.decisions import decide, decided
 from sdbatch.job.manifest import Kept
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Inbox, beside
 from sdbatch.spool.inputs import InputsPending
-from sdbatch.spool.spool import Claim
 from sdbatch.storage.patterns import as_pattern, fits, matching
 from sdbatch.storage.root import Root
 

@@ -4,7 +4,28 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from sdbatch.job.cells import SHARED
 from sdbatch.job.parameters import Img2Img, Txt2Img
+
+
+def _of_studies(varying: list[str]) -> dict[str, Any]:
+    """`matrix`, `zip` and `exclude`: which fields they may have; the reader checks the values."""
+    group = {
+        "type": "object",
+        "propertyNames": {"enum": varying},
+        "minProperties": 1,
+        "additionalProperties": {"description": "A list, a range such as 1..20 or 0.3..0.9 step 0.1, or one value."},
+    }
+    return {
+        "matrix": {**group, "title": "Matrix", "description": "Fields with lists or ranges: all combinations."},
+        "zip": {**group, "title": "Zip", "description": "Fields with lists of one length: their rows side by side."},
+        "exclude": {
+            "title": "Exclude",
+            "description": "Cells that are left out: those with all values of an entry.",
+            "type": "array",
+            "items": group,
+        },
+    }
 
 
 def job_schema() -> dict[str, Any]:
@@ -22,8 +43,10 @@ def job_schema() -> dict[str, Any]:
             "type": "string",
             "description": "For editors; sdbatch does not read it.",
         }
+        kind["properties"] |= _of_studies([name for name in kind["properties"] if name not in (*SHARED, "$schema")])
         kind["anyOf"] = [
             {"required": ["prompt"]},
+            *({"required": [key], "properties": {key: {"required": ["prompt"]}}} for key in ("matrix", "zip")),
             {"required": ["from_file"], "properties": {"from_file": {"minLength": 1}}},
         ]
     kinds["Txt2Img"]["if"] = {"required": ["plms"], "properties": {"plms": {"const": True}}}

@@ -590,5 +590,6 @@ def img2img_size(width: int, height: int) -> tuple[int, int]:
         JobError: a side is under 64 pixels.
     """
     if min(width, height) < 64:
-        raise JobError("init_img: the image is {width}x{height}; each side needs at least 64 pixels", width, height)
+        told = Message("the image is {width}x{height}; each side needs at least 64 pixels", width, height)
+        raise JobError("init_img: {problem}", told)
     return width - width % 64, height - height % 64

@@ -31,6 +31,7 @@ from sdbatch.engine.orphan import die_with_parent
 from sdbatch.engine.protocol import Draw, RendererConfig
 from sdbatch.errors import EngineDown, JobError, OutOfMemory
 from sdbatch.imaging import pictures
+from sdbatch.imaging.init_sizes import init_sizes
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.remarks import of_size
 from sdbatch.messages import Message
@@ -143,6 +144,7 @@ class Renderer:
         drawing.fallback.alone = lambda: finisher.sampling
         try:
             init_of = self._reading_inits(drawing)
+            self._check_inits(cells)
             init_of(cells.head)  # what is wrong with it is told before anything is drawn
             drawing.keep_staged()
             if company.fallback is None:
@@ -175,8 +177,9 @@ class Renderer:
         """With the model resident that a stretch of a job needs."""
         attempt = self._last.attempt if self._last and not cells.is_first else Attempt()
         whole, task = cells.task, cells.head
-        for folder in (task.folder, task.folder / SAMPLES):
-            files.sweep(folder)  # a renderer before this one may have been killed
+        if cells.is_first:  # later an image of the stretch before may just be written
+            for folder in (task.folder, task.folder / SAMPLES):
+                files.sweep(folder)  # a renderer before this one may have been killed
         cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
         dtype = cached.model.dtype
         if told := about_precision(task.job.precision, self.device, dtype, self.cpu_autocast):
@@ -231,6 +234,16 @@ class Renderer:
                 digests |= {name: self.model_cache.fingerprint(task.embeddings[name]) for name in found}
         return learned, digests
 
+    def _check_inits(self, cells: Stretch) -> None:
+        """Look at all init images of a job before its first is drawn, if it has several."""
+        task = cells.task
+        inits = {task.cells.value("init_img", 0): task.init} if task.init else {}
+        for number, own in task.other_files.items():
+            if path := own.get("init"):
+                inits[task.cells.value("init_img", number)] = Path(path)
+        if len(inits) > 1 and cells.is_first:
+            init_sizes(inits.items(), task.max_init_pixels, task.max_pixels)
+
     def _reading_inits(self, drawing: Drawing) -> Callable[[Draw], Init]:
         """Reads the init image of a cell; the last one is kept, as it is often that of the next cell, too."""
 
@@ -242,7 +255,14 @@ class Renderer:
             return init
 
         def init_of(task: Draw) -> Init:
-            return None if task.init is None else read(task.init, read_model_config(task.ckpt, task.config))
+            if task.init is None:
+                return None
+            try:
+                return read(task.init, read_model_config(task.ckpt, task.config))
+            except JobError as error:
+                if not drawing.task.other_files:
+                    raise
+                raise JobError("{image}: {problem}", getattr(task.job, "init_img", ""), error) from error
 
         return init_of
 

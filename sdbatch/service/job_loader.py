@@ -17,9 +17,10 @@ from sdbatch.prompts.dynamic import Pair
 from sdbatch.prompts.sources import cells_of
 from sdbatch.service.cell_files import FoundFiles
 from sdbatch.service.task import Task
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inputs import InputStager
 from sdbatch.spool.publish import make_outdir
-from sdbatch.spool.spool import Claim, Spool
+from sdbatch.spool.spool import Spool
 from sdbatch.storage import files
 from sdbatch.storage.root import FILES, Root
 

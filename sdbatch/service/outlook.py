@@ -17,8 +17,8 @@ from sdbatch.job import reader
 from sdbatch.job.cells import Cells, Works
 from sdbatch.prompts.sources import cells_of
 from sdbatch.service.task import short
+from sdbatch.spool.claim import read_claim
 from sdbatch.spool.inbox import Inbox, Signature
-from sdbatch.spool.spool import read_claim
 from sdbatch.spool.status_reader import Facts
 from sdbatch.storage import files
 from sdbatch.storage.root import Root

@@ -22,8 +22,9 @@ from sdbatch.service.run import Images, Part, Run, Stage, Steps, Stopped
 from sdbatch.service.scheduler import Scheduler
 from sdbatch.service.task import Drawing, Task
 from sdbatch.spool import attempts
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.publish import is_placed
-from sdbatch.spool.spool import CANCEL, HALT, Claim, Spool
+from sdbatch.spool.spool import CANCEL, HALT, Spool
 from sdbatch.storage import files
 from sdbatch.telemetry import log
 from sdbatch.telemetry.clock import Clock, system_clock

@@ -3,8 +3,8 @@
 from collections import defaultdict
 
 from sdbatch.job.reader import MAX_MANIFEST_BYTES
+from sdbatch.spool.claim import Claim, read_claim
 from sdbatch.spool.inbox import Arrival, beside
-from sdbatch.spool.spool import Claim, read_claim
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 

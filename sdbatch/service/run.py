@@ -9,7 +9,7 @@ from typing import Any
 
 from sdbatch.engine.seats import Heard, Model, Seat
 from sdbatch.service.task import Drawing, Task
-from sdbatch.spool.spool import Claim
+from sdbatch.spool.claim import Claim
 
 
 class Stage(Enum):

@@ -13,10 +13,11 @@ from sdbatch.service.repeats import Repeats
 from sdbatch.service.run import Run
 from sdbatch.service.unmovable import IN_A_ROW, Unmovable
 from sdbatch.spool import status_reader
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Arrival, Inbox, Signature, signature_of
 from sdbatch.spool.job_names import file_id
 from sdbatch.spool.order import QueueEntry, in_order, keep_place, wishes
-from sdbatch.spool.spool import Claim, Spool
+from sdbatch.spool.spool import Spool
 from sdbatch.storage import files
 from sdbatch.telemetry import log
 

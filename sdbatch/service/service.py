@@ -37,11 +37,12 @@ from sdbatch.service.run import Run, Stage, Steps, Stopped
 from sdbatch.service.scheduler import Scheduler
 from sdbatch.service.task import Drawing, Task, manifest_of
 from sdbatch.spool import attempts, handover, retention, status_reader
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.late_writes import LateWrites
 from sdbatch.spool.publish import Names, Publisher
-from sdbatch.spool.spool import HALT, MANIFEST, Claim, Spool, written_on
+from sdbatch.spool.spool import HALT, MANIFEST, Spool, written_on
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
@@ -604,13 +605,15 @@ class Service:
             "failures": [*self.failures],
             "totals": self.totals.told,
         }
-        jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
-        told |= {
-            "pace": self.outlook.pace.rate,
-            "jobs": jobs,
-            "job": jobs[0] if jobs else None,
-            "seats": [seat.told() for seat in self.seats],
-        }
+        if facts.get("at_once") or self.status.is_due(now.mono):
+            # With a thousand seats it would cost more than all else.
+            jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
+            told |= {
+                "pace": self.outlook.pace.rate,
+                "jobs": jobs,
+                "job": jobs[0] if jobs else None,
+                "seats": [seat.told() for seat in self.seats],
+            }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

@@ -14,9 +14,9 @@ from sdbatch.job.cells import Cells
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
 from sdbatch.job.samplers import SAMPLERS
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inputs import Staged
 from sdbatch.spool.publish import Names, stem_of
-from sdbatch.spool.spool import Claim
 from sdbatch.storage.fingerprint import glance
 from sdbatch.storage.root import LORA_CONFIG, SAMPLES, Root
 from sdbatch.telemetry.progress import ProgressEstimate
@@ -231,7 +231,7 @@ def manifest_of(
         device=loaded.device,
         computed_in=loaded.computed_in,
         checkpoint=checkpoints[0],
-        more_checkpoints=[each for i, each in enumerate(checkpoints) if each not in checkpoints[:i]],
+        more_checkpoints=[each for i, each in enumerate(checkpoints) if each not in checkpoints[: i or 1]],
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
         notes=[*notes],

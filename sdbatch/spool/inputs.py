@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sdbatch.errors import JobError, Missing
 from sdbatch.job.manifest import Kept
+from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Inbox, beside
-from sdbatch.spool.spool import EARLIER, INPUTS, Claim
+from sdbatch.spool.spool import EARLIER, INPUTS
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from sdbatch.spool import handover
+from sdbatch.spool.claim import read_claim
 from sdbatch.spool.inbox import Inbox, Signature, signature_of
-from sdbatch.spool.spool import Spool, read_claim
+from sdbatch.spool.spool import Spool
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
 from sdbatch.telemetry import log

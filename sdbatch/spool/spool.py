@@ -17,29 +17,26 @@ An attempt is counted in claim.json, and synced, before the renderer gets the jo
 can't do so forever. If the service ended with several jobs in flight, no attempt counts, and each runs alone next.
 `<id>` is time, number and name. Ids sort by arrival even if the clock goes back.
 
-The file is long because recovery must know every step, and what claim.json may hold.
+The file is long because recovery must know every step.
 """
 
 import errno
-import json
 import os
 import re
 import stat
 import unicodedata
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pathlib import Path
+from typing import Any
 
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.messages import Message, joined, pack
 from sdbatch.spool import attempts, handover
-from sdbatch.spool.order import MOST_CLAIM, Priorities
-from sdbatch.spool.reason import CLAIM, ERROR
+from sdbatch.spool.claim import CLAIM, ERROR, Claim, noted, read_claim, said_of, to_json
+from sdbatch.spool.order import Priorities
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
 from sdbatch.storage.root import SAMPLES, Root
@@ -51,81 +48,11 @@ _ID = re.compile(r"([0-9]{8}T[0-9]{6}Z)-([0-9]{6,15})(?![0-9])")
 MOST_NUMBER = 10**12  # of a folder that somebody made up; what counts on from more would have no room in a name
 HALT, CANCEL = "halt", "cancel"  # marks for a running job: stop between two batches; stop at once, for good
 _PART = re.compile(r"\d{8}T\d{6}Z-\d{6,}\.(\d+)-")
-_PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-][\w.-]*\.png")
 _RESERVED = re.compile(
     r"claim\.json|index\.html|pictures\.csv|manifest\.yaml|error\.txt|log\.jsonl|notes\.json|samples|staged|inputs|halt|cancel|grid-.*|attempt-.*"
     r"|copied|marks\.json|deleted|arrived-[0-9a-f]+",
     re.IGNORECASE,
 )
-
-
-def _in_the_inbox(name: str) -> str:
-    """Members of the group can write a claim.json, so its paths must be inside the inbox."""
-    path = PurePath(name)
-    os.fsencode(name)  # a ValueError, if no file can have it
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise ValueError("it leads out of the inbox")
-    return name
-
-
-def _as_held(name: str) -> str:
-    if name and not PurePath(name).parent.name.startswith(handover.TAKEN):
-        raise ValueError("no place that a file is taken to")
-    return _in_the_inbox(name)
-
-
-def _as_published(name: str) -> str:
-    if not _PUBLISHED.fullmatch(name):
-        raise ValueError("no name of a picture of ours")
-    return name
-
-
-PictureName = Annotated[str, AfterValidator(_as_published)]
-
-
-@dataclass
-class Claim:
-    """A claimed job, as claim.json describes it. `Spool.note` changes both.
-
-    Attributes:
-        id: the name of its folder in running/, later in done/ or failed/.
-        file: the dropped file's name in that folder.
-        source: its place in the inbox.
-        part: which job of the file this is, from 1.
-        parts: how many jobs the file has; 0 until it is parsed.
-        attempts: how often the renderer got it since its last finished image.
-        outputs: the names its pictures get in the output folder, once chosen.
-        priority: of several files that wait, the one with the most goes first.
-        staged: how many pictures were finished when it was last given to the renderer.
-        held: where the dropped file lies from the inbox on, if that is on another filesystem.
-        inputs: for each field that names a file, what it named and the digest of the copy that is drawn from.
-        seed: the one that was drawn by lot for a job that wants that.
-        drawn_from: a digest of all that the pictures come from, if any were begun.
-        attempt: the folder of the attempt under way.
-        alone: what it is to have for itself next, as it ended in company: its renderer, or all of the machine.
-        other: what claim.json says beside, as a newer version may; it is kept.
-    """
-
-    id: str
-    file: str
-    source: Annotated[str, AfterValidator(_in_the_inbox)]
-    claimed_at: str
-    part: int = 1
-    parts: int = 0
-    attempts: Annotated[int, Field(ge=0)] = 0
-    outputs: dict[PictureName, PictureName] | None = None
-    priority: int = 0
-    staged: int = 0
-    held: Annotated[str, AfterValidator(_as_held)] = ""
-    inputs: dict[str, tuple[str, str]] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    drawn_from: str = ""
-    attempt: str = ""
-    alone: Literal["", "renderer", "machine"] = ""
-    other: dict[str, Any] = field(default_factory=dict)
-
-
-_CLAIM = TypeAdapter(Claim)
 
 
 class _NotWrittenError(OSError):
@@ -173,7 +100,13 @@ class Spool:
             with self._of_its_own(folder):
                 failed += self._bring_in_order(folder, begun)
         for claim in begun if len(begun) > 1 else ():
-            self.note(claim, attempts=max(0, claim.attempts - 1), attempt="", alone="machine")
+            is_drawn = claim.outputs is not None  # and was published: no renderer had it
+            self.note(
+                claim,
+                attempts=max(0, claim.attempts - 1),
+                attempt="",
+                alone=claim.alone if is_drawn else "machine",
+            )
         for place in (self.root.status.parent, self.root.state):
             self._clear_drafts(place.glob(files.BUSY_PREFIX + "*"))
         return failed
@@ -276,7 +209,7 @@ class Spool:
 
     def _is_own(self, folder: Path) -> bool:
         """Whether a folder in running/ has the name from its claim, and no other folder has it."""
-        has_name = is_job_id(folder.name) and (_said(folder) or {}).get("id", folder.name) == folder.name
+        has_name = is_job_id(folder.name) and (said_of(folder) or {}).get("id", folder.name) == folder.name
         return has_name and not any((place / folder.name).exists() for place in (self.root.done, self.root.failed))
 
     def requeue(self, failed: Path) -> None:
@@ -292,7 +225,7 @@ class Spool:
         claim.attempts, claim.attempt, claim.alone = 0, "", ""
         mode = stat.S_IMODE((failed / CLAIM).lstat().st_mode)
         # The service must be able to read it, whatever the umask of the user.
-        files.write_atomically(failed / CLAIM, _to_json(claim), mode=mode)
+        files.write_atomically(failed / CLAIM, to_json(claim), mode=mode)
         _unmark(failed)
         for mark in (ERROR, MANIFEST):  # a copy of a job that was done has the other too
             files.clear(failed / mark)
@@ -398,7 +331,7 @@ class Spool:
             files.remove_tree(draft)
             files.make_dir(draft)
             files.place(self.folder(claim) / claim.file, draft / claim.file)
-            files.write_atomically(draft / CLAIM, _to_json(sibling))
+            files.write_atomically(draft / CLAIM, to_json(sibling))
             files.move(draft, self.folder(sibling))
         self.note(claim, parts=parts)
 
@@ -444,7 +377,7 @@ class Spool:
             _unmark(folder)
             files.sweep(folder / SAMPLES)  # its renderer may have been killed
             if ended is not claim and claim.file:
-                files.write_atomically(folder / CLAIM, _to_json(ended))
+                files.write_atomically(folder / CLAIM, to_json(ended))
         files.move(folder, self.root.failed / ended.id)
         claim.id = ended.id
         return later
@@ -477,7 +410,7 @@ class Spool:
 
     def _completed(self, folder: Path) -> Claim | None:
         """The claim of a folder whose file was between two renames at a stop."""
-        claim = _noted(folder)
+        claim = noted(folder)
         try:
             is_torn = handover.complete(folder, claim.file if claim else f"{slug_of(folder.name)}.yaml")
         except OSError as error:
@@ -498,57 +431,16 @@ class Spool:
         number = int(part[1]) if part else 0
         claim = Claim(folder.name, dropped[0], dropped[0], now, part=number or 1, parts=number)
         with self._of_its_own(folder / CLAIM):
-            files.write_atomically(folder / CLAIM, _to_json(claim))
+            files.write_atomically(folder / CLAIM, to_json(claim))
         return claim
 
     def _write(self, claim: Claim) -> None:
-        files.write_atomically(self.folder(claim) / CLAIM, _to_json(claim))
+        files.write_atomically(self.folder(claim) / CLAIM, to_json(claim))
 
 
 def written_on(path: str) -> Message:
     """What became of a file that somebody wrote into after it was claimed."""
     return Message("the job file was changed after it was taken; the change is a new job: {path} in the inbox", path)
-
-
-def read_claim(folder: Path) -> Claim | None:
-    """The claim in a folder; None without one, or without the file it claims.
-
-    Raises:
-        OSError: it can't be read now, although it may exist.
-    """
-    if (claim := _noted(folder)) is None:
-        return None
-    try:
-        (folder / claim.file).lstat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return claim
-
-
-def _said(folder: Path) -> dict[str, Any] | None:
-    """The content of claim.json, if there is any."""
-    try:
-        said = json.loads(files.read_regular(folder / CLAIM, MOST_CLAIM) or b"")
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        return None
-    return said if isinstance(said, dict) else None
-
-
-def _noted(folder: Path) -> Claim | None:
-    """The claim from claim.json. Invalid fields get their default; unknown ones are kept."""
-    if (said := _said(folder)) is None:
-        return None
-    known = {name: value for name, value in said.items() if name in Claim.__dataclass_fields__}
-    known |= {"id": folder.name, "other": {name: value for name, value in said.items() if name not in known}}
-    try:
-        claim = _CLAIM.validate_python(known)
-    except ValidationError as error:
-        wrong = {str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"]}
-        try:
-            claim = _CLAIM.validate_python({name: value for name, value in known.items() if name not in wrong})
-        except ValidationError:
-            return None  # without its file or source
-    return claim if claim.file and claim.file == Path(claim.file).name else None
 
 
 def _set_inputs_aside(failed: Path, claim: Claim) -> None:
@@ -603,9 +495,3 @@ def is_job_id(name: str) -> bool:
 def _stamp(job_id: str) -> tuple[str, int]:
     match = _ID.match(job_id)
     return (match[1], int(match[2])) if match else ("", 0)
-
-
-def _to_json(claim: Claim) -> bytes:
-    """With an item on each line; `indent` takes five times as long."""
-    said = claim.other | {name: value for name, value in vars(claim).items() if name != "other"}
-    return json.dumps(said, separators=(",\n ", ": ")).encode()

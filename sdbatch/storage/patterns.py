@@ -17,13 +17,17 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 MOST_ENTRIES = 100_000  # looked at for one pattern
 DEEPEST = 12  # folders below each other that ** goes into
 _ANY = "**"
+_is_folder = os.path.isdir  # a Path raises on names that no file can have
 
 
 def as_pattern(root: Root, field: str, named: str, bases: Sequence[Path]) -> str | None:
     """The pattern that a job names, or that the name of a folder stands for; None if it is the name of one file."""
     for base in bases:
-        path = root.path_of(field, named, base)
-        if path.is_dir():
+        try:
+            path = root.path_of(field, named, base)
+        except JobError:  # from there it leads out
+            continue
+        if _is_folder(path):
             return f"{named.rstrip('/')}/"
         if os.path.lexists(path):
             return None
