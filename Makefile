@@ -1,5 +1,5 @@
 # make demo: two jobs drawn in ./demo        make test: the tests in a few minutes
-# make test-all: then the same at more steps, states and inputs        make test-gpu: those that need a GPU, else skipped
+# make test-all: the same at more steps, states and inputs        make test-gpu: those that need a GPU, else skipped
 # make test-slow: those that need minutes or gigabytes, then all others with our programs started cold
 # make test-ray: those of a cluster; installs ray
 # make bundle: dist/sdbatch-bundle.tar, for a server without any network; OPTIONS='--python 3.12 --ckpt FILE' and so on
@@ -11,7 +11,10 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 5))
 BIN := .venv/bin
 SHARED_PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-all test-slow test-gpu test-ray lint benchmark bundle clean
+# Tests start many processes: none shall compile anew what another has.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo screenshots test test-all test-slow test-gpu test-ray lint benchmark bundle clean
 
 $(BIN)/sdbatch: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -36,9 +39,9 @@ docs/demo-txt2img.png docs/demo-img2img.png: demo
 test: $(BIN)/sdbatch
 	$(SHARED_PYTEST)
 
-# Hypothesis marks its tests itself.
-test-all: test
-	$(SHARED_PYTEST) -m '(thorough or hypothesis) and not slow and not gpu and not ray' --hypothesis-profile=thorough
+# Those of `make test` are among them.
+test-all: $(BIN)/sdbatch
+	$(SHARED_PYTEST) -m 'not slow and not gpu and not ray' --hypothesis-profile=thorough
 
 # In the usual tests our programs start as forks of the tests (see tests/warm.py), here as anywhere.
 test-slow: $(BIN)/sdbatch
@@ -52,6 +55,10 @@ test-ray: $(BIN)/sdbatch
 
 test-gpu: $(BIN)/sdbatch
 	$(BIN)/pytest -m gpu
+
+# The page's screenshots in docs/, with images of the demo's model.
+screenshots: $(BIN)/sdbatch
+	SCREENSHOTS=docs $(BIN)/pytest -m 'thorough or not thorough' tests/test_web_browser.py
 
 lint: $(BIN)/sdbatch
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 """Roots of both kinds: one for the fake engine and a clock of its own, one with the small reference model."""
 
+import gc
 import os
 import re
 import shutil
@@ -62,6 +63,11 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc] # of a library without 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     return ByFile(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection need look at it again, and forks share it."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

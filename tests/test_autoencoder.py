@@ -9,6 +9,7 @@ import torch
 from reference_model import CKPT, CONFIG, reference_model
 from safetensors.torch import load_file, save_file
 from test_layouts import save_folder, with_attention_names_of_2022
+from tests_support import every
 from torch import Tensor
 
 from sdbatch.errors import JobError
@@ -110,10 +111,13 @@ def mixed(folder: Path, other: dict[str, Tensor]) -> Path:
 
 @pytest.mark.parametrize(
     "write",
-    [
-        *(bare, with_prefix, with_training, own_folder, own_file, whole_folder),
-        *(own_file_of_2022, prefixed_file_of_2022, mixed),
-    ],
+    every(
+        3,
+        (
+            *(bare, with_prefix, with_training, own_folder, own_file, whole_folder),
+            *(own_file_of_2022, prefixed_file_of_2022, mixed),
+        ),
+    ),
     ids=lambda f: f.__name__,
 )
 def test_every_layout_of_an_autoencoder_is_read(

@@ -194,6 +194,7 @@ def test_a_bundle_that_can_not_be_finished_leaves_nothing(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough  # pip installs twice
 @needs_namespaces
 def test_it_is_set_up_without_a_network_and_again(packed: Path, tmp_path: Path) -> None:
     place = unpack(packed, tmp_path)

@@ -143,11 +143,18 @@ def test_pictures_are_those_of_the_job_alone_to_one_step_of_colour(batching: str
             assert np.abs(ours.astype(np.int16) - one.pixels).max() <= 1, name
 
 
-@pytest.mark.parametrize("batching", ["shared", pytest.param("fixed", marks=pytest.mark.slow)])
-def test_the_reference_cases_hold_in_every_mode(batching: str, tmp_path: Path) -> None:
-    """All of them together: other sizes, samplers, steps, scales, init images."""
-    drawn = sampled({name: reference_case(name) for name in CASES}, batching, tmp_path, rows=16)
-    for name in CASES:
+@pytest.mark.parametrize(
+    ("batching", "cases"),
+    [
+        pytest.param("shared", ["eta", "no-guidance", "non-square", "plms"], id="shared"),
+        pytest.param("shared", CASES, marks=pytest.mark.thorough, id="shared, all"),
+        pytest.param("fixed", CASES, marks=pytest.mark.slow, id="fixed, all"),
+    ],
+)
+def test_the_reference_cases_hold_in_every_mode(batching: str, cases: list[str], tmp_path: Path) -> None:
+    """Together: other sizes, samplers, steps, scales, init images."""
+    drawn = sampled({name: reference_case(name) for name in cases}, batching, tmp_path, rows=16)
+    for name in cases:
         expected = np.load(REFERENCE / "expected" / name / "latents.npz")["latents"]
         ours = np.stack([latents.numpy() for latents in drawn[name]])
         assert np.abs(ours - expected).max() / np.abs(expected).max() < 1e-4, name

@@ -13,7 +13,7 @@ import yaml
 from harness import FakeClock, drop_job
 from reference_model import CKPT, CONFIG, draw_all, small_txt2img
 from small_models import small_laion400m, small_v2
-from tests_support import drain, only, small_draw
+from tests_support import drain, every, only, small_draw
 from torch.cuda._utils import _get_device_index
 
 from sdbatch.engine import local
@@ -152,7 +152,7 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return load_model(*MODELS[request.param](tmp_path_factory.mktemp("model"))).to(NOWHERE)
 
 
-@pytest.mark.parametrize("fields", [{"ddim_eta": 0.5}, {"plms": True}, {"scale": 1.0}], ids=str)
+@pytest.mark.parametrize("fields", every(3, [{"ddim_eta": 0.5}, {"plms": True}, {"scale": 1.0}]), ids=str)
 def test_a_model_is_on_its_device_as_a_whole_and_no_step_waits_for_a_number(
     elsewhere: Model, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

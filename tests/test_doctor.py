@@ -205,6 +205,7 @@ def test_a_torch_that_can_not_be_imported_is_an_answer(model_root: Root, tmp_pat
     assert found["unit"], "the rest is looked at all the same"
 
 
+@pytest.mark.thorough  # torch is imported anew
 def test_a_library_that_asks_for_the_network_is_refused_and_named(model_root: Root, tmp_path: Path) -> None:
     source = "import urllib.request; urllib.request.urlopen('http://tracker.invalid/')"
     found = ask("--root", model_root.path, env=with_module(tmp_path / "libs", "diffusers", source))

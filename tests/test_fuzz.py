@@ -17,7 +17,9 @@ sys.path.insert(0, str(HERE.parent / "tools"))  # scripts, no package
 from fuzz_job_files import Check, fuzz
 
 
-@pytest.mark.parametrize(("kind", "count"), [("raw", 3_000), ("structured", 200)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("raw", 1_000), ("structured", 200), pytest.param("raw", 3_000, marks=pytest.mark.thorough)]
+)
 def test_every_input_is_answered_in_time(kind: str, count: int) -> None:
     tally = fuzz(kind, count, seed=0, seconds=5)
     assert tally.findings == []

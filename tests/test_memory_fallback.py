@@ -248,6 +248,7 @@ def little_memory() -> None:
     renderer.serve(io.StringIO(request))
 
 
+@pytest.mark.thorough  # torch is imported anew, and 384x384 drawn several times
 def test_the_systems_own_limit_is_walked_down_from_and_the_next_job_is_whole(tmp_path: Path) -> None:
     """Not refused by us: the kernel gives no more address space, whoever asks."""
     jobs = [task(tmp_path / "large", H=384, W=384, ddim_steps=1), task(tmp_path / "small")]

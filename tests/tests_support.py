@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from harness import FakeClock
 
 from sdbatch.engine.protocol import Draw
@@ -27,6 +28,13 @@ os.environ["SDBATCH_DEVICES"] = "cpu"
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference"
+
+
+def every(step: int, cases: Iterable[Any]) -> list[Any]:
+    """Cases for `parametrize`, of which every so many is a usual test's; `make test-all` takes the others too."""
+    return [
+        pytest.param(case, marks=pytest.mark.thorough) if number % step else case for number, case in enumerate(cases)
+    ]
 
 
 def lay_model(root: Root) -> Root:

@@ -91,7 +91,7 @@ def _settings(root: Root) -> tuple[Settings, Finding]:
     except ConfigError as error:
         if isinstance(error.__cause__, PermissionError):
             remedy = Message("run it as the service's user, or as a member of its group")
-            return Settings.model_construct(), warning(
+            return sources.load(path, b"").settings, warning(
                 "settings", "{problem}; checked with the defaults", remedy, error
             )
         remedy = Message(

@@ -403,7 +403,7 @@ class Service:
     def _tell(self, now: Now, **facts: Any) -> None:
         self.manager.hear(facts.get("state", "starting"))
         if not facts.get("at_once") and not self.status.is_due(now.mono):
-            return  # nobody would see it
+            return  # nobody would see it, and with a thousand seats it would cost more than all else
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
         told |= {
             "passed_over": self.scheduler.passed_over,

@@ -36,7 +36,7 @@ class StatusFile:
         self._asked: dict[str, Any] = {}
 
     def is_due(self, mono: float) -> bool:
-        """Whether anybody would see what is told now."""
+        """Whether what is told now is shown or written at once."""
         return self.watcher is not None or mono - self._written >= MIN_INTERVAL
 
     def tell(self, mono: float, wall: datetime, *, at_once: bool = False, **facts: Any) -> None:
