@@ -24,8 +24,9 @@ from tests_support import HERE, drain, run_sdbatch
 
 from sdbatch.access.credentials import new_token
 from sdbatch.client import control
+from sdbatch.config import sources
 from sdbatch.config.settings import Settings
-from sdbatch.engine.protocol import Draw
+from sdbatch.engine.protocol import Draw, StagedSample, Stepped
 from sdbatch.errors import JobError, RendererDied
 from sdbatch.history.history import History
 from sdbatch.monitoring.metrics import metrics_text
@@ -105,9 +106,29 @@ def test_counters_go_on_after_a_restart_and_after_retention(root: Root, start: S
     assert not [*root.done.iterdir()], "a count of folders would have gone down"
 
 
-def test_steps_are_timed_one_after_another_in_a_batch(root: Root, start: Start, clock: FakeClock) -> None:
-    from sdbatch.engine.protocol import Stepped  # noqa: PLC0415
+def test_an_image_is_counted_once_however_often_its_job_is_stopped(root: Root, start: Start, clock: FakeClock) -> None:
+    service, events = start(), []
+    heed = service._heed
 
+    def hear(event: Any) -> None:
+        events.append(event)
+        if isinstance(event, StagedSample) and len(events) < 20:
+            control.pause(root)
+        heed(event)
+
+    service._heed = hear  # type: ignore[method-assign]
+    drop_job(root, "a.yaml", JOB.replace("n_iter: 2", "n_iter: 4"))
+    for _ in range(10):
+        clock.sleep(2)
+        service.turn(clock)
+        root.pause.unlink(missing_ok=True)
+    work(service, clock)
+    assert len([event for event in events if isinstance(event, StagedSample)]) >= 8
+    assert len({event.index for event in events if isinstance(event, StagedSample)}) == 8
+    assert told(root)["sdbatch_images_total"] == 8
+
+
+def test_steps_are_timed_one_after_another_in_a_batch(root: Root, start: Start, clock: FakeClock) -> None:
     service = start()
     drop_job(root, "a.yaml", JOB + "sampler: heun\n")
     heard = service.rendering._take_in
@@ -137,6 +158,7 @@ def test_what_somebody_wrote_into_the_status_is_no_counter(root: Root, start: St
 def test_the_queue_the_seats_and_the_disks_are_told(root: Root, start: Start, clock: FakeClock) -> None:
     service = start()
     drop_job(root, "a.yaml", JOB)
+    drop_job(root, "typo.yaml", "promt: a")
     work(service, clock)
     control.pause(root, "tea")
     for name in "bcd":
@@ -151,7 +173,8 @@ def test_the_queue_the_seats_and_the_disks_are_told(root: Root, start: Start, cl
     assert found["sdbatch_running_jobs"] == 0
     assert found["sdbatch_seats{idle}"] == 1
     assert found["sdbatch_seat_restarts_total{fake}"] == 0
-    assert (found["sdbatch_history_jobs{done}"], found["sdbatch_history_images"]) == (1, 4)
+    assert (found["sdbatch_history_jobs{done}"], found["sdbatch_history_jobs{failed}"]) == (1, 1)
+    assert found["sdbatch_history_images"] == 4
     assert 0 < found["sdbatch_disk_free_bytes{jobs}"] < found["sdbatch_disk_size_bytes{jobs}"]
 
 
@@ -163,6 +186,13 @@ def test_gpu_memory_is_told_where_a_seat_has_it(root: Root) -> None:
     assert {kind: found[f"sdbatch_gpu_memory_bytes{{{kind}}}{{cuda:0}}"] for kind in memory} == memory
     assert found["sdbatch_seats{idle}"] == 2
     assert not [name for name in found if name.endswith("{cpu}") and "gpu_memory" in name]
+
+
+def test_while_the_service_runs_no_folder_is_read(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.status.write_text(json.dumps({"state": "idle", "queue": {"claimed": 100_000, "ready": 7}}))
+    for name in ("lying", "claimed"):
+        monkeypatch.setattr(status_reader, name, lambda *_: pytest.fail("read"))
+    assert told(root)["sdbatch_queue_jobs{claimed}"] == 100_000
 
 
 def test_while_the_service_is_down_the_folders_are_counted(root: Root) -> None:
@@ -239,6 +269,28 @@ def test_metrics_are_for_whoever_may_see_the_page_or_has_the_token(root: Root) -
     locked.get("/metrics", headers=bearer)
     locked.get("/", 303, bearer)
     locked.get("/metrics", headers={"Authorization": "Basic OmEgbG9uZyBwYXNzd29yZA=="})  # ":a long password"
+
+
+def test_what_the_documents_put_into_the_configuration_is_accepted_and_kept_secret(root: Root) -> None:
+    blocks = [
+        block
+        for page in ("monitoring/README.md", "proxies/README.md", "api.md")
+        for block in re.findall(r"^```yaml\n(web:.*?)^```", (DOCS.parent / page).read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert len(blocks) == 3
+    for block in blocks:
+        root.configuration.write_text(block)
+        sources.load(root.configuration)
+    made = run_sdbatch("web", "--new-token")
+    root.configuration.write_text(made.stdout)
+    kept = sources.load(root.configuration).settings.web
+    token = made.stderr.split()[-1]
+    assert kept.token.startswith("sha256:")
+    assert token not in made.stdout
+    assert kept.token not in run_sdbatch("config", "--root", root.path).stdout
+    Visitor(root, account=lambda: None, web={"token": kept.token}).get(
+        "/metrics", headers={"Authorization": f"Bearer {token}"}
+    )
 
 
 # Prometheus itself

@@ -7,8 +7,9 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
 from urllib.parse import urlencode
@@ -19,6 +20,7 @@ from test_web import HASH, picture
 from test_web_server import served
 
 from sdbatch.access.credentials import new_token
+from sdbatch.storage.root import Root
 
 DOCS = Path(__file__).parent.parent / "docs/proxies"
 NGINX = """
@@ -104,9 +106,14 @@ class Browser:
         return answer, text
 
 
+Started = Callable[[Path, str, int], list[str]]
 # Debian's Caddy has 36 MB, and does what nginx does.
-@pytest.mark.parametrize("proxy", [of_nginx, pytest.param(of_caddy, marks=pytest.mark.thorough)])
-def test_the_page_and_programs_work_below_a_path_over_https(tmp_path: Path, proxy: object) -> None:
+PROXIES = [of_nginx, pytest.param(of_caddy, marks=pytest.mark.thorough)]
+
+
+@contextmanager
+def behind(proxy: Started, tmp_path: Path) -> Iterator[tuple[Root, int, str]]:
+    """A page behind a proxy: its root, the proxy's port, and a token."""
     root, (token, kept) = make_root(tmp_path / "root"), new_token()
     options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
     openssl = shutil.which("openssl") or pytest.skip("no openssl: apt-get install openssl")
@@ -114,35 +121,63 @@ def test_the_page_and_programs_work_below_a_path_over_https(tmp_path: Path, prox
     subprocess.run(made, check=True, capture_output=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    root.configuration.write_text(
-        f"engine: fake\nweb:\n  password: {HASH}\n  token: {kept}\n  trusted_proxies: [127.0.0.1]\n"
-    )
-    with served(root) as page:
-        command = proxy(tmp_path, page.place, port)  # type: ignore[operator]
-        with running(command, port, tmp_path / "said"):
-            browser = Browser(port)
-            answer, _ = browser.ask("GET", "/draw")
-            assert answer.headers["Location"].endswith("/draw/")
-            answer, _ = browser.ask("GET", "/draw/")
-            assert answer.headers["Location"].startswith("/draw/login")
-            answer, text = browser.ask("GET", "/draw/login")
-            assert {"Secure", "HttpOnly", "Path=/draw", "SameSite=Lax"} <= {*answer.headers["Set-Cookie"].split("; ")}
-            assert 'href="/draw/static/' in text
-            form = urlencode({"csrf_token": browser.token, "password": "a long password"})
-            kind = {"Content-Type": "application/x-www-form-urlencoded"}
-            answer, _ = browser.ask("POST", "/draw/login", form, **kind)
-            assert (answer.status, answer.headers["Location"]) == (303, "/draw/")
-            answer, text = browser.ask("GET", "/draw/")
-            assert answer.status == 200
-            assert not re.search(r'(href|action|src|hx-get)="/(?!draw)', text)
-            program, bearer = Browser(port), {"Authorization": f"Bearer {token}"}
-            document = json.loads(program.ask("GET", "/draw/api/openapi.json", **bearer)[1])
-            assert document["servers"] == [{"url": "/draw"}]
-            image = picture(1500, 1500).getvalue() + b"\0" * 2_000_000
-            answer, text = program.ask("POST", "/draw/api/images", image, **{"Content-Type": "image/png"}, **bearer)
-            assert answer.status == 201, text
-            job = json.dumps({"prompt": "a", "init_img": json.loads(text)["path"]})
-            answer, text = program.ask("POST", "/draw/api/jobs", job, **{"Content-Type": "application/json"}, **bearer)
-            assert json.loads(text)["jobs"][0]["url"].startswith("/draw/api/jobs/a-")
-            assert program.ask("GET", "/draw/healthz")[0].status == 503
-            assert program.ask("GET", "/draw/api/openapi.json")[0].status == 401
+    web = f"  password: {HASH}\n  token: {kept}\n  trusted_proxies: [127.0.0.1]\n  sdapi: true\n"
+    root.configuration.write_text(f"engine: fake\nweb:\n{web}")
+    with served(root) as page, running(proxy(tmp_path, page.place, port), port, tmp_path / "said"):
+        yield root, port, token
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_the_page_and_programs_work_below_a_path_over_https(tmp_path: Path, proxy: Started) -> None:
+    with behind(proxy, tmp_path) as (_, port, token):
+        browser = Browser(port)
+        answer, _ = browser.ask("GET", "/draw")
+        assert answer.headers["Location"].endswith("/draw/")
+        answer, _ = browser.ask("GET", "/draw/")
+        assert answer.headers["Location"].startswith("/draw/login")
+        answer, text = browser.ask("GET", "/draw/login")
+        assert {"Secure", "HttpOnly", "Path=/draw", "SameSite=Lax"} <= {*answer.headers["Set-Cookie"].split("; ")}
+        assert 'href="/draw/static/' in text
+        form = urlencode({"csrf_token": browser.token, "password": "a long password"})
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer, _ = browser.ask("POST", "/draw/login", form, **kind)
+        assert (answer.status, answer.headers["Location"]) == (303, "/draw/")
+        answer, text = browser.ask("GET", "/draw/")
+        assert answer.status == 200
+        assert not re.search(r'(href|action|src|hx-get)="/(?!draw)', text)
+        program, bearer = Browser(port), {"Authorization": f"Bearer {token}"}
+        document = json.loads(program.ask("GET", "/draw/api/openapi.json", **bearer)[1])
+        assert document["servers"] == [{"url": "/draw"}]
+        image = picture(1500, 1500).getvalue() + b"\0" * 2_000_000
+        answer, text = program.ask("POST", "/draw/api/images", image, **{"Content-Type": "image/png"}, **bearer)
+        assert answer.status == 201, text
+        job = json.dumps({"prompt": "a", "init_img": json.loads(text)["path"]})
+        answer, text = program.ask("POST", "/draw/api/jobs", job, **{"Content-Type": "application/json"}, **bearer)
+        assert json.loads(text)["jobs"][0]["url"].startswith("/draw/api/jobs/a-")
+        assert program.ask("GET", "/draw/healthz")[0].status == 503
+        assert program.ask("GET", "/draw/api/openapi.json")[0].status == 401
+
+
+@pytest.mark.thorough  # two more proxies
+@pytest.mark.parametrize("proxy", [of_nginx, of_caddy])
+def test_who_hangs_up_before_the_proxy_hangs_up_behind_it(tmp_path: Path, proxy: Started) -> None:
+    with behind(proxy, tmp_path) as (root, port, token):
+        now = datetime.now(UTC).isoformat()
+        root.status.write_text(json.dumps({"state": "paused", "updated_at": now, "host": "another"}))
+        body = json.dumps({"prompt": "a", "width": 64, "height": 64})
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = HTTPSConnection("localhost", port, context=context, timeout=60)
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        connection.request("POST", "/draw/sdapi/v1/txt2img", body, headers)
+        until(lambda: [*root.inbox.glob("sdapi-*")])
+        connection.close()
+        until(lambda: not [*root.inbox.glob("sdapi-*")])
+
+
+def until(is_so: Callable[[], object]) -> None:
+    for _ in range(600):
+        if is_so():
+            return
+        time.sleep(0.1)
+    raise AssertionError

@@ -313,17 +313,20 @@ def test_a_part_of_a_study_is_the_images_that_it_names(tmp_path: Path, render: R
 
 
 def test_a_study_of_several_models_is_drawn_stretch_by_stretch_and_told_as_one_job(
-    tmp_path: Path, resident: Renderer, events: Events
+    tmp_path: Path, resident: Renderer, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    swept: list[Path] = []
+    monkeypatch.setattr(files, "sweep", swept.append)
     shutil.copy(CKPT, other := tmp_path / "other.ckpt")
     drawn = study(tmp_path / "study", {number: {"ckpt": str(other)} for number in (2, 3)})
     resident.serve(io.StringIO(drawn.model_dump_json()))
     told = events()
     kinds = [event["type"] for event in told if event["type"] != "stepped"]
-    assert kinds.count("finished") == kinds.count("sampled") == 1
+    assert kinds.count("finished") == kinds.count("sampled") == 1, told[-1]
     assert [event["cell"] for event in told if event["type"] == "loaded"] == [0, 2, 4]
     assert [event["index"] for event in told if event["type"] == "sample"] == [0, 1, 2, 3, 4]
     assert kinds[-1] == "finished"
+    assert len(set(swept)) == len(swept), "an image of the stretch before may be on its way when the next one begins"
 
 
 @pytest.mark.parametrize("place", ["missing.ckpt", "other.ckpt"])

@@ -168,3 +168,19 @@ def test_no_days_at_all_are_refused(root: Root, key: str) -> None:
     said = run_sdbatch("prune", "--root", root.path)
     assert said.returncode == 78
     assert f"line 2: retention.{key}: 0 is not a number of days above 0; null keeps all" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("job", "may"),
+    [
+        (b"init_img: outputs/a/samples/00000.png\nprompt: a\n", False),
+        (b'{"init-img": "a.JPG"}', False),
+        (b"prompt: a\n", False),
+        (b"init_img: outputs/a/samples/*.png\n", True),
+        (b"init_img: outputs/a/samples\n", True),
+        (b"matrix:\n  init_img:\n  - a.png\n", True),
+        (b"from_file: a.csv\nfrom_file_syntax: options\n", True),
+    ],
+)
+def test_a_waiting_job_may_mean_any_image_by_a_pattern_a_folder_or_a_prompt_file(job: bytes, may: bool) -> None:
+    assert retention.may_mean_any(job) is may

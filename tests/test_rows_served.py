@@ -68,6 +68,7 @@ def test_the_images_of_a_folder_beside_the_job_wait_until_all_stand_still(servic
     assert inits(root) == ["photos/cat.png", "photos/img2.png", "photos/img10.png"]
     assert published(root) == ["samples/cat.png", "samples/img2.png", "samples/img10.png"]
     assert len([*(only(root.done) / "inputs").glob("init_img*")]) == 3
+    assert "more_checkpoints" not in done(root)
 
 
 def test_an_image_that_changes_or_goes_after_the_claim_is_drawn_as_it_was(root: Root, clock: FakeClock) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,13 +23,14 @@ from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message, joined
 from sdbatch.prompts import sources
 from sdbatch.prompts.reading import readings
-from sdbatch.prompts.weights import PromptWeights, find_prompt_weights
+from sdbatch.prompts.weights import PromptWeights, Stock, find_prompt_weights
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import in_other_case
 from sdbatch.study.outline import summary
 
+MOST_NOTED = 200  # cells of which remarks are looked for
 MANY = 2  # init images: of more than one the first is read as the renderer does, the others by their headers
 
 
@@ -156,16 +158,21 @@ def _describe(
 
 def _of_the_others(cells: Cells, root: Root) -> Iterator[str]:
     """Finds the files of the cells behind the first, and yields the remarks on them."""
-    is_root = root.inbox.is_dir()
-    for number in differing(cells, [name for axis in cells.axes for name in axis if name not in SEEDS]):
+    is_root, stock, weights = root.inbox.is_dir(), Stock(root), cache(root.find_weights)
+    for count, number in enumerate(
+        differing(cells, [name for axis in cells.axes for name in axis if name not in SEEDS])
+    ):
         job = cells.job_of(number)
         if not is_root:
             continue
-        model = root.find_weights(job.ckpt, job.config, job.vae)
+        model = weights(job.ckpt, job.config, job.vae)
         for lora in job.loras:
             root.find_model("loras", lora.file)
-        made = read_model_config(model.ckpt, model.config)
-        yield from (*remarks(job, cells.lines, made), *find_prompt_weights(job, cells.lines, root).notes)
+        is_noted = count < MOST_NOTED
+        named = find_prompt_weights(job, cells.lines, root, stock, with_notes=is_noted)
+        if is_noted:
+            made = read_model_config(model.ckpt, model.config)
+            yield from (*remarks(job, cells.lines, made), *named.notes)
 
 
 def _sizes_of_many(cells: Cells, beside: Path | None, root: Root, limits: Limits) -> list[Size]:

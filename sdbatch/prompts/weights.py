@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +42,37 @@ class PromptWeights(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def find_prompt_weights(job: AnyJob, lines: Sequence[str] | None, root: Root) -> PromptWeights:
+class Stock:
+    """The LoRAs and embeddings of a root, looked through once for all cells of a job."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self._bundled: dict[tuple[Path, ...], dict[str, Path]] = {}
+
+    def bundled(self, loras: Sequence[Path]) -> dict[str, Path]:
+        """Embeddings that these LoRAs bring along."""
+        key = tuple(loras)
+        if key not in self._bundled:
+            self._bundled[key] = _bundled(loras)
+        return self._bundled[key]
+
+    @cached_property
+    def loras(self) -> dict[str, Path]:
+        """LoRAs by name."""
+        return by_name(*self.root.lora_places)
+
+    @cached_property
+    def embeddings(self) -> dict[str, Path]:
+        """Embeddings by name, but for those that LoRAs bring along."""
+        return by_name(self.root.models / EMBEDDINGS, *self.root.embedding_folders)
+
+
+def find_prompt_weights(
+    job: AnyJob, lines: Sequence[str] | None, root: Root, stock: Stock | None = None, *, with_notes: bool = True
+) -> PromptWeights:
     """What the prompts of a job with `prompt_syntax: webui` name, as far as it lies there.
+
+    Without `with_notes` misspelt names are not looked for, which takes a hundred times as long.
 
     Raises:
         JobError: a LoRA is not there, or something is asked of it that can't be done.
@@ -50,17 +80,24 @@ def find_prompt_weights(job: AnyJob, lines: Sequence[str] | None, root: Root) ->
     if job.prompt_syntax != "webui":
         return PromptWeights()
     field, prompts = ("prompt", [job.prompt]) if lines is None else ("from_file", [*lines])
-    loras, notes = _loras(field, prompts, root)
+    stock = stock or Stock(root)
+    loras, notes = _loras(field, prompts, stock)
     worn = [*(root.find_model("loras", lora.file) for lora in job.loras), *(lora.path for lora in loras)]
-    known = {**by_name(root.models / EMBEDDINGS, *root.embedding_folders), **_bundled(worn)}
+    known = {**stock.embeddings, **stock.bundled(worn)}
     texts = [without_networks(text)[0] for text in dict.fromkeys(prompts)] + [job.negative_prompt]
-    run_together = "\n".join(re.sub(r"\s+", "", text).casefold() for text in texts)
-    named = {name: path for name, path in known.items() if re.sub(r"\s+", "", name).casefold() in run_together}
-    notes += _misspelt(texts, known, named)
+    run_together = "\n".join(map(_run_together, texts))
+    named = {name: path for name, path in known.items() if _run_together(name) in run_together}
+    if with_notes:
+        notes += _misspelt(texts, known, named)
     return PromptWeights(loras, named, tuple(notes))
 
 
-def _loras(field: str, prompts: Sequence[str], root: Root) -> tuple[tuple[Worn, ...], list[str]]:
+@lru_cache(maxsize=MOST)
+def _run_together(text: str) -> str:
+    return re.sub(r"\s+", "", text).casefold()
+
+
+def _loras(field: str, prompts: Sequence[str], stock: Stock) -> tuple[tuple[Worn, ...], list[str]]:
     """What stands in <lora:...>: a job wears the same LoRAs in all its pictures."""
     asked = {text: without_networks(text)[1] for text in dict.fromkeys(prompts)}
     first = next(iter(asked.values()), [])
@@ -77,7 +114,7 @@ def _loras(field: str, prompts: Sequence[str], root: Root) -> tuple[tuple[Worn, 
         if network.kind not in ("lora", "lyco", "hypernet")
     ]
     named = [_wanted(field, network) for network in first if network.kind in ("lora", "lyco", "hypernet")]
-    known = by_name(*root.lora_places) if named else {}
+    known = stock.loras if named else {}
     return tuple(Worn(_found(field, name, known), weight) for name, weight in named), notes
 
 

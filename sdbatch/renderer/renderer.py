@@ -177,8 +177,9 @@ class Renderer:
         """With the model resident that a stretch of a job needs."""
         attempt = self._last.attempt if self._last and not cells.is_first else Attempt()
         whole, task = cells.task, cells.head
-        for folder in (task.folder, task.folder / SAMPLES):
-            files.sweep(folder)  # a renderer before this one may have been killed
+        if cells.is_first:  # later an image of the stretch before may just be written
+            for folder in (task.folder, task.folder / SAMPLES):
+                files.sweep(folder)  # a renderer before this one may have been killed
         cached, seconds = self.model_cache.get(task.ckpt, task.config, task.job.precision, fallback, task.vae)
         dtype = cached.model.dtype
         if told := about_precision(task.job.precision, self.device, dtype, self.cpu_autocast):

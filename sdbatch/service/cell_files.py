@@ -8,11 +8,12 @@ from sdbatch.job.cells import SEEDS, Cells
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Txt2Img
 from sdbatch.job.remarks import of_size, remarks
-from sdbatch.prompts.weights import find_prompt_weights
+from sdbatch.prompts.weights import Stock, find_prompt_weights
 from sdbatch.service.task import Files
 from sdbatch.storage.root import Root
 
 MOST_NOTES = 20  # of the cells of a job
+MOST_NOTED = 200  # cells of which remarks are looked for
 
 
 class FoundFiles:
@@ -27,6 +28,7 @@ class FoundFiles:
         self.root, self.inits = root, inits
         self.notes: dict[str, None] = {}
         self._known: dict[str, Files] = {}
+        self._stock = Stock(root)
         self._weights = cache(root.find_weights)
         self._lora = cache(lambda name: root.find_model("loras", name))
         self._made = cache(read_model_config)
@@ -45,9 +47,11 @@ class FoundFiles:
     def _find(self, job: AnyJob, cells: Cells) -> Files:
         model = self._weights(job.ckpt, job.config, job.vae)
         loras = tuple((self._lora(lora.file), lora.weight) for lora in job.loras)
-        named = find_prompt_weights(job, cells.lines, self.root)
+        has_notes = len(self._known) < MOST_NOTED
+        named = find_prompt_weights(job, cells.lines, self.root, self._stock, with_notes=has_notes)
         made = self._made(model.ckpt, model.config)
-        self._note(job, cells, made, named.notes)
+        if has_notes:
+            self._note(job, cells, made, named.notes)
         init = self.inits.get(getattr(job, "init_img", ""))
         embeddings = tuple(named.embeddings.items())
         return Files(model.ckpt, model.config, model.vae, (*loras, *named.loras), embeddings, init)

@@ -77,6 +77,7 @@ class Rendering:
             loras=task.files[0].loras,
             embeddings=dict(task.files[0].embeddings),
             start_at=attempts.count_staged(folder),
+            preview_steps=self.readiness.settings.preview_steps,
             halt=folder / HALT,
             cancel=folder / CANCEL,
         )

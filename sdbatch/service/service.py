@@ -605,13 +605,15 @@ class Service:
             "failures": [*self.failures],
             "totals": self.totals.told,
         }
-        jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
-        told |= {
-            "pace": self.outlook.pace.rate,
-            "jobs": jobs,
-            "job": jobs[0] if jobs else None,
-            "seats": [seat.told() for seat in self.seats],
-        }
+        if facts.get("at_once") or self.status.is_due(now.mono):
+            # With a thousand seats it would cost more than all else.
+            jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
+            told |= {
+                "pace": self.outlook.pace.rate,
+                "jobs": jobs,
+                "job": jobs[0] if jobs else None,
+                "seats": [seat.told() for seat in self.seats],
+            }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
         self.manager.hear(facts.get("state", "starting"))
 

@@ -231,7 +231,7 @@ def manifest_of(
         device=loaded.device,
         computed_in=loaded.computed_in,
         checkpoint=checkpoints[0],
-        more_checkpoints=[each for i, each in enumerate(checkpoints) if each not in checkpoints[:i]],
+        more_checkpoints=[each for i, each in enumerate(checkpoints) if each not in checkpoints[: i or 1]],
         safety_checker=root.show(loaded.safety_checker) if loaded.safety_checker else "off",
         watermark=loaded.watermark,
         notes=[*notes],

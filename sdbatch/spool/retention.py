@@ -21,6 +21,8 @@ from sdbatch.storage.root import Root
 EVERY_SECONDS = 3600.0  # between two looks of an idle service
 FULL_SECONDS = 60.0  # of one whose jobs wait for room
 _IDS, _PICTURES = re.compile(rb"\d{8}T\d{6}Z-\d{6,}"), re.compile(rb"[^\s/\"']+\.png")
+_INIT, _SIGNS = re.compile(rb"init[-_]img[\"']?[ \t]*:([^\n]*)"), re.compile(rb"[*?]")
+_ONE_IMAGE = re.compile(rb"\.(?:png|jpe?g|webp)\b", re.IGNORECASE)
 DAY, UPLOAD_STAYS = 86400.0, 3600.0  # seconds; an upload's job is dropped behind it
 JOB_BYTES = 64 << 20  # more than a job file may have
 _MARK = r"-([0-9a-f]{12})(?:-\d+)?\.(?:png|jpg|webp)"  # as the page ends the names of pictures
@@ -50,6 +52,7 @@ class Waiting:
             self._words = b"\n".join(_undrawn(root))
         except OSError:
             self._words, self.is_known = b"", False
+        self._may_be_any = may_mean_any(self._words)
         self._numbers, self._pictures = set(_IDS.findall(self._words)), set(_PICTURES.findall(self._words))
 
     def names(self, folder: Path) -> bool:
@@ -61,8 +64,16 @@ class Waiting:
         """Whether a job may need the folder, or with `outputs` its images in outputs/."""
         if not self.is_known or ((found := _IDS.match(folder.name.encode())) and found[0] in self._numbers):
             return True
+        if outputs and self._may_be_any:
+            return True
         published = (path.name.encode() for _, path in trash.published_pictures(self.root, folder)) if outputs else ()
         return not self._pictures.isdisjoint(published)
+
+
+def may_mean_any(jobs: bytes) -> bool:
+    """Whether job files may name images otherwise than one by one: by a pattern, a folder, or in a prompt file."""
+    is_listed = (_ONE_IMAGE.search(value) and not _SIGNS.search(value) for value in _INIT.findall(jobs))
+    return b"from_file_syntax" in jobs or b"from-file-syntax" in jobs or not all(is_listed)
 
 
 def _beyond(place: Path, mark: str, days: float | None, count: int | None, now: datetime) -> Iterator[Path]:
@@ -113,7 +124,7 @@ def _is_named_elsewhere(root: Root, companion: Path, folder: Path) -> bool:
     """Whether another job than `folder`'s may need a file of the inbox; yes if that can't be known."""
     name = companion.name.encode()
     try:
-        if any(name in job for job in _undrawn(root)):
+        if any(name in job or may_mean_any(job) for job in _undrawn(root)):
             return True
     except OSError:
         return True

@@ -97,6 +97,7 @@ class Driver:
         except EngineDown as error:
             self._tell_end(begin.run, error.message, unfit=True)
         except Exception as error:  # noqa: BLE001 - Ray has many, and each means that the actor is gone
+            print(f"{begin.seat}: {error}", flush=True)  # noqa: T201 - goes to the log, with all that Ray knows
             self._tell_end(begin.run, in_words(begin.seat, error))
         finally:
             self._kill(begin.run)
@@ -195,11 +196,11 @@ def main() -> None:
 
         try:
             ray = connect(config.address)
+            driver = Driver(ray, config, tell)
+            driver.end_earlier()
         except EngineDown as error:
             tell(Seats(names=(), problem=error.message))
             sys.exit(1)
-        driver = Driver(ray, config, tell)
-        driver.end_earlier()
         driver.look()
         threading.Thread(target=driver.watch, daemon=True).start()
         driver.obey(iter(orders))

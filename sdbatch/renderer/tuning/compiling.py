@@ -1,6 +1,6 @@
 """`python -m sdbatch.renderer.tuning.compiling RECIPE TARGET`: compiles a network, in a process of its own.
 
-It needs no weights, only their shapes: the network is exported from tensors without content, and compiled with the
+It needs no weights, only their shapes: the network is exported from tensors without memory, and compiled with the
 weights as inputs. So one result serves every checkpoint of this architecture, with LoRAs and without.
 
 It takes up to minutes of Python, which would keep the sampler waiting, and it may crash.
@@ -43,30 +43,32 @@ def compile_for(recipe: dict[str, Any], target: Path) -> None:
     """Write the compiled network, and beside it the names of the weights in their order."""
     torch.set_num_threads(recipe["threads"] or 1)
     device, autocast = recipe["device"], recipe["autocast"]
+    from torch._inductor import standalone_compile  # noqa: PLC0415 - seconds of imports
+    from torch._subclasses import FakeTensorMode  # noqa: PLC0415
 
     def empty(like: tuple[list[int], list[int], str]) -> Tensor:
         shape, stride, dtype = like
         return torch.empty_strided(shape, stride, dtype=getattr(torch, dtype), device=device)
 
-    from torch._inductor import standalone_compile  # noqa: PLC0415 - seconds of imports
-    from torch._subclasses import FakeTensorMode  # noqa: PLC0415
-
-    with torch.no_grad(), FakeTensorMode():
-        network = getattr(library, recipe["class"]).from_config(recipe["config"]).eval()
-        for part in UNUSED if recipe["kind"] == "decoder" else ():
-            setattr(network, part.removesuffix("."), None)
-        weights = {name: nn.Parameter(empty(like), requires_grad=False) for name, like in recipe["weights"].items()}
-        network.load_state_dict(weights, assign=True)
-        inputs = tuple(map(empty, recipe["inputs"]))
-        dtype = getattr(torch, autocast) if autocast else None
-        options = {"config_patches": OPTIONS[recipe["mode"]]}
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):  # exported are the calls before it acts
+    dtype = getattr(torch, autocast) if autocast else None
+    # What is exported are the calls before autocast acts on them, so it has to be on until they are compiled.
+    with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        with FakeTensorMode():
+            network = getattr(library, recipe["class"]).from_config(recipe["config"]).eval()
+            for part in UNUSED if recipe["kind"] == "decoder" else ():
+                setattr(network, part.removesuffix("."), None)
+            weights = {name: nn.Parameter(empty(like), requires_grad=False) for name, like in recipe["weights"].items()}
+            network.load_state_dict(weights, assign=True)
+            inputs = tuple(map(empty, recipe["inputs"]))
             exported = torch.export.export(_Network(recipe["kind"], network), inputs, strict=False)
-            names = [str(spec.target).removeprefix("network.") for spec in exported.graph_signature.input_specs]
-            graph = exported.graph_module
-            values = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-            artifact = standalone_compile(graph, values, dynamic_shapes="from_example_inputs", options=options)
-    files.write_atomically(target.with_suffix(".json"), json.dumps(names[: -len(inputs)]).encode())
+        names = [str(spec.target).removeprefix("network.") for spec in exported.graph_signature.input_specs]
+        names = names[: -len(inputs)]
+        # Tensors with memory, whatever is in it: on a GPU the compiler tries its kernels out.
+        values: list[Any] = [empty(recipe["weights"][name]) for name in names] + [*map(empty, recipe["inputs"])]
+        options = {"config_patches": OPTIONS[recipe["mode"]]}
+        graph = exported.graph_module
+        artifact = standalone_compile(graph, values, dynamic_shapes="from_example_inputs", options=options)
+    files.write_atomically(target.with_suffix(".json"), json.dumps(names).encode())
     draft = target.with_suffix(".draft")
     artifact.save(path=str(draft), format="binary")
     draft.replace(target)
