@@ -116,6 +116,7 @@ PAGES = [
     "docs/samplers.md",
     "docs/security.md",
     "docs/studies.md",
+    "docs/web.md",
 ]
 
 

@@ -79,7 +79,8 @@ class Rendering:
             vae=task.files[0].vae,
             loras=task.files[0].loras,
             embeddings=dict(task.files[0].embeddings),
-            start_at=attempts.count_staged(folder),
+            start_at=attempts.count(staging),
+            preview_steps=self.readiness.settings.preview_steps,
             halt=folder / HALT,
             cancel=folder / CANCEL,
         )
