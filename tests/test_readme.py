@@ -118,6 +118,7 @@ PAGES = [
     "docs/scale.md",
     "docs/security.md",
     "docs/studies.md",
+    "docs/web.md",
 ]
 
 
