@@ -170,7 +170,7 @@ def alone(*given: str) -> None:
 
 @dataclass
 class Service:
-    """`sdbatch serve` on a root of its own, its model loaded."""
+    """`sdbatch serve` on a root of its own; `ready` once its model is loaded."""
 
     setting: Setting
     root: Path
@@ -190,8 +190,8 @@ class Service:
         self.start()
 
     def start(self) -> None:
-        """Until its first job is done."""
-        began = time.perf_counter()
+        """Begin."""
+        self._began = time.perf_counter()
         environment = os.environ | {f"SDBATCH_{name.upper()}": value for name, value in self.settings.items()}
         # The checkpoint can be mapped as it is; each root would convert it for itself.
         environment |= {"SDBATCH_CONVERTED_BYTES": "0", "SDBATCH_SETTLE_SECONDS": "0"}
@@ -199,8 +199,11 @@ class Service:
         with (self.root / "log").open("a") as log:
             command = [sys.executable, "-m", "sdbatch", "serve", "--root", str(self.root)]
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def ready(self) -> None:
+        """Wait until its first job is done."""
         self.run([0])
-        self.started = time.perf_counter() - began
+        self.started = time.perf_counter() - self._began
 
     def run(self, jobs: Iterable[int]) -> float:
         """Seconds from the first file in the inbox to the last job in done/."""

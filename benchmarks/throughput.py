@@ -13,7 +13,8 @@ first. Then all run in turn, round after round, so that a slow minute of the mac
     job, shared, fixed   `sdbatch serve` with that `batching`
     tuned     `fixed` on a GPU, `shared` on a CPU, with all that is faster: compiled, in half precision, and so on
 
-The second part, benchmarks/switches.py, measures each switch of a step alone. It fits 9 minutes on a GPU.
+The second part, benchmarks/switches.py, measures each switch of a step alone. It is made to fit 9 minutes on a GPU,
+where `process` runs in the first round only.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from ceiling import ceiling, machine
 from job_queue import HERE, Loop, Service, Setting, setting_for, time_processes
 
 DOCS = HERE.parent / "docs"
-BEGIN, END = "<!-- throughput, {kind} -->", "<!-- end of throughput, {kind} -->"
+BEGIN, END = "<!-- {part}, {kind} -->", "<!-- end of {part}, {kind} -->"
 MODES = {"job": {"batching": "job"}, "shared": {"batching": "shared"}, "fixed": {"batching": "fixed"}}
 TUNED = {
     "cuda": {"batching": "fixed", "batch_rows": "16", "channels_last": "auto", "attention": "auto"},
@@ -66,15 +67,18 @@ def queue_part(setting: Setting, place: Path, options: argparse.Namespace) -> st
     times: dict[str, list[float]] = {}
     with ExitStack() as stack:
         loop = stack.enter_context(closing(Loop(setting, place / "loop")))
-        services = {
-            name: stack.enter_context(closing(Service(setting, place / name, settings)))
-            for name, settings in modes_of(kind).items()
-        }
+        services = {}
+        for name, settings in modes_of(kind).items():
+            services[name] = stack.enter_context(closing(Service(setting, place / name, settings)))
+            if kind == "cpu":  # a GPU's time is short
+                services[name].ready()
+        for service in services.values() if kind == "cuda" else ():
+            service.ready()
         services["tuned"].warm_up(jobs)
         ceilings = []
         for number in range(options.rounds):
             ceilings.append(ceiling(setting.device))
-            if options.alone:
+            if options.alone and (kind == "cpu" or number == 0):
                 times.setdefault("process", []).append(time_processes(setting, place, options.jobs, options.alone))
             times.setdefault("loop", []).append(loop.run(jobs))
             for name, service in services.items():
@@ -94,7 +98,7 @@ def queue_part(setting: Setting, place: Path, options: argparse.Namespace) -> st
         "|---|---|---|---|---|---|",
     ]
     for name, seconds in medians.items():
-        ratio = statistics.median(map(float.__truediv__, times["loop"], times[name]))
+        ratio = statistics.median(map(float.__truediv__, times["loop"], times[name]))  # of as many as there are
         span = f"{min(times[name]):.1f} to {max(times[name]):.1f}"
         lines.append(
             f"| {name} | {seconds:.1f} | {span} | {images / seconds:.2f} | {ratio:.2f} | {apart.get(name, '')} |"
@@ -134,12 +138,13 @@ def plot(medians: dict[str, float], setting: Setting, jobs: int) -> str:
     )
 
 
-def write_down(kind: str, text: str) -> None:
+def write_down(kind: str, part: str, text: str) -> None:
     """Into docs/performance.md, in the place of the last figures of such a machine."""
     page = DOCS / "performance.md"
-    begin, end = BEGIN.format(kind=kind), END.format(kind=kind)
-    before, _, rest = page.read_text().partition(begin)
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2] or chr(10)}")
+    begin, end = BEGIN.format(kind=kind, part=part), END.format(kind=kind, part=part)
+    before, found, rest = page.read_text().partition(begin)
+    assert found, f"{page} has no place for {part}, {kind}"
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
 
 
 def main() -> None:
@@ -147,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="", help="cuda or cpu; otherwise what there is")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, help="64 on a CPU, 16 on a GPU")
+    parser.add_argument("--jobs", type=int, help="64 on a CPU, 9 on a GPU")
     parser.add_argument("--alone", type=int, help="jobs with processes of their own; 3, on a GPU 1")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--small", action="store_true", help="the demo's model on a GPU, too")
@@ -158,24 +163,22 @@ def main() -> None:
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = "cpu" if device == "cpu" else "cuda"
-    options.jobs = options.jobs or (64 if kind == "cpu" else 16)
+    options.jobs = options.jobs or (64 if kind == "cpu" else 9)
     options.alone = (3 if kind == "cpu" else 1) if options.alone is None else options.alone
-    began, load = time.monotonic(), f"{os_load():.1f}"
     with tempfile.TemporaryDirectory(dir=options.folder, ignore_cleanup_errors=True) as folder:
         place = Path(folder)
         setting = setting_for(device, place, small=options.small)
-        parts = {"queue": queue_part, "switches": switches_part}
-        texts = [parts[name](setting, place, options) for name in options.parts]
-    said = " ".join(sys.argv[1:])
-    head = (
-        f"    python benchmarks/throughput.py {said}\n\n{datetime.now(UTC):%d %B %Y}, {machine(device)}, torch "
-        f"{torch.__version__}, Python {sys.version.split()[0]}; medians of {options.rounds} rounds; load {load} before "
-        f"and {os_load():.1f} after; {time.monotonic() - began:.0f} s in all."
-    )
-    text = "\n\n".join([head, *texts])
-    print(text)
-    if not options.keep:
-        write_down(kind, text)
+        for name in options.parts:
+            began, load = time.monotonic(), os_load()
+            text = {"queue": queue_part, "switches": switches_part}[name](setting, place, options)
+            head = (
+                f"{datetime.now(UTC):%d %B %Y}, {machine(device)}, torch {torch.__version__}, Python "
+                f"{sys.version.split()[0]}; medians of {options.rounds} rounds; load {load:.1f} before and "
+                f"{os_load():.1f} after; {time.monotonic() - began:.0f} s."
+            )
+            print(head, text, sep="\n\n")
+            if not options.keep:
+                write_down(kind, name, f"{head}\n\n{text}")
 
 
 def os_load() -> float:

@@ -255,6 +255,14 @@ def test_a_visitor_who_logged_in_uses_it_with_the_cookie(root: Root) -> None:
     post(visitor.client, "/api/jobs", SMALL, 201)
 
 
+def test_a_job_is_not_meant_by_a_part_of_its_name(root: Root, client: FlaskClient) -> None:
+    folder = root.running / "20261122T101530Z-000042-truck"
+    folder.mkdir()
+    for name in ("truck", "000042", "42", "20261122T101530Z-000042", "000042-truck"):
+        post(client, f"/api/jobs/{name}/cancel", code=404)
+    assert get(client, f"/api/jobs/{folder.name}")["state"] == "waiting"
+
+
 def test_a_handle_is_found_among_many_and_then_remembered(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100):
         (root.done / f"20261122T101530Z-{number:06}-a-{number:012x}").mkdir()

@@ -1,4 +1,4 @@
-"""What the compiler makes of the networks: a minute for each, so this is thorough; the rest is in test_by_shape.py."""
+"""What the compiler makes of networks; how they are used: test_by_shape.py."""
 
 import os
 import subprocess
@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference_model import reference_model
 from test_two_renderers import SMALL, pixels
 from tests_support import lay_model
 
 from sdbatch.renderer.networks.calls import run
+from sdbatch.renderer.networks.library import AutoencoderKL, UNet2DConditionModel
 from sdbatch.renderer.tuning import by_shape
 from sdbatch.renderer.tuning.by_shape import ENOUGH, ByShape
 from sdbatch.renderer.tuning.workshop import Workshop
 from sdbatch.storage.root import Root
 
-pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(3600)
 
 JOB = f"prompt: a truck\nn_iter: 1\nn_samples: 1\nddim_steps: {2 * ENOUGH}\n{SMALL}"
 
@@ -33,16 +33,34 @@ def until(told: list[str], count: int) -> None:
         time.sleep(0.1)
 
 
+def unet() -> UNet2DConditionModel:
+    """As small as one can be."""
+    return UNet2DConditionModel(
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=8,
+        attention_head_dim=1,
+        norm_num_groups=4,
+    ).eval()
+
+
+def decoder() -> AutoencoderKL:
+    return AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).eval()
+
+
+@pytest.mark.thorough  # the compiler takes half a minute of a core
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", ["unet", "decoder"])
 def test_a_network_is_compiled_and_gives_the_same_but_for_rounding(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(by_shape, "GAIN", 1e9)  # the small model hardly gains
-    model, told = reference_model(), list[str]()
+    told: list[str] = []
     x = torch.randn(2, 4, 8, 8)
-    inputs = (x, torch.tensor([1.0, 500.5]), model.encode_prompts(["a", "b"])) if kind == "unet" else (x,)
-    network = model.unet if kind == "unet" else model.vae
+    inputs = (x, torch.tensor([1.0, 500.5]), torch.randn(2, 77, 8)) if kind == "unet" else (x,)
+    network = unet() if kind == "unet" else decoder()
     networks = ByShape(Workshop(tmp_path, told.append), "auto", told.append)
     expected = run(kind, network, *inputs)
     for _ in range(ENOUGH):
@@ -83,6 +101,7 @@ def drop_until(root: Root, log: Path, said: str) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.slow  # minutes of a core
 def test_what_was_compiled_is_used_at_the_next_start_and_images_stay_to_one_step(tmp_path: Path) -> None:
     """The real service: it goes on drawing while it compiles, and at the next start finds what it made."""
     root = lay_model(Root(tmp_path / "root"))

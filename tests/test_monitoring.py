@@ -158,6 +158,7 @@ def test_what_somebody_wrote_into_the_status_is_no_counter(root: Root, start: St
 def test_the_queue_the_seats_and_the_disks_are_told(root: Root, start: Start, clock: FakeClock) -> None:
     service = start()
     drop_job(root, "a.yaml", JOB)
+    drop_job(root, "typo.yaml", "promt: a")
     work(service, clock)
     control.pause(root, "tea")
     for name in "bcd":
@@ -172,7 +173,8 @@ def test_the_queue_the_seats_and_the_disks_are_told(root: Root, start: Start, cl
     assert found["sdbatch_running_jobs"] == 0
     assert found["sdbatch_seats{idle}"] == 1
     assert found["sdbatch_seat_restarts_total{fake}"] == 0
-    assert (found["sdbatch_history_jobs{done}"], found["sdbatch_history_images"]) == (1, 4)
+    assert (found["sdbatch_history_jobs{done}"], found["sdbatch_history_jobs{failed}"]) == (1, 1)
+    assert found["sdbatch_history_images"] == 4
     assert 0 < found["sdbatch_disk_free_bytes{jobs}"] < found["sdbatch_disk_size_bytes{jobs}"]
 
 
@@ -184,6 +186,13 @@ def test_gpu_memory_is_told_where_a_seat_has_it(root: Root) -> None:
     assert {kind: found[f"sdbatch_gpu_memory_bytes{{{kind}}}{{cuda:0}}"] for kind in memory} == memory
     assert found["sdbatch_seats{idle}"] == 2
     assert not [name for name in found if name.endswith("{cpu}") and "gpu_memory" in name]
+
+
+def test_while_the_service_runs_no_folder_is_read(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.status.write_text(json.dumps({"state": "idle", "queue": {"claimed": 100_000, "ready": 7}}))
+    for name in ("lying", "claimed"):
+        monkeypatch.setattr(status_reader, name, lambda *_: pytest.fail("read"))
+    assert told(root)["sdbatch_queue_jobs{claimed}"] == 100_000
 
 
 def test_while_the_service_is_down_the_folders_are_counted(root: Root) -> None:

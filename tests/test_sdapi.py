@@ -93,6 +93,7 @@ def test_images_come_back_in_base64_with_the_info_of_a_web_ui(root: Root, client
     assert (info["sd_model_name"], info["width"], info["index_of_first_image"]) == ("model", 64, 0)
     assert info["sdbatch_job"] == only(root.done).name
     assert info["notes"] == []
+    assert info["extra_generation_params"] == {"Schedule type": "Karras"}
     job = job_of(root)
     assert (job["prompt_syntax"], job["rng"]) == ("webui", "nv")
     assert (job["seeding"], job["schedule"], job["skip_grid"]) == ("picture", "karras", True)

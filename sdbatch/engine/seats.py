@@ -156,6 +156,7 @@ class Seats:
         self.engine, self.ahead = engine, engine.ahead
         self.seats: list[Seat] = []
         self.drained: Container[str] = ()  # nodes
+        self._sitting: dict[Renderer, Seat] = {}  # by identity
         self.log = log.get()
         self._now = 0.0
         self._heard: deque[Heard] = deque()
@@ -223,6 +224,7 @@ class Seats:
         for unheard in [told for told in self._heard if told.job_id in seat.jobs]:
             self._heard.remove(unheard)  # the job may begin anew at once
         if seat.renderer is not None:
+            del self._sitting[seat.renderer]
             seat.renderer.stop()
         seat.renderer, seat.is_ready, seat.model = None, False, ()
         seat.jobs.clear()
@@ -283,6 +285,7 @@ class Seats:
         except EngineDown as error:
             self._fail(seat, error.message)
         else:
+            self._sitting[seat.renderer] = seat
             seat.waited = 0.0
             seat.restarts += 1
 
@@ -303,8 +306,9 @@ class Seats:
             if seconds:
                 self._heard.append(Tick())
             return
-        seat = next((seat for seat in self.seats if seat.renderer is renderer), None)
-        if seat is not None:  # else it was given up, and whatever it did is nobody's any more
+        if (
+            seat := self._sitting.get(renderer)
+        ) is not None:  # else it was given up, and whatever it did is nobody's any more
             self._hear(seat, event)
 
     def _hear(self, seat: Seat, event: Event) -> None:

@@ -14,6 +14,8 @@ from sdbatch.storage.file_names import is_job_name
 from sdbatch.storage.root import Root
 
 DISKS = ("jobs", "outputs", "state")
+# A job that failed before its first image has a row among them, too.
+IMAGES = "SELECT (SELECT count(*) FROM pictures) - (SELECT count(*) FROM jobs WHERE state = 'failed' AND pictures = 0)"
 QUEUE = ("claimed", "ready", "settling", "waiting_for_files")
 Facts = dict[str, Any]
 
@@ -82,13 +84,13 @@ def _queue_of_folders(root: Root) -> dict[str, int]:
 
 
 def kept(history: History) -> Kept | None:
-    """What the history has, if its file can be read. It is counted in indexes, without reading a row."""
+    """What the history has, if its file can be read. It is counted in indexes, without reading all rows."""
     if history.database.in_memory:
         return None
     states = "SELECT state, count(*) FROM jobs GROUP BY state"
     with suppress(OSError):
         jobs = history.database.ask(lambda db: dict(db.execute(states).fetchall()))
-        (images,) = history.database.ask(lambda db: db.execute("SELECT count(*) FROM pictures").fetchone())
+        (images,) = history.database.ask(lambda db: db.execute(IMAGES).fetchone())
         return Kept(jobs, images)
     return None
 

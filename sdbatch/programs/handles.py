@@ -5,6 +5,7 @@ which no other file has, and with which the id ends.
 """
 
 import os
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -27,6 +28,8 @@ LONGEST = 27  # characters of a handle before its random ones: an id has room fo
 MOST_KNOWN = 10_000  # ids of ended jobs that are remembered
 MOVES = 3  # looks: a job may move between two places while they are read
 REASON_BYTES = 2000
+_HANDLE = re.compile(r"[\w-]{1,40}-[0-9a-f]{12}")
+_ID = re.compile(r"\d{8}T\d{6}Z-\d{6,15}(\.\d+)?-[\w-]{1,60}")
 _known: OrderedDict[tuple[Path, str], str] = OrderedDict()
 _lock = Lock()
 
@@ -55,8 +58,8 @@ def drop(root: Root, text: str, called: str, mark: str = "") -> str:
 
 def find(root: Root, named: str) -> Job | None:
     """A job by its handle or its whole id; None if there is none (any more)."""
-    if not named or named.startswith(".") or "/" in named or "\0" in named or len(named) > 255:
-        return None
+    if not (_HANDLE.fullmatch(named) or _ID.fullmatch(named)):
+        return None  # a part of a name is not enough: what is cancelled must be meant
     for _ in range(MOVES):
         if not is_job_id(named) and (waiting := _in_inbox(root, named)) is not None:
             return Job(named, None, "waiting", waiting)

@@ -8,7 +8,7 @@ from typing import Any
 from sdbatch import __version__
 from sdbatch.history import scan
 from sdbatch.imaging import png_text
-from sdbatch.job.samplers import SAMPLERS
+from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.programs import handles
 from sdbatch.programs.handles import Job
 from sdbatch.programs.sdapi_request import Request, Wanted
@@ -55,7 +55,7 @@ def _info(
     size = png_text.size(found[0]) if found else None
     width, height = size or (fields.get("W", 0), fields.get("H", 0))
     schedule = fields.get("schedule", "automatic")
-    extra = {"Schedule type": schedule} if schedule != "automatic" else {}
+    extra = {"Schedule type": SCHEDULES[schedule]} if schedule != "automatic" else {}
     return {
         "prompt": fields["prompt"],
         "all_prompts": [fields["prompt"]] * count,

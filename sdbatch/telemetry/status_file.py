@@ -35,6 +35,10 @@ class StatusFile:
         self._written = float("-inf")
         self._asked: dict[str, Any] = {}
 
+    def is_due(self, mono: float) -> bool:
+        """Whether what is told now is shown or written at once."""
+        return self.watcher is not None or mono - self._written >= MIN_INTERVAL
+
     def tell(self, mono: float, wall: datetime, *, at_once: bool = False, **facts: Any) -> None:
         """Set facts. They are written now, or with the next call after a second.
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import IO
 
 from pydantic import ValidationError
@@ -24,6 +25,7 @@ from sdbatch.telemetry import log
 
 DRIVER = "sdbatch.engine.cluster.driver"
 AGAIN_SECONDS = (1.0, 5.0, 30.0)  # between two starts of that process: the last for all further ones
+PATIENCE_SECONDS = 60.0  # without any seat, before that is a problem
 CLOSE_SECONDS = 20.0  # for a Ray of ours to end
 HANG_UP = b""
 NOISE = "[state-dump]"  # hundreds of lines that Ray prints of a node that is gone
@@ -40,11 +42,14 @@ class RayEngine:
         config: ClusterConfig,
         preload: Callable[[], Sequence[Path]] = tuple,
         command: Sequence[str] = (sys.executable, "-m", DRIVER),
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.config, self.preload, self.command = config, preload, command
         self.capacity = config.renderer.capacity
         self.devices: Sequence[str] = ()
         self.problem = ""
+        self.patience = patience
+        self._seated = monotonic()  # when there were seats last
         self.log = log.get()
         self._runs: dict[int, RayRenderer] = {}
         self._numbers = itertools.count(1)
@@ -69,7 +74,11 @@ class RayEngine:
             queue.Empty: there was none, or only the seats changed.
         """
         while isinstance(news := self._news.get(block, timeout), Seats):
-            self.devices, self.problem = news.names, news.problem
+            self.devices = news.names
+            if news.names:
+                self._seated = monotonic()
+            # A cluster may be just starting, as with a batch scheduler: --drain would end where there is a problem.
+            self.problem = news.problem if monotonic() - self._seated > self.patience else ""
             block = False
         return news
 

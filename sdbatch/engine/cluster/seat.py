@@ -13,13 +13,15 @@ from pathlib import Path
 from sdbatch.engine.cluster import node_check
 from sdbatch.engine.cluster.node_check import Asked
 from sdbatch.engine.local import VISIBLE, LocalRenderer
-from sdbatch.engine.protocol import Draw, Event, RendererConfig, Unfit
+from sdbatch.engine.orphan import die_with_parent
+from sdbatch.engine.protocol import Draw, Event, RendererConfig, Stepped, Unfit
 from sdbatch.engine.protocol import Message as Passed
 from sdbatch.messages import Message
 from sdbatch.storage import files
 
 RELEASE_SECONDS = 60.0  # for the renderer before this one to be gone, and the GPU's memory with it
 LOOK_SECONDS = 0.2
+STEP_SECONDS = 0.5  # between two steps that are told
 Line = tuple[str, str]  # "told" and an event, or "printed" and what the renderer printed
 
 
@@ -37,8 +39,11 @@ class RaySeat:
     """Its methods run in threads of their own: `serve` for the renderer's whole life, `draw` for each job."""
 
     def __init__(self) -> None:
+        # Of a node that was out of reach and is back Ray ends its own part, and would leave this process running.
+        die_with_parent()
         self._lines: queue.SimpleQueue[Line] = queue.SimpleQueue()
         self._renderer: LocalRenderer | None = None
+        self._stepped = float("-inf")
 
     def answer(self, asked: str) -> str:
         """What the service's side wants to know of this node; both are JSON."""
@@ -72,6 +77,10 @@ class RaySeat:
             self._renderer.draw(Draw.model_validate_json(draw))
 
     def _hear(self, _renderer: LocalRenderer, event: Event) -> None:
+        if isinstance(event, Stepped):  # of a thousand seats the service could not hear every step
+            if time.monotonic() - self._stepped < STEP_SECONDS:
+                return
+            self._stepped = time.monotonic()
         self._lines.put(("told", event.model_dump_json()))
 
     def _print(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Where networks get compiled: one after another, each by a process of its own, kept for the next start.
+"""Where networks get compiled: one or a few at a time, each by a process of its own, kept for the next start.
 
     state/compiled/<version of torch>/<recipe>.bin       what was made
                                       <recipe>.json      the names of its weights, in their order
@@ -28,6 +28,7 @@ from sdbatch.renderer.tuning.recipe import key_of
 from sdbatch.storage import files
 
 MOST_KEPT = 64
+CORES_EACH = 8  # the compiler uses several
 LIMIT_SECONDS = 3600
 LAST_WORDS = 2000  # characters of the compiler's that are told
 
@@ -46,7 +47,7 @@ class Made:
 
 
 class Workshop:
-    """Compiles what is ordered, in a thread that waits for the compiler."""
+    """Compiles what is ordered, in threads that wait for the compiler."""
 
     def __init__(self, state: Path, tell: Callable[[str], None]) -> None:
         self.folder = state / "compiled" / torch.__version__
@@ -65,7 +66,8 @@ class Workshop:
             self._tidy()
             # Where this process, too, looks up and builds what the compiler made.
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "inductor")
-            Thread(target=self._work, name="workshop", daemon=True).start()
+            for _ in range(max(1, len(os.sched_getaffinity(0)) // CORES_EACH)):
+                Thread(target=self._work, name="workshop", daemon=True).start()
         self._orders.put((recipe, deliver))
 
     def _place(self, recipe: Mapping[str, Any]) -> Path:
@@ -76,10 +78,11 @@ class Workshop:
             recipe, deliver = self._orders.get()
             place = self._place(recipe)
             try:
-                if not place.exists():
-                    self._make(recipe, place)
-                else:
-                    self._tell(f"compiled before: {_named(recipe)}")
+                with files.locked(place.with_suffix(".lock")):  # another renderer may want the same
+                    if place.exists():
+                        self._tell(f"compiled before: {_named(recipe)}")
+                    else:
+                        self._make(recipe, place)
                 if place.exists():
                     deliver(_load(place))
             except Exception as error:  # noqa: BLE001 - whatever it is, the network itself is still there
