@@ -86,7 +86,8 @@ class Ending:
             files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
         files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
-        reuse.note(self.root, manifest, task.keys)
+        with suppress(OSError):  # weights that are gone by now: these images are not reused
+            reuse.note(self.root, manifest, task.keys)
         self.done += 1
         self.totals.count_job("done")
         self.index_writer.tell(self.root.done / task.claim.id)
