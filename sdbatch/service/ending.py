@@ -1,6 +1,7 @@
 """The end of a job: its images published and recorded, or its failure told, or another attempt."""
 
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
