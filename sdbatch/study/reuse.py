@@ -7,6 +7,7 @@ the images of an earlier attempt are: by the job, position and weights in its te
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -44,8 +45,8 @@ def note(root: Root, manifest: Manifest, found: Sequence[str]) -> None:
     line = json.dumps({"id": manifest.id, **facts, "images": images}) + "\n"
     try:
         files.make_dir(root.state, durable=False)
-        with (root.state / FILE).open("a", encoding="utf-8") as file:
-            file.write(line)
+        with os.fdopen(files.open_to_append(root.state / FILE), "ab") as file:
+            file.write(line.encode())
     except OSError:
         pass  # the next study draws them again
 
