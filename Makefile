@@ -14,7 +14,7 @@ SHARED_PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadscope --no-l
 # Tests start many processes: none shall compile anew what another has.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all test-slow test-gpu test-ray lint benchmark bundle clean
+.PHONY: demo screenshots test test-all test-slow test-gpu test-ray lint benchmark bundle clean
 
 $(BIN)/sdbatch: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -55,6 +55,10 @@ test-ray: $(BIN)/sdbatch
 
 test-gpu: $(BIN)/sdbatch
 	$(BIN)/pytest -m gpu
+
+# The page's screenshots in docs/, with images of the demo's model.
+screenshots: $(BIN)/sdbatch
+	SCREENSHOTS=docs $(BIN)/pytest -m 'thorough or not thorough' tests/test_web_browser.py
 
 lint: $(BIN)/sdbatch
 	$(BIN)/ruff check

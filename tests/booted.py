@@ -160,7 +160,7 @@ def manage_user(machine: Machine, name: str, uid: int) -> Callable[..., str]:
     return run
 
 
-def wait_for(condition: Callable[[], T], what: str, seconds: float = 60) -> T:
+def wait_for(condition: Callable[[], T], what: str, seconds: float = 180) -> T:
     """Ask until it holds, and return what it is then."""
     until = time.monotonic() + seconds
     while not (found := condition()):

@@ -23,7 +23,10 @@ from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
 
 # Minutes, or much waiting: begun first, so that the last to end is a short one.
-FIRST = ("test_operations", "test_web_browser", "test_systemd_boot", "test_crash", "test_power_cut", "test_serve")
+FIRST = (
+    *("test_operations", "test_web_browser", "test_systemd_boot", "test_two_renderers", "test_crash"),
+    *("test_power_cut", "test_serve", "test_demo_model"),
+)
 # The tests of a file stay with one process and share its fixtures, but for these: each goes where there is time.
 SPREAD = ("test_crash",)
 

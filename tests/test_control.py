@@ -114,7 +114,9 @@ def test_a_job_in_work_is_cancelled_at_its_next_step(start: Start, root: Root, c
     assert "was cancelled" in (folder / "error.txt").read_text()
     assert len(list((folder / "samples").iterdir())) == 2, "what was drawn of it stays"
     assert order(root) == ["b"]
-    assert (service.failed, list(service.failures), status_reader.failures(root)) == (0, [], []), "it is no failure"
+    assert (service.failed, list(service.ending.failures), status_reader.failures(root)) == (0, [], []), (
+        "it is no failure"
+    )
     assert control.retry_all(root) == []
 
 

@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "client": {"config", "imaging", "job", "prompts", "spool", "storage", "study"},
     "history": {"imaging", "job", "prompts", "spool", "storage"},
     "operations": {"config", "engine", "engine.cluster", "job", "spool", "storage"},
+    "service.queue": {"job", "spool", "storage", "telemetry"},
     "service": {
+        "service.queue",
         *(
             "config",
             "engine",

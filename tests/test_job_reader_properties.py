@@ -8,6 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from job_files import EXAMPLES, RECORD, check, damage, good_jobs, halves, job_like, manifest_of, only_job
 
+from sdbatch.job import manifest
+
 # Anything
 
 spliced = st.builds(
@@ -78,3 +80,21 @@ def test_a_good_job_comes_back_from_its_manifest(fields: dict[str, Any]) -> None
 @example(changes={"id": "\ud800"})
 def test_any_damage_to_a_manifest_is_answered(changes: dict[str, Any]) -> None:
     assert len(check(json.dumps(RECORD | changes).encode(), "manifest.json")) == 1
+
+
+# Manifests
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=200)
+fields_of_any_kind = st.dictionaries(
+    st.text(alphabet="abc: -#'\"é", min_size=1, max_size=150),
+    scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=5), scalars, max_size=3),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(before=scalars, job=fields_of_any_kind, behind=fields_of_any_kind)
+def test_a_manifest_says_what_yaml_says_of_it_in_one_go(before: object, job: dict[str, Any], behind: object) -> None:
+    """Fields as in the last one are remembered: 1 is not true, and where a line is folded hangs on its name."""
+    content = {"id": before, "job": job, "behind": behind}
+    assert manifest.dump_fields(content) == manifest.dump(content)

@@ -14,9 +14,9 @@ from tests_support import drain, only
 
 from sdbatch.messages import shown
 from sdbatch.operations import doctor
+from sdbatch.service.queue.unmovable import Unmovable
 from sdbatch.service.screen import FILES, _screen
 from sdbatch.service.service import Service
-from sdbatch.service.unmovable import Unmovable
 from sdbatch.spool import no_jobs
 from sdbatch.spool.inbox import Arrival
 from sdbatch.spool.status_reader import read_overview

@@ -252,6 +252,7 @@ class Admin:
         assert self.machine.show("LoadState") == "not-found"
 
 
+@pytest.mark.timeout(900)  # half a minute of one core, and much waiting: beside other work more than the usual limit
 def test_all_that_an_admin_is_told_to_type_works(machine: Machine) -> None:
     admin = Admin(machine, Listener())
     for block in blocks("sh"):

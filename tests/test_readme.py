@@ -109,13 +109,16 @@ PAGES = [
     "README.zh-CN.md",
     "CONTRIBUTING.md",
     "docs/architecture.md",
+    "docs/cluster.md",
     "docs/operations.md",
     "docs/performance.md",
     "docs/prompts.md",
     "docs/reliability.md",
     "docs/samplers.md",
+    "docs/scale.md",
     "docs/security.md",
     "docs/studies.md",
+    "docs/web.md",
 ]
 
 

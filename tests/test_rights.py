@@ -13,6 +13,7 @@ from harness import drop_job, make_root
 import sdbatch.cli.main  # noqa: F401 - its commands belong to the app
 from sdbatch.cli.common import app
 from sdbatch.cli.model import model
+from sdbatch.cli.seats import seats
 from sdbatch.storage.root import Root
 
 pytestmark = pytest.mark.skipif(bool(reason := why_not()), reason=reason)
@@ -196,10 +197,12 @@ def test_every_command_is_tried_or_has_its_reason() -> None:
         if not command.hidden
     }
     known |= {
-        f"model {command.name or command.callback.__name__}"
-        for command in model.registered_commands
+        f"{name} {command.name or command.callback.__name__}"
+        for name, group in {"model": model, "seats": seats}.items()
+        for command in group.registered_commands
         if command.callback
     }
+    known.add("seats")
     assert known == {*COMMANDS, *OTHERS}
 
 

@@ -381,6 +381,8 @@ def test_more_steps_than_the_model_was_trained_on_are_refused() -> None:
 class Decoder:
     """An autoencoder that decodes everything to one number."""
 
+    use_tiling = False
+
     def __init__(self, number: float) -> None:
         self.number = number
 

@@ -516,7 +516,7 @@ def test_a_job_that_waits_for_others_is_cancelled_at_once_and_outranked_by_prior
     drop_job(root, "5-p.yaml", FOLLOW)
     drop_job(root, "6-b.yaml", f"name: b\nprompt: b\n{SIZE}")
     service = serve(root, Long(None, ("one", "two"), 1))
-    turn_until(service, clock, lambda: service.at_hand is not None)
+    turn_until(service, clock, lambda: service.dispatcher.at_hand is not None)
     drop_job(root, "7-c.yaml", f"name: c\nprompt: c\npriority: 5\n{SIZE}")
     turn_until(service, clock, lambda: sorted(records(root)) == ["c"])
     control.cancel(root, only_named(root, "5-p"))

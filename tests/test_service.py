@@ -17,7 +17,7 @@ from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw, Event, Failed
 from sdbatch.errors import RendererDied
 from sdbatch.job.manifest import Manifest
-from sdbatch.service import service as service_file
+from sdbatch.service import ending
 from sdbatch.service.service import Service
 from sdbatch.service.task import Task, manifest_of
 from sdbatch.spool import inbox
@@ -416,7 +416,7 @@ def test_a_slip_of_our_own_costs_one_job_and_not_the_service(
             raise ZeroDivisionError
         return manifest_of(task, *rest)
 
-    monkeypatch.setattr(service_file, "manifest_of", slip)
+    monkeypatch.setattr(ending, "manifest_of", slip)
     drop_job(root, "1.yaml", "prompt: a\n" + SMALL)
     drop_job(root, "2.yaml", "prompt: b\n" + SMALL)
     service = start()

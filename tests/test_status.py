@@ -128,7 +128,9 @@ def test_status_json_tells_the_queue_in_its_order_and_the_last_failures(
     assert facts["problem_since"] < facts["updated_at"]
     assert [failure["id"][-5:] for failure in facts["failures"]] == ["bad-5", "bad-4", "bad-3", "bad-2", "bad-1"]
     assert "did you mean prompt?" in facts["failures"][0]["reason"]
-    assert [{**f, "failed_at": 0} for f in start().failures] == [{**f, "failed_at": 0} for f in service.failures]
+    assert [{**f, "failed_at": 0} for f in start().ending.failures] == [
+        {**f, "failed_at": 0} for f in service.ending.failures
+    ]
     seen = read_overview(root, clock.wall)
     assert facts.pop("messages")["problem"]["template"] == "the driver is gone"
     assert {**seen, "is_running": None, "failures": None} == {**facts, "is_running": None, "failures": None}

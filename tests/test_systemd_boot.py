@@ -72,6 +72,7 @@ def is_active(machine: Machine) -> bool:
     return machine.show("ActiveState") == "active"
 
 
+@pytest.mark.timeout(900)  # it waits for the watchdog, and on a busy machine for more
 def test_the_installed_service_lives_through_all_of_it(machine: Machine, root: Root) -> None:
     # READY only when the model is loaded, however long that takes.
     machine.run("systemctl", "start", "--no-block", "sdbatch")

@@ -4,6 +4,7 @@ It wants Chromium (Debian's package). With SCREENSHOTS=docs the demo model draws
 are made anew; else grey cards are enough.
 """
 
+import base64
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from harness import FakeClock, drop_job, make_root
+from laid_pictures import WEBUI, lay
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from tests_support import HERE, drain, run_sdbatch
@@ -477,6 +479,74 @@ def test_images_are_chosen_and_something_is_done_with_them(page: Page, site: Sit
     expect(results(page)).to_have_count(3)
 
 
+@pytest.mark.thorough  # likewise
+@pytest.mark.parametrize("look", ["desktop-light"])
+def test_the_form_keeps_what_was_typed_and_an_image_fills_it(
+    page: Page, site: Site, size: str, theme: str, tmp_path: Path
+) -> None:
+    prompt = page.get_by_label("Prompt prompt", exact=True)
+    page.goto("/new")
+    expect(page.locator("#preview")).to_contain_text("Write a prompt.")
+    expect(page.locator(".text-danger-emphasis")).to_have_count(0)
+    prompt.fill("a goose, kept")
+    page.get_by_role("button", name="Random").click()
+    page.get_by_role("button", name="64×128").click()  # noqa: RUF001
+    expect(page.locator("#yaml")).to_contain_text("seed: -1")
+    page.goto("/")
+    page.goto("/new")
+    expect(prompt).to_have_value("a goose, kept")
+    expect(page.locator("#yaml")).to_contain_text("H: 128")
+    drop_image(page, lay(tmp_path / "elsewhere.png", WEBUI).read_bytes())
+    expect(prompt).to_have_value("a cat")
+    page.get_by_role("button", name="Start from this image instead").click()
+    expect(page.locator("#yaml")).to_contain_text("init_img: jobs/inbox/uploads/your-picture.png")
+    check_access(page)
+    page.get_by_role("link", name="Start afresh").click()
+    expect(prompt).to_have_value("")
+
+
+def drop_image(page: Page, data: bytes) -> None:
+    page.evaluate(
+        """data => {
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0)), dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([bytes], "mine.png", {type: "image/png"}));
+            const how = {bubbles: true, cancelable: true, dataTransfer};
+            document.getElementById("job").dispatchEvent(new DragEvent("drop", how));
+        }""",
+        base64.b64encode(data).decode(),
+    )
+
+
+@pytest.mark.thorough  # likewise
+@pytest.mark.parametrize("look", ["desktop-light"])
+def test_the_line_is_put_in_order_by_dragging_and_by_the_keyboard(
+    page: Page, site: Site, size: str, theme: str
+) -> None:
+    page.goto("/")
+    page.get_by_role("button", name="Pause").click()
+    inbox = site.root / "jobs" / "inbox"
+    for name in ("drag-1", "drag-2"):
+        (inbox / f"{name}.yaml").write_text(job("a fox"))
+    (inbox / "drag-3.yaml").write_text("---\n".join(job(f"a hen {number}") for number in range(3)))
+    rows = page.locator("#line > li")
+    expect(rows).to_have_count(3)
+    rows.nth(2).drag_to(rows.nth(0), target_position={"x": 20, "y": 5})
+    expect(rows.nth(0)).to_contain_text("drag-3.yaml")
+    page.locator("summary", has_text="Its jobs").click()
+    with page.expect_event("requestfinished", lambda asked: asked.url.endswith("/queue")):
+        pass
+    expect(page.get_by_text("a hen 2")).to_be_visible()
+    check_access(page)
+    take(page, "line", size, theme)
+    page.get_by_role("button", name="Up: drag-2.yaml").press("Enter")
+    expect(rows.nth(1)).to_contain_text("drag-2.yaml")
+    expect(rows.nth(0)).to_contain_text("drag-3.yaml")
+    for path in inbox.glob("drag-*.yaml"):
+        path.unlink()
+    expect(page.get_by_text("Nothing waits.")).to_be_visible()
+    page.get_by_role("button", name="Go on").click()
+
+
 @ONE_LOOK
 def test_typing_leaves_one_entry_to_go_back_over(page: Page, site: Site, size: str, theme: str) -> None:
     page.goto("/")
@@ -490,11 +560,11 @@ def test_typing_leaves_one_entry_to_go_back_over(page: Page, site: Site, size: s
 
 @pytest.mark.parametrize("look", ["phone-dark"])
 def test_buttons_leave_a_failure_room_on_a_phone(page: Page, site: Site, size: str, theme: str) -> None:
-    """A failed job of a file of several has two buttons: its reason stays readable beside or above them."""
+    """A failed job of a file of several has many buttons: its reason stays readable beside or above them."""
     (site.root / "jobs" / "inbox" / "several.yaml").write_text("promt: a fox\n---\npromt: a cat\n")
     page.goto("/")
     row = page.locator("li", has_text="several.yaml").first
-    expect(row.get_by_role("button")).to_have_count(2)
+    expect(row.get_by_role("button")).to_have_count(3)
     text, whole = row.locator(".text-break").bounding_box(), row.bounding_box()
     assert text is not None
     assert whole is not None

@@ -74,6 +74,7 @@ class _Given(Group):
 def _without_default(info: FieldInfo) -> tuple[Any, FieldInfo]:
     changed = copy(info)
     changed.default = None
+    changed.exclude = None  # no image's text has it, but the root's defaults do
     return info.annotation, changed
 
 
@@ -262,6 +263,7 @@ class Settings(BaseSettings):
     model_cache_bytes: int = Field(0, ge=0)
     safety_checker: str = Field("auto", min_length=1, description="auto, off, or the folder of a safety checker")
     watermark: str = Field("", max_length=64)
+    preview_steps: int = Field(0, ge=0, le=1000)
     batching: Literal["job", "shared", "fixed"] = "job"
     batch_rows: int = Field(32, ge=1, le=1024)
     compile: Literal["off", "auto", "max"] = "off"

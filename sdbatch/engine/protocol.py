@@ -80,6 +80,7 @@ class Draw(Message):
     embeddings: dict[str, Path] = {}  # those that its prompts may name, by name
     start_at: int  # the first picture that is missing
     images: tuple[int, ...] | None = None  # of a part: these, by their numbers in the job, and no grid; `start_at` is 0
+    preview_steps: int = 0  # a rough look at what is sampled after each so many steps; 0: none
     halt: Path  # once this is there, no further batch is begun
     cancel: Path  # once this is there, no further step is made
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 import yaml
@@ -69,6 +70,7 @@ class Picture(Record):
     prompt: str | None = None  # its line of from_file, cut short; without, the job's prompt
     published: str | None = None
     values: dict[str, Any] | None = None  # in a study, of the fields that vary
+    reused: str | None = None  # the image in done/ that it is, if it was not drawn again
 
 
 class Grid(Record):
@@ -123,7 +125,7 @@ class Manifest(Record):
         """The text of the file, with `follow_up` on top."""
         content = self.model_dump(exclude={"first_prompt"})
         for picture in content["pictures"]:
-            for name in ("prompt", "values"):
+            for name in ("prompt", "values", "reused"):
                 if picture[name] is None:
                     del picture[name]
         for name in ("peak_bytes", "more_grids", "defaults", "more_checkpoints"):
@@ -134,9 +136,9 @@ class Manifest(Record):
             head["follow_up"] = self._follow_up()
         if not self.axes:
             del content["axes"], content["cells"]
-            return _HEADER + dump(head | content)
+            return _HEADER + dump_fields(head | content)
         listed = content.pop("pictures")
-        return _HEADER + dump(head | content) + _as_lines(listed)
+        return _HEADER + dump_fields(head | content) + _as_lines(listed)
 
     def _follow_up(self) -> dict[str, Any]:
         first = self.pictures[0]
@@ -259,6 +261,29 @@ def _picked(pictures: list[Picture], wanted: object, folder: str) -> Picture | N
         "follow_up.init_img: the job has images 0 to {last}; give a number, or a name such as samples/00000.png",
         len(pictures) - 1,
     )
+
+
+def dump_fields(content: Mapping[str, Any]) -> str:
+    """The same text as `dump` gives; most of a job's fields are as in the last one, and were dumped then."""
+    names = [*content]
+    at = names.index("job")
+    before, behind = ({name: content[name] for name in some} for some in (names[:at], names[at + 1 :]))
+    job = "".join(_dump_inner(name, value) for name, value in content["job"].items())
+    return f"{dump(before)}job:\n{job}{dump(behind)}"
+
+
+def _dump_inner(name: str, value: object) -> str:
+    is_plain = isinstance(value, str | int | float | bool | None)
+    return _remembered(name, value) if is_plain else _inner(name, value)
+
+
+def _inner(name: str, value: object) -> str:
+    return dump({"": {name: value}}).partition("\n")[2]
+
+
+@lru_cache(maxsize=500, typed=True)  # 1 is not true, though it is equal
+def _remembered(name: str, value: object) -> str:
+    return _inner(name, value)
 
 
 def dump(content: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from sdbatch.engine import protocol
 from sdbatch.engine.protocol import Draw
 from sdbatch.errors import JobError
 from sdbatch.job.parameters import Batch
+from sdbatch.renderer import preview
 from sdbatch.renderer.device.memory import peak_bytes
 from sdbatch.renderer.draw import OnStep, predict, samplings
 from sdbatch.renderer.drawing import Drawing, Init
@@ -20,6 +21,7 @@ from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.sampling.guidance import Asking
 from sdbatch.renderer.sampling.pace import Pace
 from sdbatch.renderer.sampling.packing import Packing
+from sdbatch.renderer.sampling.sampler import Sampling
 
 HAND_OVER_SECONDS = 0.3  # what it takes a service to hand over the next job, its attempt written and synced first
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -86,10 +88,17 @@ def _samplings(
         task, learned = drawing.task.of_cell(number), drawing.learned.get(number)
         start = cells.starts[number]
         told = partial(_tell_of_cell, on_step, number, start)
-        asked = task.job, task.lines, init_of(task), drawing.wanted(number), told, fallback, learned
+        asked = task.job, task.lines, init_of(task), drawing.wanted(number), told, fallback, learned, _watch(drawing)
         for batch, asking in samplings(drawing.model, *asked):
             fallback.first = start + batch.first
             yield batch.of_cell(number, start), asking
+
+
+def _watch(drawing: Drawing) -> Callable[[Sampling], Sampling]:
+    task, alphas = drawing.task, drawing.model.alphas
+    if not task.preview_steps:
+        return lambda sampling: sampling
+    return partial(preview.watched, alphas=alphas, every=task.preview_steps, show=partial(preview.write, task.folder))
 
 
 def _tell_of_cell(on_step: OnStep, cell: int, start: int, batch: Batch, step: int, steps: int) -> None:

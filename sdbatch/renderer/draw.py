@@ -27,7 +27,7 @@ from sdbatch.renderer.pictures.decoding import decode
 from sdbatch.renderer.samplers import SAMPLERS
 from sdbatch.renderer.sampling.guidance import Asking, Led, Part, Rows, guided
 from sdbatch.renderer.sampling.noise import JobNoise, NoiseSource, PictureNoise
-from sdbatch.renderer.sampling.sampler import Course, Noise, Wish, run
+from sdbatch.renderer.sampling.sampler import Course, Noise, Sampling, Wish, run
 
 OnStep = Callable[[Batch, int, int], None]  # batch, steps done, steps in all
 
@@ -61,7 +61,7 @@ def draw(
 
 
 @torch.inference_mode()
-def samplings(
+def samplings(  # noqa: PLR0913, PLR0917 - each is a part of what is drawn
     model: Model,
     job: AnyJob,
     lines: Sequence[str] | None,
@@ -70,6 +70,7 @@ def samplings(
     on_step: OnStep,
     fallback: MemoryFallback,
     learned: Learned | None = None,
+    watch: Callable[[Sampling], Sampling] = lambda sampling: sampling,
 ) -> Iterator[tuple[Batch, Asking]]:
     """A job's batches, as far as images of them are wanted, each with what asks for its latents.
 
@@ -84,6 +85,7 @@ def samplings(
         on_step: called after each evaluation of the UNet.
         fallback: what the job does when memory runs out, and who is told.
         learned: the embeddings that the prompts name.
+        watch: stands around each sampling, and changes no number of it.
 
     Raises:
         OutOfMemory: memory is not sufficient in any way.
@@ -112,7 +114,7 @@ def samplings(
             x = start.latents(len(batch.prompts), noise)
             told = partial(_tell, on_step, batch, count(1), evaluations)
             led = _led(model, job, batch, fallback, learned or {})
-            yield batch, guided(course.sample(x, noise), led, job.scale, told)
+            yield batch, guided(watch(course.sample(x, noise)), led, job.scale, told)
         if source.goes_on:
             start.skip(source.of_batch(batch.first, shape, course.brownian))
 

@@ -67,8 +67,7 @@ def run(root: Root, settings: Settings, *, drain: bool) -> int:
         service.hooks.finish()
         service.index_writer.finish()
         if lock.is_held:
-            now = system_clock()
-            service.status.tell(now.mono, now.wall, at_once=True, state="stopped", jobs=[], job=None)
+            service.tell_end()
         lock.release()
 
 
@@ -139,7 +138,7 @@ def _loop(service: Service, clock: Clock, *, drain: bool) -> int:
         try:
             if not recovered:
                 for _ in range(service.spool.recover()):
-                    service.failed += 1
+                    service.ending.failed += 1
                     service.totals.count_job("failed", "unrecoverable")
                 recovered = True
             worked = service.turn(clock)

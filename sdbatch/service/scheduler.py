@@ -8,10 +8,10 @@ from itertools import islice
 
 from sdbatch.job import reader
 from sdbatch.messages import Message
+from sdbatch.service.queue.repeats import Repeats
+from sdbatch.service.queue.unmovable import IN_A_ROW, Unmovable
 from sdbatch.service.readiness import FREE_SOME, Readiness
-from sdbatch.service.repeats import Repeats
 from sdbatch.service.run import Run
-from sdbatch.service.unmovable import IN_A_ROW, Unmovable
 from sdbatch.spool import status_reader
 from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Arrival, Inbox, Signature, signature_of

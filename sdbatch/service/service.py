@@ -7,9 +7,7 @@
 service remembers between turns is only a convenience: the folders contain everything, and spool.py recovers it there.
 """
 
-from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from sdbatch.config import sources
@@ -23,30 +21,28 @@ from sdbatch.errors import (
     RendererDied,
     RootBusy,
     TemporarilyUnavailable,
-    printable,
 )
-from sdbatch.messages import Message, packed_within
+from sdbatch.messages import Message
+from sdbatch.service.dispatcher import Dispatcher
+from sdbatch.service.ending import Ending
 from sdbatch.service.hooks import Hooks
 from sdbatch.service.index_writer import IndexWriter
 from sdbatch.service.job_loader import JobLoader
 from sdbatch.service.outlook import Outlook
+from sdbatch.service.queue.repeats import Repeats
 from sdbatch.service.readiness import Readiness
 from sdbatch.service.rendering import Rendering
-from sdbatch.service.repeats import Repeats
 from sdbatch.service.run import Run, Stage, Steps, Stopped
 from sdbatch.service.scheduler import Scheduler
-from sdbatch.service.task import Drawing, Task, manifest_of
-from sdbatch.spool import attempts, handover, retention, status_reader
+from sdbatch.spool import retention, status_reader
 from sdbatch.spool.claim import Claim
 from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.inputs import InputsPending, InputStager
 from sdbatch.spool.late_writes import LateWrites
-from sdbatch.spool.publish import Names, Publisher
-from sdbatch.spool.spool import HALT, MANIFEST, Spool, written_on
+from sdbatch.spool.spool import HALT, Spool
 from sdbatch.storage import files
 from sdbatch.storage.lock import RootLock
 from sdbatch.storage.root import Root
-from sdbatch.study import overview
 from sdbatch.telemetry import log, systemd
 from sdbatch.telemetry.clock import Clock, Now, system_clock
 from sdbatch.telemetry.status_file import StatusFile
@@ -68,28 +64,37 @@ class Service:
         self.inbox = Inbox(root.inbox, settings.settle_seconds, settings.rescan_seconds)
         inputs = InputStager(root, self.inbox, settings.limits.input_bytes, settings.input_wait_seconds)
         self.job_loader = JobLoader(root, self.spool, inputs, settings.limits)
-        self.publisher = Publisher()
         self.readiness = Readiness(root, self.seats, settings)
         self.hooks = Hooks(settings.hooks.commands(), settings.hooks.timeout_seconds)
         self.index_writer = IndexWriter(root)
         self.outlook = Outlook(root)
         self.late_writes = LateWrites(root, self.spool, self.inbox)
         self.runs: dict[str, Run] = {}  # jobs in flight by their ids, the oldest first
-        self.at_hand: Run | None = None  # the next, parsed; a convenience: to the folders it is claimed, no more
         self.scheduler = Scheduler(self.spool, self.inbox, self.readiness, begun=self.runs)
+        self.dispatcher = Dispatcher(self.runs, self.scheduler, self.readiness, self._start, self._advance)
         self.totals = Totals.read(status_reader.read_status(root).get("totals"))
         self.rendering = Rendering(self.spool, self.scheduler, self.readiness, self.outlook, self.totals)
+        deciding = (self.scheduler, self.readiness, self.job_loader)
+        self.ending = Ending(self.spool, self.inbox, *deciding, self.totals, self.index_writer, self.hooks)
         self.status = StatusFile(root.status)
         self.status.facts["configuration"] = ""  # why it was refused when it was last read again
         self.manager = systemd.Manager()
-        self.failures = deque(status_reader.failures(root), status_reader.FAILURES)  # newest first
         self.log = log.get()
-        self.done = self.failed = 0
         self._told_idle = (0, 0)
         self._tidy_at = float("-inf")
         self._is_busy = False  # something got on in this turn
         self.stop_requested = self.reload_requested = False  # set by signal handlers, which do nothing else
         self._use(settings)
+
+    @property
+    def done(self) -> int:
+        """How many jobs ended well since the start."""
+        return self.ending.done
+
+    @property
+    def failed(self) -> int:
+        """How many jobs failed since the start."""
+        return self.ending.failed
 
     def use(self, engine: Engine) -> None:
         """Use another engine from now on."""
@@ -103,7 +108,7 @@ class Service:
             OSError: the disk failed or is full; the job stays claimed, and the attempt is not counted.
             RootBusy: another service uses this root, and has the jobs now.
         """
-        self.clock = self.rendering.clock = clock
+        self.clock = self.rendering.clock = self.dispatcher.clock = clock
         trouble = self._begin_what_can()
         is_drawn = any(run.stage is Stage.DRAWN for run in self.runs.values())
         self._hear(PATIENCE_SECONDS if self.runs and not is_drawn else 0)
@@ -138,8 +143,14 @@ class Service:
         yield Stage.DRAWN  # its seat gets its next job first
         yield from self.rendering.until_seen(run.claim, drawing.to_publish(task.job))
         self.spool.raise_if_cancelled(run.claim)
-        names = self._publish(task, drawing)
-        self._record(task, drawing, names, self.clock())
+        self.hold()
+        names = self.ending.publish(task, drawing)
+        self.ending.record(task, drawing, names, self.clock())
+
+    def _start(self, claim: Claim) -> Run:
+        run = Run(claim)
+        run.steps = self._job(run)
+        return run
 
     def _advance(self, run: Run, event: Heard | Exception | None = None) -> None:
         """Continue a job until it waits for something. An error in it concerns this job alone."""
@@ -166,13 +177,13 @@ class Service:
             case JobError() if self._may_still_be_drawn(error, claim):
                 self.scheduler.defer(claim, self.clock().mono, error.message)
             case JobError():
-                self._fail(claim, error.message, self.clock(), _cause(error, run))
+                self.ending.fail(claim, error.message, self.clock(), _cause(error, run))
             case RendererDied():
-                self._retry(run, error.message, self.clock())
-                self._put_back()  # it may come before that, or be what that waits for
+                self.ending.retry(run, error.message, self.clock())
+                self.dispatcher.put_back()  # it may come before that, or be what that waits for
             case Stopped():
                 self.scheduler.refund_attempt(claim, run.attempts)
-                self._put_back()
+                self.dispatcher.put_back()
             case TemporarilyUnavailable():
                 self.scheduler.defer(claim, self.clock().mono, error.message)
             case OSError():
@@ -180,7 +191,7 @@ class Service:
             case _:  # a slip of ours must not cost the jobs behind this one
                 self.log.error("an error inside sdbatch", job_id=claim.id, attempt=claim.attempts, exc_info=error)
                 told = Message("an error inside sdbatch ({name}); see its log", type(error).__name__)
-                self._fail(claim, told, self.clock(), "internal")
+                self.ending.fail(claim, told, self.clock(), "internal")
 
     def _may_still_be_drawn(self, error: JobError, claim: Claim) -> bool:
         """Whether a job before this one, which waits for a disk or a file, may draw what this one lacks."""
@@ -190,7 +201,7 @@ class Service:
     def _let_go(self, run: Run) -> None:
         """Take a job out of flight. A renderer that still works on it is stopped; its other jobs continue later."""
         self.runs.pop(run.id, None)
-        self.at_hand = None if self.at_hand is run else self.at_hand
+        self.dispatcher.forget(run)
         for part in run.parts.values():
             if part.id in part.seat.jobs:
                 self._end_renderer(part.seat)
@@ -204,7 +215,7 @@ class Service:
 
     def drop_all(self) -> None:
         """Stop all jobs that are being generated; they continue after the next start."""
-        self._put_back()
+        self.dispatcher.put_back()
         for run in [*self.runs.values()]:
             if run.stage is not Stage.DRAWN:
                 self._advance(run, Stopped())
@@ -213,7 +224,7 @@ class Service:
         """Give the seats their jobs. A disk error must not keep from listening to those that draw."""
         try:
             self._look_after(self.clock())
-            self._fill()
+            self.dispatcher.fill()
         except OSError as error:
             return error
         return None
@@ -230,102 +241,6 @@ class Service:
         if unheld and not self.readiness.is_held:  # else folders are away, which is told
             raise unheld
 
-    def _fill(self) -> None:
-        """Give each free seat the job whose turn it is, and prepare one more for the next free seat.
-
-        A job in flight that no seat draws now goes first. Further seats help it only if no other job can begin.
-        """
-        self._put_aside()
-        while self.seats.free() and (run := self._idle_in_flight() or self._next() or self._to_help()):
-            if (seat := self._seat_for(run)) is None:
-                break
-            if self._may_fare_better(run, seat):
-                self._put_back()
-                self.scheduler.defer(run.claim, self.clock().mono)
-                continue
-            self._prepare(run)
-            if run is self.at_hand:
-                self.at_hand, self.runs[run.id] = None, run
-            elif run.id not in self.runs:
-                continue
-            run.seat = seat
-            self._advance(run)
-        if not self.readiness.is_ready or (self.runs and self.seats.ahead):
-            run = self._next()
-            if run is not None and self._may_run_beside_others(run):
-                self._prepare(run)
-
-    def _put_aside(self) -> None:
-        """Stop what waits for a seat while nothing can be drawn; it continues later."""
-        for run in [*self.runs.values()]:
-            if run.wants_seat and not run.parts and not self.readiness.is_ready:
-                self._advance(run, Stopped())
-
-    def _idle_in_flight(self) -> Run | None:
-        """The first job in flight that has something for a seat to do, and none that does it."""
-        return next((run for run in self.runs.values() if run.is_idle), None)
-
-    def _to_help(self) -> Run | None:
-        """The first job in flight that one more seat could help."""
-        able = (run for run in self.runs.values() if run.wants_seat and not run.suspects)
-        return next((run for run in able if self._seat_for(run)), None)
-
-    def _prepare(self, run: Run) -> None:
-        """Count the attempt early: a sync takes long, and the next free seat need not wait for it."""
-        if run.stage is Stage.PARSED:
-            self._advance(run)
-
-    def _put_back(self) -> None:
-        """Forget the prepared job: the next one is chosen again when it is needed."""
-        if self.at_hand is not None and self.at_hand.stage is Stage.AT_HAND:
-            self._advance(self.at_hand, Stopped())
-        self.at_hand = None
-
-    def _next(self) -> Run | None:
-        """The job whose turn it is, parsed; None if no job can start now."""
-        is_ready, now = self.readiness.is_ready, self.clock()
-        if self.at_hand is not None and (not is_ready or self.scheduler.is_outranked(self.at_hand.claim)):
-            self._put_back()
-        while True:
-            if self.at_hand is None:
-                if (claim := self.scheduler.next_claim(now.mono, now.wall)) is None:
-                    return None
-                self.at_hand = run = Run(claim)
-                run.steps = self._job(run)
-            run = self.at_hand
-            if run.stage in (None, Stage.BEHIND):
-                self._advance(run)
-            if run.stage in (Stage.PARSED, Stage.AT_HAND) and is_ready:
-                return run
-            if self.at_hand is run or not self.scheduler.lets_pass(run.claim):
-                return None  # it waits for those before it; or it failed, and the loop has its turn
-
-    def _seat_for(self, run: Run) -> Seat | None:
-        """A free seat for the job, preferably one with its model; None while the job must wait for others."""
-        if self.runs.keys() - {run.id} and not self._may_run_beside_others(run):
-            return None
-        free = [seat for seat in self.seats.free() if self._suits(seat, run)]
-        return min(free, key=lambda s: (run.claim.id in s.victims, s.model != run.model, bool(s.model)), default=None)
-
-    def _may_run_beside_others(self, run: Run) -> bool:
-        """Whether no job in flight, nor this one, needs the machine for itself."""
-        need_it = (other.claim.alone == "machine" for other in (run, *self.runs.values()))
-        return self.settings.order != "strict" and not any(need_it)
-
-    def _suits(self, seat: Seat, run: Run) -> bool:
-        """Whether a job may share the seat: same weights, and none that must be alone."""
-        beside = [(self.runs[job_of(job_id)], is_sampled) for job_id, is_sampled in seat.jobs.items()]
-        if any(is_sampled and (other is run or other.weights != run.weights) for other, is_sampled in beside):
-            return False
-        others = {other for other, _ in beside} - {run}
-        return not others or not any(other.claim.alone for other in (run, *others))
-
-    def _may_fare_better(self, run: Run, seat: Seat) -> bool:
-        """Whether a job's last attempt would be where it crashed, and it did not on another seat, which is busy."""
-        is_last = run.id not in self.runs and run.attempts >= self.settings.max_attempts - 1
-        others = (other.is_ready and run.id not in other.victims for other in self.seats)
-        return is_last and run.id in seat.victims and any(others)
-
     def _heed(self, event: Heard) -> None:
         """Handle one event of the engine, and do all other work."""
         self._why_not_held()  # a share's hiccup stops no drawing, but another service does
@@ -337,8 +252,8 @@ class Service:
             self._advance(run, event)
         if isinstance(event, Tick):
             self._heed_silence(now.mono)
-        if self.at_hand is not None or any(run.wants_seat for run in self.runs.values()):
-            self._fill()
+        if self.dispatcher.at_hand is not None or any(run.wants_seat for run in self.runs.values()):
+            self.dispatcher.fill()
         self.inbox.scan(now.mono, lambda: self.clock().mono, is_busy=True)
         self._tell(now, state="drawing")
         self._reload_if_asked()
@@ -375,7 +290,7 @@ class Service:
         """If a file is the cause, its job fails; if the disk or a missing folder is the cause, no job fails."""
         claim = run.claim
         if not files.is_disk_trouble(error) and self.spool.folder(claim).is_dir():
-            self._fail(claim, _of_file(error), self.clock(), "file")
+            self.ending.fail(claim, _of_file(error), self.clock(), "file")
         else:
             self.scheduler.defer(claim)
             self.scheduler.refund_attempt(claim, run.attempts)
@@ -481,120 +396,14 @@ class Service:
             return Message("waiting for files")
         return Message("waiting for the inbox") if self.inbox.is_away else "idle"
 
-    def _publish(self, task: Task, drawing: Drawing) -> Names:
-        """Publish the images in the output folder, under names that were written down first."""
-        claim, folder = task.claim, self.spool.folder(task.claim)
-        self.hold()
-        attempts.settle(folder, claim.attempt, with_samples=not task.job.skip_save)
-        staged = drawing.to_publish(task.job)
-        self.root.require_output_folder(task.outdir, task.job.outdir)
-        is_named = claim.outputs is not None and set(claim.outputs) == set(staged)
-        stems = task.stems
-        names = claim.outputs if is_named else self.publisher.choose_names(task.outdir, staged, stems)
-        other = claim.other | _packed(drawing.notes(task))
-        if (names, other) != (claim.outputs, claim.other):
-            self.spool.note(claim, outputs=names, other=other)
-        assert claim.outputs is not None, "just chosen"
-        return self.publisher.publish(
-            folder,
-            task.outdir,
-            claim.outputs,
-            write_down=lambda chosen: self.spool.note(claim, outputs=chosen),
-            parameters=task.job.model_dump(),
-            stems=stems,
-        )
-
-    def _record(self, task: Task, drawing: Drawing, names: Names, now: Now) -> None:
-        """Write the manifest, and move the job to done/."""
-        notes = [*drawing.notes(task), *(changed := self._what_changed(task))]
-        if changed:
-            self.spool.note(task.claim, other=task.claim.other | _packed(notes))
-        manifest = manifest_of(task, drawing, names, self.root, now.wall, notes)
-        folder = self.spool.folder(task.claim)
-        if manifest.axes:
-            files.write_atomically(folder / overview.TABLE, overview.csv_table(manifest).encode())
-            files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
-        files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
-        self.spool.finish(task.claim)
-        self.done += 1
-        self.totals.count_job("done")
-        self.index_writer.tell(self.root.done / task.claim.id)
-        self._log(task.claim).info("done", pictures=task.total, **manifest.timings)
-        self.hooks.tell("on_done", **about(task.claim, self.root.done), pictures=sorted(names.values()))
-
-    def _what_changed(self, task: Task) -> list[str]:
-        """Notes on changes of the job's file since its claim; done/ has the file that was used."""
-        claim = task.claim
-        notes: list[str] = []
-        if later := self.spool.release(claim):
-            self.inbox.expect()
-            notes.append(written_on(printable(later)))
-        if handover.restore(self.spool.folder(claim) / claim.file, task.source):
-            notes.append(Message("the job file was changed while the job ran; the change was kept, but not used"))
-        for note in notes:
-            self._log(claim).warning(note)
-        return notes
-
-    def _fail(self, claim: Claim, text: str, now: Now, cause: Reason | None) -> None:
-        """Move a job to failed/; without a `cause` it was cancelled."""
-        self.scheduler.forget(claim)
-        self.job_loader.forget(claim)
-        folder = self.spool.folder(claim)
-        try:
-            if later := self.spool.fail(claim, text):
-                self.inbox.expect()
-                self._log(claim).warning(written_on(printable(later)))
-        except OSError as error:
-            if files.is_disk_trouble(error) or not folder.is_dir():
-                self.scheduler.defer(claim)
-                raise
-            why = Message(
-                "{id} can't be moved to jobs/failed/: {problem}; let the service's group write in it",
-                claim.id,
-                error.strerror,
-            )
-            self.scheduler.defer(claim, now.mono, why)
-            return
-        finally:  # a disk that would not sync the move has moved it all the same
-            if (self.root.failed / claim.id).exists():
-                self.failed += cause is not None
-                self.totals.count_job("failed" if cause else "cancelled", cause)
-        self.index_writer.tell(self.root.failed / claim.id)
-        if cause is None:
-            self._log(claim).info("cancelled")
-            return
-        self._log(claim).warning("failed", reason=text)
-        when = now.wall.isoformat(timespec="seconds")
-        reason = printable(text[: status_reader.REASON_BYTES])
-        self.failures.appendleft({"id": claim.id, "reason": reason, "failed_at": when})
-        self._tell(now)
-        self.hooks.tell("on_failed", **about(claim, self.root.failed), reason=text)
-
-    def _retry(self, run: Run, text: str, now: Now) -> None:
-        """The renderer died: the job stays claimed for another attempt, up to the limit."""
-        claim = run.claim
-        if run.seat is not None and run.drawing is not None and not run.died_in_company:
-            self.seats.count_death(run.seat, claim.id)
-        if run.died_in_company:
-            self._log(claim).warning("renderer died, with several jobs: each is drawn alone next", reason=text)
-            self.scheduler.refund_attempt(claim, run.attempts, alone="renderer")
-        elif claim.attempts >= self.settings.max_attempts and (
-            len(attempts.staged(self.spool.folder(claim))) <= claim.staged
-        ):
-            told = Message(
-                "the renderer crashed in each of {attempts} attempts at this job.\n{details}", claim.attempts, text
-            )
-            self._fail(claim, told, now, "memory" if "out of memory" in text else "crashed")
-            self.readiness.count_failure(told)
-        else:
-            self._log(claim).warning("renderer died", reason=text)
-            self.scheduler.refund_attempt(claim, claim.attempts)
-
-    def _log(self, claim: Claim) -> log.Log:
-        """A logger for one job; its lines also go into the job's folder."""
-        return self.log.bind(job_id=claim.id, attempt=claim.attempts)
+    def tell_end(self) -> None:
+        """Report that the service stops."""
+        self._tell(self.clock(), at_once=True, state="stopped", jobs=[], job=None)
 
     def _tell(self, now: Now, **facts: Any) -> None:
+        self.manager.hear(facts.get("state", "starting"))
+        if not facts.get("at_once") and not self.status.is_due(now.mono):
+            return  # nobody would see it, and with a thousand seats it would cost more than all else
         told: dict[str, Any] = {"problem": self.problem, "inbox": self.inbox.condition, "queue": self._queue}
         told |= {
             "passed_over": self.scheduler.passed_over,
@@ -602,20 +411,17 @@ class Service:
             "no_jobs": self.inbox.no_jobs,
             "unmovable": self.scheduler.unmovable.shown,
             "unmovable_count": len(self.scheduler.unmovable.why),
-            "failures": [*self.failures],
+            "failures": [*self.ending.failures],
             "totals": self.totals.told,
         }
-        if facts.get("at_once") or self.status.is_due(now.mono):
-            # With a thousand seats it would cost more than all else.
-            jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
-            told |= {
-                "pace": self.outlook.pace.rate,
-                "jobs": jobs,
-                "job": jobs[0] if jobs else None,
-                "seats": [seat.told() for seat in self.seats],
-            }
+        jobs = [run.progress(now.mono) for run in self.runs.values() if run.drawing]
+        told |= {
+            "pace": self.outlook.pace.rate,
+            "jobs": jobs,
+            "job": jobs[0] if jobs else None,
+            "seats": [seat.told() for seat in self.seats],
+        }
         self.status.tell(now.mono, now.wall, **(told | {"done": self.done, "failed": self.failed} | facts))
-        self.manager.hear(facts.get("state", "starting"))
 
     def _queue(self) -> status_reader.Facts:
         ids = status_reader.claimed(self.root, self.runs)
@@ -644,19 +450,9 @@ def _cause(error: JobError, run: Run) -> Reason | None:
     return "missing_file" if is_missing else "invalid"
 
 
-def _packed(notes: list[str]) -> dict[str, Any]:
-    """What claim.json says of a job's notes."""
-    return {"notes": packed_within(notes)} if notes else {}
-
-
 def _of_file(error: OSError) -> str:
     """Why a file that a job needs can't be used, and what to do."""
     remedy = Message("\nLet the service's group read it (chmod g+r), then: sdbatch retry") * isinstance(
         error, PermissionError
     )
     return f"{error.strerror}: {error.filename}{remedy}"
-
-
-def about(claim: Claim, place: Path) -> dict[str, Any]:
-    """The JSON for a hook about a job that ended in `place`."""
-    return {"job": claim.id, "source": claim.source, "folder": str(place / claim.id), "attempts": claim.attempts}

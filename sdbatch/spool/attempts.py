@@ -10,6 +10,8 @@ finished goes over to the next attempt by renames, so no picture is drawn twice.
 """
 
 import json
+import os
+import re
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,6 +25,7 @@ from sdbatch.storage.root import SAMPLES
 ATTEMPT = "attempt-"
 NOTES = "notes.json"  # what a renderer said of the pictures
 MOST_NOTES = 1 << 20  # bytes
+_GRID = re.compile(r"grid-.*\.png")
 
 
 def begin(folder: Path) -> Path:
@@ -103,12 +106,6 @@ def drop(folder: Path) -> None:
         files.remove_tree(drawn)
 
 
-def count_staged(folder: Path) -> int:
-    """How many samples of a job lie there without a gap from the first on."""
-    names = staged(folder)
-    return next(i for i in range(len(names) + 1) if f"{i:05}.png" not in names)
-
-
 def staged(folder: Path) -> dict[str, Path]:
     """The samples of a job that are complete, by their names; any may be moved at any time."""
     return {path.name: path for place in (folder, *_attempts(folder)) for path in _samples(place)}
@@ -119,16 +116,32 @@ def numbers(staging: Path) -> set[int]:
     return {int(path.stem) for path in _samples(staging) if path.stem.isdecimal()}
 
 
+def count(staging: Path) -> int:
+    """How many samples lie in an attempt's folder without a gap from the first on."""
+    there = numbers(staging)
+    return next(number for number in range(len(there) + 1) if number not in there)
+
+
 def _attempts(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{ATTEMPT}*") if path.is_dir() and not path.is_symlink())
+    found = (folder / name for name in sorted(_names(folder)) if name.startswith(ATTEMPT))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def _samples(place: Path) -> list[Path]:
-    return [path for path in (place / SAMPLES).glob("*.png") if not path.name.startswith(files.BUSY_PREFIX)]
+    names = [name for name in _names(place / SAMPLES) if name.endswith(".png")]
+    return [place / SAMPLES / name for name in names if not name.startswith(files.BUSY_PREFIX)]
+
+
+def _names(place: Path) -> list[str]:
+    """What is in a folder, or nothing, if it can't be looked into; `glob` would take ten times as long."""
+    try:
+        return os.listdir(place)  # noqa: PTH208 - of a thousand names no Path is needed
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
 
 
 def _move_grids_and_notes(source: Path, target: Path) -> None:
-    for path in (*source.glob("grid-*.png"), *source.glob(NOTES)):
+    for path in (source / name for name in _names(source) if name == NOTES or _GRID.fullmatch(name)):
         if path.name == NOTES and (target / NOTES).exists():
             notes = [_notes_in(target / NOTES), _notes_in(path)]
             files.write_whole(path, json.dumps([*chain(*notes)], indent=1).encode())

@@ -91,6 +91,15 @@ def _size(job: str) -> str:
     return found.size if found else ""
 
 
+def _preview(job: str) -> tuple[str, int] | None:
+    """A rough look at what is sampled, and its time; None where `preview_steps` is 0."""
+    found: list[tuple[int, str]] = []
+    for path in () if "/" in job else (site().root.running / job).glob(f"{attempts.ATTEMPT}*/preview.png"):
+        with suppress(OSError):
+            found.append((path.stat().st_mtime_ns, site().root.show(path)))
+    return (max(found)[1], max(found)[0]) if found else None
+
+
 def _is_stopping(job: str) -> bool:
     return "/" not in job and (site().root.running / job / CANCEL).exists()
 
@@ -151,6 +160,7 @@ def _facts() -> dict[str, object]:
         "rows": _rows(facts["queue"]["next"]),
         "sizes": {str(job["id"]): _size(str(job["id"])) for job in facts["jobs"]},
         "stopping": {str(job["id"]) for job in facts["jobs"] if _is_stopping(str(job["id"]))},
+        "previews": {str(job["id"]): _preview(str(job["id"])) for job in facts["jobs"]},
         "drawn": {str(job["id"]): _drawn(str(job["id"])) for job in facts["jobs"]},
         "model_of": status_reader.model_of,
         "node_lines": nodes.lines(facts["seats"]),

@@ -67,6 +67,8 @@ def _place(root: Root, path: str) -> tuple[Path, str]:
             part.startswith(ATTEMPT) for part in attempt
         ):
             return getattr(root, place), "/".join(parts[2:])
+        case ["jobs", "running", _, attempt, "preview.png"] if attempt.startswith(ATTEMPT):
+            return root.running, "/".join(parts[2:])
         case ["jobs", "failed", _, "inputs", name] if name.startswith("init_img.") and _is_picture(name):
             return root.failed, "/".join(parts[2:])
     raise FileNotFoundError(path)

@@ -1,0 +1,1 @@
+"""Files of the inbox that must wait, or need not be drawn again."""
