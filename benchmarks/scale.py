@@ -129,9 +129,7 @@ class Desk:
 
     def claim(self, path: Path, wall: datetime, priority: int) -> Claim:
         """The next one."""
-        claim = Claim(id=path.stem, file=path.name, source=path.name, claimed_at=str(wall), priority=priority)
-        self.back[claim.id] = claim
-        return claim
+        return Claim(id=path.stem, file=path.name, source=path.name, claimed_at=str(wall), priority=priority)
 
 
 class Cluster:
@@ -251,15 +249,15 @@ def day(seats: int, jobs: int, job_ms: float, job_seconds: float) -> None:
                 if (claim := scheduler.next_claim(cluster.now, wall)) is None:
                     break
                 begun[claim.id] = claim
+                desk.back.pop(claim.id, None)
                 real.draw(seat, Order(claim.id), ())  # type: ignore[arg-type]
                 cluster.now += claim_seconds
             for heard in real.wait(0):
                 if isinstance(heard, Finished) and begun.pop(heard.job_id, None):
-                    del desk.back[heard.job_id]
                     done += 1
                     cluster.now += end_seconds + EVENTS_A_SECOND * EVENT_SECONDS * heard.seconds
                 elif isinstance(heard, Died | Dropped):
-                    begun.pop(heard.job_id, None)
+                    desk.back[heard.job_id] = begun.pop(heard.job_id)
                     cluster.fails["attempt"] += 1
             worked += cluster.now - began
             if cluster.now == began:  # nothing to do until something happens
@@ -306,7 +304,7 @@ def main() -> None:
         "jobs a second",
         "of",
         "seats busy",
-        "supervisor busy",
+        "service busy",
         "failed",
     ]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)

@@ -299,3 +299,39 @@ def test_one_image_of_a_study_is_restored_and_drawn_again_alone(root: Root, star
     (again,) = reader.parse(restore.rerun(root, whole).encode(), "a.yaml")
     assert len(again.template.cells()) == 6
     assert "matrix" in restore.restore(root, whole).text
+
+
+def test_images_are_named_after_fields_and_never_take_a_name_that_is_there(
+    root: Root, clock: FakeClock, start: Start
+) -> None:
+    drop_job(root, "study.yaml", STUDY + 'file_names: "{seed}-{scale}"\n')
+    taken = root.outputs / "txt2img-samples/samples/2-7.5.png"
+    taken.parent.mkdir(parents=True)
+    taken.write_bytes(b"mine")
+    drain(start(), clock)
+    names = sorted(path.name for path in taken.parent.iterdir())
+    assert names == ["1-5.png", "1-7.5.png", "2-5.png", "2-7.5-00.png", "2-7.5.png", "3-5.png", "3-7.5.png"]
+    assert taken.read_bytes() == b"mine"
+    assert read_record(done(root) / "manifest.yaml")["job"]["file_names"] == "{seed}-{scale}"
+
+
+def test_names_that_are_the_same_or_can_be_no_file_are_made_so(root: Root, clock: FakeClock, start: Start) -> None:
+    text = (
+        f"{SMALL}matrix:\n  prompt: ['../../etc/passwd', 'a/b', 一辆卡车]\n  seed: [1, 2]\nfile_names: '{{prompt}}'\n"
+    )
+    drop_job(root, "study.yaml", text)
+    drain(start(), clock)
+    names = sorted(path.name for path in root.outputs.rglob("*.png") if path.parent.name == "samples")
+    assert names == [
+        "a-b-00.png",
+        "a-b-01.png",
+        "etc-passwd-00.png",
+        "etc-passwd-01.png",
+        "一辆卡车-00.png",
+        "一辆卡车-01.png",
+    ]
+
+
+@pytest.mark.parametrize("names", ["{sed}", "{", "{seed:>9}", "{seed.real}", "{}"])
+def test_file_names_have_names_of_fields_alone_in_their_braces(names: str) -> None:
+    assert "in braces stands the name of a field, or index" in problem_of(f"prompt: a\nfile_names: '{names}'\n")

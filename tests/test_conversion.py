@@ -349,3 +349,25 @@ def test_what_the_disk_gives_back_changed_gets_no_name(
     with pytest.raises(OSError, match=r"returned other data|can't be read back"):
         write_weights(tmp_path / "m", {"a": torch.ones(3)}, {"a": torch.float32}, {})
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_copy_on_the_machines_own_disk_is_made_once_and_mapped_from_then_on(
+    conversions: Conversions, tmp_path: Path
+) -> None:
+    place = conversions.folder / ("0" * 64) / "abc-float32.safetensors"
+    place.parent.mkdir(parents=True)
+    save_file({"a": torch.arange(6.0)}, place)
+    own = tmp_path / "own"
+    near = Conversions(conversions.folder, conversions.checksums, conversions.most_bytes, own)
+    first = near.find(place)
+    assert first is not None
+    assert first["a"].tolist() == [0, 1, 2, 3, 4, 5]
+    (copy,) = own.rglob("*.safetensors")
+    assert copy.relative_to(own) == place.relative_to(conversions.folder)
+    made = copy.stat().st_ino
+    again = near.find(place)
+    assert again is not None
+    assert copy.stat().st_ino == made
+    full = Conversions(conversions.folder, conversions.checksums, 1, tmp_path / "full")
+    assert full.find(place) is not None, "without room it is read where it is"
+    assert not [*(tmp_path / "full").rglob("*.safetensors")]

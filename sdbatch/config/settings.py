@@ -74,6 +74,7 @@ class _Given(Group):
 def _without_default(info: FieldInfo) -> tuple[Any, FieldInfo]:
     changed = copy(info)
     changed.default = None
+    changed.exclude = None  # no image's text has it, but the root's defaults do
     return info.annotation, changed
 
 

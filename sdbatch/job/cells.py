@@ -12,6 +12,7 @@ it only what it changes: ten thousand take a few megabytes. `JobLoader` calls it
 `validate` and the outlook.
 """
 
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ USUAL_SIDE = 512  # of an image, in pixels
 SEEDS = ("seed", "variation_seed")  # of which no files and no remarks come
 # What all cells of a job share: its place, its order, and what is made of all its images together.
 SHARED = (
-    *("outdir", "priority", "name", "skip_grid", "skip_save", "n_rows", "laion400m"),
+    *("outdir", "file_names", "reuse", "priority", "name", "skip_grid", "skip_save", "n_rows", "laion400m"),
     *("from_file", "from_file_syntax", "dynamic_prompts", "combinatorial", "prompt_from"),
 )
 Axes = tuple[tuple[str, ...], ...]  # the fields that vary; those of one group vary together
@@ -260,7 +261,8 @@ def short_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    return plain(PurePath(value).name if isinstance(value, str) and "/" in value and " " not in value else str(value))
+    is_file = isinstance(value, str) and re.fullmatch(r"[\w./-]+/[\w.-]+\.\w{2,12}", value)
+    return plain(PurePath(value).name if is_file else str(value))
 
 
 def _settled(job: AnyJob, seed: int | None) -> AnyJob:

@@ -70,6 +70,7 @@ class Picture(Record):
     prompt: str | None = None  # its line of from_file, cut short; without, the job's prompt
     published: str | None = None
     values: dict[str, Any] | None = None  # in a study, of the fields that vary
+    reused: str | None = None  # the image in done/ that it is, if it was not drawn again
 
 
 class Grid(Record):
@@ -124,7 +125,7 @@ class Manifest(Record):
         """The text of the file, with `follow_up` on top."""
         content = self.model_dump(exclude={"first_prompt"})
         for picture in content["pictures"]:
-            for name in ("prompt", "values"):
+            for name in ("prompt", "values", "reused"):
                 if picture[name] is None:
                     del picture[name]
         for name in ("peak_bytes", "more_grids", "defaults", "more_checkpoints"):

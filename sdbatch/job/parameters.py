@@ -8,6 +8,7 @@ Long, as it lists every parameter with its limits and words.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 from unicodedata import category
 
@@ -113,6 +114,27 @@ MAX_SEED = 2**32 - 1
 RANDOM = -1  # a seed that is yet to be decided
 
 Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_printable)]
+
+
+def _named_by_fields(names: str) -> str:
+    """Names in braces that a job has, or `index`."""
+    try:
+        found = [(field, rule, kind) for _, field, rule, kind in Formatter().parse(names) if field is not None]
+    except ValueError:
+        found = [("", "", "")]
+    known = Txt2Img.model_fields | Img2Img.model_fields
+    for field, rule, kind in found:
+        if rule or kind or (field != "index" and field not in known):
+            raise ValueError(
+                Message(
+                    '"{names}": in braces stands the name of a field, or index, as in {example}',
+                    names,
+                    "{seed}-{scale}",
+                )
+            )
+    return names
+
+
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
 Path_ = Annotated[str, BeforeValidator(_of_this_root), Field(max_length=1_000), AfterValidator(_printable)]
 
@@ -166,6 +188,20 @@ class Job(BaseModel):
         10,
         ge=-100,
         le=100,
+        exclude=True,
+    )
+    file_names: Annotated[Name, AfterValidator(_named_by_fields)] = _field(
+        "",
+        "File names",
+        "Names of the images in the output folder, made from fields: each name in braces is its value.",
+        "{seed}-{scale}",
+        exclude=True,
+    )
+    reuse: bool = _field(
+        False,
+        "Reuse",
+        "Link an image that lies in jobs/done/ already, drawn from the same job, model and versions.",
+        True,
         exclude=True,
     )
     skip_grid: bool = _field(False, "Skip the grid", "Do not write grid-0000.png.", True)

@@ -73,7 +73,9 @@ class Renderer:
         self.device = find_device(config.device)
         self.watermark = Watermark(config.watermark) if config.watermark else None
         self.checkers = Checkers(config.safety_checker, self.device, config.checksums)
-        conversions = Conversions(config.checksums.parent / "models", config.checksums, config.converted_bytes)
+        conversions = Conversions(
+            config.checksums.parent / "models", config.checksums, config.converted_bytes, config.near
+        )
         self.cpu_autocast = config.cpu_autocast
         self.model_cache = ModelCache(self.device, config.model_cache_bytes, conversions, config.cpu_autocast)
         self.model_cache.prepare = Tuning(config, self.device).prepare

@@ -1,6 +1,7 @@
 """The end of a job: its images published and recorded, or its failure told, or another attempt."""
 
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sdbatch.spool.inbox import Inbox
 from sdbatch.spool.publish import Names, Publisher
 from sdbatch.spool.spool import MANIFEST, Spool, written_on
 from sdbatch.storage import files
-from sdbatch.study import overview
+from sdbatch.study import overview, reuse
 from sdbatch.telemetry import log
 from sdbatch.telemetry.clock import Now
 from sdbatch.telemetry.totals import Reason, Totals
@@ -86,6 +87,8 @@ class Ending:
             files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
         files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
+        with suppress(OSError):  # weights that are gone by now: these images are not reused
+            reuse.note(self.root, manifest, task.keys)
         self.done += 1
         self.totals.count_job("done")
         self.index_writer.tell(self.root.done / task.claim.id)

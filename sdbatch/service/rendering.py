@@ -20,12 +20,13 @@ from sdbatch.service.outlook import Outlook
 from sdbatch.service.readiness import Readiness
 from sdbatch.service.run import Images, Part, Run, Stage, Steps, Stopped
 from sdbatch.service.scheduler import Scheduler
-from sdbatch.service.task import Drawing, Task
+from sdbatch.service.task import REUSED, Drawing, Task
 from sdbatch.spool import attempts
 from sdbatch.spool.claim import Claim
 from sdbatch.spool.publish import is_placed
 from sdbatch.spool.spool import CANCEL, HALT, Spool
 from sdbatch.storage import files
+from sdbatch.study import reuse
 from sdbatch.telemetry import log
 from sdbatch.telemetry.clock import Clock, system_clock
 from sdbatch.telemetry.totals import Totals
@@ -53,6 +54,8 @@ class Rendering:
         self.readiness.require_space(task)
         if claim.drawn_from not in ("", origin := task.origin):
             self._drop_what_was_drawn(task)
+        if task.job.reuse:
+            self._reuse(run, task)
         staged = len(attempts.staged(folder))
         counted = 0 if staged > claim.staged else claim.attempts  # it gets on, however often it is stopped
         if counted >= self.readiness.settings.max_attempts:
@@ -81,6 +84,16 @@ class Rendering:
             halt=folder / HALT,
             cancel=folder / CANCEL,
         )
+
+    def _reuse(self, run: Run, task: Task) -> None:
+        """Link the images that lie in done/ already; the renderer checks them as those of an earlier attempt."""
+        claim, folder = run.claim, self.spool.folder(run.claim)
+        there = attempts.staged(folder)
+        wanted = {index: key for index, key in enumerate(task.keys) if f"{index:05}.png" not in there}
+        if linked := reuse.link(self.spool.root, folder, wanted):
+            told = dict(claim.other.get(REUSED) or {}) | {str(index): place for index, place in linked.items()}
+            self.spool.note(claim, other=claim.other | {REUSED: told})
+            self._log(run).info("reused", pictures=len(linked), of=task.total)
 
     def draw(self, run: Run, task: Task, draw: Draw) -> Generator[Stage, Heard | None, Drawing]:
         """Let seats generate the missing images, and handle the events about them; the first has been chosen."""

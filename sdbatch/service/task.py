@@ -5,22 +5,26 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from sdbatch import __version__
 from sdbatch.engine.protocol import Event, Finished, Loaded, StagedGrid, StagedSample, Stepped
-from sdbatch.job.cells import Cells
+from sdbatch.job.cells import Cells, short_value
 from sdbatch.job.manifest import Grid, Input, Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, count_pictures
 from sdbatch.job.samplers import SAMPLERS
 from sdbatch.spool.claim import Claim
 from sdbatch.spool.inputs import Staged
-from sdbatch.spool.publish import Names, stem_of
+from sdbatch.spool.publish import LONGEST_STEM, Names, stem_of
 from sdbatch.storage.fingerprint import glance
 from sdbatch.storage.root import LORA_CONFIG, SAMPLES, Root
+from sdbatch.study import reuse
 from sdbatch.telemetry.progress import ProgressEstimate
 
+REUSED = "reused"  # in the claim: of linked images, by their numbers, where they lie in done/
 SHORT_PROMPT = 100
 # Fields that do not change an image.
 NO_PICTURES_OWN = ("name", "outdir", "priority", "n_rows", "skip_grid", "from_file", "init_img")
@@ -85,13 +89,43 @@ class Task:
             told.append([*self.cells.changes])
         return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogatepass")).hexdigest()
 
+    @cached_property
+    def keys(self) -> list[str]:
+        """By which each image is found again (study/reuse.py)."""
+        digests = {staged.path: staged.sha256 for staged in self.inputs}
+        looks = {each: [glance(path) for path in each.weights()] for each in dict.fromkeys(self.files)}
+        told = [
+            {
+                "weights": looks[each],
+                "init": digests.get(each.init) if each.init else None,
+                "loras": [w for _, w in each.loras],
+            }
+            for each in self.files
+        ]
+        return [*reuse.keys(self.cells, told)]
+
     @property
     def stems(self) -> dict[str, str]:
         """The names, without suffix, of staged images that are made from many others."""
+        if self.job.file_names:
+            return {f"{SAMPLES}/{index:05}.png": self._stem(index) for index in range(self.total)}
         if not any("init_img" in axis for axis in self.cells.axes):
             return {}
         inits = (self.cells.value("init_img", self.cells.find(index)[0]) for index in range(self.total))
         return {f"{SAMPLES}/{index:05}.png": stem_of(init) for index, init in enumerate(inits)}
+
+    def _stem(self, index: int) -> str:
+        """The name that `file_names` gives an image."""
+        number, _ = self.cells.find(index)
+        fields = [field for _, field, _, _ in Formatter().parse(self.job.file_names) if field]
+        values = {field: short_value(self.cells.value(field, number)) for field in fields}
+        values |= {
+            "index": f"{index:05}",
+            "seed": str(self.cells.seed_of(index)),
+            "prompt": self.cells.prompt_of(index),
+        }
+        named = {name: value[:LONGEST_STEM].replace("/", "-") for name, value in values.items()}
+        return stem_of(self.job.file_names.format_map(named) + ".png")
 
     def drawn_at(self, step: Stepped) -> float:
         """The number of images after a step, with fractions."""
@@ -208,8 +242,12 @@ def manifest_of(
         parent=task.parent,
         attempts=claim.attempts,
         defaults=task.filled,
-        job=task.written or cells.job.model_dump(),
-        pictures=[_picture(cells, s, published[s.file]) for s in drawing.samples if s.file in published],
+        job=task.written or cells.job.model_dump() | _of_files_alone(task.job),
+        pictures=[
+            _picture(cells, s, published[s.file], _reused(task, root, s))
+            for s in drawing.samples
+            if s.file in published
+        ],
         axes=[[*axis] for axis in cells.axes],
         cells=len(cells),
         grid=grids[0] if grids else None,
@@ -239,7 +277,22 @@ def manifest_of(
     )
 
 
-def _picture(cells: Cells, sample: StagedSample, published: str) -> Picture:
+def _of_files_alone(job: AnyJob) -> dict[str, Any]:
+    """What a job says of its files alone, which no image's text has."""
+    return {"file_names": job.file_names} if job.file_names else {}
+
+
+def _reused(task: Task, root: Root, sample: StagedSample) -> str | None:
+    """Where an image lies in done/ that was not drawn again; None if it was."""
+    place = dict(task.claim.other.get(REUSED) or {}).get(str(sample.index))
+    try:
+        is_same = place is not None and (root.done / place).samefile(root.running / task.claim.id / sample.file)
+    except OSError:
+        return None  # its job was deleted meanwhile
+    return place if is_same else None
+
+
+def _picture(cells: Cells, sample: StagedSample, published: str, reused: str | None) -> Picture:
     number, _ = cells.find(sample.index)
     return Picture(
         file=sample.file,
@@ -250,6 +303,7 @@ def _picture(cells: Cells, sample: StagedSample, published: str) -> Picture:
         prompt=None if cells.lines is None else short(sample.prompt),
         published=published,
         values=cells.values_of(number) if cells.axes else None,
+        reused=reused,
     )
 
 

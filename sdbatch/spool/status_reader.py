@@ -43,7 +43,7 @@ Facts = dict[str, Any]
 _KEYS = (
     *("state", "pid", "host", "version", "settings", "configuration", "problem", "problem_since", "inbox", "empty"),
     *("no_jobs", "queue", "passed_over", "unmovable", "unmovable_count", "failures", "done", "failed", "totals"),
-    *("job", "jobs", "seats", "updated_at"),
+    *("pace", "job", "jobs", "seats", "updated_at"),
 )
 
 

@@ -15,7 +15,7 @@ from sdbatch.errors import JobError
 from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message
 from sdbatch.storage.root import Root
-from sdbatch.web import chosen, form, gallery, guard, language, pictures, queue
+from sdbatch.web import chosen, form, gallery, guard, language, pictures, queue, study
 from sdbatch.web.site import Site, back_to, disk_trouble
 
 TITLES = {name: sampler.title for name, sampler in SAMPLERS.items()}
@@ -78,7 +78,7 @@ def create_app(
         "sampler_titles": TITLES,
         "sampler_title": lambda name: TITLES.get(name, name),
     }
-    for view in (queue, form, gallery, pictures, chosen):
+    for view in (queue, form, gallery, pictures, study, chosen):
         app.register_blueprint(view.pages)
     for interface in interfaces:
         app.extensions["csrf"].exempt(interface.views)  # guard.py asks where it comes from instead

@@ -44,6 +44,7 @@ def show(path: str) -> str:
         picture=picture,
         restored=restored,
         is_seeded_alone=restore.record_of(site().root, picture).get("job", {}).get("seeding") == "picture",
+        is_of_study=bool(restore.record_of(site().root, picture).get("axes")),
         parameters=describe.parameters(site().root, picture),
         siblings=site().history.pictures_of(picture.job),
         asked=asked,

@@ -29,6 +29,7 @@ from sdbatch.messages import Message
 
 LOOK_SECONDS = 1.0  # between two looks at the nodes
 GRACE_SECONDS = 20.0  # for nodes to join, before it is told that there are none
+LOST_SECONDS = 30.0  # without an answer, before a new connection is made
 GONE_SECONDS = 60.0  # for an earlier actor to be gone
 
 
@@ -45,6 +46,7 @@ class Driver:
         self._started = time.monotonic()
         self._told: Seats | None = None
         self._is_over = threading.Event()
+        self._looked = time.monotonic()
 
     def end_earlier(self) -> None:
         """End the actors that a driver before this one left, by their names, and wait until they are gone."""
@@ -62,6 +64,13 @@ class Driver:
                     print(f"the cluster is lost: {error}", flush=True)  # noqa: T201 - goes to the log
                     os._exit(1)
 
+    def guard(self) -> None:
+        """End this process where the cluster does not answer: Ray would wait for its head for ever."""
+        while not self._is_over.wait(LOOK_SECONDS):
+            if time.monotonic() - self._looked > LOST_SECONDS:
+                print(f"the cluster did not answer for {LOST_SECONDS:g} seconds", flush=True)  # noqa: T201 - goes to the log
+                os._exit(1)
+
     def look(self) -> None:
         """Tell of seats that came or went; first, of those that went, that their renderers ended."""
         self.places = found = places.places_of(places.nodes_of(self.ray.nodes()), self.config)
@@ -69,6 +78,7 @@ class Driver:
             if seat not in found:
                 self._tell_end(run, Message("its node has left the cluster: {seat}", seat))
         news = Seats(names=tuple(found), problem="" if found else self._why_none())
+        self._looked = time.monotonic()
         if news != self._told and (found or self._told or news.problem):
             self._told = news
             self.tell(news)
@@ -202,7 +212,8 @@ def main() -> None:
             tell(Seats(names=(), problem=error.message))
             sys.exit(1)
         driver.look()
-        threading.Thread(target=driver.watch, daemon=True).start()
+        for work in (driver.watch, driver.guard):
+            threading.Thread(target=work, daemon=True).start()
         driver.obey(iter(orders))
         ray.shutdown()
     sys.stdout.flush()

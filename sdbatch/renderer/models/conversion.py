@@ -36,11 +36,13 @@ class Conversions:
         folder: state/models.
         checksums: the cache of `fingerprint`.
         most_bytes: the limit of the folder; the least recently used conversion is deleted first. 0 converts nothing.
+        near: a folder on this machine's own disk for copies, where the root is on a share; with the same limit.
     """
 
     folder: Path
     checksums: Path
     most_bytes: int
+    near: Path | None = None
 
     def place(self, ckpt: Path, config: Path, dtype: torch.dtype) -> Path:
         """The path of a conversion, whether it exists or not."""
@@ -50,6 +52,9 @@ class Conversions:
 
     def find(self, place: Path) -> Weights | None:
         """The mapped weights of an existing conversion."""
+        if self.near is not None:
+            with suppress(OSError):  # then from where it is
+                place = self._copy_near(place, self.near)
         try:
             weights = read_weights(place)
             os.utime(place)  # when it was last used
@@ -80,19 +85,34 @@ class Conversions:
     def _convert(
         self, place: Path, weights: Weights, wanted: dict[str, torch.dtype], source: str, on_written: Told
     ) -> Weights | None:
-        if not self._make_room(sum(weights[name].numel() * kept.itemsize for name, kept in wanted.items())):
+        if not self.make_room(sum(weights[name].numel() * kept.itemsize for name, kept in wanted.items())):
             return None
         files.make_dir(place.parent)
         files.sweep(place.parent)
         write_weights(place, weights, wanted, {"format": "pt", "source": source}, on_written)
         return self.find(place)
 
+    def _copy_near(self, place: Path, near: Path) -> Path:
+        """The path of a copy on this machine's own disk, made once: the checkpoint's digest is part of its name."""
+        copy, size = near / place.relative_to(self.folder), place.stat().st_size
+        if not copy.exists():
+            files.make_dir(near)
+            with files.locked(near / LOCK):
+                if not copy.exists():
+                    if not Conversions(near, self.checksums, self.most_bytes).make_room(size):
+                        return place
+                    files.make_dir(copy.parent)
+                    files.sweep(copy.parent)
+                    with files.open_file(place) as source:
+                        files.copy_atomically(source, copy)
+        return copy if copy.stat().st_size == size else place
+
     def kept(self) -> list[tuple[Path, os.stat_result]]:
         """All conversions, the least recently used first."""
         found = [(path, path.stat()) for path in self.folder.glob("*/*.safetensors")]
         return sorted(found, key=lambda one: one[1].st_mtime)
 
-    def _make_room(self, size: int) -> bool:
+    def make_room(self, size: int) -> bool:
         """Whether this many bytes fit; the least recently used conversions are deleted for that."""
         kept = self.kept()
         if size > self.most_bytes:
