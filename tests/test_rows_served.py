@@ -206,3 +206,20 @@ def test_a_folder_whose_service_is_stopped_anywhere_is_drawn_as_if_it_had_not_be
     assert inits(root)[:3] == ["photos/cat.png", "photos/dog.png", "photos/fox.png"]
     assert len(inits(root)) in (3, 4)
     assert published(root)[:3] == ["samples/cat.png", "samples/dog.png", "samples/fox.png"]
+
+
+def test_many_large_photographs_are_copied_and_read_a_few_at_a_time_and_other_jobs_go_before(
+    root: Root, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbatch.spool.inputs.AT_ONCE", 1)
+    monkeypatch.setattr("sdbatch.inputs.found_inputs.READ_AT_ONCE", 1)
+    text = "a {}\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64"
+    for name in ("cat", "dog", "fox"):
+        photo(root.path / f"photos/{name}.png", parameters=text.format(name))
+    drop_job(root, "a.yaml", FOLDER.replace("prompt: a", "prompt_from: parameters"))
+    drop_job(root, "b.yaml", "prompt: b\nH: 64\nW: 64\n")
+    engine = FakeEngine()
+    drain(Service(root, Settings(), engine), clock)
+    assert [draw.job_id.rpartition("-")[2] for draw in engine.drawn] == ["b", "a"]
+    last = read_record(max(root.done.glob("*-a")) / "manifest.yaml")
+    assert [picture["values"]["prompt"] for picture in pictures_of(last)] == ["a cat", "a dog", "a fox"]

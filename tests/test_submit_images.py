@@ -44,9 +44,14 @@ def drawn(root: Root) -> list[dict[str, object]]:
 
 def test_validate_shows_what_a_folder_becomes(root: Root, desk: Path) -> None:
     (desk / "a.yaml").write_text("init_img: photos/*\nprompt: a {red|blue} cat\ndynamic_prompts: true\nn_samples: 2\n")
-    first, second, *_ = told(desk / "a.yaml", root)
+    first, second, *cells = told(desk / "a.yaml", root)
     assert first.startswith("6 pictures of 64x64 to 192x128, DDIM, 50 steps")
     assert second == "6 cells with 6 images: init_img (3) x prompt + seed (4)"
+    assert cells[:3] == [
+        "image 0: init_img cat.png, prompt a blue cat, seed 42",
+        "image 1: init_img cat.png, prompt a red cat, seed 43",
+        "image 2: init_img img2.jpg, prompt a red cat, seed 42",
+    ]
 
 
 def test_validate_names_the_image_that_can_not_be_drawn(root: Root, desk: Path) -> None:

@@ -14,7 +14,7 @@ from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing, TemporarilyUnavailable
 from sdbatch.imaging.init_sizes import Size, init_sizes
 from sdbatch.job import reader
-from sdbatch.job.cells import SEEDS, Cells, check_limits, differing
+from sdbatch.job.cells import SEEDS, Cells, check_limits, differing, in_words
 from sdbatch.job.document import plain
 from sdbatch.job.model_config import ModelConfig, read_model_config
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
@@ -30,6 +30,7 @@ from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import in_other_case
 from sdbatch.study.outline import summary
 
+FIRST = 3  # cells that are shown
 MOST_NOTED = 200  # cells of which remarks are looked for
 MANY = 2  # init images: of more than one the first is read as the renderer does, the others by their headers
 
@@ -151,9 +152,17 @@ def _describe(
     read = [*readings(job, lines, named, root, made.encoder)]
     notes += [*remarks(job, lines, made), *named.notes]
     if cells.axes:
-        read.append(summary(cells, root))
+        read += [summary(cells, root), *_first_of(parsed, cells)]
         notes = [*dict.fromkeys((*notes, *_of_the_others(cells, root)))]
     return said, read, notes
+
+
+def _first_of(parsed: reader.Parsed, cells: Cells) -> Iterator[str]:
+    """The first cells, where it is not the job file alone that says what they are."""
+    job = parsed.job
+    is_elsewhere = job and (job.dynamic_prompts or job.from_file_syntax == "options" or isinstance(job, Img2Img))
+    for number in range(min(len(cells), FIRST) if is_elsewhere else 0):
+        yield Message("image {number}: {values}", cells.starts[number], in_words(cells.values_of(number)))
 
 
 def _of_the_others(cells: Cells, root: Root) -> Iterator[str]:
