@@ -668,6 +668,18 @@ def test_jobs_that_published_under_the_same_name_cost_as_much_as_any(root: Root)
     assert costs[1][1] < 2 * costs[0][1]
 
 
+def test_where_a_search_begins_costs_the_same_however_many_images_there_are(root: Root) -> None:
+    costs = []
+    for many in (range(20), range(20, 400)):
+        for number in many:
+            lay_done(root, number)
+        history = History.open(root)
+        ends = search.Wanted("")
+        costs.append(work_of(history, lambda: history.database.ask(lambda db: search._bounds(db, search.LAST, ends))))  # noqa: B023
+        history.close()
+    assert costs[1] <= costs[0] + 1
+
+
 def test_of_pictures_that_had_one_name_after_another_the_last_lies_there(root: Root) -> None:
     ids = [lay_done(root, number).name for number in range(3)]
     history = History.open(root)

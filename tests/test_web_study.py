@@ -9,7 +9,9 @@ from test_cells import SMALL, Start, done
 from test_web import Visitor
 from tests_support import drain
 
+from sdbatch.job.reader import parse
 from sdbatch.storage.root import Root
+from sdbatch.web.fields import filled_by, to_yaml
 
 EVIL = "<script>alert(1)</script>"
 
@@ -38,3 +40,12 @@ def test_a_job_that_is_no_study_has_no_table(root: Root, clock: FakeClock, start
     drain(start(), clock)
     Visitor(root).get(f"/study/{done(root).name}", 404)
     Visitor(root).get("/study/" + quote("../x", safe=""), 404)
+
+
+def test_the_form_takes_lists_and_ranges_of_what_varies(root: Root) -> None:
+    text = to_yaml("txt2img", {"prompt": "a truck", "matrix": "seed: 1..3\r\nscale: [5, 7.5]"})
+    (parsed,) = parse(text.encode(), "a.yaml")
+    assert len(parsed.template.cells()) == 6
+    assert filled_by(text, "a.yaml")[1]["matrix"] == "seed: 1..3\nscale:\n- 5\n- 7.5\n"
+    assert 'name="matrix"' in Visitor(root).get("/new").text
+    assert to_yaml("txt2img", {"prompt": "a truck"}) == "prompt: a truck\n"

@@ -79,7 +79,8 @@ def search(ask: Ask, wanted: Wanted, last: int | None, limit: int, patience: flo
 
 def _bounds(database: sqlite3.Connection, beyond: int, wanted: Wanted) -> tuple[int, int]:
     """The first key to look at, and the last."""
-    (first, newest) = database.execute("SELECT min(key), max(key) FROM pictures").fetchone()
+    ends = "SELECT (SELECT min(key) FROM pictures), (SELECT max(key) FROM pictures)"  # both at once read all of them
+    first, newest = database.execute(ends).fetchone()
     lowest = max(first or 0, wanted.since)
     if wanted.upwards:
         return max(lowest, beyond + 1), newest or 0

@@ -6,6 +6,9 @@ from pydantic.json_schema import models_json_schema
 
 from sdbatch.job.cells import SHARED
 from sdbatch.job.parameters import Img2Img, Txt2Img
+from sdbatch.messages import Message
+
+MATRIX = Message("Fields with lists or ranges, such as seed: 1..20 - all combinations are drawn.")
 
 
 def _of_studies(varying: list[str]) -> dict[str, Any]:
@@ -17,7 +20,7 @@ def _of_studies(varying: list[str]) -> dict[str, Any]:
         "additionalProperties": {"description": "A list, a range such as 1..20 or 0.3..0.9 step 0.1, or one value."},
     }
     return {
-        "matrix": {**group, "title": "Matrix", "description": "Fields with lists or ranges: all combinations."},
+        "matrix": {**group, "title": Message("Matrix"), "description": MATRIX},
         "zip": {**group, "title": "Zip", "description": "Fields with lists of one length: their rows side by side."},
         "exclude": {
             "title": "Exclude",

@@ -7,6 +7,7 @@ the images of an earlier attempt are: by the job, position and weights in its te
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -38,16 +39,18 @@ def keys(cells: Cells, sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def note(root: Root, manifest: Manifest, found: Sequence[str]) -> None:
-    """Add the images of a done job, whose keys are `found` by their numbers."""
+    """Add the images of a done job, whose keys are `found` by their numbers.
+
+    Raises:
+        OSError: they can't be added; they will be drawn again.
+    """
     images = {found[picture.index]: picture.file for picture in manifest.pictures}
     facts = {"versions": manifest.versions, "device": manifest.device, "computed_in": manifest.computed_in}
     line = json.dumps({"id": manifest.id, **facts, "images": images}) + "\n"
-    try:
+    if images:
         files.make_dir(root.state, durable=False)
-        with (root.state / FILE).open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError:
-        pass  # the next study draws them again
+        with os.fdopen(files.open_to_append(root.state / FILE), "ab") as file:
+            file.write(line.encode())
 
 
 def known(root: Root) -> dict[str, str]:

@@ -6,13 +6,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
+from textwrap import indent
 from typing import Any, Literal
 
 import yaml
 
 from sdbatch.errors import JobError
 from sdbatch.job.json_schema import job_schema
-from sdbatch.job.parameters import AnyJob, Img2Img
+from sdbatch.job.manifest import STUDY, dump
+from sdbatch.job.parameters import MAX_PROMPT, AnyJob, Img2Img
 from sdbatch.job.reader import Defaults, parse
 
 Kind = Literal["txt2img", "img2img"]
@@ -20,7 +22,7 @@ Type = Literal["text", "long", "loras", "number", "check", "choice"]
 # In this order; all other fields follow under "More".
 FIRST = (
     *("prompt", "negative_prompt", "init_img", "strength", "H", "W"),
-    *("n_iter", "n_samples", "seed", "ddim_steps", "scale", "sampler", "ckpt", "loras"),
+    *("n_iter", "n_samples", "seed", "ddim_steps", "scale", "sampler", "ckpt", "loras", "matrix"),
 )
 MOST = 1000  # characters of a number, a choice, a LoRA's file
 LONG = ("prompt", "negative_prompt")  # texts of several lines
@@ -58,7 +60,12 @@ def fields(kind: Kind, defaults: Defaults = ()) -> tuple[Field, ...]:
 @cache
 def _fields(kind: Kind) -> tuple[Field, ...]:
     properties = job_schema()["$defs"][_DEFINITIONS[kind]]["properties"]
-    found = [_field(name, rules) for name, rules in properties.items() if name != "$schema" and "const" not in rules]
+    found = [
+        _field(name, rules)
+        for name, rules in properties.items()
+        if name not in ("$schema", *STUDY) and "const" not in rules
+    ]
+    found.append(_matrix(properties["matrix"]))
     order = {name: place for place, name in enumerate(FIRST)}
     return tuple(sorted(found, key=lambda field: order.get(field.name, len(order))))
 
@@ -93,19 +100,30 @@ def _field(name: str, rules: dict[str, Any]) -> Field:
     )
 
 
+def _matrix(rules: dict[str, Any]) -> Field:
+    """What varies, a line for each field: its name, a colon, and a list or a range."""
+    return Field(
+        "matrix", rules["title"], rules["description"], "long", "", None, None, "any", (), MAX_PROMPT, is_first=True
+    )
+
+
 def to_yaml(kind: Kind, filled: Mapping[str, str], defaults: Defaults = ()) -> str:
     """A job file with the values that differ from the defaults; an invalid number stays as written, to be reported.
 
     A value that is too long is cut so that it is still too long, and refused at once.
     """
     job = {}
+    varying = filled.get("matrix", "").replace("\r\n", "\n")[: MAX_PROMPT + 1]
     for field in fields(kind, defaults):
+        if field.name in STUDY:
+            continue
         value = _value(field, filled.get(field.name, ""))
         if value != field.default:
             job[field.name] = value
     if kind == "img2img" and "init_img" not in job:
         job.setdefault("strength", 0.75)  # keeps it img2img, so that the missing image is reported
-    return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=80)
+    text: str = yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=80) if job or not varying.strip() else ""
+    return text + ("matrix:\n" + indent(varying.rstrip() + "\n", "  ") if varying.strip() else "")
 
 
 def _value(field: Field, text: str) -> Any:
@@ -145,7 +163,9 @@ def filled_by(text: str, file_name: str, defaults: Defaults = ()) -> tuple[Kind,
     first = parse(text.encode(), file_name, defaults)[0]
     if first.job is None:
         raise first.error or JobError("there is no job in {file_name}", file_name)
-    return kind_of(first.job), {name: written(value) for name, value in first.job.model_dump().items()}
+    values = {name: written(value) for name, value in first.job.model_dump().items()}
+    varying = first.template.study.get("matrix")
+    return kind_of(first.job), values | ({"matrix": dump(varying)} if varying else {})
 
 
 def kind_of(job: AnyJob) -> Kind:
