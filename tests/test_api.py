@@ -274,7 +274,7 @@ def test_a_handle_is_found_among_many_and_then_remembered(root: Root, monkeypatc
 
 
 @pytest.mark.thorough  # hundreds of requests, and a program that takes seconds to start
-def test_schemathesis_finds_nothing_that_the_document_does_not_say(root: Root) -> None:
+def test_schemathesis_finds_nothing_that_the_document_does_not_say(root: Root, tmp_path: Path) -> None:
     if not find_spec("schemathesis"):
         pytest.skip("no schemathesis: pip install 'sdbatch[fuzz]'")
     root.configuration.write_text("engine: fake\n")
@@ -284,6 +284,10 @@ def test_schemathesis_finds_nothing_that_the_document_does_not_say(root: Root) -
         assert program
         options = ["--max-examples", "25", "--checks", checks, "--seed", "1", "--suppress-health-check", "all"]
         ended = subprocess.run(
-            [program, "run", f"{page.place}api/openapi.json", *options], capture_output=True, text=True, check=False
+            [program, "run", f"{page.place}api/openapi.json", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
         )
     assert ended.returncode == 0, ended.stdout + ended.stderr

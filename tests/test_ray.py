@@ -7,8 +7,10 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -35,6 +37,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.usefixtures("cold"),
 ]
+BIN = Path(sys.executable).parent
 JOB = "n_iter: {images}\nn_samples: 1\nH: 64\nW: 64\nskip_grid: true\nseed: {seed}\n"
 # A node counts as gone after three seconds of silence, not after half a minute.
 SOON = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
@@ -382,3 +385,35 @@ def test_the_reference_cases_are_drawn_on_a_node_as_on_this_machine(tmp_path: Pa
     assert ended.returncode == 0, ended.stderr[-6000:]
     for case in CASES:
         test_every_sample_and_grid_is_the_scripts_own(root, case)
+
+
+def test_what_the_page_says_to_type_starts_two_nodes_that_draw(root: Root, serve: Callable[..., Serving]) -> None:
+    page = (Path(__file__).parents[1] / "docs/cluster.md").read_text()
+    place = tempfile.mkdtemp(prefix="sdbatch-ray-")  # a socket has no long name
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"HOME": place, "RAY_TMPDIR": place, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        environment.pop(name, None)
+
+    def type_in(kind: str) -> None:
+        (block,) = re.findall(rf"^```sh {kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        here = block.replace("10.0.0.1", "127.0.0.1").replace("6379", str(port)).replace("/srv/sdbatch", str(root.path))
+        ended = subprocess.run(["bash", "-euc", here], env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, (kind, ended.stdout, ended.stderr)
+
+    try:
+        for kind in ("token", "head", "node"):
+            type_in(kind)
+        own = {name: environment[name] for name in ("HOME", "RAY_TMPDIR")}
+        serving = serve(f"127.0.0.1:{port}", SDBATCH_DEVICES="cpu", RAY_AUTH_MODE="token", **own)
+        serving.wait(lambda: serving.seats() == {"head/1": "idle", "gpu-a/1": "idle"})
+        drop(root, 4)
+        serving.wait(has_done(root, 4))
+        type_in("seats")
+        serving.stop()
+    finally:
+        for pid in pids(re.escape(place)):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(place, ignore_errors=True)

@@ -203,7 +203,7 @@ def test_the_job_file_is_shown_while_it_is_filled_in(root: Root, visitor: Visito
         ("outdir", "a", "at most 1,000 characters"),
         ("seed", "9", "a whole number from -1"),
         ("seed", "a", "a whole number from -1"),
-        ("precision", "a", "autocast or full"),
+        ("precision", "a", "full or half"),
         ("loras", "a", "at most 1,000 characters"),
     ],
 )
