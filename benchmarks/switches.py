@@ -127,7 +127,7 @@ def variants(setting: Setting, place: Path) -> dict[str, Variant]:
 def make_all(found: dict[str, Variant], place: Path) -> Iterator[str]:
     """Compile all shapes; what that took, and what loading takes."""
     shop = Workshop(place / "state", lambda text: print(text, file=sys.stderr))
-    shop._tidy()  # noqa: SLF001
+    shop.prepare()
     orders = []
     for name, variant in found.items():
         if variant.compiled is not None:

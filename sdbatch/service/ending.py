@@ -1,6 +1,7 @@
 """The end of a job: its images published and recorded, or its failure told, or another attempt."""
 
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ class Ending:
             files.write_atomically(folder / overview.INDEX, overview.index_page(manifest).encode())
         files.write_atomically(folder / MANIFEST, manifest.to_yaml().encode())
         self.spool.finish(task.claim)
-        reuse.note(self.root, manifest, task.keys)
+        with suppress(OSError):  # weights that are gone by now: these images are not reused
+            reuse.note(self.root, manifest, task.keys)
         self.done += 1
         self.totals.count_job("done")
         self.index_writer.tell(self.root.done / task.claim.id)

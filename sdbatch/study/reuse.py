@@ -39,16 +39,18 @@ def keys(cells: Cells, sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def note(root: Root, manifest: Manifest, found: Sequence[str]) -> None:
-    """Add the images of a done job, whose keys are `found` by their numbers."""
+    """Add the images of a done job, whose keys are `found` by their numbers.
+
+    Raises:
+        OSError: they can't be added; they will be drawn again.
+    """
     images = {found[picture.index]: picture.file for picture in manifest.pictures}
     facts = {"versions": manifest.versions, "device": manifest.device, "computed_in": manifest.computed_in}
     line = json.dumps({"id": manifest.id, **facts, "images": images}) + "\n"
-    try:
+    if images:
         files.make_dir(root.state, durable=False)
         with os.fdopen(files.open_to_append(root.state / FILE), "ab") as file:
             file.write(line.encode())
-    except OSError:
-        pass  # the next study draws them again
 
 
 def known(root: Root) -> dict[str, str]:

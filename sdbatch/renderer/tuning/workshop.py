@@ -63,12 +63,15 @@ class Workshop:
         """Have it made, and delivered in another thread; nothing is, if it can't be made."""
         if not self._is_open:
             self._is_open = True
-            self._tidy()
-            # Where this process, too, looks up and builds what the compiler made.
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "inductor")
+            self.prepare()
             for _ in range(max(1, len(os.sched_getaffinity(0)) // CORES_EACH)):
                 Thread(target=self._work, name="workshop", daemon=True).start()
         self._orders.put((recipe, deliver))
+
+    def prepare(self) -> None:
+        """Make the folder; there this process, too, looks up and builds what the compiler made."""
+        self._tidy()
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "inductor")
 
     def _place(self, recipe: Mapping[str, Any]) -> Path:
         return self.folder / f"{key_of(recipe)}.bin"
