@@ -37,8 +37,13 @@ hypothesis.settings.load_profile("few")
 
 # The programs that some tests want, and Debian's packages of them.
 PACKAGES = {
+    "caddy": "caddy",
     "chromium": "chromium",
     "exiftool": "libimage-exiftool-perl",
+    "nginx": "nginx",
+    "openssl": "openssl",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
     "rsync": "rsync",
     "scp": "openssh-client",
     "smbclient": "smbclient",

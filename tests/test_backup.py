@@ -129,13 +129,16 @@ def test_pictures_and_models_are_links_and_what_is_written_on_is_not(
     drop_job(root, "b.yaml", job("b"))
     (root.configuration).write_text("devices: cpu\n")
     root.configuration.chmod(0o640)
+    (words := root.wildcards / "animals/cats.txt").parent.mkdir(parents=True)
+    words.write_text("tabby\n")
     (root.models / "far.ckpt").symlink_to("/data/far.ckpt")
     os.mkfifo(root.inbox / "pipe.yaml")
     backup.make(root, tmp_path / "new" / "copy")
     copy = Root(tmp_path / "new" / "copy")
     for path in (*root.outputs.rglob("*.png"), *root.done.rglob("*.png"), *root.models.rglob("model.ckpt")):
         assert (copy.path / path.relative_to(root.path)).samefile(path), path
-    for path in (root.configuration, *root.done.rglob("*.yaml"), *root.done.rglob("*.json*"), root.inbox / "b.yaml"):
+    written = root.configuration, words, root.inbox / "b.yaml"
+    for path in (*written, *root.done.rglob("*.yaml"), *root.done.rglob("*.json*")):
         there = copy.path / path.relative_to(root.path)
         assert (there.read_bytes(), there.stat().st_mode) == (path.read_bytes(), path.stat().st_mode)
         assert not there.samefile(path), path

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests_support import small_draw
 
+from sdbatch.engine.cluster import check as check_module
 from sdbatch.engine.cluster import driver as driver_module
 from sdbatch.engine.cluster import node_check
 from sdbatch.engine.cluster.connection import connect
@@ -250,3 +251,29 @@ def test_what_passes_is_json_of_lines() -> None:
     event = Ended(text="a\nb").model_dump_json()
     assert "\n" not in Told(run=1, event=event).model_dump_json()
     assert json.loads(Told(run=1, event=event).model_dump_json())["event"] == event
+
+
+class FakeActor:
+    """A seat's end on this machine."""
+
+    def __init__(self) -> None:
+        self.answer = self
+
+    def remote(self, asked: str) -> str:
+        return node_check.answer(node_check.Asked.model_validate_json(asked), lambda _: None).model_dump_json()
+
+
+def test_doctor_tries_each_node_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay()
+    vars(ray).update(get=lambda answer, **_: answer, kill=lambda _actor: None)
+    monkeypatch.setattr(check_module, "start_actor", lambda *_: FakeActor())
+    findings = [*check_module.check(ray, config(tmp_path))]
+    assert [(finding.level, finding.about) for finding in findings] == [
+        ("ok", "cluster"),
+        ("ok", "node"),
+        ("ok", "node"),
+    ]
+    assert findings[1].text == "one: same files, programs and model; the clocks agree"
+    assert not [*(tmp_path / "state/nodes").iterdir()]
+    ray.there.clear()
+    assert [finding.level for finding in check_module.check(ray, config(tmp_path))] == ["ok", "problem"]

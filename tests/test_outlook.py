@@ -13,6 +13,7 @@ from sdbatch.config.settings import Settings
 from sdbatch.engine.fake import FakeEngine
 from sdbatch.engine.protocol import Draw, Event, Stepped
 from sdbatch.service import outlook
+from sdbatch.service.dispatcher import Dispatcher
 from sdbatch.service.outlook import Outlook
 from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
@@ -79,7 +80,7 @@ def test_a_waiting_file_is_read_once_and_again_when_it_was_changed(
     drop_job(root, "a.yaml", "prompt: a\n" + SMALL)
     drop_job(root, "b.yaml", "promt: b\n")
     service = resting(root)
-    monkeypatch.setattr(Service, "_next", lambda _: None)
+    monkeypatch.setattr(Dispatcher, "_next", lambda _: None)
     monkeypatch.setattr(files, "read_regular", noted)
     told(service, clock)
     looked.clear()

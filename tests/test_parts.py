@@ -84,6 +84,16 @@ def test_both_seats_draw_it_and_each_image_once(root: Root, clock: FakeClock, se
     assert min(map(len, engine.by.values())) > 2, "both"
 
 
+def test_the_cells_of_a_study_are_drawn_by_both_seats_whatever_its_seeding(root: Root, clock: FakeClock) -> None:
+    study = "matrix:\n  seed: [1, 2, 3, 4, 5, 6]\n  scale: [5, 7.5]\n"
+    drop_job(root, "0-big.yaml", BIG.replace("seeding: picture\nseed: 5\n", f"n_iter: 1\n{study}"))
+    service = serve(root, engine := Noted(1))
+    drain(service, clock)
+    assert len([*only(root.done).glob("samples/*.png")]) == TOTAL
+    assert sorted(engine.by["one"] + engine.by["two"]) == [*range(TOTAL)]
+    assert min(map(len, engine.by.values())) > 2, "both"
+
+
 @pytest.mark.parametrize("more", ["seeding: job\n", "n_iter: 1\n"])
 def test_what_can_not_be_drawn_apart_is_drawn_by_one(root: Root, clock: FakeClock, more: str) -> None:
     text = BIG.replace("seeding: picture\n", "") if "seeding" in more else BIG

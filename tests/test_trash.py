@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from harness import FakeClock, StepCounter, drop_job
@@ -148,3 +149,38 @@ def test_the_commands_ask_before_they_delete(draw: Draw, root: Root) -> None:
     assert f"{job}  deleted 0 s ago" in run_sdbatch("trash", *where).stdout
     assert run_sdbatch("trash", "--restore", "000001", *where).stdout == f"jobs/done/{job} is back\n"
     assert run_sdbatch("trash", *where).stdout == "the trash is empty\n"
+
+
+def test_an_equal_image_of_a_later_job_stays(draw: Draw, root: Root) -> None:
+    first = draw(TWO)
+    [*deletion.delete(root, [root.done / first])]
+    draw(TWO)  # the same images, under the names that became free
+    later = content(root, "outputs")
+    trash.restore(root, first)
+    [*deletion.delete(root, [root.done / first])]
+    assert content(root, "outputs") == later
+
+
+@pytest.mark.parametrize("planted", ["../../../state/secret", "samples/link.png", "/etc/hostname"])
+def test_what_was_planted_in_the_trash_publishes_nothing(root: Root, planted: str) -> None:
+    root.state.mkdir(exist_ok=True)
+    (root.state / "secret").write_text("a token")
+    folder = root.trash / "20261122T101530Z-000001-planted"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "samples/link.png").symlink_to(root.state / "secret")
+    (folder / "manifest.yaml").write_text(
+        f"pictures: [{{file: {planted}, published: outputs/a.png}}]\ngrid: {{file: {planted}, published: outputs/b}}\n"
+    )
+    trash.restore(root, folder.name)
+    assert [*root.outputs.iterdir()] == []
+
+
+def test_a_link_in_the_trash_is_no_job(root: Root, tmp_path: Path) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "manifest.yaml").write_text("pictures: []\n")
+    root.trash.mkdir(exist_ok=True)
+    (link := root.trash / "20261122T101530Z-000001-link").symlink_to(elsewhere)
+    with pytest.raises(JobError, match="there is no job"):
+        trash.restore(root, link.name)
+    assert trash.listed(root) == []
+    assert [*root.done.iterdir()] == []

@@ -85,7 +85,7 @@ def kill_now_and_then(root: Root, kills: int, dice: random.Random, settings: dic
         if service is None:
             command = [sys.executable, "-m", "sdbatch", "serve", "--root", str(root.path), "--drain"]
             service = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        enough, until = len([*root.done.iterdir()]) + dice.randint(1, 3), time.monotonic() + 20
+        enough, until = len([*root.done.iterdir()]) + dice.randint(1, 3), time.monotonic() + 120
         while len([*root.done.iterdir()]) < enough and time.monotonic() < until and service.poll() is None:
             time.sleep(0.02)
         time.sleep(dice.uniform(0, 0.2))

@@ -134,7 +134,7 @@ def prioritize(
     *,
     before: Annotated[str, typer.Option(metavar="OTHER", help="Not to the front, but before this one.")] = "",
 ) -> None:
-    """Move a waiting job to the front of the queue, or before another.
+    """Move a waiting job to the front of the queue or before another.
 
     A file in the inbox is moved into jobs/inbox/urgent/. The image that it
     names may stay where it is. If the service has already taken the file,

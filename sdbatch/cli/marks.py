@@ -22,7 +22,7 @@ def favourite(
     *,
     remove: Annotated[bool, typer.Option("--remove", help="They are favourites no longer.")] = False,
 ) -> None:
-    """Make images favourites: `sdbatch history --favourites` finds them.
+    """Make images favourites: `history --favourites` finds them.
 
     The mark is in marks.json in the job's folder.
 

@@ -311,7 +311,7 @@ class Works:
     """
 
     def __init__(self, cells: Cells, defaults: Mapping[str, Any]) -> None:
-        self._cells, self._sums = cells, array("d", [0.0])
+        self._starts, self._sums = cells.starts, array("d", [0.0])  # not the cells: they may be what it is kept by
         usual = [defaults.get(side) or USUAL_SIDE for side in "WH"]
         for number in range(len(cells)):
             count = cells.starts[number + 1] - cells.starts[number]
@@ -324,8 +324,8 @@ class Works:
 
     def up_to(self, image: float) -> float:
         """Of the images before one, with fractions."""
-        starts = self._cells.starts
-        number = min(bisect_right(starts, image) - 1, len(self._cells) - 1)
+        starts = self._starts
+        number = min(bisect_right(starts, image), len(starts) - 1) - 1
         share = (image - starts[number]) / (starts[number + 1] - starts[number])
         return self._sums[number] + share * (self._sums[number + 1] - self._sums[number])
 

@@ -86,7 +86,8 @@ class _Copy:
 
     def make(self, *, with_models: bool) -> None:
         done_before = {folder.name for folder in folders(self.root.done)}
-        for folder in [self.root.configs, *([self.root.models] if with_models else []), self.root.outputs]:
+        root = self.root
+        for folder in [root.configs, root.wildcards, *([root.models] if with_models else []), root.outputs]:
             if folder.is_dir():
                 self._tree(folder, self._at(folder), forgiving=True)
         with suppress(FileNotFoundError):

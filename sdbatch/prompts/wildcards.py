@@ -38,7 +38,7 @@ class Wildcards:
 
     def __init__(self, root: Root) -> None:
         self.root = root
-        self.folder = root.path / FOLDER
+        self.folder = root.wildcards
         self._read: dict[str, tuple[Option, ...]] = {}
         self._left = MAX_WORDS
 

@@ -20,6 +20,7 @@ from sdbatch.errors import JobError
 from sdbatch.job.manifest import pictures_of
 from sdbatch.messages import Message
 from sdbatch.spool.job_names import folders, ids_matching
+from sdbatch.spool.publish import is_placed
 from sdbatch.spool.spool import MANIFEST
 from sdbatch.storage import files
 from sdbatch.storage.root import Root
@@ -52,7 +53,7 @@ def delete(root: Root, folder: Path) -> str:
     files.clear(folder / DELETED)  # of an earlier time
     files.mark(folder / DELETED)
     for own, published in published_pictures(root, folder):
-        if files.same_content(own, published):
+        if is_placed(own, published):  # an equal image of another job stays
             files.delete(published)
     files.move(folder, root.trash / folder.name)
     return Message("{name} is in the trash (`sdbatch trash --restore {name}` brings it back)", folder.name)
@@ -64,7 +65,7 @@ def restore(root: Root, named: str) -> str:
     Raises:
         JobError: there is none, or there are several.
     """
-    ids = ids_matching(named, [folder.name for folder in folders(root.trash)]) if named else []
+    ids = ids_matching(named, [folder.name for folder in _folders(root)]) if named else []
     if len(ids) != 1:
         template = "{name} may be any of {names}; say which" if ids else "there is no job {name} in jobs/trash/"
         raise JobError(template, named, *([", ".join(ids[:10])] if ids else []))
@@ -85,7 +86,7 @@ def restore(root: Root, named: str) -> str:
 def listed(root: Root) -> list[Deleted]:
     """What is in the trash, the last first."""
     return sorted(
-        (Deleted(folder.name, _deleted_at(folder)) for folder in folders(root.trash)),
+        (Deleted(folder.name, _deleted_at(folder)) for folder in _folders(root)),
         key=lambda one: one.at,
         reverse=True,
     )
@@ -93,9 +94,13 @@ def listed(root: Root) -> list[Deleted]:
 
 def outdated(root: Root, days: float | None, now: datetime) -> Iterator[Path]:
     """The folders that have been there for so many days."""
-    for folder in folders(root.trash) if days is not None else ():
+    for folder in _folders(root) if days is not None else ():
         if (now - _deleted_at(folder)).total_seconds() >= (days or 0) * DAY:
             yield folder
+
+
+def _folders(root: Root) -> list[Path]:
+    return [folder for folder in folders(root.trash) if not folder.is_symlink()]
 
 
 def _deleted_at(folder: Path) -> datetime:
@@ -113,7 +118,8 @@ def published_pictures(root: Root, folder: Path) -> Iterator[tuple[Path, Path]]:
         grids = [grid for grid in (record.get("grid"), *record.get("more_grids", [])) if grid]
         pictures: Iterable[dict[str, str]] = [*pictures_of(record), *grids]
         pairs = [(folder / picture["file"], root.path / picture["published"]) for picture in pictures]
-        ours = [pair for pair in pairs if pair[1].resolve().is_relative_to(root.outputs.resolve())]
+        places = folder.resolve(), root.outputs.resolve()  # a planted manifest may name any file
+        ours = [pair for pair in pairs if all(p.resolve().is_relative_to(q) for p, q in zip(pair, places, strict=True))]
     except (OSError, yaml.YAMLError, LookupError, AttributeError, TypeError, ValueError, RecursionError, RuntimeError):
         return  # nothing that we wrote
     yield from ours

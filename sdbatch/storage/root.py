@@ -78,6 +78,7 @@ class Root:
     now = _below("jobs/NOW")  # while it is there, the hours in which to draw don't count; it goes when they begin
     outputs = _below("outputs")  # the pictures where the original scripts put them
     models = _below("models")  # checkpoints, often behind links
+    wildcards = _below("wildcards")  # files of words that prompts name; it need not be there
     configs = _below("configs")  # the checkpoints' yaml files and the service's own configuration
     configuration = _below("configs/sdbatch.yaml")
     state = _below("state")  # the lock and what can be rebuilt

@@ -49,8 +49,9 @@ def _check_node(ray: Any, config: ClusterConfig, node: Node) -> Iterator[Finding
         yield problem("node", in_words(node.name, error), SEE)
         return
     ray.kill(actor)
+    why = node_check.judge(node.name, asked, answered)
     node_check.forget(asked)
-    if why := node_check.judge(node.name, asked, answered):
+    if why:
         yield problem("node", why, SEE)
     elif why := node_check.clock_problem(node.name, answered, moment):
         yield warning("node", why, Message("timedatectl on both shows whether a time server is used"))
