@@ -322,7 +322,7 @@ def test_a_hundred_jobs_whatever_is_killed_are_each_done_once_with_the_same_byte
             time.sleep(killer.dice.uniform(0.5, 4))
             before = len([*root.done.iterdir()])
             killer.strike()
-            serving.wait(lambda: len([*root.done.iterdir()]) > before or before == 100)  # noqa: B023 - asked at once
+            serving.wait(lambda: len([*root.done.iterdir()]) > before or before == 100, 240)  # noqa: B023 - asked at once
     finally:
         sys.stderr.write(f"killed: {killer.killed}\n")
     (root.state / "pace").write_text("0.05")

@@ -29,7 +29,9 @@ from sdbatch.messages import Message
 
 LOOK_SECONDS = 1.0  # between two looks at the nodes
 GRACE_SECONDS = 20.0  # for nodes to join, before it is told that there are none
-LOST_SECONDS = 30.0  # without an answer, before a new connection is made
+# Without an answer, before a new connection. Ray takes half a minute to give up a node that is out of reach, and may
+# not answer meanwhile: that must not cost the seats of all others.
+LOST_SECONDS = 75.0
 GONE_SECONDS = 60.0  # for an earlier actor to be gone
 
 
