@@ -12,6 +12,7 @@ import yaml
 from sdbatch.job.manifest import Manifest, Parent, Picture
 from sdbatch.job.parameters import AnyJob, Img2Img, Txt2Img
 from sdbatch.job.reader import MAX_BYTES, MAX_FIELDS, MAX_JOBS, Parsed, parse
+from sdbatch.job.samplers import SAMPLERS
 
 JOBS = Path(__file__).parent / "jobs"
 SHARED = {
@@ -278,6 +279,7 @@ def test_a_misspelt_field_in_json_is_told_with_its_line() -> None:
     assert read_error(text, "a.json") == "line 5: ddim_step: there is no such field; did you mean ddim_steps?"
 
 
+SAMPLER = f"{', '.join([*SAMPLERS][:-1])} or {[*SAMPLERS][-1]}"
 SEED = "a whole number from -1 to 4294967295 (default 42)"
 STEPS = "a whole number from 1 to 1000 (default 50)"
 SCALE = "a number from 0 to 100 (default 7.5)"
@@ -298,7 +300,9 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
         ("seed", "None", f'"None" is not {SEED}; delete the line to use the default'),
         ("seed", 4.5, f"4.5 is not {SEED}"),
         ("seed", 42.0, f"42.0 is not {SEED}; write 42"),
-        ("seed", [42], f"a list is not {SEED}"),
+        ("seed", [42], f"a list is not {SEED}; to draw an image with each, write it below matrix"),
+        ("seed", "1..3", f'"1..3" is not {SEED}; to draw an image with each, write it below matrix'),
+        ("sampler", "DPM++ 2M Karas", f'"DPM++ 2M Karas" is not {SAMPLER}; did you mean DPM++ 2M Karras?'),
         ("seed", {"a": 1}, f"a group of fields is not {SEED}"),
         ("seed", 10**400, f"1{'0' * 56}... is not {SEED}"),
         ("seed", 10**4000, f"1{'0' * 56}... is not {SEED}"),
@@ -322,7 +326,7 @@ TEXT = "text (in quotes, if it looks like a number, yes, no or null)"
         ("ddim_eta", 1.1, "1.1 is not a number from 0 to 1 (default 0.0)"),
         ("skip_grid", 1, "1 is not true or false (default false)"),
         ("skip_grid", "true", '"true" is not true or false (default false); remove the quotes: true'),
-        ("precision", "halb", '"halb" is not autocast, full or half'),
+        ("precision", "halb", '"halb" is not autocast, full or half; did you mean half?'),
         ("H", 510, "510 is not in steps of 8; nearest: 504, 512"),
         ("W", 513, "513 is not in steps of 8; nearest: 512, 520"),
         ("H", 8191, "8191 is not in steps of 8; nearest: 8184, 8192"),

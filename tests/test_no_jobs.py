@@ -63,6 +63,8 @@ UNTOLD += [
     "b.yaml.part",
     "@eaDir/a.zip",
     ".trash/b.zip",
+    "list/prompts.csv",
+    "list/prompts.jsonl",
 ]
 
 

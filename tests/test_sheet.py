@@ -16,9 +16,12 @@ from test_cells import SMALL, STUDY, Start, cells_of, done
 from tests_support import drain, run_sdbatch
 
 from sdbatch.client.setting import with_settings
+from sdbatch.client.submit import submit
+from sdbatch.client.validate import cells_of_file
+from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError
 from sdbatch.history.scan import read_record
-from sdbatch.job.cells import Cells
+from sdbatch.job.cells import Cells, short_value
 from sdbatch.renderer.memory.fallback import MemoryFallback
 from sdbatch.renderer.pictures import sheet
 from sdbatch.renderer.pictures.sheet import lay_sheet, pages
@@ -161,6 +164,40 @@ def test_a_setting_of_the_command_line_is_a_field_or_makes_it_vary(settings: lis
 def test_a_setting_takes_the_place_of_what_varied() -> None:
     text = b"prompt: a\nmatrix: {seed: [1, 2]}\nexclude: [{seed: 1}]\n"
     assert yaml.safe_load(with_settings(text, "a.yaml", ["seed=7"])) == {"prompt": "a", "seed": 7}
+
+
+@pytest.mark.parametrize(
+    ("job", "sampler", "found"),
+    [
+        (
+            "sampler: euler_a\nddim_eta: 1.0\nschedule: automatic\n",
+            "dpm2",
+            {"sampler": "dpm2", "schedule": "automatic"},
+        ),
+        ("sampler: euler_a\nddim_eta: 0.5\n", "dpm2_a", {"sampler": "dpm2_a", "ddim_eta": 0.5}),
+        ("plms: true\n", "ddim", {"sampler": "ddim"}),
+        ("sampler: dpmpp_2m\nschedule: karras\n", "ddim", {"sampler": "ddim"}),
+        ("sampler: dpmpp_2m\nschedule: karras\n", "lms", {"sampler": "lms", "schedule": "karras"}),
+        ("sampler: euler_a\nddim_eta: 1.0\n", "[ddim, plms]", {"matrix": {"sampler": ["ddim", "plms"]}}),
+    ],
+)
+def test_another_sampler_does_not_keep_what_followed_from_the_one_before(job: str, sampler: str, found: object) -> None:
+    assert yaml.safe_load(with_settings(job.encode(), "a.yaml", [f"sampler={sampler}"])) == found
+
+
+def test_a_wrong_setting_is_told_by_its_name_and_not_by_a_line_that_the_file_does_not_have(root: Root) -> None:
+    job = root.path / "a.yaml"
+    job.write_text("prompt: a\n")
+    with pytest.raises(JobError) as told:
+        submit(job, root, Limits(), ["sed=1..3"])
+    assert str(told.value).splitlines()[0] == f"{job} with sed=1..3: sed: there is no such field; did you mean seed?"
+    (cells,) = cells_of_file(job, root, Limits(), ["scale=x"])
+    assert f'{job} with scale=x: scale: "x" is not a number' in str(cells)
+
+
+def test_the_label_of_an_image_is_its_name_also_with_spaces() -> None:
+    assert short_value("photos/Sunset at sea.jpg") == "Sunset at sea.jpg"
+    assert short_value("a cat, of 3/4 size") == "a cat, of 3/4 size"
 
 
 @pytest.mark.parametrize("said", ["scale", "=5"])

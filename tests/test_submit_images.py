@@ -37,6 +37,11 @@ def told(path: Path, root: Root) -> list[str]:
     return [line.removeprefix(f"{path}: ") for line, _ in check_file(path, root, LIMITS)]
 
 
+def test_a_folder_that_is_not_there_is_told_as_it_was_typed(root: Root, desk: Path) -> None:
+    with pytest.raises(JobError, match=r"/photo: No such file or directory$"):
+        submit_images(desk / "photo", desk / "i2i.yaml", root, LIMITS)
+
+
 def drawn(root: Root) -> list[dict[str, object]]:
     drain(Service(root, Settings(), FakeEngine()), FakeClock())
     return [picture["values"] for picture in pictures_of(read_record(only(root.done) / "manifest.yaml"))]

@@ -9,6 +9,7 @@ from sdbatch.errors import JobError
 from sdbatch.job.document import Document, read_json, read_yaml
 from sdbatch.job.manifest import STUDY, dump
 from sdbatch.job.matrix import can_vary, our_name
+from sdbatch.job.samplers import SAMPLERS, resolve
 
 VARYING = ("matrix", "zip")
 
@@ -57,6 +58,8 @@ def _place(value: dict[str, Any]) -> dict[str, Any]:
 
 def _set(job: dict[str, Any], field: str, value: Any) -> None:
     """Set a field, which stands nowhere else from then on."""
+    if field == "sampler":
+        _forget_sampler(job, value)
     for place in (job, *(job[key] for key in VARYING if isinstance(job.get(key), dict))):
         for written in [each for each in place if our_name(str(each)) == field]:
             del place[written]
@@ -69,6 +72,17 @@ def _set(job: dict[str, Any], field: str, value: Any) -> None:
         job.setdefault("matrix", {})[field] = value
     else:
         job[field] = value
+
+
+def _forget_sampler(job: dict[str, Any], new: Any) -> None:
+    """Without what followed from the sampler that is replaced: its own eta, `plms`, a schedule that the new has not."""
+    old = resolve("plms" if job.get("plms") is True else str(job.get("sampler", "ddim")))
+    if old and job.get("ddim_eta") and job["ddim_eta"] == SAMPLERS[old[0]].eta:
+        del job["ddim_eta"]
+    job.pop("plms", None)
+    named = [found for said in (new if isinstance(new, list) else [new]) if (found := resolve(str(said)))]
+    if any(schedule or SAMPLERS[sampler].automatic is None for sampler, schedule in named):
+        job.pop("schedule", None)
 
 
 def _plain(value: Any) -> Any:

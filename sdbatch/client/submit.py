@@ -4,6 +4,7 @@ A job names its image and prompt file by their path from the job file. To keep t
 the inbox, which appears complete.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from sdbatch.client.job_text import with_init_img
 from sdbatch.client.named_files import NamedFiles
 from sdbatch.client.setting import with_settings
-from sdbatch.client.validate import check_data, check_file, submit_file
+from sdbatch.client.validate import check_data, check_file, submit_file, with_its_settings
 from sdbatch.config.settings import Limits
 from sdbatch.errors import JobError, Missing
 from sdbatch.job import reader
@@ -54,6 +55,14 @@ def submit(path: Path, root: Root, limits: Limits, settings: Sequence[str] = ())
         changed = Path(folder) / path.name
         data = files.read_regular(path, reader.MAX_MANIFEST_BYTES + 1) or b""
         changed.write_bytes(with_settings(data, path.name, settings))
+        bad = [
+            line
+            for line, is_good in check_data(changed.read_bytes(), path.name, path.parent, root, limits)
+            if not is_good
+        ]
+        if is_job_name(path.name) and bad:
+            told = [with_its_settings(path, settings, line) for line in bad]
+            raise JobError(joined("\n", [*told, Message("{name} was not dropped", path.name)]))
         return _submit(changed, path.parent, root, limits)
 
 
@@ -75,6 +84,8 @@ def submit_images(path: Path, template: Path, root: Root, limits: Limits, settin
         OSError: it can't be read, or the disk failed.
     """
     root.require(root.inbox)
+    if not path.exists():
+        raise JobError("{path}: {problem}", path, os.strerror(errno.ENOENT))
     path = path.resolve()
     is_inside = path.is_relative_to(root.path.resolve())
     named = root.show(path) if is_inside else path.name

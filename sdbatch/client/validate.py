@@ -95,7 +95,14 @@ def cells_of_file(path: Path, root: Root, limits: Limits, settings: Sequence[str
             yield cells_of(parsed, path.parent, root, limits)
         except (JobError, TemporarilyUnavailable) as error:
             told = [reader.without_file(line) for line in parsed.placed(error)]
-            yield JobError(joined("\n", [Message("{path}: {line}", path, line) for line in told]))
+            yield JobError(joined("\n", [with_its_settings(path, settings, line) for line in told]))
+
+
+def with_its_settings(path: Path, settings: Sequence[str], line: str) -> str:
+    """What is wrong with a file; with settings without its line, as they move the lines."""
+    if not settings:
+        return Message("{path}: {line}", path, line)
+    return Message("{path} with {settings}: {line}", path, " ".join(settings), reader.without_line(line))
 
 
 def cells_of(parsed: reader.Parsed, beside: Path | None, root: Root, limits: Limits) -> Cells:

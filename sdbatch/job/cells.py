@@ -261,7 +261,9 @@ def short_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    is_file = isinstance(value, str) and re.fullmatch(r"[\w./-]+/[\w.-]+\.\w{2,12}", value)
+    is_file = isinstance(value, str) and re.fullmatch(
+        r"[\w./-]+/[\w.-]+\.\w{2,12}|[^,]+/[^/,]+\.(?:png|jpe?g|webp)", value
+    )
     return plain(PurePath(value).name if is_file else str(value))
 
 

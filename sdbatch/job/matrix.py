@@ -21,6 +21,7 @@ WEIGHTS = ("ckpt", "config", "vae", "precision", "loras")
 _FIELDS = Txt2Img.model_fields | Img2Img.model_fields
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
 _RANGE = re.compile(rf"\s*({_NUMBER})\s*\.\.\s*({_NUMBER})\s*(?:step\s*({_NUMBER})\s*)?")
+_OTHERWISE = re.compile(rf"\s*{_NUMBER}\s*(?:-|–|—|:|to)\s*{_NUMBER}\s*")  # noqa: RUF001 - dashes that people type
 _PLACE = tuple[str | int, ...]
 Meant = Callable[[str, Any], Any]  # a field's value in the field's type, where YAML leaves it open
 
@@ -100,7 +101,8 @@ def as_written(given: Mapping[str, Any], meant: Meant) -> dict[str, Any]:
 
 
 def _is_range(name: str, entry: Any) -> bool:
-    return isinstance(entry, str) and ".." in entry and _FIELDS[name].annotation in (int, float)
+    is_like_one = isinstance(entry, str) and (".." in entry or _OTHERWISE.fullmatch(entry))
+    return bool(is_like_one) and _FIELDS[name].annotation in (int, float)
 
 
 def _ranged(text: str, kind: Any) -> list[Any]:

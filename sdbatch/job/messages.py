@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from sdbatch.job import syntax_hints
 from sdbatch.job.document import NUMBER, plain
+from sdbatch.job.samplers import SAMPLERS, SCHEDULES
 from sdbatch.messages import Message
 
 _KINDS: dict[Any, str] = {
@@ -29,6 +30,7 @@ _KINDS: dict[Any, str] = {
 }
 
 NEAR = 0.8  # how similar a misspelt word must be
+SHORT = 4  # letters: of a shorter name one letter is too much
 _NOTHING = ("None", "none", "nil", "undefined")
 
 
@@ -60,7 +62,14 @@ def likely(name: str, known: Collection[str]) -> str:
     given = name.strip().lower()
     near = difflib.get_close_matches(given, lower, n=1, cutoff=NEAR)
     mixed_up = [each for each in lower if len(given) > 2 and sorted(each) == sorted(given)]
-    return next((lower[each] for each in [*near, *mixed_up]), "")
+    slip = [each for each in lower if _is_slip(given, each)]
+    return next((lower[each] for each in [*near, *mixed_up, *slip]), "")
+
+
+def _is_slip(given: str, name: str) -> bool:
+    """Whether one letter behind the first of a short name is another, as in sead for seed."""
+    is_alike = len(given) == len(name) >= SHORT and given[0] == name[0]
+    return is_alike and sum(one != other for one, other in zip(given, name, strict=True)) == 1
 
 
 def shown(value: object) -> str:
@@ -122,7 +131,7 @@ def _instead(info: FieldInfo, details: ErrorDetails) -> str:
     """What a field allows, and the nearest valid value if one is likely meant."""
     value = details["input"]
     choices = [each for each in get_args(info.annotation) if isinstance(each, str)]
-    if isinstance(value, str) and (nearest := likely(value, choices)):
+    if isinstance(value, str) and (nearest := likely(value, choices) or _likely_sampler(value, choices)):
         return Message("{allowed}; {instead}", allowed(info), Message("did you mean {name}?", nearest))
     if isinstance(value, str) and (meant := _meant(value, info)):
         return Message("{allowed}; {instead}", allowed(info), meant)
@@ -135,6 +144,14 @@ def _instead(info: FieldInfo, details: ErrorDetails) -> str:
     if details["type"] == "int_type" and isinstance(value, float) and value.is_integer():
         return allowed(info) + (Message("; write {value}", int(value)) if _is_within(int(value), info) else "")
     return allowed(info)
+
+
+def _likely_sampler(value: str, choices: Collection[str]) -> str:
+    """The likely name of a sampler or schedule as the web UIs write it; empty if neither is asked for."""
+    samplers = [sampler for name, sampler in SAMPLERS.items() if name in choices]
+    schedules = [*SCHEDULES.values()] if samplers else [SCHEDULES[name] for name in choices if name in SCHEDULES]
+    both = [f"{each.title} {schedule}" for each in samplers if each.automatic for schedule in schedules]
+    return likely(value, [*(each.title for each in samplers), *both] if samplers else schedules)
 
 
 def _meant(text: str, info: FieldInfo) -> str:

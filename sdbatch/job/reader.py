@@ -93,6 +93,18 @@ def without_file(line: str) -> str:
     return line.values["problem"] if is_named and isinstance(line, Message) else line
 
 
+def without_line(line: str) -> str:
+    """A line of an error without the line of the file, which is another than the person's."""
+    if not isinstance(line, Message):
+        return line
+    if line.template == "line {line}: {problem}":
+        problem: str = line.values["problem"]
+        return problem
+    if line.template == "{0}{1}":  # with the number of the job before it
+        return joined("", map(without_line, line.values.values()))
+    return Message.of(line.template, line.values | {"where": ""}) if "where" in line.values else line
+
+
 def _decode(data: bytes) -> str:
     most = MAX_MANIFEST_BYTES if _MANIFEST.search(data[:1024]) else MAX_BYTES
     if len(data) > most:
@@ -354,14 +366,22 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
                 "{value} contains half a character (a lone surrogate); write the whole character",
                 shown(details["input"]),
             )
-    return refused(kind.model_fields[name], details)
+    return refused(kind.model_fields[name], details) + _vary(name, kind, details, fields)
+
+
+def _vary(name: str, kind: type[BaseModel], details: ErrorDetails, fields: dict[str, Any]) -> str:
+    """What to do with a list or range that the job itself has for a number."""
+    is_number = name in fields and kind.model_fields[name].annotation in (int, float)
+    if is_number and matrix.can_vary(name, details["input"]):
+        return Message("; to draw an image with each, write it below matrix")
+    return ""
 
 
 def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
     """There is no such field; the right one, or the reason why there is none."""
     meant = foreign_fields.same_field(name)
     if not meant and not foreign_fields.why_not(name):
-        meant = likely(syntax_hints.plain_spaces(name), _KNOWN) or foreign_fields.misspelt(name)
+        meant = likely(syntax_hints.plain_spaces(name), [*_KNOWN, *STUDY]) or foreign_fields.misspelt(name)
     if kind is Img2Img and meant in NOT_FOR_IMG2IMG:
         return no_such(NOT_FOR_IMG2IMG[meant])
     if meant:

@@ -38,6 +38,7 @@ _KINDS = {
 }
 _BY_SUFFIX = {suffix: text for text, suffixes in _KINDS.items() for suffix in suffixes.split()}
 _TEXTS = {"", "list", "log", "markdown", "md", "prompt", "prompts", "rst", "text", "txt"}
+_TABLES = {"csv", "tsv", "jsonl", "ndjson"}  # of prompts: in a folder a job brought them along
 _NOBODYS = re.compile(r"desktop\.ini|icon\r|.*:zone\.identifier|.*~|.*\.sw[a-z]", re.IGNORECASE)
 _WITHIN = re.compile(r"(.+)(\.(?:ya?ml|json))(?![a-z0-9])(.*)", re.IGNORECASE)  # truck.yaml.txt
 _WITHOUT_DOT = re.compile(r"([^.]+?)[\W_]?(ya?ml|json)", re.IGNORECASE)  # truck,yaml
@@ -59,7 +60,8 @@ def judge(name: str, rest: float = 0.0, reads_like_job: Callable[[], bool] = lam
     file = name.rpartition("/")[2]
     stem, dot, suffix = file.rpartition(".")
     stem, suffix = (stem, suffix.lower()) if dot else (file, "")
-    if is_job_name(file) or file.startswith(NOBODYS_PREFIXES) or _NOBODYS.fullmatch(file):
+    is_brought_along = "/" in name and suffix in _TABLES
+    if is_job_name(file) or file.startswith(NOBODYS_PREFIXES) or _NOBODYS.fullmatch(file) or is_brought_along:
         return None
     if file.lower().endswith(PARTIAL_SUFFIXES):
         return NoJob(name, GIVEN_UP, is_meant=True) if rest >= PARTIAL_SECONDS else None
