@@ -12,7 +12,7 @@ from sdbatch.client import control
 from sdbatch.errors import JobError
 from sdbatch.service.service import Service
 from sdbatch.spool import status_reader
-from sdbatch.spool.order import ordered
+from sdbatch.spool.order import FIRST_OF_ORDER, ordered, put_in_order
 from sdbatch.storage.root import Root
 
 Start = Callable[..., Service]
@@ -71,6 +71,30 @@ def test_an_order_holds_before_urgent_ones_and_not_for_later_files(
     clock.sleep(60)
     drain(service, clock)
     assert done(waiting)[-2:] == [*"ac"]
+
+
+def test_a_file_that_vanished_leaves_its_place_to_no_later_one(waiting: Root, start: Start, clock: FakeClock) -> None:
+    control.pause(waiting)
+    control.reorder(waiting, "d.yaml", "a.yaml")
+    service = start()
+    drain_scans(service, clock)
+    assert ordered(waiting.running) == {"d.yaml": FIRST_OF_ORDER}
+    (waiting.inbox / "d.yaml").unlink()
+    drain_scans(service, clock)
+    drop_job(waiting, "d.yaml", ONE.format("another"))
+    drain_scans(service, clock)
+    assert line(waiting) == [f"{name}.yaml" for name in "abcd"]
+
+
+def drain_scans(service: Service, clock: FakeClock) -> None:
+    for _ in range(20):
+        service.turn(clock)
+        clock.sleep(60)
+
+
+def test_a_name_that_is_no_text_can_be_put_in_order(root: Root) -> None:
+    put_in_order(root.running, ["\udcff.yaml", "a.yaml"])
+    assert [*ordered(root.running)] == ["\udcff.yaml", "a.yaml"]
 
 
 def test_claimed_files_move_with_all_their_jobs(root: Root, start: Start, clock: FakeClock) -> None:

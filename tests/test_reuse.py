@@ -16,6 +16,7 @@ from sdbatch.errors import RendererDied
 from sdbatch.history.scan import read_record
 from sdbatch.service.service import Service
 from sdbatch.storage.root import Root
+from sdbatch.study import reuse
 
 
 def study(seeds: str, scales: str, more: str = "reuse: true\n") -> str:
@@ -58,7 +59,7 @@ def test_the_configuration_may_ask_for_it(root: Root, clock: FakeClock, start: S
     assert dict(place.defaults) == {"reuse": True}
 
 
-@pytest.mark.parametrize("change", ["model", "version", "deleted", "cut"])
+@pytest.mark.parametrize("change", ["model", "version", "deleted", "cut", "edited", "link", "nested"])
 def test_what_is_not_the_same_any_more_is_drawn_again(change: str, root: Root, clock: FakeClock, start: Start) -> None:
     service = start()
     first, _ = drawn(service, root, clock, study("1..2", "[5]", ""))
@@ -73,6 +74,15 @@ def test_what_is_not_the_same_any_more_is_drawn_again(change: str, root: Root, c
             shutil.rmtree(first)
         case "cut":
             index.write_bytes(index.read_bytes()[:-20])
+        case "edited":
+            for image in first.glob("samples/*.png"):
+                image.write_bytes(image.read_bytes() + b"painted over, with the text that it had")
+        case "link":
+            for image in first.glob("samples/*.png"):
+                image.rename(first / image.name)
+                image.symlink_to(first / image.name)
+        case "nested":
+            index.write_bytes(b"[" * 100_000 + b"\n")
     _, pictures = drawn(service, root, clock, study("1..2", "[5]"))
     assert not any("reused" in picture for picture in pictures)
 
@@ -100,3 +110,11 @@ def test_a_job_whose_renderer_dies_after_it_linked_goes_on(root: Root, clock: Fa
     assert tries == [2, 2]
     assert [bool(picture.get("reused")) for picture in pictures] == [True, True, False, False]
     assert (folder / "samples/00000.png").samefile(first / "samples/00000.png")
+
+
+def test_only_what_is_asked_for_is_kept_in_memory(root: Root, clock: FakeClock, start: Start) -> None:
+    service = start()
+    drawn(service, root, clock, study("1..3", "[5]", ""))
+    images = json.loads((root.state / "images.jsonl").read_text())["images"]
+    asked = next(iter(images))
+    assert [*reuse.known(root, {asked})] == [asked]

@@ -25,7 +25,7 @@ from pathlib import Path
 from sdbatch.messages import Message
 from sdbatch.spool import no_jobs
 from sdbatch.spool.handover import TAKEN
-from sdbatch.spool.order import BULK, URGENT, ordered, priority_of
+from sdbatch.spool.order import BULK, URGENT, forget_vanished, ordered, priority_of
 from sdbatch.spool.watcher import Watcher
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, NaturalKey, is_job_name, is_nobodys_folder, natural_key
@@ -214,6 +214,9 @@ class Inbox:
             arrival = Arrival(path, stat.S_ISREG(status.st_mode), seen.priority, order.get(relative, seen.priority))
             ready.append((-arrival.priority, seen.first, natural_key(relative), arrival))
         self._keep_unreadable(unreadable, found)
+        if order and not unreadable:
+            with suppress(OSError):
+                forget_vanished(self.folder.parent / "running", {os.path.relpath(path, self.folder) for path in found})
         self.stability.keep_only(found)
         ready.sort(key=lambda item: item[:3])
         self.queue = deque(arrival for *_, arrival in ready if arrival.name not in self._claimed)

@@ -6,7 +6,7 @@ before files in the inbox. Claimed jobs are sorted by id, which means by arrival
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
@@ -113,7 +113,7 @@ def wishes(running: Path) -> tuple[set[str], dict[str, int]]:
 
 def put_in_order(running: Path, names: Iterable[str]) -> None:
     """Let these go first, in this order; all else follows as before."""
-    data = json.dumps([*dict.fromkeys(names)], ensure_ascii=False).encode()
+    data = json.dumps([*dict.fromkeys(names)]).encode()  # in ASCII: a file's name need not be text
     files.write_atomically(running / ORDERED, data, mode=0o664)
 
 
@@ -122,6 +122,14 @@ def keep_place(running: Path, file: str, claimed: str) -> None:
     names = [*ordered(running)]
     if file in names:
         put_in_order(running, [claimed if name == file else name for name in names])
+
+
+def forget_vanished(running: Path, there: Container[str]) -> None:
+    """A file that is gone gives up its place, or a later one of its name had it."""
+    names = [*ordered(running)]
+    left = [name for name in names if name in there or _NUMBER.fullmatch(name)]
+    if left != names:
+        put_in_order(running, left)
 
 
 def priority_of_folder(relative: str) -> int:

@@ -1,15 +1,18 @@
 """`reuse: true`: which images of done jobs are what a job asks for, so that they need not be drawn again.
 
 state/images.jsonl has a line for each done job, with a key for each of its images: a digest of all that determines it.
-It is only a convenience. A lost line costs the drawing of some images, and what is linked is checked by the renderer as
-the images of an earlier attempt are: by the job, position and weights in its text.
+It is only a convenience. A lost line costs the drawing of some images. An image that was edited in done/ has another
+time, and is not linked; what is linked is checked by the renderer as the images of an earlier attempt are: by the job,
+position and weights in its text.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,6 @@ from sdbatch.storage import files
 from sdbatch.storage.root import SAMPLES, Root
 
 FILE = "images.jsonl"
-MOST_BYTES = 64 << 20  # of it, from its end; a line has 30 bytes for each image
 DIGITS = 16  # of a key
 _PLACE = re.compile(rf"[\w.-]+/{SAMPLES}/\d{{5,}}\.png")
 
@@ -44,7 +46,8 @@ def note(root: Root, manifest: Manifest, found: Sequence[str]) -> None:
     Raises:
         OSError: they can't be added; they will be drawn again.
     """
-    images = {found[picture.index]: picture.file for picture in manifest.pictures}
+    folder = root.done / manifest.id
+    images = {found[p.index]: [p.file, look] for p in manifest.pictures if (look := _look(folder / p.file))}
     facts = {"versions": manifest.versions, "device": manifest.device, "computed_in": manifest.computed_in}
     line = json.dumps({"id": manifest.id, **facts, "images": images}) + "\n"
     if images:
@@ -53,26 +56,32 @@ def note(root: Root, manifest: Manifest, found: Sequence[str]) -> None:
             file.write(line.encode())
 
 
-def known(root: Root) -> dict[str, str]:
-    """The images that can be reused, as JOB/samples/00000.png by their keys: of these versions and the last device."""
+def known(root: Root, wanted: Container[str]) -> dict[str, str]:
+    """The images of wanted keys that are there, as JOB/samples/00000.png: of these versions and the last device."""
+    found: dict[object, dict[str, tuple[str, object]]] = {}  # by device: only what is wanted, as the file may be large
+    device: object = None
+    with suppress(FileNotFoundError), files.open_regular(root.state / FILE) as file:
+        for line in file or ():
+            try:
+                told = json.loads(line)
+                if not _are_ours(told["versions"]):
+                    continue
+                device = str((told["device"], told["computed_in"]))
+                for key, (name, look) in told["images"].items():
+                    if key in wanted and _PLACE.fullmatch(place := f"{told['id']}/{name}"):
+                        found.setdefault(device, {})[key] = place, look
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                continue  # cut short when the disk was full
+    return {key: place for key, (place, look) in found.get(device, {}).items() if _look(root.done / place) == look}
+
+
+def _look(path: Path) -> list[int]:
+    """By which an image that was edited is known: size and time; of what is no image nothing."""
     try:
-        data = files.read_regular(root.state / FILE, MOST_BYTES) or b""
+        status = path.lstat()
     except OSError:
-        return {}
-    found: dict[str, str] = {}
-    made_on: object = None
-    for line in reversed(data.decode("utf-8", "replace").splitlines()):
-        try:
-            told = json.loads(line)
-            device = told["device"], told["computed_in"]
-            if not _are_ours(told["versions"]) or (made_on := made_on or device) != device:
-                continue
-            for key, file in told["images"].items():
-                if _PLACE.fullmatch(place := f"{told['id']}/{file}"):
-                    found.setdefault(key, place)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            continue  # cut short when the disk was full
-    return found
+        return []
+    return [status.st_size, status.st_mtime_ns] if stat.S_ISREG(status.st_mode) else []
 
 
 def _are_ours(versions: Mapping[str, str]) -> bool:
@@ -94,11 +103,11 @@ def link(root: Root, folder: Path, wanted: Mapping[int, str]) -> dict[int, str]:
 
     Returns the places that they come from.
     """
-    there = known(root) if wanted else {}
+    there = known(root, {*wanted.values()}) if wanted else {}
     linked: dict[int, str] = {}
     for index, key in wanted.items():
         source, target = root.done / there.get(key, ""), folder / SAMPLES / f"{index:05}.png"
-        if key not in there or source.is_symlink() or not source.is_file():
+        if key not in there:
             continue
         if not linked:
             files.make_dir(target.parent)
