@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from harness import FakeClock, drop_job
+from PIL import Image
 from tests_support import drain
 
 from sdbatch.history import restore
@@ -301,6 +302,16 @@ def test_history_finds_the_images_of_a_study_by_the_values_of_their_cells(
         for seed in (3, 4)
         for sampler in ("ddim", "plms")
     }
+
+
+def test_history_knows_the_size_of_each_image_of_a_study(root: Root, clock: FakeClock, start: Start) -> None:
+    drop_job(root, "study.yaml", f"{SMALL}prompt: a\nmatrix:\n  W: [64, 128]\n  seed: [1, 2]\n")
+    drain(start(), clock)
+    for number in range(4):
+        Image.new("RGB", (64 + 64 * (number > 1), 64)).save(done(root) / f"samples/{number:05}.png")
+    history = History.open(root)
+    assert [each.number for each in history.search(size="128x64")] == [2, 3]
+    assert [(each.width, each.height) for each in history.search()] == [(64, 64)] * 2 + [(128, 64)] * 2
 
 
 def test_one_image_of_a_study_is_restored_and_drawn_again_alone(root: Root, start: Start, clock: FakeClock) -> None:

@@ -1,5 +1,7 @@
 """CLIP's text encoder of our own, against the transformers library's, bit for bit."""
 
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -27,3 +29,9 @@ def test_it_gives_the_same_bits(hidden_act: str, half: bool) -> None:
     assert len(found.hidden_states) == len(expected.hidden_states) == 4
     for one, other in zip(found.hidden_states, expected.hidden_states, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.thorough  # imports torch anew
+def test_the_networks_are_there_after_diffusers_was_imported_whole() -> None:
+    code = "import diffusers\nfrom sdbatch.renderer.networks.library import AutoencoderKL, UNet2DConditionModel"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,7 +1,7 @@
 """The page's table of a study."""
 
 import re
-from html import unescape
+from html import escape, unescape
 from urllib.parse import quote
 
 from harness import FakeClock, drop_job
@@ -29,6 +29,7 @@ def test_a_study_is_a_table_of_two_fields_that_the_visitor_chooses(root: Root, c
     assert headers(page) == ["scale ↓  seed →", "1", "2", "5", "7.5"]
     assert page.count("/picture/jobs/done/") == 8
     assert EVIL not in page
+    assert [page.count(f'text-break">{label}</span>') for label in ("a truck", escape(EVIL))] == [4, 4]
     page = visitor.get(f"/study/{job}?across=prompt&down=&scale=5&seed=2").text
     assert headers(page) == ["prompt →", "a truck", EVIL, ""]
     assert page.count("/picture/jobs/done/") == 2

@@ -30,7 +30,7 @@ from sdbatch.history.tokens import pieces
 from sdbatch.storage.filesystem import share_of
 from sdbatch.storage.marks import UNMARKED, Mark
 
-VERSION = 7
+VERSION = 8
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite lays beside its file
 _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".yaml", ".yml", ".json")
@@ -203,7 +203,8 @@ def _remove_grams(database: sqlite3.Connection, job_id: str) -> None:
 _TEXTS = " ".join(
     (
         f"SELECT p.run, coalesce(p.prompt, j.prompt), coalesce(p.published, p.file), {own_of('negative')}, j.name,",
-        f"j.reason, j.file, j.state, {own_of('ckpt')}, j.kind, {own_of('sampler')}, j.width || 'x' || j.height,",
+        f"j.reason, j.file, j.state, {own_of('ckpt')}, j.kind, {own_of('sampler')},",
+        f"{own_of('width')} || 'x' || {own_of('height')},",
         "coalesce(p.seed, j.seed), p.favourite, p.tags",
         "FROM jobs j JOIN pictures p ON p.key BETWEEN j.key - max(1, j.pictures) + 1 AND j.key",
     )

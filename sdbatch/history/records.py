@@ -17,7 +17,7 @@ _DRAWN = (
 )
 JOB_QUESTION = f"{_DRAWN}, j.id, j.place, j.pictures, j.init, j.file FROM jobs j"
 _OF_PICTURE = re.sub(
-    r"j\.(negative|ckpt|steps|scale|strength|sampler)\b",
+    r"j\.(negative|ckpt|steps|scale|strength|sampler|width|height)\b",
     lambda found: own_of(found[1]),
     _DRAWN.replace("j.key", "p.key")
     .replace("j.prompt", "coalesce(p.prompt, j.prompt)")

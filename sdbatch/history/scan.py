@@ -32,6 +32,7 @@ MAX_RECORD = 16 << 20  # bytes of a manifest
 MAX_NAME = 1000  # characters of a path
 MAX_REASON = 2000
 MOST_SEED = 2**63  # SQLite's range
+_SIZED = ("init_img", "H", "W", "f")  # fields that an image's size follows from
 Facts = dict[str, Any]
 
 
@@ -44,7 +45,7 @@ class PictureEntry:
     prompt: str | None = None  # its own, where it isn't the job's
     number: int = 0  # of the job's pictures, from 0
     seed: int | None = None  # its own, where it has one
-    own: Facts | None = None  # what in a study differs from the job: ckpt, sampler, steps, scale, strength, negative
+    own: Facts | None = None  # what in a study differs from the job: ckpt, sampler, steps, size ...
     mark: Mark = UNMARKED
 
 
@@ -110,6 +111,8 @@ def _done(root: Root, folder: Path, stamp: int) -> JobEntry:
         for number, listed in enumerate(_list(record, "pictures"))
         if (file := _inner(_text(listed, "file")))
     ]
+    if record.get("axes"):
+        shots = [*_with_sizes(folder, shots, record)]
     grids = [group(record, "grid"), *_list(record, "more_grids")]
     shots = shots or [  # skip_save: all there is to see
         PictureEntry(file, _text(grid, "published") or None) for grid in grids if (file := _inner(_text(grid, "file")))
@@ -151,6 +154,18 @@ def _of_image(job: Facts, listed: Facts, lines: list[str], number: int, *, is_st
     own.pop("seed", None)
     is_seed = isinstance(seed, int) and 0 <= seed < MOST_SEED
     return {"prompt": prompt, "number": number, "own": own or None, "seed": seed if is_seed else None}
+
+
+def _with_sizes(folder: Path, shots: list[PictureEntry], record: Facts) -> Iterator[PictureEntry]:
+    """The images of a study with their own sizes, of which one image is read for all that must be alike."""
+    values = {_inner(_text(listed, "file")): group(listed, "values") for listed in _list(record, "pictures")}
+    sizes: dict[str, tuple[int, int]] = {}
+    for shot in shots:
+        asked = json.dumps([values[shot.file].get(name) for name in _SIZED], default=str)
+        if asked not in sizes:
+            sizes[asked] = size_of(folder / shot.file)
+        size, first = sizes[asked], next(iter(sizes.values()))
+        yield replace(shot, own=(shot.own or {}) | {"width": size[0], "height": size[1]}) if size != first else shot
 
 
 def _whole(listed: Facts, lines: list[str]) -> str | None:

@@ -33,9 +33,10 @@ def show(job: str) -> str:
     down = _chosen("down", axes, next((name for name in axes if name != across), ALL))
     others = {name: request.args.get(name, ALL) for name in axes if name not in (across, down)}
     shown = [(image, own) for image, own in images if all(value in (ALL, own[name]) for name, value in others.items())]
-    cells: dict[tuple[str, str], list[PictureRecord]] = {}
+    cells: dict[tuple[str, str], list[tuple[PictureRecord, str]]] = {}
     for image, own in shown[:MOST]:
-        cells.setdefault((own.get(across, ALL), own.get(down, ALL)), []).append(image)
+        label = ", ".join(own[name] for name, value in others.items() if value == ALL)
+        cells.setdefault((own.get(across, ALL), own.get(down, ALL)), []).append((image, label))
     return render_template(
         "study.html",
         job=job,

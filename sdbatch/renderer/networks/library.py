@@ -17,6 +17,7 @@ import torch
 
 PACKAGES = ("hooks", "models.autoencoders", "models.transformers", "models.unets")
 COMPILER = "torch._dynamo"
+LOOKED = "diffusers.utils.import_utils"
 BESIDE = ("accelerate", "peft", "scipy", "transformers")
 
 
@@ -68,7 +69,8 @@ def _without_compiler() -> Iterator[None]:
 
 @contextmanager
 def _without_libraries() -> Iterator[None]:
-    hidden = [name for name in BESIDE if name not in sys.modules]
+    # Once diffusers has looked for them, it imports those that it found.
+    hidden = [name for name in BESIDE if name not in sys.modules] if LOOKED not in sys.modules else []
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment] # which says that there is no such module
     try:
