@@ -142,6 +142,8 @@ def test_another_source_of_rows_is_multiplied_with_the_matrix_and_names_its_plac
         ("matrix:\n  scale: 0.5..0.9\n", 'line 3: scale: "0.5..0.9": a range with a decimal point needs a step'),
         ("matrix:\n  seed: 1..1000000\n", "line 3: seed: 1,000,000 cells; the limit is 100,000"),
         ("matrix:\n  seed: 1..1000\n  ddim_steps: 1..1000\n", "line 2: 1,000,000 cells; the limit is 100,000"),
+        ("matrix:\n  seed: [5, random]\n", "line 3: seed: random is one seed for the whole study, outside matrix"),
+        ("zip: {seed: [-1, 3]}\n", "line 2: seed: random is one seed for the whole study, outside zip"),
         ("matrix:\n  seed: []\n", "line 3: seed: the list is empty"),
         ("matrix: 5\n", "line 2: matrix: must be fields with lists or ranges"),
         ("zip: {seed: [1, 2], scale: [1]}\n", "line 2: zip: all lists must be of one length; here: seed 2, scale 1"),

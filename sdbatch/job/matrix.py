@@ -13,7 +13,7 @@ from typing import Any
 
 from sdbatch.job.cells import MAX_CELLS, SHARED, Axes, Row
 from sdbatch.job.messages import shown
-from sdbatch.job.parameters import SYNONYMS, Img2Img, Txt2Img
+from sdbatch.job.parameters import RANDOM, SYNONYMS, Img2Img, Txt2Img
 from sdbatch.messages import Message
 
 # A change of these is a change of the weights, which takes seconds: they vary slowest, whatever the order in the file.
@@ -150,6 +150,9 @@ def _values(given: Mapping[str, Any], key: str, meant: Meant, no_field: Callable
             raise StudyError(path, Message("{field}: {problem}", name, error.args[0])) from error
         if not found[name]:
             raise StudyError(path, Message("{field}: the list is empty; give at least one value", name))
+        if name == "seed" and any(seed in (RANDOM, "random") for seed in found[name]):
+            template = "seed: random is one seed for the whole study, outside {key}; for several write a range, as 1..4"
+            raise StudyError(path, Message(template, key))
     return found
 
 
