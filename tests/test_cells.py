@@ -136,10 +136,14 @@ def test_another_source_of_rows_is_multiplied_with_the_matrix_and_names_its_plac
         ("matrix:\n  sampler: [Eular a]\n", "did you mean Euler a?"),
         ("matrix:\n  scale: [5, 700]\n", "line 3: scale: 700 is not a number from 0 to 100"),
         ("matrix:\n  seed: 5..1\n", 'line 3: seed: "5..1": a range goes up'),
+        (f"matrix:\n  seed: 1..{'9' * 5000}\n", "is not a range; write it as 1..20"),
+        (f"matrix:\n  scale: 0..1 step 0.{'0' * 5000}1\n", "is not a range; write it as 1..20"),
         ("matrix:\n  seed: 1..\n", 'line 3: seed: "1.." is not a range'),
         ("matrix:\n  scale: 0.5..0.9\n", 'line 3: scale: "0.5..0.9": a range with a decimal point needs a step'),
         ("matrix:\n  seed: 1..1000000\n", "line 3: seed: 1,000,000 cells; the limit is 100,000"),
         ("matrix:\n  seed: 1..1000\n  ddim_steps: 1..1000\n", "line 2: 1,000,000 cells; the limit is 100,000"),
+        ("matrix:\n  seed: [5, random]\n", "line 3: seed: random is one seed for the whole study, outside matrix"),
+        ("zip: {seed: [-1, 3]}\n", "line 2: seed: random is one seed for the whole study, outside zip"),
         ("matrix:\n  seed: []\n", "line 3: seed: the list is empty"),
         ("matrix: 5\n", "line 2: matrix: must be fields with lists or ranges"),
         ("zip: {seed: [1, 2], scale: [1]}\n", "line 2: zip: all lists must be of one length; here: seed 2, scale 1"),
@@ -147,11 +151,29 @@ def test_another_source_of_rows_is_multiplied_with_the_matrix_and_names_its_plac
         ("matrix: {seed: [1]}\nexclude: [{seed: 1}]\n", "line 3: no cell is left"),
         ("matrix: {seed: [1]}\nexclude: [{scale: 1}]\n", "line 3: exclude: scale does not vary here; fields are seed"),
         ("exclude: [{scale: 1}]\n", "line 2: exclude: scale does not vary here"),
+        (
+            "matrix: {seed: 1..3}\nexclude: {seed: '1'}\n",
+            'line 3: exclude: seed is "1" in no cell; write it as above: 1',
+        ),
+        (
+            "matrix: {sampler: [ddim, plms]}\nexclude: {sampler: DDIM}\n",
+            'sampler is "DDIM" in no cell; write it as above: "ddim"',
+        ),
         ("matrix: {sampler: [ddim, plms], ddim_eta: [0, 0.5]}\n", "must be 0 with plms: true"),
     ],
 )
 def test_a_mistake_names_its_line_and_what_to_do(text: str, told: str) -> None:
     assert told in problem_of(f"prompt: a\n{text}")
+
+
+def test_a_value_that_is_excluded_and_not_there_is_no_mistake() -> None:
+    assert len(cells_of(f"{SMALL}prompt: a\nmatrix: {{seed: 1..3}}\nexclude: {{seed: 3..9}}\n")) == 2
+
+
+def test_lists_of_loras_can_be_left_out() -> None:
+    loras = "loras: [[], {file: a.pt}]"
+    text = f"prompt: a\nmatrix: {{seed: 1..2000, {loras}}}\nexclude: {{seed: 101..2000, {loras}}}\n"
+    assert len(cells_of(text)) == 200
 
 
 def test_ten_thousand_cells_are_checked_one_by_one_and_told_compactly() -> None:

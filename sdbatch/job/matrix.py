@@ -5,7 +5,7 @@ combination. `exclude` leaves cells out.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import product
 from math import prod
@@ -13,13 +13,13 @@ from typing import Any
 
 from sdbatch.job.cells import MAX_CELLS, SHARED, Axes, Row
 from sdbatch.job.messages import shown
-from sdbatch.job.parameters import SYNONYMS, Img2Img, Txt2Img
+from sdbatch.job.parameters import RANDOM, SYNONYMS, Img2Img, Txt2Img
 from sdbatch.messages import Message
 
 # A change of these is a change of the weights, which takes seconds: they vary slowest, whatever the order in the file.
 WEIGHTS = ("ckpt", "config", "vae", "precision", "loras")
 _FIELDS = Txt2Img.model_fields | Img2Img.model_fields
-_NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"
+_NUMBER = r"[-+]?(?:[0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30})"
 _RANGE = re.compile(rf"\s*({_NUMBER})\s*\.\.\s*({_NUMBER})\s*(?:step\s*({_NUMBER})\s*)?")
 _OTHERWISE = re.compile(rf"\s*{_NUMBER}\s*(?:-|–|—|:|to)\s*{_NUMBER}\s*")  # noqa: RUF001 - dashes that people type
 _PLACE = tuple[str | int, ...]
@@ -55,7 +55,7 @@ def read_study(given: Mapping[str, Any], meant: Meant, no_field: Callable[[str],
         raise StudyError(("matrix",), Message("{count:,} cells; the limit is {most:,}", count, MAX_CELLS))
     axes = tuple((name,) for name in columns) + (((*zipped,),) if zipped else ())
     side_by_side = [*zip(*zipped.values(), strict=True)] if zipped else [()]
-    left_out = [*_excluded(given, {*matrix, *zipped}, meant)]
+    left_out = [*_excluded(given, matrix | zipped, meant)]
     rows = [
         values
         for combination in product(*(matrix[name] for name in columns))
@@ -150,6 +150,9 @@ def _values(given: Mapping[str, Any], key: str, meant: Meant, no_field: Callable
             raise StudyError(path, Message("{field}: {problem}", name, error.args[0])) from error
         if not found[name]:
             raise StudyError(path, Message("{field}: the list is empty; give at least one value", name))
+        if name == "seed" and any(seed in (RANDOM, "random") for seed in found[name]):
+            template = "seed: random is one seed for the whole study, outside {key}; for several write a range, as 1..4"
+            raise StudyError(path, Message(template, key))
     return found
 
 
@@ -168,7 +171,10 @@ def our_name(written: str) -> str:
     return SYNONYMS.get(name, name)
 
 
-def _excluded(given: Mapping[str, Any], varying: set[str], meant: Meant) -> Iterator[dict[str, list[Any]]]:
+def _excluded(
+    given: Mapping[str, Any], varying: Mapping[str, list[Any]], meant: Meant
+) -> Iterator[dict[str, set[Any]]]:
+    """Of each entry the values in each of its fields, as `_key` has them."""
     said = given.get("exclude")
     entries: Sequence[Any] = said if isinstance(said, list) else [] if said is None else [said]
     for number, entry in enumerate(entries):
@@ -186,10 +192,26 @@ def _excluded(given: Mapping[str, Any], varying: set[str], meant: Meant) -> Iter
                 ),
             )
         try:
-            yield {name: values_of(name, value, meant) for name, value in named.items()}
+            found = {name: {_key(each) for each in values_of(name, value, meant)} for name, value in named.items()}
         except ValueError as error:
             raise StudyError(path, Message("exclude: {problem}", error.args[0])) from error
+        for name, wanted in found.items():
+            there = {*map(_key, varying[name])}
+            alike = {_plainly(value): value for value in there}  # "5" or DDIM would match nothing, and not be missed
+            for value in (value for value in wanted - there if _plainly(value) in alike):
+                template = "exclude: {field} is {value} in no cell; write it as above: {known}"
+                raise StudyError(path, Message(template, name, shown(value), shown(alike[_plainly(value)])))
+        yield found
 
 
-def _is_in(values: Mapping[str, Any], left_out: Sequence[Mapping[str, list[Any]]]) -> bool:
-    return any(all(values[name] in wanted for name, wanted in entry.items()) for entry in left_out)
+def _plainly(value: Any) -> str:
+    return str(value).casefold().replace(" ", "_")
+
+
+def _key(value: Any) -> Any:
+    """The value, or what stands for it in a set; a list of LoRAs as its text."""
+    return value if isinstance(value, Hashable) else repr(value)
+
+
+def _is_in(values: Mapping[str, Any], left_out: Sequence[Mapping[str, set[Any]]]) -> bool:
+    return any(all(_key(values[name]) in wanted for name, wanted in entry.items()) for entry in left_out)
