@@ -119,7 +119,7 @@ def history(  # noqa: PLR0913 - each is an option
     raise typer.Exit(0 if found or (rebuild and not words) else 1)
 
 
-def _unknown(opened: "History", asked: dict[str, str | None]) -> Iterator[str]:
+def _unknown(opened: "History", asked: dict[str, Any]) -> Iterator[str]:
     """The values of filters that no image has, each with the likely one or all that there are."""
     from sdbatch.job.messages import likely  # noqa: PLC0415 - pydantic
 
