@@ -119,7 +119,7 @@ class Publisher:
 
 
 def _own_names(folder: Path, stems: Mapping[str, str]) -> Names:
-    """Free names for images with a name of their own, numbered where there are several, or one is taken or of digits."""
+    """Free names for images with a name of their own; numbered if there are several, or it is taken or all digits."""
     if not stems:
         return {}
     taken = {path.name.casefold() for path in folder.iterdir()} if folder.is_dir() else set[str]()
