@@ -70,6 +70,14 @@ def test_the_name_of_a_photograph_is_one_for_any_share(named: str, stem: str) ->
     assert stem_of(named) == stem
 
 
+def test_a_name_of_digits_is_no_number_of_later_images(folder: Path, outdir: Path) -> None:
+    publisher, stems = Publisher(), {"samples/00000.png": "4294967295", "samples/00001.png": "٣"}
+    names = publisher.choose_names(outdir, STAGED, stems)
+    publisher.publish(folder, outdir, names, names.update, {"prompt": "a"}, stems)
+    assert [*names.values()] == ["samples/4294967295-00.png", "samples/٣-00.png", "grid-0000.png"]
+    assert publish(folder, outdir)["samples/00000.png"] == "samples/00000.png"
+
+
 def test_numbers_that_somebody_else_added_are_seen(folder: Path, outdir: Path) -> None:
     publisher = Publisher()
     publish(folder, outdir, publisher=publisher)

@@ -119,7 +119,7 @@ class Publisher:
 
 
 def _own_names(folder: Path, stems: Mapping[str, str]) -> Names:
-    """Free names for images with a name of their own; several of one name, and one that is taken, are numbered."""
+    """Free names for images with a name of their own; numbered if there are several, or it is taken or all digits."""
     if not stems:
         return {}
     taken = {path.name.casefold() for path in folder.iterdir()} if folder.is_dir() else set[str]()
@@ -128,7 +128,8 @@ def _own_names(folder: Path, stems: Mapping[str, str]) -> Names:
     names: Names = {}
     for staged, stem in stems.items():
         alone = f"{stem}.png"
-        if wanted[stem.casefold()] == 1 and alone.casefold() not in taken:
+        is_number = stem.isdecimal()  # other jobs count their images by these
+        if wanted[stem.casefold()] == 1 and alone.casefold() not in taken and not is_number:
             name = alone
         else:
             count_on = numbers.setdefault(stem.casefold(), count())
