@@ -64,6 +64,17 @@ def test_history_takes_words_and_filters(draw: Draw, root: Root) -> None:
     assert said.stderr == "nothing was found\n"
 
 
+def test_history_names_the_likely_tag_and_the_samplers_that_there_are(draw: Draw, root: Root) -> None:
+    draw(f"prompt: a\nsampler: euler_a\n{SMALL}", "a.yaml")
+    assert len(ask(root, "history", "--sampler", "Euler a").stdout.splitlines()) == 2
+    assert ask(root, "tag", "a", "--add", "best").returncode == 0
+    said = ask(root, "history", "--tag", "bset", "--sampler", "lms").stderr.splitlines()[1:]
+    assert said == [
+        "--sampler: no image has lms; there are euler_a",
+        "--tag: no image has bset; did you mean best?",
+    ]
+
+
 def test_history_for_programs_is_a_list_even_of_nothing(draw: Draw, root: Root) -> None:
     draw(f"prompt: a truck\n{SMALL}")
     first, _ = json.loads(ask(root, "history", "--json").stdout)

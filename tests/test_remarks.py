@@ -189,6 +189,8 @@ def test_a_field_that_another_leaves_without_effect_is_told(text: str, said: str
 
 
 def test_a_prompt_beside_a_prompt_file_is_told() -> None:
+    (said,) = remarks(read_job("from_file: p.CSV"), ["prompt,seed", "a,1"], ModelConfig())
+    assert said == "from_file: each line is read as a prompt; with from_file_syntax: options as the row of a table"
     assert remarks(read_job("prompt: a\nfrom_file: p.txt"), ["b"], ModelConfig()) == [
         "prompt: has no effect together with from_file"
     ]

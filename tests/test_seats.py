@@ -301,6 +301,15 @@ def test_a_file_that_is_dropped_again_while_its_job_is_drawn_is_a_repeat_all_the
     assert begun(service) == ["a"]
 
 
+def test_the_time_in_which_a_seat_has_no_job_does_not_slow_its_pace() -> None:
+    seat = seats.Seat("auto", "cpu")
+    seat.pictures.extend([10.0, 20.0, 30.0])
+    assert seat.told()["pictures_a_minute"] == 6.0
+    seat.idled(1000.0)
+    seat.pictures.append(1010.0)
+    assert seat.told()["pictures_a_minute"] == 6.0
+
+
 def test_strict_order_is_one_at_a_time(root: Root, clock: FakeClock) -> None:
     drop(root, *"abcd")
     service = two(root, 2, order="strict")

@@ -226,7 +226,7 @@ def test_the_whole_story(page: Page, site: Site, size: str, theme: str) -> None:
 
     expect(page.get_by_role("status").first).to_contain_text("Dropped as jobs/inbox/a-panda")
     expect(page.get_by_role("progressbar")).to_be_visible(timeout=SECONDS)
-    expect(page.get_by_text(re.compile(r"[1-5] of 6 pictures|step \d+ of"))).to_be_visible(timeout=SECONDS)
+    expect(page.get_by_text(re.compile(r"[1-5] of 6 images|step \d+ of"))).to_be_visible(timeout=SECONDS)
     take(page, "queue", size, theme)
     look_at_what_is_drawn(page)
     hold.unlink()

@@ -26,8 +26,8 @@ def test_a_row_tells_prompt_number_and_size_and_a_file_of_many_jobs_opens(root: 
     drop_job(root, "one.yaml", SMALL.format("a hen"))
     drop_job(root, "two.yaml", "---\n".join(SMALL.format(name) for name in ("a fox", "an owl")))
     text = visitor.get("/").text
-    assert text.count("4 pictures · 128×64") == 1  # noqa: RUF001
-    assert "· 2 jobs · 8 pictures · 128×64" in " ".join(text.split())  # noqa: RUF001
+    assert text.count("4 images · 128×64") == 1  # noqa: RUF001
+    assert "· 2 jobs · 8 images · 128×64" in " ".join(text.split())  # noqa: RUF001
     assert text.count("<details id=") == 1
     assert text.index("<details id=") < text.index("an owl")
 

@@ -5,6 +5,7 @@ They only read and submit files, so they work over a share, and while the servic
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -80,6 +81,7 @@ def history(  # noqa: PLR0913 - each is an option
       69  there is no root
     """
     from sdbatch.cli import tables  # noqa: PLC0415 - rich
+    from sdbatch.job.samplers import resolve  # noqa: PLC0415 - beside pydantic
 
     if kind not in (None, "txt2img", "img2img"):
         raise typer.BadParameter(here(Message("--kind must be txt2img or img2img")))
@@ -87,7 +89,7 @@ def history(  # noqa: PLR0913 - each is an option
     drawn = times.since(since, datetime.now(UTC)) if since else None
     opened = open_history(place, anew=rebuild)
     narrowed: dict[str, Any] = {
-        "sampler": sampler,
+        "sampler": (resolve(sampler) or [sampler])[0] if sampler else None,
         "size": size,
         "tag": tag and marks.tag_of(tag),
         "favourites": favourites,
@@ -101,6 +103,8 @@ def history(  # noqa: PLR0913 - each is an option
         tables.show_pictures(found, place)
     if not found and not as_json:
         echo(Message("nothing was found"), err=True)
+        for said in _unknown(opened, {"sampler": narrowed["sampler"], "tag": narrowed["tag"]}):
+            echo(said, err=True)
     if found.rest is not None and search(before=found.rest, limit=1):
         echo(
             Message(
@@ -113,6 +117,18 @@ def history(  # noqa: PLR0913 - each is an option
             err=True,
         )
     raise typer.Exit(0 if found or (rebuild and not words) else 1)
+
+
+def _unknown(opened: "History", asked: dict[str, Any]) -> Iterator[str]:
+    """The values of filters that no image has, each with the likely one or all that there are."""
+    from sdbatch.job.messages import likely  # noqa: PLC0415 - pydantic
+
+    for name, value in asked.items():
+        known = opened.tags() if name == "tag" else opened.samplers()
+        if value and known and not opened.search("", limit=1, **{name: value}):
+            near = likely(value, known)
+            hint = Message("did you mean {name}?", near) if near else Message("there are {names}", ", ".join(known))
+            yield Message("--{field}: no image has {value}; {instead}", name, value, hint)
 
 
 @app.command()

@@ -131,6 +131,12 @@ class Seat:
             return "drawing" if self.jobs else "idle"
         return "down" if self.renderer is None else "starting"
 
+    def idled(self, now: float) -> None:
+        """The time without a job is none that images took."""
+        if self.pictures:
+            passed = now - self.pictures[-1]
+            self.pictures = deque((moment + passed for moment in self.pictures), maxlen=REMEMBERED)
+
     def told(self) -> dict[str, Any]:
         """What status.json says of it."""
         spent = self.pictures[-1] - self.pictures[0] if self.pictures else 0
@@ -204,6 +210,8 @@ class Seats:
     def draw(self, seat: Seat, draw: Draw, model: Model) -> None:
         """Hand a job to a seat that is free."""
         assert seat.renderer is not None, "it is ready"
+        if not seat.jobs:
+            seat.idled(self._now)
         seat.jobs[draw.job_id], seat.model = True, model
         seat.renderer.draw(draw)
 

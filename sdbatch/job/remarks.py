@@ -13,6 +13,7 @@ from sdbatch.job.parameters import AnyJob, Img2Img
 from sdbatch.messages import Message
 
 FAR = 2  # times as many pixels on a side as the model was trained on, or that part of them
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")  # which from_file_syntax: options reads
 _WEBUI = Message("only prompt_syntax: webui reads it")
 # Prompt syntax of the web UIs that the scripts do not know.
 _SYNTAX = (
@@ -66,6 +67,8 @@ def _of_fields(job: AnyJob, lines: Sequence[str] | None) -> Iterator[str]:
     """Fields without effect because of another field."""
     if lines is not None and job.prompt:
         yield Message("prompt: has no effect together with from_file")
+    if lines is not None and job.from_file.lower().endswith(TABLES):
+        yield Message("from_file: each line is read as a prompt; with from_file_syntax: options as the row of a table")
     if job.skip_grid and job.skip_save:
         yield Message("skip_grid, skip_save: together they write nothing: no images and no grid")
     elif job.skip_grid and job.n_rows:
