@@ -11,6 +11,7 @@ from harness import FakeClock, drop_job
 from PIL import Image
 from tests_support import drain
 
+from sdbatch.errors import JobError
 from sdbatch.history import restore
 from sdbatch.history.history import History
 from sdbatch.history.scan import read_record
@@ -314,6 +315,33 @@ def test_history_knows_the_size_of_each_image_of_a_study(root: Root, clock: Fake
     history = History.open(root)
     assert [each.number for each in history.search(size="128x64")] == [2, 3]
     assert [(each.width, each.height) for each in history.search()] == [(64, 64)] * 2 + [(128, 64)] * 2
+
+
+def test_an_image_of_one_of_several_equal_cells_is_drawn_again_with_its_seed(
+    root: Root, start: Start, clock: FakeClock
+) -> None:
+    own = "sampler: euler\nseeding: picture\n"
+    drop_job(root, "study.yaml", f"{SMALL}{own}prompt: a\nmatrix:\n  loras: [[], []]\n  n_samples: [2]\n")
+    drain(start(), clock)
+    picture = History.open(root).search()[-1]
+    fields = {"sampler": "euler", "seeding": "picture", "seed": 42, "H": 64, "W": 64, "n_iter": 1, "n_samples": 2}
+    cell = Txt2Img.model_validate({"prompt": "a", **fields})
+    black, path = np.zeros((64, 64, 3), np.uint8), done(root) / picture.file
+    write_sample(path, black, cell, Origin("m", "0", "CPU"), 0, picture.number % 2, "a")
+    (parsed,) = reader.parse(restore.rerun(root, picture).encode(), "a.yaml")
+    assert parsed.job is not None
+    assert parsed.job.seed == 42 + picture.number % 2
+
+
+def test_a_study_whose_seed_varies_is_not_run_again_with_one_that_would_have_no_effect(
+    root: Root, start: Start, clock: FakeClock
+) -> None:
+    drop_job(root, "study.yaml", STUDY)
+    drain(start(), clock)
+    whole = History.open(root).job(done(root).name)
+    assert whole is not None
+    with pytest.raises(JobError, match="its seed varies"):
+        restore.rerun(root, whole, 7)
 
 
 def test_one_image_of_a_study_is_restored_and_drawn_again_alone(root: Root, start: Start, clock: FakeClock) -> None:

@@ -150,6 +150,8 @@ def rerun(root: Root, what: JobRecord | PictureRecord, seed: int | None = None) 
         JobError: nothing tells how it was drawn.
     """
     record, job = _recorded(root, what)
+    if seed is not None and any("seed" in group(job, key) for key in ("matrix", "zip")):
+        raise JobError("{job}: its seed varies; give other values with -s, as in -s seed=5..8", what.job)
     if isinstance(what, PictureRecord) and what.file and _has_seed_for_each(job):
         job = _alone(root, what, job)
     job = job | ({} if seed is None else {"seed": seed})
@@ -196,9 +198,8 @@ def _alone(root: Root, picture: PictureRecord, job: Fields) -> Fields:
     """The job of one picture: with its own seed, and its own line of a prompt file."""
     checked = job_kind(job).model_validate(job)
     number = picture.number
-    if (listed := record_of(root, picture)).get("axes"):
-        cell = group(next(e for e in listed["pictures"] if e.get("file") == picture.file), "values")
-        number -= next(n for n, each in enumerate(listed["pictures"]) if each.get("values") == cell)
+    if (listed := record_of(root, picture)).get("axes"):  # there may be several cells with equal values
+        number = next(e["seed"] for e in listed["pictures"] if e.get("file") == picture.file) - checked.seed
     alone = job | checked.seeds_of(number) | {"n_iter": 1, "n_samples": 1, "skip_grid": True, "skip_save": False}
     if job.get("from_file"):
         said = said_by(root.path / picture.path)
