@@ -13,8 +13,8 @@ from sdbatch.history.records import JobRecord, Lineage, PictureRecord
 from sdbatch.messages import Message, here
 from sdbatch.operations.catalog import CatalogEntry
 from sdbatch.spool import status_reader
-from sdbatch.spool.claim import message_of
 from sdbatch.spool.status_reader import Facts
+from sdbatch.storage.reason import message_of
 from sdbatch.storage.root import Root
 from sdbatch.telemetry.nodes import images_an_hour, lines
 

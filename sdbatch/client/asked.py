@@ -11,9 +11,10 @@ from sdbatch.errors import JobError, SdbatchError
 from sdbatch.job import reader
 from sdbatch.job.document import Document, read_yaml
 from sdbatch.job.parameters import Img2Img, Txt2Img
-from sdbatch.spool.claim import read_claim, read_reason
+from sdbatch.spool.claim import read_claim
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_text
+from sdbatch.storage.reason import read_reason
 from sdbatch.storage.root import Root
 
 LONGEST_PROMPT = 200  # characters

@@ -7,13 +7,13 @@ from pathlib import Path
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.messages import Message
 from sdbatch.spool import status_reader
-from sdbatch.spool.claim import ERROR
 from sdbatch.spool.inbox import make_folder, walk
 from sdbatch.spool.job_names import file_id, folders, folders_matching, number_of
 from sdbatch.spool.order import BUMPED, URGENT, bumped_files, ordered, put_in_order
 from sdbatch.spool.spool import CANCEL, Spool
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name
+from sdbatch.storage.reason import ERROR
 from sdbatch.storage.root import Root
 from sdbatch.storage.spelling import normal
 

@@ -11,7 +11,7 @@ from sdbatch.history.scan import group
 from sdbatch.job.parameters import job_kind
 from sdbatch.job.samplers import SAMPLERS
 from sdbatch.messages import Message, joined, restored
-from sdbatch.spool.claim import kept_messages
+from sdbatch.storage.reason import kept_messages
 from sdbatch.storage.root import Root
 
 MAIN = ("ddim_steps", "scale", "strength", "init_img")  # told even where they are the defaults

@@ -21,11 +21,12 @@ from sdbatch.job.document import Document, read_yaml
 from sdbatch.job.manifest import pictures_of
 from sdbatch.job.parameters import MAX_PROMPT, RANDOM
 from sdbatch.job.prompt_file import read_lines
-from sdbatch.spool.claim import ERROR, read_claim
+from sdbatch.spool.claim import read_claim
 from sdbatch.spool.spool import MANIFEST
 from sdbatch.storage import files, marks
 from sdbatch.storage.file_names import is_text
 from sdbatch.storage.marks import UNMARKED, Mark
+from sdbatch.storage.reason import ERROR
 from sdbatch.storage.root import SAMPLES, Root
 
 MAX_RECORD = 16 << 20  # bytes of a manifest

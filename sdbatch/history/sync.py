@@ -18,9 +18,9 @@ from typing import TypeVar
 
 from sdbatch.history import foreign_pictures, index, scan
 from sdbatch.imaging.reader_process import Reader
-from sdbatch.spool.claim import ERROR
 from sdbatch.storage import marks
 from sdbatch.storage.file_names import is_text
+from sdbatch.storage.reason import ERROR
 from sdbatch.storage.root import SAMPLES, Root
 
 AT_ONCE = 200  # jobs written in one transaction: others get their turn in between

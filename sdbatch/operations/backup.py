@@ -23,10 +23,11 @@ from sdbatch.errors import JobError
 from sdbatch.messages import Message
 from sdbatch.operations.account import ADMIN
 from sdbatch.spool import trash
-from sdbatch.spool.claim import CLAIM, read_claim
+from sdbatch.spool.claim import read_claim
 from sdbatch.spool.job_names import folders
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
+from sdbatch.storage.reason import CLAIM
 from sdbatch.storage.root import WEIGHTS, Root
 from sdbatch.storage.safe_open import open_folder
 

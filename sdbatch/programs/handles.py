@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 from sdbatch.client.validate import submit_text
 from sdbatch.errors import Cancelled
 from sdbatch.spool import attempts, status_reader
-from sdbatch.spool.claim import read_reason
 from sdbatch.spool.order import URGENT
 from sdbatch.spool.spool import is_job_id, slug_of
+from sdbatch.storage.reason import read_reason
 from sdbatch.storage.root import SAMPLES, Root
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]

@@ -1,7 +1,6 @@
 """claim.json: where a job came from, how often it was tried, and what people are told of it.
 
-Members of the group may write one, so all that it says is checked. Why a job failed also stands in error.txt: in
-English there, and as a message in claim.json for other languages.
+Members of the group may write one, so all that it says is checked.
 """
 
 import json
@@ -13,14 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from sdbatch.errors import printable
-from sdbatch.messages import Message, unpack
 from sdbatch.spool import handover
-from sdbatch.spool.order import MOST_CLAIM
 from sdbatch.storage import files
+from sdbatch.storage.reason import CLAIM, MOST_CLAIM
 from sdbatch.storage.root import SAMPLES
 
-CLAIM, ERROR = "claim.json", "error.txt"
 _PUBLISHED = re.compile(rf"({SAMPLES}/)?[\w-][\w.-]*\.png")
 
 
@@ -138,29 +134,3 @@ def to_json(claim: Claim) -> bytes:
     """With an item on each line; `indent` takes five times as long."""
     said = claim.other | {name: value for name, value in vars(claim).items() if name != "other"}
     return json.dumps(said, separators=(",\n ", ": ")).encode()
-
-
-def read_reason(folder: Path, most: int) -> str | None:
-    """What error.txt says, at most so many bytes of it; the message that was written there, if it is still the same.
-
-    Raises:
-        OSError: it can't be read.
-    """
-    said = files.read_regular(folder / ERROR, most)
-    return None if said is None else message_of(folder, printable(said.decode("utf-8", "replace").strip()))
-
-
-def kept_messages(folder: Path) -> dict[str, Any]:
-    """What claim.json keeps of a job's messages, packed: `error`, `notes`."""
-    try:
-        claim = json.loads(files.read_regular(folder / CLAIM, MOST_CLAIM) or b"{}")
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return claim if isinstance(claim, dict) else {}
-
-
-def message_of(folder: Path, text: str) -> str:
-    """The message that stands as this text in a failed job's error.txt; without one the text."""
-    message = unpack(kept_messages(folder).get("error"))
-    is_same = isinstance(message, Message) and text and printable(message.strip()).startswith(text)
-    return message if is_same else text

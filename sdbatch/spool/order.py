@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from sdbatch.storage import files
+from sdbatch.storage.reason import MOST_CLAIM
 
 URGENT, BULK = "urgent", "bulk"  # folders in the inbox that go before and behind everything else
 MOST_PRIORITY = 100
@@ -24,7 +25,6 @@ _PRIORITY = re.compile(
     re.MULTILINE,
 )
 _NUMBER = re.compile(r"\d{8}T\d{6}Z-\d{6,}")  # of a dropped file, which the ids of all its jobs begin with
-MOST_CLAIM = 16 << 20  # bytes; it names each picture twice
 BUMPED = ".first"  # in running/
 ORDERED = (
     ".order"  # in running/: JSON, what a person put in order: paths from the inbox, or claimed files' time and number

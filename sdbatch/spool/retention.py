@@ -11,11 +11,12 @@ from pathlib import Path
 
 from sdbatch.config.settings import Retention
 from sdbatch.spool import trash
-from sdbatch.spool.claim import ERROR, read_claim
+from sdbatch.spool.claim import read_claim
 from sdbatch.spool.inbox import beside, walk
 from sdbatch.spool.spool import INPUTS, MANIFEST, is_job_id
 from sdbatch.storage import files
 from sdbatch.storage.file_names import SENT, is_job_name
+from sdbatch.storage.reason import ERROR
 from sdbatch.storage.root import Root
 
 EVERY_SECONDS = 3600.0  # between two looks of an idle service

@@ -35,10 +35,11 @@ from typing import Any
 from sdbatch.errors import Cancelled, JobError, printable
 from sdbatch.messages import Message, joined, pack
 from sdbatch.spool import attempts, handover
-from sdbatch.spool.claim import CLAIM, ERROR, Claim, noted, read_claim, said_of, to_json
+from sdbatch.spool.claim import Claim, noted, read_claim, said_of, to_json
 from sdbatch.spool.order import Priorities
 from sdbatch.storage import files
 from sdbatch.storage.file_names import NOBODYS_PREFIXES, is_job_name
+from sdbatch.storage.reason import CLAIM, ERROR
 from sdbatch.storage.root import SAMPLES, Root
 from sdbatch.telemetry import log
 

@@ -18,10 +18,10 @@ from typing import Any
 from sdbatch.errors import Cancelled, JobError
 from sdbatch.messages import Message, restored
 from sdbatch.spool import no_jobs
-from sdbatch.spool.claim import read_reason
 from sdbatch.spool.order import Priorities, QueueEntry, in_order, ordered, priority_of, priority_of_folder
 from sdbatch.storage import files
 from sdbatch.storage.file_names import is_job_name, is_nobodys_folder, natural_key
+from sdbatch.storage.reason import read_reason
 from sdbatch.storage.root import Root
 
 RESTING = Message("outside its hours")  # the state of a service that waits for its active_hours, as it should

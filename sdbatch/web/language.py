@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response
 
 from sdbatch.history.records import PictureRecord
 from sdbatch.messages import Message, shown, unpack
-from sdbatch.spool.claim import message_of
+from sdbatch.storage.reason import message_of
 from sdbatch.telemetry.status_file import duration
 from sdbatch.web.site import own_path, site
 
