@@ -1,5 +1,6 @@
 """Cells from a prompt file with options, from the images of a folder, and from words that vary."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from sdbatch.errors import JobError
 from sdbatch.job import reader
 from sdbatch.job.cells import Cells
+from sdbatch.prompts import tables
 from sdbatch.prompts.sources import cells_of
 from sdbatch.prompts.words import Option, Text
 
@@ -181,3 +183,27 @@ def test_what_is_wrong_with_words_is_told_with_its_field_and_line(tmp_path: Path
         cells("from_file: prompts.txt\ndynamic_prompts: true\n", Files(tmp_path, "a\n{b\n"))
     with pytest.raises(JobError, match="line 2: combinatorial: needs dynamic_prompts: true"):
         cells("prompt: a\ncombinatorial: true\n", Files(tmp_path))
+
+
+def test_what_a_line_says_may_not_vary_in_the_job_file_too(tmp_path: Path) -> None:
+    files = Files(tmp_path, "a\nb --seed 1\n")
+    with pytest.raises(JobError, match=r"prompts.txt, line 2: seed: varies in the job file too"):
+        cells(OPTIONS + "matrix: {seed: [5, 6]}\n", files)
+
+
+@pytest.mark.parametrize("name", ["wide.csv", "wide.jsonl"])
+def test_a_table_of_very_many_columns_is_refused_before_they_are_compared(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def note(name: str) -> str:
+        seen.append(name)
+        return name
+
+    monkeypatch.setattr(tables, "our_name", note)
+    names = [f"c{number}" for number in range(5000)]
+    text = ",".join(names) if "csv" in name else json.dumps(dict.fromkeys(names, 1))
+    with pytest.raises(JobError, match=r"the first line names the fields|is no JSON object"):
+        cells(OPTIONS.replace("prompts.txt", name), Files(tmp_path, text + "\n", name))
+    assert len(seen) < 200

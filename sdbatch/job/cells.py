@@ -59,11 +59,20 @@ class Row:
 
 
 def product(outer: Sequence[Row], inner: Sequence[Row]) -> list[Row]:
-    """Each row of one source with each of another; of the same field the outer one's value counts."""
+    """Each row of one source with each of another.
+
+    Raises:
+        JobError: they are too many, or both say the same field: one of its values would be drawn again and again.
+    """
     if len(outer) * len(inner) > MAX_CELLS:
         raise JobError("{count:,} cells; the limit is {most:,}", len(outer) * len(inner), MAX_CELLS)
     if len(inner) == 1 and not inner[0].values:
         return [*outer]
+    inner_names = {name for row in inner for name in row.values}
+    if twice := next(((row, name) for row in outer for name in row.values if name in inner_names), None):
+        row, name = twice
+        place = Message("{place}: ", row.place) if row.place else ""
+        raise JobError("{place}{field}: varies in the job file too; remove one of the two", place, name)
     return [Row({**b.values, **a.values}, a.place or b.place) for a in outer for b in inner]
 
 

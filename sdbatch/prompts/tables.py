@@ -60,7 +60,7 @@ _NO_HEADER = Message("the first line names the fields, such as prompt,seed,scale
 
 
 def _header(row: list[str], line: int) -> list[str]:
-    names = [our_name(cell.strip()) for cell in row]
+    names = [our_name(cell.strip()) for cell in row[: MAX_COLUMNS + 1]]
     while names and not names[-1]:
         names.pop()
     if twice := next((name for name in names if names.count(name) > 1), ""):
@@ -98,6 +98,8 @@ class _Twice(Exception):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_COLUMNS:
+        raise ValueError(len(pairs))
     named = [(our_name(name), value) for name, value in pairs]
     found = dict(named)
     if len(found) < len(named):
