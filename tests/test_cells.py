@@ -297,6 +297,7 @@ def test_history_finds_the_images_of_a_study_by_the_values_of_their_cells(
     drop_job(root, "study.yaml", text)
     drain(start(), clock)
     history = History.open(root)
+    assert history.samplers() == ["ddim", "plms"]
     assert [each.number for each in history.search("boat", seed=4)] == [6, 7]
     assert [each.number for each in history.search("truck", sampler="plms")] == [1, 5]
     assert {(each.prompt, each.seed, each.sampler) for each in history.search("night")} == {

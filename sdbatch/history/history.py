@@ -297,13 +297,18 @@ class History:
         return sorted({tag for (tags,) in rows for tag in tags.split("\n") if tag})
 
     def _distinct(self, column: str) -> list[str]:
-        """Values of an indexed column, one step each, however many jobs have it."""
-        step = f"SELECT min({column}) FROM jobs WHERE {column} > ?"  # noqa: S608
-        found, last = [], ""
-        while last is not None:
-            (last,) = self.database.ask(partial(_first, step, (last,)))
-            found += [last] if last else []
-        return found
+        """Values of an indexed column, and those of images of studies; one step each, however many have it."""
+        own = f"json_extract(own, '$.{column}')"
+        found: set[str] = set()
+        for step in (
+            f"SELECT min({column}) FROM jobs WHERE {column} > ?",  # noqa: S608
+            f"SELECT min({own}) FROM pictures WHERE own IS NOT NULL AND {own} > ?",  # noqa: S608
+        ):
+            last = ""
+            while last is not None:
+                (last,) = self.database.ask(partial(_first, step, (last,)))
+                found |= {last} if last else set()
+        return sorted(found)
 
     def _pictures(self, which: str, values: Iterable[object]) -> list[PictureRecord]:
         question, given = PICTURE_QUESTION + which, tuple(values)

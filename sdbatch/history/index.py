@@ -30,7 +30,7 @@ from sdbatch.history.tokens import pieces
 from sdbatch.storage.filesystem import share_of
 from sdbatch.storage.marks import UNMARKED, Mark
 
-VERSION = 8
+VERSION = 9
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite lays beside its file
 _RULES = VERSION * 10**6 + int(unicodedata.unidata_version.replace(".", ""))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".yaml", ".yml", ".json")
@@ -68,6 +68,8 @@ CREATE INDEX pictures_run ON pictures (run);
 CREATE INDEX pictures_published ON pictures (published) WHERE published IS NOT NULL;
 CREATE INDEX pictures_found ON pictures (published) WHERE is_found;
 CREATE INDEX pictures_tags ON pictures (tags) WHERE tags != '';
+CREATE INDEX pictures_ckpt ON pictures (json_extract(own, '$.ckpt')) WHERE own IS NOT NULL;
+CREATE INDEX pictures_sampler ON pictures (json_extract(own, '$.sampler')) WHERE own IS NOT NULL;
 CREATE TABLE places (path TEXT PRIMARY KEY, mtime INTEGER NOT NULL, names INTEGER NOT NULL, looked INTEGER NOT NULL);
 CREATE TABLE told (bytes INTEGER NOT NULL);
 CREATE VIRTUAL TABLE grams USING fts5 (
