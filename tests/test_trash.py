@@ -184,3 +184,12 @@ def test_a_link_in_the_trash_is_no_job(root: Root, tmp_path: Path) -> None:
         trash.restore(root, link.name)
     assert trash.listed(root) == []
     assert [*root.done.iterdir()] == []
+
+
+def test_a_name_that_is_taken_in_the_trash_costs_no_image(draw: Draw, root: Root) -> None:
+    job = draw(TWO)
+    (root.trash / job / "planted").mkdir(parents=True)
+    before = content(root, "jobs/done", "outputs")
+    with pytest.raises(JobError, match="is there already"):
+        [*deletion.delete(root, [root.done / job])]
+    assert content(root, "jobs/done", "outputs") == before
