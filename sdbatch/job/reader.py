@@ -366,15 +366,16 @@ def _in_words(kind: type[Txt2Img | Img2Img], name: str, details: ErrorDetails, f
                 "{value} contains half a character (a lone surrogate); write the whole character",
                 shown(details["input"]),
             )
-    return refused(kind.model_fields[name], details) + _vary(name, kind, details, fields)
+    return _wrong_value(name, kind, details, fields)
 
 
-def _vary(name: str, kind: type[BaseModel], details: ErrorDetails, fields: dict[str, Any]) -> str:
-    """What to do with a list or range that the job itself has for a number."""
+def _wrong_value(name: str, kind: type[BaseModel], details: ErrorDetails, fields: dict[str, Any]) -> str:
+    """What is wrong with a value; and what to do with a list or range that the job itself has for a number."""
+    said = refused(kind.model_fields[name], details)
     is_number = name in fields and kind.model_fields[name].annotation in (int, float)
     if is_number and matrix.can_vary(name, details["input"]):
-        return Message("; to draw an image with each, write it below matrix")
-    return ""
+        return Message("{problem}; to draw an image with each, write it below matrix", said)
+    return said
 
 
 def _no_field(kind: type[Txt2Img | Img2Img], name: str) -> str:
