@@ -111,6 +111,7 @@ def test_each_line_of_jsonl_is_an_object_of_fields() -> None:
             'line 2: 3 values, but the header has 2 fields; put a value with "," in quotes',
         ),
         ("steps,ddim_steps\n1,2\n", ".csv", "line 1: ddim_steps: is given twice, in two spellings; remove one"),
+        ("prompt,sead\na,1\n", ".csv", "line 1: sead: there is no such field; did you mean seed?"),
         ("a cat\na dog\n", ".csv", "line 1: the first line names the fields, such as prompt,seed,scale"),
         ("", ".tsv", "line 1: the first line names the fields, such as prompt,seed,scale"),
         ('prompt\n"a\n', ".csv", "line 2: this is no CSV: unexpected end of data"),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from sdbatch.errors import JobError, printable
+from sdbatch.job.messages import likely, no_such
 from sdbatch.messages import Message
 from sdbatch.prompts.options import FIELDS, NAMES, Line, typed
 
@@ -67,6 +68,10 @@ def _header(row: list[str], line: int) -> list[str]:
         raise JobError("line {line}: {field}: is given twice, in two spellings; remove one", line, printable(twice))
     if len(names) > MAX_COLUMNS or not any(name in FIELDS for name in names):
         raise JobError("line {line}: {problem}", line, _NO_HEADER)
+    for name in names:
+        if name not in FIELDS and (hint := likely(name, FIELDS)):  # any other is told with the first row
+            told = no_such(Message("did you mean {name}?", hint))
+            raise JobError("line {line}: {field}: {problem}", line, printable(name), told)
     return names
 
 
