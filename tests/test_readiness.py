@@ -301,7 +301,8 @@ def test_systemd_hears_of_it(
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         root.pause.write_text("two\nlines\n")
         start().turn(clock)
-        assert manager.recv(4096) == b"STATUS=paused: paused until jobs/PAUSE is removed: two lines"
+        told = {manager.recv(4096), manager.recv(4096)}
+        assert told == {b"READY=1", b"STATUS=paused: paused until jobs/PAUSE is removed: two lines"}
 
 
 def test_checkpoints_are_found_wherever_jobs_may_name_them(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_the_folders_that_are_made_are_those_of_a_root(at_opt: None) -> None:
     made = {Path(path) for path in re.findall(r'^d "([^"]+)"', text, re.MULTILINE)}
     root = Root(Path("/srv/x y"))
     inbox = {root.inbox / "urgent", root.inbox / "bulk", root.uploads}
-    assert made == {*root.folders(), root.path, root.path / "jobs", *inbox}
+    assert made == {*root.folders(), root.path, root.path / "jobs", root.trash, *inbox}
 
 
 @pytest.mark.parametrize("name", ['a"b', "a$b", "a\\b", "a\nb", "a'b"])

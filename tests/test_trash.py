@@ -1,6 +1,7 @@
 """Deleted jobs: they go to jobs/trash/ with their images, come back whole, and `prune` empties it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -107,6 +108,23 @@ def test_what_a_waiting_job_starts_from_stays(draw: Draw, root: Root, named: str
     assert (root.done / job).is_dir()
 
 
+@pytest.mark.parametrize(
+    ("meant", "stays"),
+    [
+        ("outputs/foxes/samples/", True),
+        ("'Outputs/fo*/**'", True),
+        ("[a.png, outputs/**]", True),
+        ("photos/*.png", False),
+    ],
+)
+def test_what_a_waiting_job_means_by_a_pattern_stays(draw: Draw, root: Root, meant: str, stays: bool) -> None:
+    job = draw(TWO)
+    drop_job(root, "next.yaml", f"prompt: a hen\ninit_img: {meant}\n")
+    with pytest.raises(JobError, match="a job that waits") if stays else nullcontext():
+        [*deletion.delete(root, [root.done / job])]
+    assert (root.done / job).is_dir() is stays
+
+
 def test_prune_empties_the_trash_after_its_days(draw: Draw, root: Root) -> None:
     job = draw(TWO)
     [*deletion.delete(root, [root.done / job])]
@@ -184,3 +202,12 @@ def test_a_link_in_the_trash_is_no_job(root: Root, tmp_path: Path) -> None:
         trash.restore(root, link.name)
     assert trash.listed(root) == []
     assert [*root.done.iterdir()] == []
+
+
+def test_a_name_that_is_taken_in_the_trash_costs_no_image(draw: Draw, root: Root) -> None:
+    job = draw(TWO)
+    (root.trash / job / "planted").mkdir(parents=True)
+    before = content(root, "jobs/done", "outputs")
+    with pytest.raises(JobError, match="is there already"):
+        [*deletion.delete(root, [root.done / job])]
+    assert content(root, "jobs/done", "outputs") == before

@@ -58,8 +58,9 @@ class Waiting:
 
     def names(self, folder: Path) -> bool:
         """Whether a job names the folder, or one of its images in outputs/ by its usual path."""
-        paths = (self.root.show(path).encode() for _, path in trash.published_pictures(self.root, folder))
-        return self.may_name(folder, outputs=False) or any(path in self._words for path in paths)
+        paths = [self.root.show(path).encode() for _, path in trash.published_pictures(self.root, folder)]
+        is_meant = any(path.lower().startswith(meant) for path in paths for meant in _meant_by_patterns(self._words))
+        return is_meant or self.may_name(folder, outputs=False) or any(path in self._words for path in paths)
 
     def may_name(self, folder: Path, *, outputs: bool) -> bool:
         """Whether a job may need the folder, or with `outputs` its images in outputs/."""
@@ -69,6 +70,13 @@ class Waiting:
             return True
         published = (path.name.encode() for _, path in trash.published_pictures(self.root, folder)) if outputs else ()
         return not self._pictures.isdisjoint(published)
+
+
+def _meant_by_patterns(jobs: bytes) -> tuple[bytes, ...]:
+    """What the paths begin with that job files mean by a pattern or a folder, in lower case."""
+    values = (value.strip(b" \t\"'[]{}") for values in _INIT.findall(jobs) for value in values.lower().split(b","))
+    many = (value for value in values if _SIGNS.search(value) or not _ONE_IMAGE.search(value))
+    return tuple({_SIGNS.split(value)[0] for value in many if b"**" in value or _SIGNS.split(value)[0]})
 
 
 def may_mean_any(jobs: bytes) -> bool:

@@ -7,6 +7,7 @@ The names in outputs/ go before the one rename, and come back before it, too. So
 be deleted, or brought back, once more: its images are in its own folder all the time.
 """
 
+import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -47,6 +48,8 @@ def delete(root: Root, folder: Path) -> str:
     """
     if folder.parent not in (root.done, root.failed) or not folder.is_dir():
         raise JobError("{name}: only a done or failed job can be deleted; `sdbatch cancel` ends others", folder.name)
+    if os.path.lexists(root.trash / folder.name):
+        raise JobError("{path}: is there already", root.show(root.trash / folder.name))
     if not root.trash.is_dir():
         with suppress(FileExistsError):
             files.make_shared_dir(root.trash, stat.S_IMODE(root.inbox.stat().st_mode))
