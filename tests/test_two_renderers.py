@@ -89,6 +89,9 @@ def kill_now_and_then(root: Root, kills: int, dice: random.Random, settings: dic
         while len([*root.done.iterdir()]) < enough and time.monotonic() < until and service.poll() is None:
             time.sleep(0.02)
         time.sleep(dice.uniform(0, 0.2))
+        if service.poll() == os.EX_UNAVAILABLE:  # its only renderer was killed while it started
+            service = None
+            continue
         assert service.poll() is None, "there was something left to draw"
         renderers = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
         victim = dice.choice([service.pid, *map(int, renderers)])
